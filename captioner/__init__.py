@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What training, export and serving must agree on: the model contract, preprocessing, the tokenizer and the query."""

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Token ids <-> words, for decoding only: the file `tokenizer.json` that Hugging Face writes, read without transformers.
+
+Knows nothing about models; the ids of BOS and EOS come from the model contract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+TOKENIZER_FILE = "tokenizer.json"
+
+# How a byte-level BPE writes the space before a word (the byte 0x20 shifted into the printable range).
+_SPACE = "\u0120"
+
+
+class CaptionTokenizer:
+    def __init__(self, folder: Path):
+        """Read `tokenizer.json` from `folder`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        path = folder / TOKENIZER_FILE
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: run `python -m export.install_models`")
+        self._tokenizer = Tokenizer.from_file(str(path))
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The caption of these tokens, special tokens left out, white space at the ends removed."""
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+
+    def starts_word(self, token: int) -> bool:
+        """Whether this token begins a new word (as against continuing the one before)."""
+        piece = self._tokenizer.id_to_token(token)
+        return piece is not None and piece.startswith(_SPACE)
+
+    def word_spans(self, tokens: Sequence[int]) -> list[tuple[int, int]]:
+        """[start, end) of each word in `tokens`, which hold no special tokens; in order, without gaps."""
+        starts = [i for i, token in enumerate(tokens) if i == 0 or self.starts_word(token)]
+        return list(zip(starts, [*starts[1:], len(tokens)], strict=True))

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every size, tensor name and token id that two parts of the project must agree on, once.
+
+The export writes it as `model_contract.json` beside the models; the gateway reads it and compares it with what Triton
+reports. Knows nothing about where the models run.
+
+Shape legend, used in all docstrings: B photos (Triton's batch axis, not listed in shapes below), K beams of one photo,
+S encoder positions, D width, L decoder layers, H heads, d width of a head, T most tokens of a caption, C candidates
+a step returns per beam.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+CONTRACT_FILE = "model_contract.json"
+CONTRACT_VERSION = 1
+
+ENCODER = "vit_encoder"
+PREFILL = "gpt2_prefill"
+STEP = "gpt2_step"
+
+Fit = Literal["pad", "squash"]
+
+
+class ContractError(ValueError):
+    """The contract file is missing, unreadable or not of this version; or a model does not honour it."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, KServe datatype and shape of one tensor, batch axis left out; -1 is the number of beams K."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelContract:
+    model: str  # name of the checkpoint, e.g. "fashion-small"
+    image_height: int  # pixels the encoder sees
+    image_width: int
+    fit: Fit  # how a photo of another shape gets there: white borders, or squashed as ViT's own processor does
+    num_positions: int  # S
+    hidden_size: int  # D
+    num_layers: int  # L, decoder
+    num_heads: int  # H, decoder
+    head_size: int  # d
+    max_tokens: int  # T
+    num_candidates: int  # C, at least 2 x max_beams
+    max_beams: int  # most beams of one photo
+    vocab_size: int
+    bos_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+    float_datatype: Literal["FP32", "FP16"] = "FP32"  # of hidden_states and both caches
+    version: int = CONTRACT_VERSION
+
+    def __post_init__(self) -> None:
+        if self.version != CONTRACT_VERSION:
+            raise ContractError(
+                f"contract version {self.version} is not {CONTRACT_VERSION}, the one this code reads: export the model again"
+            )
+        if self.num_candidates < 2 * self.max_beams:
+            # A step may end every beam at once; as many others must be left to go on with.
+            raise ContractError(
+                f"num_candidates {self.num_candidates} is less than twice max_beams {self.max_beams}"
+            )
+        if self.fit not in ("pad", "squash"):
+            raise ContractError(f"fit {self.fit!r} is neither 'pad' nor 'squash'")
+
+    @property
+    def self_kv_shape(self) -> tuple[int, int, int, int, int, int]:
+        """[L, 2, K, H, T, d] of one photo, K = -1."""
+        return (self.num_layers, 2, -1, self.num_heads, self.max_tokens, self.head_size)
+
+    @property
+    def cross_kv_shape(self) -> tuple[int, int, int, int, int]:
+        """[L, 2, H, S, d] of one photo."""
+        return (self.num_layers, 2, self.num_heads, self.num_positions, self.head_size)
+
+    @property
+    def encoder(self) -> ModelSpec:
+        """Photo -> what the decoder attends to, and the L2-normalised embedding photos are compared by."""
+        return ModelSpec(
+            ENCODER,
+            (TensorSpec("pixels", "UINT8", (self.image_height, self.image_width, 3)),),
+            (
+                TensorSpec("hidden_states", self.float_datatype, (self.num_positions, self.hidden_size)),
+                TensorSpec("embedding", "FP32", (self.hidden_size,)),
+            ),
+        )
+
+    @property
+    def prefill(self) -> ModelSpec:
+        """Encoder output -> keys and values of the cross-attention, computed once per photo."""
+        return ModelSpec(
+            PREFILL,
+            (TensorSpec("hidden_states", self.float_datatype, (self.num_positions, self.hidden_size)),),
+            (TensorSpec("cross_kv", self.float_datatype, self.cross_kv_shape),),
+        )
+
+    @property
+    def step(self) -> ModelSpec:
+        """One token per beam: reorders the cache by `parents`, appends, attends, returns the C best next tokens."""
+        return ModelSpec(
+            STEP,
+            (
+                TensorSpec("tokens", "INT32", (-1,)),
+                TensorSpec("parents", "INT32", (-1,)),
+                TensorSpec("position", "INT32", (1,)),
+                TensorSpec("self_kv", self.float_datatype, self.self_kv_shape),
+                TensorSpec("cross_kv", self.float_datatype, self.cross_kv_shape),
+            ),
+            (
+                TensorSpec("candidate_logprobs", "FP32", (-1, self.num_candidates)),
+                TensorSpec("candidate_tokens", "INT32", (-1, self.num_candidates)),
+                TensorSpec("next_self_kv", self.float_datatype, self.self_kv_shape),
+            ),
+        )
+
+    @property
+    def models(self) -> tuple[ModelSpec, ModelSpec, ModelSpec]:
+        return (self.encoder, self.prefill, self.step)
+
+    def save(self, folder: Path) -> Path:
+        """Write `model_contract.json` into `folder`."""
+        path = folder / CONTRACT_FILE
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, folder: Path) -> ModelContract:
+        """Read `model_contract.json` from `folder`.
+
+        Raises:
+            ContractError: the file is missing, is not JSON, lacks a field or has one this code does not know.
+        """
+        path = folder / CONTRACT_FILE
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ContractError(f"{path} is missing: run `python -m export.install_models`") from None
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ContractError(f"{path} is not JSON: {error}") from error
+        if not isinstance(fields, dict):
+            raise ContractError(f"{path} holds {type(fields).__name__}, not an object")
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise ContractError(f"{path} does not fit this code: {error}") from error

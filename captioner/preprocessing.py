@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bytes of an image file -> the uint8 pixels the encoder sees. The one way in for photos and thumbnails alike.
+
+What arrives is hostile: the format is checked against an allow-list, size and scan count before anything is decoded
+(Pillow's own threat model; libjpeg-turbo's "Two Issues with the JPEG Standard" for the scans). Normalisation is not
+done here: it is part of the encoder graph. Knows nothing about gRPC.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from captioner.model_contract import Fit
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+
+# A JPEG may carry any number of scans, each of which costs a pass over all pixels: 81 KB can cost 6 seconds. Real files
+# have a dozen at most.
+MAX_JPEG_SCANS = 100
+
+_WHITE = (255, 255, 255)
+
+
+class ImageError(ValueError):
+    """This is not a photo we can read. The message is fit for the caller: it tells what, the value and the limit."""
+
+
+class ImageTooLargeError(ImageError):
+    """The photo has more bytes or pixels than allowed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageLimits:
+    max_bytes: int = 8 * 2**20
+    max_pixels: int = 25_000_000
+    max_side: int = 16_384  # pixels
+
+
+def decode_photo(
+    data: bytes, *, height: int, width: int, fit: Fit, limits: ImageLimits | None = None
+) -> npt.NDArray[np.uint8]:
+    """Decode an image file and bring it to the encoder's size.
+
+    Returns:
+        uint8 [height, width, 3], RGB.
+
+    Raises:
+        ImageTooLargeError: more bytes or pixels than `limits` allow.
+        ImageError: not a readable JPEG, PNG, WebP or GIF.
+    """
+    picture = open_photo(data, limits=limits, target=(width, height))
+    return fit_photo(picture, height=height, width=width, fit=fit)
+
+
+def open_photo(
+    data: bytes, *, limits: ImageLimits | None = None, target: tuple[int, int] | None = None
+) -> Image.Image:
+    """Decode an image file into an upright RGB picture; transparent parts become white.
+
+    Args:
+        target: (width, height) in pixels the caller will reduce to; lets a JPEG be decoded at a fraction of its size.
+
+    Raises:
+        ImageTooLargeError, ImageError: as `decode_photo`.
+    """
+    limits = limits or ImageLimits()
+    if not data:
+        raise ImageError("the photo is empty (0 bytes): send the bytes of a JPEG, PNG, WebP or GIF file")
+    if len(data) > limits.max_bytes:
+        raise ImageTooLargeError(
+            f"the photo has {len(data):,} bytes; the limit is {limits.max_bytes:,}: send a smaller file"
+        )
+    try:
+        with warnings.catch_warnings():
+            # We have limits of our own; Pillow only warns at this point.
+            warnings.simplefilter("ignore")
+            return _decode(data, limits, target)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError:
+        raise ImageTooLargeError(
+            f"the photo has more pixels than the limit of {limits.max_pixels:,}: send a smaller one"
+        ) from None
+    except Exception as error:
+        # Decoders of hostile files raise nearly anything (OSError, SyntaxError, ValueError, struct.error, EOFError,
+        # MemoryError, ...): whatever it is, this file is not a readable photo.
+        raise ImageError(
+            f"the photo ({len(data):,} bytes) is damaged or cut short: send a complete JPEG, PNG, WebP or GIF file"
+        ) from error
+
+
+def _decode(data: bytes, limits: ImageLimits, target: tuple[int, int] | None) -> Image.Image:
+    try:
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.UnidentifiedImageError:
+        raise ImageError(
+            f"the photo ({len(data):,} bytes) is not a JPEG, PNG, WebP or GIF file: convert it to one of these"
+        ) from None
+    width, height = picture.size
+    if width < 1 or height < 1:
+        raise ImageError(f"the photo has {width} x {height} pixels: it needs at least one")
+    if max(width, height) > limits.max_side:
+        raise ImageTooLargeError(
+            f"the photo is {width:,} x {height:,} pixels; the limit is {limits.max_side:,} a side: send a smaller one"
+        )
+    if width * height > limits.max_pixels:
+        raise ImageTooLargeError(
+            f"the photo has {width * height:,} pixels; the limit is {limits.max_pixels:,}: send a smaller one"
+        )
+    if picture.format == "JPEG":
+        # Counting the marker's bytes can only over-count, and a marker inside entropy-coded data is escaped.
+        scans = data.count(b"\xff\xda")
+        if scans > MAX_JPEG_SCANS:
+            raise ImageError(f"the photo is a JPEG of {scans} scans; the limit is {MAX_JPEG_SCANS}: save it again")
+        if target is not None:
+            # Twice the target keeps the reduction's quality; only JPEGs can be decoded at 1/2, 1/4 or 1/8.
+            picture.draft("RGB", (2 * target[0], 2 * target[1]))
+    picture.load()
+    return _to_rgb(ImageOps.exif_transpose(picture))
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I") or picture.mode == "F":
+        # 16-bit grey: convert("RGB") would clip everything above 255 to white.
+        values = np.asarray(picture, dtype=np.float64)
+        scale = 257.0 if picture.mode.startswith("I") else max(float(values.max(initial=0.0)), 255.0) / 255.0
+        return Image.fromarray(np.clip(values / scale, 0, 255).astype(np.uint8), mode="L").convert("RGB")
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        # convert("RGB") would turn transparent ground black; product photos stand on white.
+        with_alpha = picture.convert("RGBA")
+        ground = Image.new("RGBA", with_alpha.size, (*_WHITE, 255))
+        return Image.alpha_composite(ground, with_alpha).convert("RGB")
+    return picture.convert("RGB")
+
+
+def fit_photo(picture: Image.Image, *, height: int, width: int, fit: Fit) -> npt.NDArray[np.uint8]:
+    """Bring an RGB picture to uint8 [height, width, 3].
+
+    "pad" keeps the picture's proportions and fills with white, the ground of product photos; "squash" is what
+    `ViTImageProcessor` does.
+    """
+    if fit == "squash":
+        return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR), dtype=np.uint8)
+    scale = min(width / picture.width, height / picture.height)
+    inner = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    if inner != picture.size:
+        picture = picture.resize(inner, Image.Resampling.BICUBIC, reducing_gap=3.0)
+    canvas = np.full((height, width, 3), 255, dtype=np.uint8)
+    top, left = (height - inner[1]) // 2, (width - inner[0]) // 2
+    canvas[top : top + inner[1], left : left + inner[0]] = np.asarray(picture, dtype=np.uint8)
+    return canvas

@@ -1,0 +1,1 @@
+"""Sample pictures and data of our own, to try the server without anybody else's photos."""

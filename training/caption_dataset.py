@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names -> token ids, labels -> class ids, photos -> augmented batches. Every random choice is a function of
+(seed, step), so a run that was interrupted goes on exactly as it would have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn import functional
+from transformers import PreTrainedTokenizerFast
+
+from training.prepare_data import Product, ProductSet
+
+BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+IGNORED = -100  # what torch's cross entropy leaves out
+
+AUXILIARY_LABELS = ("article_type", "colour", "gender")
+
+
+def train_tokenizer(names: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over product names. GPT-2's own 50,257 pieces would cost more weights than the whole model."""
+    tokenizer = Tokenizer(models.BPE())
+    # The first word is written as any other, with the space before it, so that it has the same token everywhere.
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[BOS, EOS, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(names, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, add_prefix_space=True, bos_token=BOS, eos_token=EOS, pad_token=PAD
+    )
+
+
+@dataclass(frozen=True)
+class AuxiliaryClasses:
+    """The values of each label that are frequent enough to learn from; others are ignored."""
+
+    values: dict[str, list[str]]
+
+    @classmethod
+    def from_products(cls, products: Sequence[Product], min_count: int = 20) -> AuxiliaryClasses:
+        values = {}
+        for label in AUXILIARY_LABELS:
+            counts = Counter(getattr(product, label) for product in products)
+            values[label] = sorted(value for value, count in counts.items() if value and count >= min_count)
+        return cls(values)
+
+    def ids(self, products: Sequence[Product]) -> dict[str, torch.Tensor]:
+        """Per label the class id of each product, int64 [n]; IGNORED where its value is not among the classes."""
+        result = {}
+        for label, values in self.values.items():
+            index = {value: i for i, value in enumerate(values)}
+            result[label] = torch.tensor([index.get(getattr(p, label), IGNORED) for p in products])
+        return result
+
+
+def tokenize(names: Sequence[str], tokenizer: PreTrainedTokenizerFast, max_tokens: int) -> torch.Tensor:
+    """Labels: each name's tokens and EOS, IGNORED behind it; int64 [n, max_tokens].
+
+    BOS is not among the labels: the model puts it before them as the decoder's first input, in training as in decoding.
+    A name longer than max_tokens is cut and has no EOS, since that is not where it ends.
+    """
+    labels = torch.full((len(names), max_tokens), IGNORED)
+    for row, name in zip(labels, names, strict=True):
+        tokens = [*tokenizer.encode(name, add_special_tokens=False), tokenizer.eos_token_id][:max_tokens]
+        row[: len(tokens)] = torch.tensor(tokens)
+    return labels
+
+
+@dataclass(frozen=True)
+class Batch:
+    pixels: torch.Tensor  # float32 [B, 3, height, width], 0 to 255
+    labels: torch.Tensor  # int64 [B, longest of the batch]
+    auxiliary: dict[str, torch.Tensor]  # int64 [B] each
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(
+            self.pixels.to(device), self.labels.to(device), {k: v.to(device) for k, v in self.auxiliary.items()}
+        )
+
+
+class CaptionDataset:
+    def __init__(
+        self, data: ProductSet, tokenizer: PreTrainedTokenizerFast, classes: AuxiliaryClasses, max_tokens: int
+    ):
+        self._pixels = data.pixels
+        self._labels = tokenize([product.name for product in data.products], tokenizer, max_tokens)
+        self._auxiliary = classes.ids(data.products)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """These products as they are, unaugmented."""
+        rows = torch.as_tensor(np.asarray(indices))
+        labels = self._labels[rows]
+        longest = int((labels != IGNORED).sum(dim=1).max())
+        pixels = torch.from_numpy(self._pixels[rows.numpy()]).permute(0, 3, 1, 2).float()
+        return Batch(pixels, labels[:, :longest], {name: ids[rows] for name, ids in self._auxiliary.items()})
+
+    def training_batch(self, step: int, batch_size: int, seed: int) -> Batch:
+        """The batch of optimiser step `step`, augmented; the same for the same arguments, whatever was asked before."""
+        steps_per_epoch = self.steps_per_epoch(batch_size)
+        epoch, position = divmod(step, steps_per_epoch)
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+        batch = self.batch(order[position * batch_size : (position + 1) * batch_size].numpy())
+        generator = torch.Generator().manual_seed(seed * 7_919 + 2_000_000_011 + step)
+        return Batch(augment(batch.pixels, generator), batch.labels, batch.auxiliary)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """The last, smaller batch is left out: its few photos come in another place next epoch."""
+        return max(1, len(self) // batch_size)
+
+
+def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Mirror, move, scale, turn and stretch each photo a little, and change its light; colours keep their names.
+
+    Args:
+        pixels: float32 [B, 3, height, width], 0 to 255, on white ground.
+    """
+
+    def uniform(low: float, high: float) -> torch.Tensor:
+        return low + (high - low) * torch.rand(len(pixels), generator=generator)
+
+    mirror = torch.where(torch.rand(len(pixels), generator=generator) < 0.5, -1.0, 1.0)
+    angle = uniform(-8, 8) * math.pi / 180
+    scale, stretch = uniform(0.88, 1.15), uniform(0.93, 1.07)
+    height, width = pixels.shape[-2:]
+    cosine, sine = torch.cos(angle) * scale, torch.sin(angle) * scale
+    rows = [
+        torch.stack([mirror * cosine * stretch, -sine * height / width, uniform(-0.08, 0.08)], dim=1),
+        torch.stack([mirror * sine * width / height * stretch, cosine, uniform(-0.08, 0.08)], dim=1),
+    ]
+    grid = functional.affine_grid(torch.stack(rows, dim=1), list(pixels.shape), align_corners=False)
+    # grid_sample fills with zero; on the inverted photo that is white, the ground all photos stand on.
+    moved = 255 - functional.grid_sample(255 - pixels, grid, align_corners=False)
+    light = uniform(0.92, 1.06).view(-1, 1, 1, 1)
+    contrast = uniform(0.85, 1.15).view(-1, 1, 1, 1)
+    mean = moved.mean(dim=(1, 2, 3), keepdim=True)
+    return ((moved - mean) * contrast + mean).mul(light).clamp(0, 255)
