@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token ids <-> words, for decoding only: the file `tokenizer.json` that Hugging Face writes, read without transformers.
+"""Token ids -> words: the file `tokenizer.json` that Hugging Face writes, read without transformers.
 
 Knows nothing about models; the ids of BOS and EOS come from the model contract.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,4 +46,4 @@ class CaptionTokenizer:
     def word_spans(self, tokens: Sequence[int]) -> list[tuple[int, int]]:
         """[start, end) of each word in `tokens`, which hold no special tokens; in order, without gaps."""
         starts = [i for i, token in enumerate(tokens) if i == 0 or self.starts_word(token)]
-        return list(zip(starts, [*starts[1:], len(tokens)], strict=True))
+        return list(itertools.pairwise([*starts, len(tokens)]))

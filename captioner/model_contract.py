@@ -71,7 +71,8 @@ class ModelContract:
     def __post_init__(self) -> None:
         if self.version != CONTRACT_VERSION:
             raise ContractError(
-                f"contract version {self.version} is not {CONTRACT_VERSION}, the one this code reads: export the model again"
+                f"contract version {self.version} is not {CONTRACT_VERSION}, the one this code reads: "
+                "export the model again"
             )
         if self.num_candidates < 2 * self.max_beams:
             # A step may end every beam at once; as many others must be left to go on with.

@@ -9,12 +9,13 @@ done here: it is part of the encoder graph. Knows nothing about gRPC.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
 from captioner.model_contract import Fit
 
@@ -24,7 +25,22 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 # have a dozen at most.
 MAX_JPEG_SCANS = 100
 
+# A marker that is neither fill, nor an escaped 0xFF, nor one that stands inside a scan (RST) or has no length (TEM).
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+
 _WHITE = (255, 255, 255)
+
+# EXIF orientation -> what brings the picture upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageError(ValueError):
@@ -83,9 +99,12 @@ def open_photo(
             return _decode(data, limits, target)
     except ImageError:
         raise
-    except Image.DecompressionBombError:
+    except Image.DecompressionBombError as error:
+        # Pillow's own limit, far above ours, comes before we are told the size; its message begins with it.
+        found = re.search(r"\d+", str(error))
+        pixels = f"{int(found[0]):,}" if found else "too many"
         raise ImageTooLargeError(
-            f"the photo has more pixels than the limit of {limits.max_pixels:,}: send a smaller one"
+            f"the photo has {pixels} pixels; the limit is {limits.max_pixels:,}: send a smaller one"
         ) from None
     except Exception as error:
         # Decoders of hostile files raise nearly anything (OSError, SyntaxError, ValueError, struct.error, EOFError,
@@ -98,7 +117,7 @@ def open_photo(
 def _decode(data: bytes, limits: ImageLimits, target: tuple[int, int] | None) -> Image.Image:
     try:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise ImageError(
             f"the photo ({len(data):,} bytes) is not a JPEG, PNG, WebP or GIF file: convert it to one of these"
         ) from None
@@ -113,16 +132,40 @@ def _decode(data: bytes, limits: ImageLimits, target: tuple[int, int] | None) ->
         raise ImageTooLargeError(
             f"the photo has {width * height:,} pixels; the limit is {limits.max_pixels:,}: send a smaller one"
         )
-    if picture.format == "JPEG":
-        # Counting the marker's bytes can only over-count, and a marker inside entropy-coded data is escaped.
-        scans = data.count(b"\xff\xda")
+    if isinstance(picture, JpegImagePlugin.JpegImageFile):  # whose format may also be "MPO", a phone's depth photo
+        scans = _count_scans(data)
         if scans > MAX_JPEG_SCANS:
             raise ImageError(f"the photo is a JPEG of {scans} scans; the limit is {MAX_JPEG_SCANS}: save it again")
         if target is not None:
             # Twice the target keeps the reduction's quality; only JPEGs can be decoded at 1/2, 1/4 or 1/8.
             picture.draft("RGB", (2 * target[0], 2 * target[1]))
     picture.load()
-    return _to_rgb(ImageOps.exif_transpose(picture))
+    return _to_rgb(_upright(picture))
+
+
+def _count_scans(jpeg: bytes) -> int:
+    """Scans up to the end of the image, found as libjpeg finds them.
+
+    Segments are skipped by their length and what follows the end is not looked at: the video behind a phone's motion
+    photo has the bytes of the marker a hundred times.
+    """
+    scans, position = 0, 2
+    while (found := _JPEG_MARKER.search(jpeg, position)) and found[0][1] != _END_OF_IMAGE:
+        scans += found[0][1] == _START_OF_SCAN
+        position = found.end() + int.from_bytes(jpeg[found.end() : found.end() + 2], "big")
+    return scans
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF orientation says.
+
+    `ImageOps.exif_transpose` also writes the other tags anew, and fails on those that cameras get wrong.
+    """
+    try:
+        turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        turn = None  # the tags cannot be read; the pixels can
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -99,18 +99,26 @@ def read_styles(folder: Path, skipped: Counter[str]) -> Iterator[Product]:
 
 
 def load_products(
-    folder: Path, *, height: int, width: int, fit: Fit, limit: int | None = None, progress: bool = True
+    folder: Path,
+    *,
+    height: int,
+    width: int,
+    fit: Fit,
+    limit: int | None = None,
+    only: Callable[[Product], bool] = lambda product: True,
+    progress: bool = True,
 ) -> ProductSet:
     """Read and decode a folder in the Kaggle layout; photos become [height, width, 3].
 
     Args:
         limit: use only the first `limit` usable rows.
+        only: which products to read.
 
     Raises:
         DataError: the folder is not in this layout, or not one photo could be read.
     """
     skipped: Counter[str] = Counter()
-    rows = list(read_styles(folder, skipped))
+    rows = [product for product in read_styles(folder, skipped) if only(product)]
     products: list[Product] = []
     pixels: list[npt.NDArray[np.uint8]] = []
     for product in tqdm(rows, desc=f"photos of {folder.name}", unit="photo", disable=not progress):

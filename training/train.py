@@ -14,12 +14,15 @@ import json
 import math
 import os
 import shutil
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from torch.nn import functional
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
@@ -213,7 +216,9 @@ def save_checkpoint(trainer: Trainer, folder: Path, arguments: dict[str, str]) -
 def run(trainer: Trainer, output: Path, state: Path, args: argparse.Namespace) -> bool:
     """Train to the end; returns False where --stop-after or Ctrl-C came first."""
     arguments = {key: str(value) for key, value in vars(args).items() if value is not None}
-    bar = tqdm(total=trainer.total_steps, initial=trainer.step, unit="step", smoothing=0.05)
+    # In a log file a line every half minute is enough.
+    interval = 0.1 if sys.stderr.isatty() else 30.0
+    bar = tqdm(total=trainer.total_steps, initial=trainer.step, unit="step", smoothing=0.05, mininterval=interval)
     since = time.monotonic()
     try:
         while trainer.step < trainer.total_steps:
@@ -223,9 +228,12 @@ def run(trainer: Trainer, output: Path, state: Path, args: argparse.Namespace) -
             loss = sum(recent) / len(recent)
             rate = bar.format_dict["rate"] or 0.0
             bar.set_postfix(
-                epoch=f"{trainer.step / trainer.steps_per_epoch:.2f}", loss=f"{loss:.3f}",
-                perplexity=f"{math.exp(loss):.2f}", photos_per_s=f"{rate * trainer.preset.batch_size:.0f}",
-            )  # fmt: skip
+                refresh=False,
+                epoch=f"{trainer.step / trainer.steps_per_epoch:.2f}",
+                loss=f"{loss:.3f}",
+                perplexity=f"{math.exp(loss):.2f}",
+                photos_per_s=f"{rate * trainer.preset.batch_size:.0f}",
+            )
             if trainer.step % trainer.steps_per_epoch == 0:
                 trainer.seconds += time.monotonic() - since
                 since = time.monotonic()
@@ -270,6 +278,10 @@ def end_epoch(trainer: Trainer) -> None:
 
 def main() -> None:
     args = parse_args()
+    # In the background of a script SIGINT is ignored unless asked for; SIGTERM, too, is to save before it ends.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    transformers.logging.set_verbosity_error()
     preset = PRESETS[args.preset]
     if args.epochs is not None:
         preset = dataclasses.replace(preset, epochs=args.epochs)

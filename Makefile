@@ -1,0 +1,60 @@
+# Everything a user or developer types. `make help` lists the targets.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := .run
+ADDRESS ?= 127.0.0.1:8001
+PHOTO ?= demo/sample.jpg
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up down setup test unit check format proto catalogue
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(VENV)/.serving: pyproject.toml
+	@echo "installing what serving needs into $(VENV) (a minute)"
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13) and "Python 3.11 or 3.12 is needed: set PYTHON=python3.11")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --editable '.[gateway,client]'
+	@touch $@
+
+$(VENV)/.development: pyproject.toml $(VENV)/.serving
+	@echo "installing torch and the development tools into $(VENV) (a few minutes)"
+	@$(PIP) --upgrade 'pip>=25.1'
+	@$(PIP) --editable '.[gateway,client,training,export]' --group dev
+	@touch $@
+
+demo: $(VENV)/.serving ## search with a sample picture, or PHOTO=your.jpg, and stop everything again
+	@$(BIN)/python -m demo.run_demo --photo '$(PHOTO)'
+
+up: $(VENV)/.serving ## start the gateway in the background on ADDRESS (127.0.0.1:8001)
+	@$(BIN)/python -m demo.background up --address '$(ADDRESS)' --run '$(RUN)'
+
+down: $(VENV)/.serving ## stop it
+	@$(BIN)/python -m demo.background down --run '$(RUN)'
+
+setup: $(VENV)/.development ## everything for training, export and development
+
+test: $(VENV)/.development ## all tests, with a real Triton
+	@$(BIN)/python -m pytest
+
+unit: $(VENV)/.development ## the fast tests only
+	@$(BIN)/python -m pytest -m 'not triton and not torch and not data'
+
+check: $(VENV)/.development ## ruff, mypy, and whether the generated stubs are current
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(MAKE) --no-print-directory proto
+	@git diff --exit-code --stat -- search_api || { echo 'search_api is not current: commit what "make proto" wrote'; exit 1; }
+
+format: $(VENV)/.development ## write the code as ruff wants it
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+proto: $(VENV)/.development ## write search_api's stubs from search.proto
+	@$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. --grpc_python_out=. search_api/search.proto

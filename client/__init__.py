@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Client of the Captrieve reverse image search: `SearchClient`, `AsyncSearchClient`, their values.
+
+Usage:
+    with SearchClient("127.0.0.1:8001") as search_client:
+        answer = search_client.search("shirt.jpg", max_results=5)
+        print(answer.query, [result.title for result in answer.results])
+
+Needs grpcio and protobuf, and nothing of the server.
+"""
+
+from client.client_errors import (
+    PhotoFileError,
+    RequestRejectedError,
+    RequestTimeoutError,
+    SearchClientError,
+    ServerOverloadedError,
+    ServerUnavailableError,
+)
+from client.messages import (
+    AlternativeCaption,
+    Caption,
+    CaptionAnswer,
+    Counts,
+    Degradation,
+    Query,
+    Result,
+    SearchAnswer,
+    SearchEvent,
+    Word,
+    WordAlternative,
+)
+from client.search_client import DEFAULT_ADDRESS, AsyncSearchClient, SearchClient
+
+__all__ = [
+    "DEFAULT_ADDRESS",
+    "AlternativeCaption",
+    "AsyncSearchClient",
+    "Caption",
+    "CaptionAnswer",
+    "Counts",
+    "Degradation",
+    "PhotoFileError",
+    "Query",
+    "RequestRejectedError",
+    "RequestTimeoutError",
+    "Result",
+    "SearchAnswer",
+    "SearchClient",
+    "SearchClientError",
+    "SearchEvent",
+    "ServerOverloadedError",
+    "ServerUnavailableError",
+    "Word",
+    "WordAlternative",
+]

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers as a person or a program reads them: text for a terminal, records for JSON.
+
+Titles come from strangers' web pages: nothing of them reaches a terminal but printable characters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+import unicodedata
+from dataclasses import dataclass
+
+from client.client_errors import SearchClientError
+from client.messages import Caption, CaptionAnswer, Counts, Result, SearchAnswer
+
+_MIN_TITLE_WIDTH = 16
+_MAX_SOURCE_WIDTH = 14
+_COUNT_WORDS = {
+    "dropped_visual": "unlike the photo",
+    "dropped_semantic": "of other words",
+    "unfetchable": "unfetchable",
+    "undecodable": "undecodable",
+    "over_limit": "over the limit",
+}
+
+
+@dataclass(frozen=True)
+class TextStyle:
+    """How text is set off: with a terminal's codes, or not at all."""
+
+    coloured: bool = False
+
+    def bold(self, text: str) -> str:
+        return f"\x1b[1m{text}\x1b[0m" if self.coloured else text
+
+    def dim(self, text: str) -> str:
+        return f"\x1b[2m{text}\x1b[0m" if self.coloured else text
+
+    def warning(self, text: str) -> str:
+        return f"\x1b[33m{text}\x1b[0m" if self.coloured else text
+
+
+def split_caption(caption: str, query: str) -> tuple[str, str, str]:
+    """The caption before, in and after the words of the query; all of it before where they are not.
+
+    The query is in lower case and without the punctuation around its words.
+    """
+    wanted = query.casefold().split()
+    words = caption.split()
+    plain = [word.strip(".,;:!?()[]\"'").casefold() for word in words]
+    for start in range(len(words) - len(wanted), -1, -1):
+        end = start + len(wanted)
+        if wanted and plain[start:end] == wanted:
+            return " ".join(words[:start]), " ".join(words[start:end]), " ".join(words[end:])
+    return caption, "", ""
+
+
+def printable(text: str) -> str:
+    """The text on one line, without control characters (a title could move the cursor)."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def text_width(text: str) -> int:
+    """Columns of a terminal that the text takes: two for a wide character, none for an accent."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def fitted(text: str, width: int) -> str:
+    """The text cut, or filled with spaces, to exactly this many columns."""
+    if text_width(text) > width:
+        kept = ""
+        for character in text:
+            if text_width(kept + character) > width - 1:
+                break
+            kept += character
+        text = kept.rstrip() + "…"
+    return text + " " * (width - text_width(text))
+
+
+def counts_text(counts: Counts) -> str:
+    """One line: what became of the candidates."""
+    text = f"{counts.found} found, {counts.fetched} fetched, {counts.kept} kept"
+    dropped = [f"{number} {words}" for field, words in _COUNT_WORDS.items() if (number := getattr(counts, field))]
+    return f"{text}; dropped: {', '.join(dropped)}" if dropped else text
+
+
+def timings_text(timings_ms: dict[str, float]) -> str:
+    """One line: the whole time, and of each stage the time and its share."""
+    stages = {stage: ms for stage, ms in timings_ms.items() if stage != "total"}
+    total = timings_ms.get("total", sum(stages.values()))
+    shares = [
+        f"{stage} {ms:.0f} ms ({ms / total:.0%})" if total > 0 else f"{stage} {ms:.0f} ms"
+        for stage, ms in stages.items()
+    ]
+    return f"{total:.0f} ms: {', '.join(shares)}" if shares else f"{total:.0f} ms"
+
+
+def caption_text(caption: Caption, query: str, style: TextStyle) -> str:
+    """The caption with the words of the query set off."""
+    before, words, after = split_caption(printable(caption.text), query)
+    parts = (before, style.bold(words) if words else "", after)
+    text = " ".join(part for part in parts if part) or "(no words)"
+    return text if caption.complete else text + " (cut at max_tokens)"
+
+
+def search_text(answer: SearchAnswer, *, width: int, style: TextStyle) -> str:
+    """The whole answer for a terminal of this many columns."""
+    lines = []
+    if answer.caption is not None:
+        lines.append(f"caption: {caption_text(answer.caption, answer.query, style)}")
+    by = ", ".join(printable(name) for name in (answer.provider, answer.model) if name)
+    lines.append(f"query:   {printable(answer.query)}" + (style.dim(f"  ({by})") if by else ""))
+    lines.append("")
+    if answer.results:
+        lines += _table(answer.results, width, style)
+    else:
+        reason = printable(answer.empty_reason) or "the server gave no reason"
+        lines.append(style.bold(f"nothing found: {reason}"))
+        if answer.nearest_miss is not None:
+            lines += ["nearest miss:", *_dropped_lines(answer.nearest_miss, width, style)]
+    if answer.dropped:
+        lines += ["", f"dropped ({len(answer.dropped)}):"]
+        for result in answer.dropped:
+            lines += _dropped_lines(result, width, style)
+    lines.append("")
+    lines += _wrapped(f"counts:  {counts_text(answer.counts)}", width)
+    lines += _wrapped(f"time:    {timings_text(answer.timings_ms)}", width)
+    for part in answer.degraded:
+        text = f"degraded: {printable(part.part)}: {printable(part.reason)}"
+        lines.append(style.warning(text))
+    return "\n".join(lines)
+
+
+def _table(results: tuple[Result, ...], width: int, style: TextStyle) -> list[str]:
+    sources = [printable(result.source) for result in results]
+    source_width = min(max(6, *map(text_width, sources)), _MAX_SOURCE_WIDTH)
+    title_width = max(_MIN_TITLE_WIDTH, width - 30 - source_width)
+    title_width = min(title_width, max(5, *(text_width(printable(r.title)) for r in results)))
+    heading = f"  #  score  visual  words  {fitted('title', title_width)}  source"
+    lines = [style.dim(heading)]
+    for rank, (result, source) in enumerate(zip(results, sources, strict=True), start=1):
+        title = fitted(printable(result.title) or "(no title)", title_width)
+        lines.append(
+            f"{rank:3}  {style.bold(f'{result.score:5.2f}')}  {result.visual_score:6.2f}"
+            f"  {result.semantic_score:5.2f}  {title}  {fitted(source, source_width).rstrip()}"
+        )
+        if result.url:
+            # Never cut: half an address is of no use.
+            lines.append(" " * 27 + style.dim(printable(result.url)))
+    return lines
+
+
+def _dropped_lines(result: Result, width: int, style: TextStyle) -> list[str]:
+    scores = f"{result.score:5.2f}  {result.visual_score:6.2f}  {result.semantic_score:5.2f}"
+    title = fitted(printable(result.title) or "(no title)", max(_MIN_TITLE_WIDTH, width - 28))
+    lines = [f"     {scores}  {title.rstrip()}"]
+    if result.reason:
+        lines.append(" " * 27 + style.dim(printable(result.reason)))
+    return lines
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, max(width, 40), subsequent_indent=" " * 9, break_on_hyphens=False)
+
+
+def search_record(photo: str, answer: SearchAnswer, *, explain: bool) -> dict[str, object]:
+    """The answer for JSON; the thumbnails' bytes are left out."""
+    caption, miss = answer.caption, answer.nearest_miss
+    record: dict[str, object] = {
+        "photo": photo,
+        "caption": None if caption is None else caption.text,
+        "words": [] if caption is None else _word_records(caption),
+        "query": answer.query,
+        "provider": answer.provider,
+        "results": [_result_record(result) for result in answer.results],
+        "counts": dataclasses.asdict(answer.counts),
+        "nearest_miss": None if miss is None else _result_record(miss),
+        "empty_reason": answer.empty_reason,
+        "timings_ms": answer.timings_ms,
+        "degraded": [dataclasses.asdict(part) for part in answer.degraded],
+        "model": answer.model,
+    }
+    if explain:
+        record["dropped"] = [{**_result_record(result), "verdict": result.verdict} for result in answer.dropped]
+    return record
+
+
+def caption_record(photo: str, answer: CaptionAnswer) -> dict[str, object]:
+    """The answer for a line of JSON."""
+    return {
+        "photo": photo,
+        "caption": answer.caption.text,
+        "words": _word_records(answer.caption),
+        "query": answer.query,
+        "log_probability": answer.caption.log_probability,
+        "complete": answer.caption.complete,
+        "timings_ms": answer.timings_ms,
+        "model": answer.model,
+    }
+
+
+def error_record(photo: str, error: SearchClientError) -> dict[str, object]:
+    """A photo without an answer, for a line of JSON."""
+    return {
+        "photo": photo,
+        "error": {
+            "code": error.code.name,
+            "message": str(error),
+            "retryable": error.retryable,
+            "retry_after_seconds": error.retry_after_seconds,
+        },
+    }
+
+
+def _word_records(caption: Caption) -> list[dict[str, object]]:
+    return [dataclasses.asdict(word) for word in caption.words]
+
+
+def _result_record(result: Result) -> dict[str, object]:
+    return {
+        "title": result.title,
+        "url": result.url,
+        "image_url": result.image_url,
+        "thumbnail_url": result.thumbnail_url,
+        "source": result.source,
+        "width": result.width,
+        "height": result.height,
+        "visual_score": result.visual_score,
+        "semantic_score": result.semantic_score,
+        "score": result.score,
+        "reason": result.reason,
+    }

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make up` and `make down`: the gateway as a background process, with its log and process id in one folder."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from captioner.model_contract import ContractError
+from demo.sample_catalogue import sample_catalogue
+from search_gateway.embedded_triton import TritonStartError
+from search_gateway.errors import ConfigError
+from search_gateway.gateway_config import GatewayConfig
+from search_gateway.healthcheck import is_serving
+from search_gateway.providers.catalog_store import CatalogError
+
+_START_SECONDS = 150.0
+_STOP_SECONDS = 30.0
+_POLL_SECONDS = 0.2
+
+
+def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("action", choices=("up", "down"))
+    parser.add_argument("--address", default="127.0.0.1:8001", metavar="HOST:PORT")
+    parser.add_argument("--run", type=Path, default=Path(".run"), help="folder for the log and the process id")
+    args = parser.parse_args(argv)
+    try:
+        return up(args.address, args.run, environ) if args.action == "up" else down(args.run)
+    except (CatalogError, ConfigError, ContractError, TritonStartError, OSError) as error:
+        print(f"captrieve: {error}", file=sys.stderr)
+        return 3
+
+
+def up(address: str, run: Path, environ: Mapping[str, str]) -> int:
+    """Start a gateway and wait until it serves."""
+    run.mkdir(parents=True, exist_ok=True)
+    if is_serving(address):
+        print(f"already serving on {address}")
+        return 0
+    config = dataclasses.replace(GatewayConfig.from_env(environ), listen_address=address)
+    catalogue = config.catalog or sample_catalogue(config, run)
+    settings = {
+        "CAPTRIEVE_LISTEN_ADDRESS": address,
+        "CAPTRIEVE_CATALOG": str(catalogue),
+        "CAPTRIEVE_TRITON_LOG": str(config.triton_log or run / "triton.log"),
+    }
+    log = run / "gateway.log"
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "search_gateway"],
+            env={**environ, **settings},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # it outlives this terminal
+        )
+    _pid_file(run).write_text(f"{process.pid}\n", encoding="utf-8")
+    end = time.monotonic() + _START_SECONDS
+    while not is_serving(address):
+        if process.poll() is not None or time.monotonic() > end:
+            last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+            print(f"captrieve: the gateway did not start: {''.join(last)} (log: {log})", file=sys.stderr)
+            down(run)
+            return 3
+        time.sleep(_POLL_SECONDS)
+    print(f"serving on {address}; log: {log}; stop with `make down`")
+    return 0
+
+
+def down(run: Path) -> int:
+    """Stop the gateway that `up` started; finishes what is in flight."""
+    pid_file = _pid_file(run)
+    try:
+        pid = int(pid_file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        print("nothing to stop")
+        return 0
+    end = time.monotonic() + _STOP_SECONDS
+    if _is_ours(pid):
+        os.kill(pid, signal.SIGTERM)
+    while _is_ours(pid):
+        if time.monotonic() > end:
+            os.kill(pid, signal.SIGKILL)  # its Triton goes with it
+        time.sleep(_POLL_SECONDS)
+    pid_file.unlink(missing_ok=True)
+    print("stopped")
+    return 0
+
+
+def _pid_file(run: Path) -> Path:
+    return run / "gateway.pid"
+
+
+def _is_ours(pid: int) -> bool:
+    """Whether this process is (still) a gateway: after a reboot the number may be anybody's."""
+    try:
+        os.waitpid(pid, os.WNOHANG)  # where it is our own child, a dead one would stay as a zombie
+    except ChildProcessError:
+        pass
+    try:
+        return b"search_gateway" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], os.environ))

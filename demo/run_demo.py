@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole way once: start Triton and the gateway, search with one photo, show what came, stop everything.
+
+`make demo` runs it with a drawing of ours, `make demo PHOTO=your.jpg` with your photo.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import logging
+import os
+import sys
+from pathlib import Path
+
+from captioner.model_contract import ContractError
+from client.cli import NOTHING_FOUND
+from client.cli import main as client_main
+from demo.sample_catalogue import sample_catalogue
+from search_gateway.embedded_triton import TritonStartError
+from search_gateway.errors import ConfigError, SearchError
+from search_gateway.gateway_config import GatewayConfig
+from search_gateway.server import Gateway, StartError
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photo", type=Path, required=True, help="JPEG, PNG, WebP or GIF file")
+    parser.add_argument("--contact-sheet", type=Path, default=Path("contact-sheet.png"), help="picture of the results")
+    parser.add_argument("--run", type=Path, default=Path(".run"), help="folder for the catalogue and logs")
+    return parser.parse_args()
+
+
+async def demo(config: GatewayConfig, photo: Path, sheet: Path) -> int:
+    """Search with one photo through a gateway of our own; returns the exit code."""
+    async with Gateway(config) as gateway:
+        arguments = ["search", str(photo), "--address", gateway.address, "--contact-sheet", str(sheet)]
+        code = await asyncio.to_thread(client_main, arguments)
+        if code == NOTHING_FOUND:
+            print("\nNothing passed the filters. With the filters open, the nearest are:\n", flush=True)
+            open_filters = ["--min-visual", "-1", "--min-semantic", "0"]
+            code = await asyncio.to_thread(client_main, [*arguments, *open_filters])
+        return code
+
+
+def main() -> int:
+    args = parse_args()
+    if not args.photo.is_file():
+        print(f"there is no photo {args.photo}: give PHOTO=your.jpg", file=sys.stderr)
+        return 2
+    logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        config = GatewayConfig.from_env(os.environ)
+        catalogue = config.catalog or sample_catalogue(config, args.run)
+        config = dataclasses.replace(
+            config, catalog=catalogue, listen_address="127.0.0.1:0", triton_log=args.run / "triton.log"
+        )
+        return asyncio.run(demo(config, args.photo, args.contact_sheet))
+    except (ConfigError, ContractError, StartError, TritonStartError, SearchError, OSError) as error:
+        print(f"captrieve: {error}", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

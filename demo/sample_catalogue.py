@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The catalogue of our own drawings, made on first use: what the demo searches when the web is not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from demo.draw_samples import write_catalogue
+from search_gateway.catalog_command import build
+from search_gateway.gateway_config import GatewayConfig
+
+
+def sample_catalogue(config: GatewayConfig, folder: Path) -> Path:
+    """The catalogue file in `folder`; its drawings and embeddings are made where they are missing or out of date.
+
+    Raises:
+        CatalogError, ContractError, TritonStartError, InferenceError, OSError.
+    """
+    pictures, catalogue = folder / "pictures", folder / "sample-catalogue.sqlite"
+    stamp = folder / "sample-catalogue.made-of"
+    models = sorted(config.model_repository.glob("*/1/model.onnx"))
+    made_of = "\n".join(f"{model} {model.stat().st_size} {model.stat().st_mtime_ns}" for model in models)
+    if catalogue.is_file() and stamp.is_file() and stamp.read_text(encoding="utf-8") == made_of:
+        return catalogue
+    folder.mkdir(parents=True, exist_ok=True)
+    print("drawing the sample catalogue and embedding it (once, some 15 s)", file=sys.stderr)
+    write_catalogue(pictures)
+    # Embeddings of another model must not stay.
+    catalogue.unlink(missing_ok=True)
+    build(
+        dataclasses.replace(config, triton_log=folder / "triton.log"),
+        pictures / "images",
+        pictures / "styles.csv",
+        catalogue,
+    )
+    stamp.write_text(made_of, encoding="utf-8")
+    return catalogue

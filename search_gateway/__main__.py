@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m search_gateway` serves; `python -m search_gateway catalog build PHOTOS --out FILE` makes a catalogue.
+
+Settings come from the environment (`CAPTRIEVE_...`, see README.md). Exit codes: 0 ended well, 2 wrong settings or
+arguments, 3 could not start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from captioner.model_contract import ContractError
+from search_gateway.catalog_command import build
+from search_gateway.embedded_triton import TritonStartError
+from search_gateway.errors import ConfigError, SearchError
+from search_gateway.gateway_config import GatewayConfig
+from search_gateway.providers.catalog_store import CatalogError
+from search_gateway.server import StartError, serve
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m search_gateway", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.add_parser("serve", help="run the gateway (also without a command)")
+    catalog = commands.add_parser("catalog", help="a searchable catalogue of your own photos")
+    actions = catalog.add_subparsers(dest="action", metavar="ACTION", required=True)
+    builder = actions.add_parser("build", help="make a catalogue, or bring one up to date")
+    builder.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of JPEG, PNG, WebP or GIF files")
+    builder.add_argument("--titles", type=Path, metavar="CSV", help="titles: Kaggle's styles.csv, or columns file,title")
+    builder.add_argument("--out", type=Path, metavar="FILE", required=True, help="catalogue file")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    args = parse_args(argv)
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        config = GatewayConfig.from_env(environ)
+        if args.command == "catalog":
+            return build(config, args.photos, args.titles, args.out)
+        asyncio.run(serve(config))
+    except (ConfigError, ContractError, CatalogError) as error:
+        print(f"captrieve: {error}", file=sys.stderr)
+        return 2
+    except (StartError, TritonStartError, SearchError, OSError) as error:
+        print(f"captrieve: {error}", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], os.environ))

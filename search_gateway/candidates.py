@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a provider is and what it returns. Knows neither the providers nor what becomes of the candidates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A picture some provider found for a query; not yet compared with the photo."""
+
+    title: str
+    url: str  # page or file the picture belongs to
+    thumbnail_url: str  # where a small version can be fetched; empty where `thumbnail` or `embedding` makes that needless
+    source: str  # who indexed it
+    image_url: str = ""
+    width: int = 0  # pixels of the full picture; 0 where unknown
+    height: int = 0
+    embedding: npt.NDArray[np.float32] | None = None  # [D], L2-normalised, where the provider has stored it
+    thumbnail: bytes | None = None  # an image file, where the provider has it at hand
+
+
+class Provider(Protocol):
+    """An image search by words."""
+
+    @property
+    def name(self) -> str:
+        """What callers and settings call it."""
+
+    async def find(
+        self,
+        query: str,
+        max_candidates: int,
+        timeout_seconds: float,
+        embedding: npt.NDArray[np.float32] | None = None,
+    ) -> list[Candidate]:
+        """Pictures for a query, best first.
+
+        Args:
+            embedding: the photo's, [D], L2-normalised; for providers that can also look. Most cannot.
+
+        Raises:
+            ProviderTimeoutError: no answer within `timeout_seconds`.
+            ProviderError: the provider failed, refused, or cannot be told from one that did.
+        """
+
+    async def close(self) -> None:
+        """Free what the provider holds."""

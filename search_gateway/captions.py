@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decoded tokens -> a caption of words with probabilities. Pure; knows the tokenizer, not the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from captioner.caption_tokenizer import CaptionTokenizer
+from search_gateway.decoding import DecodedToken, Hypothesis
+
+MAX_WORD_ALTERNATIVES = 3
+
+
+@dataclass(frozen=True)
+class WordAlternative:
+    """What the model would have begun a word with instead."""
+
+    text: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Word:
+    text: str
+    probability: float  # product over the word's tokens
+    alternatives: tuple[WordAlternative, ...]
+
+
+@dataclass(frozen=True)
+class Caption:
+    text: str
+    words: tuple[Word, ...]
+    log_probability: float  # of all tokens, in nats
+    complete: bool  # False where max_tokens cut it
+    alternatives: tuple[tuple[str, float], ...]  # other captions and their log-probability, best first
+
+
+def caption_of(hypotheses: Sequence[Hypothesis], tokenizer: CaptionTokenizer) -> Caption:
+    """The caption of the best hypothesis; the others become its alternatives."""
+    best = hypotheses[0]
+    text = tokenizer.text([token.token for token in best.tokens])
+    others = [
+        (tokenizer.text([token.token for token in other.tokens]), other.log_probability) for other in hypotheses[1:]
+    ]
+    return Caption(text, _words(best.tokens, tokenizer), best.log_probability, best.complete, tuple(others))
+
+
+def _words(tokens: Sequence[DecodedToken], tokenizer: CaptionTokenizer) -> tuple[Word, ...]:
+    words = []
+    for start, end in tokenizer.word_spans([token.token for token in tokens]):
+        span = tokens[start:end]
+        probability = math.exp(sum(token.log_probability for token in span))
+        text = tokenizer.text([token.token for token in span])
+        words.append(Word(text, probability, _alternatives(span[0], tokenizer)))
+    return tuple(words)
+
+
+def _alternatives(first: DecodedToken, tokenizer: CaptionTokenizer) -> tuple[WordAlternative, ...]:
+    """Candidates for a word's first token that also begin a word, the chosen one left out."""
+    found = []
+    pairs = zip(first.candidate_tokens.tolist(), first.candidate_logprobs.tolist(), strict=True)
+    for token, log_probability in pairs:
+        if token != first.token and tokenizer.starts_word(token):
+            found.append(WordAlternative(tokenizer.text([token]), math.exp(log_probability)))
+    return tuple(found[:MAX_WORD_ALTERNATIVES])

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that can go wrong, as one tree. Each class carries its gRPC code; its message is fit for the caller.
+
+    SearchError                    never raised itself
+    ├── BadRequestError            INVALID_ARGUMENT    the caller must change the request
+    │   ├── InvalidPhotoError        not a readable photo
+    │   └── PhotoTooLargeError       more bytes or pixels than allowed (the message gives both numbers)
+    ├── OverloadedError            RESOURCE_EXHAUSTED  full; comes with the time to wait
+    ├── DeadlineError              DEADLINE_EXCEEDED   the caller's time is over
+    ├── InferenceError             UNAVAILABLE         Triton failed or is not there
+    └── ProviderError              UNAVAILABLE         an image search failed or refused
+        └── ProviderTimeoutError     DEADLINE_EXCEEDED
+
+    ConfigError (ValueError)       start-up only; lists every wrong setting at once
+    TritonStartError               start-up only, see `embedded_triton`
+
+Messages say what happened, the value, and the limit or the remedy. What must not reach a caller (paths, addresses,
+class names) goes into `__cause__`, which is logged and never sent.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import grpc
+
+
+class SearchError(Exception):
+    code: ClassVar[grpc.StatusCode]
+
+
+class BadRequestError(SearchError):
+    code = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class InvalidPhotoError(BadRequestError):
+    """The bytes are not a readable photo."""
+
+
+class PhotoTooLargeError(BadRequestError):
+    """The photo has more bytes or pixels than allowed."""
+
+
+class OverloadedError(SearchError):
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    def __init__(self, message: str, retry_after_seconds: float):
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class DeadlineError(SearchError):
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class InferenceError(SearchError):
+    code = grpc.StatusCode.UNAVAILABLE
+
+
+class ProviderError(SearchError):
+    code = grpc.StatusCode.UNAVAILABLE
+
+
+class ProviderTimeoutError(ProviderError):
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class ConfigError(ValueError):
+    """Settings the gateway cannot start with; the message lists all of them, one a line."""

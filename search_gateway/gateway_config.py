@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All settings of the gateway: one field each, read from `CAPTRIEVE_<FIELD>`; everything wrong is reported at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from search_gateway.errors import ConfigError
+
+PREFIX = "CAPTRIEVE_"
+PROVIDER_NAMES = ("duckduckgo", "catalog")
+
+# Read by the client's command line, not by the gateway; not a typing error here.
+_OTHERS = {"CAPTRIEVE_ADDRESS"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GatewayConfig:
+    listen_address: str = "127.0.0.1:8001"  # HOST:PORT; port 0 takes a free one
+    triton_address: str = ""  # HOST:PORT of a running Triton; empty starts the embedded one
+    model_repository: Path = Path("model_repository")  # folder of the models, the contract and the tokenizer
+    triton_log: Path | None = None  # file for the embedded Triton's log; unset: a temporary one
+    providers: tuple[str, ...] = PROVIDER_NAMES  # comma-separated; asked in this order until one answers
+    catalog: Path | None = None  # catalogue file for the provider "catalog", see `search_gateway catalog build`
+    duckduckgo_proxy: str | None = None  # URL of a proxy for DuckDuckGo; unset: none
+    duckduckgo_ca_file: str | None = None  # PEM file to verify DuckDuckGo's certificate with; unset: the usual ones
+    duckduckgo_region: str = "us-en"  # DuckDuckGo's region code
+    duckduckgo_safesearch: str = "moderate"  # on, moderate or off
+    max_photo_bytes: int = 8 * 2**20  # bytes of an image file
+    max_photo_pixels: int = 25_000_000  # pixels of a photo before it is reduced
+    max_in_flight: int = 64  # requests at a time; more are refused with RESOURCE_EXHAUSTED
+    max_deadline_seconds: float = 30.0  # for a request that sets no deadline, and at most for one that does
+    provider_timeout_seconds: float = 6.0  # for one provider's answer
+    thumbnail_timeout_seconds: float = 3.0  # for one thumbnail
+    max_candidates: int = 40  # asked of a provider per search
+    default_max_results: int = 10  # results of a request that does not say
+    min_visual_score: float = 0.5  # cosine, -1 to 1
+    min_semantic_score: float = 0.5  # share of the query's words, 0 to 1
+    visual_weight: float = 0.5  # of the visual score in the final one, 0 to 1; the semantic score has the rest
+    reflection: bool = True  # serve gRPC reflection
+    drain_seconds: float = 10.0  # at SIGTERM, for requests in flight to finish
+
+    def __post_init__(self) -> None:
+        problems = list(self._problems())
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+    def _problems(self) -> list[str]:
+        problems = []
+        for name in ("listen_address", "triton_address"):
+            value = getattr(self, name)
+            if value and not re.fullmatch(r".+:\d{1,5}", value):
+                problems.append(f"{PREFIX}{name.upper()} is {value!r}: write HOST:PORT")
+        unknown = [name for name in self.providers if name not in PROVIDER_NAMES]
+        if unknown or not self.providers:
+            problems.append(f"{PREFIX}PROVIDERS is {','.join(self.providers)!r}: choose from {', '.join(PROVIDER_NAMES)}")
+        for name in ("max_photo_bytes", "max_photo_pixels", "max_in_flight", "max_candidates", "max_deadline_seconds",
+                     "provider_timeout_seconds", "thumbnail_timeout_seconds", "default_max_results"):  # fmt: skip
+            if not getattr(self, name) > 0:
+                problems.append(f"{PREFIX}{name.upper()} is {getattr(self, name)}: it must be more than 0")
+        for name, low, high in (
+            ("min_visual_score", -1, 1),
+            ("min_semantic_score", 0, 1),
+            ("visual_weight", 0, 1),
+            ("drain_seconds", 0, 600),
+        ):
+            if not low <= getattr(self, name) <= high:
+                problems.append(f"{PREFIX}{name.upper()} is {getattr(self, name)}: it goes from {low} to {high}")
+        if self.duckduckgo_safesearch not in ("on", "moderate", "off"):
+            problems.append(f"{PREFIX}DUCKDUCKGO_SAFESEARCH is {self.duckduckgo_safesearch!r}: on, moderate or off")
+        return problems
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> GatewayConfig:
+        """Read every `CAPTRIEVE_<FIELD>` of a mapping; what is not set keeps its default.
+
+        Raises:
+            ConfigError: a value is wrong, or a `CAPTRIEVE_` variable is not a setting; the message lists all of them.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        values: dict[str, object] = {}
+        problems = []
+        for variable, text in environ.items():
+            if not variable.startswith(PREFIX) or variable in _OTHERS:
+                continue
+            name = variable.removeprefix(PREFIX).lower()
+            if name not in fields:
+                problems.append(f"{variable} is not a setting: see the table in README.md")
+                continue
+            try:
+                values[name] = _parse(str(fields[name].type), text)
+            except ValueError as error:
+                problems.append(f"{variable} is {text!r}: {error}")
+        try:
+            config = cls(**values)  # type: ignore[arg-type]
+        except ConfigError as error:
+            raise ConfigError("\n".join([*problems, str(error)])) from None
+        if problems:
+            raise ConfigError("\n".join(problems))
+        return config
+
+
+def _parse(annotation: str, text: str) -> object:
+    text = text.strip()
+    if annotation == "bool":
+        if text.lower() not in ("true", "false", "1", "0"):
+            raise ValueError("write true or false")
+        return text.lower() in ("true", "1")
+    if annotation.startswith("tuple"):
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if annotation.endswith("| None") and not text:
+        return None
+    if annotation.startswith("Path"):
+        return Path(text)
+    try:
+        return {"int": int, "float": float}.get(annotation, str)(text)
+    except ValueError:
+        raise ValueError(f"write a number ({annotation})") from None

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The way of a request, in eight named steps. Knows nothing about gRPC or protobuf.
+
+Each step is one method below `search`; what they need is made once in `server.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from captioner.caption_tokenizer import CaptionTokenizer
+from captioner.model_contract import ModelContract
+from captioner.query import QueryRule, query_from_caption
+from search_gateway.candidates import Candidate
+from search_gateway.caption_scheduler import CaptionScheduler
+from search_gateway.captions import Caption, caption_of
+from search_gateway.deadline import Deadline
+from search_gateway.decoding import DecodingOptions
+from search_gateway.errors import InvalidPhotoError, PhotoTooLargeError, SearchError
+from search_gateway.photo_decoder import PhotoDecoder
+from search_gateway.provider_chain import Degradation, Found, ProviderChain
+from search_gateway.refinement import Judged, Refined, RefinementLimits, Seen, Verdict, refine
+from search_gateway.stopwatch import Stopwatch
+from search_gateway.thumbnails import ThumbnailError, ThumbnailFetcher
+from search_gateway.triton_inference import EncodedPhoto, TritonInference
+from search_gateway.word_agreement import Synonyms
+
+_log = logging.getLogger(__name__)
+
+# Kept back for encoding and refining what was fetched, and for sending the answer.
+_RESERVE_SECONDS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    decoding: DecodingOptions
+    query_rule: QueryRule
+    query_override: str | None  # search for these words, do not caption
+    provider: str | None  # None: the chain
+    max_candidates: int
+    limits: RefinementLimits
+
+
+@dataclass(frozen=True)
+class CaptionAnswer:
+    caption: Caption
+    query: str
+    timings_ms: dict[str, float]
+
+
+@dataclass(frozen=True)
+class SearchAnswer:
+    caption: Caption | None  # None where the query was given
+    query: str
+    found: Found
+    refined: Refined
+    empty_reason: str
+    degraded: list[Degradation]
+    timings_ms: dict[str, float]
+
+
+SearchEvent = Caption | str | Judged | SearchAnswer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    contract: ModelContract
+    tokenizer: CaptionTokenizer
+    photos: PhotoDecoder
+    inference: TritonInference
+    captions: CaptionScheduler
+    providers: ProviderChain
+    thumbnails: ThumbnailFetcher
+    thumbnail_timeout_seconds: float
+    synonyms: Synonyms = field(default_factory=Synonyms.of_the_trade)
+
+    async def caption(
+        self, data: bytes, decoding: DecodingOptions, rule: QueryRule, deadline: Deadline
+    ) -> CaptionAnswer:
+        """Photo -> words.
+
+        Raises:
+            SearchError: any leaf of the tree but ProviderError.
+        """
+        watch = Stopwatch()
+        encoded = await self._encode(data, watch, deadline)
+        caption = await self._caption(encoded, decoding, watch, deadline)
+        with watch.stage("query"):
+            query = query_from_caption(caption.text, rule)
+        return CaptionAnswer(caption, query, watch.milliseconds())
+
+    async def search(self, data: bytes, options: SearchOptions, deadline: Deadline) -> AsyncIterator[SearchEvent]:
+        """Photo -> caption, query, each kept result, and the whole answer last.
+
+        Raises:
+            SearchError: any leaf of the tree; a provider that fails is no error but part of the answer.
+        """
+        watch = Stopwatch()
+        self.providers.check(options.provider)
+        encoded = await self._encode(data, watch, deadline)  # 1 preprocess, 2 encode
+        caption = None
+        query = options.query_override
+        if query is None:
+            caption = await self._caption(encoded, options.decoding, watch, deadline)  # 3 prefill, 4 decode
+            yield caption
+            with watch.stage("query"):  # 5
+                query = query_from_caption(caption.text, options.query_rule)
+        yield query
+        with watch.stage("search"):  # 6
+            found = await self._find(query, options, encoded.embedding, deadline)
+        with watch.stage("thumbnails"):  # 7
+            seen, degraded = await self._see(found.candidates, deadline)
+        with watch.stage("refine"):  # 8
+            refined = refine(encoded.embedding, query, seen, options.limits, self.synonyms)
+        for result in refined.kept:
+            yield result
+        yield SearchAnswer(
+            caption,
+            query,
+            found,
+            refined,
+            "" if refined.kept else _why_empty(query, found, refined),
+            found.degraded + degraded,
+            watch.milliseconds(),
+        )
+
+    async def _encode(self, data: bytes, watch: Stopwatch, deadline: Deadline) -> EncodedPhoto:
+        with watch.stage("preprocess"):
+            pixels = await self.photos.decode(data)
+        deadline.check("preprocessing")
+        with watch.stage("encode"):
+            return await self.inference.encode(pixels, deadline)
+
+    async def _caption(
+        self, encoded: EncodedPhoto, decoding: DecodingOptions, watch: Stopwatch, deadline: Deadline
+    ) -> Caption:
+        with watch.stage("prefill"):
+            cross_kv = await self.inference.prefill(encoded.hidden_states, deadline)
+        with watch.stage("decode"):
+            return caption_of(await self.captions.decode(cross_kv, decoding, deadline), self.tokenizer)
+
+    async def _find(
+        self, query: str, options: SearchOptions, embedding: npt.NDArray[np.float32], deadline: Deadline
+    ) -> Found:
+        if not query:
+            return Found("", [])
+        return await self.providers.find(query, options.provider, options.max_candidates, deadline, embedding)
+
+    async def _see(
+        self, candidates: Sequence[Candidate], deadline: Deadline
+    ) -> tuple[list[Seen], list[Degradation]]:
+        """Embeddings of all candidates' thumbnails, fetched where the provider does not bring them."""
+        seen = await asyncio.gather(*(self._see_one(candidate, deadline) for candidate in candidates))
+        failed = sum(one.failure is not None for one in seen)
+        if not failed:
+            return list(seen), []
+        reason = f"{failed} of {len(seen)} thumbnails could not be used"
+        return list(seen), [Degradation("thumbnails", reason)]
+
+    async def _see_one(self, candidate: Candidate, deadline: Deadline) -> Seen:
+        if candidate.embedding is not None:
+            return Seen(candidate, candidate.embedding, candidate.thumbnail)
+        thumbnail = candidate.thumbnail
+        try:
+            if thumbnail is None:
+                seconds = min(self.thumbnail_timeout_seconds, deadline.remaining_seconds() - _RESERVE_SECONDS)
+                if seconds <= 0:
+                    return Seen(candidate, None, None, Verdict.DROPPED_UNFETCHABLE)
+                thumbnail = await self.thumbnails.fetch(candidate.thumbnail_url, seconds)
+            embedding = await self._embedding(thumbnail, deadline)
+        except (InvalidPhotoError, PhotoTooLargeError):
+            return Seen(candidate, None, None, Verdict.DROPPED_UNDECODABLE)
+        except ThumbnailError as error:
+            _log.info("thumbnail not fetched: %s", error)
+            return Seen(candidate, None, None, Verdict.DROPPED_UNFETCHABLE)
+        except SearchError as error:
+            # Triton went away or time ran out: the words are still worth an answer.
+            _log.warning("thumbnail not encoded: %s", error)
+            return Seen(candidate, None, None, Verdict.DROPPED_UNFETCHABLE)
+        return Seen(candidate, embedding, thumbnail)
+
+    async def _embedding(self, thumbnail: bytes, deadline: Deadline) -> npt.NDArray[np.float32]:
+        pixels = await self.photos.decode(thumbnail)
+        return (await self.inference.encode(pixels, deadline)).embedding
+
+
+def _why_empty(query: str, found: Found, refined: Refined) -> str:
+    """One sentence for an answer without results."""
+    if not query:
+        return "the caption has no words to search for"
+    if not found.provider:
+        return "no provider answered: see `degraded`"
+    if not found.candidates:
+        return f"{found.provider} has nothing for {query!r}"
+    counts = refined.counts
+    parts = [
+        f"{counts[verdict]} {text}"
+        for verdict, text in (
+            (Verdict.DROPPED_VISUAL, "look too different"),
+            (Verdict.DROPPED_SEMANTIC, "do not agree with the words"),
+            (Verdict.DROPPED_UNFETCHABLE, "have no thumbnail that could be fetched"),
+            (Verdict.DROPPED_UNDECODABLE, "have a broken thumbnail"),
+        )
+        if counts[verdict]
+    ]
+    return f"{found.provider} found {len(found.candidates)} for {query!r}, but {', '.join(parts)}"

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The provider `catalog`: the user's own products, offline. Knows nothing of how they are stored.
+
+SQLite blocks and binds a connection to its thread, so the store lives in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from captioner.query import words_of
+from search_gateway.candidates import Candidate
+from search_gateway.errors import ProviderError, ProviderTimeoutError
+from search_gateway.providers.catalog_store import (
+    CatalogError,
+    CatalogRow,
+    CatalogStore,
+    CatalogTimeoutError,
+)
+
+NAME = "catalog"
+
+# Where words find fewer than this, looks help out: a shop may call the thing by another word.
+FEW_ROWS = 10
+
+
+class CatalogProvider:
+    """Searches one catalogue file; what a build adds meanwhile is found at once."""
+
+    def __init__(self, path: Path, model_fingerprint: str) -> None:
+        """Open the catalogue; blocks for some milliseconds.
+
+        Raises:
+            CatalogError: the file is missing, not a catalogue, or of another model or version.
+        """
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=NAME)
+        self._closed = False
+        try:
+            self._store = self._thread.submit(
+                CatalogStore.open_for_reading, path, model_fingerprint=model_fingerprint
+            ).result()
+        except CatalogError:
+            self._thread.shutdown()
+            raise
+
+    @property
+    def name(self) -> str:
+        return NAME
+
+    async def find(
+        self,
+        query: str,
+        max_candidates: int,
+        timeout_seconds: float,
+        embedding: npt.NDArray[np.float32] | None = None,
+    ) -> list[Candidate]:
+        """Products whose title has the words of the query, best first; none is not an error.
+
+        Where the words find only a few and the photo's embedding is given, those that look most like it follow.
+
+        Raises:
+            ProviderTimeoutError: no answer within `timeout_seconds`.
+            ProviderError: the catalogue cannot be read.
+        """
+        if self._closed:
+            raise ProviderError("the catalogue is closed")
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_seconds
+
+        def search() -> list[CatalogRow]:
+            # The time spent waiting for the thread counts; loop.time() may be read from any thread.
+            rows = self._store.find(words_of(query), max_candidates, deadline - loop.time())
+            enough = min(max_candidates, FEW_ROWS)
+            if embedding is None or len(rows) >= enough:
+                return rows
+            found = {row.id for row in rows}
+            similar = self._store.similar(embedding, enough + len(rows), deadline - loop.time())
+            return [*rows, *(one.row for one in similar if one.row.id not in found)][:enough]
+
+        try:
+            async with asyncio.timeout_at(deadline):
+                rows = await loop.run_in_executor(self._thread, search)
+        except (TimeoutError, CatalogTimeoutError) as error:
+            raise ProviderTimeoutError(f"the catalogue gave no answer within {timeout_seconds:.3g} s") from error
+        except CatalogError as error:
+            raise ProviderError("the catalogue cannot be read") from error
+        return [_candidate(row) for row in rows]
+
+    async def close(self) -> None:
+        """Close the file, after what is being searched; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._store.close)
+        self._thread.shutdown(wait=False)
+
+
+def _candidate(row: CatalogRow) -> Candidate:
+    return Candidate(
+        title=row.title,
+        url=row.url or row.photo.as_uri(),
+        thumbnail_url="",
+        source=NAME,
+        width=row.width,
+        height=row.height,
+        embedding=row.embedding,
+        thumbnail=row.thumbnail,
+    )

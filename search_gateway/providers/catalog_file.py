@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The SQLite file a catalogue is: its tables, whom it belongs to, its transactions and errors.
+
+Knows nothing about searching. An open file belongs to the thread that opened it. One writer and any
+number of readers may have it open; the journal is SQLite's rollback journal, not a WAL, so that a
+reader needs no second file and the finished catalogue can be copied or mounted as the one it is.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+SCHEMA_VERSION = 1
+
+_APPLICATION_ID = 0x43617074  # "Capt" in the file's header: no other SQLite file has it
+_BUILD_COMMAND = "python -m search_gateway catalog build PHOTOS --out FILE"
+
+_READER_WAIT_SECONDS = 10.0
+_WRITER_WAIT_SECONDS = 30.0
+
+_SCHEMA = (
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    # The two blobs stand last: reading the columns before them leaves their pages alone.
+    """CREATE TABLE products (
+        id INTEGER PRIMARY KEY,
+        path TEXT NOT NULL UNIQUE,
+        title TEXT NOT NULL,
+        url TEXT NOT NULL,
+        size_bytes INTEGER NOT NULL,
+        mtime_ns INTEGER NOT NULL,
+        sha256 TEXT NOT NULL,
+        width INTEGER NOT NULL,
+        height INTEGER NOT NULL,
+        embedding BLOB NOT NULL,
+        thumbnail BLOB NOT NULL
+    )""",
+    """CREATE VIRTUAL TABLE titles USING fts5(
+        words, tokenize = 'porter unicode61 remove_diacritics 2'
+    )""",
+)
+
+
+class CatalogError(Exception):
+    """The catalogue cannot be used. One line for whoever runs the gateway: it may name files."""
+
+
+class CatalogOutdatedError(CatalogError):
+    """A sound catalogue, but of another model or another version of this code: build it again."""
+
+
+class CatalogTimeoutError(CatalogError):
+    """No answer within the time given."""
+
+
+class CatalogFile:
+    """An open catalogue file."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+        self._path = path
+
+    @classmethod
+    def open_for_reading(cls, path: Path, *, model_fingerprint: str) -> CatalogFile:
+        """Open a file to read it.
+
+        Raises:
+            CatalogOutdatedError: its embeddings are of another model, or it is of another version.
+            CatalogError: no such file, or not a catalogue.
+        """
+        if not path.is_file():
+            raise CatalogError(f"{path} does not exist: build it with `{_BUILD_COMMAND}`")
+        # Not SQLite's read-only mode: after a build was killed, that one cannot undo the half of a
+        # transaction and refuses the file. Where the file is write-protected, SQLite opens it
+        # read-only by itself.
+        with _opened(path, "rw", _READER_WAIT_SECONDS) as file:
+            file.connection.execute("PRAGMA query_only = ON")
+            if not file._is_catalogue():
+                raise CatalogError(f"{path} is empty: build it with `{_BUILD_COMMAND}`")
+            file._check(model_fingerprint)
+            return file
+
+    @classmethod
+    def open_for_writing(
+        cls, path: Path, *, photos_folder: Path, model_fingerprint: str, model_name: str
+    ) -> CatalogFile:
+        """Open a file to change it; a missing one is made.
+
+        Raises:
+            CatalogOutdatedError: its embeddings are of another model, or it is of another version.
+            CatalogError: the file cannot be written, or is something else than a catalogue.
+        """
+        with _opened(path, "rwc", _WRITER_WAIT_SECONDS) as file:
+            # Room for a whole batch: a transaction that outgrows it locks readers out early.
+            file.connection.execute("PRAGMA cache_size = -32000")  # KiB
+            with file._transaction("IMMEDIATE"):
+                if not file._is_catalogue():
+                    file._create(model_fingerprint, model_name)
+                file._check(model_fingerprint)
+                file.set_meta("photos_folder", str(photos_folder.resolve()))
+            return file
+
+    def close(self) -> None:
+        self.connection.close()
+
+    @property
+    def photos_folder(self) -> Path:
+        """What relative paths of photos are relative to."""
+        return Path(self.meta("photos_folder"))
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """A transaction: all of the block or nothing.
+
+        Raises:
+            CatalogError: the file cannot be written.
+        """
+        with self._translated(), self._transaction("IMMEDIATE"):
+            yield
+
+    @contextmanager
+    def reading(self, timeout_seconds: float = _READER_WAIT_SECONDS) -> Iterator[None]:
+        """One state of the file for all statements of the block, which give up in time.
+
+        Raises:
+            CatalogTimeoutError: the statements took longer than `timeout_seconds`.
+            CatalogError: the file cannot be read.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        wait_ms = max(0, round(timeout_seconds * 1000))
+        with self._translated():
+            self.connection.execute(f"PRAGMA busy_timeout = {wait_ms}")
+            # Asked every 10,000 instructions of SQLite's machine, about once a millisecond.
+            self.connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
+            try:
+                with self._transaction("DEFERRED"):
+                    yield
+            finally:
+                self.connection.set_progress_handler(None, 0)
+
+    def integer(self, statement: str) -> int:
+        """The one number a statement returns."""
+        return int(self.connection.execute(statement).fetchone()[0])
+
+    def meta(self, key: str, default: str = "") -> str:
+        row = self.connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return default if row is None else str(row[0])
+
+    def set_meta(self, key: str, value: str) -> None:
+        self.connection.execute(
+            "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) "
+            "DO UPDATE SET value = excluded.value WHERE value <> excluded.value",
+            (key, value),
+        )
+
+    def _is_catalogue(self) -> bool:
+        """Whether it is a catalogue (True) or still empty (False); all else is refused."""
+        if self.integer("PRAGMA application_id") == _APPLICATION_ID:
+            return True
+        if self.integer("SELECT count(*) FROM sqlite_schema"):
+            raise CatalogError(f"{self._path} is not a catalogue but another SQLite file")
+        return False
+
+    def _create(self, model_fingerprint: str, model_name: str) -> None:
+        self.connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        for statement in _SCHEMA:
+            self.connection.execute(statement)
+        self.set_meta("schema_version", str(SCHEMA_VERSION))
+        self.set_meta("model_fingerprint", model_fingerprint)
+        self.set_meta("model_name", model_name)
+
+    def _check(self, model_fingerprint: str) -> None:
+        version = self.meta("schema_version")
+        if version != str(SCHEMA_VERSION):
+            raise CatalogOutdatedError(
+                f"{self._path} has version {version}, this code reads {SCHEMA_VERSION}: "
+                f"build it again with `{_BUILD_COMMAND}`"
+            )
+        fingerprint = self.meta("model_fingerprint")
+        if fingerprint != model_fingerprint:
+            raise CatalogOutdatedError(
+                f"{self._path} holds embeddings of {self.meta('model_name') or 'another model'} "
+                f"({fingerprint}), not of the model in use ({model_fingerprint}): "
+                f"build it again with `{_BUILD_COMMAND}`"
+            )
+
+    @contextmanager
+    def _transaction(self, kind: str) -> Iterator[None]:
+        self.connection.execute(f"BEGIN {kind}")
+        try:
+            yield
+            self.connection.execute("COMMIT")
+        except BaseException:
+            # SQLite has already rolled back after some errors, such as a full disk.
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        with _translated(self._path):
+            yield
+
+
+@contextmanager
+def _opened(path: Path, mode: str, wait_seconds: float) -> Iterator[CatalogFile]:
+    """A file that stays open unless the block fails."""
+    with _translated(path):
+        uri = f"{path.resolve().as_uri()}?mode={mode}"
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=wait_seconds)
+        try:
+            yield CatalogFile(path, connection)
+        except BaseException:
+            connection.close()
+            raise
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """SQLite's errors become ours."""
+    try:
+        yield
+    except sqlite3.ProgrammingError:
+        raise  # a closed store or the wrong thread: a mistake in the program
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        if code == sqlite3.SQLITE_INTERRUPT:
+            raise CatalogTimeoutError(f"{path} did not answer in time") from error
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise CatalogTimeoutError(f"{path} is locked by another program: try again") from error
+        if code == sqlite3.SQLITE_NOTADB:
+            raise CatalogError(f"{path} is not a catalogue, nor any SQLite file") from error
+        if code == sqlite3.SQLITE_CORRUPT:
+            raise CatalogError(f"{path} is damaged: delete it and build it again") from error
+        raise CatalogError(f"{path} cannot be used: {error}") from error

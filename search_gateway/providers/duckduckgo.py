@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DuckDuckGo's image search, through the library ddgs; the only module that imports it.
+
+What ddgs 9.16 does, and what that means here:
+
+- It blocks, and a blocked thread cannot be stopped. So searches run in threads of their own, two at
+  most; a caller is let go at its deadline and the thread ends by itself, after twice
+  `request_timeout_seconds` at the latest.
+- "Nothing found", "blocked" and "limited" are one exception. No answer is therefore never an empty
+  truth: it is a `ProviderError`.
+- It asks other engines unless told not to, so `backend` is always given.
+- Without a `proxy` argument it takes the variable DDGS_PROXY, and its HTTP client HTTPS_PROXY and
+  its like. Neither can be switched off from here: an operator who sets them means them.
+- Titles and URLs are strangers' text, types included: all is checked before it is a candidate's.
+- It reads an answer of any size, and follows DuckDuckGo's redirects anywhere: it trusts DuckDuckGo
+  itself, whose certificate is checked, and so must we.
+
+Knows nothing about photos, captions, caches and retries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import time
+import unicodedata
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import numpy.typing as npt
+import primp
+from ddgs import DDGS
+from ddgs.exceptions import DDGSException, TimeoutException
+
+from search_gateway.candidates import Candidate
+from search_gateway.errors import ConfigError, ProviderError, ProviderTimeoutError
+
+MAX_THREADS = 2
+
+_SAFE_SEARCH = ("on", "moderate", "off")
+_PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
+
+_MAX_TITLE_CHARACTERS = 300
+_MAX_SOURCE_CHARACTERS = 100
+_MAX_URL_CHARACTERS = 2048
+_MAX_SIDE_DIGITS = 6  # pixels of a picture's side
+
+# Strangers send strings of any length; what is cut anyway need not be normalised first.
+_MAX_RAW_CHARACTERS = 10_000
+
+
+class DuckDuckGoProvider:
+    """A `Provider`. Lives in one event loop.
+
+    Args:
+        proxy: URL of an HTTP or SOCKS5 proxy; see the module's notes on the environment.
+        verify: whether to check DuckDuckGo's certificate, or the path of a PEM file with the
+            authorities to trust.
+        region: country and language, as "us-en".
+        safesearch: "on", "moderate" or "off".
+        min_interval_seconds: between the starts of two searches.
+        request_timeout_seconds: for each of the two requests that make a search.
+
+    Raises:
+        ConfigError: naming every wrong argument.
+    """
+
+    name = "duckduckgo"
+
+    def __init__(
+        self,
+        *,
+        proxy: str | None = None,
+        verify: bool | str = True,
+        region: str = "us-en",
+        safesearch: str = "moderate",
+        min_interval_seconds: float = 1.0,
+        request_timeout_seconds: float = 5.0,
+    ) -> None:
+        problems = [
+            *_proxy_problems(proxy),
+            *_verify_problems(verify),
+            *_region_problems(region),
+        ]
+        if safesearch not in _SAFE_SEARCH:
+            problems.append(f"safesearch is {safesearch!r}; it must be on, moderate or off")
+        if not 0 <= min_interval_seconds < math.inf:
+            problems.append(f"min_interval_seconds is {min_interval_seconds}; it must be 0 or more")
+        if not 0 < request_timeout_seconds < math.inf:
+            problems.append(f"request_timeout_seconds is {request_timeout_seconds}; it must be more than 0")
+        if problems:
+            raise ConfigError("\n".join(problems))
+        self._proxy = proxy
+        self._verify = verify
+        self._region = region
+        self._safesearch = safesearch
+        self._min_interval_seconds = min_interval_seconds
+        self._request_timeout_seconds = request_timeout_seconds
+        self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="duckduckgo")
+        self._searches: list[_Search] = []  # that may still occupy a thread
+        self._turn = asyncio.Lock()  # held by the search that starts next
+        self._next_start = -math.inf  # time.monotonic()
+        self._closed = False
+
+    async def find(
+        self,
+        query: str,
+        max_candidates: int,
+        timeout_seconds: float,
+        embedding: npt.NDArray[np.float32] | None = None,
+    ) -> list[Candidate]:
+        """Pictures for a query, best first; the best of at most about 100. Words only: `embedding` is not used.
+
+        Raises:
+            ProviderTimeoutError: no answer within `timeout_seconds`.
+            ProviderError: DuckDuckGo cannot be reached, its answer cannot be read, or it gave none.
+        """
+        if not query.strip() or max_candidates < 1:
+            return []
+        if timeout_seconds <= 0:
+            raise ProviderTimeoutError("no time is left to ask DuckDuckGo")
+        deadline = time.monotonic() + timeout_seconds
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                search = await self._start(query, deadline)
+                rows = await search.answer
+        except TimeoutError:
+            raise ProviderTimeoutError(f"DuckDuckGo gave no answer within {timeout_seconds:.3g} s") from None
+        return candidates_from(rows, max_candidates)
+
+    async def close(self) -> None:
+        """Refuse new searches. Threads end with the requests they are in."""
+        self._closed = True
+        self._threads.shutdown(wait=False)
+
+    async def _start(self, query: str, deadline: float) -> _Search:
+        """Wait for a thread and for our turn, then start a search."""
+        async with self._turn:
+            await self._wait_for_thread()
+            now = time.monotonic()
+            if self._next_start >= deadline:
+                raise ProviderTimeoutError(
+                    "DuckDuckGo is asked at most once every "
+                    f"{self._min_interval_seconds:g} s, and this search's turn comes too late"
+                )
+            if self._next_start > now:
+                await asyncio.sleep(self._next_start - now)
+            if self._closed:
+                raise ProviderError("the gateway is stopping and asks DuckDuckGo no more")
+            now = time.monotonic()
+            self._next_start = now + self._min_interval_seconds
+            # ddgs takes whole seconds; the deadline proper is kept by `find`.
+            seconds = max(1, math.ceil(min(self._request_timeout_seconds, deadline - now)))
+            job = self._threads.submit(self._ask, query, seconds)
+            search = _Search(job, asyncio.wrap_future(job))
+            self._searches.append(search)
+            return search
+
+    async def _wait_for_thread(self) -> None:
+        while True:
+            self._searches = [search for search in self._searches if not search.job.done()]
+            if len(self._searches) < MAX_THREADS:
+                return
+            waited_for = [search.answer for search in self._searches if not search.is_given_up]
+            if not waited_for:
+                raise ProviderError(
+                    f"all {MAX_THREADS} searches that DuckDuckGo is asked at once are stuck: "
+                    "try again later or use another provider"
+                )
+            # Ends also when a search is given up by its caller: then there may be none to wait for.
+            await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
+
+    def _ask(self, query: str, request_timeout_seconds: int) -> object:
+        """Ask DuckDuckGo; runs in a thread.
+
+        Raises:
+            ProviderTimeoutError, ProviderError: as `find`.
+        """
+        # A client for each search: it costs a few milliseconds and one handshake, and carries no
+        # cookies from one caller's query to the next.
+        try:
+            client = DDGS(proxy=self._proxy, timeout=request_timeout_seconds, verify=self._verify)
+            # All rows of the answer, which has one page: some will be dropped.
+            return client.images(
+                query,
+                region=self._region,
+                safesearch=self._safesearch,
+                backend="duckduckgo",
+                max_results=None,
+            )
+        except BaseException as error:
+            # Anything: ddgs leaves wrong types in the answer to Python (TypeError, AttributeError),
+            # and a panic in its HTTP client, which is Rust, is no Exception: it would end the loop.
+            raise _translated(error, request_timeout_seconds) from error
+
+
+@dataclass(frozen=True)
+class _Search:
+    job: Future[object]
+    answer: asyncio.Future[object]
+
+    @property
+    def is_given_up(self) -> bool:
+        """Nobody waits for it any more: a deadline passed, or its caller was cancelled."""
+        return self.answer.cancelled()
+
+
+def _translated(error: BaseException, request_timeout_seconds: int) -> ProviderError:
+    """What went wrong, told by types: ddgs hands on the engine's exception as its own argument."""
+    if isinstance(error, TimeoutException):
+        return ProviderTimeoutError(f"DuckDuckGo gave no answer within {request_timeout_seconds} s")
+    inner = error.args[0] if error.args else None
+    if isinstance(error, primp.PrimpError) or (
+        isinstance(inner, DDGSException) and isinstance(inner.__cause__, primp.PrimpError)
+    ):
+        return ProviderError(
+            "DuckDuckGo cannot be reached: check the network, the proxy and the certificates or use another provider"
+        )
+    if not isinstance(error, DDGSException) or (isinstance(inner, Exception) and not isinstance(inner, DDGSException)):
+        return ProviderError("DuckDuckGo's answer cannot be read: use another provider")
+    return ProviderError(
+        "DuckDuckGo gave no results; it answers the same way when it blocks or limits a caller: "
+        "try again later or use another provider"
+    )
+
+
+def candidates_from(rows: object, max_candidates: int) -> list[Candidate]:
+    """The usable rows of an answer, in order, each thumbnail once.
+
+    Raises:
+        ProviderError: not a list, or a list without one usable row.
+    """
+    if not isinstance(rows, list):
+        raise ProviderError("DuckDuckGo's answer cannot be read: use another provider")
+    candidates: dict[str, Candidate] = {}
+    for row in rows:
+        if len(candidates) >= max_candidates:
+            break
+        candidate = _candidate_from(row)
+        if candidate is not None:
+            candidates.setdefault(candidate.thumbnail_url, candidate)
+    if not candidates:
+        raise ProviderError(f"DuckDuckGo's answer has {len(rows)} entries and none can be used: use another provider")
+    return list(candidates.values())
+
+
+def _candidate_from(row: object) -> Candidate | None:
+    """None where there is no title, no thumbnail or nothing to link to."""
+    if not isinstance(row, dict):
+        return None
+    title = _text(row.get("title"), _MAX_TITLE_CHARACTERS)
+    thumbnail_url = _url(row.get("thumbnail"), ("https",))
+    image_url = _url(row.get("image"), ("http", "https"))
+    url = _url(row.get("url"), ("http", "https")) or image_url
+    if not title or not thumbnail_url or not url:
+        return None
+    return Candidate(
+        title=title,
+        url=url,
+        thumbnail_url=thumbnail_url,
+        source=_text(row.get("source"), _MAX_SOURCE_CHARACTERS),
+        image_url=image_url,
+        width=_side(row.get("width")),
+        height=_side(row.get("height")),
+    )
+
+
+def _text(value: Any, max_characters: int) -> str:
+    """One line without control and formatting characters; empty where it is no text."""
+    if not isinstance(value, str):
+        return ""
+    spaced = " ".join(value[:_MAX_RAW_CHARACTERS].split())
+    # Category C: control, formatting (text direction among them), surrogates, unassigned.
+    kept = "".join(char for char in spaced if not unicodedata.category(char).startswith("C"))
+    return " ".join(kept[:max_characters].split())
+
+
+def _url(value: Any, schemes: tuple[str, ...]) -> str:
+    """The URL, or empty where it is not one that a page may safely link to."""
+    if not isinstance(value, str) or not 0 < len(value) <= _MAX_URL_CHARACTERS:
+        return ""
+    # urlsplit drops tabs and line ends in silence, so look before.
+    if any(char.isspace() or unicodedata.category(char).startswith("C") for char in value):
+        return ""
+    if any(char in '<>"\\`' for char in value):
+        return ""
+    try:
+        parts = urlsplit(value)
+        has_host = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return ""
+    # A user's name in a URL serves to make one host look like another.
+    if parts.scheme not in schemes or not has_host or "@" in parts.netloc:
+        return ""
+    return value
+
+
+def _side(value: Any) -> int:
+    """Pixels of a side; 0 where unknown."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value if 0 < value < 10**_MAX_SIDE_DIGITS else 0
+    if isinstance(value, str) and re.fullmatch(rf"[0-9]{{1,{_MAX_SIDE_DIGITS}}}", value):
+        return int(value)
+    return 0
+
+
+def _proxy_problems(proxy: str | None) -> list[str]:
+    if proxy is None:
+        return []
+    try:
+        parts = urlsplit(proxy)
+        good = parts.scheme in _PROXY_SCHEMES and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    # Not shown: a proxy's URL may hold a password.
+    return [] if good else ["proxy must be a URL such as http://host:3128 or socks5h://host:1080"]
+
+
+def _verify_problems(verify: bool | str) -> list[str]:
+    if isinstance(verify, bool) or Path(verify).is_file():
+        return []
+    return [f"verify is {verify!r}; it must be true, false or the path of a PEM file"]
+
+
+def _region_problems(region: str) -> list[str]:
+    if re.fullmatch(r"[a-z]{2}-[a-z]{2,4}", region):
+        return []
+    return [f"region is {region!r}; it must be a country and a language such as us-en"]

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`captrieve.v1.SearchService`: protobuf on the outside, the pipeline inside. Errors are raised, never built here."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import grpc
+
+from captioner.model_contract import ModelContract
+from search_api import search_pb2, search_pb2_grpc
+from search_gateway.captions import Caption
+from search_gateway.deadline import Deadline
+from search_gateway.errors import OverloadedError
+from search_gateway.gateway_config import GatewayConfig
+from search_gateway.pipeline import CaptionAnswer, Pipeline, SearchAnswer
+from search_gateway.refinement import Judged, Verdict
+from search_gateway.request_validation import decoding_options, query_rule, search_options
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+# An answer must not grow with what strangers' servers send as thumbnails.
+_MAX_THUMBNAIL_BYTES = 256 * 1024
+
+# For the answer's way back, so that it arrives before the caller gives up.
+_ANSWER_SECONDS = 0.05
+
+_VERDICTS = {verdict: search_pb2.Verdict.Value(f"VERDICT_{verdict.name}") for verdict in Verdict}
+
+
+class SearchService(search_pb2_grpc.SearchServiceServicer):
+    def __init__(self, pipeline: Pipeline, config: GatewayConfig):
+        self._pipeline = pipeline
+        self._config = config
+        self._in_flight = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Requests being worked on."""
+        return self._in_flight
+
+    async def Search(self, request: search_pb2.SearchRequest, context: Context) -> search_pb2.SearchResponse:
+        answer: SearchAnswer | None = None
+        async for event in self._events(request, context):
+            if isinstance(event, SearchAnswer):
+                answer = event
+        assert answer is not None, "the pipeline ends with the whole answer"
+        return _search_response(answer, self._model, explain=request.explain, with_results=True)
+
+    async def StreamSearch(
+        self, request: search_pb2.SearchRequest, context: Context
+    ) -> AsyncIterator[search_pb2.SearchEvent]:
+        async for event in self._events(request, context):
+            match event:
+                case Caption():
+                    yield search_pb2.SearchEvent(caption=_caption_message(event))
+                case str():
+                    yield search_pb2.SearchEvent(query=event)
+                case Judged():
+                    yield search_pb2.SearchEvent(result=_result_message(event))
+                case SearchAnswer():
+                    summary = _search_response(event, self._model, explain=request.explain, with_results=False)
+                    yield search_pb2.SearchEvent(summary=summary)
+
+    async def Caption(self, request: search_pb2.CaptionRequest, context: Context) -> search_pb2.CaptionResponse:
+        with self._admitted():
+            decoding = decoding_options(request.decoding, self._contract)
+            rule = query_rule(request.query_rule)
+            answer = await self._pipeline.caption(request.photo, decoding, rule, self._deadline(context))
+        return _caption_response(answer, self._model)
+
+    async def _events(
+        self, request: search_pb2.SearchRequest, context: Context
+    ) -> AsyncIterator[Caption | str | Judged | SearchAnswer]:
+        with self._admitted():
+            options = search_options(request, self._contract, self._config)
+            async for event in self._pipeline.search(request.photo, options, self._deadline(context)):
+                yield event
+
+    @property
+    def _contract(self) -> ModelContract:
+        return self._pipeline.contract
+
+    @property
+    def _model(self) -> str:
+        return self._pipeline.contract.model
+
+    def _deadline(self, context: Context) -> Deadline:
+        remaining = context.time_remaining()  # None where the caller set none
+        seconds = self._config.max_deadline_seconds
+        return Deadline(seconds if remaining is None else min(seconds, remaining) - _ANSWER_SECONDS)
+
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
+        if self._in_flight >= self._config.max_in_flight:
+            raise OverloadedError(
+                f"the server works on {self._in_flight} requests, its limit: try again shortly",
+                retry_after_seconds=0.5,
+            )
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+
+def _caption_response(answer: CaptionAnswer, model: str) -> search_pb2.CaptionResponse:
+    return search_pb2.CaptionResponse(
+        caption=_caption_message(answer.caption),
+        query=answer.query,
+        timings=_timings(answer.timings_ms),
+        model=model,
+    )
+
+
+def _search_response(
+    answer: SearchAnswer, model: str, *, explain: bool, with_results: bool
+) -> search_pb2.SearchResponse:
+    refined = answer.refined
+    response = search_pb2.SearchResponse(
+        query=answer.query,
+        provider=answer.found.provider,
+        results=_results(refined.kept if with_results else ()),
+        counts=_counts(answer),
+        empty_reason=answer.empty_reason,
+        timings=_timings(answer.timings_ms),
+        degraded=[search_pb2.Degradation(part=one.part, reason=one.reason) for one in answer.degraded],
+        dropped=_results(refined.dropped if explain else ()),
+        model=model,
+    )
+    if answer.caption is not None:
+        response.caption.CopyFrom(_caption_message(answer.caption))
+    if not refined.kept and refined.dropped:
+        response.nearest_miss.CopyFrom(_result_message(refined.dropped[0]))
+    return response
+
+
+def _counts(answer: SearchAnswer) -> search_pb2.Counts:
+    counts = answer.refined.counts
+    found = len(answer.found.candidates)
+    return search_pb2.Counts(
+        found=found,
+        fetched=found - counts[Verdict.DROPPED_UNFETCHABLE],
+        unfetchable=counts[Verdict.DROPPED_UNFETCHABLE],
+        undecodable=counts[Verdict.DROPPED_UNDECODABLE],
+        dropped_visual=counts[Verdict.DROPPED_VISUAL],
+        dropped_semantic=counts[Verdict.DROPPED_SEMANTIC],
+        over_limit=counts[Verdict.DROPPED_OVER_LIMIT],
+        kept=counts[Verdict.KEPT],
+    )
+
+
+def _caption_message(caption: Caption) -> search_pb2.Caption:
+    return search_pb2.Caption(
+        text=caption.text,
+        words=[
+            search_pb2.Word(
+                text=word.text,
+                probability=word.probability,
+                alternatives=[
+                    search_pb2.WordAlternative(text=other.text, probability=other.probability)
+                    for other in word.alternatives
+                ],
+            )
+            for word in caption.words
+        ],
+        log_probability=caption.log_probability,
+        complete=caption.complete,
+        alternatives=[
+            search_pb2.AlternativeCaption(text=text, log_probability=log_probability)
+            for text, log_probability in caption.alternatives
+        ],
+    )
+
+
+def _results(judged: Sequence[Judged]) -> Iterable[search_pb2.Result]:
+    return [_result_message(one) for one in judged]
+
+
+def _result_message(judged: Judged) -> search_pb2.Result:
+    candidate = judged.candidate
+    thumbnail = judged.thumbnail or b""
+    return search_pb2.Result(
+        title=candidate.title,
+        url=candidate.url,
+        image_url=candidate.image_url,
+        thumbnail_url=candidate.thumbnail_url,
+        source=candidate.source,
+        width=candidate.width,
+        height=candidate.height,
+        visual_score=judged.visual_score,
+        semantic_score=judged.semantic_score,
+        score=judged.score,
+        verdict=_VERDICTS[judged.verdict],
+        reason=judged.reason,
+        thumbnail=thumbnail if len(thumbnail) <= _MAX_THUMBNAIL_BYTES else b"",
+    )
+
+
+def _timings(milliseconds: Mapping[str, float]) -> Iterable[search_pb2.StageTime]:
+    return [search_pb2.StageTime(stage=stage, milliseconds=value) for stage, value in milliseconds.items()]

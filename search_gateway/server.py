@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts the gateway together, runs it and takes it apart: Triton, pipeline, services, health, shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Callable
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from captioner.caption_tokenizer import CaptionTokenizer
+from captioner.model_contract import ModelContract
+from captioner.preprocessing import ImageLimits
+from search_api import search_pb2, search_pb2_grpc
+from search_gateway.candidates import Provider
+from search_gateway.caption_scheduler import CaptionScheduler
+from search_gateway.embedded_triton import EmbeddedTriton, TritonStartError
+from search_gateway.error_interceptor import ErrorInterceptor
+from search_gateway.errors import ConfigError, InferenceError
+from search_gateway.gateway_config import GatewayConfig
+from search_gateway.photo_decoder import PhotoDecoder
+from search_gateway.pipeline import Pipeline
+from search_gateway.provider_chain import ProviderChain
+from search_gateway.providers.catalog import CatalogProvider
+from search_gateway.providers.catalog_store import CatalogError
+from search_gateway.providers.duckduckgo import DuckDuckGoProvider
+from search_gateway.search_service import SearchService
+from search_gateway.thumbnails import ThumbnailFetcher
+from search_gateway.triton_inference import TritonInference
+
+_log = logging.getLogger(__name__)
+
+SERVICE = search_pb2.DESCRIPTOR.services_by_name["SearchService"].full_name
+
+_HEALTH_INTERVAL_SECONDS = 0.5
+_RESTART_BACKOFF_SECONDS = (0.0, 1.0, 5.0, 15.0, 60.0)
+
+
+class StartError(RuntimeError):
+    """The gateway cannot start; one line fit for the terminal."""
+
+
+def model_fingerprint(contract: ModelContract) -> str:
+    """What must be equal for stored embeddings to be comparable."""
+    return f"{contract.model}/{contract.hidden_size}/{contract.image_height}x{contract.image_width}/{contract.fit}"
+
+
+class Gateway:
+    """One gateway: `async with Gateway(config) as gateway: await gateway.wait()`.
+
+    Args:
+        thumbnails: how thumbnails are fetched; tests put a fetcher here that may reach their own server.
+    """
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        *,
+        providers: list[Provider] | None = None,
+        thumbnails: Callable[[], ThumbnailFetcher] = ThumbnailFetcher,
+    ):
+        self._config = config
+        self._extra_providers = providers
+        self._make_thumbnails = thumbnails
+        self._closing = contextlib.AsyncExitStack()
+        self._stopped = asyncio.Event()
+        self.triton: EmbeddedTriton | None = None
+        self.address = ""  # HOST:PORT it listens on
+
+    async def __aenter__(self) -> Gateway:
+        try:
+            await self._start()
+        except BaseException:
+            await self._closing.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._closing.aclose()
+
+    async def wait(self) -> None:
+        """Return when `stop` was called."""
+        await self._stopped.wait()
+
+    def stop(self) -> None:
+        """Ask the gateway to finish what is in flight and end; safe as a signal handler."""
+        self._stopped.set()
+
+    async def _start(self) -> None:
+        config = self._config
+        contract = ModelContract.load(config.model_repository)
+        tokenizer = CaptionTokenizer(config.model_repository)
+        server = self._make_server()
+        # Bound before Triton starts: a taken port is told at once, and found ports cannot take ours.
+        port = self._bind(server)
+        inference = await self._start_inference(contract)
+        providers = ProviderChain(
+            self._extra_providers if self._extra_providers is not None else self._make_providers(contract),
+            config.provider_timeout_seconds,
+        )
+        self._closing.push_async_callback(providers.close)
+        thumbnails = self._make_thumbnails()
+        self._closing.push_async_callback(thumbnails.close)
+        photos = PhotoDecoder(
+            contract, ImageLimits(max_bytes=config.max_photo_bytes, max_pixels=config.max_photo_pixels)
+        )
+        self._closing.callback(photos.close)
+        pipeline = Pipeline(
+            contract=contract,
+            tokenizer=tokenizer,
+            photos=photos,
+            inference=inference,
+            captions=CaptionScheduler(
+                inference, bos_token_id=contract.bos_token_id, eos_token_id=contract.eos_token_id
+            ),
+            providers=providers,
+            thumbnails=thumbnails,
+            thumbnail_timeout_seconds=config.thumbnail_timeout_seconds,
+        )
+        search_pb2_grpc.add_SearchServiceServicer_to_server(SearchService(pipeline, config), server)
+        status = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(status, server)
+        if config.reflection:
+            names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, server)
+        await _set_health(status, is_serving=True)
+        await server.start()
+        self.address = f"{config.listen_address.rpartition(':')[0]}:{port}"
+        monitor = asyncio.create_task(self._watch_triton(inference, status))
+
+        async def drain() -> None:
+            # First say that no more is wanted, then finish what came before.
+            monitor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await monitor
+            await status.enter_graceful_shutdown()
+            await server.stop(config.drain_seconds)
+
+        self._closing.push_async_callback(drain)
+        _log.info("ready on %s: model %s, providers %s", self.address, contract.model, ", ".join(providers.names))
+
+    def _make_server(self) -> grpc.aio.Server:
+        return grpc.aio.server(
+            interceptors=[ErrorInterceptor()],
+            options=[
+                ("grpc.so_reuseport", 0),  # or a second gateway would silently share the port
+                # Room above the photo's limit, so that a photo somewhat over it gets our own answer with both numbers.
+                ("grpc.max_receive_message_length", 2 * self._config.max_photo_bytes + 2**20),
+                # Photos do not compress, and a compressed message may be a bomb: identity only.
+                ("grpc.compression_enabled_algorithms_bitset", 1),
+                ("grpc.max_concurrent_streams", 1000),
+            ],
+        )
+
+    def _bind(self, server: grpc.aio.Server) -> int:
+        address = self._config.listen_address
+        try:
+            return server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise StartError(
+                f"cannot listen on {address}: is a gateway running there? Stop it with `make down`, "
+                "or set CAPTRIEVE_LISTEN_ADDRESS"
+            ) from error
+
+    async def _start_inference(self, contract: ModelContract) -> TritonInference:
+        config = self._config
+        address = config.triton_address
+        if not address:
+            self.triton = EmbeddedTriton(config.model_repository, log_file=config.triton_log)
+            self._closing.push_async_callback(asyncio.to_thread, self.triton.stop)
+            await asyncio.to_thread(self.triton.start)
+            address = self.triton.grpc_address
+        inference = TritonInference(address, contract)
+        self._closing.push_async_callback(inference.close)
+        try:
+            await inference.check_contract()
+        except InferenceError as error:
+            raise StartError(f"Triton at {address} cannot be used: {error}") from error
+        return inference
+
+    def _make_providers(self, contract: ModelContract) -> list[Provider]:
+        config = self._config
+        providers: list[Provider] = []
+        for name in config.providers:
+            if name == "duckduckgo":
+                providers.append(
+                    DuckDuckGoProvider(
+                        proxy=config.duckduckgo_proxy,
+                        verify=config.duckduckgo_ca_file or True,
+                        region=config.duckduckgo_region,
+                        safesearch=config.duckduckgo_safesearch,
+                    )
+                )
+            elif config.catalog is not None:
+                try:
+                    providers.append(CatalogProvider(config.catalog, model_fingerprint=model_fingerprint(contract)))
+                except CatalogError as error:
+                    raise ConfigError(f"CAPTRIEVE_CATALOG: {error}") from error
+        if not providers:
+            raise ConfigError("no provider is left: set CAPTRIEVE_CATALOG, or add duckduckgo to CAPTRIEVE_PROVIDERS")
+        return providers
+
+    async def _watch_triton(self, inference: TritonInference, status: health.aio.HealthServicer) -> None:
+        """Keep health as Triton is, and start the embedded one again where it died."""
+        failures = 0
+        while True:
+            await asyncio.sleep(_HEALTH_INTERVAL_SECONDS)
+            try:
+                if self.triton is not None and not self.triton.is_running():
+                    await _set_health(status, is_serving=False)
+                    pause = _RESTART_BACKOFF_SECONDS[min(failures, len(_RESTART_BACKOFF_SECONDS) - 1)]
+                    failures += 1
+                    _log.error("the embedded Triton died: starting it again in %.0f s", pause)
+                    await asyncio.sleep(pause)
+                    await asyncio.to_thread(self.triton.stop)
+                    await asyncio.to_thread(self.triton.start)
+                    await inference.reconnect(self.triton.grpc_address)
+                is_serving = await inference.is_ready()
+                failures = 0 if is_serving else failures
+                await _set_health(status, is_serving=is_serving)
+            except TritonStartError as error:
+                _log.error("the embedded Triton did not start: %s", error)
+            except Exception:
+                # Without this task health would stay as it is for ever, whatever Triton does.
+                _log.exception("watching Triton failed; it goes on")
+
+
+async def _set_health(status: health.aio.HealthServicer, *, is_serving: bool) -> None:
+    value = health_pb2.HealthCheckResponse.SERVING if is_serving else health_pb2.HealthCheckResponse.NOT_SERVING
+    for name in ("", SERVICE):
+        # A Watch client that does not read can hold up set(); it must not hold up the others.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await status.set(name, value)
+
+
+async def serve(config: GatewayConfig) -> None:
+    """Run until SIGTERM or SIGINT; then finish what is in flight.
+
+    Raises:
+        ConfigError, ContractError, StartError, TritonStartError: it cannot start.
+    """
+    gateway = Gateway(config)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, gateway.stop)
+    starting = asyncio.ensure_future(gateway.__aenter__())
+    stopping = asyncio.ensure_future(gateway.wait())
+    # A signal that comes while Triton still starts ends the start.
+    await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await starting
+        return
+    await starting
+    try:
+        await stopping
+        _log.info("stopping: finishing what is in flight")
+    finally:
+        await gateway.__aexit__()

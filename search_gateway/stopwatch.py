@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long each stage of a request took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Stopwatch:
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._stages: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a block, whether it ends well or not."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._stages[name] = self._stages.get(name, 0.0) + 1000 * (time.perf_counter() - started)
+
+    def milliseconds(self) -> dict[str, float]:
+        """Every stage in the order it was first entered, then the total since the stopwatch was made."""
+        return {**self._stages, "total": 1000 * (time.perf_counter() - self._started)}

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs one command until its owner lets go, then leaves nothing of it behind.
+
+A program of its own, because only another process survives the owner's kill -9. It owns the process
+group of the command, its shared memory and its folder, and knows nothing about Triton or gRPC.
+Standard library only, so that `python -I -S` starts it in some 20 ms.
+
+Protocol: the first line on stdout is the command's pid. On stdin one byte asks for a graceful stop;
+the end of stdin means that the owner is gone. The exit status is the command's.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import os
+import select
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+_POLL_SECONDS = 0.1
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+def remove_leftovers(workspace: Path, shm_prefix: str) -> None:
+    """Delete the folder and the shared memory regions that only the ended command used."""
+    shutil.rmtree(workspace, ignore_errors=True)
+    if shm_prefix and _SHARED_MEMORY.is_dir():  # an empty prefix would be everybody's memory
+        for region in _SHARED_MEMORY.iterdir():
+            if region.name.startswith(shm_prefix):
+                region.unlink(missing_ok=True)
+
+
+class _Command:
+    """The command, and every process it started: they share its process group."""
+
+    def __init__(self, arguments: list[str], prctl: Callable[[int, int], int]) -> None:
+        self.pid = os.fork()
+        if self.pid == 0:
+            _become(arguments, prctl)
+        self.exit_code: int | None = None
+
+    def is_running(self) -> bool:
+        """Collect ended processes, adopted ones too, and tell whether the command itself lives."""
+        while self.exit_code is None and self._reap(os.WNOHANG):
+            pass
+        return self.exit_code is None
+
+    def terminate(self, grace_seconds: float) -> None:
+        os.kill(self.pid, signal.SIGTERM)
+        deadline = time.monotonic() + grace_seconds
+        while self.is_running() and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS / 4)
+
+    def kill_group(self) -> None:
+        """End what is left, and return only when the kernel has taken every process away."""
+        with contextlib.suppress(ProcessLookupError):  # nothing left: normal after a graceful stop
+            os.killpg(self.pid, signal.SIGKILL)
+        # As subreaper we inherit the orphans, so no more children means that all are gone.
+        while self._reap(0):
+            pass
+
+    def _reap(self, options: int) -> bool:
+        try:
+            pid, status = os.waitpid(-1, options)
+        except ChildProcessError:
+            return False
+        if pid == self.pid:
+            self.exit_code = os.waitstatus_to_exitcode(status)
+        return pid != 0
+
+
+def _become(arguments: list[str], prctl: Callable[[int, int], int]) -> None:
+    """In the forked child: turn into the command. Never returns."""
+    try:
+        os.setpgid(0, 0)
+        # Should this supervisor be killed itself, the command must not outlive it. The signal comes
+        # when the forking thread ends; here that is the only thread.
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        # Python ignores SIGPIPE, and exec would pass that on.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(2, 1)
+        os.execv(arguments[0], arguments)
+    except OSError as error:
+        os.write(2, f"error: cannot run {arguments[0]}: {error.strerror}\n".encode())
+    finally:
+        os._exit(127)
+
+
+def _parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--owner-pid", type=int, required=True, help="process that started this")
+    parser.add_argument("--grace-seconds", type=float, required=True, help="SIGTERM to SIGKILL")
+    parser.add_argument("--workspace", type=Path, required=True, help="folder removed at the end")
+    parser.add_argument("--shm-prefix", required=True, help="/dev/shm files removed at the end")
+    parser.add_argument("command", nargs="+")
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = _parse_args()
+    is_stop_asked = False
+
+    def ask_to_stop(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal is_stop_asked
+        is_stop_asked = True
+
+    signal.signal(signal.SIGTERM, ask_to_stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    prctl = ctypes.CDLL(None).prctl
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    command = _Command(options.command, prctl)
+    os.write(1, f"{command.pid}\n".encode())
+
+    while command.is_running():
+        # stdin alone would do, had the owner never forked: a fork holds the pipe open as well.
+        is_owner_gone = os.getppid() != options.owner_pid
+        if select.select([0], [], [], 0 if is_owner_gone or is_stop_asked else _POLL_SECONDS)[0]:
+            is_stop_asked = os.read(0, 1) != b""
+            is_owner_gone = not is_stop_asked
+        if is_owner_gone:
+            break  # nobody waits for answers any more: no grace
+        if is_stop_asked:
+            command.terminate(options.grace_seconds)
+            break
+    command.kill_group()
+    remove_leftovers(options.workspace, options.shm_prefix)
+    code = command.exit_code
+    return 1 if code is None else code if code >= 0 else 128 - code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What many tests share: one real Triton with the models of the repository, and gateways in front of it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import io
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from demo.draw_samples import draw_sample
+
+ROOT = Path(__file__).parent.parent
+MODELS = ROOT / "model_repository"
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+def jpeg(garment: str, colour: str, seed: int | None = None) -> bytes:
+    """A drawing of ours as an image file; with a seed, one that nobody has seen."""
+    rng = None if seed is None else np.random.default_rng(seed)
+    file = io.BytesIO()
+    draw_sample(garment, colour, rng).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def photo() -> bytes:
+    """A red handbag, drawn as no training sample was."""
+    return jpeg("Handbag", "Red", seed=99)
+
+
+@pytest.fixture(scope="session")
+def triton_address() -> Iterator[str]:
+    """HOST:PORT of an embedded Triton that serves the repository's own models to all tests that only ask."""
+    if importlib.util.find_spec("pytriton") is None:
+        pytest.skip("THE REAL TRITON IS NOT TESTED: install the gateway extra (nvidia-pytriton)")
+    if not (MODELS / "gpt2_step" / "1" / "model.onnx").is_file():
+        pytest.skip("THE REAL TRITON IS NOT TESTED: model_repository has no models, run export.install_models")
+    from search_gateway.embedded_triton import EmbeddedTriton
+
+    with EmbeddedTriton(MODELS) as triton:
+        yield triton.grpc_address
+
+
+class GatewayThread:
+    """A gateway on its own event loop in its own thread, as callers meet it: through a port."""
+
+    def __init__(self, make: Callable[[], Any]):
+        self._make = make
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._started = threading.Event()
+        self._problem: BaseException | None = None
+        self.gateway: Any = None
+
+    def start(self) -> str:
+        """Returns HOST:PORT; raises what kept the gateway from starting."""
+        self._thread.start()
+        self._started.wait(150)
+        if self._problem is not None:
+            raise self._problem
+        return str(self.gateway.address)
+
+    def stop(self) -> None:
+        """As SIGTERM does; returns when everything is down."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self.gateway.stop)
+            self._thread.join(60)
+            assert not self._thread.is_alive(), "the gateway did not stop within a minute"
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._live())
+        except BaseException as problem:
+            self._problem = problem
+            self._started.set()
+        finally:
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.run_until_complete(self._loop.shutdown_default_executor())
+            self._loop.close()
+
+    async def _live(self) -> None:
+        self.gateway = self._make()
+        async with self.gateway:
+            self._started.set()
+            await self.gateway.wait()
+
+
+@pytest.fixture
+def start_gateway(triton_address: str) -> Iterator[Callable[..., str]]:
+    """Starts gateways before the shared Triton; returns HOST:PORT. Keyword arguments are settings of `GatewayConfig`."""
+    from search_gateway.gateway_config import GatewayConfig
+    from search_gateway.server import Gateway
+
+    running: list[GatewayThread] = []
+
+    def start(*, providers: list[Any] | None = None, thumbnails: Callable[[], Any] | None = None, **settings: Any) -> str:
+        settings = {
+            "listen_address": "127.0.0.1:0",
+            "triton_address": triton_address,
+            "model_repository": MODELS,
+            **settings,
+        }
+        extra = {} if thumbnails is None else {"thumbnails": thumbnails}
+        thread = GatewayThread(lambda: Gateway(GatewayConfig(**settings), providers=providers, **extra))
+        running.append(thread)
+        return thread.start()
+
+    yield start
+    for thread in running:
+        thread.stop()

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of the provider `catalog`, on a real catalogue file."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from search_gateway.candidates import Candidate, Provider
+from search_gateway.errors import ProviderError, ProviderTimeoutError
+from search_gateway.providers.catalog import CatalogProvider
+from search_gateway.providers.catalog_store import (
+    CatalogEntry,
+    CatalogError,
+    CatalogOutdatedError,
+    CatalogProduct,
+    CatalogStore,
+    PhotoStamp,
+)
+
+MODEL = "fashion-small:1234"
+
+
+def product(title: str, url: str = "") -> CatalogProduct:
+    stamp = PhotoStamp(10, 20, "ab" * 32)
+    return CatalogProduct(
+        entry=CatalogEntry(path=f"shop/{title}.jpg", title=title, url=url, stamp=stamp),
+        width=60,
+        height=80,
+        embedding=np.array([3, 4], np.float32),
+        thumbnail=b"a small picture",
+    )
+
+
+def write(path: Path, *products: CatalogProduct) -> None:
+    with CatalogStore.open_for_writing(path, photos_folder=path.parent, model_fingerprint=MODEL) as store:
+        store.add(products)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "catalogue.sqlite"
+    write(
+        path,
+        product("Turtle Men Navy Blue Shirt"),
+        product("Puma Men Blue T-shirt", "https://shop.example/2"),
+        product("Nike Women Red Dress"),
+    )
+    return path
+
+
+@asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[CatalogProvider]:
+    provider = CatalogProvider(path, MODEL)
+    try:
+        yield provider
+    finally:
+        await provider.close()
+
+
+def find(path: Path, query: str, max_candidates: int = 10) -> list[Candidate]:
+    async def run() -> list[Candidate]:
+        async with opened(path) as provider:
+            return await provider.find(query, max_candidates, 10.0)
+
+    return asyncio.run(run())
+
+
+def test_candidate_has_all_that_is_stored(path: Path) -> None:
+    [first, *_] = find(path, "navy shirt")
+    assert first.title == "Turtle Men Navy Blue Shirt"
+    assert first.url == (path.parent / "shop/Turtle Men Navy Blue Shirt.jpg").as_uri()
+    assert first.url.startswith("file:///")
+    assert first.source == "catalog"
+    assert first.thumbnail_url == first.image_url == ""
+    assert (first.width, first.height) == (60, 80)
+    assert first.thumbnail == b"a small picture"
+    assert first.embedding == pytest.approx([0.6, 0.8])
+
+
+def test_stored_url_is_preferred_to_the_file(path: Path) -> None:
+    assert [found.url for found in find(path, "tee")] == ["https://shop.example/2"]
+
+
+def test_best_candidates_come_first_and_no_more_than_asked_for(path: Path) -> None:
+    titles = [found.title for found in find(path, "blue, t-shirt!")]
+    assert titles == ["Puma Men Blue T-shirt", "Turtle Men Navy Blue Shirt"]
+    assert [found.title for found in find(path, "blue t-shirt", 1)] == titles[:1]
+    assert find(path, "blue t-shirt", 0) == []
+
+
+@pytest.mark.parametrize("query", ["", "  ", "zebra", '"', "\0", "x" * 10_000, 'blue" NOT "shirt \ud800'])
+def test_any_query_has_an_answer(path: Path, query: str) -> None:
+    assert len(find(path, query)) <= 2
+
+
+def test_empty_catalogue_finds_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "empty.sqlite")
+    assert find(tmp_path / "empty.sqlite", "blue shirt") == []
+
+
+def test_provider_keeps_the_protocol(path: Path) -> None:
+    async def run() -> None:
+        async with opened(path) as catalog:
+            provider: Provider = catalog
+            assert provider.name == "catalog"
+
+    asyncio.run(run())
+
+
+def test_what_is_added_meanwhile_is_found(path: Path) -> None:
+    async def run() -> None:
+        async with opened(path) as provider:
+            assert await provider.find("zebra", 5, 10.0) == []
+            write(path, product("Zebra Print Scarf"))
+            assert len(await provider.find("zebra", 5, 10.0)) == 1
+
+    asyncio.run(run())
+
+
+def test_many_searches_at_once_get_their_own_answers(path: Path) -> None:
+    async def run() -> None:
+        async with opened(path) as provider:
+            queries = ["navy", "tshirt", "dress", "zebra"] * 25
+            answers = await asyncio.gather(*(provider.find(query, 5, 10.0) for query in queries))
+        assert [len(answer) for answer in answers] == [1, 1, 1, 0] * 25
+        assert all("Dress" in answer[0].title for answer in answers[2::4])
+
+    asyncio.run(run())
+
+
+def test_unusable_catalogue_is_refused_at_start(path: Path, tmp_path: Path) -> None:
+    threads = threading.active_count()
+    with pytest.raises(CatalogError, match="does not exist: build it"):
+        CatalogProvider(tmp_path / "none.sqlite", MODEL)
+    with pytest.raises(CatalogOutdatedError, match="not of the model in use"):
+        CatalogProvider(path, "new:1")
+    assert threading.active_count() == threads
+
+
+def test_timeout_is_kept_and_the_provider_goes_on(path: Path) -> None:
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        blocking = sqlite3.connect(path, isolation_level=None)
+        async with opened(path) as provider:
+            blocking.execute("BEGIN EXCLUSIVE")
+            started = loop.time()
+            with pytest.raises(ProviderTimeoutError, match="no answer within 0.05 s") as raised:
+                await provider.find("blue shirt", 5, 0.05)
+            assert loop.time() - started < 5
+            assert str(path.parent) not in str(raised.value)
+            with pytest.raises(ProviderTimeoutError):
+                await provider.find("blue shirt", 5, 0.0)
+            blocking.execute("ROLLBACK")
+            blocking.close()
+            assert await provider.find("blue shirt", 5, 10.0)
+
+    asyncio.run(run())
+
+
+def test_cancelled_search_leaves_the_provider_usable(path: Path) -> None:
+    async def run() -> None:
+        async with opened(path) as provider:
+            search = asyncio.create_task(provider.find("blue shirt", 5, 10.0))
+            await asyncio.sleep(0)
+            search.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await search
+            assert await provider.find("blue shirt", 5, 10.0)
+
+    asyncio.run(run())
+
+
+def test_damage_is_told_without_paths(path: Path) -> None:
+    def damage() -> None:
+        data = bytearray(path.read_bytes())
+        data[4096:] = b"\x55" * (len(data) - 4096)
+        data[24:28] = b"\xff" * 4  # the change counter, else SQLite trusts what it has read
+        path.write_bytes(data)
+
+    async def run() -> None:
+        async with opened(path) as provider:
+            damage()
+            with pytest.raises(ProviderError, match="^the catalogue cannot be read$") as raised:
+                await provider.find("blue shirt", 5, 10.0)
+            assert isinstance(raised.value.__cause__, CatalogError)
+            assert not isinstance(raised.value, ProviderTimeoutError)
+
+    asyncio.run(run())
+
+
+def test_closed_provider_says_so(path: Path) -> None:
+    async def run() -> None:
+        async with opened(path) as provider:
+            await provider.close()
+            with pytest.raises(ProviderError, match="the catalogue is closed"):
+                await provider.find("blue shirt", 5, 10.0)
+
+    asyncio.run(run())

@@ -1,0 +1,505 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line against a real gRPC server on loopback: in this process, and as a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from PIL import Image
+
+from client import cli, reports
+from client.reports import fitted, printable, split_caption, text_width
+from search_api import search_pb2
+from tests.scripted_service import (
+    ROOT,
+    Failure,
+    ScriptedService,
+    client_environment,
+    empty_answer,
+    full_answer,
+    photo_bytes,
+    result,
+    serving,
+)
+
+Code = grpc.StatusCode
+SEARCH_KEYS = [
+    "photo", "caption", "words", "query", "provider", "results", "counts", "nearest_miss", "empty_reason",
+    "timings_ms", "degraded", "model",
+]  # fmt: skip
+RESULT_KEYS = [
+    "title", "url", "image_url", "thumbnail_url", "source", "width", "height", "visual_score", "semantic_score",
+    "score", "reason",
+]  # fmt: skip
+CAPTION_KEYS = ["photo", "caption", "words", "query", "log_probability", "complete", "timings_ms", "model"]
+
+
+@pytest.fixture
+def service() -> ScriptedService:
+    return ScriptedService(full_answer())
+
+
+@pytest.fixture
+def address(service: ScriptedService, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The server's address, which the command line takes from its environment."""
+    monkeypatch.setenv("COLUMNS", "100")
+    with serving(service) as address:
+        monkeypatch.setenv("CAPTRIEVE_ADDRESS", address)
+        yield address
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> str:
+    path = tmp_path / "shirt.jpg"
+    path.write_bytes(photo_bytes())
+    return str(path)
+
+
+def named_photos(folder: Path, *names: str) -> list[str]:
+    """Files that hold no more than their name, which the scripted caption repeats."""
+    for name in names:
+        (folder / name).write_text(name)
+    return [str(folder / name) for name in names]
+
+
+def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    """The command line as a process; the caller says where its output goes."""
+    command = [sys.executable, "-W", "error", "-m", "client", *arguments]
+    environment = client_environment(**options.pop("variables", {}))
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **options)
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Runs a command that is bad use; gives the one line it printed."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    return line
+
+
+# search, for people
+
+
+def test_search_prints_caption_table_counts_times_and_degradation(
+    service: ScriptedService, address: str, photo: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["search", photo]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.splitlines() == [
+        "caption: Turtle Check Men Blue Shirt",
+        "query:   blue shirt  (duckduckgo, fashion-small)",
+        "",
+        "  #  score  visual  words  title              source",
+        "  1   0.95    0.80   1.00  Men's Blue Shirt   bing",
+        "                           https://shop.example/item",
+        "  2   0.85    0.80   1.00  Blue Oxford Shirt  bing",
+        "                           https://shop.example/item",
+        "",
+        "counts:  9 found, 8 fetched, 2 kept; dropped: 3 unlike the photo, 2 of other words, 1 unfetchable, 1",
+        "         undecodable",
+        "time:    100 ms: preprocess 2 ms (2%), encode 20 ms (20%), search 50 ms (50%)",
+        "degraded: thumbnails: 1 of 9 did not arrive in time",
+    ]
+
+
+def test_search_sends_what_its_flags_say(service: ScriptedService, address: str, photo: str) -> None:
+    flags = "--beams 4 --provider catalog --max-results 7 --explain --full-caption --timeout 5"
+    assert cli.main(["search", photo, *flags.split(), "--words", "leather bag"]) == 0
+    (request,) = service.requests
+    assert request == search_pb2.SearchRequest(
+        photo=Path(photo).read_bytes(),
+        decoding=search_pb2.DecodingOptions(num_beams=4),
+        query_rule=search_pb2.QUERY_RULE_FULL_CAPTION,
+        query_override="leather bag",
+        provider="catalog",
+        max_results=7,
+        refinement=search_pb2.RefinementOptions(),
+        explain=True,
+    )
+
+
+def test_nothing_found_is_explained(
+    service: ScriptedService, address: str, photo: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.answer = empty_answer()
+    assert cli.main(["search", photo]) == 1
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.splitlines()[3:7] == [
+        "nothing found: all 9 candidates were dropped",
+        "nearest miss:",
+        "      0.40    0.80   1.00  Red Shirt",
+        "                           visual score 0.40 is below 0.55",
+    ]
+
+
+def test_explain_lists_what_was_dropped(
+    service: ScriptedService, address: str, photo: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.answer.dropped.append(empty_answer().nearest_miss)
+    assert cli.main(["search", photo, "--explain"]) == 0
+    assert "dropped (1):\n      0.40    0.80   1.00  Red Shirt\n" in capsys.readouterr().out
+
+
+def test_table_fits_the_terminal(
+    service: ScriptedService,
+    address: str,
+    photo: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    service.answer.results.extend([result("Blue Shirt " * 30), result("青いシャツ" * 30), result("")])
+    for result_ in service.answer.results:
+        result_.url = ""
+    for width in (70, 100, 160):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert cli.main(["search", photo]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        widths = {text_width(line) for line in lines[3:9]}
+        assert max(map(text_width, lines[:-1])) <= width
+        assert widths == {max(widths), max(widths) - 2}  # the heading's "source" is two longer than "bing"
+        assert "(no title)" in lines[8]
+
+
+def test_hostile_title_cannot_reach_the_terminal(
+    service: ScriptedService, address: str, photo: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.answer.results[0].title = "\x1b[2J\x1b]0;owned\x07Blue\nShirt\u202e"
+    service.answer.results[0].url = "https://x.example/\r\n\x1b[1m"
+    service.answer.degraded[0].reason = "a\nb\x9b1m"
+    assert cli.main(["search", photo]) == 0
+    out = capsys.readouterr().out
+    assert [c for c in out if not c.isprintable() and c != "\n"] == []
+    assert "[2J ]0;owned Blue Shirt" in out
+    assert out.endswith("degraded: thumbnails: a b 1m\n")
+
+
+def test_colours_are_for_terminals_only(address: str, photo: str) -> None:
+    for variables, coloured in (({"TERM": "xterm"}, True), ({"TERM": "xterm", "NO_COLOR": "1"}, False)):
+        ours, its = pty.openpty()
+        process = start("search", photo, stdout=its, variables={**variables, "CAPTRIEVE_ADDRESS": address})
+        assert process.wait(30) == 0
+        os.close(its)
+        shown = os.read(ours, 100_000).decode()
+        os.close(ours)
+        assert ("\x1b[1mBlue Shirt\x1b[0m" in shown) == coloured
+        assert ("\x1b" in shown) == coloured
+
+
+# search, for programs
+
+
+def test_search_json_has_exactly_its_keys(
+    service: ScriptedService, address: str, photo: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["search", photo, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert list(record) == SEARCH_KEYS
+    assert [list(found) for found in record["results"]] == [RESULT_KEYS] * 2
+    assert record["photo"] == photo
+    assert record["caption"] == "Turtle Check Men Blue Shirt"
+    assert record["words"] == [
+        {"text": "Blue", "probability": 0.7, "alternatives": [{"text": "Navy", "probability": 0.125}]},
+        {"text": "Shirt", "probability": 0.9, "alternatives": []},
+    ]
+    assert (record["results"][0]["score"], record["results"][0]["visual_score"]) == (0.95, 0.8)
+    assert record["counts"]["dropped_visual"] == 3
+    assert (record["nearest_miss"], record["empty_reason"]) == (None, "")
+    assert record["timings_ms"] == {"preprocess": 2, "encode": 20, "search": 50, "total": 100}
+    assert record["degraded"] == [{"part": "thumbnails", "reason": "1 of 9 did not arrive in time"}]
+
+
+def test_search_json_of_an_empty_answer_with_other_words(
+    service: ScriptedService, address: str, photo: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.answer = empty_answer()
+    service.answer.ClearField("caption")
+    service.answer.dropped.append(service.answer.nearest_miss)
+    assert cli.main(["search", photo, "--json", "--explain", "--words", "leather"]) == 1
+    record = json.loads(capsys.readouterr().out)
+    assert list(record) == [*SEARCH_KEYS, "dropped"]
+    assert (record["caption"], record["words"], record["results"]) == (None, [], [])
+    assert record["empty_reason"] == "all 9 candidates were dropped"
+    assert list(record["nearest_miss"]) == RESULT_KEYS
+    assert record["dropped"] == [{**record["nearest_miss"], "verdict": "dropped_visual"}]
+
+
+# contact sheet
+
+
+def test_contact_sheet_is_a_picture(
+    address: str, photo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, kind in (("sheet.png", "PNG"), ("sheet.JPG", "JPEG")):
+        assert cli.main(["search", photo, "--contact-sheet", str(tmp_path / name)]) == 0
+        assert capsys.readouterr().out.endswith(f"contact sheet: {tmp_path / name}\n")
+        with Image.open(tmp_path / name) as sheet:
+            assert (sheet.format, sheet.width) == (kind, 1600)
+    assert cli.main(["search", photo, "--json", "--contact-sheet", str(tmp_path / "again.png")]) == 0
+    json.loads(capsys.readouterr().out)
+
+
+def test_contact_sheet_that_cannot_be_written_is_one_line(
+    address: str, photo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "none" / "sheet.png"
+    assert cli.main(["search", photo, "--contact-sheet", str(path)]) == 2
+    assert capsys.readouterr().err == f"error: cannot write {path}: no such file or directory\n"
+
+
+def test_without_pillow_the_contact_sheet_is_refused_before_the_search(
+    service: ScriptedService,
+    address: str,
+    photo: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "client.contact_sheet", None)  # type: ignore[arg-type]
+    assert cli.main(["search", photo, "--contact-sheet", "sheet.png"]) == 2
+    assert capsys.readouterr().err == "error: --contact-sheet needs Pillow: pip install pillow\n"
+    assert service.requests == []
+
+
+# caption
+
+
+def test_captions_are_one_line_each_in_order(
+    service: ScriptedService, address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first photo is answered last."""
+    first, *others = photos = named_photos(tmp_path, "d.jpg", "a.jpg", "c.jpg", "b.jpg")
+    answered = threading.Semaphore(0)
+
+    def first_waits_for_the_others(photo: bytes) -> None:
+        if photo == b"d.jpg":
+            assert all(answered.acquire(timeout=10) for _ in others)
+        else:
+            answered.release()
+
+    service.before_answer = first_waits_for_the_others
+    assert cli.main(["caption", *photos, "--beams", "2"]) == 0
+    expected = [f"{photo}: Caption of {Path(photo).name}" for photo in photos]
+    assert capsys.readouterr().out.splitlines() == expected
+    assert {request.decoding.num_beams for request in service.requests} == {2}
+
+    assert cli.main(["caption", "--json", *photos]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [list(record) for record in records] == [CAPTION_KEYS] * 4
+    assert [record["photo"] for record in records] == photos
+    assert records[0]["caption"] == f"Caption of {Path(first).name}"
+    assert (records[0]["log_probability"], records[0]["complete"]) == (-1.25, True)
+
+
+def test_bad_photo_among_many_costs_the_others_nothing(
+    service: ScriptedService, address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad, last = named_photos(tmp_path, "good.jpg", "bad.jpg", "last.jpg")
+    missing = str(tmp_path / "missing.jpg")
+    service.failures[b"bad.jpg"] = Failure(Code.INVALID_ARGUMENT, "not a readable photo")
+    assert cli.main(["caption", good, bad, missing, last]) == 2
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [f"{good}: Caption of good.jpg", f"{last}: Caption of last.jpg"]
+    assert err.splitlines() == [
+        f"error: {bad}: not a readable photo",
+        f"error: cannot read {missing}: no such file or directory",
+    ]
+
+    assert cli.main(["caption", "--json", good, bad, missing, last]) == 2
+    out, err = capsys.readouterr()
+    assert err == ""
+    records = [json.loads(line) for line in out.splitlines()]
+    assert [record["photo"] for record in records] == [good, bad, missing, last]
+    assert records[1] == {
+        "photo": bad,
+        "error": {
+            "code": "INVALID_ARGUMENT",
+            "message": "not a readable photo",
+            "retryable": False,
+            "retry_after_seconds": None,
+        },
+    }
+
+
+def test_trouble_outweighs_a_bad_photo(service: ScriptedService, address: str, tmp_path: Path) -> None:
+    photos = named_photos(tmp_path, "full.jpg", "bad.jpg")
+    service.failures[b"full.jpg"] = Failure(Code.RESOURCE_EXHAUSTED, "full", 1.5)
+    service.failures[b"bad.jpg"] = Failure(Code.INVALID_ARGUMENT)
+    assert cli.main(["caption", *photos]) == 3
+
+
+# health
+
+
+@pytest.mark.parametrize(("ready", "words", "code"), [(True, "serving", 0), (False, "not serving", 3)])
+def test_health_is_one_line(
+    service: ScriptedService, ready: bool, words: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(service, ready=ready) as address:
+        assert cli.main(["health", "--address", address]) == code
+        assert capsys.readouterr().out.startswith(f"{address}: {words} (")
+        assert cli.main(["health", "--address", address, "--json"]) == code
+    assert json.loads(capsys.readouterr().out) == {"address": address, "status": words.replace(" ", "_")}
+
+
+# errors and exit codes
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "line"),
+    [
+        (Failure(Code.INVALID_ARGUMENT, "max_results is 500; the limit is 100"), 2, "max_results is 500"),
+        (Failure(Code.UNAUTHENTICATED, "no token"), 2, "no token"),
+        (Failure(Code.RESOURCE_EXHAUSTED, "the server is full", 1), 3, "the server is full"),
+        (Failure(Code.UNAVAILABLE, "every provider\nis down"), 3, "every provider is down"),
+        (Failure(Code.DEADLINE_EXCEEDED, "no time left"), 3, "no time left"),
+        (Failure(Code.INTERNAL, "the server failed"), 3, "the server failed"),
+    ],
+)
+def test_error_is_one_line_and_an_exit_code(
+    service: ScriptedService,
+    address: str,
+    photo: str,
+    capsys: pytest.CaptureFixture[str],
+    failure: Failure,
+    code: int,
+    line: str,
+) -> None:
+    service.failure = failure
+    assert cli.main(["search", photo]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"error: {line}")
+    assert err.count("\n") == 1
+
+
+def test_missing_photo_is_bad_use(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["search", "none.jpg"]) == 2
+    assert capsys.readouterr().err == "error: cannot read none.jpg: no such file or directory\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "error: the following arguments are required: COMMAND"),
+        (["find", "a.jpg"], "error: argument COMMAND: invalid choice: 'find'"),
+        (["search"], "error: the following arguments are required: PHOTO"),
+        (["search", "a.jpg", "--beams", "0"], "error: argument --beams: '0' is not a whole number from 1 up"),
+        (["search", "a.jpg", "--max-results", "x"], "error: argument --max-results: 'x' is not a whole"),
+        (["search", "a.jpg", "--timeout", "nan"], "error: argument --timeout: 'nan' is not a number of seconds"),
+        (["search", "a.jpg", "--timeout", "soon"], "error: argument --timeout: 'soon' is not a number"),
+        (["search", "a.jpg", "--provider", "x"], "error: argument --provider: invalid choice: 'x'"),
+        (["search", "a.jpg", "--contact-sheet", "a.gif"], "error: argument --contact-sheet: 'a.gif' does not end"),
+        (["caption", "a.jpg", "--concurrency", "-1"], "error: argument --concurrency: '-1' is not a whole"),
+    ],
+)
+def test_bad_use_is_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(arguments, capsys).startswith(line)
+
+
+# as a process
+
+
+def test_command_runs_as_a_process(address: str, photo: str) -> None:
+    process = start("search", photo, "--json", "--address", address, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, "")
+    assert list(json.loads(out)) == SEARCH_KEYS
+
+
+def test_nothing_listening_is_service_trouble(photo: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        process = start("search", photo, "--address", address, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (3, "")
+    assert err == f'error: no server answers at {address}: start one with "make up"\n'
+
+
+@pytest.mark.parametrize("command", ["search", "caption"])
+def test_interrupt_ends_quietly(service: ScriptedService, address: str, photo: str, command: str) -> None:
+    hold = threading.Event()
+    service.before_answer = lambda photo: hold.wait(20)
+    process = start(command, photo, "--address", address, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert service.asked.wait(20)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    finally:
+        hold.set()
+        process.kill()
+    assert (process.returncode, out, err) == (130, "", "")
+
+
+@pytest.mark.parametrize("command", ["search", "caption"])
+def test_reader_that_leaves_ends_it_quietly(service: ScriptedService, address: str, photo: str, command: str) -> None:
+    hold = threading.Event()
+    service.before_answer = lambda photo: hold.wait(20)
+    process = start(command, photo, "--address", address, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process.stderr:
+        assert service.asked.wait(20)
+        process.stdout.close()
+        hold.set()
+        assert process.stderr.read() == ""
+    assert process.wait(20) == 141
+
+
+def test_narrow_encoding_does_not_end_the_listing(service: ScriptedService, address: str, photo: str) -> None:
+    service.answer.results[0].title = "Hemd für Herren 青"
+    process = start(
+        "search", photo, "--address", address, stdout=subprocess.PIPE, variables={"PYTHONIOENCODING": "ascii"}
+    )
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "Hemd f?r Herren ?" in out
+
+
+# texts
+
+
+@pytest.mark.parametrize(
+    ("caption", "query", "parts"),
+    [
+        ("Turtle Check Men Blue Shirt", "blue shirt", ("Turtle Check Men", "Blue Shirt", "")),
+        ("Men Blue Shirt, Blue Shirt.", "blue shirt", ("Men Blue Shirt,", "Blue Shirt.", "")),
+        ("Blue Shirt for Men", "blue shirt", ("", "Blue Shirt", "for Men")),
+        ("Navy Shirt", "leather bag", ("Navy Shirt", "", "")),
+        ("Shirt", "shirt", ("", "Shirt", "")),
+        ("", "", ("", "", "")),
+    ],
+)
+def test_words_of_the_query_are_found_in_the_caption(caption: str, query: str, parts: tuple[str, str, str]) -> None:
+    assert split_caption(caption, query) == parts
+
+
+def test_text_is_fitted_to_columns() -> None:
+    assert fitted("Blue Shirt", 12) == "Blue Shirt  "
+    assert fitted("Blue Shirt", 6) == "Blue… "
+    assert fitted("青いシャツ", 6) == "青い… "
+    assert text_width(fitted("青いシャツ", 7)) == 7
+    assert text_width("e\u0301") == 1
+    assert printable("a\tb\u2028c \x00 d") == "a b c d"
+
+
+def test_times_without_any_time_have_no_shares() -> None:
+    assert reports.timings_text({}) == "0 ms"
+    assert reports.timings_text({"encode": 0.0}) == "0 ms: encode 0 ms"
+    assert reports.timings_text({"encode": 30.0, "search": 10.0}) == "40 ms: encode 30 ms (75%), search 10 ms (25%)"

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The query rule: the last two words of a caption, as the paper has it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from captioner.query import QUERY_WORDS, QueryRule, query_from_caption, words_of
+
+
+def test_query_keeps_last_two_words() -> None:
+    assert query_from_caption("Turtle Check Men Navy Blue Shirt") == "blue shirt"
+
+
+@pytest.mark.parametrize(
+    ("caption", "query"),
+    [
+        ("", ""),
+        ("   \t\n", ""),
+        ("... - !", ""),
+        ("Shirt", "shirt"),
+        ("Blue Shirt", "blue shirt"),
+        ("  Blue   Shirt  ", "blue shirt"),
+        ("Men Blue\tShirt\n", "blue shirt"),
+        ("Nike Women Navy T-shirt.", "navy t-shirt"),
+        ("Levi's Men's Jeans", "men's jeans"),
+        ("Capris (Pack of 2)", "of 2"),
+        ("Men Blue , Shirt -", "blue shirt"),
+        ('Puma "Ferrari" Cap', "ferrari cap"),
+    ],
+)
+def test_punctuation_around_words_is_no_part_of_the_query(caption: str, query: str) -> None:
+    assert query_from_caption(caption) == query
+
+
+def test_full_caption_rule_keeps_every_word() -> None:
+    caption = "Turtle Check Men, Navy (Blue) Shirt"
+    assert query_from_caption(caption, QueryRule.FULL_CAPTION) == "turtle check men navy blue shirt"
+
+
+def test_words_keep_case_and_what_is_inside_them() -> None:
+    assert words_of("Levi's 3/4 «Off-White» T-Shirt,") == ["Levi's", "3/4", "Off-White", "T-Shirt"]
+
+
+def test_composed_and_decomposed_letters_are_one_word() -> None:
+    assert words_of("Rose\u0301") == words_of("Ros\u00e9") == ["Ros\u00e9"]
+
+
+def test_words_of_other_scripts_are_words() -> None:
+    assert query_from_caption("мужская СИНЯЯ Рубашка") == "синяя рубашка"
+    assert query_from_caption("蓝色 衬衫") == "蓝色 衬衫"
+
+
+@given(st.text())
+@settings(deadline=None)
+def test_query_is_the_end_of_the_caption_in_lower_case(caption: str) -> None:
+    words = words_of(caption)
+    assert all(word and not any(character.isspace() for character in word) for word in words)
+    assert query_from_caption(caption) == " ".join(words[-QUERY_WORDS:]).lower()
+    full = query_from_caption(caption, QueryRule.FULL_CAPTION)
+    assert full.endswith(query_from_caption(caption))
+
+
+@given(st.text())
+@settings(deadline=None)
+def test_words_of_words_are_the_same_words(text: str) -> None:
+    words = words_of(text)
+    assert words_of(" ".join(words)) == words
