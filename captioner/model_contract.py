@@ -76,9 +76,7 @@ class ModelContract:
             )
         if self.num_candidates < 2 * self.max_beams:
             # A step may end every beam at once; as many others must be left to go on with.
-            raise ContractError(
-                f"num_candidates {self.num_candidates} is less than twice max_beams {self.max_beams}"
-            )
+            raise ContractError(f"num_candidates {self.num_candidates} is less than twice max_beams {self.max_beams}")
         if self.fit not in ("pad", "squash"):
             raise ContractError(f"fit {self.fit!r} is neither 'pad' nor 'squash'")
 

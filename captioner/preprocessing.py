@@ -74,9 +74,7 @@ def decode_photo(
     return fit_photo(picture, height=height, width=width, fit=fit)
 
 
-def open_photo(
-    data: bytes, *, limits: ImageLimits | None = None, target: tuple[int, int] | None = None
-) -> Image.Image:
+def open_photo(data: bytes, *, limits: ImageLimits | None = None, target: tuple[int, int] | None = None) -> Image.Image:
     """Decode an image file into an upright RGB picture; transparent parts become white.
 
     Args:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import signal
@@ -101,10 +102,8 @@ def _pid_file(run: Path) -> Path:
 
 def _is_ours(pid: int) -> bool:
     """Whether this process is (still) a gateway: after a reboot the number may be anybody's."""
-    try:
+    with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)  # where it is our own child, a dead one would stay as a zombie
-    except ChildProcessError:
-        pass
     try:
         return b"search_gateway" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):

@@ -501,9 +501,7 @@ def _shoe(pen: _Pen, whim: _Whim, dx: float, dy: float, high: float, sole: float
                       closed=True)), -0.2)  # fmt: skip
     pen.fill(at(_bend((22, 1), (31, 3), (37, 8), (39, 16), (20, 16), (19, 8), closed=True)), 0.14,
              -0.35)  # fmt: skip
-    pen.fill(
-        at([*_bend((-36.6, -12), (-31, -8), (-28, 4), (-29, 16)), (-36, 16), (-37.4, 4)]), -0.2
-    )
+    pen.fill(at([*_bend((-36.6, -12), (-31, -8), (-28, 4), (-29, 16)), (-36, 16), (-37.4, 4)]), -0.2)
     pen.line(at(_bend((-14, -13 - high), (-6, 2), (8, 16))), -0.4, 0.8)
     pen.line(at(_bend((-14, -13 - high), (-20, 2), (-17, 16))), -0.3, 0.7)
     lace: RGB = SOLE if sum(pen.base) < 600 else INK
@@ -780,9 +778,7 @@ def write_catalogue(folder: Path) -> int:
     return len(rows)
 
 
-def training_samples(
-    count: int, seed: int, width: int, height: int
-) -> Iterator[tuple[Image.Image, dict[str, str]]]:
+def training_samples(count: int, seed: int, width: int, height: int) -> Iterator[tuple[Image.Image, dict[str, str]]]:
     """Varied pictures with their rows; every garment in every colour equally often, shuffled."""
     rng = np.random.default_rng(seed)
     pairs = _pairs()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The three served models as torch modules over the checkpoint's own weights (shapes: `captioner.model_contract`).
 
-What `generate()` does in one Python loop is cut where the gateway needs to get in: once per photo (encoder, prefill) and
+What `generate()` does in one Python loop is cut where the gateway gets in: once per photo (encoder, prefill) and
 once per token (step). Everything a step can do itself it does: it reorders the cache by parents, appends to it, and
 returns the C best tokens instead of the whole vocabulary. Knows nothing about ONNX or files.
 """
@@ -50,9 +50,7 @@ class PrefillGraph(nn.Module):
             hidden_states = self.projection(hidden_states)
         heads, size = self.contract.num_heads, self.contract.head_size
         # One [B, S, 2*H*d] per layer -> [B, 2, H, S, d]
-        layers = [
-            layer(hidden_states).unflatten(-1, (2, heads, size)).permute(0, 2, 3, 1, 4) for layer in self.layers
-        ]
+        layers = [layer(hidden_states).unflatten(-1, (2, heads, size)).permute(0, 2, 3, 1, 4) for layer in self.layers]
         return torch.stack(layers, dim=1)
 
 

@@ -95,9 +95,7 @@ def compare(
     return Parity(options, len(pixels), len(pixels) - len(different), tuple(different))
 
 
-def embedding_error(
-    model: VisionEncoderDecoderModel, captioner: OnnxCaptioner, pixels: npt.NDArray[np.uint8]
-) -> float:
+def embedding_error(model: VisionEncoderDecoderModel, captioner: OnnxCaptioner, pixels: npt.NDArray[np.uint8]) -> float:
     """Largest difference of any element of any embedding."""
     with torch.no_grad():
         hidden = model.encoder(normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2).float())).last_hidden_state
@@ -107,9 +105,7 @@ def embedding_error(
 
 def table(rows: Sequence[Parity]) -> str:
     lines = [f"{'beams':>5} {'photos':>7} {'equal':>6} {'different':>10}"]
-    lines += [
-        f"{row.options.num_beams:>5} {row.photos:>7} {row.equal:>6} {row.photos - row.equal:>10}" for row in rows
-    ]
+    lines += [f"{row.options.num_beams:>5} {row.photos:>7} {row.equal:>6} {row.photos - row.equal:>10}" for row in rows]
     return "\n".join(lines)
 
 

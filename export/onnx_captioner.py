@@ -32,7 +32,7 @@ class OnnxCaptioner:
         return hidden_states, embedding
 
     def caption(self, pixels: npt.NDArray[np.uint8], options: DecodingOptions) -> list[list[Hypothesis]]:
-        """All photos [B, height, width, 3] in one batch, step by step; finished ones leave it. Hypotheses best first."""
+        """All photos [B, height, width, 3] in one batch, step by step; finished ones leave. Best hypotheses first."""
         contract = self.contract
         hidden_states, _ = self.encode(pixels)
         (cross_kv,) = self._sessions[PREFILL].run(None, {"hidden_states": hidden_states})

@@ -38,9 +38,7 @@ def contract_of(
         ContractError: the configuration lacks what decoding needs.
     """
     encoder, decoder = model.config.encoder, model.config.decoder
-    height, width = (
-        encoder.image_size if isinstance(encoder.image_size, (list, tuple)) else [encoder.image_size] * 2
-    )
+    height, width = encoder.image_size if isinstance(encoder.image_size, (list, tuple)) else [encoder.image_size] * 2
     start, end, pad = model.config.decoder_start_token_id, model.config.eos_token_id, model.config.pad_token_id
     if start is None or end is None or pad is None:
         raise ContractError("the checkpoint's config lacks decoder_start_token_id, eos_token_id or pad_token_id")

@@ -34,16 +34,16 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     actions = catalog.add_subparsers(dest="action", metavar="ACTION", required=True)
     builder = actions.add_parser("build", help="make a catalogue, or bring one up to date")
     builder.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of JPEG, PNG, WebP or GIF files")
-    builder.add_argument("--titles", type=Path, metavar="CSV", help="titles: Kaggle's styles.csv, or columns file,title")
+    builder.add_argument(
+        "--titles", type=Path, metavar="CSV", help="titles: Kaggle's styles.csv, or columns file,title"
+    )
     builder.add_argument("--out", type=Path, metavar="FILE", required=True, help="catalogue file")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     args = parse_args(argv)
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         config = GatewayConfig.from_env(environ)
         if args.command == "catalog":

@@ -15,8 +15,10 @@ class Candidate:
     """A picture some provider found for a query; not yet compared with the photo."""
 
     title: str
-    url: str  # page or file the picture belongs to
-    thumbnail_url: str  # where a small version can be fetched; empty where `thumbnail` or `embedding` makes that needless
+    url: str  # page or file the picture belongs to; in a catalogue without URLs its path in the photos folder
+    thumbnail_url: (
+        str  # where a small version can be fetched; empty where `thumbnail` or `embedding` makes that needless
+    )
     source: str  # who indexed it
     image_url: str = ""
     width: int = 0  # pixels of the full picture; 0 where unknown

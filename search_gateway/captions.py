@@ -62,6 +62,8 @@ def _alternatives(first: DecodedToken, tokenizer: CaptionTokenizer) -> tuple[Wor
     found = []
     pairs = zip(first.candidate_tokens.tolist(), first.candidate_logprobs.tolist(), strict=True)
     for token, log_probability in pairs:
-        if token != first.token and tokenizer.starts_word(token):
-            found.append(WordAlternative(tokenizer.text([token]), math.exp(log_probability)))
+        text = tokenizer.text([token])
+        # A token may also be the mere space before a word that is rare.
+        if text and token != first.token and tokenizer.starts_word(token):
+            found.append(WordAlternative(text, math.exp(log_probability)))
     return tuple(found[:MAX_WORD_ALTERNATIVES])

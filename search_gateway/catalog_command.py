@@ -43,9 +43,7 @@ def build(config: GatewayConfig, photos: Path, titles: Path | None, out: Path) -
     with contextlib.ExitStack() as closing:
         address = config.triton_address
         if not address:
-            triton = closing.enter_context(
-                EmbeddedTriton(config.model_repository, log_file=config.triton_log)
-            )
+            triton = closing.enter_context(EmbeddedTriton(config.model_repository, log_file=config.triton_log))
             address = triton.grpc_address
         embedder = closing.enter_context(_Embedder(address, contract))
         report = build_catalog(
@@ -90,7 +88,5 @@ class _Embedder:
 
     async def _embed(self, photos: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
         deadline = Deadline(_BATCH_SECONDS)
-        encoded = await asyncio.gather(
-            *(self._inference.encode(photo, deadline) for photo in photos)
-        )
+        encoded = await asyncio.gather(*(self._inference.encode(photo, deadline) for photo in photos))
         return np.stack([one.embedding for one in encoded])

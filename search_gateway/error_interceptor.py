@@ -30,7 +30,7 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
+class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stubs only
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
@@ -95,7 +95,7 @@ async def _abort(context: Context, error: Exception, method: str, request_id: st
         raise error  # a service of gRPC's own (health) has already said why
     if isinstance(error, OverloadedError):
         _log.info("%s %s: %s", request_id, method, error)
-        await context.abort_with_status(rpc_status.to_status(_overloaded(error)))
+        await context.abort_with_status(rpc_status.to_status(_overloaded(error)))  # type: ignore[attr-defined]
     elif isinstance(error, SearchError):
         _log.info("%s %s: %s: %s", request_id, method, error.code.name, error, exc_info=error.__cause__)
         await context.abort(error.code, str(error))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,16 +54,21 @@ class GatewayConfig:
         problems = []
         for name in ("listen_address", "triton_address"):
             value = getattr(self, name)
-            if value and not re.fullmatch(r".+:\d{1,5}", value):
+            if value == "" and name == "triton_address":
+                continue
+            if not re.fullmatch(r".+:\d{1,5}", value) or int(value.rpartition(":")[2]) > 65535:
                 problems.append(f"{PREFIX}{name.upper()} is {value!r}: write HOST:PORT")
         unknown = [name for name in self.providers if name not in PROVIDER_NAMES]
         if unknown or not self.providers:
-            problems.append(f"{PREFIX}PROVIDERS is {','.join(self.providers)!r}: choose from {', '.join(PROVIDER_NAMES)}")
+            problems.append(
+                f"{PREFIX}PROVIDERS is {','.join(self.providers)!r}: choose from {', '.join(PROVIDER_NAMES)}"
+            )
         for name in ("max_photo_bytes", "max_photo_pixels", "max_in_flight", "max_candidates", "max_deadline_seconds",
-                     "provider_timeout_seconds", "thumbnail_timeout_seconds", "default_max_results"):  # fmt: skip
-            if not getattr(self, name) > 0:
+                     "provider_timeout_seconds", "thumbnail_timeout_seconds"):  # fmt: skip
+            if not 0 < getattr(self, name) < math.inf:
                 problems.append(f"{PREFIX}{name.upper()} is {getattr(self, name)}: it must be more than 0")
         for name, low, high in (
+            ("default_max_results", 1, 100),  # as search.proto limits it, or callers that say nothing would be refused
             ("min_visual_score", -1, 1),
             ("min_semantic_score", 0, 1),
             ("visual_weight", 0, 1),

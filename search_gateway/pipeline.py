@@ -152,9 +152,7 @@ class Pipeline:
             return Found("", [])
         return await self.providers.find(query, options.provider, options.max_candidates, deadline, embedding)
 
-    async def _see(
-        self, candidates: Sequence[Candidate], deadline: Deadline
-    ) -> tuple[list[Seen], list[Degradation]]:
+    async def _see(self, candidates: Sequence[Candidate], deadline: Deadline) -> tuple[list[Seen], list[Degradation]]:
         """Embeddings of all candidates' thumbnails, fetched where the provider does not bring them."""
         seen = await asyncio.gather(*(self._see_one(candidate, deadline) for candidate in candidates))
         failed = sum(one.failure is not None for one in seen)

@@ -80,7 +80,8 @@ def refine(
         for one in kept[limits.max_results :]
     ]
     kept = kept[: limits.max_results]
-    dropped = over + [one for one in judged if one.verdict is not Verdict.KEPT]
+    rejected = [one for one in judged if one.verdict is not Verdict.KEPT]
+    dropped = sorted(over + rejected, key=lambda one: -one.score)
     return Refined(kept, dropped, Counter(one.verdict for one in kept + dropped))
 
 

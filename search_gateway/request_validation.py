@@ -18,7 +18,7 @@ MAX_RESULTS = 100
 MAX_QUERY_CHARACTERS = 200
 MIN_LENGTH_PENALTY, MAX_LENGTH_PENALTY = -2.0, 4.0
 
-_QUERY_RULES = {
+_QUERY_RULES: dict[int, QueryRule] = {
     search_pb2.QUERY_RULE_UNSPECIFIED: QueryRule.LAST_TWO_WORDS,
     search_pb2.QUERY_RULE_LAST_TWO_WORDS: QueryRule.LAST_TWO_WORDS,
     search_pb2.QUERY_RULE_FULL_CAPTION: QueryRule.FULL_CAPTION,
@@ -44,15 +44,13 @@ def query_rule(value: int) -> QueryRule:
     """Raises:
     BadRequestError: the value is no rule of search.proto.
     """
-    rule = _QUERY_RULES.get(search_pb2.QueryRule.ValueType(value))
+    rule = _QUERY_RULES.get(value)
     if rule is None:
         raise BadRequestError(f"query_rule is {value}: it goes from 0 to {max(_QUERY_RULES)}")
     return rule
 
 
-def search_options(
-    request: search_pb2.SearchRequest, contract: ModelContract, config: GatewayConfig
-) -> SearchOptions:
+def search_options(request: search_pb2.SearchRequest, contract: ModelContract, config: GatewayConfig) -> SearchOptions:
     """Raises:
     BadRequestError: a value is outside the limits of search.proto.
     """
@@ -94,4 +92,5 @@ def _query_override(request: search_pb2.SearchRequest) -> str | None:
 
 def _check(name: str, value: float, low: float, high: float) -> None:
     if not (math.isfinite(value) and low <= value <= high):
-        raise BadRequestError(f"{name} is {value:g}: it goes from {low:g} to {high:g}")
+        shown = value if isinstance(value, int) else f"{value:g}"
+        raise BadRequestError(f"{name} is {shown}: it goes from {low:g} to {high:g}")

@@ -11,7 +11,7 @@ import grpc
 
 from captioner.model_contract import ModelContract
 from search_api import search_pb2, search_pb2_grpc
-from search_gateway.captions import Caption
+from search_gateway import captions
 from search_gateway.deadline import Deadline
 from search_gateway.errors import OverloadedError
 from search_gateway.gateway_config import GatewayConfig
@@ -27,7 +27,7 @@ _MAX_THUMBNAIL_BYTES = 256 * 1024
 # For the answer's way back, so that it arrives before the caller gives up.
 _ANSWER_SECONDS = 0.05
 
-_VERDICTS = {verdict: search_pb2.Verdict.Value(f"VERDICT_{verdict.name}") for verdict in Verdict}
+_VERDICTS = {verdict: f"VERDICT_{verdict.name}" for verdict in Verdict}
 
 
 class SearchService(search_pb2_grpc.SearchServiceServicer):
@@ -54,7 +54,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
     ) -> AsyncIterator[search_pb2.SearchEvent]:
         async for event in self._events(request, context):
             match event:
-                case Caption():
+                case captions.Caption():
                     yield search_pb2.SearchEvent(caption=_caption_message(event))
                 case str():
                     yield search_pb2.SearchEvent(query=event)
@@ -73,7 +73,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
 
     async def _events(
         self, request: search_pb2.SearchRequest, context: Context
-    ) -> AsyncIterator[Caption | str | Judged | SearchAnswer]:
+    ) -> AsyncIterator[captions.Caption | str | Judged | SearchAnswer]:
         with self._admitted():
             options = search_options(request, self._contract, self._config)
             async for event in self._pipeline.search(request.photo, options, self._deadline(context)):
@@ -152,7 +152,7 @@ def _counts(answer: SearchAnswer) -> search_pb2.Counts:
     )
 
 
-def _caption_message(caption: Caption) -> search_pb2.Caption:
+def _caption_message(caption: captions.Caption) -> search_pb2.Caption:
     return search_pb2.Caption(
         text=caption.text,
         words=[

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -122,8 +123,10 @@ class Gateway:
             thumbnails=thumbnails,
             thumbnail_timeout_seconds=config.thumbnail_timeout_seconds,
         )
-        search_pb2_grpc.add_SearchServiceServicer_to_server(SearchService(pipeline, config), server)
-        status = health.aio.HealthServicer()
+        search_pb2_grpc.add_SearchServiceServicer_to_server(  # type: ignore[no-untyped-call]
+            SearchService(pipeline, config), server
+        )
+        status = health.aio.HealthServicer()  # type: ignore[attr-defined]  # its stubs know only the synchronous one
         health_pb2_grpc.add_HealthServicer_to_server(status, server)
         if config.reflection:
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -205,7 +208,7 @@ class Gateway:
             raise ConfigError("no provider is left: set CAPTRIEVE_CATALOG, or add duckduckgo to CAPTRIEVE_PROVIDERS")
         return providers
 
-    async def _watch_triton(self, inference: TritonInference, status: health.aio.HealthServicer) -> None:
+    async def _watch_triton(self, inference: TritonInference, status: Any) -> None:
         """Keep health as Triton is, and start the embedded one again where it died."""
         failures = 0
         while True:
@@ -230,7 +233,7 @@ class Gateway:
                 _log.exception("watching Triton failed; it goes on")
 
 
-async def _set_health(status: health.aio.HealthServicer, *, is_serving: bool) -> None:
+async def _set_health(status: Any, *, is_serving: bool) -> None:
     value = health_pb2.HealthCheckResponse.SERVING if is_serving else health_pb2.HealthCheckResponse.NOT_SERVING
     for name in ("", SERVICE):
         # A Watch client that does not read can hold up set(); it must not hold up the others.

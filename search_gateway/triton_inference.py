@@ -65,7 +65,8 @@ class TritonInference:
 
     async def prefill(self, hidden_states: Floats, deadline: Deadline) -> Floats:
         """[S, D] -> cross_kv [L, 2, H, S, d]. Raises as `encode`."""
-        (cross_kv,) = await self._infer(self.contract.prefill, [hidden_states], deadline)
+        outputs = await self._infer(self.contract.prefill, [hidden_states], deadline)
+        cross_kv: Floats = outputs[0]
         return cross_kv
 
     async def step(self, step: StepInput, self_kv: Floats, cross_kv: Floats, deadline: Deadline) -> StepOutput:
@@ -108,7 +109,9 @@ class TritonInference:
             expected = {tensor.name: (tensor.datatype, tensor.shape) for tensor in (*spec.inputs, *spec.outputs)}
             if served != expected:
                 wrong = sorted(name for name in served | expected if served.get(name) != expected.get(name))
-                details = ", ".join(f"{name}: served {served.get(name)}, contract {expected.get(name)}" for name in wrong)
+                details = ", ".join(
+                    f"{name}: served {served.get(name)}, contract {expected.get(name)}" for name in wrong
+                )
                 raise ContractError(f"Triton's {spec.name} does not honour the contract ({details}): export it again")
 
     async def reconnect(self, address: str) -> None:

@@ -8,11 +8,16 @@ synonyms of the trade.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from importlib import resources
 
 from captioner.query import words_of
 from captioner.word_folding import fold
+
+# "T Shirt" is one word, of which "shirt" is no part: a T-shirt is no shirt.
+_T_SHIRT = re.compile(r"(?<!\w)t(?:ee)?[-\s]+(?=shirt)", re.IGNORECASE)
+
 
 class Synonyms:
     """Groups of words that mean the same in the trade."""
@@ -40,10 +45,14 @@ def agreement(query: str, title: str, synonyms: Synonyms) -> tuple[float, tuple[
 
     A query without words agrees with everything.
     """
-    wanted = words_of(query)
+    wanted = _words(query)
     if not wanted:
         return 1.0, ()
     # "Light-blue" has both its parts and the whole.
-    has = [part for word in words_of(title) for part in {word, *word.replace("/", "-").split("-")} if part]
+    has = [part for word in _words(title) for part in {word, *word.replace("/", "-").split("-")} if part]
     missing = tuple(word for word in wanted if not any(synonyms.agree(word, one) for one in has))
     return 1 - len(missing) / len(wanted), missing
+
+
+def _words(text: str) -> list[str]:
+    return words_of(_T_SHIRT.sub("t", text))

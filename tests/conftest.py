@@ -95,17 +95,24 @@ class GatewayThread:
 
 @pytest.fixture
 def start_gateway(triton_address: str) -> Iterator[Callable[..., str]]:
-    """Starts gateways before the shared Triton; returns HOST:PORT. Keyword arguments are settings of `GatewayConfig`."""
+    """Starts gateways before the shared Triton; returns HOST:PORT. Keyword arguments are settings."""
     from search_gateway.gateway_config import GatewayConfig
     from search_gateway.server import Gateway
 
     running: list[GatewayThread] = []
 
-    def start(*, providers: list[Any] | None = None, thumbnails: Callable[[], Any] | None = None, **settings: Any) -> str:
+    def start(
+        *,
+        providers: list[Any] | None = None,
+        provider_names: tuple[str, ...] = ("duckduckgo", "catalog"),
+        thumbnails: Callable[[], Any] | None = None,
+        **settings: Any,
+    ) -> str:
         settings = {
             "listen_address": "127.0.0.1:0",
             "triton_address": triton_address,
             "model_repository": MODELS,
+            "providers": provider_names,
             **settings,
         }
         extra = {} if thumbnails is None else {"thumbnails": thumbnails}

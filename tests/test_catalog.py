@@ -76,8 +76,7 @@ def find(path: Path, query: str, max_candidates: int = 10) -> list[Candidate]:
 def test_candidate_has_all_that_is_stored(path: Path) -> None:
     [first, *_] = find(path, "navy shirt")
     assert first.title == "Turtle Men Navy Blue Shirt"
-    assert first.url == (path.parent / "shop/Turtle Men Navy Blue Shirt.jpg").as_uri()
-    assert first.url.startswith("file:///")
+    assert first.url == "shop/Turtle Men Navy Blue Shirt.jpg", "the server's folders are nobody's business"
     assert first.source == "catalog"
     assert first.thumbnail_url == first.image_url == ""
     assert (first.width, first.height) == (60, 80)

@@ -189,23 +189,27 @@ MAX_TOKENS, MAX_BEAMS = 12, 8
 
 
 @pytest.fixture(scope="module")
-def random_captioner() -> tuple[Any, Any]:
+def random_captioner() -> Iterator[tuple[Any, Any]]:
     """A tiny ViT + GPT-2 of large random weights, so that its captions vary, and its contract."""
     torch = pytest.importorskip("torch")
     from transformers import GPT2Config, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, ViTConfig
 
     from captioner.model_contract import ModelContract
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # two threads on matrices this small do nothing but wait for each other
     torch.manual_seed(1)
     encoder = ViTConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8,
-        initializer_range=0.4,
+        initializer_range=0.8,
     )  # fmt: skip
     decoder = GPT2Config(
         vocab_size=50, n_positions=MAX_TOKENS + 1, n_embd=32, n_layer=2, n_head=4, add_cross_attention=True,
-        bos_token_id=BOS, eos_token_id=EOS, initializer_range=0.4,
+        bos_token_id=BOS, eos_token_id=EOS, initializer_range=0.8,
     )  # fmt: skip
     model = VisionEncoderDecoderModel(VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)).eval()
+    with torch.no_grad():
+        model.decoder.transformer.wte.weight[EOS] *= 2  # or hardly a caption would end before it is cut
     model.generation_config.update(
         decoder_start_token_id=BOS, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=2, use_cache=True
     )
@@ -214,7 +218,8 @@ def random_captioner() -> tuple[Any, Any]:
         num_heads=4, head_size=8, max_tokens=MAX_TOKENS, num_candidates=2 * MAX_BEAMS, max_beams=MAX_BEAMS,
         vocab_size=50, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=2,
     )  # fmt: skip
-    return model, contract
+    yield model, contract
+    torch.set_num_threads(threads)
 
 
 def captions_of_ours(graph: Any, contract: Any, cross_kv: Any, options: DecodingOptions) -> list[Prefix]:
@@ -248,7 +253,9 @@ def test_captions_equal_those_of_generate_token_for_token(random_captioner: tupl
     from export.caption_graphs import EncoderGraph, PrefillGraph, StepGraph
 
     model, contract = random_captioner
-    photos = torch.from_numpy(np.random.default_rng(5).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8))
+    # Every patch of one colour: noise would be the same grey to the encoder.
+    colours = np.random.default_rng(5).integers(0, 256, (10, 4, 4, 3), dtype=np.uint8)
+    photos = torch.from_numpy(colours.repeat(8, axis=1).repeat(8, axis=2))
     seen = set()
     with torch.no_grad():
         hidden_states, _ = EncoderGraph(model)(photos)
@@ -268,5 +275,7 @@ def test_captions_equal_those_of_generate_token_for_token(random_captioner: tupl
             theirs = [row[: row.index(EOS) + 1] if EOS in row else row for row in theirs]
             assert ours == theirs, f"length_penalty {length_penalty}, max_tokens {max_tokens}"
             seen |= set(ours)
-    assert len(seen) > 30
-    assert len({len(caption) for caption in seen}) > 4, "the captions are all of one length: the test shows little"
+    lengths = [len(caption) for caption in seen]
+    assert len(seen) > 15, "the captions hardly vary: the test shows little"
+    assert len(set(lengths)) > 4
+    assert any(1 < len(caption) < MAX_TOKENS and caption[-1] == EOS for caption in seen)

@@ -351,6 +351,7 @@ def test_deadline_already_over(fake: FakeDuckDuckGo) -> None:
     for timeout_seconds in (0.0, -1.0):
         error = error_of(provider_for(fake), timeout_seconds=timeout_seconds)
         assert type(error) is ProviderTimeoutError
+        assert "no time is left" in str(error)
     assert fake.num_connections == 0
 
 

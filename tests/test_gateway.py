@@ -41,7 +41,9 @@ pytestmark = pytest.mark.triton
 StartGateway = Callable[..., str]
 
 # What must never reach a caller: paths, Python's words for things, addresses of what stands behind.
-INTERNAL_TEXT = re.compile(r"/[a-z]+/|Traceback|Error\b|Exception|0x[0-9a-f]+|\bgrpc\b|127\.0\.0\.1|tritonserver|\.py\b")
+INTERNAL_TEXT = re.compile(
+    r"/[a-z]+/|Traceback|Error\b|Exception|0x[0-9a-f]+|\bgrpc\b|127\.0\.0\.1|tritonserver|\.py\b"
+)
 
 
 class ScriptedProvider:
@@ -69,9 +71,7 @@ class ScriptedProvider:
 
 
 def candidate(title: str, picture: bytes) -> Candidate:
-    return Candidate(
-        title=title, url="https://shop.example/1", thumbnail_url="", source="scripted", thumbnail=picture
-    )
+    return Candidate(title=title, url="https://shop.example/1", thumbnail_url="", source="scripted", thumbnail=picture)
 
 
 @pytest.fixture
@@ -146,7 +146,9 @@ def test_default_model_reads_our_drawings(start_gateway: StartGateway, connect: 
         stub.Caption(search_pb2.CaptionRequest(photo=jpeg(garment, colour, seed=7)), timeout=30).query
         for garment, colour in wanted
     ]
-    right = sum(query == f"{colour} {garment}".lower() for query, (garment, colour) in zip(queries, wanted, strict=True))
+    right = sum(
+        query == f"{colour} {garment}".lower() for query, (garment, colour) in zip(queries, wanted, strict=True)
+    )
     assert right >= 4, queries
 
 
@@ -250,7 +252,9 @@ def png_header(width: int, height: int) -> bytes:
     """A PNG that claims a size and has no pixels."""
     ihdr = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     idat = b"IDAT" + zlib.compress(b"\0" * 100)
-    chunks = (struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in (ihdr, idat))
+    chunks = (
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in (ihdr, idat)
+    )
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
@@ -327,8 +331,8 @@ def test_full_server_refuses_with_retry_info(start_gateway: StartGateway, connec
 
     class SlowProvider(ScriptedProvider):
         async def find(
-        self, query: str, max_candidates: int, timeout_seconds: float, embedding: Any = None
-    ) -> list[Candidate]:
+            self, query: str, max_candidates: int, timeout_seconds: float, embedding: Any = None
+        ) -> list[Candidate]:
             entered.set()
             await asyncio.to_thread(release.wait, 20)
             return []
@@ -428,8 +432,8 @@ def test_stop_finishes_what_is_in_flight(triton_address: str, connect: Any, phot
 
     class SlowProvider(ScriptedProvider):
         async def find(
-        self, query: str, max_candidates: int, timeout_seconds: float, embedding: Any = None
-    ) -> list[Candidate]:
+            self, query: str, max_candidates: int, timeout_seconds: float, embedding: Any = None
+        ) -> list[Candidate]:
             entered.set()
             await asyncio.to_thread(release.wait, 20)
             return [candidate("red handbag", photo)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The curves of a training run as a picture: loss and perplexity, training and validation (the paper's figures 2, 3)."""
+"""The curves of a training run: loss and perplexity, training and validation (the paper's figures 2 and 3)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")  # a file is written, no window opened
-from matplotlib import pyplot  # noqa: E402
+from matplotlib import pyplot
 
 
 def plot_curves(history: Sequence[dict[str, float]], path: Path) -> None:

@@ -78,7 +78,9 @@ def read_styles(folder: Path, skipped: Counter[str]) -> Iterator[Product]:
     """
     path = folder / "styles.csv"
     if not path.is_file() or not (folder / "images").is_dir():
-        raise DataError(f"{folder} does not hold images/ and styles.csv (the Kaggle layout): give --data another folder")
+        raise DataError(
+            f"{folder} does not hold images/ and styles.csv (the Kaggle layout): give --data another folder"
+        )
     with path.open(encoding="utf-8", errors="replace", newline="") as lines:
         reader = csv.reader(lines)
         header = next(reader, [])
@@ -93,9 +95,7 @@ def read_styles(folder: Path, skipped: Counter[str]) -> Iterator[Product]:
             if not name:
                 skipped["no name"] += 1
                 continue
-            yield Product(
-                row["id"], name, row.get("articleType", ""), row.get("baseColour", ""), row.get("gender", "")
-            )
+            yield Product(row["id"], name, row.get("articleType", ""), row.get("baseColour", ""), row.get("gender", ""))
 
 
 def load_products(

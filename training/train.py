@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerFast
 
 from demo.draw_samples import training_samples
 from training.caption_dataset import IGNORED, AuxiliaryClasses, Batch, CaptionDataset, train_tokenizer
-from training.caption_model import CaptionerInTraining
+from training.caption_model import CaptionerInTraining, refresh_batch_statistics
 from training.curves import plot_curves
 from training.prepare_data import Product, ProductSet, load_products
 from training.presets import PRESETS, Preset, build_captioner
@@ -144,6 +144,15 @@ class Trainer:
                 auxiliary = auxiliary + self.preset.auxiliary_weight * AUXILIARY_SHARE[name] * term
         return caption_loss(logits, batch.labels), auxiliary
 
+    def refresh_batch_statistics(self, batches: int = 40, size: int = 128) -> None:
+        """Bring BatchNorm's statistics up to the present weights, on the first training photos as they are."""
+        stem = self.model.captioner.encoder.embeddings.patch_embeddings
+        count = min(len(self.training), batches * size)
+        starts = range(0, count, size)
+        refresh_batch_statistics(
+            stem, (self.training.batch(range(i, min(i + size, count))).pixels.to(self.device) for i in starts)
+        )
+
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Loss in nats per token over the whole validation set, and how often the heads are right."""
@@ -257,6 +266,7 @@ def run(trainer: Trainer, output: Path, state: Path, args: argparse.Namespace) -
 
 def end_epoch(trainer: Trainer) -> None:
     """Validate and write one line of history."""
+    trainer.refresh_batch_statistics()
     validated = trainer.validate()
     loss = sum(trainer.epoch_losses) / len(trainer.epoch_losses)
     trainer.epoch_losses = []

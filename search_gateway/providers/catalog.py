@@ -103,7 +103,8 @@ class CatalogProvider:
 def _candidate(row: CatalogRow) -> Candidate:
     return Candidate(
         title=row.title,
-        url=row.url or row.photo.as_uri(),
+        # Where the folder lies on the server is nobody's business; the owner of the photos knows it.
+        url=row.url or row.path,
         thumbnail_url="",
         source=NAME,
         width=row.width,

@@ -91,6 +91,7 @@ class CatalogRow:
     id: int
     title: str
     url: str
+    path: str  # of the photo, relative to the photos folder
     photo: Path  # absolute
     width: int
     height: int
@@ -311,6 +312,7 @@ class CatalogStore:
                 id=product_id,
                 title=title,
                 url=url,
+                path=path,
                 photo=folder / path,
                 width=width,
                 height=height,

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the documents say is so: files exist, commands and flags exist, settings and defaults are those of the code."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from search_gateway.gateway_config import PREFIX, GatewayConfig
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+def shown(value: object) -> str:
+    """A default as the table writes it."""
+    if value is None or value == "":
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return str(value)
+
+
+def settings_rows() -> list[str]:
+    """The table's rows, from the code: name, default and the comment behind the field."""
+    source = (ROOT / "search_gateway" / "gateway_config.py").read_text(encoding="utf-8")
+    rows = []
+    for field in dataclasses.fields(GatewayConfig):
+        comment = re.search(rf"^    {field.name}: .*  # (.+)$", source, re.MULTILINE)
+        assert comment, f"{field.name} has no comment"
+        default = shown(field.default)
+        rows.append(f"| `{PREFIX}{field.name.upper()}` | {f'`{default}`' if default else ''} | {comment[1]} |")
+    return rows
+
+
+def test_settings_table_is_that_of_the_code() -> None:
+    table = [line for line in README.splitlines() if line.startswith(f"| `{PREFIX}")]
+    assert table == settings_rows()
+
+
+def test_file_tree_equals_the_disk() -> None:
+    tree = re.findall(r"^    (\w+)/ +\S", README.split("## Files")[1].split("##")[0], re.MULTILINE)
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    on_disk = sorted({line.split("/")[0] for line in tracked.splitlines() if "/" in line and not line.startswith(".")})
+    if not on_disk:
+        pytest.skip("not a git checkout")
+    assert tree == on_disk
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_named_files_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    names = re.findall(
+        r"`((?:captioner|client|demo|docs|export|search_api|search_gateway|tests|training)/[\w/.]+\.\w+)`", text
+    )
+    missing = [link for link in links if not (document.parent / link).exists()]
+    missing += [name for name in names if not (ROOT / name).exists()]
+    assert not missing
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    for document in DOCUMENTS:
+        named = set(re.findall(r"(?:^|[`$] ?|    )make ([a-z]+)", document.read_text(encoding="utf-8"), re.MULTILINE))
+        assert named <= targets, document
+
+
+def test_every_make_target_is_explained() -> None:
+    answer = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in ("demo", "up", "down", "setup", "test", "check", "proto"):
+        assert re.search(rf"make {target} +\S", answer)
+
+
+@pytest.mark.parametrize(
+    ("command", "needs_torch"),
+    [
+        (["-m", "client", "search"], False),
+        (["-m", "client", "caption"], False),
+        (["-m", "search_gateway", "catalog", "build"], False),
+        (["-m", "search_gateway.healthcheck"], False),
+        (["-m", "training.train"], True),
+        (["-m", "training.evaluate"], True),
+        (["-m", "export.install_models"], True),
+        (["-m", "export.check_parity"], True),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_documented_flags_exist(command: list[str], needs_torch: bool) -> None:
+    if needs_torch:
+        pytest.importorskip("torch", reason="needs the training extra")
+    help_text = subprocess.run(
+        [sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    lines = [line for line in README.splitlines() if " ".join(command) in line]
+    assert lines, f"README does not show {command}"
+    for flag in re.findall(r"--[a-z][a-z-]+", " ".join(lines)):
+        assert flag in help_text, f"{flag} of {command}"
+
+
+def test_no_path_of_one_machine_is_in_the_repository() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    pattern = re.compile(r"(?<![\w.])/(?:work|farm|root)/")
+    found = []
+    for name in listed.splitlines():
+        path = ROOT / name
+        if path.suffix in {".py", ".md", ".toml", ".json", ".pbtxt", ".proto", ""} and path.is_file():
+            text = path.read_text(encoding="utf-8", errors="replace")
+            found += [name] if pattern.search(text.replace(r"(?:work|farm|root)", "")) else []
+    assert not found
