@@ -9,6 +9,7 @@ Usage:
 Needs grpcio and protobuf, and nothing of the server.
 """
 
+from client.async_search_client import AsyncSearchClient
 from client.client_errors import (
     PhotoFileError,
     RequestRejectedError,
@@ -17,6 +18,7 @@ from client.client_errors import (
     ServerOverloadedError,
     ServerUnavailableError,
 )
+from client.connection import DEFAULT_ADDRESS
 from client.messages import (
     AlternativeCaption,
     Caption,
@@ -30,7 +32,7 @@ from client.messages import (
     Word,
     WordAlternative,
 )
-from client.search_client import DEFAULT_ADDRESS, AsyncSearchClient, SearchClient
+from client.search_client import SearchClient
 
 __all__ = [
     "DEFAULT_ADDRESS",

@@ -19,7 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO
 
+from client.caption_batch import DEFAULT_CONCURRENCY
 from client.client_errors import PhotoFileError, RequestRejectedError, SearchClientError
+from client.connection import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_SECONDS, HEALTH_TIMEOUT_SECONDS
 from client.messages import SearchAnswer, SearchOptions, read_photo
 from client.reports import (
     TextStyle,
@@ -30,13 +32,7 @@ from client.reports import (
     search_record,
     search_text,
 )
-from client.search_client import (
-    DEFAULT_ADDRESS,
-    DEFAULT_CONCURRENCY,
-    DEFAULT_TIMEOUT_SECONDS,
-    HEALTH_TIMEOUT_SECONDS,
-    SearchClient,
-)
+from client.search_client import SearchClient
 
 FOUND, NOTHING_FOUND, REJECTED, TROUBLE = 0, 1, 2, 3
 INTERRUPTED = 130  # 128 + SIGINT, as shells count

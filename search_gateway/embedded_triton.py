@@ -11,19 +11,14 @@ has begun. Under systemd set KillMode=mixed for the same reason.
 """
 
 import contextlib
-import ctypes.util
 import http.client
-import importlib.metadata
-import importlib.util
 import os
-import re
 import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from dataclasses import dataclass
@@ -34,6 +29,10 @@ from typing import Self
 import grpc
 
 from search_gateway import triton_supervisor
+from search_gateway.triton_installation import TritonInstallation, TritonStartError, find_installation
+from search_gateway.triton_log import read_from, reason_in
+
+__all__ = ["EmbeddedTriton", "TritonStartError"]
 
 _LOOPBACK = "127.0.0.1"
 _PORT_ATTEMPTS = 4
@@ -42,11 +41,6 @@ _POLL_SECONDS = 0.05
 # none unless something hangs. A normal stop takes 1-2 s: Triton looks once a second.
 _GRACE_SECONDS = 10
 _BACKENDS = Path(__file__).parent / "triton_backend"
-_TRITON_PACKAGE = "nvidia-pytriton==0.7.0"
-
-
-class TritonStartError(RuntimeError):
-    """Triton did not become ready. One line: what, where the log is, what to do."""
 
 
 class EmbeddedTriton:
@@ -116,7 +110,7 @@ class EmbeddedTriton:
         if self._run is not None:
             raise RuntimeError("EmbeddedTriton.start was called twice")
         _check_model_repository(self._model_repository)
-        installation = _find_installation()
+        installation = find_installation()
         deadline = time.monotonic() + self._start_timeout_seconds
         for _ in range(_PORT_ATTEMPTS):
             log_start = self._log_file.stat().st_size if self._log_file.exists() else 0
@@ -131,7 +125,7 @@ class EmbeddedTriton:
                 raise
             if problem is None:
                 return
-            log = _read_from(self._log_file, log_start)
+            log = read_from(self._log_file, log_start)
             self._discard()
             # Between finding a free port and Triton binding it, anybody can take it.
             if "already in use" not in log:
@@ -188,17 +182,7 @@ class EmbeddedTriton:
         return f"was not ready after {self._start_timeout_seconds:g} s (start_timeout_seconds)"
 
     def _explain(self, problem: str, log: str) -> str:
-        return f"Triton {_reason(log) or problem}. Log: {self._log_file}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Installation:
-    """Where the wheel has what we need of Triton."""
-
-    server: Path
-    python_backend: Path
-    stub: Path  # the python backend's worker, built for our Python version
-    libraries: tuple[Path, ...]
+        return f"Triton {reason_in(log) or problem}. Log: {self._log_file}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,68 +197,13 @@ class _Run:
     triton_pid: int
 
 
-def _find_installation() -> _Installation:
-    package_folder = _find_package("pytriton", f"'{_TRITON_PACKAGE}'")
-    _find_package("onnxruntime", "onnxruntime")
-    triton = package_folder / "tritonserver"
-    wheel_libraries = package_folder.parent / "nvidia_pytriton.libs"
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stubs = triton / "python_backend_stubs"
-    stub = stubs / version / "triton_python_backend_stub"
-    for path in (triton / "bin" / "tritonserver", triton / "backends" / "python", wheel_libraries):
-        if not path.exists():
-            raise TritonStartError(f"{path} is missing: pip install '{_TRITON_PACKAGE}'")
-    if not stub.exists():
-        available = ", ".join(sorted((p.name for p in stubs.iterdir()), key=lambda v: int(v[2:])))
-        raise TritonStartError(
-            f"{_TRITON_PACKAGE} cannot run models under Python {version}; start the gateway with one of {available}"
-        )
-    _find_package("numpy", "'numpy<2'")
-    numpy_version = importlib.metadata.version("numpy")
-    if not numpy_version.startswith("1."):
-        # Not an error of Triton's: every output would arrive empty.
-        raise TritonStartError(
-            f"The embedded Triton needs numpy 1 (Python 3.11 or 3.12), not {numpy_version}: pip install 'numpy<2'"
-        )
-    return _Installation(
-        server=triton / "bin" / "tritonserver",
-        python_backend=triton / "backends" / "python",
-        stub=stub,
-        libraries=(wheel_libraries, *_libpython_folders(version, wheel_libraries)),
-    )
-
-
-def _find_package(name: str, requirement: str) -> Path:
-    # Looked for, not imported: pytriton's own import takes most of a second.
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:
-        raise TritonStartError(f"The embedded Triton needs {name}: pip install {requirement}")
-    return Path(spec.origin).parent
-
-
-def _libpython_folders(version: str, wheel_libraries: Path) -> list[Path]:
-    """Where the stub finds libpython: the running interpreter's first, to match its library."""
-    name = f"libpython{version}.so.1.0"
-    folder = Path(sysconfig.get_config_var("LIBDIR") or sys.base_prefix)
-    if (folder / name).exists():
-        return [folder]
-    major, minor = version.split(".")
-    is_in_wheel = any(wheel_libraries.glob(f"libpython{major}-*.{minor}.so*"))  # so for 3.13
-    if not is_in_wheel and ctypes.util.find_library(f"python{version}") is None:
-        raise TritonStartError(
-            f"Triton's python backend needs {name}: install libpython{version},"
-            " or a Python that is built with --enable-shared"
-        )
-    return []
-
-
 def _check_model_repository(folder: Path) -> None:
     # Triton itself would start with no model at all, and call that ready.
     if not any(folder.glob("*/config.pbtxt")):
         raise TritonStartError(f"{folder} holds no model (no */config.pbtxt)")
 
 
-def _launch(installation: _Installation, model_repository: Path, log_file: Path) -> _Run:
+def _launch(installation: TritonInstallation, model_repository: Path, log_file: Path) -> _Run:
     mark = f"captrieve_{os.getpid()}_{secrets.token_hex(6)}_"
     workspace = Path(tempfile.mkdtemp(prefix="captrieve-triton-"))
     try:
@@ -318,7 +247,7 @@ def _launch(installation: _Installation, model_repository: Path, log_file: Path)
     )
 
 
-def _lay_out_backends(installation: _Installation, workspace: Path) -> Path:
+def _lay_out_backends(installation: TritonInstallation, workspace: Path) -> Path:
     """Build the one backend directory Triton takes. Copies: it refuses links that lead outside."""
     backends = workspace / "backends"
     shutil.copytree(_BACKENDS, backends, ignore=shutil.ignore_patterns("__pycache__", "__init__.py"))
@@ -357,7 +286,7 @@ def _flags(model_repository: Path, backends: Path, grpc_port: int, metrics_port:
     ]
 
 
-def _environment(installation: _Installation) -> dict[str, str]:
+def _environment(installation: TritonInstallation) -> dict[str, str]:
     """Ours, less the gateway's own settings and secrets, plus what Triton needs to find Python."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CAPTRIEVE_")}
     # The stub asks PATH for `python3` and takes that one's virtual environment, so numpy and
@@ -446,32 +375,3 @@ def _kill_marked(mark: str) -> None:
                 os.kill(int(process.name), signal.SIGKILL)
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue  # ended meanwhile, or not ours
-
-
-def _read_from(log_file: Path, start: int) -> str:
-    with log_file.open("rb") as log:
-        log.seek(start)
-        return log.read().decode(errors="replace")
-
-
-def _reason(log: str) -> str | None:
-    """The line of Triton's log that tells a person what to repair, made one short sentence."""
-    failed = re.findall(r"\"failed to load '([^']+)' version \d+: (?:\w+: )?(.*)\"$", log, re.M)
-    if failed:
-        model, message = failed[0]
-        message = message.split(r"\n\nAt:")[0]  # the rest is the stub's Python traceback
-        return f"could not load model '{model}': {_one_line(message)}"
-    unread = re.findall(r"\"Poll failed for model directory '([^']+)': (.*)\"$", log, re.M)
-    if unread:
-        model, message = unread[0]
-        detail = re.search(r"Error parsing text-format inference.ModelConfig: (.*)$", log, re.M)
-        hint = f" ({detail[1]})" if detail else ""
-        return f"could not read model '{model}': {_one_line(message + hint)}"
-    errors = re.findall(r"^(?:error: |.*error while loading shared libraries: )(.*)$", log, re.M)
-    return f"could not start: {_one_line(errors[-1])}" if errors else None
-
-
-def _one_line(text: str, max_length: int = 300) -> str:
-    line = " ".join(text.replace("\\n", " ").split()).rstrip(".")
-    line = line.removeprefix("TritonModelException: ")
-    return line if len(line) <= max_length else line[: max_length - 1] + "…"

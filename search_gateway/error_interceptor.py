@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one place where an exception becomes a gRPC status, and where a request gets its id.
+"""The one place where an exception becomes a gRPC status, and where a request gets its id and its line in the log.
 
 The project's own errors carry their code and a message for the caller; anything else is logged with its traceback and
 leaves as INTERNAL without a word from inside.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeAlias
@@ -24,6 +25,7 @@ from search_gateway.errors import OverloadedError, SearchError
 _log = logging.getLogger(__name__)
 
 REQUEST_ID = "x-request-id"
+_HEALTH = "/grpc.health.v1."
 _WELL_FORMED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -53,18 +55,21 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
 
 def _guard_unary(behaviour: Any, method: str) -> Callable[[Any, Context], Awaitable[Any]]:
     async def guarded(request: Any, context: Context) -> Any:
-        request_id = await _identify(context)
+        call = _Call(method, await _identify(context))
         try:
-            return await behaviour(request, context)
+            response = await behaviour(request, context)
         except Exception as error:
-            await _abort(context, error, method, request_id)
+            await _abort(context, error, call)
+        else:
+            call.log("OK")
+            return response
 
     return guarded
 
 
 def _guard_stream(behaviour: Any, method: str) -> Any:
     async def guarded(request: Any, context: Context) -> AsyncIterator[Any]:
-        request_id = await _identify(context)
+        call = _Call(method, await _identify(context))
         try:
             responses = behaviour(request, context)
             if asyncio.iscoroutine(responses):
@@ -74,9 +79,26 @@ def _guard_stream(behaviour: Any, method: str) -> Any:
             async for response in responses:
                 yield response
         except Exception as error:
-            await _abort(context, error, method, request_id)
+            await _abort(context, error, call)
+        else:
+            call.log("OK")
 
     return guarded
+
+
+class _Call:
+    """One line of the log for each request, with its id, its end and its time."""
+
+    def __init__(self, method: str, request_id: str):
+        self.request_id = request_id
+        self._method = method
+        self._started = time.perf_counter()
+
+    def log(self, outcome: str, cause: BaseException | None = None, level: int = logging.INFO) -> None:
+        if self._method.startswith(_HEALTH):
+            level = min(level, logging.DEBUG)  # probes ask every second
+        milliseconds = 1000 * (time.perf_counter() - self._started)
+        _log.log(level, "%s %s %.0f ms %s", self.request_id, self._method, milliseconds, outcome, exc_info=cause)
 
 
 async def _identify(context: Context) -> str:
@@ -90,19 +112,21 @@ async def _identify(context: Context) -> str:
     return request_id
 
 
-async def _abort(context: Context, error: Exception, method: str, request_id: str) -> None:
+async def _abort(context: Context, error: Exception, call: _Call) -> None:
     if isinstance(error, grpc.aio.AbortError):
         raise error  # a service of gRPC's own (health) has already said why
     if isinstance(error, OverloadedError):
-        _log.info("%s %s: %s", request_id, method, error)
-        await context.abort_with_status(rpc_status.to_status(_overloaded(error)))  # type: ignore[attr-defined]
+        call.log(f"{error.code.name}: {error}")
+        status = rpc_status.to_status(_overloaded(error))
+        await context.abort_with_status(status)  # type: ignore[attr-defined]  # its stubs do not know it
     elif isinstance(error, SearchError):
-        _log.info("%s %s: %s: %s", request_id, method, error.code.name, error, exc_info=error.__cause__)
+        call.log(f"{error.code.name}: {error}", error.__cause__)
         await context.abort(error.code, str(error))
     else:
-        _log.error("%s %s broke", request_id, method, exc_info=error)
+        call.log("INTERNAL", error, logging.ERROR)
         await context.abort(
-            grpc.StatusCode.INTERNAL, f"the server failed on this request; its operator finds why under {request_id}"
+            grpc.StatusCode.INTERNAL,
+            f"the server failed on this request; its operator finds why under {call.request_id}",
         )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captions decoded together equal those decoded alone: a step model that is a function of its inputs and nothing else."""
+"""Captions decoded together equal those decoded alone, on a step model that is a function of its inputs only."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ class FakeStep:
     num_running: int = 0
     most_running: int = 0
     steps: dict[float, int] = field(default_factory=dict)  # taken, by photo
+    two_steps_taken: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def step(self, step: StepInput, self_kv: Floats, cross_kv: Floats, deadline: Deadline) -> StepOutput:
         photo = float(cross_kv[0])
@@ -57,6 +58,8 @@ class FakeStep:
         finally:
             self.num_running -= 1
         self.steps[photo] = self.steps.get(photo, 0) + 1
+        if self.steps[photo] == 2:
+            self.two_steps_taken.set()
         cache = self_kv[step.parents].copy()
         cache[:, step.position] = step.tokens
         rows = [self._logprobs(photo, beam[: step.position + 1]) for beam in cache]
@@ -177,8 +180,7 @@ def test_cancelling_captions_leaves_the_others_unharmed() -> None:
 def test_cancelled_caption_takes_no_further_step() -> None:
     async def cancel_after_the_second_step() -> None:
         task = asyncio.create_task(captions.decode(photo(1), REQUESTS[1][1], Deadline(30.0)))
-        while steps.steps.get(1.0, 0) < 2:
-            await asyncio.sleep(0)
+        await steps.two_steps_taken.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -19,7 +19,9 @@ pytestmark = pytest.mark.torch
 
 NAMES = [sample_name(garment, colour) for garment in GARMENTS for colour in COLOURS]
 NAMES += ["Levi's Men's 3/4 Jeans", "Café Noir Women T-shirt", "Puma Men's (Pack of 2) Socks"]
-WORDS = st.lists(st.text(st.characters(categories=["L", "N", "P", "S"], exclude_characters="<"), min_size=1, max_size=8), max_size=6)
+WORDS = st.lists(
+    st.text(st.characters(categories=["L", "N", "P", "S"], exclude_characters="<"), min_size=1, max_size=8), max_size=6
+)
 
 
 @pytest.fixture(scope="module")

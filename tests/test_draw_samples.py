@@ -22,10 +22,7 @@ from demo.draw_samples import (
     write_catalogue,
 )
 
-HEADER = (
-    "id,gender,masterCategory,subCategory,articleType,baseColour,season,year,usage,"
-    "productDisplayName"
-)
+HEADER = "id,gender,masterCategory,subCategory,articleType,baseColour,season,year,usage,productDisplayName"
 
 
 def dominant_colour(picture: Image.Image, ignored: set[str]) -> str:
@@ -93,9 +90,7 @@ def test_name_ends_in_colour_and_garment() -> None:
     assert sample_name("T-shirt", "Navy") == "Sketch Navy T-shirt"
 
 
-def test_catalogue_has_the_kaggle_layout_and_is_reproducible(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_catalogue_has_the_kaggle_layout_and_is_reproducible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(draw_samples, "COLOURS", {"Red": COLOURS["Red"]})
     for run in ("first", "second"):
         assert write_catalogue(tmp_path / run) == len(GARMENTS)

@@ -311,10 +311,10 @@ def test_terminal_signals_do_not_reach_triton(triton: EmbeddedTriton) -> None:
 
 
 def test_settings_of_the_gateway_stay_in_the_gateway(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SEARCH_API_KEY", "secret")
+    monkeypatch.setenv("CAPTRIEVE_API_KEY", "secret")
     with EmbeddedTriton(model_folder) as triton:
         environment = Path(f"/proc/{triton.pid}/environ").read_bytes().split(b"\0")
-    assert not [line for line in environment if line.startswith(b"SEARCH_")]
+    assert not [line for line in environment if line.startswith(b"CAPTRIEVE_")]
     assert b"CUDA_VISIBLE_DEVICES=" in environment
 
 

@@ -14,7 +14,9 @@ from search_gateway import embedded_triton, errors
 from search_gateway.errors import ConfigError, OverloadedError, SearchError
 
 # A line of the drawing: indentation and branches, the name, perhaps its base, perhaps its code.
-_LINE = re.compile(r"^    (?P<branch>[│├└─ ]*)(?P<name>\w+Error)(?: \((?P<base>\w+)\))?(?:\s+(?P<code>[A-Z_]{6,}))?(?!\S)")
+_LINE = re.compile(
+    r"^    (?P<branch>[│├└─ ]*)(?P<name>\w+Error)(?: \((?P<base>\w+)\))?(?:\s+(?P<code>[A-Z_]{6,}))?(?!\S)"
+)
 
 
 def drawn() -> Iterator[re.Match[str]]:

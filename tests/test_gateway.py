@@ -326,6 +326,23 @@ def test_deadline_of_a_millisecond_is_told_and_leaves_nothing_behind(
     assert stub.Caption(search_pb2.CaptionRequest(photo=photo), timeout=30).caption.text
 
 
+def test_cancelled_streams_leave_nothing_behind(start_gateway: StartGateway, connect: Any, photo: bytes) -> None:
+    others = [candidate(f"red handbag {i}", photo) for i in range(10)]
+    stub = connect(start_gateway(providers=[ScriptedProvider(others)], max_in_flight=2))
+    for _ in range(10):
+        stream = stub.StreamSearch(search_pb2.SearchRequest(photo=photo), timeout=30)
+        assert next(stream).caption.text
+        stream.cancel()
+        end = time.monotonic() + 10
+        while True:  # the place is free again as soon as the server has heard of it
+            try:
+                assert stub.Caption(search_pb2.CaptionRequest(photo=photo), timeout=30).caption.text
+                break
+            except grpc.RpcError as error:
+                assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                assert time.monotonic() < end, "cancelled streams keep their places"
+
+
 def test_full_server_refuses_with_retry_info(start_gateway: StartGateway, connect: Any, photo: bytes) -> None:
     entered, release = threading.Event(), threading.Event()
 

@@ -88,7 +88,9 @@ def test_units_in_names_are_read_as_numbers(name: str) -> None:
     assert problems(**{name: "ten"})[0].startswith(f"{variable(name)} is 'ten': write a number (")
 
 
-@pytest.mark.parametrize(("text", "value"), [("true", True), ("True", True), ("1", True), ("0", False), ("FALSE", False)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("true", True), ("True", True), ("1", True), ("0", False), ("FALSE", False)]
+)
 def test_switches_are_true_or_false(text: str, value: bool) -> None:
     assert GatewayConfig.from_env({variable("reflection"): text}).reflection is value
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How good a checkpoint is: `python -m training.evaluate --checkpoint DIR --data DIR [--split validation|all] --json`.
 
-Perplexity is per token of the checkpoint's own tokenizer, EOS included; words are those of greedy captions, as served.
+Perplexity is per token of the checkpoint's own tokenizer, EOS included; with --gpt2-tokenizer also per GPT-2 token, so
+that models with other tokenizers can be compared. Words are those of greedy captions, as served.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import dataclasses
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import ByteLevelBPETokenizer
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, VisionEncoderDecoderModel
 
@@ -33,6 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder with images/ and styles.csv")
     parser.add_argument("--split", choices=("validation", "all"), default="validation")
     parser.add_argument("--limit", type=int, help="use only the first N products of the split")
+    parser.add_argument("--gpt2-tokenizer", type=Path, help="folder with GPT-2's vocab.json and merges.txt")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args()
 
@@ -40,8 +44,8 @@ def parse_args() -> argparse.Namespace:
 @torch.no_grad()
 def caption_all(
     model: VisionEncoderDecoderModel, tokenizer: PreTrainedTokenizerFast, data: ProductSet
-) -> tuple[list[str], float]:
-    """Greedy captions of all photos, and the mean loss of the true names in nats per token."""
+) -> tuple[list[str], float, int]:
+    """Greedy captions of all photos; the loss of the true names in nats, and over how many tokens."""
     max_tokens = model.config.decoder.n_positions
     labels = tokenize([product.name for product in data.products], tokenizer, max_tokens)
     captions: list[str] = []
@@ -59,7 +63,13 @@ def caption_all(
         tokens += int((target != IGNORED).sum())
         rows = model.generate(encoder_outputs=encoded, do_sample=False, num_beams=1, max_length=max_tokens + 1)
         captions += [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
-    return captions, nats / tokens
+    return captions, nats, tokens
+
+
+def count_gpt2_tokens(names: Sequence[str], folder: Path) -> int:
+    """Tokens of all names in GPT-2's own byte-level BPE, one EOS each."""
+    tokenizer = ByteLevelBPETokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    return sum(len(encoding.ids) + 1 for encoding in tokenizer.encode_batch(list(names)))
 
 
 def most_frequent_pair(folder: Path) -> str:
@@ -82,16 +92,16 @@ def main() -> None:
         limit=args.limit,
         only=lambda product: args.split == "all" or is_validation(product.name),
     )
-    captions, loss = caption_all(model, tokenizer, data)
+    captions, nats, tokens = caption_all(model, tokenizer, data)
     names = [product.name for product in data.products]
     guess = most_frequent_pair(args.data)
-    figures = {
+    figures: dict[str, object] = {
         "checkpoint": str(args.checkpoint),
         "split": args.split,
         "n": len(data),
         "left_out": dict(data.skipped),
-        "loss_nats_per_token": loss,
-        "perplexity_per_token": math.exp(loss),
+        "loss_nats_per_token": nats / tokens,
+        "perplexity_per_token": math.exp(nats / tokens),
         "mean_words": float(np.mean([len(words_of(caption)) for caption in captions])),
         **dataclasses.asdict(word_metrics(captions, names)),
         "baseline_most_frequent_pair": {
@@ -102,6 +112,8 @@ def main() -> None:
             {"name": name, "caption": caption} for name, caption in list(zip(names, captions, strict=True))[:10]
         ],
     }
+    if args.gpt2_tokenizer is not None:
+        figures["perplexity_per_gpt2_token"] = math.exp(nats / count_gpt2_tokens(names, args.gpt2_tokenizer))
     if args.json:
         print(json.dumps(figures, indent=2))
         return

@@ -81,7 +81,7 @@ def read_styles(folder: Path, skipped: Counter[str]) -> Iterator[Product]:
         raise DataError(
             f"{folder} does not hold images/ and styles.csv (the Kaggle layout): give --data another folder"
         )
-    with path.open(encoding="utf-8", errors="replace", newline="") as lines:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
         reader = csv.reader(lines)
         header = next(reader, [])
         missing = {"id", "articleType", "baseColour", "gender", "productDisplayName"} - set(header)

@@ -8,6 +8,7 @@ all random choices are functions of (seed, step).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import json
@@ -108,7 +109,8 @@ class Trainer:
         classes = AuxiliaryClasses.from_products(training.products)
         self.training = CaptionDataset(training, self.tokenizer, classes, preset.max_tokens)
         self.validation = CaptionDataset(validation, self.tokenizer, classes, preset.max_tokens)
-        sizes = {label: len(values) for label, values in classes.values.items()}
+        # A label without one frequent value (few products, or a column that is empty) has nothing to teach.
+        sizes = {label: len(values) for label, values in classes.values.items() if values}
         self.model = CaptionerInTraining(build_captioner(preset, self.tokenizer), sizes).to(self.device)
         self.optimiser = optimiser_of(self.model, preset)
         self.steps_per_epoch = self.training.steps_per_epoch(preset.batch_size)
@@ -166,7 +168,7 @@ class Trainer:
             count = int((batch.labels != IGNORED).sum())
             nats += float(caption_loss(logits, batch.labels)) * count
             tokens += count
-            for name in right:
+            for name in right.keys() & labels.keys():
                 right[name] += int((labels[name].argmax(dim=1) == batch.auxiliary[name]).sum())
                 known[name] += int((batch.auxiliary[name] != IGNORED).sum())
         accuracies = {f"{name}_accuracy": right[name] / max(1, known[name]) for name in right}
@@ -222,14 +224,37 @@ def save_checkpoint(trainer: Trainer, folder: Path, arguments: dict[str, str]) -
     plot_curves(trainer.history, folder / "curves.png")
 
 
+@contextlib.contextmanager
+def signals_held() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM are only noted, in the list this gives: half a step or half a validation cannot be saved.
+
+    A second signal is not held back; whatever was saved last is there then.
+    """
+    came: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        came.append(number)
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        restore()
+
+
 def run(trainer: Trainer, output: Path, state: Path, args: argparse.Namespace) -> bool:
-    """Train to the end; returns False where --stop-after or Ctrl-C came first."""
+    """Train to the end; returns False where --stop-after, SIGINT (Ctrl-C) or SIGTERM came first."""
     arguments = {key: str(value) for key, value in vars(args).items() if value is not None}
     # In a log file a line every half minute is enough.
     interval = 0.1 if sys.stderr.isatty() else 30.0
     bar = tqdm(total=trainer.total_steps, initial=trainer.step, unit="step", smoothing=0.05, mininterval=interval)
     since = time.monotonic()
-    try:
+    with bar, signals_held() as came:
         while trainer.step < trainer.total_steps:
             trainer.epoch_losses.append(trainer.train_step())
             bar.update()
@@ -252,15 +277,13 @@ def run(trainer: Trainer, output: Path, state: Path, args: argparse.Namespace) -
                 trainer.seconds += time.monotonic() - since
                 since = time.monotonic()
                 trainer.save_state(state)
-            if trainer.step == args.stop_after:
-                raise KeyboardInterrupt
-    except KeyboardInterrupt:
-        trainer.seconds += time.monotonic() - since
-        trainer.save_state(state)
-        tqdm.write(f"stopped at step {trainer.step} of {trainer.total_steps}; the same command goes on from here")
-        return False
-    finally:
-        bar.close()
+            if came or trainer.step == args.stop_after:
+                trainer.seconds += time.monotonic() - since
+                trainer.save_state(state)
+                tqdm.write(
+                    f"stopped at step {trainer.step} of {trainer.total_steps}: the same command goes on from here"
+                )
+                return False
     return True
 
 

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds what we need of Triton in the nvidia-pytriton wheel, and says what is missing.
+
+It starts nothing and imports nothing of the wheel.
+"""
+
+import ctypes.util
+import importlib.metadata
+import importlib.util
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+_TRITON_PACKAGE = "nvidia-pytriton==0.7.0"
+
+
+class TritonStartError(RuntimeError):
+    """Triton did not become ready. One line: what, where the log is, what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TritonInstallation:
+    """Where the wheel has what we need of Triton."""
+
+    server: Path
+    python_backend: Path
+    stub: Path  # the python backend's worker, built for our Python version
+    libraries: tuple[Path, ...]
+
+
+def find_installation() -> TritonInstallation:
+    """Looks beside the running interpreter.
+
+    Raises:
+        TritonStartError: a package is missing or of the wrong version.
+    """
+    package_folder = _find_package("pytriton", f"'{_TRITON_PACKAGE}'")
+    _find_package("onnxruntime", "onnxruntime")
+    triton = package_folder / "tritonserver"
+    wheel_libraries = package_folder.parent / "nvidia_pytriton.libs"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stubs = triton / "python_backend_stubs"
+    stub = stubs / version / "triton_python_backend_stub"
+    for path in (triton / "bin" / "tritonserver", triton / "backends" / "python", wheel_libraries):
+        if not path.exists():
+            raise TritonStartError(f"{path} is missing: pip install '{_TRITON_PACKAGE}'")
+    if not stub.exists():
+        available = ", ".join(sorted((p.name for p in stubs.iterdir()), key=lambda v: int(v[2:])))
+        raise TritonStartError(
+            f"{_TRITON_PACKAGE} cannot run models under Python {version}; start the gateway with one of {available}"
+        )
+    _find_package("numpy", "'numpy<2'")
+    numpy_version = importlib.metadata.version("numpy")
+    if not numpy_version.startswith("1."):
+        # Not an error of Triton's: every output would arrive empty.
+        raise TritonStartError(
+            f"The embedded Triton needs numpy 1 (Python 3.11 or 3.12), not {numpy_version}: pip install 'numpy<2'"
+        )
+    return TritonInstallation(
+        server=triton / "bin" / "tritonserver",
+        python_backend=triton / "backends" / "python",
+        stub=stub,
+        libraries=(wheel_libraries, *_libpython_folders(version, wheel_libraries)),
+    )
+
+
+def _find_package(name: str, requirement: str) -> Path:
+    # Looked for, not imported: pytriton's own import takes most of a second.
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise TritonStartError(f"The embedded Triton needs {name}: pip install {requirement}")
+    return Path(spec.origin).parent
+
+
+def _libpython_folders(version: str, wheel_libraries: Path) -> list[Path]:
+    """Where the stub finds libpython: the running interpreter's first, to match its library."""
+    name = f"libpython{version}.so.1.0"
+    folder = Path(sysconfig.get_config_var("LIBDIR") or sys.base_prefix)
+    if (folder / name).exists():
+        return [folder]
+    major, minor = version.split(".")
+    is_in_wheel = any(wheel_libraries.glob(f"libpython{major}-*.{minor}.so*"))  # so for 3.13
+    if not is_in_wheel and ctypes.util.find_library(f"python{version}") is None:
+        raise TritonStartError(
+            f"Triton's python backend needs {name}: install libpython{version},"
+            " or a Python that is built with --enable-shared"
+        )
+    return []

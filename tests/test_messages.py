@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is sent to a real gRPC server on loopback, and what comes back as values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from client import (
+    AlternativeCaption,
+    Caption,
+    CaptionAnswer,
+    Counts,
+    Degradation,
+    PhotoFileError,
+    RequestRejectedError,
+    Result,
+    SearchAnswer,
+    SearchClient,
+    Word,
+    WordAlternative,
+)
+from client.messages import MAX_PHOTO_BYTES
+from search_api import search_pb2
+from tests.scripted_service import ScriptedService, empty_answer, full_answer, serving
+
+Code = grpc.StatusCode
+
+
+@pytest.fixture
+def service() -> ScriptedService:
+    return ScriptedService(full_answer())
+
+
+@pytest.fixture
+def search_client(service: ScriptedService) -> Iterator[SearchClient]:
+    with serving(service) as address, SearchClient(address) as search_client:
+        yield search_client
+
+
+def test_search_answer_arrives_whole(search_client: SearchClient) -> None:
+    answer = search_client.search(b"photo")
+    assert answer.caption == Caption(
+        "Turtle Check Men Blue Shirt",
+        (Word("Blue", 0.7, (WordAlternative("Navy", 0.125),)), Word("Shirt", 0.9)),
+        -1.25,
+        True,
+        (AlternativeCaption("Men Blue Shirt", -2.0),),
+    )
+    assert (answer.query, answer.provider, answer.model) == ("blue shirt", "duckduckgo", "fashion-small")
+    assert answer.counts == Counts(
+        found=9, fetched=8, unfetchable=1, undecodable=1, dropped_visual=3, dropped_semantic=2, kept=2
+    )
+    assert answer.timings_ms == {"preprocess": 2, "encode": 20, "search": 50, "total": 100}
+    assert answer.degraded == (Degradation("thumbnails", "1 of 9 did not arrive in time"),)
+    assert (answer.nearest_miss, answer.empty_reason, answer.dropped) == (None, "", ())
+    first, second = answer.results
+    assert first.thumbnail.startswith(b"\xff\xd8")
+    assert second == Result(
+        title="Blue Oxford Shirt",
+        url="https://shop.example/item",
+        image_url="https://shop.example/item.jpg",
+        thumbnail_url="https://img.example/t.jpg",
+        source="bing",
+        width=600,
+        height=800,
+        visual_score=0.8,
+        semantic_score=1.0,
+        score=0.85,
+        verdict="kept",
+        reason="it looks like the photo and agrees with both words",
+        thumbnail=b"",
+    )
+
+
+def test_values_have_every_field_of_their_message() -> None:
+    """A field added to search.proto must be added to the client as well."""
+    renamed = {"timings": "timings_ms"}
+    for value, message in (
+        (SearchAnswer, search_pb2.SearchResponse),
+        (CaptionAnswer, search_pb2.CaptionResponse),
+        (Result, search_pb2.Result),
+        (Caption, search_pb2.Caption),
+        (Word, search_pb2.Word),
+        (WordAlternative, search_pb2.WordAlternative),
+        (AlternativeCaption, search_pb2.AlternativeCaption),
+        (Counts, search_pb2.Counts),
+        (Degradation, search_pb2.Degradation),
+    ):
+        fields = {renamed.get(name, name) for name in message.DESCRIPTOR.fields_by_name}
+        assert set(value.__dataclass_fields__) == fields, value
+
+
+def test_every_verdict_has_its_name(service: ScriptedService, search_client: SearchClient) -> None:
+    for name, number in search_pb2.Verdict.items():
+        service.answer.results[0].verdict = number
+        assert search_client.search(b"photo").results[0].verdict == name.removeprefix("VERDICT_").lower()
+    service.answer.results[0].verdict = 99  # type: ignore[assignment]
+    assert search_client.search(b"photo").results[0].verdict == "unspecified"
+
+
+def test_unset_options_are_left_to_the_server(service: ScriptedService, search_client: SearchClient) -> None:
+    search_client.search(b"photo")
+    (request,) = service.requests
+    assert request == search_pb2.SearchRequest(
+        photo=b"photo",
+        decoding=search_pb2.DecodingOptions(num_beams=1),
+        refinement=search_pb2.RefinementOptions(),
+    )
+
+
+def test_all_options_are_sent(service: ScriptedService, search_client: SearchClient) -> None:
+    search_client.search(
+        b"photo",
+        num_beams=4,
+        length_penalty=0.0,
+        max_tokens=12,
+        query_rule="full_caption",
+        query_override="leather bag",
+        provider="catalog",
+        max_results=7,
+        min_visual_score=0.0,
+        min_semantic_score=0.5,
+        explain=True,
+    )
+    search_client.caption(b"photo", num_beams=3, length_penalty=2.0, max_tokens=5, query_rule="last_two_words")
+    search, caption = service.requests
+    assert search == search_pb2.SearchRequest(
+        photo=b"photo",
+        decoding=search_pb2.DecodingOptions(num_beams=4, length_penalty=0.0, max_tokens=12),
+        query_rule=search_pb2.QUERY_RULE_FULL_CAPTION,
+        query_override="leather bag",
+        provider="catalog",
+        max_results=7,
+        refinement=search_pb2.RefinementOptions(min_visual_score=0.0, min_semantic_score=0.5),
+        explain=True,
+    )
+    assert caption == search_pb2.CaptionRequest(
+        photo=b"photo",
+        decoding=search_pb2.DecodingOptions(num_beams=3, length_penalty=2.0, max_tokens=5),
+        query_rule=search_pb2.QUERY_RULE_LAST_TWO_WORDS,
+    )
+
+
+def test_search_with_other_words_has_no_caption(service: ScriptedService, search_client: SearchClient) -> None:
+    service.answer.ClearField("caption")
+    assert search_client.search(b"photo", query_override="leather bag").caption is None
+
+
+def test_empty_answer_brings_its_explanation(service: ScriptedService, search_client: SearchClient) -> None:
+    service.answer = empty_answer()
+    answer = search_client.search(b"photo")
+    assert answer.results == ()
+    assert answer.empty_reason == "all 9 candidates were dropped"
+    assert answer.nearest_miss is not None
+    assert answer.nearest_miss.verdict == "dropped_visual"
+
+
+def test_explained_answer_lists_what_was_dropped(service: ScriptedService, search_client: SearchClient) -> None:
+    service.answer.dropped.append(empty_answer().nearest_miss)
+    (dropped,) = search_client.search(b"photo", explain=True).dropped
+    assert (dropped.title, dropped.reason) == ("Red Shirt", "visual score 0.40 is below 0.55")
+
+
+def test_unknown_query_rule_names_the_known_ones(search_client: SearchClient) -> None:
+    with pytest.raises(ValueError, match=r"'first_word'.*'last_two_words', 'full_caption'"):
+        search_client.search(b"photo", query_rule="first_word")  # type: ignore[arg-type]
+
+
+def test_unknown_option_is_refused(search_client: SearchClient) -> None:
+    with pytest.raises(TypeError, match="beams"):
+        search_client.search(b"photo", beams=4)  # type: ignore[call-arg]
+
+
+def test_caption_answer_arrives_whole(search_client: SearchClient) -> None:
+    answer = search_client.caption(b"shirt.jpg")
+    assert answer.caption.text == "Caption of shirt.jpg"
+    assert [word.text for word in answer.caption.words] == ["Blue", "Shirt"]
+    assert (answer.query, answer.model) == ("blue shirt", "fashion-small")
+    assert list(answer.timings_ms) == ["preprocess", "encode", "search", "total"]
+
+
+def test_photo_may_be_bytes_or_a_path(service: ScriptedService, search_client: SearchClient, tmp_path: Path) -> None:
+    path = tmp_path / "shirt.jpg"
+    path.write_bytes(b"in a file")
+    for photo in (b"in a file", str(path), path):
+        search_client.search(photo)
+    assert [request.photo for request in service.requests] == [b"in a file"] * 3
+
+
+def test_unreadable_file_is_an_error_of_its_own(
+    service: ScriptedService, search_client: SearchClient, tmp_path: Path
+) -> None:
+    for path, reason in (
+        (tmp_path / "none.jpg", "no such file or directory"),
+        (tmp_path, "is a directory"),
+        ("null\0.jpg", "not a path"),
+    ):
+        with pytest.raises(PhotoFileError, match=reason) as caught:
+            search_client.search(path)
+        assert (caught.value.code, caught.value.retryable) == (Code.INVALID_ARGUMENT, False)
+    assert service.requests == []
+
+
+def test_photo_larger_than_a_message_is_not_sent(
+    service: ScriptedService, search_client: SearchClient, tmp_path: Path
+) -> None:
+    path = tmp_path / "large.jpg"
+    with path.open("wb") as file:
+        file.truncate(100 * MAX_PHOTO_BYTES)
+    with pytest.raises(RequestRejectedError, match=r"large.jpg is larger than the 16\.7 MB a request can carry"):
+        search_client.search(path)
+    with pytest.raises(RequestRejectedError, match="the photo is larger"):
+        search_client.caption(bytes(MAX_PHOTO_BYTES + 1))
+    assert service.requests == []
