@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import re
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,10 +90,7 @@ def open_photo(data: bytes, *, limits: ImageLimits | None = None, target: tuple[
             f"the photo has {len(data):,} bytes; the limit is {limits.max_bytes:,}: send a smaller file"
         )
     try:
-        with warnings.catch_warnings():
-            # We have limits of our own; Pillow only warns at this point.
-            warnings.simplefilter("ignore")
-            return _decode(data, limits, target)
+        return _decode(data, limits, target)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -44,6 +45,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # Pillow warns of oddities in files that strangers send; we refuse what is wrong by limits of our own.
+    warnings.filterwarnings("ignore", module="PIL")
     try:
         config = GatewayConfig.from_env(environ)
         if args.command == "catalog":
