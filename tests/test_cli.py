@@ -78,7 +78,15 @@ def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     """The command line as a process; the caller says where its output goes."""
     command = [sys.executable, "-W", "error", "-m", "client", *arguments]
     environment = client_environment(**options.pop("variables", {}))
-    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **options)
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        # What runs in the background of a script ignores Ctrl-C, and hands that on; a terminal's command does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **options,
+    )
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -249,7 +249,12 @@ def signals_held() -> Iterator[list[int]]:
 
 def run(trainer: Trainer, output: Path, state: Path, args: argparse.Namespace) -> bool:
     """Train to the end; returns False where --stop-after, SIGINT (Ctrl-C) or SIGTERM came first."""
-    arguments = {key: str(value) for key, value in vars(args).items() if value is not None}
+    # Of a path only its name: where things lay on one machine is of no use on another.
+    arguments = {
+        key: value.name if isinstance(value, Path) else str(value)
+        for key, value in vars(args).items()
+        if value is not None
+    }
     # In a log file a line every half minute is enough.
     interval = 0.1 if sys.stderr.isatty() else 30.0
     bar = tqdm(total=trainer.total_steps, initial=trainer.step, unit="step", smoothing=0.05, mininterval=interval)
