@@ -5,12 +5,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := .run
-ADDRESS ?= 127.0.0.1:8001
+ADDRESS ?= $(or $(CAPTRIEVE_LISTEN_ADDRESS),127.0.0.1:8001)
 PHOTO ?= demo/sample.jpg
+export PHOTO  # through the environment: its name may hold quotes and spaces
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down setup test unit check format proto catalogue
+.PHONY: help demo up down setup test unit check format proto
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,12 +30,12 @@ $(VENV)/.development: pyproject.toml $(VENV)/.serving
 	@touch $@
 
 demo: $(VENV)/.serving ## search with a sample picture, or PHOTO=your.jpg, and stop everything again
-	@$(BIN)/python -m demo.run_demo --photo '$(PHOTO)'
+	@$(BIN)/python -m demo.run_demo --photo "$$PHOTO"
 
 up: $(VENV)/.serving ## start the gateway in the background on ADDRESS (127.0.0.1:8001)
 	@$(BIN)/python -m demo.background up --address '$(ADDRESS)' --run '$(RUN)'
 
-down: $(VENV)/.serving ## stop it
+down: ## stop it
 	@$(BIN)/python -m demo.background down --run '$(RUN)'
 
 setup: $(VENV)/.development ## everything for training, export and development

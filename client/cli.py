@@ -198,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_beams(search)
     search.add_argument(
         "--provider",
-        choices=("duckduckgo", "catalog", "replay"),
+        choices=("duckduckgo", "catalog"),
         help="ask this one (default: the server's chain)",
     )
     search.add_argument("--max-results", type=_whole, metavar="N", help="1 to 100 (default 10)")

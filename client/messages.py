@@ -44,7 +44,7 @@ class SearchOptions(CaptionOptions, total=False):
     """Keyword arguments of every searching call; what is left out takes the server's default."""
 
     query_override: str | None  # search for these words; the photo is not captioned then
-    provider: str | None  # "duckduckgo", "catalog" or "replay"
+    provider: str | None  # "duckduckgo" or "catalog"
     max_results: int | None  # 1 to 100
     min_visual_score: float | None  # -1 to 1
     min_semantic_score: float | None  # 0 to 1

@@ -44,8 +44,11 @@ def up(address: str, run: Path, environ: Mapping[str, str]) -> int:
     """Start a gateway and wait until it serves."""
     run.mkdir(parents=True, exist_ok=True)
     if is_serving(address):
-        print(f"already serving on {address}")
+        print(f"already serving on {address}; to change settings: `make down` first")
         return 0
+    if (pid := _running(run)) is not None:
+        print(f"captrieve: a gateway of this folder is running (process {pid}): `make down` first", file=sys.stderr)
+        return 3
     config = dataclasses.replace(GatewayConfig.from_env(environ), listen_address=address)
     catalogue = config.catalog or sample_catalogue(config, run)
     settings = {
@@ -69,7 +72,9 @@ def up(address: str, run: Path, environ: Mapping[str, str]) -> int:
         if process.poll() is not None or time.monotonic() > end:
             last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
             print(f"captrieve: the gateway did not start: {''.join(last)} (log: {log})", file=sys.stderr)
-            down(run)
+            process.terminate()  # its Triton goes with it
+            process.wait()
+            _pid_file(run).unlink(missing_ok=True)
             return 3
         time.sleep(_POLL_SECONDS)
     print(f"serving on {address}; log: {log}; stop with `make down`")
@@ -78,22 +83,28 @@ def up(address: str, run: Path, environ: Mapping[str, str]) -> int:
 
 def down(run: Path) -> int:
     """Stop the gateway that `up` started; finishes what is in flight."""
-    pid_file = _pid_file(run)
-    try:
-        pid = int(pid_file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    pid = _running(run)
+    if pid is None:
         print("nothing to stop")
         return 0
     end = time.monotonic() + _STOP_SECONDS
-    if _is_ours(pid):
-        os.kill(pid, signal.SIGTERM)
+    os.kill(pid, signal.SIGTERM)
     while _is_ours(pid):
         if time.monotonic() > end:
             os.kill(pid, signal.SIGKILL)  # its Triton goes with it
         time.sleep(_POLL_SECONDS)
-    pid_file.unlink(missing_ok=True)
+    _pid_file(run).unlink(missing_ok=True)
     print("stopped")
     return 0
+
+
+def _running(run: Path) -> int | None:
+    """Process id of the gateway that was started from this folder, where it still runs."""
+    try:
+        pid = int(_pid_file(run).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return pid if _is_ours(pid) else None
 
 
 def _pid_file(run: Path) -> Path:

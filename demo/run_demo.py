@@ -52,6 +52,7 @@ def main() -> int:
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     try:
         config = GatewayConfig.from_env(os.environ)
+        args.run.mkdir(parents=True, exist_ok=True)
         catalogue = config.catalog or sample_catalogue(config, args.run)
         config = dataclasses.replace(
             config, catalog=catalogue, listen_address="127.0.0.1:0", triton_log=args.run / "triton.log"

@@ -45,6 +45,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # They write the words of the query at INFO; nothing of a request is to be stored.
+    for name in ("ddgs", "primp"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     # Pillow warns of oddities in files that strangers send; we refuse what is wrong by limits of our own.
     warnings.filterwarnings("ignore", module="PIL")
     try:

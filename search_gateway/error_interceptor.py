@@ -20,7 +20,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from search_gateway.errors import OverloadedError, SearchError
+from search_gateway.errors import BadRequestError, OverloadedError, SearchError
 
 _log = logging.getLogger(__name__)
 
@@ -42,24 +42,50 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
         if handler is None:
             return handler
         method = handler_call_details.method
+        parse = _tolerant(handler.request_deserializer)
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(
-                _guard_unary(handler.unary_unary, method), handler.request_deserializer, handler.response_serializer
+                _guard_unary(handler.unary_unary, method), parse, handler.response_serializer
             )
         if handler.unary_stream is not None:
             return grpc.unary_stream_rpc_method_handler(
-                _guard_stream(handler.unary_stream, method), handler.request_deserializer, handler.response_serializer
+                _guard_stream(handler.unary_stream, method), parse, handler.response_serializer
             )
         return handler  # reflection's stream_stream
+
+
+class _Malformed:
+    """Stands for a request that is no message of its method."""
+
+
+def _tolerant(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    """gRPC's own answer to bytes it cannot parse is UNKNOWN with a class name in it; ours comes later, in `_check`."""
+
+    def parse(data: bytes) -> Any:
+        try:
+            return data if deserializer is None else deserializer(data)
+        except Exception:
+            return _Malformed()
+
+    return parse
+
+
+def _check(request: Any) -> None:
+    if isinstance(request, _Malformed):
+        raise BadRequestError("the request is not a message of this method: see search.proto")
 
 
 def _guard_unary(behaviour: Any, method: str) -> Callable[[Any, Context], Awaitable[Any]]:
     async def guarded(request: Any, context: Context) -> Any:
         call = _Call(method, await _identify(context))
         try:
+            _check(request)
             response = await behaviour(request, context)
         except Exception as error:
             await _abort(context, error, call)
+        except asyncio.CancelledError:
+            call.log("CANCELLED")  # the caller went away, or its deadline passed
+            raise
         else:
             call.log("OK")
             return response
@@ -71,6 +97,7 @@ def _guard_stream(behaviour: Any, method: str) -> Any:
     async def guarded(request: Any, context: Context) -> AsyncIterator[Any]:
         call = _Call(method, await _identify(context))
         try:
+            _check(request)
             responses = behaviour(request, context)
             if asyncio.iscoroutine(responses):
                 # The other style of grpc.aio: the handler writes to the context itself (health's Watch).
@@ -80,6 +107,9 @@ def _guard_stream(behaviour: Any, method: str) -> Any:
                 yield response
         except Exception as error:
             await _abort(context, error, call)
+        except (asyncio.CancelledError, GeneratorExit):
+            call.log("CANCELLED")
+            raise
         else:
             call.log("OK")
 
@@ -118,6 +148,10 @@ async def _abort(context: Context, error: Exception, call: _Call) -> None:
     if isinstance(error, OverloadedError):
         call.log(f"{error.code.name}: {error}")
         status = rpc_status.to_status(_overloaded(error))
+        # abort_with_status puts its own trailer in place of the one with the id.
+        status = status._replace(  # type: ignore[attr-defined]  # a named tuple underneath
+            trailing_metadata=(*status.trailing_metadata, (REQUEST_ID, call.request_id))
+        )
         await context.abort_with_status(status)  # type: ignore[attr-defined]  # its stubs do not know it
     elif isinstance(error, SearchError):
         call.log(f"{error.code.name}: {error}", error.__cause__)

@@ -39,7 +39,7 @@ class GatewayConfig:
     thumbnail_timeout_seconds: float = 3.0  # for one thumbnail
     max_candidates: int = 40  # asked of a provider per search
     default_max_results: int = 10  # results of a request that does not say
-    min_visual_score: float = 0.4  # cosine, -1 to 1; keeps 94 % of pairs of one type and colour, 6 % of unrelated ones
+    min_visual_score: float = 0.4  # cosine, -1 to 1; what it keeps: benchmarks/retrieval.py
     min_semantic_score: float = 0.5  # share of the query's words, 0 to 1
     visual_weight: float = 0.5  # of the visual score in the final one, 0 to 1; the semantic score has the rest
     reflection: bool = True  # serve gRPC reflection

@@ -14,6 +14,9 @@ from collections.abc import Sequence
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+# By name: Triton itself, whose usual port is ours, also answers health checks.
+SERVICE = "captrieve.v1.SearchService"
+
 _POLL_SECONDS = 0.2
 
 
@@ -22,7 +25,7 @@ def is_serving(address: str, timeout_seconds: float = 2.0) -> bool:
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
-            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_seconds)
+            answer = stub.Check(health_pb2.HealthCheckRequest(service=SERVICE), timeout=timeout_seconds)
         except grpc.RpcError:
             return False
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from captioner.model_contract import ModelContract
 from captioner.preprocessing import ImageError, ImageLimits, ImageTooLargeError, decode_photo
-from search_gateway.errors import InvalidPhotoError, PhotoTooLargeError
+from search_gateway.deadline import Deadline
+from search_gateway.errors import DeadlineError, InvalidPhotoError, PhotoTooLargeError
 
 _THREADS = 2
 
@@ -27,14 +28,18 @@ class PhotoDecoder:
         )
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="photo")
 
-    async def decode(self, data: bytes) -> npt.NDArray[np.uint8]:
+    async def decode(self, data: bytes, deadline: Deadline) -> npt.NDArray[np.uint8]:
         """Image file -> uint8 [height, width, 3] as the encoder sees it.
 
         Raises:
             PhotoTooLargeError, InvalidPhotoError.
+            DeadlineError: the time is over; the thread goes on until it is done.
         """
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, self._decode, data)
+            async with asyncio.timeout(deadline.remaining_seconds()):
+                return await asyncio.get_running_loop().run_in_executor(self._pool, self._decode, data)
+        except TimeoutError as error:
+            raise DeadlineError("the deadline passed before the photo was decoded: allow more time") from error
         except ImageTooLargeError as error:
             raise PhotoTooLargeError(str(error)) from error
         except ImageError as error:

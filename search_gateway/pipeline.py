@@ -33,7 +33,7 @@ from search_gateway.word_agreement import Synonyms
 
 _log = logging.getLogger(__name__)
 
-# Kept back for encoding and refining what was fetched, and for sending the answer.
+# Kept back of a request's time for refining and for sending the answer: the words must not be lost to thumbnails.
 _RESERVE_SECONDS = 0.5
 
 
@@ -73,6 +73,7 @@ class Pipeline:
     contract: ModelContract
     tokenizer: CaptionTokenizer
     photos: PhotoDecoder
+    small_photos: PhotoDecoder  # for thumbnails: tighter limits, and threads that no photo waits for
     inference: TritonInference
     captions: CaptionScheduler
     providers: ProviderChain
@@ -112,10 +113,7 @@ class Pipeline:
             with watch.stage("query"):  # 5
                 query = query_from_caption(caption.text, options.query_rule)
         yield query
-        with watch.stage("search"):  # 6
-            found = await self._find(query, options, encoded.embedding, deadline)
-        with watch.stage("thumbnails"):  # 7
-            seen, degraded = await self._see(found.candidates, deadline)
+        found, seen, degraded = await self._search(query, options, encoded.embedding, watch, deadline)  # 6, 7
         with watch.stage("refine"):  # 8
             refined = refine(encoded.embedding, query, seen, options.limits, self.synonyms)
         for result in refined.kept:
@@ -126,14 +124,13 @@ class Pipeline:
             found,
             refined,
             "" if refined.kept else _why_empty(query, found, refined),
-            found.degraded + degraded,
+            degraded,
             watch.milliseconds(),
         )
 
     async def _encode(self, data: bytes, watch: Stopwatch, deadline: Deadline) -> EncodedPhoto:
         with watch.stage("preprocess"):
-            pixels = await self.photos.decode(data)
-        deadline.check("preprocessing")
+            pixels = await self.photos.decode(data, deadline)
         with watch.stage("encode"):
             return await self.inference.encode(pixels, deadline)
 
@@ -145,29 +142,58 @@ class Pipeline:
         with watch.stage("decode"):
             return caption_of(await self.captions.decode(cross_kv, decoding, deadline), self.tokenizer)
 
-    async def _find(
-        self, query: str, options: SearchOptions, embedding: npt.NDArray[np.float32], deadline: Deadline
-    ) -> Found:
+    async def _search(
+        self,
+        query: str,
+        options: SearchOptions,
+        embedding: npt.NDArray[np.float32],
+        watch: Stopwatch,
+        deadline: Deadline,
+    ) -> tuple[Found, list[Seen], list[Degradation]]:
+        """Candidates and their thumbnails, of the first provider one of whose candidates could be looked at."""
         if not query:
-            return Found("", [])
-        return await self.providers.find(query, options.provider, options.max_candidates, deadline, embedding)
+            return Found("", []), [], []
+        found: Found | None = None
+        seen: list[Seen] = []
+        degraded: list[Degradation] = []
+        while True:
+            with watch.stage("search"):  # 6
+                after = None if found is None else found.provider
+                answer = await self.providers.find(
+                    query, options.provider, options.max_candidates, deadline, embedding, after=after
+                )
+            degraded += answer.degraded
+            if found is not None and not answer.candidates:
+                return found, seen, degraded  # what the one before found, if only by its words
+            found = answer
+            with watch.stage("thumbnails"):  # 7
+                seen, problems = await self._see(found.candidates, deadline)
+            degraded += problems
+            if not found.candidates or any(one.embedding is not None for one in seen):
+                return found, seen, degraded
 
     async def _see(self, candidates: Sequence[Candidate], deadline: Deadline) -> tuple[list[Seen], list[Degradation]]:
         """Embeddings of all candidates' thumbnails, fetched where the provider does not bring them."""
-        seen = await asyncio.gather(*(self._see_one(candidate, deadline) for candidate in candidates))
-        failed = sum(one.failure is not None for one in seen)
-        if not failed:
-            return list(seen), []
-        reason = f"{failed} of {len(seen)} thumbnails could not be used"
-        return list(seen), [Degradation("thumbnails", reason)]
+        deadline = Deadline(max(0.0, deadline.remaining_seconds() - _RESERVE_SECONDS))
+        problems: list[SearchError] = []
+        seen = await asyncio.gather(*(self._see_one(candidate, deadline, problems) for candidate in candidates))
+        failed = sum(one.failure is not None for one in seen) - len(problems)
+        degraded = []
+        if failed:
+            degraded.append(Degradation("thumbnails", f"{failed} of {len(seen)} thumbnails could not be used"))
+        if problems:
+            reason = f"{len(problems)} of {len(seen)} thumbnails could not be compared: {problems[0]}"
+            degraded.append(Degradation("inference", reason))
+        return list(seen), degraded
 
-    async def _see_one(self, candidate: Candidate, deadline: Deadline) -> Seen:
+    async def _see_one(self, candidate: Candidate, deadline: Deadline, problems: list[SearchError]) -> Seen:
+        """One candidate; what is not its own fault is added to `problems`."""
         if candidate.embedding is not None:
             return Seen(candidate, candidate.embedding, candidate.thumbnail)
         thumbnail = candidate.thumbnail
         try:
             if thumbnail is None:
-                seconds = min(self.thumbnail_timeout_seconds, deadline.remaining_seconds() - _RESERVE_SECONDS)
+                seconds = min(self.thumbnail_timeout_seconds, deadline.remaining_seconds())
                 if seconds <= 0:
                     return Seen(candidate, None, None, Verdict.DROPPED_UNFETCHABLE)
                 thumbnail = await self.thumbnails.fetch(candidate.thumbnail_url, seconds)
@@ -179,12 +205,12 @@ class Pipeline:
             return Seen(candidate, None, None, Verdict.DROPPED_UNFETCHABLE)
         except SearchError as error:
             # Triton went away or time ran out: the words are still worth an answer.
-            _log.warning("thumbnail not encoded: %s", error)
+            problems.append(error)
             return Seen(candidate, None, None, Verdict.DROPPED_UNFETCHABLE)
         return Seen(candidate, embedding, thumbnail)
 
     async def _embedding(self, thumbnail: bytes, deadline: Deadline) -> npt.NDArray[np.float32]:
-        pixels = await self.photos.decode(thumbnail)
+        pixels = await self.small_photos.decode(thumbnail, deadline)
         return (await self.inference.encode(pixels, deadline)).embedding
 
 

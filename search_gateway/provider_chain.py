@@ -57,17 +57,21 @@ class ProviderChain:
         max_candidates: int,
         deadline: Deadline,
         embedding: npt.NDArray[np.float32] | None = None,
+        *,
+        after: str | None = None,
     ) -> Found:
         """Candidates of the named provider, or of the first that answers. Failures are reported, not raised.
 
         Args:
             embedding: the photo's, for providers that can also look.
+            after: ask only those behind this one.
 
         Raises:
             BadRequestError: no provider has this name.
         """
         self.check(name)
-        asked = [provider for provider in self._providers if name in (None, provider.name)]
+        start = 0 if after is None else self.names.index(after) + 1
+        asked = [provider for provider in self._providers[start:] if name in (None, provider.name)]
         degraded = []
         for i, provider in enumerate(asked):
             # Whoever is asked first must leave time for those after it.
@@ -76,7 +80,8 @@ class ProviderChain:
             try:
                 candidates = await provider.find(query, max_candidates, timeout_seconds, embedding)
             except ProviderError as error:
-                _log.warning("provider %s failed: %s", provider.name, error, exc_info=error.__cause__)
+                # Without the cause's text: it may hold the URL, and with it the query.
+                _log.warning("provider %s failed: %s (%s)", provider.name, error, type(error.__cause__).__name__)
                 degraded.append(Degradation(provider.name, str(error)))
             except Exception:
                 # A provider is somebody else's code behind somebody else's web page; what it breaks must not be ours.

@@ -81,7 +81,9 @@ def refine(
     ]
     kept = kept[: limits.max_results]
     rejected = [one for one in judged if one.verdict is not Verdict.KEPT]
-    dropped = sorted(over + rejected, key=lambda one: -one.score)
+    # What nobody could look at has no score: it is never nearer than what was seen.
+    unseen = (Verdict.DROPPED_UNFETCHABLE, Verdict.DROPPED_UNDECODABLE)
+    dropped = sorted(over + rejected, key=lambda one: (one.verdict in unseen, -one.score))
     return Refined(kept, dropped, Counter(one.verdict for one in kept + dropped))
 
 

@@ -36,11 +36,6 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         self._config = config
         self._in_flight = 0
 
-    @property
-    def in_flight(self) -> int:
-        """Requests being worked on."""
-        return self._in_flight
-
     async def Search(self, request: search_pb2.SearchRequest, context: Context) -> search_pb2.SearchResponse:
         answer: SearchAnswer | None = None
         async for event in self._events(request, context):

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +16,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from captioner.caption_tokenizer import CaptionTokenizer
-from captioner.model_contract import ModelContract
+from captioner.model_contract import ContractError, ModelContract
 from captioner.preprocessing import ImageLimits
 from search_api import search_pb2, search_pb2_grpc
 from search_gateway.candidates import Provider
 from search_gateway.caption_scheduler import CaptionScheduler
+from search_gateway.deadline import Deadline
 from search_gateway.embedded_triton import EmbeddedTriton, TritonStartError
 from search_gateway.error_interceptor import ErrorInterceptor
 from search_gateway.errors import ConfigError, InferenceError
@@ -39,6 +41,15 @@ _log = logging.getLogger(__name__)
 SERVICE = search_pb2.DESCRIPTOR.services_by_name["SearchService"].full_name
 
 _HEALTH_INTERVAL_SECONDS = 0.5
+
+# A Triton whose worker process died still calls itself ready: only asking the models tells. A probe takes some 20 ms.
+_PROBE_INTERVAL_SECONDS = 3.0
+_PROBE_TIMEOUT_SECONDS = 5.0
+_FAILED_PROBES_TO_RESTART = 2
+
+# Thumbnails are small by nature; what claims to be one and is not costs this much at most.
+_THUMBNAIL_LIMITS = ImageLimits(max_bytes=2 * 2**20, max_pixels=4_000_000)
+
 _RESTART_BACKOFF_SECONDS = (0.0, 1.0, 5.0, 15.0, 60.0)
 
 
@@ -96,25 +107,33 @@ class Gateway:
         config = self._config
         contract = ModelContract.load(config.model_repository)
         tokenizer = CaptionTokenizer(config.model_repository)
-        server = self._make_server()
-        # Bound before Triton starts: a taken port is told at once, and found ports cannot take ours.
-        port = self._bind(server)
-        inference = await self._start_inference(contract)
+        if tokenizer.vocab_size != contract.vocab_size:
+            raise ContractError(
+                f"the tokenizer has {tokenizer.vocab_size} pieces, the models {contract.vocab_size}: install them again"
+            )
+        # Before Triton starts: wrong settings are told at once.
         providers = ProviderChain(
             self._extra_providers if self._extra_providers is not None else self._make_providers(contract),
             config.provider_timeout_seconds,
         )
         self._closing.push_async_callback(providers.close)
+        server = self._make_server()
+        # Bound before Triton starts: a taken port is told at once, and found ports cannot take ours.
+        port = self._bind(server)
+        inference = await self._start_inference(contract)
         thumbnails = self._make_thumbnails()
         self._closing.push_async_callback(thumbnails.close)
         photos = PhotoDecoder(
             contract, ImageLimits(max_bytes=config.max_photo_bytes, max_pixels=config.max_photo_pixels)
         )
+        small_photos = PhotoDecoder(contract, _THUMBNAIL_LIMITS)
         self._closing.callback(photos.close)
+        self._closing.callback(small_photos.close)
         pipeline = Pipeline(
             contract=contract,
             tokenizer=tokenizer,
             photos=photos,
+            small_photos=small_photos,
             inference=inference,
             captions=CaptionScheduler(
                 inference, bos_token_id=contract.bos_token_id, eos_token_id=contract.eos_token_id
@@ -153,7 +172,7 @@ class Gateway:
             options=[
                 ("grpc.so_reuseport", 0),  # or a second gateway would silently share the port
                 # Room above the photo's limit, so that a photo somewhat over it gets our own answer with both numbers.
-                ("grpc.max_receive_message_length", 2 * self._config.max_photo_bytes + 2**20),
+                ("grpc.max_receive_message_length", 4 * self._config.max_photo_bytes + 2**20),
                 # Photos do not compress, and a compressed message may be a bomb: identity only.
                 ("grpc.compression_enabled_algorithms_bitset", 1),
                 ("grpc.max_concurrent_streams", 1000),
@@ -167,7 +186,7 @@ class Gateway:
         except RuntimeError as error:
             raise StartError(
                 f"cannot listen on {address}: is a gateway running there? Stop it with `make down`, "
-                "or set CAPTRIEVE_LISTEN_ADDRESS"
+                "or choose another address: `make up ADDRESS=HOST:PORT`, CAPTRIEVE_LISTEN_ADDRESS"
             ) from error
 
     async def _start_inference(self, contract: ModelContract) -> TritonInference:
@@ -209,23 +228,32 @@ class Gateway:
         return providers
 
     async def _watch_triton(self, inference: TritonInference, status: Any) -> None:
-        """Keep health as Triton is, and start the embedded one again where it died."""
-        failures = 0
+        """Keep health as Triton is, and start the embedded one again where it died or its models did."""
+        restarts = 0
+        failed_probes = 0
+        next_probe = 0.0
         while True:
             await asyncio.sleep(_HEALTH_INTERVAL_SECONDS)
             try:
-                if self.triton is not None and not self.triton.is_running():
+                if self.triton is not None and (
+                    not self.triton.is_running() or failed_probes >= _FAILED_PROBES_TO_RESTART
+                ):
                     await _set_health(status, is_serving=False)
-                    pause = _RESTART_BACKOFF_SECONDS[min(failures, len(_RESTART_BACKOFF_SECONDS) - 1)]
-                    failures += 1
-                    _log.error("the embedded Triton died: starting it again in %.0f s", pause)
+                    pause = _RESTART_BACKOFF_SECONDS[min(restarts, len(_RESTART_BACKOFF_SECONDS) - 1)]
+                    restarts += 1
+                    _log.error("the embedded Triton or one of its models died: starting it again in %.0f s", pause)
                     await asyncio.sleep(pause)
                     await asyncio.to_thread(self.triton.stop)
                     await asyncio.to_thread(self.triton.start)
                     await inference.reconnect(self.triton.grpc_address)
-                is_serving = await inference.is_ready()
-                failures = 0 if is_serving else failures
-                await _set_health(status, is_serving=is_serving)
+                    failed_probes = 0
+                is_ready = await inference.is_ready()
+                if is_ready and time.monotonic() >= next_probe:
+                    works = await inference.works(Deadline(_PROBE_TIMEOUT_SECONDS))
+                    failed_probes = 0 if works else failed_probes + 1
+                    restarts = 0 if works else restarts
+                    next_probe = time.monotonic() + (_PROBE_INTERVAL_SECONDS if works else 0.0)
+                await _set_health(status, is_serving=is_ready and not failed_probes)
             except TritonStartError as error:
                 _log.error("the embedded Triton did not start: %s", error)
             except Exception:
@@ -250,8 +278,15 @@ async def serve(config: GatewayConfig) -> None:
     """
     gateway = Gateway(config)
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, gateway.stop)
+    signals = (signal.SIGTERM, signal.SIGINT)
+
+    def stop() -> None:
+        gateway.stop()
+        for number in signals:
+            loop.remove_signal_handler(number)  # the second one ends at once
+
+    for number in signals:
+        loop.add_signal_handler(number, stop)
     starting = asyncio.ensure_future(gateway.__aenter__())
     stopping = asyncio.ensure_future(gateway.wait())
     # A signal that comes while Triton still starts ends the start.

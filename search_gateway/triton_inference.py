@@ -92,6 +92,20 @@ class TritonInference:
             return False
         return True
 
+    async def works(self, deadline: Deadline) -> bool:
+        """Whether all three models compute, asked with a photo of zeros. A full queue or a slow answer is no fault."""
+        contract = self.contract
+        try:
+            encoded = await self.encode(np.zeros((contract.image_height, contract.image_width, 3), np.uint8), deadline)
+            cross_kv = await self.prefill(encoded.hidden_states, deadline)
+            first = StepInput(np.array([contract.bos_token_id], np.int32), np.zeros(1, np.int32), 0)
+            await self.step(first, self.empty_cache(1), cross_kv, deadline)
+        except InferenceError:
+            return False
+        except (OverloadedError, DeadlineError):
+            return True
+        return True
+
     async def check_contract(self) -> None:
         """Compare what Triton serves with the contract.
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
@@ -203,3 +204,24 @@ def test_closed_provider_says_so(path: Path) -> None:
                 await provider.find("blue shirt", 5, 10.0)
 
     asyncio.run(run())
+
+
+def test_what_looks_like_the_photo_is_found_among_many_of_the_same_words(tmp_path: Path) -> None:
+    """BM25 prefers short titles: without looking, the very product would not be among the candidates."""
+    path = tmp_path / "shop.sqlite"
+    rng = np.random.default_rng(1)
+    wanted = np.array([1.0, 0.0], np.float32)
+    others = [
+        dataclasses.replace(product(f"Puma Blue Shirt {i}"), embedding=rng.normal(size=2).astype(np.float32))
+        for i in range(60)
+    ]
+    title = "Turtle Check Men Navy Blue Shirt With Many More Words"
+    write(path, *others, dataclasses.replace(product(title), embedding=wanted))
+
+    async def run() -> list[Candidate]:
+        async with opened(path) as provider:
+            return await provider.find("blue shirt", 40, 10.0, wanted)
+
+    found = asyncio.run(run())
+    assert len(found) == 40
+    assert title in [one.title for one in found]

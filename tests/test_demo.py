@@ -70,9 +70,8 @@ def test_demo_searches_says_what_is_missing_and_leaves_nothing_behind(run_folder
     assert any(line.startswith("caption: ") for line in lines)
     assert any(line.startswith("query: ") for line in lines)
     assert any("Sketch" in line and "catalog" in line for line in lines)
-    assert [line for line in lines if line.startswith("degraded:")] == [
-        line for line in lines if line.startswith("degraded: duckduckgo: DuckDuckGo cannot be reached")
-    ]
+    (degraded,) = [line for line in lines if line.startswith("degraded:")]
+    assert degraded.startswith("degraded: duckduckgo: DuckDuckGo cannot be reached")
     assert "Traceback" not in answer.stderr
     with Image.open(sheet) as picture:
         assert picture.width > 500
@@ -135,6 +134,19 @@ def test_up_serves_the_same_words_twice_and_down_leaves_nothing(
         time.sleep(0.1)
     assert not processes_of(run_folder)
     assert "nothing to stop" in run("demo.background", "down", "--run", str(run_folder)).stdout
+
+
+def test_second_up_does_not_orphan_the_first(run_folder: Path, free_address: str) -> None:
+    up = run("demo.background", "up", "--address", free_address, "--run", str(run_folder))
+    try:
+        assert up.returncode == 0, up.stderr
+        other = run("demo.background", "up", "--address", "127.0.0.1:9", "--run", str(run_folder))
+        assert other.returncode == 3
+        assert "`make down` first" in other.stderr
+    finally:
+        down = run("demo.background", "down", "--run", str(run_folder))
+    assert "stopped" in down.stdout
+    assert not processes_of(run_folder)
 
 
 def test_taken_port_is_told_in_one_line(run_folder: Path) -> None:

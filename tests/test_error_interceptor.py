@@ -84,6 +84,35 @@ def ask() -> Iterator[Ask]:
     return lambda problem, method="Caption": asyncio.run(run(problem, method))
 
 
+RawAsk = Callable[[str, bytes], grpc.aio.AioRpcError]
+
+
+@pytest.fixture
+def raw_ask() -> RawAsk:
+    """Sends bytes that are no message; returns the error."""
+
+    async def run(method: str, data: bytes) -> grpc.aio.AioRpcError:
+        server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=[("grpc.so_reuseport", 0)])
+        search_pb2_grpc.add_SearchServiceServicer_to_server(RaisingService(), server)  # type: ignore[no-untyped-call]
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        try:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                path = f"/captrieve.v1.SearchService/{method}"
+                try:
+                    if method == "Caption":
+                        await channel.unary_unary(path)(data, timeout=10)
+                    else:
+                        await channel.unary_stream(path)(data, timeout=10).read()
+                except grpc.aio.AioRpcError as error:
+                    return error
+                raise AssertionError("bytes that are no message were taken for one")
+        finally:
+            await server.stop(None)
+
+    return lambda method, data: asyncio.run(run(method, data))
+
+
 def test_there_are_leaves() -> None:
     assert len(leaves()) >= 8
 
@@ -118,6 +147,25 @@ def test_overload_says_when_to_come_back(ask: Ask) -> None:
     detail = error_details_pb2.RetryInfo()
     assert status.details[0].Unpack(detail)
     assert detail.retry_delay.ToMilliseconds() == 250
+
+
+def test_request_id_comes_back_on_overload_too(ask: Ask) -> None:
+    error, _ = ask(errors.OverloadedError("full", retry_after_seconds=0.25))
+    assert error is not None
+    assert "x-request-id" in dict(error.trailing_metadata() or ())
+
+
+def test_malformed_message_is_an_invalid_argument_without_a_word_from_inside(raw_ask: RawAsk) -> None:
+    for method in ("Caption", "StreamSearch"):
+        error = raw_ask(method, b"\x0a\xff\xff\xff\xff")
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert error.details() == "the request is not a message of this method: see search.proto"
+
+
+def test_cancelled_request_has_a_line_in_the_log(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        ask(asyncio.CancelledError())
+    assert any(record.getMessage().endswith("ms CANCELLED") for record in caplog.records)
 
 
 def test_every_request_has_a_line_in_the_log(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:

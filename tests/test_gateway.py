@@ -403,6 +403,73 @@ def test_reflection_and_health_answer(start_gateway: StartGateway) -> None:
     assert {"captrieve.v1.SearchService", "grpc.health.v1.Health"} <= names
 
 
+def test_provider_none_of_whose_pictures_can_be_seen_gives_way_to_the_next(
+    start_gateway: StartGateway, connect: Any, photo: bytes
+) -> None:
+    class Blind(ScriptedProvider):
+        @property
+        def name(self) -> str:
+            return "blind"
+
+    unseen = candidate("red handbag", b"behind a proxy, say")
+    seen = candidate("red handbag", photo)
+    stub = connect(start_gateway(providers=[Blind([unseen]), ScriptedProvider([seen])]))
+    answer = stub.Search(search_pb2.SearchRequest(photo=photo, query_override="red handbag"), timeout=30)
+    assert answer.provider == "scripted"
+    assert len(answer.results) == 1
+    assert [one.part for one in answer.degraded] == ["thumbnails"]
+    alone = stub.Search(
+        search_pb2.SearchRequest(photo=photo, query_override="red handbag", provider="blind"), timeout=30
+    )
+    assert alone.counts.undecodable == 1
+    assert "broken thumbnail" in alone.empty_reason
+
+
+def test_dead_model_is_noticed_and_started_again(photo: bytes) -> None:
+    """Triton lives and calls itself ready, but the process behind one of its models is gone."""
+    pytest.importorskip("pytriton", reason="THE REAL TRITON IS NOT TESTED: install the gateway extra")
+    config = GatewayConfig(listen_address="127.0.0.1:0", model_repository=MODELS)
+    thread = GatewayThread(lambda: Gateway(config, providers=[ScriptedProvider()]))
+    address = thread.start()
+    try:
+        with grpc.insecure_channel(address) as channel:
+            stub = search_pb2_grpc.SearchServiceStub(channel)
+            health = health_pb2_grpc.HealthStub(channel)
+            request = search_pb2.CaptionRequest(photo=photo)
+            expected = stub.Caption(request, timeout=30).caption.text
+            before = thread.gateway.triton.pid
+            os.kill(_worker_of(before, "vit_encoder"), signal.SIGKILL)
+            seen_down = False
+            end = time.monotonic() + 60
+            while thread.gateway.triton.is_running() and time.monotonic() < end:
+                status = health.Check(health_pb2.HealthCheckRequest(), timeout=5).status
+                seen_down |= status == health_pb2.HealthCheckResponse.NOT_SERVING
+                if seen_down and status == health_pb2.HealthCheckResponse.SERVING:
+                    break
+                time.sleep(0.05)
+            assert seen_down, "health said SERVING all the time"
+            while stub.Caption.future(request, timeout=20).exception() is not None:
+                assert time.monotonic() < end, "the model did not come back within a minute"
+                time.sleep(0.1)
+            assert stub.Caption(request, timeout=20).caption.text == expected
+            assert thread.gateway.triton.pid != before
+    finally:
+        thread.stop()
+
+
+def _worker_of(triton_pid: int, model: str) -> int:
+    """Process id of the python stub that runs a model for this Triton."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (entry / "cmdline").read_bytes().decode(errors="replace")
+            parent = int((entry / "stat").read_text().rsplit(") ", 1)[1].split()[1])
+        except OSError:
+            continue
+        if parent == triton_pid and "triton_python_backend_stub" in line and model in line:
+            return int(entry.name)
+    raise AssertionError(f"Triton {triton_pid} has no worker for {model}")
+
+
 def test_triton_stopped_in_the_middle_is_unavailable_and_comes_back(photo: bytes) -> None:
     """The embedded Triton is killed under load; callers are told, health says so, and the gateway starts it again."""
     pytest.importorskip("pytriton", reason="THE REAL TRITON IS NOT TESTED: install the gateway extra")

@@ -14,7 +14,8 @@ from PIL import Image
 
 from captioner.model_contract import Fit, ModelContract
 from captioner.preprocessing import ImageError, ImageLimits, ImageTooLargeError, decode_photo
-from search_gateway.errors import BadRequestError, InvalidPhotoError, PhotoTooLargeError
+from search_gateway.deadline import Deadline
+from search_gateway.errors import BadRequestError, DeadlineError, InvalidPhotoError, PhotoTooLargeError
 from search_gateway.photo_decoder import PhotoDecoder
 
 
@@ -44,7 +45,7 @@ def photos() -> Iterator[PhotoDecoder]:
 def test_photo_becomes_what_the_encoder_sees(fit: Fit) -> None:
     decoder = PhotoDecoder(contract(fit), ImageLimits())
     try:
-        pixels = asyncio.run(decoder.decode(picture()))
+        pixels = asyncio.run(decoder.decode(picture(), Deadline(10)))
     finally:
         decoder.close()
     assert pixels.shape == (20, 16, 3)
@@ -66,22 +67,23 @@ def test_image_errors_become_bad_requests_in_the_same_words(
     photos: PhotoDecoder, data: bytes, kind: type[BadRequestError], cause: type[ImageError]
 ) -> None:
     with pytest.raises(BadRequestError) as caught:
-        asyncio.run(photos.decode(data))
+        asyncio.run(photos.decode(data, Deadline(10)))
     assert type(caught.value) is kind
     assert type(caught.value.__cause__) is cause
     assert str(caught.value) == str(caught.value.__cause__)
 
 
 def test_limits_are_those_it_was_given(photos: PhotoDecoder) -> None:
-    assert asyncio.run(photos.decode(picture(20, 20))).shape == (20, 16, 3)
+    assert asyncio.run(photos.decode(picture(20, 20), Deadline(10))).shape == (20, 16, 3)
     with pytest.raises(PhotoTooLargeError, match="has 420 pixels; the limit is 400"):
-        asyncio.run(photos.decode(picture(21, 20)))
+        asyncio.run(photos.decode(picture(21, 20), Deadline(10)))
 
 
 def test_photos_decoded_at_once_do_not_mix(photos: PhotoDecoder) -> None:
     async def together() -> list[object]:
         files = [b"broken" if seed % 4 == 0 else picture(seed=seed) for seed in range(20)]
-        return await asyncio.gather(*map(photos.decode, files), return_exceptions=True)
+        decoding = (photos.decode(file, Deadline(30)) for file in files)
+        return await asyncio.gather(*decoding, return_exceptions=True)
 
     for seed, result in enumerate(asyncio.run(together())):
         if seed % 4 == 0:
@@ -93,7 +95,7 @@ def test_photos_decoded_at_once_do_not_mix(photos: PhotoDecoder) -> None:
 
 def test_event_loop_goes_on_while_a_photo_is_decoded(photos: PhotoDecoder) -> None:
     async def watched() -> None:
-        decoding = asyncio.create_task(photos.decode(picture()))
+        decoding = asyncio.create_task(photos.decode(picture(), Deadline(10)))
         await asyncio.sleep(0)
         # The task is under way, and yet it is our turn.
         assert not decoding.done()
@@ -108,10 +110,18 @@ def test_its_threads_are_its_own_and_end_with_it() -> None:
 
     before = own()  # those of other tests may end meanwhile
     decoder = PhotoDecoder(contract("pad"), ImageLimits())
-    asyncio.run(decoder.decode(picture()))
+    asyncio.run(decoder.decode(picture(), Deadline(10)))
     started = [thread for thread in own() if thread not in before]
     assert started
     decoder.close()
     for thread in started:
         thread.join(10)
     assert not any(thread.is_alive() for thread in started)
+
+
+def test_deadline_ends_the_wait() -> None:
+    """The words of a request must not be lost to a picture that takes for ever."""
+    decoder = PhotoDecoder(contract("pad"), ImageLimits())
+    with pytest.raises(DeadlineError):
+        asyncio.run(decoder.decode(picture(), Deadline(0)))
+    decoder.close()

@@ -18,6 +18,8 @@ from search_gateway.word_agreement import Synonyms
 PHOTO = np.array([1.0, 0.0], np.float32)
 SYNONYMS = Synonyms([])
 
+UNSEEN = (Verdict.DROPPED_UNFETCHABLE, Verdict.DROPPED_UNDECODABLE)
+
 
 def at(cosine: float) -> npt.NDArray[np.float32]:
     """An embedding of this similarity with the photo."""
@@ -184,7 +186,9 @@ def test_counts_add_up_and_nobody_is_lost(candidates: list[Seen], to: Refinement
 @settings(deadline=None)
 def test_what_is_kept_is_the_best_that_passes_both_filters(candidates: list[Seen], to: RefinementLimits) -> None:
     result = refine(PHOTO, "blue shirt", candidates, to, SYNONYMS)
-    for part in (result.kept, result.dropped):
+    unseen = [one.verdict in UNSEEN for one in result.dropped]
+    assert unseen == sorted(unseen), "what nobody could look at comes last"
+    for part in (result.kept, result.dropped[: unseen.count(False)]):
         scores = [one.score for one in part]
         assert scores == sorted(scores, reverse=True)
     for one in result.kept:

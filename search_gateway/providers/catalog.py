@@ -25,8 +25,8 @@ from search_gateway.providers.catalog_store import (
 
 NAME = "catalog"
 
-# Where words find fewer than this, looks help out: a shop may call the thing by another word.
-FEW_ROWS = 10
+# Looks help words out: a shop may call the thing by another word, or have more blue shirts than are asked for.
+NUM_LOOKALIKES = 10
 
 
 class CatalogProvider:
@@ -61,7 +61,7 @@ class CatalogProvider:
     ) -> list[Candidate]:
         """Products whose title has the words of the query, best first; none is not an error.
 
-        Where the words find only a few and the photo's embedding is given, those that look most like it follow.
+        Where the photo's embedding is given, the products that look most like it are among them, as the last ones.
 
         Raises:
             ProviderTimeoutError: no answer within `timeout_seconds`.
@@ -75,12 +75,12 @@ class CatalogProvider:
         def search() -> list[CatalogRow]:
             # The time spent waiting for the thread counts; loop.time() may be read from any thread.
             rows = self._store.find(words_of(query), max_candidates, deadline - loop.time())
-            enough = min(max_candidates, FEW_ROWS)
-            if embedding is None or len(rows) >= enough:
+            if embedding is None:
                 return rows
             found = {row.id for row in rows}
-            similar = self._store.similar(embedding, enough + len(rows), deadline - loop.time())
-            return [*rows, *(one.row for one in similar if one.row.id not in found)][:enough]
+            similar = self._store.similar(embedding, min(max_candidates, NUM_LOOKALIKES), deadline - loop.time())
+            lookalikes = [one.row for one in similar if one.row.id not in found]
+            return rows[: max_candidates - len(lookalikes)] + lookalikes
 
         try:
             async with asyncio.timeout_at(deadline):
