@@ -17,7 +17,6 @@ from captioner.model_contract import STEP, ModelContract, ModelSpec, TensorSpec
 from export.to_onnx import contract_of, export_onnx, graphs_of, load_captioner
 
 MAX_BATCH_SIZE = 32  # photos of one Triton batch
-MAX_QUEUE_SIZE = 1024  # requests; beyond it Triton refuses instead of queueing without end
 
 # Shapes to run once before the model is called ready; K differs only for the step.
 _WARMUP_BEAMS = (1, 4)
@@ -40,11 +39,9 @@ def config_pbtxt(spec: ModelSpec) -> str:
         f"max_batch_size: {MAX_BATCH_SIZE}",
         *(line for tensor in spec.inputs for line in _tensor_lines("input", tensor)),
         *(line for tensor in spec.outputs for line in _tensor_lines("output", tensor)),
-        "# No queue delay: a lone caller never waits for a batch; requests that wait anyway are batched.",
-        "dynamic_batching {",
-        "  max_queue_delay_microseconds: 0",
-        f"  default_queue_policy {{ max_queue_size: {MAX_QUEUE_SIZE} }}",
-        "}",
+        "# No queue delay: a lone caller never waits for a batch; requests that wait anyway are batched. No queue policy:",
+        "# with max_queue_size Triton 2.51 now and then lets a request lie for 500 ms; the gateway bounds what is in flight.",
+        "dynamic_batching { max_queue_delay_microseconds: 0 }",
         "# On the GPU where there is one, else on the CPU.",
         "instance_group [ { count: 1 kind: KIND_AUTO } ]",
         "# 0: as many threads as cores.",

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="needs the export extra (torch)")
 
 from captioner.model_contract import ContractError, ModelContract  # noqa: E402
 from export.check_parity import compare, embedding_error, photos_for  # noqa: E402
-from export.install_models import install  # noqa: E402
+from export.install_models import config_pbtxt, install  # noqa: E402
 from export.onnx_captioner import OnnxCaptioner  # noqa: E402
 from export.to_onnx import contract_of, load_captioner  # noqa: E402
 from search_gateway.decoding import DecodingOptions  # noqa: E402
@@ -90,6 +90,11 @@ def test_contract_comes_from_the_configuration(tiny: tuple[Path, Path]) -> None:
     model.config.decoder_start_token_id = None
     with pytest.raises(ContractError, match="decoder_start_token_id"):
         contract_of(model, "tiny")
+
+
+def test_shipped_configs_are_those_the_export_writes() -> None:
+    for spec in ModelContract.load(MODELS).models:
+        assert (MODELS / spec.name / "config.pbtxt").read_text(encoding="utf-8") == config_pbtxt(spec)
 
 
 def test_shipped_models_equal_the_shipped_checkpoint() -> None:
