@@ -65,6 +65,7 @@ class ModelContract:
     bos_token_id: int
     eos_token_id: int
     pad_token_id: int
+    weights: str = ""  # start of the SHA-256 of the checkpoint's weights: embeddings of others are not comparable
     float_datatype: Literal["FP32", "FP16"] = "FP32"  # of hidden_states and both caches
     version: int = CONTRACT_VERSION
 

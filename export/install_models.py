@@ -8,6 +8,7 @@ when all of them could be made.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -74,7 +75,8 @@ def install(checkpoint: Path, output: Path, name: str) -> ModelContract:
         ContractError: the checkpoint lacks what decoding needs.
     """
     model, _ = load_captioner(checkpoint)
-    contract = contract_of(model, name)
+    weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()[:16]
+    contract = contract_of(model, name, weights=weights)
     graphs = graphs_of(model, contract)
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".install-") as scratch:

@@ -30,7 +30,12 @@ def load_captioner(checkpoint: Path) -> tuple[VisionEncoderDecoderModel, PreTrai
 
 
 def contract_of(
-    model: VisionEncoderDecoderModel, name: str, *, max_beams: int = 8, num_candidates: int | None = None
+    model: VisionEncoderDecoderModel,
+    name: str,
+    *,
+    weights: str = "",
+    max_beams: int = 8,
+    num_candidates: int | None = None,
 ) -> ModelContract:
     """The contract a checkpoint's configuration implies.
 
@@ -44,6 +49,7 @@ def contract_of(
         raise ContractError("the checkpoint's config lacks decoder_start_token_id, eos_token_id or pad_token_id")
     return ModelContract(
         model=name,
+        weights=weights,
         image_height=height,
         image_width=width,
         fit=getattr(model.config, "image_fit", "squash"),

@@ -154,7 +154,8 @@ async def _abort(context: Context, error: Exception, call: _Call) -> None:
         )
         await context.abort_with_status(status)  # type: ignore[attr-defined]  # its stubs do not know it
     elif isinstance(error, SearchError):
-        call.log(f"{error.code.name}: {error}", error.__cause__)
+        # A bad request is the caller's affair and no traceback's.
+        call.log(f"{error.code.name}: {error}", None if isinstance(error, BadRequestError) else error.__cause__)
         await context.abort(error.code, str(error))
     else:
         call.log("INTERNAL", error, logging.ERROR)

@@ -59,7 +59,7 @@ class StartError(RuntimeError):
 
 def model_fingerprint(contract: ModelContract) -> str:
     """What must be equal for stored embeddings to be comparable."""
-    return f"{contract.model}/{contract.hidden_size}/{contract.image_height}x{contract.image_width}/{contract.fit}"
+    return f"{contract.model}/{contract.weights}/{contract.image_height}x{contract.image_width}/{contract.fit}"
 
 
 class Gateway:

@@ -174,3 +174,4 @@ def test_every_request_has_a_line_in_the_log(ask: Ask, caplog: pytest.LogCapture
         ask(errors.InvalidPhotoError("not a photo"))
     lines = [record.getMessage() for record in caplog.records if "/Caption" in record.getMessage()]
     assert [line.split(" ms ")[1] for line in lines] == ["OK", "INVALID_ARGUMENT: not a photo"]
+    assert SECRET not in caplog.text, "a bad photo is worth no traceback"

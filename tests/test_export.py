@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from export.install_models import config_pbtxt, install  # noqa: E402
 from export.onnx_captioner import OnnxCaptioner  # noqa: E402
 from export.to_onnx import contract_of, load_captioner  # noqa: E402
 from search_gateway.decoding import DecodingOptions  # noqa: E402
+from search_gateway.server import model_fingerprint  # noqa: E402
 from tests.conftest import MODELS, ROOT, SHARED_DATA  # noqa: E402
 from training.caption_dataset import train_tokenizer  # noqa: E402
 from training.presets import SMALL, build_captioner  # noqa: E402
@@ -95,6 +97,16 @@ def test_contract_comes_from_the_configuration(tiny: tuple[Path, Path]) -> None:
 def test_shipped_configs_are_those_the_export_writes() -> None:
     for spec in ModelContract.load(MODELS).models:
         assert (MODELS / spec.name / "config.pbtxt").read_text(encoding="utf-8") == config_pbtxt(spec)
+
+
+def test_contract_names_the_weights_it_was_made_from(tiny: tuple[Path, Path]) -> None:
+    """A model trained again under the same name must not be compared with the embeddings of the old one."""
+    for checkpoint, models in (tiny, (ROOT / "checkpoints" / "fashion-small", MODELS)):
+        digest = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
+        contract = ModelContract.load(models)
+        assert contract.weights == digest[:16]
+        other = dataclasses.replace(contract, weights="0" * 16)
+        assert model_fingerprint(contract) != model_fingerprint(other)
 
 
 def test_shipped_models_equal_the_shipped_checkpoint() -> None:

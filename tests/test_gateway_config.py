@@ -217,3 +217,9 @@ def test_config_made_in_code_is_checked_too() -> None:
 def test_config_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         GatewayConfig().max_in_flight = 1  # type: ignore[misc]
+
+
+def test_provider_named_twice_is_refused() -> None:
+    """Asked "who comes after this one?", the chain must not begin again."""
+    with pytest.raises(ConfigError, match="each once"):
+        GatewayConfig.from_env({"CAPTRIEVE_PROVIDERS": "duckduckgo,catalog,duckduckgo"})
