@@ -59,10 +59,12 @@ class GatewayConfig:
             if not re.fullmatch(r".+:\d{1,5}", value) or int(value.rpartition(":")[2]) > 65535:
                 problems.append(f"{PREFIX}{name.upper()} is {value!r}: write HOST:PORT")
         unknown = [name for name in self.providers if name not in PROVIDER_NAMES]
-        if unknown or not self.providers or len(set(self.providers)) < len(self.providers):
+        if unknown or not self.providers:
             problems.append(
-                f"{PREFIX}PROVIDERS is {','.join(self.providers)!r}: choose from {', '.join(PROVIDER_NAMES)}, each once"
+                f"{PREFIX}PROVIDERS is {','.join(self.providers)!r}: choose from {', '.join(PROVIDER_NAMES)}"
             )
+        elif len(set(self.providers)) < len(self.providers):
+            problems.append(f"{PREFIX}PROVIDERS is {','.join(self.providers)!r}: name each once")
         for name in ("max_photo_bytes", "max_photo_pixels", "max_in_flight", "max_candidates", "max_deadline_seconds",
                      "provider_timeout_seconds", "thumbnail_timeout_seconds"):  # fmt: skip
             if not 0 < getattr(self, name) < math.inf:

@@ -63,7 +63,7 @@ def test_contract_is_read_as_it_was_written(tmp_path: Path, datatype: str, fit: 
 def test_file_names_every_field_and_ends_in_a_newline(tmp_path: Path) -> None:
     text = contract().save(tmp_path).read_text(encoding="utf-8")
     assert text.endswith("}\n")
-    assert json.loads(text) == {**FIELDS, "float_datatype": "FP32", "version": CONTRACT_VERSION}
+    assert json.loads(text) == {**FIELDS, "weights": "", "float_datatype": "FP32", "version": CONTRACT_VERSION}
 
 
 def test_contract_in_the_repository_is_readable() -> None:
