@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
+from captioner.query import QUERY_WORDS
+from training.augmentation import augment
 from training.prepare_data import Product, ProductSet
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
@@ -78,15 +79,30 @@ def tokenize(names: Sequence[str], tokenizer: PreTrainedTokenizerFast, max_token
     return labels
 
 
+def in_query(labels: torch.Tensor, tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
+    """Which labels are the query: the tokens of each name's last two words, and its EOS; bool, as `labels`."""
+    begins = torch.tensor([piece.startswith("Ġ") for piece in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))])
+    is_label = labels != IGNORED
+    first_of_word = begins[labels.clamp(min=0)] & is_label
+    # Words that begin at this token or later; a token belongs to the word that began at or before it.
+    to_come = first_of_word.long().flip(1).cumsum(1).flip(1)
+    words_after = to_come - first_of_word.long()
+    return is_label & (words_after < QUERY_WORDS)
+
+
 @dataclass(frozen=True)
 class Batch:
     pixels: torch.Tensor  # float32 [B, 3, height, width], 0 to 255
     labels: torch.Tensor  # int64 [B, longest of the batch]
+    in_query: torch.Tensor  # bool [B, longest of the batch]
     auxiliary: dict[str, torch.Tensor]  # int64 [B] each
 
     def to(self, device: torch.device) -> Batch:
         return Batch(
-            self.pixels.to(device), self.labels.to(device), {k: v.to(device) for k, v in self.auxiliary.items()}
+            self.pixels.to(device),
+            self.labels.to(device),
+            self.in_query.to(device),
+            {name: ids.to(device) for name, ids in self.auxiliary.items()},
         )
 
 
@@ -96,6 +112,7 @@ class CaptionDataset:
     ):
         self._pixels = data.pixels
         self._labels = tokenize([product.name for product in data.products], tokenizer, max_tokens)
+        self._in_query = in_query(self._labels, tokenizer)
         self._auxiliary = classes.ids(data.products)
 
     def __len__(self) -> int:
@@ -107,7 +124,8 @@ class CaptionDataset:
         labels = self._labels[rows]
         longest = int((labels != IGNORED).sum(dim=1).max())
         pixels = torch.from_numpy(self._pixels[rows.numpy()]).permute(0, 3, 1, 2).float()
-        return Batch(pixels, labels[:, :longest], {name: ids[rows] for name, ids in self._auxiliary.items()})
+        auxiliary = {name: ids[rows] for name, ids in self._auxiliary.items()}
+        return Batch(pixels, labels[:, :longest], self._in_query[rows, :longest], auxiliary)
 
     def training_batch(self, step: int, batch_size: int, seed: int) -> Batch:
         """The batch of optimiser step `step`, augmented; the same for the same arguments, whatever was asked before."""
@@ -116,36 +134,8 @@ class CaptionDataset:
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
         batch = self.batch(order[position * batch_size : (position + 1) * batch_size].numpy())
         generator = torch.Generator().manual_seed(seed * 7_919 + 2_000_000_011 + step)
-        return Batch(augment(batch.pixels, generator), batch.labels, batch.auxiliary)
+        return dataclasses.replace(batch, pixels=augment(batch.pixels, generator))
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """The last, smaller batch is left out: its few photos come in another place next epoch."""
         return max(1, len(self) // batch_size)
-
-
-def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Mirror, move, scale, turn and stretch each photo a little, and change its light; colours keep their names.
-
-    Args:
-        pixels: float32 [B, 3, height, width], 0 to 255, on white ground.
-    """
-
-    def uniform(low: float, high: float) -> torch.Tensor:
-        return low + (high - low) * torch.rand(len(pixels), generator=generator)
-
-    mirror = torch.where(torch.rand(len(pixels), generator=generator) < 0.5, -1.0, 1.0)
-    angle = uniform(-8, 8) * math.pi / 180
-    scale, stretch = uniform(0.88, 1.15), uniform(0.93, 1.07)
-    height, width = pixels.shape[-2:]
-    cosine, sine = torch.cos(angle) * scale, torch.sin(angle) * scale
-    rows = [
-        torch.stack([mirror * cosine * stretch, -sine * height / width, uniform(-0.08, 0.08)], dim=1),
-        torch.stack([mirror * sine * width / height * stretch, cosine, uniform(-0.08, 0.08)], dim=1),
-    ]
-    grid = functional.affine_grid(torch.stack(rows, dim=1), list(pixels.shape), align_corners=False)
-    # grid_sample fills with zero; on the inverted photo that is white, the ground all photos stand on.
-    moved = 255 - functional.grid_sample(255 - pixels, grid, align_corners=False)
-    light = uniform(0.92, 1.06).view(-1, 1, 1, 1)
-    contrast = uniform(0.85, 1.15).view(-1, 1, 1, 1)
-    mean = moved.mean(dim=(1, 2, 3), keepdim=True)
-    return ((moved - mean) * contrast + mean).mul(light).clamp(0, 255)

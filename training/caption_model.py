@@ -9,20 +9,26 @@ convolutions instead of one large patch projection. Importing this module regist
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, VisionEncoderDecoderModel, ViTConfig, ViTModel
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.vit.modeling_vit import ViTEmbeddings
 
 
 class ConvStemViTConfig(ViTConfig):
-    """`ViTConfig` plus the widths of the stem: each entry is one 3x3 convolution of stride 2."""
+    """`ViTConfig` plus the widths of the stem, each entry one 3x3 convolution of stride 2, and what training leaves out.
+
+    `patch_dropout` is the share of patches the transformer does not see in training; in evaluation it sees all.
+    """
 
     model_type = "conv-stem-vit"
 
-    def __init__(self, stem_channels: Sequence[int] = (48, 96, 192), **kwargs):
+    def __init__(self, stem_channels: Sequence[int] = (48, 96, 192), patch_dropout: float = 0.0, **kwargs):
         self.stem_channels = list(stem_channels)
+        self.patch_dropout = patch_dropout
         super().__init__(**kwargs)
 
 
@@ -65,6 +71,30 @@ class ConvStem(nn.Module):
         return self.projection(self.stages(pixel_values)).flatten(2).transpose(1, 2)
 
 
+class ConvStemViTEmbeddings(ViTEmbeddings):
+    """Patches from the stem; in training a random part of them is left out of every photo, never [CLS].
+
+    Half of the patches costs little accuracy and saves two fifths of a step here (Liu et al. 2022, "PatchDropout:
+    Economizing Vision Transformers Using Patch Dropout"), and a garment is learned from its parts.
+    """
+
+    def __init__(self, config: ConvStemViTConfig):
+        super().__init__(config)
+        self.patch_embeddings = ConvStem(config)
+        self.patch_dropout = config.patch_dropout
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As `ViTEmbeddings`; [B, S, D], in training with patch dropout of fewer positions."""
+        embedded = super().forward(*args, **kwargs)
+        if not self.training or not self.patch_dropout:
+            return embedded
+        photos, positions, width = embedded.shape
+        kept = max(1, round((positions - 1) * (1 - self.patch_dropout)))
+        chosen = torch.rand(photos, positions - 1, device=embedded.device).argsort(dim=1)[:, :kept] + 1
+        chosen = torch.cat([torch.zeros_like(chosen[:, :1]), chosen], dim=1)
+        return embedded.gather(1, chosen.unsqueeze(-1).expand(-1, -1, width))
+
+
 class ConvStemViTModel(ViTModel):
     """`ViTModel` whose patch projection is a `ConvStem`; S = num_patches + 1 positions (the first is [CLS])."""
 
@@ -72,7 +102,7 @@ class ConvStemViTModel(ViTModel):
 
     def __init__(self, config: ConvStemViTConfig, add_pooling_layer: bool = False, **kwargs):
         super().__init__(config, add_pooling_layer=False, **kwargs)
-        self.embeddings.patch_embeddings = ConvStem(config)
+        self.embeddings = ConvStemViTEmbeddings(config)
         self.post_init()
 
 

@@ -33,6 +33,8 @@ class Preset:
     warmup_share: float  # of all steps; then a cosine to zero
     weight_decay: float
     max_gradient_norm: float
+    patch_dropout: float  # share of patches the encoder does not see in training
+    query_weight: float  # of the loss of the last two words' tokens and EOS; the others' is 1
     auxiliary_weight: float  # of the loss of each label (gender: a third of it) beside the caption's
     sketches: int  # drawn samples mixed into the training photos
     seed: int
@@ -50,14 +52,16 @@ SMALL = Preset(
     num_heads=4,
     vocab_size=4096,
     max_tokens=24,  # 99.9 % of the names are that short
-    epochs=6,
+    epochs=12,
     batch_size=64,
-    peak_learning_rate=6e-4,
-    warmup_share=0.05,
+    peak_learning_rate=5e-4,
+    warmup_share=0.03,
     weight_decay=0.05,
     max_gradient_norm=1.0,
+    patch_dropout=0.5,
+    query_weight=1.5,
     auxiliary_weight=0.5,
-    sketches=2000,
+    sketches=600,
     seed=17,
 )
 
@@ -68,6 +72,7 @@ def build_captioner(preset: Preset, tokenizer: PreTrainedTokenizerFast) -> Visio
     """A captioner of random weights, in the shape the preset gives."""
     encoder = ConvStemViTConfig(
         stem_channels=preset.stem_channels,
+        patch_dropout=preset.patch_dropout,
         image_size=(preset.image_height, preset.image_width),
         patch_size=2 ** len(preset.stem_channels),
         hidden_size=preset.hidden_size,

@@ -26,7 +26,7 @@ import torch
 import transformers
 from torch.nn import functional
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, VisionEncoderDecoderModel
 
 from demo.draw_samples import training_samples
 from training.caption_dataset import IGNORED, AuxiliaryClasses, Batch, CaptionDataset, train_tokenizer
@@ -48,6 +48,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("checkpoints/fashion-small"), help="checkpoint folder")
     parser.add_argument("--state", type=Path, help="folder of the resumable state (default: OUTPUT.state)")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="small")
+    parser.add_argument("--init-from", type=Path, help="checkpoint whose weights and tokenizer to begin with")
     parser.add_argument("--epochs", type=int, help="instead of the preset's")
     parser.add_argument("--limit", type=int, help="use only the first N products")
     parser.add_argument("--save-every", type=int, default=200, help="steps between saved states")
@@ -84,9 +85,12 @@ def learning_rate(step: int, total_steps: int, preset: Preset) -> float:
     return preset.peak_learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def caption_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean over all tokens of the batch, EOS included, in nats; logits [B, T', V], labels int64 [B, T']."""
-    return functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Nats of each token, 0 where there is none; logits [B, T', V], labels int64 [B, T'] -> float32 [B, T']."""
+    losses = functional.cross_entropy(
+        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return losses.view_as(labels)
 
 
 def optimiser_of(model: torch.nn.Module, preset: Preset) -> torch.optim.AdamW:
@@ -100,18 +104,25 @@ def optimiser_of(model: torch.nn.Module, preset: Preset) -> torch.optim.AdamW:
 class Trainer:
     """One run: model, optimiser and how far they are."""
 
-    def __init__(self, preset: Preset, training: ProductSet, validation: ProductSet):
+    def __init__(self, preset: Preset, training: ProductSet, validation: ProductSet, init_from: Path | None = None):
         self.preset = preset
         torch.manual_seed(preset.seed)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.tokenizer = train_tokenizer([p.name for p in training.products], preset.vocab_size)
+        if init_from is None:
+            self.tokenizer = train_tokenizer([p.name for p in training.products], preset.vocab_size)
+        else:
+            self.tokenizer = AutoTokenizer.from_pretrained(init_from)
         training = with_sketches(training, preset, min(preset.sketches, len(training)))
         classes = AuxiliaryClasses.from_products(training.products)
         self.training = CaptionDataset(training, self.tokenizer, classes, preset.max_tokens)
         self.validation = CaptionDataset(validation, self.tokenizer, classes, preset.max_tokens)
         # A label without one frequent value (few products, or a column that is empty) has nothing to teach.
         sizes = {label: len(values) for label, values in classes.values.items() if values}
-        self.model = CaptionerInTraining(build_captioner(preset, self.tokenizer), sizes).to(self.device)
+        captioner = build_captioner(preset, self.tokenizer)
+        if init_from is not None:
+            captioner.load_state_dict(VisionEncoderDecoderModel.from_pretrained(init_from).state_dict())
+        # Channels last: 6 % of a step, in the stem.
+        self.model = CaptionerInTraining(captioner, sizes).to(self.device, memory_format=torch.channels_last)
         self.optimiser = optimiser_of(self.model, preset)
         self.steps_per_epoch = self.training.steps_per_epoch(preset.batch_size)
         self.total_steps = self.steps_per_epoch * preset.epochs
@@ -127,13 +138,14 @@ class Trainer:
         batch = self.training.training_batch(self.step, self.preset.batch_size, self.preset.seed).to(self.device)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.step, self.total_steps, self.preset)
-        loss, auxiliary = self._losses(batch)
-        (loss + auxiliary).backward()
+        losses, auxiliary = self._losses(batch)
+        weights = torch.where(batch.in_query, self.preset.query_weight, 1.0) * (batch.labels != IGNORED)
+        ((losses * weights).sum() / weights.sum() + auxiliary).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.preset.max_gradient_norm)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
-        return float(loss.detach())
+        return float(losses.detach().sum() / (batch.labels != IGNORED).sum())
 
     def _losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
@@ -144,7 +156,7 @@ class Trainer:
             if (target != IGNORED).any():
                 term = functional.cross_entropy(label_logits.float(), target, ignore_index=IGNORED)
                 auxiliary = auxiliary + self.preset.auxiliary_weight * AUXILIARY_SHARE[name] * term
-        return caption_loss(logits, batch.labels), auxiliary
+        return token_losses(logits, batch.labels), auxiliary
 
     def refresh_batch_statistics(self, batches: int = 40, size: int = 128) -> None:
         """Bring BatchNorm's statistics up to the present weights, on the first training photos as they are."""
@@ -165,9 +177,8 @@ class Trainer:
         for batch in self._batches(self.validation):
             with torch.autocast(self.device.type, dtype=torch.bfloat16):
                 logits, labels = self.model(batch.pixels, batch.labels)
-            count = int((batch.labels != IGNORED).sum())
-            nats += float(caption_loss(logits, batch.labels)) * count
-            tokens += count
+            nats += float(token_losses(logits, batch.labels).sum())
+            tokens += int((batch.labels != IGNORED).sum())
             for name in right.keys() & labels.keys():
                 right[name] += int((labels[name].argmax(dim=1) == batch.auxiliary[name]).sum())
                 known[name] += int((batch.auxiliary[name] != IGNORED).sum())
@@ -329,7 +340,7 @@ def main() -> None:
     )
     training, validation = data.split()
     print(f"{len(training)} training and {len(validation)} validation photos; left out: {dict(data.skipped) or 'none'}")
-    trainer = Trainer(preset, training, validation)
+    trainer = Trainer(preset, training, validation, args.init_from)
     if args.restart:
         shutil.rmtree(state, ignore_errors=True)
     elif trainer.load_state(state):
