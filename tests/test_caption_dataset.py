@@ -21,7 +21,7 @@ from training.caption_dataset import (  # noqa: E402
     PAD,
     AuxiliaryClasses,
     CaptionDataset,
-    augment,
+    in_query,
     tokenize,
     train_tokenizer,
 )
@@ -51,14 +51,6 @@ def data() -> ProductSet:
 @pytest.fixture(scope="module")
 def dataset(data: ProductSet, tokenizer: Any) -> CaptionDataset:
     return CaptionDataset(data, tokenizer, AuxiliaryClasses.from_products(data.products, min_count=2), MAX_TOKENS)
-
-
-def of_one_colour(colour: tuple[int, int, int], count: int = 4) -> Any:
-    return torch.tensor(colour, dtype=torch.float32).view(1, 3, 1, 1).expand(count, 3, HEIGHT, WIDTH).clone()
-
-
-def generator(seed: int = 1) -> Any:
-    return torch.Generator().manual_seed(seed)
 
 
 # The tokenizer
@@ -106,6 +98,51 @@ def test_name_that_is_too_long_is_cut_and_has_no_end(tokenizer: Any) -> None:
     assert tokenize(["Sketch Blue Tie"], tokenizer, len(tokens) + 1)[0].tolist() == [*tokens, tokenizer.eos_token_id]
     assert tokenize(["Sketch Blue Tie"], tokenizer, len(tokens))[0].tolist() == tokens
     assert tokenize(["Sketch Blue Tie"], tokenizer, 1)[0].tolist() == tokens[:1]
+
+
+# Which labels are the query
+
+
+def in_query_text(names: list[str], tokenizer: Any, max_tokens: int = 40) -> list[str]:
+    """What the marked tokens of each name say, EOS included."""
+    labels = tokenize(names, tokenizer, max_tokens)
+    marked = in_query(labels, tokenizer)
+    assert marked.shape == labels.shape
+    assert marked.dtype == torch.bool
+    return [tokenizer.decode(row[mark]).strip() for row, mark in zip(labels, marked, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "query"),
+    [
+        ("Sketch Blue T-shirt", "Blue T-shirt"),
+        ("Sketch Navy Blue Handbag", "Blue Handbag"),
+        ("Blue Tie", "Blue Tie"),
+        ("Tie", "Tie"),
+        ("Sketch Zyzzyvas № 蓝色café", "№ 蓝色café"),  # words of many tokens
+    ],
+)
+def test_query_is_the_last_two_words_and_the_end(tokenizer: Any, name: str, query: str) -> None:
+    assert in_query_text([name], tokenizer) == [query + EOS]
+
+
+def test_names_of_one_batch_do_not_mix(tokenizer: Any) -> None:
+    assert in_query_text(["Tie", "Sketch Blue Zyzzyvas", "Sketch Red Tie"], tokenizer) == [
+        f"Tie{EOS}",
+        f"Blue Zyzzyvas{EOS}",
+        f"Red Tie{EOS}",
+    ]
+
+
+def test_query_of_a_name_that_is_cut_are_the_last_words_that_are_left(tokenizer: Any) -> None:
+    kept = len(tokenizer.encode("Sketch Blue Tie", add_special_tokens=False))
+    assert in_query_text(["Sketch Blue Tie Zyzzyvas"], tokenizer, kept) == ["Blue Tie"]
+
+
+def test_nothing_behind_the_end_is_query(tokenizer: Any) -> None:
+    labels = tokenize(NAMES, tokenizer, 24)
+    assert not in_query(labels, tokenizer)[labels == IGNORED].any()
+    assert in_query(labels, tokenizer)[labels == tokenizer.eos_token_id].all()
 
 
 # Classes of the auxiliary heads
@@ -158,6 +195,14 @@ def test_labels_of_a_batch_are_as_long_as_its_longest(
         assert torch.equal(labels, whole[indices][:, :longest])
 
 
+def test_batch_marks_the_query_of_its_labels(dataset: CaptionDataset, tokenizer: Any) -> None:
+    for batch in (dataset.batch([0, 7, 29]), dataset.training_batch(2, 10, 17)):
+        assert batch.in_query.shape == batch.labels.shape
+        assert torch.equal(batch.in_query, in_query(batch.labels, tokenizer))
+        assert batch.in_query.any(dim=1).all()
+    assert torch.equal(batch.to(torch.device("cpu")).in_query, batch.in_query)
+
+
 def test_an_epoch_shows_every_product_once(dataset: CaptionDataset, data: ProductSet) -> None:
     """Told by the labels: augmented photos are not to be told apart."""
     assert dataset.steps_per_epoch(10) == 3
@@ -182,6 +227,19 @@ def test_batch_is_a_function_of_seed_and_step(dataset: CaptionDataset) -> None:
     assert not torch.equal(dataset.training_batch(5, 10, 18).pixels, expected.pixels)
 
 
+def test_parts_of_a_batch_are_together_its_products_once(dataset: CaptionDataset) -> None:
+    parts = [dataset.training_batch(1, 10, 17, part, 3) for part in range(3)]
+    assert [len(part.labels) for part in parts] == [4, 3, 3]
+    whole = dataset.batch(dataset.training_rows(1, 10, 17))
+    assert torch.equal(torch.cat([part.auxiliary["colour"] for part in parts]), whole.auxiliary["colour"])
+
+
+def test_parts_of_a_batch_are_augmented_differently(data: ProductSet, tokenizer: Any) -> None:
+    twins = CaptionDataset(data.subset([0] * 4), tokenizer, AuxiliaryClasses({}), MAX_TOKENS)
+    first, second = (twins.training_batch(0, 4, 17, part, 2).pixels for part in range(2))
+    assert not torch.equal(first, second)
+
+
 def test_last_smaller_batch_is_left_out_but_never_all(dataset: CaptionDataset) -> None:
     assert [dataset.steps_per_epoch(size) for size in (1, 7, 29, 30, 31, 100)] == [30, 4, 1, 1, 1, 1]
     assert len(dataset.training_batch(0, 100, 17).pixels) == 30
@@ -190,46 +248,3 @@ def test_last_smaller_batch_is_left_out_but_never_all(dataset: CaptionDataset) -
 def test_dataset_of_nothing_has_no_batches(data: ProductSet, tokenizer: Any) -> None:
     empty = CaptionDataset(data.subset([]), tokenizer, AuxiliaryClasses.from_products(data.products), MAX_TOKENS)
     assert len(empty) == 0
-
-
-# Augmentation
-
-
-def test_augmentation_depends_on_its_generator_alone() -> None:
-    photos = torch.rand(4, 3, HEIGHT, WIDTH) * 255
-    assert torch.equal(augment(photos, generator(1)), augment(photos, generator(1)))
-    assert not torch.equal(augment(photos, generator(1)), augment(photos, generator(2)))
-
-
-def test_augmentation_changes_each_photo_and_not_the_original() -> None:
-    photos = (torch.rand(1, 3, HEIGHT, WIDTH, generator=generator()) * 255).expand(6, -1, -1, -1).clone()
-    before = photos.clone()
-    changed = augment(photos, generator())
-    assert torch.equal(photos, before)
-    assert changed.shape == photos.shape
-    assert len({one.numpy().tobytes() for one in changed}) == 6
-    assert changed.min() >= 0
-    assert changed.max() <= 255
-
-
-def test_white_ground_moves_in_from_the_edges() -> None:
-    """What a moved photo uncovers must not be black."""
-    changed = augment(of_one_colour((255, 255, 255), 32), generator())
-    assert (changed > 225).all()
-    assert ((changed - changed.mean(dim=(1, 2, 3), keepdim=True)).abs() < 0.5).all()
-
-
-def test_a_red_garment_stays_red() -> None:
-    photos = of_one_colour((255, 255, 255), 64)
-    photos[:, :, 3:-3, 2:-2] = torch.tensor([206.0, 32.0, 42.0]).view(3, 1, 1)
-    middle = augment(photos, generator())[:, :, HEIGHT // 2, WIDTH // 2]
-    assert (middle[:, 0] > 2 * middle[:, 1]).all()
-    assert (middle[:, 0] > 2 * middle[:, 2]).all()
-
-
-def test_half_of_the_photos_are_mirrored() -> None:
-    photos = of_one_colour((255, 255, 255), 200)
-    photos[:, :, :, : WIDTH // 3] = 0
-    changed = augment(photos, generator())
-    left = changed[:, :, :, : WIDTH // 2].mean(dim=(1, 2, 3)) < changed[:, :, :, WIDTH // 2 :].mean(dim=(1, 2, 3))
-    assert 70 < int(left.sum()) < 130

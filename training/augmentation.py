@@ -85,7 +85,9 @@ def replace_ground(pixels: torch.Tensor, generator: torch.Generator, share: floa
     slope = (torch.rand(count, 2, 1, 1, generator=generator) - 0.5) * 80
     across, down = torch.linspace(-1, 1, width).view(1, 1, 1, -1), torch.linspace(-1, 1, height).view(1, 1, -1, 1)
     coarse = functional.interpolate(
-        torch.randn(count, 1, height // 8, width // 8, generator=generator), (height, width), mode="bilinear"
+        torch.randn(count, 1, max(1, height // 8), max(1, width // 8), generator=generator),
+        (height, width),
+        mode="bilinear",
     )
     fine = torch.randn(count, 1, height, width, generator=generator)
     strength = torch.rand(count, 2, 1, 1, generator=generator) * 20

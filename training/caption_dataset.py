@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -81,7 +82,9 @@ def tokenize(names: Sequence[str], tokenizer: PreTrainedTokenizerFast, max_token
 
 def in_query(labels: torch.Tensor, tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
     """Which labels are the query: the tokens of each name's last two words, and its EOS; bool, as `labels`."""
-    begins = torch.tensor([piece.startswith("Ġ") for piece in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))])
+    begins = torch.tensor(
+        [piece.startswith("Ġ") for piece in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))]
+    )
     is_label = labels != IGNORED
     first_of_word = begins[labels.clamp(min=0)] & is_label
     # Words that begin at this token or later; a token belongs to the word that began at or before it.
@@ -118,7 +121,7 @@ class CaptionDataset:
     def __len__(self) -> int:
         return len(self._labels)
 
-    def batch(self, indices: Sequence[int]) -> Batch:
+    def batch(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
         """These products as they are, unaugmented."""
         rows = torch.as_tensor(np.asarray(indices))
         labels = self._labels[rows]
@@ -127,13 +130,21 @@ class CaptionDataset:
         auxiliary = {name: ids[rows] for name, ids in self._auxiliary.items()}
         return Batch(pixels, labels[:, :longest], self._in_query[rows, :longest], auxiliary)
 
-    def training_batch(self, step: int, batch_size: int, seed: int) -> Batch:
-        """The batch of optimiser step `step`, augmented; the same for the same arguments, whatever was asked before."""
-        steps_per_epoch = self.steps_per_epoch(batch_size)
-        epoch, position = divmod(step, steps_per_epoch)
+    def training_rows(self, step: int, batch_size: int, seed: int) -> npt.NDArray[np.int64]:
+        """Which products optimiser step `step` sees: each epoch all of them, in another order."""
+        epoch, position = divmod(step, self.steps_per_epoch(batch_size))
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-        batch = self.batch(order[position * batch_size : (position + 1) * batch_size].numpy())
-        generator = torch.Generator().manual_seed(seed * 7_919 + 2_000_000_011 + step)
+        return order[position * batch_size : (position + 1) * batch_size].numpy()
+
+    def training_batch(self, step: int, batch_size: int, seed: int, part: int = 0, parts: int = 1) -> Batch:
+        """The batch of optimiser step `step`, augmented; the same for the same arguments, whatever was asked before.
+
+        Args:
+            part, parts: only the micro-batch `part` of `parts` equal ones, counted from 0.
+        """
+        rows = np.array_split(self.training_rows(step, batch_size, seed), parts)[part]
+        generator = torch.Generator().manual_seed(seed * 7_919 + 2_000_000_011 + step + part * 49_979_687)
+        batch = self.batch(rows)
         return dataclasses.replace(batch, pixels=augment(batch.pixels, generator))
 
     def steps_per_epoch(self, batch_size: int) -> int:
