@@ -1,128 +1,249 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good a checkpoint is: `python -m training.evaluate --checkpoint DIR --data DIR [--split validation|all] --json`.
+"""How good a checkpoint is: `python -m training.evaluate --checkpoint DIR --data DIR [--split all] [--json]`.
 
-Perplexity is per token of the checkpoint's own tokenizer, EOS included; with --gpt2-tokenizer also per GPT-2 token, so
-that models with other tokenizers can be compared. Words are those of greedy captions, as served.
+Prints every figure of the model card: perplexity of the raw names, words, labels and likeness of the greedy captions as
+served, beside the true names' own figures (ceiling) and captions without a captioner (baselines); determinism and
+robustness. What takes minutes can be skipped. Bars go to stderr; with --json stdout is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
-import math
-from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from tokenizers import ByteLevelBPETokenizer
-from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, VisionEncoderDecoderModel
+import numpy.typing as npt
+import transformers
 
 from captioner.query import QUERY_WORDS, words_of
-from training.caption_dataset import IGNORED, tokenize
-from training.caption_model import normalise
-from training.prepare_data import ProductSet, is_validation, load_products, read_styles
+from training.baselines import most_frequent_pair, nearest_names, pixel_features, unit_length
+from training.caption_metrics import caption_metrics
+from training.caption_model import embedding_of
+from training.captioning import CheckpointCaptioner, CheckpointError
+from training.determinism import measure_determinism
+from training.evaluation_table import table
+from training.label_words import label_accuracy
+from training.perplexity import Gpt2Bpe, Gpt2FilesError, Perplexity, PerplexityMeter
+from training.prepare_data import DataError, Product, ProductSet, is_validation, load_products
+from training.product_files import open_files, read_photo
+from training.robustness import measure_robustness
 from training.word_metrics import word_metrics
 
-BATCH = 128  # photos
+SLOW = ("baselines", "determinism", "robustness")
+DETERMINISM_PHOTOS = 200
+ROBUSTNESS_PHOTOS = 500
+EXAMPLES = 10
+GPT2_FOLDER = "gpt2-tokenizer"  # looked for beside the data
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/fashion-small"))
-    parser.add_argument("--data", type=Path, required=True, help="folder with images/ and styles.csv")
+    parser.add_argument("--data", type=Path, required=True, help="product set in a Kaggle layout, folder or ZIP file")
     parser.add_argument("--split", choices=("validation", "all"), default="validation")
     parser.add_argument("--limit", type=int, help="use only the first N products of the split")
-    parser.add_argument("--gpt2-tokenizer", type=Path, help="folder with GPT-2's vocab.json and merges.txt")
+    parser.add_argument(
+        "--training-limit", type=int, help="only the first N training photos for the baselines (--split validation)"
+    )
+    parser.add_argument(
+        "--gpt2-tokenizer",
+        type=Path,
+        help=f"folder with GPT-2's vocab.json and merges.txt (default: {GPT2_FOLDER} beside the data, if there)",
+    )
+    parser.add_argument("--skip", nargs="+", choices=SLOW, default=[], help="leave these out; each takes minutes")
+    parser.add_argument(
+        "--robustness-photos", type=int, default=ROBUSTNESS_PHOTOS, help="degrade the first N products of the split"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    return parser.parse_args()
+    args = parser.parse_args(arguments)
+    for flag in ("limit", "training_limit", "robustness_photos"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            parser.error(f"--{flag.replace('_', '-')} is {value}: give at least 1")
+    return args
 
 
-@torch.no_grad()
-def caption_all(
-    model: VisionEncoderDecoderModel, tokenizer: PreTrainedTokenizerFast, data: ProductSet
-) -> tuple[list[str], float, int]:
-    """Greedy captions of all photos; the loss of the true names in nats, and over how many tokens."""
-    max_tokens = model.config.decoder.n_positions
-    labels = tokenize([product.name for product in data.products], tokenizer, max_tokens)
+@dataclass(frozen=True)
+class Described:
+    """What one pass over the photos gives."""
+
+    captions: list[str]
+    embeddings: npt.NDArray[np.float32]  # [n, D]
+    perplexity: Perplexity
+
+
+def describe(captioner: CheckpointCaptioner, data: ProductSet, gpt2: Gpt2Bpe | None) -> Described:
+    """Caption, embed and score all photos, each encoded once."""
+    meter = PerplexityMeter(captioner.tokenizer, gpt2)
     captions: list[str] = []
-    nats, tokens = 0.0, 0
-    for start in tqdm(range(0, len(data), BATCH), desc="captioning", unit="batch"):
-        photos = normalise(torch.from_numpy(data.pixels[start : start + BATCH]).permute(0, 3, 1, 2).float())
-        target = labels[start : start + BATCH]
-        encoded = model.encoder(pixel_values=photos)
-        logits = model(encoder_outputs=encoded, labels=target).logits
-        nats += float(
-            torch.nn.functional.cross_entropy(
-                logits.float().flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="sum"
-            )
+    embeddings: list[npt.NDArray[np.float32]] = []
+    for start, stop in captioner.batches(len(data), progress="captions"):
+        hidden = captioner.encode(data.pixels[start:stop])
+        names = [product.name for product in data.products[start:stop]]
+        labels = captioner.labels(names)
+        meter.add(captioner.logits(hidden, labels).log_softmax(dim=-1), labels, names)
+        captions += captioner.greedy(hidden)
+        embeddings.append(embedding_of(hidden).numpy())
+    return Described(captions, np.concatenate(embeddings), meter.result())
+
+
+def caption_figures(captions: Sequence[str], products: Sequence[Product]) -> dict[str, float]:
+    """All figures of captions that need no model, 0 to 1, CIDEr 0 to 10; what these products cannot tell is absent."""
+    names = [product.name for product in products]
+    figures = {
+        **dataclasses.asdict(word_metrics(captions, names)),
+        **dataclasses.asdict(caption_metrics(captions, names)),
+        **dataclasses.asdict(label_accuracy(captions, products)),
+    }
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def head_figures(
+    captioner: CheckpointCaptioner, embeddings: npt.NDArray[np.float32], products: Sequence[Product]
+) -> dict[str, float]:
+    """How often the auxiliary heads name articleType and baseColour, of all products: a value a head does not know is
+    one it gets wrong. Empty where the checkpoint has no heads."""
+    figures = {}
+    for figure, label in (("head_type_accuracy", "article_type"), ("head_colour_accuracy", "colour")):
+        if label in captioner.heads:
+            predicted = captioner.heads[label].predict(embeddings)
+            right = [value == getattr(product, label) for value, product in zip(predicted, products, strict=True)]
+            figures[figure] = sum(right) / len(right)
+    return figures
+
+
+def ceilings(products: Sequence[Product]) -> dict[str, Any]:
+    """The same figures of the true names: what a perfect captioner would reach."""
+    names = [product.name for product in products]
+    queries = [" ".join(words_of(name)[-QUERY_WORDS:]) for name in names]
+    return {
+        "true_name": caption_figures(names, products),
+        "true_last_two_words": caption_figures(queries, products),
+        "note": "The true name, and its last two words, as the caption: the words are right by construction; of "
+        "interest is how often they name articleType and baseColour.",
+    }
+
+
+def baselines(
+    captioner: CheckpointCaptioner, data: ProductSet, embeddings: npt.NDArray[np.float32], args: argparse.Namespace
+) -> dict[str, Any]:
+    """The same figures of captions without a captioner, from the training photos.
+
+    With --split all the photos themselves are the known ones; never a product of the same name.
+    """
+    if args.split == "all":
+        known, known_embeddings = data, embeddings
+    else:
+        known = load_products(
+            args.data,
+            height=captioner.height,
+            width=captioner.width,
+            fit=captioner.fit,
+            limit=args.training_limit,
+            only=lambda product: not is_validation(product.name),
         )
-        tokens += int((target != IGNORED).sum())
-        rows = model.generate(encoder_outputs=encoded, do_sample=False, num_beams=1, max_length=max_tokens + 1)
-        captions += [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
-    return captions, nats, tokens
+        known_embeddings = captioner.embeddings(known.pixels, progress="embeddings of training photos")
+    names = [product.name for product in data.products]
+    known_names = [product.name for product in known.products]
+    pair = most_frequent_pair([name for name in known_names if not is_validation(name)])
+    by_pixel = nearest_names(
+        names, pixel_features(data.pixels), known_names, pixel_features(known.pixels), progress="nearest by pixel"
+    )
+    by_embedding = nearest_names(
+        names, unit_length(embeddings), known_names, unit_length(known_embeddings), progress="nearest by embedding"
+    )
+    return {
+        "known_photos": len(known),
+        "pair": pair,
+        "most_frequent_pair": caption_figures([pair] * len(names), data.products),
+        "nearest_by_pixel": caption_figures(by_pixel, data.products),
+        "nearest_by_embedding": caption_figures(by_embedding, data.products),
+    }
 
 
-def count_gpt2_tokens(names: Sequence[str], folder: Path) -> int:
-    """Tokens of all names in GPT-2's own byte-level BPE, one EOS each."""
-    tokenizer = ByteLevelBPETokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    return sum(len(encoding.ids) + 1 for encoding in tokenizer.encode_batch(list(names)))
+def examples(captions: Sequence[str], products: Sequence[Product], count: int = EXAMPLES) -> list[dict[str, str]]:
+    """Not chosen by hand: those whose id has the smallest SHA-256."""
+    pairs = sorted(
+        zip(captions, products, strict=True), key=lambda pair: hashlib.sha256(pair[1].id.encode()).hexdigest()
+    )
+    return [{"id": product.id, "name": product.name, "caption": caption} for caption, product in pairs[:count]]
 
 
-def most_frequent_pair(folder: Path) -> str:
-    """The two last words most training names have: what guessing without looking would say."""
-    names = (product.name for product in read_styles(folder, Counter()) if not is_validation(product.name))
-    pairs = Counter(" ".join(words_of(name)[-QUERY_WORDS:]) for name in names)
-    return pairs.most_common(1)[0][0]
+def find_gpt2(args: argparse.Namespace) -> Gpt2Bpe | None:
+    """GPT-2's BPE where it was said to be, else from beside the data, else none.
+
+    Raises:
+        Gpt2FilesError: it is not where it was said to be.
+    """
+    if args.gpt2_tokenizer is not None:
+        return Gpt2Bpe(args.gpt2_tokenizer)
+    beside = args.data.resolve().parent / GPT2_FOLDER
+    return Gpt2Bpe(beside) if beside.is_dir() else None
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    """All figures that were asked for, as they are printed.
+
+    Raises:
+        CheckpointError, DataError, Gpt2FilesError: an input is not what it should be.
+    """
+    gpt2 = find_gpt2(args)
+    captioner = CheckpointCaptioner.load(args.checkpoint)
+    data = load_products(
+        args.data,
+        height=captioner.height,
+        width=captioner.width,
+        fit=captioner.fit,
+        limit=args.limit,
+        only=lambda product: args.split == "all" or is_validation(product.name),
+    )
+    described = describe(captioner, data, gpt2)
+    notes = [f"{part}: skipped" for part in args.skip]
+    if gpt2 is None:
+        notes.append("perplexity per GPT-2 token: no --gpt2-tokenizer given and none beside the data")
+    if described.perplexity.names_cut:
+        notes.append(f"perplexity: {described.perplexity.names_cut} names too long for the model are left out")
+    figures: dict[str, Any] = {
+        # Of a path only its name: where things lay on one machine is of no use on another.
+        "checkpoint": args.checkpoint.resolve().name,
+        "split": args.split,
+        "n": len(data),
+        "left_out": dict(data.skipped),
+        "notes": notes,
+        **{key: value for key, value in dataclasses.asdict(described.perplexity).items() if value is not None},
+        **caption_figures(described.captions, data.products),
+        **head_figures(captioner, described.embeddings, data.products),
+        "mean_words": float(np.mean([len(words_of(caption)) for caption in described.captions])),
+        "ceiling": ceilings(data.products),
+    }
+    if "baselines" not in args.skip:
+        figures["baselines"] = baselines(captioner, data, described.embeddings, args)
+    if "determinism" not in args.skip:
+        some = data.subset(list(range(min(DETERMINISM_PHOTOS, len(data)))))
+        figures["determinism"] = dataclasses.asdict(measure_determinism(captioner, some))
+    if "robustness" not in args.skip:
+        products = data.products[: args.robustness_photos]
+        with open_files(args.data) as files:
+            accuracies = measure_robustness(captioner, products, lambda product: read_photo(files, product.id)[1])
+        figures["robustness"] = {"n": len(products), "accuracies": accuracies}
+    figures["examples"] = examples(described.captions, data.products)
+    return figures
 
 
 def main() -> None:
     args = parse_args()
-    model = VisionEncoderDecoderModel.from_pretrained(args.checkpoint, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(args.checkpoint)
-    height, width = model.config.encoder.image_size
-    data = load_products(
-        args.data,
-        height=height,
-        width=width,
-        fit=model.config.image_fit,
-        limit=args.limit,
-        only=lambda product: args.split == "all" or is_validation(product.name),
-    )
-    captions, nats, tokens = caption_all(model, tokenizer, data)
-    names = [product.name for product in data.products]
-    guess = most_frequent_pair(args.data)
-    figures: dict[str, object] = {
-        "checkpoint": str(args.checkpoint),
-        "split": args.split,
-        "n": len(data),
-        "left_out": dict(data.skipped),
-        "loss_nats_per_token": nats / tokens,
-        "perplexity_per_token": math.exp(nats / tokens),
-        "mean_words": float(np.mean([len(words_of(caption)) for caption in captions])),
-        **dataclasses.asdict(word_metrics(captions, names)),
-        "baseline_most_frequent_pair": {
-            "pair": guess,
-            **dataclasses.asdict(word_metrics([guess] * len(names), names)),
-        },
-        "examples": [
-            {"name": name, "caption": caption} for name, caption in list(zip(names, captions, strict=True))[:10]
-        ],
-    }
-    if args.gpt2_tokenizer is not None:
-        figures["perplexity_per_gpt2_token"] = math.exp(nats / count_gpt2_tokens(names, args.gpt2_tokenizer))
-    if args.json:
-        print(json.dumps(figures, indent=2))
-        return
-    for key, value in figures.items():
-        if isinstance(value, float):
-            print(f"{key:<24}{value:8.4f}")
-    print(f"{'n':<24}{len(data):8d}")
-    for name, caption in list(zip(names, captions, strict=True))[:10]:
-        print(f"  {name:<50} -> {caption}")
+    transformers.logging.set_verbosity_error()
+    try:
+        figures = evaluate(args)
+    except (CheckpointError, DataError, Gpt2FilesError) as error:
+        raise SystemExit(str(error)) from error
+    print(json.dumps(figures, indent=2, ensure_ascii=False) if args.json else table(figures))
 
 
 if __name__ == "__main__":
