@@ -19,9 +19,10 @@ from transformers.models.vit.modeling_vit import ViTEmbeddings
 
 
 class ConvStemViTConfig(ViTConfig):
-    """`ViTConfig` plus the widths of the stem, each entry one 3x3 convolution of stride 2, and what training leaves out.
+    """`ViTConfig` plus the stem and what training leaves out.
 
-    `patch_dropout` is the share of patches the transformer does not see in training; in evaluation it sees all.
+    `stem_channels` has one width per stage (a convolution of stride 2 and one of stride 1). `patch_dropout` is the
+    share of patches the transformer does not see in training; in evaluation it sees all.
     """
 
     model_type = "conv-stem-vit"

@@ -3,24 +3,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")  # a file is written, no window opened
 from matplotlib import pyplot
+from matplotlib.ticker import MaxNLocator
+
+UNITS = {"loss": "nats per token", "perplexity": "per token"}
 
 
-def plot_curves(history: Sequence[dict[str, float]], path: Path) -> None:
-    """Write a PNG with one panel for loss (nats per token) and one for perplexity, over epochs."""
+def plot_curve(history: Sequence[Mapping[str, float]], quantity: str, path: Path) -> None:
+    """Write a PNG of one quantity ("loss" or "perplexity") over epochs, a line for training and one for validation."""
     epochs = [row["epoch"] for row in history]
-    figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    for panel, quantity in zip(panels, ("loss", "perplexity"), strict=True):
-        for part in ("training", "validation"):
-            panel.plot(epochs, [row[f"{part}_{quantity}"] for row in history], marker="o", label=part)
-        panel.set(xlabel="epoch", title=quantity)
-        panel.grid(alpha=0.3)
-        panel.legend()
+    figure, axes = pyplot.subplots(figsize=(5.2, 3.6), layout="constrained")
+    for part in ("training", "validation"):
+        axes.plot(epochs, [row[f"{part}_{quantity}"] for row in history], marker="o", label=part)
+    axes.set(xlabel="epoch", ylabel=UNITS[quantity], title=quantity)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from transformers import GPT2Config, PreTrainedTokenizerFast, VisionEncoderDecoderConfig, VisionEncoderDecoderModel
+from typing import Literal
 
 from captioner.model_contract import Fit
-from training.caption_model import ConvStemViTConfig
+
+Part = Literal["cross_attention", "decoder", "encoder"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+EVERYTHING: tuple[Part, ...] = ("cross_attention", "decoder", "encoder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,41 +22,53 @@ class Preset:
     image_width: int
     fit: Fit
     # encoder and decoder
-    stem_channels: tuple[int, ...]  # one convolution of stride 2 each
+    encoder: str | None = None  # a pretrained ViT, of the hub or in a folder; None: random weights
+    decoder: str | None = None  # a pretrained GPT-2 with its tokenizer, likewise
+    patch_size: int  # pixels a side
+    stem_channels: tuple[int, ...] = ()  # one convolution of stride 2 each, their product the patch; none: plain ViT
     hidden_size: int
     encoder_layers: int
     decoder_layers: int
     num_heads: int
-    vocab_size: int
+    dropout: float  # of the decoder's residual branches
+    vocab_size: int  # most pieces of a tokenizer trained on the names; unused with GPT-2's own
     max_tokens: int  # most tokens of a caption, EOS included
     # training
+    stages: tuple[tuple[Part, ...], ...]  # what moves in epoch 1, 2, ...; the last goes on to the end
     epochs: int
-    batch_size: int  # photos per optimiser step
+    batch_size: int  # photos per optimiser step, over all processes and accumulated micro-batches
+    accumulation: int = 1  # micro-batches per optimiser step and process
+    precision: Precision
     peak_learning_rate: float
     warmup_share: float  # of all steps; then a cosine to zero
     weight_decay: float
     max_gradient_norm: float
-    patch_dropout: float  # share of patches the encoder does not see in training
-    query_weight: float  # of the loss of the last two words' tokens and EOS; the others' is 1
-    auxiliary_weight: float  # of the loss of each label (gender: a third of it) beside the caption's
-    sketches: int  # drawn samples mixed into the training photos
+    patch_dropout: float = 0.0  # share of patches the encoder does not see in training
+    query_weight: float = 1.0  # of the loss of the last two words' tokens and EOS; the others' is 1
+    auxiliary_weight: float = 0.0  # of the loss of each label (gender: a third of it) beside the caption's; 0: no heads
+    sketches: int = 0  # drawn samples mixed into the training photos
     seed: int
 
 
+# Our default: from scratch, small enough to train and serve on two cores.
 SMALL = Preset(
     name="small",
     image_height=80,
     image_width=64,
     fit="pad",
+    patch_size=8,
     stem_channels=(48, 96, 192),
     hidden_size=256,
     encoder_layers=6,
     decoder_layers=4,
     num_heads=4,
+    dropout=0.1,
     vocab_size=4096,
     max_tokens=24,  # 99.9 % of the names are that short
+    stages=(EVERYTHING,),
     epochs=12,
     batch_size=64,
+    precision="bf16",
     peak_learning_rate=5e-4,
     warmup_share=0.03,
     weight_decay=0.05,
@@ -65,54 +80,31 @@ SMALL = Preset(
     seed=17,
 )
 
-PRESETS = {preset.name: preset for preset in (SMALL,)}
+# "Reverse Image Search Using Image Captioning": ViT-B/16 and GPT-2, joined by new cross-attention, in three stages.
+PAPER = Preset(
+    name="paper",
+    image_height=224,
+    image_width=224,
+    fit="squash",
+    encoder="google/vit-base-patch16-224-in21k",
+    decoder="gpt2",
+    patch_size=16,
+    hidden_size=768,
+    encoder_layers=12,
+    decoder_layers=12,
+    num_heads=12,
+    dropout=0.1,
+    vocab_size=50257,
+    max_tokens=64,
+    stages=(("cross_attention",), ("cross_attention", "decoder"), EVERYTHING),
+    epochs=5,
+    batch_size=32,
+    precision="fp16",
+    peak_learning_rate=1e-4,
+    warmup_share=0.3,
+    weight_decay=0.01,
+    max_gradient_norm=1.0,
+    seed=17,
+)
 
-
-def build_captioner(preset: Preset, tokenizer: PreTrainedTokenizerFast) -> VisionEncoderDecoderModel:
-    """A captioner of random weights, in the shape the preset gives."""
-    encoder = ConvStemViTConfig(
-        stem_channels=preset.stem_channels,
-        patch_dropout=preset.patch_dropout,
-        image_size=(preset.image_height, preset.image_width),
-        patch_size=2 ** len(preset.stem_channels),
-        hidden_size=preset.hidden_size,
-        num_hidden_layers=preset.encoder_layers,
-        num_attention_heads=preset.num_heads,
-        intermediate_size=4 * preset.hidden_size,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    decoder = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=preset.max_tokens,
-        n_embd=preset.hidden_size,
-        n_layer=preset.decoder_layers,
-        n_head=preset.num_heads,
-        add_cross_attention=True,
-        resid_pdrop=0.1,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
-    config.decoder_start_token_id = tokenizer.bos_token_id
-    config.eos_token_id = tokenizer.eos_token_id
-    config.pad_token_id = tokenizer.pad_token_id
-    config.image_fit = preset.fit  # ours: `ViTImageProcessor` has no way to say it
-    model = VisionEncoderDecoderModel(config)
-    # On CPU the fused attention's backward pass takes more than the plain one (28 % of a step against 10 %).
-    model.encoder.config._attn_implementation = "eager"
-    model.decoder.config._attn_implementation = "eager"
-    # Greedy by default: the same photo gives the same words.
-    model.generation_config.update(
-        bos_token_id=tokenizer.bos_token_id,
-        decoder_start_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        max_length=preset.max_tokens + 1,
-        do_sample=False,
-        num_beams=1,
-    )
-    return model
+PRESETS = {preset.name: preset for preset in (SMALL, PAPER)}

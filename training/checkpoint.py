@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run leaves behind: the best captioner in Hugging Face format, and how it came about.
+
+config.json, generation_config.json, model.safetensors (FP16)   the captioner
+tokenizer.json, tokenizer_config.json, special_tokens_map.json  its tokenizer
+auxiliary_heads.safetensors, auxiliary_classes.json             what names type, colour and wearer (FP32)
+training.json                                                   preset, arguments, versions, best epoch
+history.csv, history.md                                         one row per epoch (Table I of the paper)
+loss.png, perplexity.png                                        the same over epochs (its figures 2 and 3)
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from training.captioning import CLASSES_FILE, HEADS_FILE
+from training.curves import plot_curve
+from training.trainer import Trainer
+
+HISTORY_FILE = "history.csv"
+HISTORY_COLUMNS = ("epoch", "training_loss", "training_perplexity", "validation_loss", "validation_perplexity",
+                   "article_type_accuracy", "colour_accuracy", "minutes")  # fmt: skip
+
+
+def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
+    """Index of the row with the lowest validation perplexity; the earlier one of equals."""
+    return min(range(len(history)), key=lambda row: history[row]["validation_perplexity"])
+
+
+def save_checkpoint(trainer: Trainer, folder: Path, arguments: Mapping[str, str]) -> None:
+    """After an epoch: its weights if they are the best so far, and the whole history."""
+    folder.mkdir(parents=True, exist_ok=True)
+    best = best_epoch(trainer.history)
+    if best == len(trainer.history) - 1:
+        _save_captioner(trainer, folder)
+        _save_heads(trainer, folder)
+    record = {
+        "preset": dataclasses.asdict(trainer.preset),
+        "arguments": dict(arguments),
+        "training_photos": len(trainer.training),
+        "validation_photos": len(trainer.validation),
+        "processes": trainer.processes.count,
+        "device": torch.cuda.get_device_name() if trainer.processes.device.type == "cuda" else "cpu",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "step": trainer.step,
+        "epoch_of_the_weights": trainer.history[best]["epoch"],
+    }
+    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_history(trainer.history, folder)
+
+
+def _save_captioner(trainer: Trainer, folder: Path) -> None:
+    captioner = trainer.model.captioner
+    state = {name: value.clone() for name, value in captioner.state_dict().items()}
+    captioner.half().save_pretrained(folder)
+    captioner.float().load_state_dict(state)
+    trainer.tokenizer.save_pretrained(folder)
+
+
+def _save_heads(trainer: Trainer, folder: Path) -> None:
+    if not len(trainer.model.heads):
+        for name in (HEADS_FILE, CLASSES_FILE):
+            (folder / name).unlink(missing_ok=True)  # of an earlier run into this folder
+        return
+    heads = {name: value.contiguous().clone() for name, value in trainer.model.heads.state_dict().items()}
+    save_file(heads, folder / HEADS_FILE)
+    classes = {label: trainer.classes[label] for label in trainer.model.heads}
+    (folder / CLASSES_FILE).write_text(json.dumps(classes, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_history(history: Sequence[Mapping[str, float]], folder: Path) -> None:
+    """The history as CSV, as a Markdown table and as two pictures; `*` marks the epoch whose weights were kept."""
+    with (folder / HISTORY_FILE).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, HISTORY_COLUMNS)
+        writer.writeheader()
+        writer.writerows({key: f"{row[key]:.5g}" for key in HISTORY_COLUMNS} for row in history)
+    (folder / "history.md").write_text(history_table(history), encoding="utf-8")
+    for quantity in ("loss", "perplexity"):
+        plot_curve(history, quantity, folder / f"{quantity}.png")
+
+
+def history_table(history: Sequence[Mapping[str, float]]) -> str:
+    """Table I of the paper in Markdown: loss (nats per token) and perplexity of training and validation per epoch."""
+    best = best_epoch(history)
+    lines = [
+        "| epoch | training loss | training perplexity | validation loss | validation perplexity | minutes |",
+        "|---:|---:|---:|---:|---:|---:|",
+    ]
+    for i, row in enumerate(history):
+        lines.append(
+            f"| {row['epoch']:.0f}{' *' if i == best else ''} | {row['training_loss']:.4f} "
+            f"| {row['training_perplexity']:.3f} | {row['validation_loss']:.4f} "
+            f"| {row['validation_perplexity']:.3f} | {row['minutes']:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
