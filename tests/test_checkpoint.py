@@ -19,8 +19,17 @@ pytest.importorskip("matplotlib", reason="needs the training extra (matplotlib)"
 from safetensors.torch import load_file  # noqa: E402
 from transformers import AutoTokenizer, VisionEncoderDecoderModel  # noqa: E402
 
-from tests.tiny_training import STEPS_PER_EPOCH, TINY, TINY_PAPER, Data, drawn, new_trainer, of_two_kinds  # noqa: E402
-from tests.tiny_training import train, weights_of  # noqa: E402
+from tests.tiny_training import (  # noqa: E402
+    STEPS_PER_EPOCH,
+    TINY,
+    TINY_PAPER,
+    Data,
+    drawn,
+    new_trainer,
+    of_two_kinds,
+    train,
+    weights_of,
+)
 from tests.tiny_training import one_thread as one_thread  # noqa: E402
 from training.caption_model import normalise  # noqa: E402
 from training.checkpoint import (  # noqa: E402

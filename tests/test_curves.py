@@ -11,7 +11,7 @@ from PIL import Image
 
 pytest.importorskip("matplotlib", reason="needs the training extra (matplotlib)")
 
-from training.curves import plot_curve  # noqa: E402
+from training.curves import plot_curve
 
 
 def history(training: list[float], validation: list[float]) -> list[dict[str, float]]:

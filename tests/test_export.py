@@ -21,12 +21,13 @@ from search_gateway.decoding import DecodingOptions  # noqa: E402
 from search_gateway.server import model_fingerprint  # noqa: E402
 from tests.conftest import MODELS, ROOT, SHARED_DATA  # noqa: E402
 from training.caption_dataset import train_tokenizer  # noqa: E402
-from training.presets import SMALL, build_captioner  # noqa: E402
+from training.new_captioner import complete, random_captioner  # noqa: E402
+from training.presets import SMALL  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
 TINY = dataclasses.replace(
-    SMALL, name="tiny", image_height=16, image_width=16, stem_channels=(4, 8), hidden_size=32, encoder_layers=1,
+    SMALL, name="tiny", image_height=16, image_width=16, patch_size=4, stem_channels=(4, 8), hidden_size=32, encoder_layers=1,
     decoder_layers=2, num_heads=2, vocab_size=300, max_tokens=7,
 )  # fmt: skip
 
@@ -37,7 +38,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("tiny")
     tokenizer = train_tokenizer(["blue shirt", "red dress", "green shoes of the sea"] * 3, TINY.vocab_size)
     torch.manual_seed(5)
-    model = build_captioner(TINY, tokenizer)
+    model = random_captioner(TINY, tokenizer)
+    complete(model, tokenizer, TINY)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ def test_each_token_has_its_nats_and_what_is_none_has_nothing() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_nats_are_counted_in_fp32_whatever_the_logits_are(dtype: torch.dtype) -> None:
+def test_nats_are_counted_in_fp32_whatever_the_logits_are(dtype: Any) -> None:
     logits = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(1)).to(dtype)
     losses = token_losses(logits, LABELS)
     assert losses.dtype == torch.float32

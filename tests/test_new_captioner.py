@@ -57,7 +57,7 @@ def hub_is_offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(encoder, decoder): folders of a tiny ViT with its pooler, and a tiny GPT-2 with its vocab.json and merges.txt."""
+    """(encoder, decoder): folders of a tiny ViT with its pooler, and a tiny GPT-2 with vocab.json and merges.txt."""
     folder = tmp_path_factory.mktemp("sources")
     torch.manual_seed(3)
     shape = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 32}

@@ -30,7 +30,7 @@ PRESETS = {preset.name: preset for preset in (TINY, TINY_PAPER)}
 # In the middle of the paper's second stage.
 STOP = {"tiny": None, "tiny-paper": 9}
 
-# Each process writes into a folder of its own, so that one sees which of them write; the state is read from the first's.
+# Each process has a folder of its own, so that one sees which of them write; the state is read from the first's.
 DRIVER = """
 import json, sys
 from pathlib import Path
@@ -42,7 +42,8 @@ from training.trainer import StateError
 
 torch.set_num_threads(1)
 root = Path(sys.argv[1])
-with processes_of_this_run() as processes:
+
+def main(processes):
     rank = processes.rank
     told = {"rank": rank, "count": processes.count, "is_main": processes.is_main}
     told["sum"] = processes.sum(rank + 1.0, 0.5)
@@ -63,6 +64,9 @@ with processes_of_this_run() as processes:
         except StateError as error:
             told["refused"] = str(error)
     (root / f"told-{rank}.json").write_text(json.dumps(told))
+
+with processes_of_this_run() as processes:
+    main(processes)
 """
 
 
@@ -79,7 +83,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [*launcher, str(folder / "driver.py"), str(folder)], cwd=folder, env=environment, capture_output=True,
         text=True, timeout=240,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr
     return folder
 
 

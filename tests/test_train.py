@@ -30,10 +30,8 @@ from tests.tiny_training import (  # noqa: E402
     train,
 )
 from tests.tiny_training import one_thread as one_thread  # noqa: E402
-from training import train as program  # noqa: E402
-from training.prepare_data import DataError, is_validation  # noqa: E402
+from training.prepare_data import is_validation  # noqa: E402
 from training.presets import PAPER, PRESETS, SMALL  # noqa: E402
-from training.processes import Processes  # noqa: E402
 from training.train import end_epoch, main, parse_args, preset_of, tokenizer_source  # noqa: E402
 from training.trainer import STATE_FILE, Trainer  # noqa: E402
 
@@ -250,10 +248,11 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve drawings in the Kaggle layout; four of their names are held back for validation."""
     folder = tmp_path_factory.mktemp("catalogue")
     (folder / "images").mkdir()
-    names = {held: (n for i in range(999) if is_validation(n := f"Mark {i} Red Tie") == held) for held in (True, False)}
+    names = [f"Mark {i} Red Tie" for i in range(999)]
+    of_side = {held: iter([name for name in names if is_validation(name) == held]) for held in (True, False)}
     lines = [",".join(COLUMNS)]
     for i in range(12):
-        name = next(names[i % 3 == 2])
+        name = next(of_side[i % 3 == 2])
         draw_sample("Tie", "Red", width=24, height=32).save(folder / "images" / f"{i}.jpg")
         lines.append(f"{i},Men,Accessories,Ties,Ties,Red,Summer,2012,Casual,{name}")
     (folder / "styles.csv").write_text("\n".join(lines), encoding="utf-8")
@@ -265,7 +264,7 @@ def command(
     catalogue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., str]]:
     """`python -m training.train` with a tiny preset; returns what it prints."""
-    monkeypatch.setitem(PRESETS, "small", dataclasses.replace(TINY, epochs=2, batch_size=4))
+    monkeypatch.setitem(PRESETS, "small", dataclasses.replace(TINY, name="small", epochs=2, batch_size=4))
 
     def run(*flags: str) -> str:
         monkeypatch.setattr("sys.argv", ["training.train", "--data", str(catalogue), "--output", str(tmp_path / "out"),
@@ -279,9 +278,7 @@ def command(
         signal.signal(number, handler)
 
 
-def test_command_stops_goes_on_begins_anew_and_leaves_a_checkpoint(
-    command: Callable[..., str], tmp_path: Path
-) -> None:
+def test_command_stops_goes_on_begins_anew_and_leaves_a_checkpoint(command: Callable[..., str], tmp_path: Path) -> None:
     printed = command("--stop-after", "3")
     assert "8 training and 4 validation photos; left out: none" in printed
     assert "4 steps of 4 photos, bf16, 1 process\n" in printed
@@ -302,7 +299,7 @@ def test_command_stops_goes_on_begins_anew_and_leaves_a_checkpoint(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--limit 2", "of 2 products 2 are for training and 0 for validation .* give more products"),
+        ("--limit 1", "of 1 products 0 are for training and 1 for validation .* give more products"),
         ("--data nothing", "nothing"),
         ("--init-from nothing", "nothing is no checkpoint of a captioner: give --init-from"),
         ("--accumulation 3", "a batch of 4 photos cannot be cut into 3 .* choose another --batch-size"),
@@ -317,16 +314,15 @@ def test_what_cannot_be_trained_ends_in_one_line_with_a_remedy(
     assert not (tmp_path / "out").exists()
 
 
-def test_products_that_are_all_held_back_are_refused(catalogue: Path, tmp_path: Path) -> None:
-    lines = (catalogue / "styles.csv").read_text(encoding="utf-8").splitlines()
-    (tmp_path / "images").symlink_to(catalogue / "images")
-    (tmp_path / "styles.csv").write_text("\n".join([lines[0], lines[3]]), encoding="utf-8")
-    args = argparse.Namespace(
-        data=tmp_path, preset="small", limit=None, names="raw", epochs=None, batch_size=None, accumulation=None,
-        precision=None, learning_rate=None, encoder=None, decoder=None, from_scratch=False, state=None, output=tmp_path,
-    )  # fmt: skip
-    with pytest.raises(DataError, match="of 1 products 0 are for training and 1 for validation .* give more products"):
-        program.train(args, Processes(0, 1, torch.device("cpu")))
+def test_cpu_takes_bf16_for_a_presets_fp16_unless_fp16_is_asked_for(
+    command: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setitem(PRESETS, "small", dataclasses.replace(PRESETS["small"], precision="fp16"))
+    printed = command("--stop-after", "1")
+    assert "fp16 is for GPUs: bf16 instead (--precision fp16 insists)" in printed
+    assert " bf16, 1 process" in printed
+    assert " fp16, 1 process" in command("--stop-after", "1", "--restart", "--precision", "fp16")
 
 
 def test_state_of_another_run_ends_the_command_in_one_line(command: Callable[..., str]) -> None:

@@ -11,6 +11,7 @@ loss.png, perplexity.png                                        the same over ep
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import json
@@ -63,10 +64,9 @@ def save_checkpoint(trainer: Trainer, folder: Path, arguments: Mapping[str, str]
 
 
 def _save_captioner(trainer: Trainer, folder: Path) -> None:
-    captioner = trainer.model.captioner
-    state = {name: value.clone() for name, value in captioner.state_dict().items()}
-    captioner.half().save_pretrained(folder)
-    captioner.float().load_state_dict(state)
+    # A copy: another dtype, if only for a moment, would cost the weights their hooks that share gradients
+    # between processes.
+    copy.deepcopy(trainer.model.captioner).half().save_pretrained(folder)
     trainer.tokenizer.save_pretrained(folder)
 
 

@@ -8,6 +8,7 @@ The only place that talks to `torch.distributed`.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -58,7 +59,7 @@ class Processes:
         if self.count == 1:
             return model
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+        return DistributedDataParallel(model, device_ids=devices, forward_sync_buffers=False)
 
     def accumulating(self, model: nn.Module, last: bool) -> AbstractContextManager[None]:
         """Around the forward and backward pass of one micro-batch: gradients travel with the last one only."""
@@ -83,3 +84,6 @@ def processes_of_this_run() -> Iterator[Processes]:
         yield Processes(distributed.get_rank(), distributed.get_world_size(), device)
     finally:
         distributed.destroy_process_group()
+        # A model that shared gradients keeps the group's threads until it is collected; left to the interpreter's end,
+        # they now and then abort the process ("terminate called without an active exception").
+        gc.collect()
