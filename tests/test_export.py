@@ -27,8 +27,8 @@ from training.presets import SMALL  # noqa: E402
 pytestmark = pytest.mark.torch
 
 TINY = dataclasses.replace(
-    SMALL, name="tiny", image_height=16, image_width=16, patch_size=4, stem_channels=(4, 8), hidden_size=32, encoder_layers=1,
-    decoder_layers=2, num_heads=2, vocab_size=300, max_tokens=7,
+    SMALL, name="tiny", image_height=16, image_width=16, patch_size=4, stem_channels=(4, 8), hidden_size=32,
+    encoder_layers=1, decoder_layers=2, num_heads=2, vocab_size=300, max_tokens=7,
 )  # fmt: skip
 
 

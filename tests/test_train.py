@@ -212,6 +212,7 @@ def test_from_scratch_leaves_the_shape_and_takes_the_weights_away(monkeypatch: p
         ("--learning-rate nan", "--learning-rate is nan: it must be between 0 and 1"),
         ("--precision fp8", "invalid choice: 'fp8'"),
         ("--preset large", "invalid choice: 'large'"),
+        ("--from-scratch --encoder a/vit", "leave out --encoder and --decoder"),
     ],
 )
 def test_flag_out_of_range_is_named_with_its_value_and_limit(

@@ -68,6 +68,8 @@ def parse_args() -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} is {value}: it must be at least 1")
     if args.learning_rate is not None and not 0 < args.learning_rate < 1:
         parser.error(f"--learning-rate is {args.learning_rate}: it must be between 0 and 1")
+    if args.from_scratch and (args.encoder or args.decoder):
+        parser.error("--from-scratch takes random weights: leave out --encoder and --decoder")
     args.output = args.output or Path(f"checkpoints/fashion-{args.preset}")
     return args
 
