@@ -184,3 +184,10 @@ def test_heads_of_another_run_than_their_classes_are_refused(tmp_path: Path) -> 
     write_heads(tmp_path, {"colour": ["Red"]}, {"colour.weight": torch.ones(2, D), "colour.bias": torch.zeros(2)})
     with pytest.raises(CheckpointError, match="2 classes of colour"):
         load_heads(tmp_path)
+
+
+def test_damaged_heads_are_told_from_missing_ones(tmp_path: Path) -> None:
+    (tmp_path / HEADS_FILE).write_bytes(b"not safetensors")
+    (tmp_path / CLASSES_FILE).write_text("{}")
+    with pytest.raises(CheckpointError, match="the heads of .* are damaged .*: copy them again"):
+        load_heads(tmp_path)

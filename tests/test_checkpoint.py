@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -183,9 +184,30 @@ def test_weights_on_disk_are_those_of_the_best_epoch(data: Data, tmp_path: Path)
 
 def test_table_has_the_papers_columns_and_marks_the_best_epoch() -> None:
     assert history_table([row(1, 1.0), row(2, 0.5), row(3, 0.75)]) == (
-        "| epoch | training loss | training perplexity | validation loss | validation perplexity | minutes |\n"
+        "| epoch | training loss | training perplexity | validation loss | validation perplexity | minutes so far |\n"
         "|---:|---:|---:|---:|---:|---:|\n"
         "| 1 | 1.0000 | 2.718 | 1.0000 | 2.718 | 1.5 |\n"
         "| 2 * | 1.0000 | 2.718 | 0.5000 | 1.649 | 3.0 |\n"
         "| 3 | 1.0000 | 2.718 | 0.7500 | 2.117 | 4.5 |\n"
     )
+
+
+def test_epoch_that_is_no_number_is_never_the_best() -> None:
+    rows = [{"validation_perplexity": value} for value in (math.nan, 9.0, 8.0, math.nan)]
+    assert best_epoch(rows) == 2
+
+
+def test_checkpoint_is_whole_or_the_one_before(
+    data: Data, finished: tuple[Trainer, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(finished[1], folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def disk_full(history: object, folder: Path) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("training.checkpoint.write_history", disk_full)
+    with pytest.raises(OSError, match="no space"):
+        save_checkpoint(finished[0], folder, {})
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

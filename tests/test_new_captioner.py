@@ -160,7 +160,9 @@ def test_tokenizer_of_pretrained_weights_may_lie_elsewhere(sources: tuple[Path, 
     for name in ("config.json", "model.safetensors"):
         shutil.copy(sources[1] / name, tmp_path / name)
     preset = pretrained(sources, decoder=str(tmp_path))
-    with pytest.raises(SourceError, match=r"tokenizer cannot be read from .*: give --tokenizer a folder with vocab"):
+    with pytest.raises(
+        SourceError, match=r"tokenizer cannot be read from .*: give --gpt2-tokenizer a folder with vocab"
+    ):
         new_captioner(preset, NAMES)
     _, tokenizer = new_captioner(preset, NAMES, tokenizer_source=sources[1])
     assert len(tokenizer) == PIECES
@@ -180,7 +182,9 @@ def test_pretrained_weights_that_cannot_be_had_are_named_with_a_remedy(
 
 @pytest.mark.usefixtures("hub_is_offline")
 def test_tokenizer_that_cannot_be_had_is_named_with_a_remedy() -> None:
-    with pytest.raises(SourceError, match="GPT-2's tokenizer cannot be read from 'gpt2': give --tokenizer a folder"):
+    with pytest.raises(
+        SourceError, match="GPT-2's tokenizer cannot be read from 'gpt2': give --gpt2-tokenizer a folder"
+    ):
         gpt2_tokenizer("gpt2")
 
 
@@ -206,7 +210,7 @@ def test_tokenizer_with_more_pieces_than_the_decoder_knows_is_refused(
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(NAMES, PIECES + 9, special_tokens=["<|endoftext|>"], show_progress=False)
     bpe.save_model(str(tmp_path))
-    with pytest.raises(SourceError, match="knows 300 pieces, the tokenizer has 309: give --tokenizer"):
+    with pytest.raises(SourceError, match="knows 300 pieces, the tokenizer has 309: give --gpt2-tokenizer"):
         new_captioner(pretrained(sources), NAMES, tokenizer_source=tmp_path)
 
 

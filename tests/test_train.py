@@ -177,10 +177,10 @@ def parsed(monkeypatch: pytest.MonkeyPatch, *flags: str) -> argparse.Namespace:
 def test_presets_are_as_they_are_written_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     args = parsed(monkeypatch)
     assert preset_of(args) == SMALL
-    assert args.output == Path("checkpoints/fashion-small")
+    assert args.output == Path(".run/training/fashion-small")
     args = parsed(monkeypatch, "--preset", "paper")
     assert preset_of(args) == PAPER
-    assert args.output == Path("checkpoints/fashion-paper")
+    assert args.output == Path(".run/training/fashion-paper")
 
 
 def test_flags_take_the_place_of_the_presets_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +238,7 @@ def test_gpt2s_tokenizer_is_looked_for_beside_the_data_by_the_preset_that_uses_i
     assert source("--preset", "paper", "--from-scratch") == tmp_path.resolve() / "gpt2-tokenizer"
     assert source("--preset", "small") is None
     for preset in PRESETS:
-        assert source("--preset", preset, "--tokenizer", "elsewhere") == Path("elsewhere")
+        assert source("--preset", preset, "--gpt2-tokenizer", "elsewhere") == Path("elsewhere")
 
 
 # The whole of it
@@ -331,3 +331,31 @@ def test_state_of_another_run_ends_the_command_in_one_line(command: Callable[...
     with pytest.raises(SystemExit, match=r"^training.train: .* give --restart to forget it"):
         command("--epochs", "3")
     assert "8 training" in command("--epochs", "3", "--restart", "--stop-after", "1")
+
+
+def test_checkpoint_of_another_run_is_not_replaced_unasked(command: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.safetensors").write_bytes(b"precious")
+    with pytest.raises(SystemExit, match="holds a checkpoint of another run: give --output another folder"):
+        command()
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == b"precious"
+    command("--overwrite", "--epochs", "1")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() != b"precious"
+    # Its own run goes on into the same folder without being asked.
+    assert "already finished at step" in command("--overwrite", "--epochs", "1")
+
+
+def test_interrupted_run_says_so_by_its_exit_code(command: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.train.train", lambda args, processes: False)
+    with pytest.raises(SystemExit) as caught:
+        command()
+    assert caught.value.code == 130
+
+
+@pytest.mark.parametrize("flags", ["--from-scratch", "--encoder a", "--decoder a", "--gpt2-tokenizer a"])
+def test_init_from_brings_everything_it_begins_with(
+    flags: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parsed(monkeypatch, "--init-from", "checkpoint", *flags.split())
+    assert "--init-from brings weights and tokenizer" in capsys.readouterr().err

@@ -30,12 +30,20 @@ from tests.tiny_training import (  # noqa: E402
     weights_of,
 )
 from tests.tiny_training import one_thread as one_thread  # noqa: E402
-from training.caption_dataset import IGNORED  # noqa: E402
+from training.caption_dataset import IGNORED, train_tokenizer  # noqa: E402
 from training.caption_model import normalise  # noqa: E402
 from training.prepare_data import ProductSet  # noqa: E402
 from training.presets import Part, Precision, Preset  # noqa: E402
 from training.schedule import part_of  # noqa: E402
-from training.trainer import STATE_FILE, BatchError, StateError, Trainer, optimiser_of, with_sketches  # noqa: E402
+from training.trainer import (  # noqa: E402
+    STATE_FILE,
+    BatchError,
+    DivergedError,
+    StateError,
+    Trainer,
+    optimiser_of,
+    with_sketches,
+)
 
 pytestmark = pytest.mark.torch
 
@@ -133,7 +141,7 @@ def test_state_of_another_run_is_refused(data: Data, finished: tuple[Trainer, Pa
     ]
     for other in others:
         before = weights_of(other)
-        with pytest.raises(StateError, match="another preset, other data or .* processes: give --restart to forget it"):
+        with pytest.raises(StateError, match=r"is of another run \((preset|data)\b.*\): give --restart to forget it"):
             other.load_state(finished[1] / "state")
         assert other.step == 0
         assert not changed(before, weights_of(other))
@@ -362,3 +370,53 @@ def test_there_are_never_more_sketches_than_photos(data: Data) -> None:
     few = data[0].subset(list(range(10))), data[1]
     assert len(new_trainer(dataclasses.replace(TINY, sketches=600), few).training) == 20
     assert len(new_trainer(dataclasses.replace(TINY, sketches=4), few).training) == 14
+
+
+def test_state_is_forgotten_without_what_lies_beside_it(data: Data, tmp_path: Path) -> None:
+    trainer = new_trainer(TINY, data)
+    trainer.save_state(tmp_path)
+    (tmp_path / "photo.jpg").write_bytes(b"mine")
+    trainer.forget_state(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
+    trainer.forget_state(tmp_path / "nowhere")
+
+
+def test_state_of_another_tokenizer_or_beginning_is_refused(
+    data: Data, finished: tuple[Trainer, Path], tmp_path: Path
+) -> None:
+    captioner, tokenizer = beginning(TINY, data)
+    other = Trainer(TINY, *data, captioner, tokenizer, origin="weights of another checkpoint")
+    with pytest.raises(StateError, match="weights it began with"):
+        other.load_state(finished[1] / "state")
+    captioner, _ = beginning(TINY, data)
+    cut = train_tokenizer([product.name for product in data[0].products[:30]], TINY.vocab_size)
+    with pytest.raises(StateError, match="tokenizer"):
+        Trainer(TINY, *data, captioner, cut).load_state(finished[1] / "state")
+
+
+def test_gradient_that_is_no_number_ends_the_run_and_keeps_the_state(data: Data, tmp_path: Path) -> None:
+    trainer = new_trainer(TINY, data)
+    trainer.train_step()
+    trainer.save_state(tmp_path)
+    before = (tmp_path / STATE_FILE).read_bytes()
+    with torch.no_grad():
+        trainer.model.captioner.encoder.layernorm.weight.fill_(math.nan)
+    with pytest.raises(DivergedError, match="step 1: the gradient's norm is nan.*lower --learning-rate"):
+        trainer.train_step()
+    assert trainer.step == 1
+    assert (tmp_path / STATE_FILE).read_bytes() == before
+
+
+def test_state_is_whole_or_the_one_before(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = new_trainer(TINY, data)
+    trainer.save_state(tmp_path)
+    before = (tmp_path / STATE_FILE).read_bytes()
+
+    def disk_full(state: object, path: Path) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", disk_full)
+    with pytest.raises(OSError, match="no space"):
+        trainer.save_state(tmp_path)
+    assert (tmp_path / STATE_FILE).read_bytes() == before

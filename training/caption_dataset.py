@@ -109,6 +109,15 @@ class Batch:
         )
 
 
+@dataclass(frozen=True)
+class Targets:
+    """What a batch is to learn, without its photos; fields as in `Batch`, labels of full length."""
+
+    labels: torch.Tensor
+    in_query: torch.Tensor
+    auxiliary: dict[str, torch.Tensor]
+
+
 class CaptionDataset:
     def __init__(
         self, data: ProductSet, tokenizer: PreTrainedTokenizerFast, classes: AuxiliaryClasses, max_tokens: int
@@ -129,6 +138,13 @@ class CaptionDataset:
         pixels = torch.from_numpy(self._pixels[rows.numpy()]).permute(0, 3, 1, 2).float()
         auxiliary = {name: ids[rows] for name, ids in self._auxiliary.items()}
         return Batch(pixels, labels[:, :longest], self._in_query[rows, :longest], auxiliary)
+
+    def targets(self, indices: npt.NDArray[np.int64]) -> Targets:
+        """What these products are to teach, for sums over a batch that other processes see parts of."""
+        rows = torch.as_tensor(indices)
+        return Targets(
+            self._labels[rows], self._in_query[rows], {name: ids[rows] for name, ids in self._auxiliary.items()}
+        )
 
     def training_rows(self, step: int, batch_size: int, seed: int) -> npt.NDArray[np.int64]:
         """Which products optimiser step `step` sees: each epoch all of them, in another order."""

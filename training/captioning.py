@@ -14,14 +14,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, VisionEncoderDecoderModel
+from transformers import PreTrainedTokenizerFast, VisionEncoderDecoderModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from captioner.model_contract import Fit
 from training.caption_dataset import IGNORED, tokenize
 from training.caption_model import embedding_of, normalise
+from training.new_captioner import SourceError, captioner_of_checkpoint
 
 HEADS_FILE, CLASSES_FILE = "auxiliary_heads.safetensors", "auxiliary_classes.json"
 MAX_CAPTION_TOKENS = 64  # EOS included; a model that never says EOS must end, and no name of the data is longer
@@ -76,10 +78,9 @@ class CheckpointCaptioner:
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"{folder} has no config.json: give --checkpoint the folder of a trained captioner")
         try:
-            model = VisionEncoderDecoderModel.from_pretrained(folder, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{folder} is not a captioner with its tokenizer: {error}") from error
+            model, tokenizer = captioner_of_checkpoint(folder)
+        except SourceError as error:
+            raise CheckpointError(f"{folder} is not a captioner with its tokenizer: {error.__cause__}") from error
         return cls(model, tokenizer, load_heads(folder))
 
     @torch.no_grad()
@@ -154,8 +155,11 @@ def load_heads(folder: Path) -> dict[str, Head]:
     for path in (heads_file, classes_file):
         if not path.is_file():
             raise CheckpointError(f"{path} is missing beside the other file of the heads: copy both or neither")
-    tensors = load_file(heads_file)
-    classes: dict[str, list[str]] = json.loads(classes_file.read_text(encoding="utf-8"))
+    try:
+        tensors = load_file(heads_file)
+        classes: dict[str, list[str]] = json.loads(classes_file.read_text(encoding="utf-8"))
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"the heads of {folder} are damaged ({error}): copy them again") from error
     heads = {}
     for label, values in classes.items():
         if f"{label}.weight" not in tensors:

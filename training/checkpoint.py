@@ -15,7 +15,11 @@ import copy
 import csv
 import dataclasses
 import json
+import math
+import os
 import platform
+import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -33,17 +37,37 @@ HISTORY_COLUMNS = ("epoch", "training_loss", "training_perplexity", "validation_
 
 
 def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
-    """Index of the row with the lowest validation perplexity; the earlier one of equals."""
-    return min(range(len(history)), key=lambda row: history[row]["validation_perplexity"])
+    """Index of the row with the lowest validation perplexity; the earlier one of equals, and not a number is none."""
+
+    def rank(row: int) -> float:
+        perplexity = history[row]["validation_perplexity"]
+        return math.inf if math.isnan(perplexity) else perplexity
+
+    return min(range(len(history)), key=rank)
 
 
 def save_checkpoint(trainer: Trainer, folder: Path, arguments: Mapping[str, str]) -> None:
-    """After an epoch: its weights if they are the best so far, and the whole history."""
+    """After an epoch: its weights if they are the best so far, and the whole history.
+
+    All of it is written aside and then put in place, the weights last: a kill or a full disk leaves what was there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     best = best_epoch(trainer.history)
-    if best == len(trainer.history) - 1:
-        _save_captioner(trainer, folder)
-        _save_heads(trainer, folder)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as scratch:
+        aside = Path(scratch)
+        if best == len(trainer.history) - 1:
+            _save_captioner(trainer, aside)
+            _save_heads(trainer, aside)
+        _save_record(trainer, aside, arguments, best)
+        write_history(trainer.history, aside)
+        for path in sorted(aside.iterdir(), key=lambda path: path.suffix == ".safetensors"):
+            os.replace(path, folder / path.name)
+    if not len(trainer.model.heads):
+        for name in (HEADS_FILE, CLASSES_FILE):
+            (folder / name).unlink(missing_ok=True)  # of an earlier run into this folder
+
+
+def _save_record(trainer: Trainer, folder: Path, arguments: Mapping[str, str], best: int) -> None:
     record = {
         "preset": dataclasses.asdict(trainer.preset),
         "arguments": dict(arguments),
@@ -56,11 +80,25 @@ def save_checkpoint(trainer: Trainer, folder: Path, arguments: Mapping[str, str]
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
+        "commit": _commit(),
+        "minutes": round(trainer.seconds / 60, 1),
         "step": trainer.step,
         "epoch_of_the_weights": trainer.history[best]["epoch"],
     }
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    write_history(trainer.history, folder)
+
+
+def _commit() -> str | None:
+    """Of the code that trains, with "-dirty" where it was changed since; None where there is no repository."""
+
+    def git(*arguments: str) -> str:
+        where = Path(__file__).parent
+        return subprocess.run(["git", *arguments], cwd=where, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _save_captioner(trainer: Trainer, folder: Path) -> None:
@@ -72,8 +110,6 @@ def _save_captioner(trainer: Trainer, folder: Path) -> None:
 
 def _save_heads(trainer: Trainer, folder: Path) -> None:
     if not len(trainer.model.heads):
-        for name in (HEADS_FILE, CLASSES_FILE):
-            (folder / name).unlink(missing_ok=True)  # of an earlier run into this folder
         return
     heads = {name: value.contiguous().clone() for name, value in trainer.model.heads.state_dict().items()}
     save_file(heads, folder / HEADS_FILE)
@@ -96,7 +132,7 @@ def history_table(history: Sequence[Mapping[str, float]]) -> str:
     """Table I of the paper in Markdown: loss (nats per token) and perplexity of training and validation per epoch."""
     best = best_epoch(history)
     lines = [
-        "| epoch | training loss | training perplexity | validation loss | validation perplexity | minutes |",
+        "| epoch | training loss | training perplexity | validation loss | validation perplexity | minutes so far |",
         "|---:|---:|---:|---:|---:|---:|",
     ]
     for i, row in enumerate(history):

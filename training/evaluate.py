@@ -29,6 +29,7 @@ from training.captioning import CheckpointCaptioner, CheckpointError
 from training.determinism import measure_determinism
 from training.evaluation_table import table
 from training.label_words import label_accuracy
+from training.new_captioner import gpt2_files_beside
 from training.perplexity import Gpt2Bpe, Gpt2FilesError, Perplexity, PerplexityMeter
 from training.prepare_data import DataError, Product, ProductSet, is_validation, load_products
 from training.product_files import open_files, read_photo
@@ -39,7 +40,6 @@ SLOW = ("baselines", "determinism", "robustness")
 DETERMINISM_PHOTOS = 200
 ROBUSTNESS_PHOTOS = 500
 EXAMPLES = 10
-GPT2_FOLDER = "gpt2-tokenizer"  # looked for beside the data
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -54,7 +54,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--gpt2-tokenizer",
         type=Path,
-        help=f"folder with GPT-2's vocab.json and merges.txt (default: {GPT2_FOLDER} beside the data, if there)",
+        help="folder with GPT-2's vocab.json and merges.txt (default: gpt2-tokenizer beside the data, if there)",
     )
     parser.add_argument("--skip", nargs="+", choices=SLOW, default=[], help="leave these out; each takes minutes")
     parser.add_argument(
@@ -183,8 +183,8 @@ def find_gpt2(args: argparse.Namespace) -> Gpt2Bpe | None:
     """
     if args.gpt2_tokenizer is not None:
         return Gpt2Bpe(args.gpt2_tokenizer)
-    beside = args.data.resolve().parent / GPT2_FOLDER
-    return Gpt2Bpe(beside) if beside.is_dir() else None
+    beside = gpt2_files_beside(args.data)
+    return None if beside is None else Gpt2Bpe(beside)
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:

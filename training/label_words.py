@@ -21,7 +21,7 @@ from pathlib import Path
 
 from captioner.query import words_of
 from captioner.word_folding import fold
-from training.prepare_data import Product, is_validation, read_styles
+from training.prepare_data import DataError, Product, is_validation, read_styles
 
 LABEL_WORDS_FILE = Path(__file__).with_suffix(".json")
 PHRASE_WORDS = 2
@@ -192,7 +192,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with images/ and styles.csv")
     parser.add_argument("--write", action="store_true", help="count the types anew and write label_words.json")
     args = parser.parse_args()
-    products = list(read_styles(args.data, Counter()))
+    try:
+        products = list(read_styles(args.data, Counter()))
+    except DataError as error:
+        raise SystemExit(str(error)) from None
     training = [product for product in products if not is_validation(product.name)]
     if args.write:
         colours = LabelWords.load().colours

@@ -26,6 +26,12 @@ class SourceError(ValueError):
     """Weights or a tokenizer to begin with cannot be had. The message says which, from where, and what to do."""
 
 
+def gpt2_files_beside(data: Path) -> Path | None:
+    """The folder with GPT-2's vocab.json and merges.txt that lies beside a data set, if there is one."""
+    beside = data.resolve().parent / "gpt2-tokenizer"
+    return beside if (beside / "vocab.json").is_file() else None
+
+
 def gpt2_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     """GPT-2's own byte-level BPE from a folder with vocab.json and merges.txt or from the hub; [EOS] is also [BOS].
 
@@ -36,8 +42,8 @@ def gpt2_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
         tokenizer = GPT2TokenizerFast.from_pretrained(str(source))
     except Exception as error:  # the hub's client raises nearly anything without a network
         raise SourceError(
-            f"GPT-2's tokenizer cannot be read from {str(source)!r}: give --tokenizer a folder with vocab.json and "
-            "merges.txt"
+            f"GPT-2's tokenizer cannot be read from {str(source)!r}: give --gpt2-tokenizer a folder with "
+            "vocab.json and merges.txt"
         ) from error
     tokenizer.pad_token = tokenizer.eos_token  # padding is never looked at
     return tokenizer
@@ -162,8 +168,8 @@ def check_fit(
         )
     if pieces < len(tokenizer):
         raise SourceError(
-            f"{source} knows {pieces} pieces, the tokenizer has {len(tokenizer)}: give --tokenizer the folder of the "
-            "decoder's own"
+            f"{source} knows {pieces} pieces, the tokenizer has {len(tokenizer)}: give --gpt2-tokenizer the folder "
+            "of the decoder's own"
         )
 
 

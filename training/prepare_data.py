@@ -69,7 +69,7 @@ class ProductSet:
         return ProductSet([self.products[i] for i in indices], self.pixels[indices])
 
     def split(self) -> tuple[ProductSet, ProductSet]:
-        """(training, validation); products of one name are on one side, so that a near-twin cannot leak.
+        """(training, validation); products of one name are on one side.
 
         The name is the listed one, so that no rule for names changes the split. Where a small set has no name that is
         held back, the one with the lowest hash is.
@@ -278,5 +278,5 @@ def load_products(
             else:
                 products.append(product)
     if not products:
-        raise DataError(f"not one product of {folder} has a readable photo ({dict(skipped)})")
+        raise DataError(f"none of the products of {folder} that were asked for has a readable photo ({dict(skipped)})")
     return ProductSet(products, pixels[: len(products)], skipped)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train a captioner: `python -m training.train --data FOLDER --output checkpoints/fashion-small`.
+"""Train a captioner: `python -m training.train --data FOLDER --output checkpoints/mine`.
 
-Interrupted with Ctrl-C or killed, the same command goes on from the last saved state and ends with the same weights.
+Interrupted with Ctrl-C or killed, the same command goes on from the last saved state and ends with the same weights
+(on a CPU with as many threads). Exit code 130 says that it was interrupted.
 Several GPUs or hosts: `torchrun --nproc-per-node N -m training.train ...` or `accelerate launch -m training.train ...`.
 """
 
@@ -10,8 +11,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import hashlib
 import math
-import shutil
 import signal
 import sys
 import time
@@ -23,13 +24,20 @@ import transformers
 from tqdm import tqdm
 
 from training.checkpoint import save_checkpoint
-from training.new_captioner import SourceError, new_captioner
+from training.new_captioner import SourceError, gpt2_files_beside, new_captioner
 from training.prepare_data import DataError, load_products
 from training.presets import PRESETS, Preset
 from training.processes import Processes, processes_of_this_run
 from training.product_names import NAME_RULES
 from training.schedule import parts_that_move
-from training.trainer import BatchError, StateError, Trainer
+from training.trainer import BatchError, DivergedError, StateError, Trainer
+
+INTERRUPTED = 130  # exit code, as of a program that SIGINT ended
+
+
+def perplexity_of(loss: float) -> float:
+    """exp of nats per token; a loss beyond all floats is infinitely perplexed, not an error."""
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,7 +55,7 @@ def parse_args() -> argparse.Namespace:
     )
     begin.add_argument("--encoder", help="pretrained ViT, a folder or a name of the hub, instead of the preset's")
     begin.add_argument("--decoder", help="pretrained GPT-2, likewise")
-    begin.add_argument("--tokenizer", type=Path, help="folder with GPT-2's vocab.json and merges.txt")
+    begin.add_argument("--gpt2-tokenizer", type=Path, help="folder with GPT-2's vocab.json and merges.txt")
     begin.add_argument("--init-from", type=Path, help="checkpoint of ours whose weights and tokenizer to begin with")
     run = parser.add_argument_group("the run; each but --restart and --stop-after instead of the preset's")
     run.add_argument("--epochs", type=int)
@@ -55,10 +63,11 @@ def parse_args() -> argparse.Namespace:
     run.add_argument("--accumulation", type=int, help="micro-batches per optimiser step and process")
     run.add_argument("--precision", choices=("bf16", "fp16", "fp32"))
     run.add_argument("--learning-rate", type=float, help="the peak")
-    run.add_argument("--restart", action="store_true", help="forget a saved state instead of going on from it")
+    run.add_argument("--restart", action="store_true", help="forget a saved state and replace what is in OUTPUT")
     run.add_argument("--stop-after", type=int, help="stop after this step of the whole run, as Ctrl-C would")
     output = parser.add_argument_group("output")
-    output.add_argument("--output", type=Path, help="checkpoint folder (default: checkpoints/fashion-PRESET)")
+    output.add_argument("--output", type=Path, help="checkpoint folder (default: .run/training/fashion-PRESET)")
+    output.add_argument("--overwrite", action="store_true", help="replace a checkpoint of another run in OUTPUT")
     output.add_argument("--state", type=Path, help="folder of the resumable state (default: OUTPUT.state)")
     output.add_argument("--save-every", type=int, default=200, help="steps between saved states")
     args = parser.parse_args()
@@ -70,7 +79,9 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"--learning-rate is {args.learning_rate}: it must be between 0 and 1")
     if args.from_scratch and (args.encoder or args.decoder):
         parser.error("--from-scratch takes random weights: leave out --encoder and --decoder")
-    args.output = args.output or Path(f"checkpoints/fashion-{args.preset}")
+    if args.init_from and (args.from_scratch or args.encoder or args.decoder or args.gpt2_tokenizer):
+        parser.error("--init-from brings weights and tokenizer: leave out the other flags of what to begin with")
+    args.output = args.output or Path(f".run/training/fashion-{args.preset}")
     return args
 
 
@@ -91,11 +102,12 @@ def preset_of(args: argparse.Namespace) -> Preset:
 
 
 def tokenizer_source(args: argparse.Namespace, preset: Preset) -> Path | None:
-    """Where GPT-2's tokenizer is, for a preset that uses it: as told, or in a folder beside the data."""
-    if args.tokenizer is not None or PRESETS[preset.name].decoder is None:
-        return args.tokenizer
-    beside = args.data.resolve().parent / "gpt2-tokenizer"
-    return beside if (beside / "vocab.json").is_file() else None
+    """Where GPT-2's tokenizer is, for a preset that uses it: as told, with the decoder, or beside the data."""
+    if args.gpt2_tokenizer is not None or PRESETS[preset.name].decoder is None:
+        return args.gpt2_tokenizer
+    if preset.decoder is not None and (Path(preset.decoder) / "vocab.json").is_file():
+        return Path(preset.decoder)
+    return gpt2_files_beside(args.data)
 
 
 @contextlib.contextmanager
@@ -178,7 +190,7 @@ def progress_of(trainer: Trainer, bar: tqdm[Any]) -> dict[str, str]:
     return {
         "epoch": f"{trainer.step / trainer.steps_per_epoch:.2f}",
         "loss": f"{loss:.3f}",
-        "perplexity": f"{math.exp(loss):.2f}",
+        "perplexity": f"{perplexity_of(loss):.2f}",
         "photos_per_s": f"{rate * trainer.preset.batch_size:.0f}",
     }
 
@@ -192,8 +204,8 @@ def end_epoch(trainer: Trainer) -> None:
     row = {
         "epoch": trainer.step / trainer.steps_per_epoch,
         "training_loss": loss,
-        "training_perplexity": math.exp(loss),
-        "validation_perplexity": math.exp(validated["validation_loss"]),
+        "training_perplexity": perplexity_of(loss),
+        "validation_perplexity": perplexity_of(validated["validation_loss"]),
         "minutes": trainer.seconds / 60,
         **validated,
     }
@@ -217,11 +229,22 @@ def tell(processes: Processes, message: str) -> None:
         tqdm.write(message)
 
 
-def train(args: argparse.Namespace, processes: Processes) -> None:
-    """The whole of the command in one process.
+class OutputError(ValueError):
+    """Another run's checkpoint would be replaced."""
+
+
+def origin_of(preset: Preset, init_from: Path | None) -> str:
+    """What a run begins with, as text: a hash of a checkpoint's weights, names of pretrained ones, or "random"."""
+    if init_from is not None and (init_from / "model.safetensors").is_file():
+        return hashlib.sha256((init_from / "model.safetensors").read_bytes()).hexdigest()
+    return "random" if preset.encoder is None else f"{preset.encoder}, {preset.decoder}"
+
+
+def train(args: argparse.Namespace, processes: Processes) -> bool:
+    """The whole of the command in one process; False where a signal came before the end.
 
     Raises:
-        DataError, SourceError, StateError, BatchError: as their messages say.
+        DataError, SourceError, StateError, BatchError, DivergedError, OutputError: as their messages say.
     """
     preset = preset_of(args)
     if preset.precision == "fp16" and args.precision is None and processes.device.type == "cpu":
@@ -238,12 +261,13 @@ def train(args: argparse.Namespace, processes: Processes) -> None:
         progress=processes.is_main,
     )
     training, validation = (part.renamed(NAME_RULES[args.names]) for part in data.split())
+    left_out = dict(data.skipped) or "none"
     if not len(training) or not len(validation):
         raise DataError(
             f"of {len(data)} products {len(training)} are for training and {len(validation)} for validation (5 % of "
             "the names, by hash): both need at least one, give more products"
         )
-    left_out = dict(data.skipped) or "none"
+    del data  # the parts are copies
     tell(processes, f"{len(training)} training and {len(validation)} validation photos; left out: {left_out}")
     transformers.set_seed(preset.seed)
     captioner, tokenizer = new_captioner(
@@ -252,13 +276,16 @@ def train(args: argparse.Namespace, processes: Processes) -> None:
         init_from=args.init_from,
         tokenizer_source=tokenizer_source(args, preset),
     )
-    trainer = Trainer(preset, training, validation, captioner, tokenizer, processes)
+    trainer = Trainer(preset, training, validation, captioner, tokenizer, processes, origin_of(preset, args.init_from))
     if args.restart:
-        if processes.is_main:
-            shutil.rmtree(state, ignore_errors=True)
-        processes.wait()
-    elif trainer.load_state(state):
-        tell(processes, f"going on from step {trainer.step} of {trainer.total_steps} ({state})")
+        trainer.forget_state(state)
+    if trainer.load_state(state):
+        done = "already finished at" if trainer.step == trainer.total_steps else "going on from"
+        tell(processes, f"{done} step {trainer.step} of {trainer.total_steps} ({state})")
+    elif (args.output / "model.safetensors").exists() and not (args.overwrite or args.restart):
+        raise OutputError(
+            f"{args.output} holds a checkpoint of another run: give --output another folder, or --overwrite"
+        )
     parameters = sum(p.numel() for p in captioner.parameters())
     tell(
         processes,
@@ -267,6 +294,8 @@ def train(args: argparse.Namespace, processes: Processes) -> None:
     )
     if run(trainer, args.output, state, args):
         tell(processes, f"checkpoint: {args.output}")
+        return True
+    return trainer.step == args.stop_after
 
 
 def main() -> None:
@@ -277,9 +306,13 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     with processes_of_this_run() as processes:
         try:
-            train(args, processes)
-        except (DataError, SourceError, StateError, BatchError) as error:
+            finished = train(args, processes)
+        except (DataError, SourceError, StateError, BatchError, DivergedError, OutputError) as error:
             raise SystemExit(f"training.train: {error}") from None
+        except KeyboardInterrupt:
+            finished = False
+    if not finished:
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

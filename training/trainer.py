@@ -36,6 +36,10 @@ class StateError(ValueError):
     """A saved state cannot be gone on from. The message says why and what to do."""
 
 
+class DivergedError(ArithmeticError):
+    """The gradient is no number any more. The message says at which step and what to do."""
+
+
 class BatchError(ValueError):
     """A batch cannot be cut into micro-batches. The message says why and what to do."""
 
@@ -83,6 +87,7 @@ class Trainer:
         captioner: VisionEncoderDecoderModel,
         tokenizer: PreTrainedTokenizerFast,
         processes: Processes | None = None,
+        origin: str = "random",
     ):
         self.preset = preset
         self.processes = processes or Processes(0, 1, torch.device("cpu"))
@@ -95,9 +100,15 @@ class Trainer:
                 f"({self.processes.count} processes x accumulation {preset.accumulation}): choose another --batch-size"
             )
         training = with_sketches(training, preset, min(preset.sketches, len(training)))
-        # Which data a saved state is of: as many photos under other names have other tokens.
-        names = "\n".join(product.name for product in training.products)
-        self._names = hashlib.sha256(names.encode()).hexdigest()
+        products = [dataclasses.astuple(product) for part in (training, validation) for product in part.products]
+        # Whether a saved state is of this run: as many photos under other names have other tokens.
+        self._identity = {
+            "preset": dataclasses.asdict(preset),
+            "data": hashlib.sha256(repr(products).encode()).hexdigest(),
+            "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+            "micro-batches": self._micro_batches,
+            "weights it began with": origin,
+        }
         classes = AuxiliaryClasses.from_products(training.products)
         self.classes = classes.values if preset.auxiliary_weight else {}
         self.training = CaptionDataset(training, tokenizer, classes, preset.max_tokens)
@@ -129,9 +140,9 @@ class Trainer:
         shared = self._enter_stage()
         self.model.train()
         arguments = (self.step, self.preset.batch_size, self.preset.seed)
-        batch = self.training.batch(self.training.training_rows(*arguments))
-        weight = float(token_weights(batch.labels, batch.in_query, self.preset.query_weight).sum())
-        known = {name: int((ids != IGNORED).sum()) for name, ids in batch.auxiliary.items()}
+        targets = self.training.targets(self.training.training_rows(*arguments))
+        weight = float(token_weights(targets.labels, targets.in_query, self.preset.query_weight).sum())
+        known = {name: int((ids != IGNORED).sum()) for name, ids in targets.auxiliary.items()}
         nats = 0.0
         for i in range(self.preset.accumulation):
             index = self.processes.rank * self.preset.accumulation + i
@@ -142,12 +153,18 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.step, self.total_steps, self.preset)
         self._scaler.unscale_(self.optimiser)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.preset.max_gradient_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.preset.max_gradient_norm)
+        # The scaler leaves out a step of FP16 that overflowed and goes on with a smaller scale.
+        if self.preset.precision != "fp16" and not torch.isfinite(norm):
+            raise DivergedError(
+                f"step {self.step}: the gradient's norm is {float(norm)}; the state saved before is untouched: go on "
+                "from it with a lower --learning-rate, or begin anew"
+            )
         self._scaler.step(self.optimiser)
         self._scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
-        return self.processes.sum(nats)[0] / int((batch.labels != IGNORED).sum())
+        return self.processes.sum(nats)[0] / int((targets.labels != IGNORED).sum())
 
     def _enter_stage(self) -> torch.nn.Module:
         """Freeze what this step's epoch leaves alone; returns the model with gradients shared between processes."""
@@ -231,8 +248,8 @@ class Trainer:
         names = ("step", "seconds", "epoch_losses", "history")
         state = {name: getattr(self, name) for name in names}
         state |= {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(),
-                  "scaler": self._scaler.state_dict(), "preset": dataclasses.asdict(self.preset),
-                  "micro_batches": self._micro_batches, "names": self._names}  # fmt: skip
+                  "scaler": self._scaler.state_dict(),
+                  "identity": self._identity}  # fmt: skip
         torch.save(state, folder / (STATE_FILE + ".part"))
         os.replace(folder / (STATE_FILE + ".part"), folder / STATE_FILE)
 
@@ -240,8 +257,8 @@ class Trainer:
         """Go on from a saved state; False where there is none.
 
         Raises:
-            StateError: the state is of another preset, other data or another number of micro-batches, or not every
-                process finds it.
+            StateError: the state is of another run (another preset, tokenizer or number of micro-batches, other data,
+                other weights to begin with), or not every process finds it.
         """
         path = folder / STATE_FILE
         found = round(self.processes.sum(float(path.is_file()))[0])
@@ -253,14 +270,19 @@ class Trainer:
                 "reads, or --restart to forget it"
             )
         state = torch.load(path, map_location=self._device, weights_only=True)
-        mine = {"preset": dataclasses.asdict(self.preset), "names": self._names, "micro_batches": self._micro_batches}
-        if any(state.get(key) != value for key, value in mine.items()):
-            raise StateError(
-                f"{path} is of another preset, other data or another number of processes: give --restart to forget it"
-            )
+        identity = state.get("identity", {})
+        if other := [name for name, value in self._identity.items() if identity.get(name) != value]:
+            raise StateError(f"{path} is of another run ({', '.join(other)}): give --restart to forget it")
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self._scaler.load_state_dict(state["scaler"])
         for name in ("step", "seconds", "epoch_losses", "history"):
             setattr(self, name, state[name])
         return True
+
+    def forget_state(self, folder: Path) -> None:
+        """Remove a saved state, and nothing else that lies there."""
+        if self.processes.is_main:
+            for name in (STATE_FILE, STATE_FILE + ".part"):
+                (folder / name).unlink(missing_ok=True)
+        self.processes.wait()
