@@ -26,9 +26,10 @@ from training.trainer import STATE_FILE, Trainer  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
-PRESETS = {preset.name: preset for preset in (TINY, TINY_PAPER)}
+ACCUMULATING = dataclasses.replace(TINY_PAPER, name="tiny-accumulating", accumulation=2, epochs=1)
+PRESETS = {preset.name: preset for preset in (TINY, TINY_PAPER, ACCUMULATING)}
 # In the middle of the paper's second stage.
-STOP = {"tiny": None, "tiny-paper": 9}
+STOP = {"tiny": None, "tiny-paper": 9, "tiny-accumulating": None}
 
 # Each process has a folder of its own, so that one sees which of them write; the state is read from the first's.
 DRIVER = """
@@ -101,10 +102,10 @@ def test_processes_know_their_place_and_agree_on_sums(two: Path) -> None:
 
 @pytest.fixture(scope="module", params=PRESETS.values(), ids=lambda preset: preset.name)
 def alone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Preset, Trainer, Path]:
-    """One process with two micro-batches a step, that nobody stopped."""
+    """One process with as many micro-batches a step as the two have together, that nobody stopped."""
     preset: Preset = request.param
     folder = tmp_path_factory.mktemp("alone")
-    trainer = new_trainer(dataclasses.replace(preset, accumulation=2), drawn(preset))
+    trainer = new_trainer(dataclasses.replace(preset, accumulation=2 * preset.accumulation), drawn(preset))
     assert train(trainer, folder)
     return preset, trainer, folder
 
