@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make a trained captioner as sure as it is right: `python -m training.temperature --checkpoint DIR --data DIR [--write]`.
+"""Make a captioner as sure as it is right: `python -m training.temperature --checkpoint DIR --data DIR [--write]`.
 
 A model that has begun to know its training names by heart is too sure of itself. Dividing its logits by one number,
 its temperature, mends that and changes no greedy caption (Guo et al. 2017, "On Calibration of Modern Neural Networks").
