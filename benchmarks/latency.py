@@ -2,7 +2,8 @@
 """How long one caller waits: `python -m benchmarks.latency --photos FOLDER [--checkpoint DIR] [--json]`.
 
 Asks a running gateway (`make up`) for captions and for searches of its catalogue, one at a time, alternating. With a
-checkpoint, Hugging Face's `generate()` captions the same photos in this process in the same alternation, as the peer.
+checkpoint, Hugging Face's `generate()` captions the same photos in this process as the peer: first alone, then in
+the same alternation.
 """
 
 from __future__ import annotations
@@ -54,6 +55,13 @@ def generate_captions(checkpoint: Path) -> Callable[[bytes], None]:
     return caption
 
 
+def timed(call: Callable[[bytes], object], photo: bytes) -> float:
+    """Seconds of one call."""
+    started = time.perf_counter()
+    call(photo)
+    return time.perf_counter() - started
+
+
 def main() -> None:
     args = parse_args()
     files = sorted(path for path in args.photos.iterdir() if path.suffix in (".jpg", ".jpeg", ".png", ".webp"))
@@ -71,14 +79,17 @@ def main() -> None:
         if args.checkpoint is not None:
             calls["generate()"] = generate_captions(args.checkpoint)
             seconds["generate()"] = []
+            # First with the machine to itself: PyTorch's threads lose more by the alternation than a server does.
+            seconds["generate() alone"] = [
+                timed(calls["generate()"], photo) for photo in tqdm(photos, desc="generate() alone", unit="photo")
+            ][WARM_UP:]
         for i, photo in enumerate(tqdm(photos, unit="photo")):
             # Each comes first, second and last equally often: what runs before warms or chills the caches.
             turn = i % len(calls)
             for name, call in [*calls.items()][turn:] + [*calls.items()][:turn]:
-                started = time.perf_counter()
-                call(photo)
+                taken = timed(call, photo)
                 if i >= WARM_UP:
-                    seconds[name].append(time.perf_counter() - started)
+                    seconds[name].append(taken)
     figures = {
         "photos": len(photos) - WARM_UP,
         "milliseconds": {
@@ -92,7 +103,7 @@ def main() -> None:
         print(json.dumps(figures, indent=2))
         return
     for name, values in figures["milliseconds"].items():  # type: ignore[attr-defined]
-        print(f"{name:<12} p50 {values['p50']:7.1f} ms   p95 {values['p95']:7.1f} ms")
+        print(f"{name:<17} p50 {values['p50']:7.1f} ms   p95 {values['p95']:7.1f} ms")
     print("stages of Search, p50 ms:", figures["search_stages_p50_ms"])
     print(f"{figures['commit']}, {figures['machine']}, load {figures['load_average']:.1f}")
 

@@ -3,7 +3,8 @@
 
 Interrupted with Ctrl-C or killed, the same command goes on from the last saved state and ends with the same weights
 (on a CPU with as many threads). Exit code 130 says that it was interrupted.
-Several GPUs or hosts: `torchrun --nproc-per-node N -m training.train ...` or `accelerate launch -m training.train ...`.
+Several GPUs or hosts: `torchrun --nproc-per-node N -m training.train ...` or
+`accelerate launch --multi_gpu --num_processes N -m training.train ...`.
 """
 
 from __future__ import annotations
