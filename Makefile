@@ -20,13 +20,13 @@ $(VENV)/.serving: pyproject.toml
 	@echo "installing what serving needs into $(VENV) (a minute)"
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13) and "Python 3.11 or 3.12 is needed: set PYTHON=python3.11")'
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) --editable '.[gateway,client]'
+	@$(PIP) --editable '.[embedded,client]'
 	@touch $@
 
 $(VENV)/.development: pyproject.toml $(VENV)/.serving
 	@echo "installing torch and the development tools into $(VENV) (a few minutes)"
 	@$(PIP) --upgrade 'pip>=25.1'
-	@$(PIP) --editable '.[gateway,client,training,export]' --group dev
+	@$(PIP) --editable '.[embedded,client,training,export]' --group dev
 	@touch $@
 
 demo: $(VENV)/.serving ## search with a sample picture, or PHOTO=your.jpg, and stop everything again

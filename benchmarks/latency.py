@@ -39,7 +39,7 @@ def generate_captions(checkpoint: Path) -> Callable[[bytes], None]:
     import transformers
 
     from captioner.preprocessing import decode_photo
-    from export.to_onnx import load_captioner
+    from export.onnx_export import load_captioner
     from training.caption_model import normalise
 
     transformers.logging.set_verbosity_error()

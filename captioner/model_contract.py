@@ -7,6 +7,9 @@ reports. Knows nothing about where the models run.
 Shape legend, used in all docstrings: B photos (Triton's batch axis, not listed in shapes below), K beams of one photo,
 S encoder positions, D width, L decoder layers, H heads, d width of a head, T most tokens of a caption, C candidates
 a step returns per beam.
+
+The caches are one tensor per layer, keys and values apart, so that no model has to cut a tensor into layers: that
+would copy both caches in every step.
 """
 
 from __future__ import annotations
@@ -15,16 +18,18 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 CONTRACT_FILE = "model_contract.json"
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2  # 2: caches per layer, append-only, beams told apart by their ancestors
 
 ENCODER = "vit_encoder"
 PREFILL = "gpt2_prefill"
 STEP = "gpt2_step"
 
 Fit = Literal["pad", "squash"]
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 class ContractError(ValueError):
@@ -66,30 +71,39 @@ class ModelContract:
     eos_token_id: int
     pad_token_id: int
     weights: str = ""  # start of the SHA-256 of the checkpoint's weights: embeddings of others are not comparable
-    float_datatype: Literal["FP32", "FP16"] = "FP32"  # of hidden_states and both caches
+    precision: Precision = "fp32"  # what the models compute in
     version: int = CONTRACT_VERSION
 
     def __post_init__(self) -> None:
         if self.version != CONTRACT_VERSION:
-            raise ContractError(
-                f"contract version {self.version} is not {CONTRACT_VERSION}, the one this code reads: "
-                "export the model again"
-            )
+            raise ContractError(_wrong_version(self.version))
         if self.num_candidates < 2 * self.max_beams:
             # A step may end every beam at once; as many others must be left to go on with.
             raise ContractError(f"num_candidates {self.num_candidates} is less than twice max_beams {self.max_beams}")
+        if self.precision not in PRECISIONS:
+            raise ContractError(f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}")
         if self.fit not in ("pad", "squash"):
             raise ContractError(f"fit {self.fit!r} is neither 'pad' nor 'squash'")
 
     @property
-    def self_kv_shape(self) -> tuple[int, int, int, int, int, int]:
-        """[L, 2, K, H, T, d] of one photo, K = -1."""
-        return (self.num_layers, 2, -1, self.num_heads, self.max_tokens, self.head_size)
+    def float_datatype(self) -> Literal["FP32", "FP16"]:
+        """KServe datatype of hidden_states and both caches; INT8 models are so inside only."""
+        return "FP16" if self.precision == "fp16" else "FP32"
 
     @property
-    def cross_kv_shape(self) -> tuple[int, int, int, int, int]:
-        """[L, 2, H, S, d] of one photo."""
-        return (self.num_layers, 2, self.num_heads, self.num_positions, self.head_size)
+    def self_shape(self) -> tuple[int, int, int, int]:
+        """[H, T, K, d]: keys (or values) of one layer's self-attention for one photo, K = -1."""
+        return (self.num_heads, self.max_tokens, -1, self.head_size)
+
+    @property
+    def cross_shape(self) -> tuple[int, int, int]:
+        """[H, S, d]: keys (or values) of one layer's cross-attention for one photo."""
+        return (self.num_heads, self.num_positions, self.head_size)
+
+    @property
+    def new_kv_shape(self) -> tuple[int, int, int, int, int]:
+        """[K, L, 2, H, d]: keys and values of one step's own tokens, K = -1."""
+        return (-1, self.num_layers, 2, self.num_heads, self.head_size)
 
     @property
     def encoder(self) -> ModelSpec:
@@ -109,26 +123,37 @@ class ModelContract:
         return ModelSpec(
             PREFILL,
             (TensorSpec("hidden_states", self.float_datatype, (self.num_positions, self.hidden_size)),),
-            (TensorSpec("cross_kv", self.float_datatype, self.cross_kv_shape),),
+            self._caches("cross", self.cross_shape),
         )
 
     @property
     def step(self) -> ModelSpec:
-        """One token per beam: reorders the cache by `parents`, appends, attends, returns the C best next tokens."""
+        """One token per beam: attends to the beam's ancestors in the cache, returns the C best next tokens.
+
+        `ancestors[k, t]` is the beam in whose column of time t < position the token lies that beam k has there. So
+        the cache is only ever appended to: whoever owns it writes `new_kv` at `position`, and no beam is ever moved.
+        """
         return ModelSpec(
             STEP,
             (
                 TensorSpec("tokens", "INT32", (-1,)),
-                TensorSpec("parents", "INT32", (-1,)),
+                TensorSpec("ancestors", "INT32", (-1, self.max_tokens)),
                 TensorSpec("position", "INT32", (1,)),
-                TensorSpec("self_kv", self.float_datatype, self.self_kv_shape),
-                TensorSpec("cross_kv", self.float_datatype, self.cross_kv_shape),
+                *self._caches("self", self.self_shape),
+                *self._caches("cross", self.cross_shape),
             ),
             (
                 TensorSpec("candidate_logprobs", "FP32", (-1, self.num_candidates)),
                 TensorSpec("candidate_tokens", "INT32", (-1, self.num_candidates)),
-                TensorSpec("next_self_kv", self.float_datatype, self.self_kv_shape),
+                TensorSpec("new_kv", self.float_datatype, self.new_kv_shape),
             ),
+        )
+
+    def _caches(self, kind: str, shape: tuple[int, ...]) -> tuple[TensorSpec, ...]:
+        return tuple(
+            TensorSpec(f"{kind}_{part}_{layer}", self.float_datatype, shape)
+            for layer in range(self.num_layers)
+            for part in ("key", "value")
         )
 
     @property
@@ -157,7 +182,13 @@ class ModelContract:
             raise ContractError(f"{path} is not JSON: {error}") from error
         if not isinstance(fields, dict):
             raise ContractError(f"{path} holds {type(fields).__name__}, not an object")
+        if fields.get("version", CONTRACT_VERSION) != CONTRACT_VERSION:
+            raise ContractError(_wrong_version(fields["version"]))  # before its fields, which may be others
         try:
             return cls(**fields)
         except TypeError as error:
             raise ContractError(f"{path} does not fit this code: {error}") from error
+
+
+def _wrong_version(version: object) -> str:
+    return f"contract version {version} is not {CONTRACT_VERSION}, the one this code reads: export the model again"

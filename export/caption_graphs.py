@@ -1,20 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """The three served models as torch modules over the checkpoint's own weights (shapes: `captioner.model_contract`).
 
-What `generate()` does in one Python loop is cut where the gateway gets in: once per photo (encoder, prefill) and
-once per token (step). Everything a step can do itself it does: it reorders the cache by parents, appends to it, and
-returns the C best tokens instead of the whole vocabulary. Knows nothing about ONNX or files.
+What `generate()` does in one Python loop is cut where the gateway gets in: once per photo (encoder, prefill) and once
+per token (step). A step returns the C best tokens instead of the whole vocabulary, and its own keys and values instead
+of a new cache. Knows nothing about ONNX files or quantisation.
+
+Two dialects of the same mathematics. `Attention.STANDARD` uses nothing but ONNX's own operators, which TensorRT
+builds; `Attention.FUSED` uses ONNX Runtime's MultiHeadAttention in the encoder, which keeps the scores in the
+processor's cache and needs no transposed copies (8 photos, full size: export/LOG.md).
 """
 
 from __future__ import annotations
 
+import copy
+import enum
 import math
 
 import torch
 from torch import nn
 from torch.nn import functional
 from transformers import VisionEncoderDecoderModel
-from transformers.models.gpt2.modeling_gpt2 import GPT2Attention, GPT2Block
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+from transformers.models.vit.modeling_vit import ViTLayer
+from transformers.pytorch_utils import Conv1D
 
 from captioner.model_contract import ModelContract
 from training.caption_model import embedding_of, normalise
@@ -23,111 +31,182 @@ from training.caption_model import embedding_of, normalise
 MASKED = -1e4
 
 
+class Attention(enum.Enum):
+    """How the encoder's attention is written."""
+
+    STANDARD = "standard ONNX operators"
+    FUSED = "com.microsoft MultiHeadAttention"
+
+
 class EncoderGraph(nn.Module):
     """uint8 [B, height, width, 3] -> hidden_states [B, S, D], embedding [B, D]."""
 
-    def __init__(self, captioner: VisionEncoderDecoderModel):
+    def __init__(self, captioner: VisionEncoderDecoderModel, attention: Attention = Attention.STANDARD):
         super().__init__()
-        self.encoder = captioner.encoder
+        self.embeddings = copy.deepcopy(captioner.encoder.embeddings)
+        _fold_batch_norms(self.embeddings)
+        self.layers = captioner.encoder.encoder.layer
+        self.norm = captioner.encoder.layernorm
+        self.attention = attention
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        photo = normalise(pixels.permute(0, 3, 1, 2).float())
-        hidden_states = self.encoder(pixel_values=photo).last_hidden_state
-        return hidden_states, functional.normalize(embedding_of(hidden_states), dim=-1)
+        # Cast first: TensorRT cannot transpose bytes.
+        photo = normalise(pixels.float().permute(0, 3, 1, 2))
+        hidden = self.embeddings(photo.to(self.embeddings.cls_token.dtype))
+        for layer in self.layers:
+            hidden = hidden + self._attend(layer, _norm(layer.layernorm_before, hidden))
+            hidden = hidden + _vit_mlp(layer, _norm(layer.layernorm_after, hidden))
+        hidden = _norm(self.norm, hidden)
+        return hidden, functional.normalize(embedding_of(hidden.float()), dim=-1)
+
+    def _attend(self, layer: ViTLayer, hidden: torch.Tensor) -> torch.Tensor:
+        # Three products instead of one: its result would have to be cut in three, which copies it.
+        one = layer.attention.attention
+        query, key, value = one.query(hidden), one.key(hidden), one.value(hidden)
+        heads = one.num_attention_heads
+        if self.attention is Attention.FUSED:
+            attended = torch.onnx.ops.symbolic(
+                "com.microsoft::MultiHeadAttention",
+                (query, key, value),
+                attrs={"num_heads": heads},
+                dtype=query.dtype,
+                shape=query.shape,
+                version=1,
+            )
+        else:
+            query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+            scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])  # [B, H, S, S]
+            attended = (_softmax(scores) @ value).transpose(1, 2).flatten(2)
+        return layer.attention.output.dense(attended)
 
 
 class PrefillGraph(nn.Module):
-    """hidden_states [B, S, D] -> cross_kv [B, L, 2, H, S, d]."""
+    """hidden_states [B, S, D] -> cross_key, cross_value [B, H, S, d] of each layer, in the contract's order."""
 
     def __init__(self, captioner: VisionEncoderDecoderModel, contract: ModelContract):
         super().__init__()
         self.contract = contract
         self.projection = getattr(captioner, "enc_to_dec_proj", None)
-        self.layers = nn.ModuleList(block.crossattention.c_attn for block in captioner.decoder.transformer.h)
+        layers = [block.crossattention.c_attn for block in captioner.decoder.transformer.h]
+        # The weights of keys and values lie side by side; cut here it costs nothing.
+        self.weights = nn.ParameterList(part.contiguous() for one in layers for part in one.weight.chunk(2, dim=1))
+        self.biases = nn.ParameterList(part.contiguous() for one in layers for part in one.bias.chunk(2))
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if self.projection is not None:
             hidden_states = self.projection(hidden_states)
         heads, size = self.contract.num_heads, self.contract.head_size
-        # One [B, S, 2*H*d] per layer -> [B, 2, H, S, d]
-        layers = [layer(hidden_states).unflatten(-1, (2, heads, size)).permute(0, 2, 3, 1, 4) for layer in self.layers]
-        return torch.stack(layers, dim=1)
+        return tuple(
+            (hidden_states @ weight + bias).unflatten(-1, (heads, size)).transpose(1, 2)
+            for weight, bias in zip(self.weights, self.biases, strict=True)
+        )
 
 
 class StepGraph(nn.Module):
     """One token for each of K beams of each of B photos.
 
-    tokens [B, K], parents [B, K], position [B, 1], self_kv [B, L, 2, K, H, T, d], cross_kv [B, L, 2, H, S, d]
-    -> candidate_logprobs [B, K, C], candidate_tokens [B, K, C], next_self_kv as self_kv.
+    tokens [B, K], ancestors [B, K, T], position [B, 1], per layer self_key, self_value [B, H, T, K, d], then per layer
+    cross_key, cross_value [B, H, S, d] -> candidate_logprobs [B, K, C], candidate_tokens [B, K, C],
+    new_kv [B, K, L, 2, H, d].
     """
 
     def __init__(self, captioner: VisionEncoderDecoderModel, contract: ModelContract):
         super().__init__()
         self.contract = contract
-        self.transformer = captioner.decoder.transformer
-        self.lm_head = captioner.decoder.lm_head
+        transformer = captioner.decoder.transformer
+        self.blocks = transformer.h
+        self.positions = transformer.wpe
+        self.final_norm = transformer.ln_f
+        # [D, V]: both the table tokens are looked up in and the last layer's weights, in the order the product wants.
+        self.vocabulary = nn.Parameter(captioner.decoder.lm_head.weight.detach().t().contiguous())
+        is_tied = captioner.decoder.lm_head.weight is transformer.wte.weight
+        self.tokens = None if is_tied else transformer.wte
 
     def forward(
-        self,
-        tokens: torch.Tensor,
-        parents: torch.Tensor,
-        position: torch.Tensor,
-        self_kv: torch.Tensor,
-        cross_kv: torch.Tensor,
+        self, tokens: torch.Tensor, ancestors: torch.Tensor, position: torch.Tensor, *caches: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        hidden = self.transformer.wte(tokens) + self.transformer.wpe(position)  # [B, K, D]
-        cache = _rows_of_parents(self_kv, parents)
-        times = torch.arange(self.contract.max_tokens, dtype=position.dtype, device=position.device)
-        is_now = (times == position)[:, None, None, :, None]  # [B, 1, 1, T, 1]
-        is_future = (times > position)[:, None, None, None, :]  # [B, 1, 1, 1, T]
-        layers = []
-        for i, block in enumerate(self.transformer.h):
-            attended, layer_cache = self._self_attention(block, hidden, cache[:, i], is_now, is_future)
+        layers = self.contract.num_layers
+        self_caches, cross_caches = caches[: 2 * layers], caches[2 * layers :]
+        hidden = (self._embedded(tokens) + self.positions(position)).to(self.vocabulary.dtype)  # [B, K, D]
+        mask = self._mask(ancestors, position).to(hidden.dtype)
+        new = []
+        for i, block in enumerate(self.blocks):
+            attended, key_value = self._self_attention(
+                block, _norm(block.ln_1, hidden), self_caches[2 * i], self_caches[2 * i + 1], mask
+            )
             hidden = hidden + attended
-            layers.append(layer_cache)
-            hidden = hidden + self._cross_attention(block, hidden, cross_kv[:, i])
-            hidden = hidden + block.mlp(block.ln_2(hidden))
-        logits = self.lm_head(self.transformer.ln_f(hidden)).float()
+            new.append(key_value)
+            hidden = hidden + self._cross_attention(
+                block, _norm(block.ln_cross_attn, hidden), cross_caches[2 * i], cross_caches[2 * i + 1]
+            )
+            hidden = hidden + _gpt2_mlp(block, _norm(block.ln_2, hidden))
+        logits = (_norm(self.final_norm, hidden) @ self.vocabulary).float()
+        # Normalising all of them is ten times as fast as ReduceLogSumExp, which normalises only the best
+        # (32 rows of 50,257 with ONNX Runtime 1.32: 0.27 ms against 3.2 ms).
         logprobs, candidates = torch.topk(functional.log_softmax(logits, dim=-1), self.contract.num_candidates)
-        return logprobs, candidates.to(torch.int32), torch.stack(layers, dim=1)
+        new_kv = torch.cat(new, dim=-1).unflatten(-1, self.contract.new_kv_shape[1:])
+        return logprobs, candidates.to(torch.int32), new_kv
+
+    def _embedded(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[B, K] -> [B, K, D]"""
+        if self.tokens is not None:
+            return self.tokens(tokens)
+        columns = self.vocabulary.index_select(1, tokens.flatten())  # [D, B * K]
+        return columns.t().view(*tokens.shape, self.vocabulary.shape[0])
+
+    def _mask(self, ancestors: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """What is added to the scores of beam k for what beam j wrote at time t: [B, 1, K, T * K]."""
+        times = torch.arange(self.contract.max_tokens, dtype=position.dtype, device=position.device)
+        owners = torch.where(times < position[:, :, None], ancestors, -1)  # [B, K, T]
+        beams = torch.arange(ancestors.shape[1], dtype=ancestors.dtype, device=ancestors.device)
+        mask = torch.where(owners[..., None] == beams, 0.0, MASKED)  # [B, K, T, K]
+        return mask.flatten(2)[:, None]
 
     def _self_attention(
-        self,
-        block: GPT2Block,
-        hidden: torch.Tensor,
-        cache: torch.Tensor,  # [B, 2, K, H, T, d]
-        is_now: torch.Tensor,
-        is_future: torch.Tensor,
+        self, block: GPT2Block, hidden: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        heads, size = self.contract.num_heads, self.contract.head_size
-        query, key, value = block.attn.c_attn(block.ln_1(hidden)).unflatten(-1, (3, heads, 1, size)).unbind(2)
-        keys = torch.where(is_now, key, cache[:, 0])  # [B, K, H, T, d]
-        values = torch.where(is_now, value, cache[:, 1])
-        scores = query @ keys.transpose(-1, -2) / math.sqrt(size)  # [B, K, H, 1, T]
-        attended = _softmax(torch.where(is_future, MASKED, scores)) @ values  # [B, K, H, 1, d]
-        return _output(block.attn, attended.flatten(2)), torch.stack([keys, values], dim=1)
+        """-> what is added to hidden [B, K, D], and this token's keys and values [B, K, 2 * H * d].
 
-    def _cross_attention(self, block: GPT2Block, hidden: torch.Tensor, cross_kv: torch.Tensor) -> torch.Tensor:
-        """All beams of a photo attend to the same [B, 2, H, S, d]."""
+        Each beam looks at the columns of all beams and the mask leaves its ancestors': one product over a cache that
+        stays where it is, instead of a copy with its rows in a new order.
+        """
+        heads, size = self.contract.num_heads, self.contract.head_size
+        query, key, value = _conv1d(block.attn.c_attn, hidden).chunk(3, dim=-1)
+        by_head = [x.unflatten(-1, (heads, size)).transpose(1, 2) for x in (query, key, value)]  # [B, H, K, d]
+        scores = by_head[0] @ keys.flatten(2, 3).transpose(-1, -2) / math.sqrt(size) + mask  # [B, H, K, T * K]
+        own = (by_head[0] * by_head[1]).sum(-1, keepdim=True) / math.sqrt(size)  # [B, H, K, 1]
+        weights = _softmax(torch.cat([scores, own], dim=-1))
+        attended = weights[..., :-1] @ values.flatten(2, 3) + weights[..., -1:] * by_head[2]
+        added = _conv1d(block.attn.c_proj, attended.transpose(1, 2).flatten(2))
+        return added, torch.cat([key, value], dim=-1)
+
+    def _cross_attention(
+        self, block: GPT2Block, hidden: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        """All beams of a photo attend to the same [B, H, S, d]."""
         attention = block.crossattention
         heads, size = self.contract.num_heads, self.contract.head_size
-        query = attention.q_attn(block.ln_cross_attn(hidden)).unflatten(-1, (heads, size)).transpose(1, 2)
-        scores = query @ cross_kv[:, 0].transpose(-1, -2) / math.sqrt(size)  # [B, H, K, S]
-        attended = _softmax(scores) @ cross_kv[:, 1]  # [B, H, K, d]
-        return _output(attention, attended.transpose(1, 2).flatten(2))
+        query = _conv1d(attention.q_attn, hidden).unflatten(-1, (heads, size)).transpose(1, 2)  # [B, H, K, d]
+        attended = _softmax(query @ keys.transpose(-1, -2) / math.sqrt(size)) @ values
+        return _conv1d(attention.c_proj, attended.transpose(1, 2).flatten(2))
 
 
-def _rows_of_parents(self_kv: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
-    """The cache with row k replaced by row parents[k], per photo; shapes as in `StepGraph`.
+def to_half(graph: nn.Module) -> nn.Module:
+    """A copy of a graph in FP16 whose LayerNorms stay FP32 (as Softmax does, see `_softmax`).
 
-    Written as one gather of whole rows, since that is a copy of contiguous memory; gathering along the beam axis
-    itself would need an index for every element.
+    Those two sum squares or exponentials, which leave FP16's range first; products and sums of the residual stream do
+    not (`python -m export.half_precision` measures it on real photos).
     """
-    photos, layers, two, beams = self_kv.shape[:4]
-    groups = layers * two
-    first_rows = torch.arange(photos * groups, device=parents.device).view(photos, groups, 1) * beams
-    rows = (first_rows + parents[:, None, :]).flatten()
-    return self_kv.flatten(0, 3).index_select(0, rows).view(self_kv.shape)
+    half = copy.deepcopy(graph).half()
+    for module in half.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.float()
+    return half
+
+
+def _norm(norm: nn.LayerNorm, hidden: torch.Tensor) -> torch.Tensor:
+    """In the precision of the norm's own weights."""
+    return norm(hidden.to(norm.weight.dtype)).to(hidden.dtype)
 
 
 def _softmax(scores: torch.Tensor) -> torch.Tensor:
@@ -135,5 +214,29 @@ def _softmax(scores: torch.Tensor) -> torch.Tensor:
     return functional.softmax(scores.float(), dim=-1).to(scores.dtype)
 
 
-def _output(attention: GPT2Attention, attended: torch.Tensor) -> torch.Tensor:
-    return attention.c_proj(attended)
+def _conv1d(layer: Conv1D, hidden: torch.Tensor) -> torch.Tensor:
+    """GPT-2's linear layer as a product and a sum: what it is written with, addmm, flattens and reshapes."""
+    return hidden @ layer.weight + layer.bias
+
+
+def _vit_mlp(layer: ViTLayer, hidden: torch.Tensor) -> torch.Tensor:
+    return layer.output.dense(layer.intermediate.intermediate_act_fn(layer.intermediate.dense(hidden)))
+
+
+def _gpt2_mlp(block: GPT2Block, hidden: torch.Tensor) -> torch.Tensor:
+    # GPT-2's own activation is the same formula, spelled out in seven operators.
+    return _conv1d(block.mlp.c_proj, functional.gelu(_conv1d(block.mlp.c_fc, hidden), approximate="tanh"))
+
+
+def _fold_batch_norms(module: nn.Module) -> None:
+    """Convolution + BatchNorm -> one convolution, wherever they follow each other, in place."""
+    for name, child in module.named_children():
+        _fold_batch_norms(child)
+        if isinstance(child, nn.Sequential):
+            folded: list[nn.Module] = []
+            for layer in child:
+                if isinstance(layer, nn.BatchNorm2d) and folded and isinstance(folded[-1], nn.Conv2d):
+                    folded[-1] = nn.utils.fusion.fuse_conv_bn_eval(folded[-1], layer)
+                else:
+                    folded.append(layer)
+            setattr(module, name, nn.Sequential(*folded))

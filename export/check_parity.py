@@ -1,131 +1,162 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prove that the installed ONNX models say what the PyTorch checkpoint says, token for token.
+"""Prove that exported models say what the PyTorch checkpoint says: every variant, on every host, in one table.
 
-`python -m export.check_parity --data FOLDER` compares greedy and beam decoding with `generate()` on validation photos;
-without --data on drawn samples. Exit code 1 where a single caption differs.
+`python -m export.check_parity --models model_repository_fp32 model_repository_int8 --data FOLDER` compares tensors,
+greedy and beam captions with Hugging Face's own model and `generate()` on validation photos; without --data on drawn
+samples. Exit code 1 where a variant is refused: `export.parity` says by what rule.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from tqdm import tqdm
 from transformers import VisionEncoderDecoderModel
 
+from captioner.caption_tokenizer import CaptionTokenizer
 from captioner.model_contract import ModelContract
-from captioner.preprocessing import fit_photo
-from demo.draw_samples import training_samples
+from export.calibration import drawn_photos
+from export.hosts import HOSTS, Caption
 from export.onnx_captioner import OnnxCaptioner
-from export.to_onnx import load_captioner
+from export.onnx_export import load_captioner
+from export.parity import Parity, Pixels, Tokens, falls_of, reference_tokens, share_equal, tensor_errors, tokens_of
 from search_gateway.decoding import DecodingOptions
-from training.caption_model import embedding_of, normalise
-from training.prepare_data import is_validation, load_products
+from training.evaluate import caption_figures
+from training.prepare_data import Product, is_validation, load_products
 
 BATCH = 25  # photos; a small odd size, so that the last batch differs
 
 
 @dataclass(frozen=True)
-class Parity:
-    """How one way of decoding compares over all photos."""
+class Photos:
+    """What is captioned, uint8 [n, height, width, 3]; products where they are real."""
 
-    options: DecodingOptions
-    photos: int
-    equal: int
-    different: tuple[int, ...]  # numbers of the photos
+    pixels: Pixels
+    products: Sequence[Product] | None
+
+    def figures(self, captions: Sequence[Tokens], tokenizer: CaptionTokenizer, eos: int) -> dict[str, float] | None:
+        if self.products is None:
+            return None
+        texts = [tokenizer.text([token for token in caption if token != eos]) for caption in captions]
+        return caption_figures(texts, self.products)
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/fashion-small"))
-    parser.add_argument("--models", type=Path, default=Path("model_repository"))
+    parser.add_argument("--models", type=Path, nargs="+", default=[Path("model_repository")], help="model repositories")
+    parser.add_argument("--hosts", nargs="+", choices=list(HOSTS), default=["onnxruntime"])
     parser.add_argument("--data", type=Path, help="folder with images/ and styles.csv; its validation split is used")
     parser.add_argument("--photos", type=int, default=200)
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 4])
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
-def photos_for(contract: ModelContract, data: Path | None, count: int) -> npt.NDArray[np.uint8]:
-    """`count` photos as the encoder sees them, uint8 [n, height, width, 3]."""
-    height, width, fit = contract.image_height, contract.image_width, contract.fit
+def photos_for(contract: ModelContract, data: Path | None, count: int) -> Photos:
+    """`count` validation photos as the encoder sees them, or drawn ones."""
     if data is None:
-        samples = training_samples(count, seed=2, width=height * 3 // 4, height=height)
-        return np.stack([fit_photo(picture, height=height, width=width, fit=fit) for picture, _ in samples])
+        return Photos(drawn_photos(contract, count, seed=2), None)
+    height, width, fit = contract.image_height, contract.image_width, contract.fit
     products = load_products(
         data, height=height, width=width, fit=fit, limit=count, only=lambda product: is_validation(product.name)
     )
-    return products.pixels
+    return Photos(products.pixels, products.products)
 
 
-def reference_tokens(
-    model: VisionEncoderDecoderModel, pixels: npt.NDArray[np.uint8], options: DecodingOptions
-) -> list[list[int]]:
-    """What `generate()` says, EOS included where it was reached, BOS and padding left out."""
-    with torch.no_grad():
-        rows = model.generate(
-            normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2).float()),
-            do_sample=False,
-            num_beams=options.num_beams,
-            length_penalty=options.length_penalty,
-            max_length=options.max_tokens + 1,
-        )
-    return [[token for token in row[1:] if token != model.config.pad_token_id] for row in rows.tolist()]
+@dataclass(frozen=True)
+class Reference:
+    """The checkpoint, the photos, and what `generate()` says of them: number of beams -> tokens of each photo."""
+
+    model: VisionEncoderDecoderModel
+    photos: Photos
+    expected: dict[int, list[Tokens]]
+
+    @classmethod
+    def of(cls, checkpoint: Path, contract: ModelContract, photos: Photos, beams: Sequence[int]) -> Reference:
+        """Caption all photos with `generate()`."""
+        model, _ = load_captioner(checkpoint)
+        expected = {}
+        for count in beams:
+            options = DecodingOptions(num_beams=count, max_tokens=contract.max_tokens)
+            batches = _batches(photos.pixels, f"generate(), {count} beams")
+            expected[count] = [tokens for batch in batches for tokens in reference_tokens(model, batch, options)]
+        return cls(model, photos, expected)
 
 
-def compare(
-    model: VisionEncoderDecoderModel, captioner: OnnxCaptioner, pixels: npt.NDArray[np.uint8], options: DecodingOptions
-) -> Parity:
-    """Caption all photos both ways."""
-    different = []
-    eos = captioner.contract.eos_token_id
-    for start in tqdm(range(0, len(pixels), BATCH), desc=f"{options.num_beams} beams", unit="batch"):
-        batch = pixels[start : start + BATCH]
-        answers = captioner.caption(batch, options)
-        for i, (expected, hypotheses) in enumerate(zip(reference_tokens(model, batch, options), answers, strict=True)):
-            best = hypotheses[0]
-            got = [token.token for token in best.tokens] + ([eos] if best.complete else [])
-            if got != expected:
-                different.append(start + i)
-    return Parity(options, len(pixels), len(pixels) - len(different), tuple(different))
+def measure(repository: Path, reference: Reference, hosts: Sequence[str]) -> list[Parity]:
+    """One variant on several hosts."""
+    rows = []
+    for host in hosts:
+        with HOSTS[host](repository) as caption:
+            row = _captions(caption, repository, host, reference)
+        if host == "onnxruntime":
+            row.errors = tensor_errors(reference.model, OnnxCaptioner(repository), reference.photos.pixels[:BATCH])
+        rows.append(row)
+    return rows
 
 
-def embedding_error(model: VisionEncoderDecoderModel, captioner: OnnxCaptioner, pixels: npt.NDArray[np.uint8]) -> float:
-    """Largest difference of any element of any embedding."""
-    with torch.no_grad():
-        hidden = model.encoder(normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2).float())).last_hidden_state
-        expected = torch.nn.functional.normalize(embedding_of(hidden), dim=-1).numpy()
-    return float(np.abs(captioner.encode(pixels)[1] - expected).max())
+def _captions(caption: Caption, repository: Path, host: str, reference: Reference) -> Parity:
+    contract, tokenizer, photos = ModelContract.load(repository), CaptionTokenizer(repository), reference.photos
+    parity = Parity(contract.precision, host, len(photos.pixels))
+    for beams, wanted in reference.expected.items():
+        options = DecodingOptions(num_beams=beams, max_tokens=contract.max_tokens)
+        batches = _batches(photos.pixels, f"{contract.precision} {host}, {beams} beams")
+        answers = [hypotheses for batch in batches for hypotheses in caption(batch, options)]
+        got = [tokens_of(hypotheses, contract.eos_token_id) for hypotheses in answers]
+        parity.equal[beams] = share_equal(wanted, got)
+        before, after = (photos.figures(one, tokenizer, contract.eos_token_id) for one in (wanted, got))
+        if before is not None and after is not None:
+            parity.falls[beams] = falls_of(before, after)
+    return parity
 
 
 def table(rows: Sequence[Parity]) -> str:
-    lines = [f"{'beams':>5} {'photos':>7} {'equal':>6} {'different':>10}"]
-    lines += [f"{row.options.num_beams:>5} {row.photos:>7} {row.equal:>6} {row.photos - row.equal:>10}" for row in rows]
-    return "\n".join(lines)
+    """One line per variant and host."""
+    tensors = list(dict.fromkeys(name for row in rows for name in row.errors))
+    beams = list(dict.fromkeys(count for row in rows for count in row.equal))
+    header = ["precision", "host", *tensors, *(f"equal, {count} beams" for count in beams), "worst metric", "verdict"]
+    lines = [header]
+    for row in rows:
+        worst = max(
+            ((fall, name, count) for count, falls in row.falls.items() for name, fall in falls.items()), default=None
+        )
+        lines.append(
+            [
+                row.precision,
+                row.host,
+                *(f"{row.errors[name]:.1e}" if name in row.errors else "-" for name in tensors),
+                *(f"{row.equal[count]:.2%}" for count in beams),
+                "-" if worst is None else f"{-worst[0]:+.2f} {worst[1]} ({worst[2]} beams)",
+                "refused" if row.problems else "passes",
+            ]
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def _batches(pixels: Pixels, title: str) -> Iterator[Pixels]:
+    for start in tqdm(range(0, len(pixels), BATCH), desc=title, unit="batch"):
+        yield pixels[start : start + BATCH]
 
 
 def main() -> int:
     args = parse_args()
-    contract = ModelContract.load(args.models)
-    model, _ = load_captioner(args.checkpoint)
-    files = {spec.name: args.models / spec.name / "1" / "model.onnx" for spec in contract.models}
-    captioner = OnnxCaptioner(files, contract)
-    pixels = photos_for(contract, args.data, args.photos)
-    rows = [
-        compare(model, captioner, pixels, DecodingOptions(num_beams=beams, max_tokens=contract.max_tokens))
-        for beams in args.beams
-    ]
-    print(table(rows))
-    print(f"embedding: largest difference {embedding_error(model, captioner, pixels[:BATCH]):.1e}")
+    contract = ModelContract.load(args.models[0])
+    photos = photos_for(contract, args.data, args.photos)
+    reference = Reference.of(args.checkpoint, contract, photos, args.beams)
+    rows = [row for repository in args.models for row in measure(repository, reference, args.hosts)]
+    kind = "drawn samples" if args.data is None else "validation photos"
+    print(f"{contract.model}, {len(photos.pixels)} {kind}, compared with PyTorch in FP32\n{table(rows)}")
     for row in rows:
-        if row.different:
-            print(f"{row.options.num_beams} beams: photos {list(row.different)} differ", file=sys.stderr)
-    return 1 if any(row.different for row in rows) else 0
+        for problem in row.problems:
+            print(f"{row.precision} on {row.host}: {problem}", file=sys.stderr)
+    return 1 if any(row.problems for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -1,26 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint -> `model_repository/`: `python -m export.install_models --checkpoint checkpoints/fashion-small`.
+"""Checkpoint -> `model_repository/`, what the server serves by default: the fastest CPU variant that passes parity.
 
-Writes the three ONNX models, their `config.pbtxt`, the model contract and the tokenizer. A model is put in place only
-when all of them could be made.
+`python -m export.install_models --checkpoint checkpoints/fashion-small --data FOLDER` exports FP32 and INT8, compares
+both with PyTorch (`export.check_parity`), times them side by side and installs the winner. Without --data INT8 cannot
+be judged, and FP32 is installed. Nothing is replaced unless a variant passes.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import shutil
+import statistics
+import sys
 import tempfile
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
-from captioner.caption_tokenizer import TOKENIZER_FILE
-from captioner.model_contract import STEP, ModelContract, ModelSpec, TensorSpec
-from export.to_onnx import contract_of, export_onnx, graphs_of, load_captioner
+from captioner.model_contract import Precision
+from export.check_parity import Reference, measure, photos_for, table
+from export.onnx_captioner import OnnxCaptioner
+from export.onnx_export import contract_of, load_captioner
+from export.parity import Parity, Pixels
+from export.to_onnx import calibration_photos, export_repository, install
+from search_gateway.decoding import DecodingOptions
 
-MAX_BATCH_SIZE = 32  # photos of one Triton batch
-
-# Shapes to run once before the model is called ready; K differs only for the step.
-_WARMUP_BEAMS = (1, 4)
+CANDIDATES: tuple[Precision, ...] = ("fp32", "int8")
+_REPEATS = 15
+_BATCH_SIZES = (1, 8)  # photos: a lone caller, and a busy server
 
 
 def parse_args() -> argparse.Namespace:
@@ -28,82 +34,62 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/fashion-small"))
     parser.add_argument("--output", type=Path, default=Path("model_repository"))
     parser.add_argument("--name", help="model name callers see (default: the checkpoint folder's)")
+    parser.add_argument(
+        "--data", type=Path, help="real photos: calibrate INT8 on training, judge it on validation ones"
+    )
+    parser.add_argument("--photos", type=int, default=2000, help="most photos to compare")
     return parser.parse_args()
 
 
-def config_pbtxt(spec: ModelSpec) -> str:
-    """Triton's configuration of one model; nothing in it is special to the embedded Triton or to one GPU."""
-    lines = [
-        "# Written by export/install_models.py from the model contract.",
-        f'name: "{spec.name}"',
-        'backend: "onnxruntime"',
-        f"max_batch_size: {MAX_BATCH_SIZE}",
-        *(line for tensor in spec.inputs for line in _tensor_lines("input", tensor)),
-        *(line for tensor in spec.outputs for line in _tensor_lines("output", tensor)),
-        "# No queue delay: a lone caller never waits for a batch; requests that wait anyway are batched.",
-        "# No queue policy: with max_queue_size Triton 2.51 now and then lets a request lie for 500 ms.",
-        "dynamic_batching { max_queue_delay_microseconds: 0 }",
-        "# On the GPU where there is one, else on the CPU.",
-        "instance_group [ { count: 1 kind: KIND_AUTO } ]",
-        "# 0: as many threads as cores.",
-        'parameters { key: "intra_op_thread_count" value { string_value: "0" } }',
-    ]
-    for beams in _WARMUP_BEAMS if spec.name == STEP else (1,):
-        lines += [f'model_warmup {{ name: "{beams}" batch_size: 1 count: 1', *_warmup_lines(spec, beams), "}"]
-    return "\n".join(lines) + "\n"
+def seconds_per_caption(captioners: Mapping[Precision, OnnxCaptioner], pixels: Pixels) -> dict[Precision, float]:
+    """Median of interleaved repeats, greedy, summed over the batch sizes so that both count alike."""
+    total = dict.fromkeys(captioners, 0.0)
+    for size in _BATCH_SIZES:
+        taken: dict[Precision, list[float]] = {precision: [] for precision in captioners}
+        for repeat in range(_REPEATS):
+            start = repeat * size % max(1, len(pixels) - size)
+            for precision, captioner in captioners.items():
+                began = time.perf_counter()
+                options = DecodingOptions(max_tokens=captioner.contract.max_tokens)
+                captioner.caption(pixels[start : start + size], options)
+                taken[precision].append((time.perf_counter() - began) / size)
+        for precision, seconds in taken.items():
+            total[precision] += statistics.median(seconds[1:]) / len(_BATCH_SIZES)  # the first warms up
+    return total
 
 
-def _tensor_lines(kind: str, tensor: TensorSpec) -> list[str]:
-    dims = ", ".join(map(str, tensor.shape))
-    return [f'{kind} {{ name: "{tensor.name}" data_type: TYPE_{tensor.datatype} dims: [ {dims} ] }}']
+def fastest(rows: Mapping[Precision, Parity], seconds: Mapping[Precision, float]) -> Precision | None:
+    """Of the variants that pass."""
+    passing = [precision for precision, row in rows.items() if not row.problems]
+    return min(passing, key=lambda precision: seconds[precision], default=None)
 
 
-def _warmup_lines(spec: ModelSpec, beams: int) -> list[str]:
-    lines = []
-    for tensor in spec.inputs:
-        dims = ", ".join(str(beams if size == -1 else size) for size in tensor.shape)
-        value = f"data_type: TYPE_{tensor.datatype} dims: [ {dims} ] zero_data: true"
-        lines.append(f'  inputs {{ key: "{tensor.name}" value {{ {value} }} }}')
-    return lines
-
-
-def install(checkpoint: Path, output: Path, name: str) -> ModelContract:
-    """Export a checkpoint into a Triton model repository.
-
-    Raises:
-        OSError: the checkpoint cannot be read or the repository not be written.
-        ContractError: the checkpoint lacks what decoding needs.
-    """
-    model, _ = load_captioner(checkpoint)
-    weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()[:16]
-    contract = contract_of(model, name, weights=weights)
-    graphs = graphs_of(model, contract)
-    output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".install-") as scratch:
-        for spec in contract.models:
-            version = Path(scratch) / spec.name / "1"
-            version.mkdir(parents=True)
-            export_onnx(graphs[spec.name], spec, version / "model.onnx")
-            (version.parent / "config.pbtxt").write_text(config_pbtxt(spec), encoding="utf-8")
-        for spec in contract.models:
-            target = output / spec.name
-            target.mkdir(exist_ok=True)
-            shutil.rmtree(target / "1", ignore_errors=True)
-            shutil.move(Path(scratch) / spec.name / "1", target / "1")
-            shutil.move(Path(scratch) / spec.name / "config.pbtxt", target / "config.pbtxt")
-    shutil.copyfile(checkpoint / TOKENIZER_FILE, output / TOKENIZER_FILE)
-    contract.save(output)
-    return contract
-
-
-def main() -> None:
+def main() -> int:
     args = parse_args()
-    contract = install(args.checkpoint, args.output, args.name or args.checkpoint.resolve().name)
-    for spec in contract.models:
-        size = (args.output / spec.name / "1" / "model.onnx").stat().st_size
-        print(f"{spec.name:<14}{size / 1e6:8.1f} MB  {args.output / spec.name}")
-    print(f"{contract.model}: {contract.encoder.inputs[0].shape} uint8 -> words, contract in {args.output}")
+    name = args.name or args.checkpoint.resolve().name
+    contract = contract_of(load_captioner(args.checkpoint)[0], name)
+    calibration = None if args.data is None else calibration_photos(contract, args.data)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=args.output.parent, prefix=".install-") as scratch:
+        folders: dict[Precision, Path] = {precision: Path(scratch) / precision for precision in CANDIDATES}
+        for precision, folder in folders.items():
+            export_repository(args.checkpoint, folder, precision=precision, name=name, calibration=calibration)
+        photos = photos_for(contract, args.data, args.photos)
+        reference = Reference.of(args.checkpoint, contract, photos, beams=(1, 4))
+        rows = {precision: measure(folder, reference, ["onnxruntime"])[0] for precision, folder in folders.items()}
+        captioners = {precision: OnnxCaptioner(folder) for precision, folder in folders.items()}
+        seconds = seconds_per_caption(captioners, photos.pixels)
+        print(table(list(rows.values())))
+        for precision, row in rows.items():
+            print(f"{precision}: {1000 * seconds[precision]:.1f} ms per caption", *row.problems, sep="; ")
+        winner = fastest(rows, seconds)
+        if winner is None:
+            print(f"no variant passes: {args.output} is left as it is", file=sys.stderr)
+            return 1
+        install(folders[winner], args.output)
+    print(f"{winner} is the fastest that passes: installed in {args.output}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

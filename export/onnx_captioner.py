@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three ONNX models and the gateway's own decoding in one process: what parity checks and benchmarks run."""
+"""The three ONNX models and the gateway's own decoding in one process: what parity checks and benchmarks run.
+
+The only difference to the server is that nothing lies between: no Triton, no gRPC, no photos that arrive later.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,57 +16,96 @@ import onnxruntime
 
 from captioner.model_contract import ENCODER, PREFILL, STEP, ModelContract
 from search_gateway.decoding import Decoder, DecodingOptions, Hypothesis, decoder_for
+from search_gateway.kv_cache import Floats, KvCache
+
+Feeds = dict[str, npt.NDArray[Any]]
+
+_STEP_OUTPUTS = ["candidate_logprobs", "candidate_tokens", "new_kv"]
 
 
 class OnnxCaptioner:
-    def __init__(self, models: dict[str, Path], contract: ModelContract, threads: int = 0):
-        """`models` maps each of the contract's three names to its ONNX file; threads 0 is one per core."""
+    """Captions batches of photos.
+
+    Args:
+        repository: folder of `<model>/1/model.onnx` and the contract, as `export.to_onnx` writes it.
+        threads: of ONNX Runtime, 0 is one per core.
+        providers: ONNX Runtime's execution providers, e.g. ("CUDAExecutionProvider",).
+
+    Raises:
+        ContractError: the repository's contract cannot be used.
+    """
+
+    def __init__(self, repository: Path, *, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        self.contract = contract
-        self._sessions = {
-            name: onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            for name, path in models.items()
+        self.contract = ModelContract.load(repository)
+        self.sessions = {
+            spec.name: onnxruntime.InferenceSession(
+                str(repository / spec.name / "1" / "model.onnx"), options, providers=list(providers)
+            )
+            for spec in self.contract.models
         }
+        self._step_inputs = [tensor.name for tensor in self.contract.step.inputs]
 
-    def encode(self, pixels: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def encode(self, pixels: npt.NDArray[np.uint8]) -> tuple[Floats, npt.NDArray[np.float32]]:
         """uint8 [B, height, width, 3] -> hidden_states [B, S, D], embedding [B, D]."""
-        hidden_states, embedding = self._sessions[ENCODER].run(None, {"pixels": pixels})
+        hidden_states, embedding = self.sessions[ENCODER].run(None, {"pixels": pixels})
         return hidden_states, embedding
+
+    def prefill(self, hidden_states: Floats) -> list[Floats]:
+        """[B, S, D] -> cross_key and cross_value [B, H, S, d] of each layer."""
+        caches: list[Floats] = self.sessions[PREFILL].run(None, {"hidden_states": hidden_states})
+        return caches
 
     def caption(self, pixels: npt.NDArray[np.uint8], options: DecodingOptions) -> list[list[Hypothesis]]:
         """All photos [B, height, width, 3] in one batch, step by step; finished ones leave. Best hypotheses first."""
-        contract = self.contract
-        hidden_states, _ = self.encode(pixels)
-        (cross_kv,) = self._sessions[PREFILL].run(None, {"hidden_states": hidden_states})
-        decoders: list[Decoder] = [
-            decoder_for(options, contract.bos_token_id, contract.eos_token_id) for _ in range(len(pixels))
-        ]
-        shape = [options.num_beams if size == -1 else size for size in contract.self_kv_shape]
-        self_kv = np.zeros((len(pixels), *shape), cross_kv.dtype)
-        active = list(range(len(pixels)))
-        while active:
-            logprobs, tokens, next_kv = self._step([decoders[i] for i in active], self_kv, cross_kv)
-            for row, i in enumerate(active):
-                decoders[i].update(logprobs[row], tokens[row])
-            rows = [row for row, i in enumerate(active) if not decoders[i].finished]
-            active = [active[row] for row in rows]
-            self_kv, cross_kv = next_kv[rows], cross_kv[rows]
-        return [decoder.hypotheses() for decoder in decoders]
+        steps = self.steps(pixels, options)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                hypotheses: list[list[Hypothesis]] = end.value
+                return hypotheses
 
-    def _step(
-        self, decoders: Sequence[Decoder], self_kv: npt.NDArray[np.floating], cross_kv: npt.NDArray[np.floating]
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.floating]]:
-        inputs = [decoder.next_input() for decoder in decoders]
-        logprobs, tokens, next_kv = self._sessions[STEP].run(
-            ["candidate_logprobs", "candidate_tokens", "next_self_kv"],
-            {
-                "tokens": np.stack([one.tokens for one in inputs]),
-                "parents": np.stack([one.parents for one in inputs]),
-                "position": np.array([[one.position] for one in inputs], np.int32),
-                "self_kv": self_kv,
-                "cross_kv": cross_kv,
-            },
-        )
-        return logprobs, tokens, next_kv
+    def step(
+        self, tokens: npt.NDArray[np.int32], position: int, cache: KvCache, cross: Sequence[Floats]
+    ) -> dict[str, npt.NDArray[Any]]:
+        """One step of all photos, tokens int32 [B, K]; outputs by name. The cache stays as it is."""
+        outputs = self.sessions[STEP].run(_STEP_OUTPUTS, self._step_feeds(tokens, position, cache, cross))
+        return dict(zip(_STEP_OUTPUTS, outputs, strict=True))
+
+    def _step_feeds(
+        self, tokens: npt.NDArray[np.int32], position: int, cache: KvCache, cross: Sequence[Floats]
+    ) -> Feeds:
+        positions = np.full((len(tokens), 1), position, np.int32)
+        arrays = [tokens, cache.ancestors, positions, *cache.tensors, *cross]
+        return dict(zip(self._step_inputs, arrays, strict=True))
+
+    def steps(
+        self, pixels: npt.NDArray[np.uint8], options: DecodingOptions
+    ) -> Generator[Feeds, None, list[list[Hypothesis]]]:
+        """As `caption`, but stops before every step and shows what the step model is about to be given."""
+        hidden_states, _ = self.encode(pixels)
+        cross = self.prefill(hidden_states)
+        bos, eos = self.contract.bos_token_id, self.contract.eos_token_id
+        decoders = [decoder_for(options, bos, eos) for _ in range(len(pixels))]
+        cache = KvCache(self.contract, photos=len(pixels), beams=options.num_beams)
+        active: list[Decoder] = list(decoders)
+        while active:
+            inputs = [decoder.next_input() for decoder in active]
+            position = inputs[0].position
+            cache.follow(np.stack([one.parents for one in inputs]), position)
+            tokens = np.stack([one.tokens for one in inputs])
+            feeds = self._step_feeds(tokens, position, cache, cross)
+            yield feeds
+            logprobs, candidates, new_kv = self.sessions[STEP].run(_STEP_OUTPUTS, feeds)
+            cache.append(new_kv, position)
+            for decoder, row_logprobs, row_candidates in zip(active, logprobs, candidates, strict=True):
+                decoder.update(row_logprobs, row_candidates)
+            rows = [row for row, decoder in enumerate(active) if not decoder.finished]
+            if len(rows) < len(active):  # only then: it copies both caches
+                active = [active[row] for row in rows]
+                cache.keep(rows)
+                cross = [tensor[rows] for tensor in cross]
+        return [decoder.hypotheses() for decoder in decoders]

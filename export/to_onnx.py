@@ -1,120 +1,186 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint -> three ONNX files with the contract's tensor names: `vit_encoder`, `gpt2_prefill`, `gpt2_step`."""
+"""Checkpoint -> a Triton model repository: `python -m export.to_onnx --checkpoint checkpoints/fashion-small`.
+
+Writes the three ONNX models in one precision, their `config.pbtxt` (for TensorRT a second one beside it), the model
+contract and the tokenizer. Nothing is put in place before all of it could be made.
+
+    fp32    for CPUs, fused for ONNX Runtime; what the other two are compared with
+    int8    for CPUs: products with constant weights in INT8, with ranges from real photos (--data) or drawn ones
+    fp16    for GPUs: ONNX's own operators in FP16, LayerNorm and Softmax in FP32; ONNX Runtime's CUDA provider runs
+            it, `python -m export.to_tensorrt` builds engines of it
+"""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
+import argparse
+import hashlib
+import json
+import shutil
+import tempfile
 from pathlib import Path
 
-import onnx
-import torch
+import numpy as np
+import numpy.typing as npt
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, VisionEncoderDecoderModel
 
-from captioner.model_contract import ENCODER, PREFILL, STEP, ContractError, ModelContract, ModelSpec
-from export.caption_graphs import EncoderGraph, PrefillGraph, StepGraph
+from captioner.caption_tokenizer import TOKENIZER_FILE
+from captioner.model_contract import (
+    CONTRACT_FILE,
+    ENCODER,
+    PRECISIONS,
+    PREFILL,
+    STEP,
+    ContractError,
+    ModelContract,
+    Precision,
+)
+from export.calibration import SAMPLES, drawn_photos, feeds_of
+from export.int8_graphs import quantise
+from export.onnx_captioner import OnnxCaptioner
+from export.onnx_export import contract_of, export_onnx, graphs_of, load_captioner
+from export.onnx_passes import optimise
+from export.triton_config import onnx_config, tensorrt_config
+from training.prepare_data import is_validation, load_products
 
-OPSET = 18  # >= 17: LayerNormalization is one operator, which TensorRT keeps in FP32
-
-_DTYPES = {"UINT8": torch.uint8, "INT32": torch.int32, "FP32": torch.float32, "FP16": torch.float16}
-
-
-def load_captioner(checkpoint: Path) -> tuple[VisionEncoderDecoderModel, PreTrainedTokenizerFast]:
-    """A checkpoint folder as FP32 model in evaluation mode, and its tokenizer."""
-    model = VisionEncoderDecoderModel.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained(checkpoint)
+MODEL_FILE = "model.onnx"
+# In the checkpoint's folder: what stays FP32 in its INT8 form, as measured for it (export/LOG.md).
+INT8_FILE = "int8.json"
 
 
-def contract_of(
-    model: VisionEncoderDecoderModel,
-    name: str,
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/fashion-small"))
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    parser.add_argument("--output", type=Path, help="model repository to write (default: model_repository_PRECISION)")
+    parser.add_argument("--name", help="model name callers see (default: the checkpoint folder's)")
+    parser.add_argument("--data", type=Path, help="int8: photos that fix the ranges, a folder with styles.csv")
+    return parser.parse_args()
+
+
+def export_repository(
+    checkpoint: Path,
+    output: Path,
     *,
-    weights: str = "",
-    max_beams: int = 8,
-    num_candidates: int | None = None,
+    precision: Precision = "fp32",
+    name: str | None = None,
+    calibration: npt.NDArray[np.uint8] | None = None,
 ) -> ModelContract:
-    """The contract a checkpoint's configuration implies.
+    """Export a checkpoint in one precision.
+
+    Args:
+        calibration: photos for INT8, uint8 [n, height, width, 3]; drawn ones where there are none.
 
     Raises:
-        ContractError: the configuration lacks what decoding needs.
+        OSError: the checkpoint cannot be read or the repository not be written.
+        ContractError: the checkpoint lacks what decoding needs.
     """
-    encoder, decoder = model.config.encoder, model.config.decoder
-    height, width = encoder.image_size if isinstance(encoder.image_size, (list, tuple)) else [encoder.image_size] * 2
-    start, end, pad = model.config.decoder_start_token_id, model.config.eos_token_id, model.config.pad_token_id
-    if start is None or end is None or pad is None:
-        raise ContractError("the checkpoint's config lacks decoder_start_token_id, eos_token_id or pad_token_id")
-    return ModelContract(
-        model=name,
-        weights=weights,
-        image_height=height,
-        image_width=width,
-        fit=getattr(model.config, "image_fit", "squash"),
-        num_positions=model.encoder.embeddings.position_embeddings.shape[1],
-        hidden_size=encoder.hidden_size,
-        num_layers=decoder.n_layer,
-        num_heads=decoder.n_head,
-        head_size=decoder.n_embd // decoder.n_head,
-        max_tokens=min(decoder.n_positions, 32),
-        num_candidates=num_candidates or 2 * max_beams,
-        max_beams=max_beams,
-        vocab_size=decoder.vocab_size,
-        bos_token_id=start,
-        eos_token_id=end,
-        pad_token_id=pad,
+    model, _ = load_captioner(checkpoint)
+    weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()[:16]
+    contract = contract_of(model, name or checkpoint.resolve().name, weights=weights, precision=precision)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as scratch:
+        folder = Path(scratch)
+        _write(graphs_of(model, contract), contract, folder, checkpoint, calibration)
+        install(folder, output)
+    return contract
+
+
+def install(folder: Path, output: Path) -> None:
+    """Replace a model repository by another one, models first: whoever sees the contract has the models it is of."""
+    output.mkdir(parents=True, exist_ok=True)
+    for spec in ModelContract.load(folder).models:
+        shutil.rmtree(output / spec.name, ignore_errors=True)
+        shutil.move(folder / spec.name, output / spec.name)
+    for name in (TOKENIZER_FILE, CONTRACT_FILE):
+        shutil.move(folder / name, output / name)
+
+
+def calibration_photos(contract: ModelContract, data: Path, count: int = SAMPLES) -> npt.NDArray[np.uint8]:
+    """`count` photos of the training split, since what is measured on the validation split must not fix ranges.
+
+    Raises:
+        OSError, ValueError: `data` cannot be read or has none.
+    """
+    return load_products(
+        data,
+        height=contract.image_height,
+        width=contract.image_width,
+        fit=contract.fit,
+        limit=count,
+        only=lambda product: not is_validation(product.name),
+    ).pixels
+
+
+def products_kept(checkpoint: Path) -> dict[str, list[str]]:
+    """Model name -> weights whose products stay FP32 in INT8, ["*"] for all; nothing where the checkpoint says nothing.
+
+    Raises:
+        ContractError: the file cannot be read.
+    """
+    path = checkpoint / INT8_FILE
+    if not path.exists():
+        return {}
+    try:
+        kept: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))["keep_fp32"]
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ContractError(f'{path} is not {{"keep_fp32": {{MODEL: [WEIGHTS, ...]}}}}: {error!r}') from error
+    if unknown := kept.keys() - {ENCODER, PREFILL, STEP}:
+        raise ContractError(f"{path} names {', '.join(sorted(unknown))}; the models are {ENCODER}, {PREFILL}, {STEP}")
+    return kept
+
+
+def _write(
+    graphs: dict[str, nn.Module],
+    contract: ModelContract,
+    folder: Path,
+    checkpoint: Path,
+    calibration: npt.NDArray[np.uint8] | None,
+) -> None:
+    shutil.copyfile(checkpoint / TOKENIZER_FILE, folder / TOKENIZER_FILE)
+    contract.save(folder)
+    kept = products_kept(checkpoint) if contract.precision == "int8" else {}
+    raw = folder / "raw"
+    raw.mkdir()
+    for spec in contract.models:
+        version = folder / spec.name / "1"
+        version.mkdir(parents=True)
+        (version.parent / "config.pbtxt").write_text(onnx_config(spec), encoding="utf-8")
+        export_onnx(graphs[spec.name], spec, raw / f"{spec.name}.onnx")
+        if contract.precision == "fp16":
+            shutil.move(raw / f"{spec.name}.onnx", version / MODEL_FILE)
+            (version.parent / "configs").mkdir()
+            (version.parent / "configs" / "tensorrt.pbtxt").write_text(tensorrt_config(spec), encoding="utf-8")
+        else:
+            optimise(raw / f"{spec.name}.onnx", version / MODEL_FILE)
+    if contract.precision == "int8":
+        # What is there by now is FP32: decode with it to see what flows.
+        pixels = drawn_photos(contract, SAMPLES) if calibration is None else calibration
+        captioner = OnnxCaptioner(folder)
+        for spec in contract.models:
+            target = folder / spec.name / "1" / MODEL_FILE
+            quantised = raw / f"{spec.name}.int8.onnx"
+            keep = kept.get(spec.name, [])
+            if keep != ["*"]:
+                quantise(raw / f"{spec.name}.onnx", quantised, feeds_of(captioner, pixels, spec.name), keep)
+                quantised.replace(target)
+    shutil.rmtree(raw)
+
+
+def main() -> None:
+    args = parse_args()
+    output = args.output or Path(f"model_repository_{args.precision}")
+    calibration = None
+    if args.precision == "int8" and args.data is not None:
+        model, _ = load_captioner(args.checkpoint)
+        calibration = calibration_photos(contract_of(model, "calibration"), args.data)
+    contract = export_repository(
+        args.checkpoint, output, precision=args.precision, name=args.name, calibration=calibration
     )
+    for spec in contract.models:
+        size = (output / spec.name / "1" / MODEL_FILE).stat().st_size
+        print(f"{spec.name:<14}{size / 1e6:8.1f} MB  {output / spec.name}")
+    print(f"{contract.model} in {contract.precision}: {contract.encoder.inputs[0].shape} uint8 -> words")
 
 
-def graphs_of(model: VisionEncoderDecoderModel, contract: ModelContract) -> dict[str, nn.Module]:
-    """Model name -> torch module, in evaluation mode."""
-    return {
-        ENCODER: EncoderGraph(model).eval(),
-        PREFILL: PrefillGraph(model, contract).eval(),
-        STEP: StepGraph(model, contract).eval(),
-    }
-
-
-def example_inputs(spec: ModelSpec, photos: int, beams: int) -> tuple[torch.Tensor, ...]:
-    """Zeros of the contract's shapes."""
-    return tuple(
-        torch.zeros((photos, *(beams if size == -1 else size for size in tensor.shape)), dtype=_DTYPES[tensor.datatype])
-        for tensor in spec.inputs
-    )
-
-
-def export_onnx(graph: nn.Module, spec: ModelSpec, path: Path) -> None:
-    """Write one graph to `path`; B and K stay dynamic, all else is fixed."""
-    photos, beams = torch.export.Dim("B", min=1, max=1024), torch.export.Dim("K", min=1, max=64)
-    shapes = tuple(
-        {0: photos} | {i + 1: beams for i, size in enumerate(tensor.shape) if size == -1} for tensor in spec.inputs
-    )
-    # Two different sizes that are not 1: the exporter takes a size of 1 for a constant.
-    examples = example_inputs(spec, photos=2, beams=3)
-    with torch.no_grad(), _quiet():
-        program = torch.onnx.export(
-            graph,
-            examples,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[tensor.name for tensor in spec.inputs],
-            output_names=[tensor.name for tensor in spec.outputs],
-            dynamic_shapes=shapes,
-            external_data=False,
-            optimize=True,
-        )
-        assert program is not None
-        program.save(str(path), external_data=False)
-    model = onnx.load(path)
-    onnx.checker.check_model(model, full_check=True)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter narrates every pass on stdout."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
+if __name__ == "__main__":
+    main()

@@ -7,19 +7,23 @@ leaves no trace, since its cache lives in its own call.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from search_gateway.deadline import Deadline
-from search_gateway.decoding import DecodingOptions, Hypothesis, StepInput, decoder_for
-from search_gateway.triton_inference import Floats, StepOutput
+from search_gateway.decoding import DecodingOptions, Hypothesis, decoder_for
+from search_gateway.kv_cache import Floats, Ids, KvCache
+from search_gateway.triton_inference import StepOutput
 
 
 class DecoderStep(Protocol):
     """What the scheduler needs of inference."""
 
-    async def step(self, step: StepInput, self_kv: Floats, cross_kv: Floats, deadline: Deadline) -> StepOutput: ...
+    async def step(
+        self, tokens: Ids, position: int, cache: KvCache, cross: Sequence[Floats], deadline: Deadline
+    ) -> StepOutput: ...
 
-    def empty_cache(self, num_beams: int) -> Floats: ...
+    def empty_cache(self, num_beams: int) -> KvCache: ...
 
 
 class CaptionScheduler:
@@ -28,19 +32,21 @@ class CaptionScheduler:
         self._bos = bos_token_id
         self._eos = eos_token_id
 
-    async def decode(self, cross_kv: Floats, options: DecodingOptions, deadline: Deadline) -> list[Hypothesis]:
+    async def decode(self, cross: Sequence[Floats], options: DecodingOptions, deadline: Deadline) -> list[Hypothesis]:
         """Decode one photo's caption; hypotheses best first.
 
         Args:
-            cross_kv: [L, 2, H, S, d] of the photo.
+            cross: cross_key and cross_value [H, S, d] of each layer, as prefill gave them.
 
         Raises:
             InferenceError, OverloadedError, DeadlineError.
         """
         decoder = decoder_for(options, self._bos, self._eos)
-        self_kv = self._inference.empty_cache(options.num_beams)
+        cache = self._inference.empty_cache(options.num_beams)
         while not decoder.finished:
-            output = await self._inference.step(decoder.next_input(), self_kv, cross_kv, deadline)
+            step = decoder.next_input()
+            cache.follow(step.parents[None], step.position)
+            output = await self._inference.step(step.tokens, step.position, cache, cross, deadline)
+            cache.append(output.new_kv[None], step.position)
             decoder.update(output.candidate_logprobs, output.candidate_tokens)
-            self_kv = output.next_self_kv
         return decoder.hypotheses()

@@ -138,9 +138,9 @@ class Pipeline:
         self, encoded: EncodedPhoto, decoding: DecodingOptions, watch: Stopwatch, deadline: Deadline
     ) -> Caption:
         with watch.stage("prefill"):
-            cross_kv = await self.inference.prefill(encoded.hidden_states, deadline)
+            cross = await self.inference.prefill(encoded.hidden_states, deadline)
         with watch.stage("decode"):
-            return caption_of(await self.captions.decode(cross_kv, decoding, deadline), self.tokenizer)
+            return caption_of(await self.captions.decode(cross, decoding, deadline), self.tokenizer)
 
     async def _search(
         self,

@@ -6,6 +6,7 @@ Knows nothing about captions or searches; errors become the project's own here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +18,8 @@ from tritonclient.utils import InferenceServerException
 
 from captioner.model_contract import ContractError, ModelContract, ModelSpec
 from search_gateway.deadline import Deadline
-from search_gateway.decoding import StepInput
 from search_gateway.errors import DeadlineError, InferenceError, OverloadedError
-
-Floats = npt.NDArray[np.floating[Any]]
+from search_gateway.kv_cache import Floats, Ids, KvCache
 
 _HEALTH_TIMEOUT_SECONDS = 2.0
 _CHANNEL_ARGUMENTS = [
@@ -44,7 +43,7 @@ class EncodedPhoto:
 class StepOutput:
     candidate_logprobs: npt.NDArray[np.float32]  # [K, C]
     candidate_tokens: npt.NDArray[np.int32]  # [K, C]
-    next_self_kv: Floats  # [L, 2, K, H, T, d]
+    new_kv: Floats  # [K, L, 2, H, d]
 
 
 class TritonInference:
@@ -63,24 +62,26 @@ class TritonInference:
         hidden_states, embedding = await self._infer(self.contract.encoder, [pixels], deadline)
         return EncodedPhoto(hidden_states, embedding)
 
-    async def prefill(self, hidden_states: Floats, deadline: Deadline) -> Floats:
-        """[S, D] -> cross_kv [L, 2, H, S, d]. Raises as `encode`."""
-        outputs = await self._infer(self.contract.prefill, [hidden_states], deadline)
-        cross_kv: Floats = outputs[0]
-        return cross_kv
+    async def prefill(self, hidden_states: Floats, deadline: Deadline) -> list[Floats]:
+        """[S, D] -> cross_key and cross_value [H, S, d] of each layer. Raises as `encode`."""
+        return await self._infer(self.contract.prefill, [hidden_states], deadline)
 
-    async def step(self, step: StepInput, self_kv: Floats, cross_kv: Floats, deadline: Deadline) -> StepOutput:
-        """One token for each beam of one photo. Raises as `encode`."""
-        position = np.array([step.position], np.int32)
-        outputs = await self._infer(
-            self.contract.step, [step.tokens, step.parents, position, self_kv, cross_kv], deadline
-        )
-        return StepOutput(*outputs)
+    async def step(
+        self, tokens: Ids, position: int, cache: KvCache, cross: Sequence[Floats], deadline: Deadline
+    ) -> StepOutput:
+        """One token for each beam of one photo, int32 [K], at `position`. Raises as `encode`."""
+        arrays = [
+            tokens,
+            cache.ancestors[0],
+            np.array([position], np.int32),
+            *(one[0] for one in cache.tensors),
+            *cross,
+        ]
+        return StepOutput(*await self._infer(self.contract.step, arrays, deadline))
 
-    def empty_cache(self, num_beams: int) -> Floats:
-        """self_kv [L, 2, K, H, T, d] before the first step."""
-        shape = [num_beams if size == -1 else size for size in self.contract.self_kv_shape]
-        return np.zeros(shape, np.float16 if self.contract.float_datatype == "FP16" else np.float32)
+    def empty_cache(self, num_beams: int) -> KvCache:
+        """Of one photo, before the first step."""
+        return KvCache(self.contract, photos=1, beams=num_beams)
 
     async def is_ready(self) -> bool:
         """Whether Triton answers and all three models are loaded."""
@@ -97,9 +98,8 @@ class TritonInference:
         contract = self.contract
         try:
             encoded = await self.encode(np.zeros((contract.image_height, contract.image_width, 3), np.uint8), deadline)
-            cross_kv = await self.prefill(encoded.hidden_states, deadline)
-            first = StepInput(np.array([contract.bos_token_id], np.int32), np.zeros(1, np.int32), 0)
-            await self.step(first, self.empty_cache(1), cross_kv, deadline)
+            cross = await self.prefill(encoded.hidden_states, deadline)
+            await self.step(np.array([contract.bos_token_id], np.int32), 0, self.empty_cache(1), cross, deadline)
         except InferenceError:
             return False
         except (OverloadedError, DeadlineError):

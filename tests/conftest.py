@@ -39,7 +39,7 @@ def photo() -> bytes:
 def triton_address() -> Iterator[str]:
     """HOST:PORT of an embedded Triton that serves the repository's own models to all tests that only ask."""
     if importlib.util.find_spec("pytriton") is None:
-        pytest.skip("THE REAL TRITON IS NOT TESTED: install the gateway extra (nvidia-pytriton)")
+        pytest.skip("THE REAL TRITON IS NOT TESTED: install the embedded extra (nvidia-pytriton)")
     if not (MODELS / "gpt2_step" / "1" / "model.onnx").is_file():
         pytest.skip("THE REAL TRITON IS NOT TESTED: model_repository has no models, run export.install_models")
     from search_gateway.embedded_triton import EmbeddedTriton

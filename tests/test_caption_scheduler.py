@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,14 +12,23 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from captioner.model_contract import ModelContract
 from search_gateway.caption_scheduler import CaptionScheduler
 from search_gateway.deadline import Deadline
-from search_gateway.decoding import DecodingOptions, Hypothesis, StepInput
+from search_gateway.decoding import DecodingOptions, Hypothesis
 from search_gateway.errors import DeadlineError, InferenceError, SearchError
+from search_gateway.kv_cache import KvCache
 from search_gateway.triton_inference import StepOutput
 
 BOS, EOS = 0, 1
 NUM_WORDS, NUM_CANDIDATES, MAX_TOKENS = 12, 10, 8
+
+# A key and a value of one number each: the token itself.
+CONTRACT = ModelContract(
+    model="fake", image_height=1, image_width=1, fit="pad", num_positions=1, hidden_size=1, num_layers=1, num_heads=1,
+    head_size=1, max_tokens=MAX_TOKENS, num_candidates=NUM_CANDIDATES, max_beams=5, vocab_size=NUM_WORDS,
+    bos_token_id=BOS, eos_token_id=EOS, pad_token_id=EOS,
+)  # fmt: skip
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -33,7 +43,7 @@ class Clock:
 
 @dataclass
 class FakeStep:
-    """What comes next is drawn from the photo and the beam's own tokens, which live in the cache: [K, T]."""
+    """What comes next is drawn from the photo and the beam's own tokens, found in the cache by its ancestors."""
 
     failures: dict[float, SearchError] = field(default_factory=dict)  # of photos, at their third step
     clock: Clock = field(default_factory=Clock)
@@ -43,29 +53,31 @@ class FakeStep:
     steps: dict[float, int] = field(default_factory=dict)  # taken, by photo
     two_steps_taken: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def step(self, step: StepInput, self_kv: Floats, cross_kv: Floats, deadline: Deadline) -> StepOutput:
-        photo = float(cross_kv[0])
+    async def step(
+        self, tokens: npt.NDArray[np.int32], position: int, cache: KvCache, cross: Sequence[Floats], deadline: Deadline
+    ) -> StepOutput:
+        photo = float(cross[0][0])
         self.num_running += 1
         self.most_running = max(self.most_running, self.num_running)
         try:
             # Others take their turn; how many depends on the photo, so that captions overtake each other.
-            for _ in range(int(photo) % 4 + step.position % 3):
+            for _ in range(int(photo) % 4 + position % 3):
                 await asyncio.sleep(0)
             self.clock.now += self.seconds_per_step
             deadline.check("decoding")
-            if step.position == 2 and photo in self.failures:
+            if position == 2 and photo in self.failures:
                 raise self.failures[photo]
         finally:
             self.num_running -= 1
         self.steps[photo] = self.steps.get(photo, 0) + 1
         if self.steps[photo] == 2:
             self.two_steps_taken.set()
-        cache = self_kv[step.parents].copy()
-        cache[:, step.position] = step.tokens
-        rows = [self._logprobs(photo, beam[: step.position + 1]) for beam in cache]
+        times = np.arange(position)
+        written = cache.tensors[0][0, 0, times, cache.ancestors[0][:, :position], 0]  # [K, position]
+        rows = [self._logprobs(photo, np.append(before, token)) for before, token in zip(written, tokens, strict=True)]
         order = np.argsort(-np.stack(rows), axis=1, kind="stable")[:, :NUM_CANDIDATES]
         logprobs = np.take_along_axis(np.stack(rows), order, axis=1)
-        return StepOutput(logprobs, order.astype(np.int32), cache)
+        return StepOutput(logprobs, order.astype(np.int32), np.tile(tokens[:, None, None, None, None], (1, 1, 2, 1, 1)))
 
     def _logprobs(self, photo: float, tokens: Floats) -> npt.NDArray[np.float32]:
         generator = np.random.default_rng([int(photo), *tokens.astype(int).tolist()])
@@ -73,12 +85,12 @@ class FakeStep:
         logits[EOS] += 1
         return (logits - np.log(np.exp(logits).sum())).astype(np.float32)
 
-    def empty_cache(self, num_beams: int) -> Floats:
-        return np.zeros((num_beams, MAX_TOKENS), np.float32)
+    def empty_cache(self, num_beams: int) -> KvCache:
+        return KvCache(CONTRACT, photos=1, beams=num_beams)
 
 
-def photo(number: int) -> Floats:
-    return np.array([number], np.float32)
+def photo(number: int) -> list[Floats]:
+    return [np.array([number], np.float32)]
 
 
 def scheduler(steps: FakeStep) -> CaptionScheduler:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from search_gateway.decoding import DecodingOptions, Hypothesis, decoder_for
+from search_gateway.kv_cache import KvCache
 
 BOS, EOS = 0, 1
 WORDS = range(5)  # EOS is one of them, and so is BOS: a model may say anything
@@ -220,20 +221,22 @@ def random_captioner() -> Iterator[tuple[Any, Any]]:
     torch.set_num_threads(threads)
 
 
-def captions_of_ours(graph: Any, contract: Any, cross_kv: Any, options: DecodingOptions) -> list[Prefix]:
+def captions_of_ours(graph: Any, contract: Any, cross: Any, options: DecodingOptions) -> list[Prefix]:
     """Every photo's caption, step by step; the photos share the step's batch."""
     import torch
 
-    photos, beams = len(cross_kv), options.num_beams
+    photos = len(cross[0])
     decoders = [decoder_for(options, BOS, EOS) for _ in range(photos)]
-    cache = torch.zeros([photos, *(beams if size == -1 else size for size in contract.self_kv_shape)])
+    cache = KvCache(contract, photos=photos, beams=options.num_beams)
     for position in range(options.max_tokens):
         # A finished caption's rows go along, and nobody reads what comes of them.
         steps = [decoder.next_input() for decoder in decoders]
         tokens = torch.from_numpy(np.stack([step.tokens for step in steps]))
-        parents = torch.from_numpy(np.stack([step.parents for step in steps]))
+        cache.follow(np.stack([step.parents for step in steps]), position)
         at = torch.full((photos, 1), position, dtype=torch.int32)
-        logprobs, candidates, cache = graph(tokens, parents, at, cache, cross_kv)
+        caches = [torch.from_numpy(tensor) for tensor in cache.tensors]
+        logprobs, candidates, new_kv = graph(tokens, torch.from_numpy(cache.ancestors), at, *caches, *cross)
+        cache.append(new_kv.numpy(), position)
         for photo, decoder in enumerate(decoders):
             if not decoder.finished:
                 decoder.update(logprobs[photo].numpy(), candidates[photo].numpy())
@@ -257,10 +260,10 @@ def test_captions_equal_those_of_generate_token_for_token(random_captioner: tupl
     seen = set()
     with torch.no_grad():
         hidden_states, _ = EncoderGraph(model)(photos)
-        cross_kv = PrefillGraph(model, contract)(hidden_states)
+        cross = PrefillGraph(model, contract)(hidden_states)
         for length_penalty, max_tokens in itertools.product([-1.0, 0.0, 0.6, 1.0, 2.0], [1, 5, MAX_TOKENS]):
             options = DecodingOptions(num_beams=num_beams, length_penalty=length_penalty, max_tokens=max_tokens)
-            ours = captions_of_ours(StepGraph(model, contract), contract, cross_kv, options)
+            ours = captions_of_ours(StepGraph(model, contract), contract, cross, options)
             rows = model.generate(
                 encoder_outputs=BaseModelOutput(last_hidden_state=hidden_states),
                 do_sample=False,

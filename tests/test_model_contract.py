@@ -52,10 +52,10 @@ def written(folder: Path, fields: object) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("datatype", ["FP32", "FP16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("fit", ["pad", "squash"])
-def test_contract_is_read_as_it_was_written(tmp_path: Path, datatype: str, fit: str) -> None:
-    original = contract(float_datatype=datatype, fit=fit)
+def test_contract_is_read_as_it_was_written(tmp_path: Path, precision: str, fit: str) -> None:
+    original = contract(precision=precision, fit=fit)
     assert original.save(tmp_path) == tmp_path / CONTRACT_FILE
     assert ModelContract.load(tmp_path) == original
 
@@ -63,7 +63,7 @@ def test_contract_is_read_as_it_was_written(tmp_path: Path, datatype: str, fit: 
 def test_file_names_every_field_and_ends_in_a_newline(tmp_path: Path) -> None:
     text = contract().save(tmp_path).read_text(encoding="utf-8")
     assert text.endswith("}\n")
-    assert json.loads(text) == {**FIELDS, "weights": "", "float_datatype": "FP32", "version": CONTRACT_VERSION}
+    assert json.loads(text) == {**FIELDS, "weights": "", "precision": "fp32", "version": CONTRACT_VERSION}
 
 
 def test_contract_in_the_repository_is_readable() -> None:
@@ -73,7 +73,7 @@ def test_contract_in_the_repository_is_readable() -> None:
 
 
 def test_encoder_takes_pixels_and_gives_hidden_states_and_embedding() -> None:
-    spec = contract(float_datatype="FP16").encoder
+    spec = contract(precision="fp16").encoder
     assert spec.name == "vit_encoder"
     assert spec.inputs == (TensorSpec("pixels", "UINT8", (80, 64, 3)),)
     assert spec.outputs == (
@@ -86,32 +86,51 @@ def test_prefill_turns_hidden_states_into_keys_and_values() -> None:
     spec = contract().prefill
     assert spec.name == "gpt2_prefill"
     assert spec.inputs == (TensorSpec("hidden_states", "FP32", (81, 40)),)
-    assert spec.outputs == (TensorSpec("cross_kv", "FP32", (3, 2, 5, 81, 8)),)
+    assert spec.outputs == (
+        TensorSpec("cross_key_0", "FP32", (5, 81, 8)),
+        TensorSpec("cross_value_0", "FP32", (5, 81, 8)),
+        TensorSpec("cross_key_1", "FP32", (5, 81, 8)),
+        TensorSpec("cross_value_1", "FP32", (5, 81, 8)),
+        TensorSpec("cross_key_2", "FP32", (5, 81, 8)),
+        TensorSpec("cross_value_2", "FP32", (5, 81, 8)),
+    )
 
 
 def test_step_shares_the_cross_attention_of_a_photo_between_its_beams() -> None:
-    spec = contract(float_datatype="FP16").step
+    spec = contract(precision="fp16").step
     assert spec.name == "gpt2_step"
     assert spec.inputs == (
         TensorSpec("tokens", "INT32", (-1,)),
-        TensorSpec("parents", "INT32", (-1,)),
+        TensorSpec("ancestors", "INT32", (-1, 12)),
         TensorSpec("position", "INT32", (1,)),
-        TensorSpec("self_kv", "FP16", (3, 2, -1, 5, 12, 8)),
-        TensorSpec("cross_kv", "FP16", (3, 2, 5, 81, 8)),
+        *(TensorSpec(f"self_{part}_{i}", "FP16", (5, 12, -1, 8)) for i in range(3) for part in ("key", "value")),
+        *(TensorSpec(f"cross_{part}_{i}", "FP16", (5, 81, 8)) for i in range(3) for part in ("key", "value")),
     )
     assert spec.outputs == (
         TensorSpec("candidate_logprobs", "FP32", (-1, 9)),
         TensorSpec("candidate_tokens", "INT32", (-1, 9)),
-        TensorSpec("next_self_kv", "FP16", (3, 2, -1, 5, 12, 8)),
+        TensorSpec("new_kv", "FP16", (-1, 3, 2, 5, 8)),
     )
 
 
 def test_what_one_model_gives_the_next_one_takes() -> None:
     encoder, prefill, step = contract().models
     assert encoder.outputs[0] == prefill.inputs[0]
-    assert prefill.outputs[0] in step.inputs
-    cache_in, cache_out = step.inputs[3], step.outputs[2]
-    assert (cache_in.datatype, cache_in.shape) == (cache_out.datatype, cache_out.shape)
+    assert set(prefill.outputs) <= set(step.inputs)
+
+
+def test_int8_models_take_and_give_floats() -> None:
+    assert contract(precision="int8").models == contract(precision="fp32").models
+
+
+def test_unknown_precision_is_refused() -> None:
+    with pytest.raises(ContractError, match="precision 'int4' is none of fp32, fp16, int8"):
+        contract(precision="int4")
+
+
+def test_older_version_is_named_before_its_fields(tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match="contract version 1 is not 2, the one this code reads: export the model"):
+        ModelContract.load(written(tmp_path, {**FIELDS, "float_datatype": "FP32", "version": 1}))
 
 
 def test_contract_cannot_be_changed() -> None:
@@ -155,7 +174,7 @@ def test_number_written_as_text_is_refused(tmp_path: Path) -> None:
         ModelContract.load(written(tmp_path, {**FIELDS, "max_beams": "4"}))
 
 
-@pytest.mark.parametrize("version", [0, 2, 99])
+@pytest.mark.parametrize("version", [0, 1, 99])
 def test_other_version_is_refused_with_both_numbers(tmp_path: Path, version: int) -> None:
     message = f"contract version {version} is not {CONTRACT_VERSION}, the one this code reads: export the model again"
     with pytest.raises(ContractError, match=f"^{message}$"):

@@ -90,8 +90,9 @@ def test_onnx_file_honours_the_contract(spec: Any) -> None:
     assert tensors(model.graph.output) == list(spec.outputs)
     operators = {node.op_type for node in model.graph.node}
     if spec.name != "gpt2_prefill":
-        assert "LayerNormalization" in operators, "LayerNorm was taken apart: TensorRT could not keep it in FP32"
-    assert {node.domain for node in model.graph.node} <= {""}, "an operator is not standard ONNX"
+        assert "LayerNormalization" in operators, "LayerNorm was taken apart"
+    # What ONNX Runtime has of its own is in every build of it; TensorRT gets the FP16 graphs (test_to_onnx.py).
+    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx", "com.microsoft"}
 
 
 def test_tokenizer_fits_the_contract() -> None:

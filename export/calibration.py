@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What flows into the three models while photos are captioned: the samples that fix INT8's ranges.
+
+Knows nothing about quantisation itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from captioner.model_contract import ENCODER, PREFILL, ModelContract
+from captioner.preprocessing import fit_photo
+from demo.draw_samples import training_samples
+from export.onnx_captioner import Feeds, OnnxCaptioner
+from search_gateway.decoding import DecodingOptions
+
+BATCH = 16  # photos
+SAMPLES = 128  # photos
+_BEAMS = (1, 4)
+
+
+def feeds_of(captioner: OnnxCaptioner, pixels: npt.NDArray[np.uint8], model: str) -> Iterator[Feeds]:
+    """What one of the three models is given while uint8 photos [n, height, width, 3] are captioned.
+
+    One at a time: all steps of 128 photos at full size would be 50 GB.
+    """
+    for start in range(0, len(pixels), BATCH):
+        batch = pixels[start : start + BATCH]
+        if model == ENCODER:
+            yield {"pixels": batch}
+        elif model == PREFILL:
+            yield {"hidden_states": captioner.encode(batch)[0]}
+        else:
+            for count in _BEAMS:
+                options = DecodingOptions(num_beams=count, max_tokens=captioner.contract.max_tokens)
+                yield from captioner.steps(batch, options)
+
+
+def drawn_photos(contract: ModelContract, count: int, seed: int = 3) -> npt.NDArray[np.uint8]:
+    """`count` drawn products as the encoder sees them, uint8 [n, height, width, 3]: where there are no real photos."""
+    height, width, fit = contract.image_height, contract.image_width, contract.fit
+    samples = training_samples(count, seed=seed, width=height * 3 // 4, height=height)
+    return np.stack([fit_photo(picture, height=height, width=width, fit=fit) for picture, _ in samples])

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an installed engine was made of, as `model.plan.json` beside it: whether it has to be built again.
+
+An engine runs only with the TensorRT version and on the kind of GPU it was built with. Knows nothing about TensorRT.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+RECORD_SUFFIX = ".json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRecord:
+    model: str  # of the contract, e.g. "fashion-small"
+    weights: str  # the contract's fingerprint of the checkpoint
+    precision: str
+    tensorrt: str  # version, e.g. "11.3.0"
+    gpu: str  # e.g. "Tesla T4"
+    image: str  # it was built in; "" where trtexec was installed
+    arguments: tuple[str, ...]  # of trtexec
+    onnx_sha256: str
+    plan_sha256: str
+    built: str  # time, ISO 8601
+    errors: dict[str, float]  # largest error of each tensor against the FP32 model, as `engine_parity` measures it
+
+    def save(self, plan: Path) -> Path:
+        path = record_path(plan)
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, plan: Path) -> EngineRecord | None:
+        """None where there is none, or one that another version of this code wrote."""
+        try:
+            fields = json.loads(record_path(plan).read_text(encoding="utf-8"))
+            return cls(**{**fields, "arguments": tuple(fields["arguments"])})
+        except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError, TypeError, KeyError):
+            return None
+
+
+def record_path(plan: Path) -> Path:
+    return plan.with_name(plan.name + RECORD_SUFFIX)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def reason_to_build(
+    plan: Path, *, onnx_sha256: str, arguments: tuple[str, ...], tensorrt: str, gpu: str, weights: str
+) -> str | None:
+    """Why the engine at `plan` is none for this model, TensorRT and GPU; None where it is one."""
+    if not plan.is_file():
+        return "there is none"
+    record = EngineRecord.load(plan)
+    if record is None:
+        return "what it was made of is not known"
+    if not tensorrt or not gpu:
+        return f"{'the GPU' if tensorrt else 'the version of TensorRT'} cannot be asked for"
+    for name, installed, wanted in (
+        ("TensorRT", record.tensorrt, tensorrt),
+        ("GPU", record.gpu, gpu),
+        ("checkpoint", record.weights, weights),
+        ("ONNX file", record.onnx_sha256, onnx_sha256),
+    ):
+        if installed != wanted:
+            return f"{name} was {installed[:16]}, is {wanted[:16]}"
+    if record.arguments != arguments:
+        return "it was built with other arguments"
+    if sha256_of(plan) != record.plan_sha256:
+        return "the file is not the one that was recorded"
+    return None

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a model repository can run: in this process, or behind the embedded Triton as the gateway runs it.
+
+A host captions photos; it knows nothing about what the captions should be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from captioner.model_contract import ModelContract
+from export.onnx_captioner import OnnxCaptioner
+from search_gateway.caption_scheduler import CaptionScheduler
+from search_gateway.deadline import Deadline
+from search_gateway.decoding import DecodingOptions, Hypothesis
+from search_gateway.embedded_triton import EmbeddedTriton
+from search_gateway.triton_inference import TritonInference
+
+Pixels = npt.NDArray[np.uint8]
+Caption = Callable[[Pixels, DecodingOptions], list[list[Hypothesis]]]  # photos [B, height, width, 3], one batch
+
+_SECONDS = 600.0  # for one batch: a slow machine is no difference
+
+
+@contextmanager
+def onnxruntime_host(repository: Path) -> Iterator[Caption]:
+    """ONNX Runtime on the CPU in this process."""
+    yield OnnxCaptioner(repository).caption
+
+
+@contextmanager
+def triton_host(repository: Path) -> Iterator[Caption]:
+    """The embedded Triton, its dynamic batcher and the gateway's scheduler: all photos of a batch at the same time.
+
+    Raises:
+        TritonStartError: Triton does not start with these models.
+        InferenceError: it does not answer.
+    """
+    contract = ModelContract.load(repository)
+    with EmbeddedTriton(repository) as triton, asyncio.Runner() as runner:
+        inference = runner.run(_connect(triton.grpc_address, contract))
+        scheduler = CaptionScheduler(inference, bos_token_id=contract.bos_token_id, eos_token_id=contract.eos_token_id)
+
+        async def one(pixels: Pixels, options: DecodingOptions) -> list[Hypothesis]:
+            deadline = Deadline(_SECONDS)
+            encoded = await inference.encode(pixels, deadline)
+            cross = await inference.prefill(encoded.hidden_states, deadline)
+            return await scheduler.decode(cross, options, deadline)
+
+        async def all_of(pixels: Pixels, options: DecodingOptions) -> list[list[Hypothesis]]:
+            return list(await asyncio.gather(*(one(photo, options) for photo in pixels)))
+
+        try:
+            yield lambda pixels, options: runner.run(all_of(pixels, options))
+        finally:
+            runner.run(inference.close())
+
+
+async def _connect(address: str, contract: ModelContract) -> TritonInference:
+    # gRPC's asynchronous channel belongs to the loop it is made in.
+    inference = TritonInference(address, contract)
+    await inference.check_contract()
+    return inference
+
+
+HOSTS = {"onnxruntime": onnxruntime_host, "triton": triton_host}

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoint -> torch graphs -> ONNX files with the contract's tensor names, as the exporter writes them.
+
+Knows nothing about quantisation, fusions or folders.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import torch
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, VisionEncoderDecoderModel
+
+from captioner.model_contract import ENCODER, PREFILL, STEP, ContractError, ModelContract, ModelSpec, Precision
+from export.caption_graphs import Attention, EncoderGraph, PrefillGraph, StepGraph, to_half
+from export.onnx_passes import cast_first
+
+OPSET = 20  # >= 17: LayerNormalization is one operator, which TensorRT keeps in FP32; >= 20: Gelu is one, too
+
+_DTYPES = {"UINT8": torch.uint8, "INT32": torch.int32, "FP32": torch.float32, "FP16": torch.float16}
+
+
+def load_captioner(checkpoint: Path) -> tuple[VisionEncoderDecoderModel, PreTrainedTokenizerFast]:
+    """A checkpoint folder as FP32 model in evaluation mode, and its tokenizer."""
+    model = VisionEncoderDecoderModel.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(checkpoint)
+
+
+def contract_of(
+    model: VisionEncoderDecoderModel,
+    name: str,
+    *,
+    weights: str = "",
+    precision: Precision = "fp32",
+    max_beams: int = 8,
+    num_candidates: int | None = None,
+) -> ModelContract:
+    """The contract a checkpoint's configuration implies.
+
+    Raises:
+        ContractError: the configuration lacks what decoding needs.
+    """
+    encoder, decoder = model.config.encoder, model.config.decoder
+    height, width = encoder.image_size if isinstance(encoder.image_size, (list, tuple)) else [encoder.image_size] * 2
+    start, end, pad = model.config.decoder_start_token_id, model.config.eos_token_id, model.config.pad_token_id
+    if start is None or end is None or pad is None:
+        raise ContractError("the checkpoint's config lacks decoder_start_token_id, eos_token_id or pad_token_id")
+    return ModelContract(
+        model=name,
+        weights=weights,
+        precision=precision,
+        image_height=height,
+        image_width=width,
+        fit=getattr(model.config, "image_fit", "squash"),
+        num_positions=model.encoder.embeddings.position_embeddings.shape[1],
+        hidden_size=encoder.hidden_size,
+        num_layers=decoder.n_layer,
+        num_heads=decoder.n_head,
+        head_size=decoder.n_embd // decoder.n_head,
+        max_tokens=min(decoder.n_positions, 32),
+        num_candidates=num_candidates or 2 * max_beams,
+        max_beams=max_beams,
+        vocab_size=decoder.vocab_size,
+        bos_token_id=start,
+        eos_token_id=end,
+        pad_token_id=pad,
+    )
+
+
+def graphs_of(model: VisionEncoderDecoderModel, contract: ModelContract) -> dict[str, nn.Module]:
+    """Model name -> torch module in evaluation mode, in the contract's precision.
+
+    FP16 is for GPUs and TensorRT, which know ONNX's own operators only and fuse them themselves.
+    """
+    is_half = contract.precision == "fp16"
+    graphs = {
+        ENCODER: EncoderGraph(model, Attention.STANDARD if is_half else Attention.FUSED),
+        PREFILL: PrefillGraph(model, contract),
+        STEP: StepGraph(model, contract),
+    }
+    return {name: (to_half(graph) if is_half else graph).eval() for name, graph in graphs.items()}
+
+
+def example_inputs(spec: ModelSpec, photos: int, beams: int) -> tuple[torch.Tensor, ...]:
+    """Zeros of the contract's shapes."""
+    return tuple(
+        torch.zeros((photos, *(beams if size == -1 else size for size in tensor.shape)), dtype=_DTYPES[tensor.datatype])
+        for tensor in spec.inputs
+    )
+
+
+def export_onnx(graph: nn.Module, spec: ModelSpec, path: Path) -> None:
+    """Write one graph to `path`; B and K stay dynamic, all else is fixed."""
+    photos, beams = torch.export.Dim("B", min=1, max=1024), torch.export.Dim("K", min=1, max=64)
+    shapes = tuple(
+        {0: photos} | {i + 1: beams for i, size in enumerate(tensor.shape) if size == -1} for tensor in spec.inputs
+    )
+    if any(one.kind is one.VAR_POSITIONAL for one in inspect.signature(graph.forward).parameters.values()):
+        fixed = len(inspect.signature(graph.forward).parameters) - 1
+        shapes = (*shapes[:fixed], shapes[fixed:])  # *caches counts as one argument that is a tuple
+    # Two different sizes that are not 1: the exporter takes a size of 1 for a constant.
+    examples = example_inputs(spec, photos=2, beams=3)
+    with torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            graph,
+            examples,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[tensor.name for tensor in spec.inputs],
+            output_names=[tensor.name for tensor in spec.outputs],
+            dynamic_shapes=shapes,
+            external_data=False,
+            optimize=True,
+        )
+        assert program is not None
+        program.save(str(path), external_data=False)
+    model = onnx.load(path)
+    cast_first(model)
+    onnx.save(model, path)
+    onnx.checker.check_model(model, full_check=True)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter narrates every pass on stdout."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

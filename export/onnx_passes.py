@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Passes over ONNX files that keep what they compute: ONNX Runtime's own fusions, saved, and what they leave.
+
+Knows nothing about captions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnxruntime
+
+# Operators of ONNX Runtime that take a bias as one more input, and the number of that input.
+_BIAS_INPUT = {"MatMulIntegerToFloat": 6}
+
+
+def optimise(source: Path, target: Path) -> None:
+    """Write the graph as ONNX Runtime fuses it for a CPU; the same bytes every time.
+
+    "Extended", not "all": the rest depends on the processor it is made on, and is done at load.
+    """
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(target)
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+
+
+def fold_biases(model: onnx.ModelProto) -> int:
+    """Give a product the bias that is added behind it, in place; returns how many.
+
+    ONNX Runtime does so when it fuses dynamic quantisation, and not when it fuses static. For one token an operator
+    costs more than its sum.
+    """
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    makers = {output: node for node in model.graph.node for output in node.output}
+    users: dict[str, int] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            users[name] = users.get(name, 0) + 1
+    folded = 0
+    for add in [node for node in model.graph.node if node.op_type == "Add"]:
+        for product_name, bias in (tuple(add.input), tuple(reversed(add.input))):
+            product = makers.get(product_name)
+            if product is None or product.op_type not in _BIAS_INPUT or users[product_name] > 1:
+                continue
+            if bias not in constants or len(constants[bias].dims) != 1:
+                continue
+            number = _BIAS_INPUT[product.op_type]
+            product.input.extend([""] * (number - len(product.input)))
+            product.input.append(bias)
+            product.output[0] = add.output[0]
+            model.graph.node.remove(add)
+            folded += 1
+            break
+    return folded
+
+
+def cast_first(model: onnx.ModelProto) -> None:
+    """Let nothing but its Cast see a uint8 input, in place: TensorRT knows no other operator that takes bytes.
+
+    The exporter asks the input itself for its shape.
+    """
+    graph = model.graph
+    for tensor in graph.input:
+        if tensor.type.tensor_type.elem_type != onnx.TensorProto.UINT8:
+            continue
+        cast = next(node for node in graph.node if node.op_type == "Cast" and node.input[0] == tensor.name)
+        graph.node.remove(cast)
+        for node in graph.node:
+            for i, name in enumerate(node.input):
+                if name == tensor.name:
+                    node.input[i] = cast.output[0]
+        graph.node.insert(0, cast)

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does an exported variant say what the PyTorch checkpoint says? Tensor by tensor, caption by caption. Pure comparison.
+
+The reference is Hugging Face's model itself, `generate()` included, not the modules the export was made from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import VisionEncoderDecoderModel
+
+from captioner.model_contract import ModelContract, Precision
+from export.onnx_captioner import OnnxCaptioner
+from search_gateway.decoding import DecodingOptions, Hypothesis
+from search_gateway.kv_cache import KvCache
+from training.caption_model import embedding_of, normalise
+
+Pixels = npt.NDArray[np.uint8]
+Tokens = list[int]  # of one caption, EOS included where it was reached
+
+# Largest error of a tensor: |difference| / |tensor|, both as Euclidean norms over a batch of photos. Seen here on real
+# photos: 1e-6, 5e-4 and 0.09 (docs/engines.md); a graph that computes something else is off by about 1.
+MAX_ERROR: dict[Precision, float] = {"fp32": 1e-4, "fp16": 5e-3, "int8": 0.15}
+# Share of captions that must be the checkpoint's own, token for token...
+MIN_EQUAL: dict[Precision, float] = {"fp32": 1.0, "fp16": 0.99, "int8": 0.99}
+# ...or else how far a caption metric may fall, in points: of 100, and of CIDEr times 100, as papers print it.
+MAX_FALL = 0.5
+MIN_PHOTOS = 1000  # for metrics to count: of 200 photos one alone is half a point
+
+
+@dataclass
+class Parity:
+    """One variant on one host.
+
+    Attributes:
+        errors: tensor -> its error, see MAX_ERROR; empty for hosts that show no tensors.
+        equal: beams -> share of captions that equal the checkpoint's.
+        falls: beams -> metric -> by how many points it is below the checkpoint's (negative: above).
+    """
+
+    precision: Precision
+    host: str
+    photos: int
+    errors: dict[str, float] = field(default_factory=dict)
+    equal: dict[int, float] = field(default_factory=dict)
+    falls: dict[int, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def problems(self) -> list[str]:
+        """Why the variant is refused, if it is."""
+        found = [
+            f"{tensor} differs by {error:.2g}, limit {MAX_ERROR[self.precision]:g}"
+            for tensor, error in self.errors.items()
+            if not error <= MAX_ERROR[self.precision]  # so that NaN is one
+        ]
+        for beams, share in self.equal.items():
+            if share >= MIN_EQUAL[self.precision]:
+                continue
+            what = f"{beams} beams: {share:.2%} of captions are equal, wanted {MIN_EQUAL[self.precision]:.0%}"
+            falls = self.falls.get(beams)
+            if falls is None or self.precision == "fp32":
+                found.append(what)
+            elif self.photos < MIN_PHOTOS:
+                found.append(f"{what}; metrics of {self.photos} photos say little, give {MIN_PHOTOS} or more")
+            elif worst := [f"{name} by {fall:.2f}" for name, fall in falls.items() if fall > MAX_FALL]:
+                found.append(f"{what}, and metrics fall by more than {MAX_FALL} points: {', '.join(worst)}")
+        return found
+
+
+def reference_tokens(model: VisionEncoderDecoderModel, pixels: Pixels, options: DecodingOptions) -> list[Tokens]:
+    """What `generate()` says, BOS and padding left out."""
+    with torch.no_grad():
+        rows = model.generate(
+            _photo(pixels),
+            do_sample=False,
+            num_beams=options.num_beams,
+            length_penalty=options.length_penalty,
+            max_length=options.max_tokens + 1,
+        )
+    end, pad = model.config.eos_token_id, model.config.pad_token_id
+    tokens = []
+    for row in rows[:, 1:].tolist():  # the padding token may be EOS itself
+        length = row.index(end) + 1 if end in row else len(row)
+        tokens.append([token for token in row[:length] if token == end or token != pad])
+    return tokens
+
+
+def tokens_of(hypotheses: Sequence[Hypothesis], eos_token_id: int) -> Tokens:
+    """Of the best hypothesis."""
+    best = hypotheses[0]
+    return [token.token for token in best.tokens] + ([eos_token_id] if best.complete else [])
+
+
+def share_equal(expected: Sequence[Tokens], got: Sequence[Tokens]) -> float:
+    return float(np.mean([one == other for one, other in zip(expected, got, strict=True)]))
+
+
+def falls_of(expected: Mapping[str, float], got: Mapping[str, float]) -> dict[str, float]:
+    """Points each metric lies below the checkpoint's; both as `training.evaluate.caption_figures` gives them."""
+    return {name: 100 * (value - got[name]) for name, value in expected.items()}
+
+
+@torch.no_grad()
+def tensor_errors(model: VisionEncoderDecoderModel, captioner: OnnxCaptioner, pixels: Pixels) -> dict[str, float]:
+    """Errors of what the three models return for one batch: encoder, prefill, and the step at BOS with two beams."""
+    contract = captioner.contract
+    hidden = model.encoder(_photo(pixels)).last_hidden_state
+    embedding = torch.nn.functional.normalize(embedding_of(hidden), dim=-1)
+    projection = getattr(model, "enc_to_dec_proj", None)
+    attended = hidden if projection is None else projection(hidden)
+    start = torch.full((len(pixels), 1), contract.bos_token_id)
+    decoded = model.decoder(input_ids=start, encoder_hidden_states=attended, use_cache=True)
+    logprobs = decoded.logits[:, 0].log_softmax(dim=-1).numpy()
+    cache = decoded.past_key_values
+
+    got_hidden, got_embedding = captioner.encode(pixels)
+    got_cross = captioner.prefill(got_hidden)
+    step = _first_step(captioner, got_cross, beams=2)
+    chosen = np.take_along_axis(logprobs[:, None], step["candidate_tokens"].astype(np.int64), axis=-1)
+    errors = {
+        "hidden_states": _error(hidden.numpy(), got_hidden),
+        "embedding": _error(embedding.numpy(), got_embedding),
+        "cross caches": 0.0,
+        "new_kv": 0.0,
+        "candidate_logprobs": _error(chosen, step["candidate_logprobs"]),
+    }
+    for layer in range(contract.num_layers):
+        for part, of_cross, of_self in (
+            (0, cache.cross_attention_cache.layers[layer].keys, cache.self_attention_cache.layers[layer].keys),
+            (1, cache.cross_attention_cache.layers[layer].values, cache.self_attention_cache.layers[layer].values),
+        ):
+            errors["cross caches"] = max(errors["cross caches"], _error(of_cross.numpy(), got_cross[2 * layer + part]))
+            new = step["new_kv"][:, :, layer, part]  # [B, K, H, d]
+            wanted = np.broadcast_to(of_self.numpy()[:, :, 0][:, None], new.shape)
+            errors["new_kv"] = max(errors["new_kv"], _error(wanted, new))
+    return errors
+
+
+def _first_step(
+    captioner: OnnxCaptioner, cross: Sequence[npt.NDArray[np.floating]], beams: int
+) -> dict[str, np.ndarray]:
+    contract: ModelContract = captioner.contract
+    photos = len(cross[0])
+    cache = KvCache(contract, photos=photos, beams=beams)
+    tokens = np.full((photos, beams), contract.bos_token_id, np.int32)
+    return captioner.step(tokens, 0, cache, cross)
+
+
+def _error(expected: np.ndarray, got: np.ndarray) -> float:
+    """See MAX_ERROR."""
+    difference = got.astype(np.float64) - expected
+    return float(np.linalg.norm(difference) / np.linalg.norm(expected.astype(np.float64)))
+
+
+def _photo(pixels: Pixels) -> torch.Tensor:
+    return normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2).float())

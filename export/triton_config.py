@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Triton's configuration of one model as text: for its ONNX file, and for the TensorRT engine made of it.
+
+Names, types and shapes come from the model contract, which is all this knows. The engine's text lies beside the other
+as `configs/tensorrt.pbtxt`; `tritonserver --model-config-name=tensorrt` chooses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from captioner.model_contract import STEP, ModelSpec, TensorSpec
+
+MAX_BATCH_SIZE = 32  # photos of one Triton batch
+
+TENSORRT_CONFIG = "configs/tensorrt.pbtxt"  # within a model's folder
+PLAN_FILE = "model.plan"
+
+# Beams for which a step is warmed up and its CUDA graph is captured: greedy, and the beam width most callers choose.
+WARMUP_BEAMS = (1, 4)
+
+# Batches whose step runs as one CUDA graph: those in which starting some hundred kernels one by one takes longer than
+# running them, and the two sizes a full house comes in. Others run as well, only without a graph.
+GRAPH_BATCH_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 16, MAX_BATCH_SIZE)
+
+# A request that waited this long is answered with an error: its caller's deadline is near or gone.
+QUEUE_TIMEOUT_MICROSECONDS = 2_000_000
+# The gateway has 64 requests in flight at most; this is for others who share the Triton.
+MAX_QUEUE_SIZE = 512
+
+
+def onnx_config(spec: ModelSpec) -> str:
+    """For `1/model.onnx`; nothing in it is special to the embedded Triton or to one GPU."""
+    lines = [
+        "# Written by export/triton_config.py from the model contract.",
+        f'name: "{spec.name}"',
+        'backend: "onnxruntime"',
+        f"max_batch_size: {MAX_BATCH_SIZE}",
+        *_tensor_lines(spec),
+        "# No queue delay: a lone caller never waits for a batch; requests that wait anyway are batched.",
+        "# No queue policy: with max_queue_size Triton 2.51 now and then lets a request lie for 500 ms.",
+        "dynamic_batching { max_queue_delay_microseconds: 0 }",
+        "# On the GPU where there is one, else on the CPU.",
+        "instance_group [ { count: 1 kind: KIND_AUTO } ]",
+        "# 0: as many threads as cores.",
+        'parameters { key: "intra_op_thread_count" value { string_value: "0" } }',
+        *_warmup_lines(spec),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def tensorrt_config(spec: ModelSpec) -> str:
+    """For `1/model.plan`; needs Triton 26.08 or newer, whose dynamic batcher survives a queue timeout."""
+    lines = [
+        "# Written by export/triton_config.py from the model contract.",
+        f'name: "{spec.name}"',
+        'backend: "tensorrt"',
+        f'default_model_filename: "{PLAN_FILE}"',
+        f"max_batch_size: {MAX_BATCH_SIZE}",
+        *_tensor_lines(spec),
+        "# No queue delay: a lone caller never waits for a batch; requests that wait anyway are batched.",
+        "# A timeout only from Triton 26.08 on: before, each one that struck made the batcher slower for good (#8870).",
+        "dynamic_batching {",
+        "  max_queue_delay_microseconds: 0",
+        "  default_queue_policy {",
+        "    timeout_action: REJECT",
+        f"    default_timeout_microseconds: {QUEUE_TIMEOUT_MICROSECONDS}",
+        "    allow_timeout_override: true",
+        f"    max_queue_size: {MAX_QUEUE_SIZE}",
+        "  }",
+        "}",
+        "# One instance: a second would halve the batches and read all weights twice.",
+        "instance_group [ { count: 1 kind: KIND_GPU } ]",
+        *_graph_lines(spec),
+        *_warmup_lines(spec),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _tensor_lines(spec: ModelSpec) -> Iterator[str]:
+    for kind, tensors in (("input", spec.inputs), ("output", spec.outputs)):
+        for tensor in tensors:
+            dims = _dims(tensor.shape)
+            yield f'{kind} {{ name: "{tensor.name}" data_type: TYPE_{tensor.datatype} dims: [ {dims} ] }}'
+
+
+def _graph_lines(spec: ModelSpec) -> Iterator[str]:
+    """CUDA graphs of the step; encoder and prefill are few large kernels, whose start costs little."""
+    if spec.name != STEP:
+        return
+    yield "# A graph runs only for exactly its shapes, and each needs the shapes of all inputs."
+    yield "# No graph_lower_bound: it would pad batches with whatever the buffers hold, and token ids index a table."
+    yield "# No busy_wait_events: it keeps a core busy to save some microseconds a step; measure before you add it."
+    yield "optimization {"
+    yield "  cuda {"
+    yield "    graphs: true"
+    for beams in WARMUP_BEAMS:
+        for batch_size in GRAPH_BATCH_SIZES:
+            yield f"    graph_spec {{ batch_size: {batch_size}"
+            for tensor in spec.inputs:
+                yield f'      input {{ key: "{tensor.name}" value {{ dim: [ {_dims(with_beams(tensor, beams))} ] }} }}'
+            yield "    }"
+    yield "  }"
+    yield "}"
+
+
+def _warmup_lines(spec: ModelSpec) -> Iterator[str]:
+    """Shapes to run once before the model is called ready; K differs only for the step."""
+    for beams in WARMUP_BEAMS if spec.name == STEP else (1,):
+        yield f'model_warmup {{ name: "{beams}" batch_size: 1 count: 1'
+        for tensor in spec.inputs:
+            dims = _dims(with_beams(tensor, beams))
+            value = f"data_type: TYPE_{tensor.datatype} dims: [ {dims} ] zero_data: true"
+            yield f'  inputs {{ key: "{tensor.name}" value {{ {value} }} }}'
+        yield "}"
+
+
+def with_beams(tensor: TensorSpec, beams: int) -> tuple[int, ...]:
+    """The tensor's shape with a number in place of K; the batch axis is left out."""
+    return tuple(beams if size == -1 else size for size in tensor.shape)
+
+
+def _dims(shape: Iterable[int]) -> str:
+    return ", ".join(map(str, shape))

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A program that behaves as NVIDIA's `trtexec` does as far as we use it, but runs the ONNX file on ONNX Runtime.
+
+An "engine" is the ONNX file behind a line with its shapes. What the real one checks is checked: unknown arguments,
+names and shapes of inputs, sizes of files. `FAKE_TRTEXEC` makes it misbehave, see `MISBEHAVIOUR`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+BANNER = "&&&& {state} TensorRT.trtexec [TensorRT v110300] [b99] # {command}"
+
+MISBEHAVIOUR = """
+fail:MODEL          cannot build MODEL
+nothing:MODEL       says it built MODEL, writes nothing
+wrong:TENSOR:DELTA  adds DELTA to every value of TENSOR
+nan:TENSOR          its first value is no number
+silent              runs, writes no output
+hang                neither ends nor stops when asked to
+dumb                does not say its version
+"""
+
+BUILD_FLAGS = {
+    "--onnx", "--saveEngine", "--stronglyTyped", "--minShapes", "--optShapes", "--maxShapes", "--memPoolSize",
+    "--timingCacheFile", "--skipInference",
+}  # fmt: skip
+RUN_FLAGS = {"--loadEngine", "--shapes", "--loadInputs", "--exportOutput", "--iterations", "--warmUp", "--duration"}
+
+
+class UsageError(Exception):
+    pass
+
+
+class FakeProcess:
+    """What `subprocess.Popen` gives, but run in this process: starting Python takes longer than all else."""
+
+    def __init__(self, command: Sequence[str], cwd: Path, **_: object):
+        self._log, self.returncode = trtexec(command[1:], Path(cwd))
+
+    def communicate(self, timeout: float) -> tuple[str, None]:
+        return self._log, None
+
+
+def trtexec(arguments: Sequence[str], folder: Path) -> tuple[str, int]:
+    """Returns what it prints, and its exit code."""
+    command = " ".join(["trtexec", *arguments])
+    what, *details = os.environ.get("FAKE_TRTEXEC", "").split(":")
+    log = [] if what == "dumb" else [BANNER.format(state="RUNNING", command=command)]
+    flags = dict(argument.partition("=")[::2] for argument in arguments)
+    if "--help" in flags:
+        return "\n".join(log), 0
+    if what == "hang":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(60)
+    try:
+        if unknown := flags.keys() - BUILD_FLAGS - RUN_FLAGS:
+            raise UsageError(f"Unknown option: {unknown}")
+        log.append("[01/01/2026-00:00:00] [I] Selected Device: Tesla T4")
+        (_build if "--onnx" in flags else _run)(flags, folder, what, details)
+    except (UsageError, OSError, ValueError) as error:
+        log.append(f"[01/01/2026-00:00:00] [E] {error}")
+        return "\n".join([*log, BANNER.format(state="FAILED", command=command)]), 1
+    return "\n".join([*log, BANNER.format(state="PASSED", command=command)]), 0
+
+
+def _build(flags: dict[str, str], folder: Path, what: str, details: list[str]) -> None:
+    model = Path(flags["--onnx"]).stem
+    onnx_bytes = (folder / flags["--onnx"]).read_bytes()
+    if [what, *details] == ["fail", model]:
+        raise UsageError("ModelImporter.cpp: ERROR: no importer registered")
+    inputs = {one.name for one in _session(onnx_bytes).get_inputs()}
+    least, best, most = (_shapes(flags[f"--{which}Shapes"]) for which in ("min", "opt", "max"))
+    for name in inputs | least.keys():
+        if not all(
+            low <= middle <= high for low, middle, high in zip(least[name], best[name], most[name], strict=True)
+        ):
+            raise UsageError(f"{name}: shapes are not min <= opt <= max")
+    with (folder / flags["--timingCacheFile"]).open("a", encoding="utf-8") as cache:
+        cache.write(model + "\n")
+    if [what, *details] != ["nothing", model]:
+        header = json.dumps({"least": least, "most": most}).encode()
+        (folder / flags["--saveEngine"]).write_bytes(header + b"\n" + onnx_bytes)
+
+
+def _run(flags: dict[str, str], folder: Path, what: str, details: list[str]) -> None:
+    header, _, onnx_bytes = (folder / flags["--loadEngine"]).read_bytes().partition(b"\n")
+    limits = json.loads(header)
+    session = _session(onnx_bytes)
+    shapes = _shapes(flags["--shapes"])
+    files = dict(pair.rsplit(":", 1) for pair in flags["--loadInputs"].split(","))
+    values = {}
+    for one in session.get_inputs():
+        shape = shapes[one.name]
+        for size, low, high in zip(shape, limits["least"][one.name], limits["most"][one.name], strict=True):
+            if not low <= size <= high:
+                raise UsageError(f"{one.name}: {shape} is outside the profile")
+        dtype = {"tensor(uint8)": "u1", "tensor(int32)": "i4", "tensor(float)": "f4", "tensor(float16)": "f2"}[one.type]
+        data = (folder / files[one.name]).read_bytes()
+        if len(data) != np.prod(shape) * np.dtype(dtype).itemsize:
+            raise UsageError(f"Unexpected file size for input file: {files[one.name]}")
+        values[one.name] = np.frombuffer(data, dtype).reshape(shape)
+    names = [one.name for one in session.get_outputs()]
+    outputs = dict(zip(names, session.run(names, values), strict=True))
+    if what == "wrong" and details[0] in outputs:
+        outputs[details[0]] = outputs[details[0]] + outputs[details[0]].dtype.type(float(details[1]))
+    if what == "nan" and details[0] in outputs:
+        outputs[details[0]].flat[0] = np.nan
+    if what != "silent":
+        (folder / flags["--exportOutput"]).write_text(_written(outputs), encoding="utf-8")
+
+
+def _written(outputs: dict[str, np.ndarray]) -> str:
+    """As sampleReporting.cpp does: floats with six digits."""
+    tensors = [
+        f'{{ "name" : "{name}"\n  , "dimensions" : "{"x".join(map(str, array.shape))}"\n'
+        f'  , "values" : [ {", ".join(f"{value:g}" for value in array.astype(float).flat)} ]\n  }}'
+        for name, array in outputs.items()
+    ]
+    return "[\n  " + "\n, ".join(tensors) + "\n]\n"
+
+
+def _session(model: bytes):  # type: ignore[no-untyped-def]
+    import onnxruntime  # slow, and not needed for --help
+
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3
+    settings.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+
+
+def _shapes(text: str) -> dict[str, list[int]]:
+    pairs = (pair.rsplit(":", 1) for pair in text.split(","))
+    return {name: [int(size) for size in shape.split("x")] for name, shape in pairs}
+
+
+if __name__ == "__main__":
+    said, code = trtexec(sys.argv[1:], Path.cwd())
+    print(said)
+    sys.exit(code)
