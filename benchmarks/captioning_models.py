@@ -35,6 +35,7 @@ SMALL_CHECKPOINT = ROOT / "checkpoints" / "fashion-small"
 GAIN = 2.0
 
 _MADE_OF = "made_of.json"
+_ENDLESS_CALIBRATION = 16  # photos
 _OUR_SOURCES = ("export", "captioner")
 
 
@@ -127,12 +128,16 @@ def our_models(checkpoint: Path, folder: Path, precision: Precision, data: Path 
     """
 
     def make(target: Path) -> None:
+        from export.calibration import SAMPLES, drawn_photos
         from export.onnx_export import contract_of, load_captioner
         from export.to_onnx import calibration_photos, export_repository
 
         calibration = None
-        if precision == "int8" and data is not None:
-            calibration = calibration_photos(contract_of(load_captioner(checkpoint)[0], "calibration"), data)
+        if precision == "int8" and (endless or data is not None):
+            contract = contract_of(load_captioner(checkpoint)[0], "calibration")
+            # Random weights have no words to keep: a few photos, since every step of theirs takes a tenth of a second.
+            photos = _ENDLESS_CALIBRATION if endless else SAMPLES
+            calibration = drawn_photos(contract, photos) if data is None else calibration_photos(contract, data, photos)
         export_repository(checkpoint, target, precision=precision, name=checkpoint.name, calibration=calibration)
         if endless:
             contract = ModelContract.load(target)

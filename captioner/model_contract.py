@@ -106,6 +106,21 @@ class ModelContract:
         return (-1, self.num_layers, 2, self.num_heads, self.head_size)
 
     @property
+    def self_caches(self) -> tuple[TensorSpec, ...]:
+        """self_key, self_value [H, T, K, d] of each layer."""
+        return self._caches("self", self.self_shape)
+
+    @property
+    def cross_caches(self) -> tuple[TensorSpec, ...]:
+        """cross_key, cross_value [H, S, d] of each layer."""
+        return self._caches("cross", self.cross_shape)
+
+    @property
+    def caches(self) -> tuple[TensorSpec, ...]:
+        """All inputs of the step that outlive it."""
+        return (*self.self_caches, *self.cross_caches)
+
+    @property
     def encoder(self) -> ModelSpec:
         """Photo -> what the decoder attends to, and the L2-normalised embedding photos are compared by."""
         return ModelSpec(
@@ -123,7 +138,7 @@ class ModelContract:
         return ModelSpec(
             PREFILL,
             (TensorSpec("hidden_states", self.float_datatype, (self.num_positions, self.hidden_size)),),
-            self._caches("cross", self.cross_shape),
+            self.cross_caches,
         )
 
     @property
@@ -139,8 +154,7 @@ class ModelContract:
                 TensorSpec("tokens", "INT32", (-1,)),
                 TensorSpec("ancestors", "INT32", (-1, self.max_tokens)),
                 TensorSpec("position", "INT32", (1,)),
-                *self._caches("self", self.self_shape),
-                *self._caches("cross", self.cross_shape),
+                *self.caches,
             ),
             (
                 TensorSpec("candidate_logprobs", "FP32", (-1, self.num_candidates)),

@@ -44,14 +44,13 @@ def triton_host(repository: Path) -> Iterator[Caption]:
     """
     contract = ModelContract.load(repository)
     with EmbeddedTriton(repository) as triton, asyncio.Runner() as runner:
-        inference = runner.run(_connect(triton.grpc_address, contract))
+        inference = runner.run(_connect(triton, contract))
         scheduler = CaptionScheduler(inference, bos_token_id=contract.bos_token_id, eos_token_id=contract.eos_token_id)
 
         async def one(pixels: Pixels, options: DecodingOptions) -> list[Hypothesis]:
             deadline = Deadline(_SECONDS)
             encoded = await inference.encode(pixels, deadline)
-            cross = await inference.prefill(encoded.hidden_states, deadline)
-            return await scheduler.decode(cross, options, deadline)
+            return await scheduler.decode(encoded.hidden_states, options, deadline)
 
         async def all_of(pixels: Pixels, options: DecodingOptions) -> list[list[Hypothesis]]:
             return list(await asyncio.gather(*(one(photo, options) for photo in pixels)))
@@ -59,12 +58,13 @@ def triton_host(repository: Path) -> Iterator[Caption]:
         try:
             yield lambda pixels, options: runner.run(all_of(pixels, options))
         finally:
+            runner.run(scheduler.close())
             runner.run(inference.close())
 
 
-async def _connect(address: str, contract: ModelContract) -> TritonInference:
+async def _connect(triton: EmbeddedTriton, contract: ModelContract) -> TritonInference:
     # gRPC's asynchronous channel belongs to the loop it is made in.
-    inference = TritonInference(address, contract)
+    inference = TritonInference(triton.grpc_address, contract, region_prefix=triton.shm_prefix)
     await inference.check_contract()
     return inference
 

@@ -90,17 +90,19 @@ class OnnxCaptioner:
         cross = self.prefill(hidden_states)
         bos, eos = self.contract.bos_token_id, self.contract.eos_token_id
         decoders = [decoder_for(options, bos, eos) for _ in range(len(pixels))]
-        cache = KvCache(self.contract, photos=len(pixels), beams=options.num_beams)
+        cache = KvCache(self.contract, rows=len(pixels), beams=options.num_beams)
         active: list[Decoder] = list(decoders)
         while active:
             inputs = [decoder.next_input() for decoder in active]
             position = inputs[0].position
-            cache.follow(np.stack([one.parents for one in inputs]), position)
+            every = np.arange(len(active))
+            positions = np.full(len(active), position, np.int32)
+            cache.follow(every, np.stack([one.parents for one in inputs]), positions)
             tokens = np.stack([one.tokens for one in inputs])
             feeds = self._step_feeds(tokens, position, cache, cross)
             yield feeds
             logprobs, candidates, new_kv = self.sessions[STEP].run(_STEP_OUTPUTS, feeds)
-            cache.append(new_kv, position)
+            cache.append(every, new_kv, positions)
             for decoder, row_logprobs, row_candidates in zip(active, logprobs, candidates, strict=True):
                 decoder.update(row_logprobs, row_candidates)
             rows = [row for row, decoder in enumerate(active) if not decoder.finished]

@@ -146,7 +146,7 @@ def _first_step(
 ) -> dict[str, np.ndarray]:
     contract: ModelContract = captioner.contract
     photos = len(cross[0])
-    cache = KvCache(contract, photos=photos, beams=beams)
+    cache = KvCache(contract, rows=photos, beams=beams)
     tokens = np.full((photos, beams), contract.bos_token_id, np.int32)
     return captioner.step(tokens, 0, cache, cross)
 

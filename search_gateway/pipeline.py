@@ -7,6 +7,7 @@ Each step is one method below `search`; what they need is made once in `server.p
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -137,10 +138,12 @@ class Pipeline:
     async def _caption(
         self, encoded: EncodedPhoto, decoding: DecodingOptions, watch: Stopwatch, deadline: Deadline
     ) -> Caption:
-        with watch.stage("prefill"):
-            cross = await self.inference.prefill(encoded.hidden_states, deadline)
-        with watch.stage("decode"):
-            return caption_of(await self.captions.decode(cross, decoding, deadline), self.tokenizer)
+        async with contextlib.AsyncExitStack() as seated:
+            with watch.stage("prefill"):
+                seat = await seated.enter_async_context(self.captions.admit(decoding, deadline))
+                await seat.prefill(encoded.hidden_states)
+            with watch.stage("decode"):
+                return caption_of(await seat.decode(), self.tokenizer)
 
     async def _search(
         self,

@@ -129,15 +129,15 @@ class Gateway:
         small_photos = PhotoDecoder(contract, _THUMBNAIL_LIMITS)
         self._closing.callback(photos.close)
         self._closing.callback(small_photos.close)
+        captions = CaptionScheduler(inference, bos_token_id=contract.bos_token_id, eos_token_id=contract.eos_token_id)
+        self._closing.push_async_callback(captions.close)
         pipeline = Pipeline(
             contract=contract,
             tokenizer=tokenizer,
             photos=photos,
             small_photos=small_photos,
             inference=inference,
-            captions=CaptionScheduler(
-                inference, bos_token_id=contract.bos_token_id, eos_token_id=contract.eos_token_id
-            ),
+            captions=captions,
             providers=providers,
             thumbnails=thumbnails,
             thumbnail_timeout_seconds=config.thumbnail_timeout_seconds,
@@ -197,7 +197,9 @@ class Gateway:
             self._closing.push_async_callback(asyncio.to_thread, self.triton.stop)
             await asyncio.to_thread(self.triton.start)
             address = self.triton.grpc_address
-        inference = TritonInference(address, contract)
+        # Named like Triton's own regions: who removes those when it ends removes these.
+        prefix = self.triton.shm_prefix if self.triton is not None else ""
+        inference = TritonInference(address, contract, region_prefix=prefix)
         self._closing.push_async_callback(inference.close)
         try:
             await inference.check_contract()
@@ -245,10 +247,13 @@ class Gateway:
                     await asyncio.sleep(pause)
                     await asyncio.to_thread(self.triton.stop)
                     await asyncio.to_thread(self.triton.start)
-                    await inference.reconnect(self.triton.grpc_address)
+                    await inference.reconnect(self.triton.grpc_address, region_prefix=self.triton.shm_prefix)
                     failed_probes = 0
                 is_ready = await inference.is_ready()
-                if is_ready and time.monotonic() >= next_probe:
+                if inference.seconds_since_success() < _PROBE_INTERVAL_SECONDS:
+                    # Requests have just shown it: at full size a probe is a fifteenth of the machine.
+                    failed_probes = 0
+                elif is_ready and time.monotonic() >= next_probe:
                     works = await inference.works(Deadline(_PROBE_TIMEOUT_SECONDS))
                     failed_probes = 0 if works else failed_probes + 1
                     restarts = 0 if works else restarts

@@ -6,7 +6,11 @@ Knows nothing about captions or searches; errors become the project's own here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import logging
+import math
+import secrets
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +20,13 @@ import numpy.typing as npt
 import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
 
-from captioner.model_contract import ContractError, ModelContract, ModelSpec
+from captioner.model_contract import ContractError, ModelContract, ModelSpec, TensorSpec
 from search_gateway.deadline import Deadline
 from search_gateway.errors import DeadlineError, InferenceError, OverloadedError
-from search_gateway.kv_cache import Floats, Ids, KvCache
+from search_gateway.kv_arena import KvArena
+from search_gateway.kv_cache import Floats, Ids
+
+_log = logging.getLogger(__name__)
 
 _HEALTH_TIMEOUT_SECONDS = 2.0
 _CHANNEL_ARGUMENTS = [
@@ -41,16 +48,25 @@ class EncodedPhoto:
 
 @dataclass(frozen=True)
 class StepOutput:
-    candidate_logprobs: npt.NDArray[np.float32]  # [K, C]
-    candidate_tokens: npt.NDArray[np.int32]  # [K, C]
-    new_kv: Floats  # [K, L, 2, H, d]
+    candidate_logprobs: npt.NDArray[np.float32]  # [B, K, C]
+    candidate_tokens: npt.NDArray[np.int32]  # [B, K, C]
+    new_kv: Floats  # [B, K, L, 2, H, d]
 
 
 class TritonInference:
-    """One photo per call; Triton's dynamic batcher puts concurrent calls together."""
+    """Encoder and prefill: one photo per call, and Triton's dynamic batcher puts concurrent calls together. Step: as
+    many captions as the caller has.
 
-    def __init__(self, address: str, contract: ModelContract):
+    Args:
+        region_prefix: how regions in /dev/shm are to be named which Triton maps too; empty where it runs elsewhere,
+            and the caches go over gRPC.
+    """
+
+    def __init__(self, address: str, contract: ModelContract, *, region_prefix: str = ""):
         self.contract = contract
+        self._region_prefix = region_prefix
+        self._arenas: set[KvArena] = set()
+        self._last_success: dict[str, float] = {}  # by model, time.monotonic()
         self._client = triton.InferenceServerClient(address, channel_args=_CHANNEL_ARGUMENTS)
 
     async def encode(self, pixels: npt.NDArray[np.uint8], deadline: Deadline) -> EncodedPhoto:
@@ -59,29 +75,88 @@ class TritonInference:
         Raises:
             InferenceError, OverloadedError, DeadlineError.
         """
-        hidden_states, embedding = await self._infer(self.contract.encoder, [pixels], deadline)
-        return EncodedPhoto(hidden_states, embedding)
+        spec = self.contract.encoder
+        outputs = [triton.InferRequestedOutput(tensor.name) for tensor in spec.outputs]
+        result = await self._call(spec, [_input(spec.inputs[0], pixels[None])], outputs, deadline)
+        return EncodedPhoto(*(_array(result, tensor)[0] for tensor in spec.outputs))
 
-    async def prefill(self, hidden_states: Floats, deadline: Deadline) -> list[Floats]:
-        """[S, D] -> cross_key and cross_value [H, S, d] of each layer. Raises as `encode`."""
-        return await self._infer(self.contract.prefill, [hidden_states], deadline)
+    async def new_arena(self, slots: int, beams: int) -> KvArena:
+        """Slots for captions with `beams` beams, in memory Triton maps too where it can.
 
-    async def step(
-        self, tokens: Ids, position: int, cache: KvCache, cross: Sequence[Floats], deadline: Deadline
-    ) -> StepOutput:
-        """One token for each beam of one photo, int32 [K], at `position`. Raises as `encode`."""
-        arrays = [
-            tokens,
-            cache.ancestors[0],
-            np.array([position], np.int32),
-            *(one[0] for one in cache.tensors),
-            *cross,
-        ]
-        return StepOutput(*await self._infer(self.contract.step, arrays, deadline))
+        Raises:
+            InferenceError: Triton does not answer.
+        """
+        if self._region_prefix:
+            region = f"{self._region_prefix}kv_{beams}_{secrets.token_hex(4)}"
+            try:
+                arena = KvArena(self.contract, slots=slots, beams=beams, region=region)
+            except OSError as error:
+                size = KvArena.byte_size(self.contract, slots, beams)
+                _log.warning("no %.0f MB in /dev/shm for the caches, they go over gRPC: %s", size / 1e6, error)
+            else:
+                await self._register(arena)
+                return arena
+        arena = KvArena(self.contract, slots=slots, beams=beams)
+        self._arenas.add(arena)
+        return arena
 
-    def empty_cache(self, num_beams: int) -> KvCache:
-        """Of one photo, before the first step."""
-        return KvCache(self.contract, photos=1, beams=num_beams)
+    async def _register(self, arena: KvArena) -> None:
+        size = arena.byte_size(self.contract, arena.slots, arena.beams)
+        try:
+            await self._client.register_system_shared_memory(
+                arena.region, f"/{arena.region}", size, client_timeout=_HEALTH_TIMEOUT_SECONDS
+            )
+        except (InferenceServerException, grpc.RpcError) as error:
+            arena.close()
+            raise InferenceError("the inference server cannot be reached: try again shortly") from error
+        self._arenas.add(arena)
+
+    async def free_arena(self, arena: KvArena) -> None:
+        """Give an arena's memory back; nothing may be decoded in it any more."""
+        self._arenas.discard(arena)
+        if arena.region and not arena.is_stale:
+            with contextlib.suppress(InferenceServerException, grpc.RpcError):
+                await self._client.unregister_system_shared_memory(arena.region, client_timeout=_HEALTH_TIMEOUT_SECONDS)
+        arena.close()
+
+    async def prefill(self, hidden_states: Floats, arena: KvArena, slot: int, deadline: Deadline) -> None:
+        """[S, D] -> cross_key and cross_value [H, S, d] of each layer, in the slot of the arena. Raises as `encode`."""
+        spec = self.contract.prefill
+        inputs = [_input(spec.inputs[0], hidden_states[None])]
+        outputs = []
+        for tensor in spec.outputs:
+            output = triton.InferRequestedOutput(tensor.name)
+            if arena.region:
+                offset, size = arena.place(tensor.name)
+                output.set_shared_memory(arena.region, size, offset + slot * size)
+            outputs.append(output)
+        result = await self._call(spec, inputs, outputs, deadline)
+        if not arena.region:
+            for tensor in spec.outputs:
+                arena.tensor(tensor.name)[slot] = _array(result, tensor)[0]
+
+    async def step(self, arena: KvArena, rows: int, tokens: Ids, positions: Ids, deadline: Deadline) -> StepOutput:
+        """One token for each beam of the slots below `rows`: tokens int32 [rows, K], positions int32 [rows, 1].
+
+        Raises as `encode`.
+        """
+        spec = self.contract.step
+        small = {"tokens": tokens, "ancestors": arena.cache.ancestors[:rows], "position": positions}
+        inputs = []
+        for tensor in spec.inputs:
+            if tensor.name in small:
+                inputs.append(_input(tensor, small[tensor.name]))
+            elif arena.region:
+                whole = arena.tensor(tensor.name)
+                one = triton.InferInput(tensor.name, [rows, *whole.shape[1:]], tensor.datatype)
+                offset, size = arena.place(tensor.name)
+                one.set_shared_memory(arena.region, rows * size, offset)
+                inputs.append(one)
+            else:
+                inputs.append(_input(tensor, arena.tensor(tensor.name)[:rows]))
+        outputs = [triton.InferRequestedOutput(tensor.name) for tensor in spec.outputs]
+        result = await self._call(spec, inputs, outputs, deadline)
+        return StepOutput(*(_array(result, tensor) for tensor in spec.outputs))
 
     async def is_ready(self) -> bool:
         """Whether Triton answers and all three models are loaded."""
@@ -98,8 +173,10 @@ class TritonInference:
         contract = self.contract
         try:
             encoded = await self.encode(np.zeros((contract.image_height, contract.image_width, 3), np.uint8), deadline)
-            cross = await self.prefill(encoded.hidden_states, deadline)
-            await self.step(np.array([contract.bos_token_id], np.int32), 0, self.empty_cache(1), cross, deadline)
+            arena = KvArena(contract, slots=1, beams=1)
+            await self.prefill(encoded.hidden_states, arena, 0, deadline)
+            bos, start = np.full((1, 1), contract.bos_token_id, np.int32), np.zeros((1, 1), np.int32)
+            await self.step(arena, 1, bos, start, deadline)
         except InferenceError:
             return False
         except (OverloadedError, DeadlineError):
@@ -128,23 +205,30 @@ class TritonInference:
                 )
                 raise ContractError(f"Triton's {spec.name} does not honour the contract ({details}): export it again")
 
-    async def reconnect(self, address: str) -> None:
-        """Go on with a Triton at another address; calls to the old one fail."""
+    def seconds_since_success(self) -> float:
+        """Since all three models have answered; infinite where one never has."""
+        if len(self._last_success) < len(self.contract.models):
+            return math.inf
+        return time.monotonic() - min(self._last_success.values())
+
+    async def reconnect(self, address: str, *, region_prefix: str = "") -> None:
+        """Go on with a Triton at another address; calls to the old one fail, and so do captions in its memory."""
+        for arena in self._arenas:
+            arena.is_stale = True
+            arena.close()
+        self._arenas.clear()
+        self._last_success.clear()
+        self._region_prefix = region_prefix
         old, self._client = self._client, triton.InferenceServerClient(address, channel_args=_CHANNEL_ARGUMENTS)
         await old.close()
 
     async def close(self) -> None:
         await self._client.close()
 
-    async def _infer(self, spec: ModelSpec, arrays: list[npt.NDArray[Any]], deadline: Deadline) -> list[Any]:
-        """Call one model with a batch of one; returns the outputs in the contract's order, batch axis removed."""
+    async def _call(
+        self, spec: ModelSpec, inputs: list[Any], outputs: list[Any], deadline: Deadline
+    ) -> triton.InferResult:
         deadline.check("inference")
-        inputs = []
-        for tensor, array in zip(spec.inputs, arrays, strict=True):
-            one = triton.InferInput(tensor.name, [1, *array.shape], tensor.datatype)
-            one.set_data_from_numpy(array[None])
-            inputs.append(one)
-        outputs = [triton.InferRequestedOutput(tensor.name) for tensor in spec.outputs]
         try:
             result = await self._client.infer(
                 spec.name, inputs, outputs=outputs, client_timeout=deadline.remaining_seconds()
@@ -153,10 +237,23 @@ class TritonInference:
             raise _translated(error) from error
         except grpc.RpcError as error:
             raise InferenceError("the inference server cannot be reached: try again shortly") from error
-        arrays_out = [result.as_numpy(tensor.name) for tensor in spec.outputs]
-        if any(array is None for array in arrays_out):
-            raise InferenceError("the inference server gave an incomplete answer: try again")
-        return [array[0] for array in arrays_out]
+        self._last_success[spec.name] = time.monotonic()
+        return result
+
+
+def _input(tensor: TensorSpec, array: npt.NDArray[Any]) -> triton.InferInput:
+    """[B, ...] to be sent along."""
+    one = triton.InferInput(tensor.name, list(array.shape), tensor.datatype)
+    one.set_data_from_numpy(array)
+    return one
+
+
+def _array(result: triton.InferResult, tensor: TensorSpec) -> npt.NDArray[Any]:
+    """[B, ...] that was sent back."""
+    array: npt.NDArray[Any] | None = result.as_numpy(tensor.name)
+    if array is None:
+        raise InferenceError("the inference server gave an incomplete answer: try again")
+    return array
 
 
 def _translated(error: InferenceServerException) -> InferenceError | OverloadedError | DeadlineError:

@@ -227,16 +227,17 @@ def captions_of_ours(graph: Any, contract: Any, cross: Any, options: DecodingOpt
 
     photos = len(cross[0])
     decoders = [decoder_for(options, BOS, EOS) for _ in range(photos)]
-    cache = KvCache(contract, photos=photos, beams=options.num_beams)
+    cache = KvCache(contract, rows=photos, beams=options.num_beams)
     for position in range(options.max_tokens):
         # A finished caption's rows go along, and nobody reads what comes of them.
         steps = [decoder.next_input() for decoder in decoders]
         tokens = torch.from_numpy(np.stack([step.tokens for step in steps]))
-        cache.follow(np.stack([step.parents for step in steps]), position)
+        every, positions = np.arange(photos), np.full(photos, position, np.int32)
+        cache.follow(every, np.stack([step.parents for step in steps]), positions)
         at = torch.full((photos, 1), position, dtype=torch.int32)
         caches = [torch.from_numpy(tensor) for tensor in cache.tensors]
         logprobs, candidates, new_kv = graph(tokens, torch.from_numpy(cache.ancestors), at, *caches, *cross)
-        cache.append(new_kv.numpy(), position)
+        cache.append(every, new_kv.numpy(), positions)
         for photo, decoder in enumerate(decoders):
             if not decoder.finished:
                 decoder.update(logprobs[photo].numpy(), candidates[photo].numpy())
