@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from torch import nn
 
 from captioner.model_contract import ModelSpec, Precision
 from export import to_onnx
 from export.onnx_captioner import OnnxCaptioner
-from export.onnx_export import export_onnx
+from export.onnx_export import export_onnx, load_captioner
 from search_gateway.decoding import Hypothesis
 from tests.conftest import ROOT
 from tests.tiny_captioner import save_tiny_captioner
@@ -31,7 +32,28 @@ Tokens = list[int]
 
 def tiny_checkpoint(factory: pytest.TempPathFactory) -> Path:
     """The checkpoint. Not to be written into."""
-    return _made_once(factory, "checkpoint", save_tiny_captioner)
+    return _made_once(factory, "checkpoint", save_talkative_captioner)
+
+
+def save_talkative_captioner(folder: Path) -> None:
+    """The tiny captioner with nearly as many captions as photos, of many words and lengths.
+
+    As it comes it repeats one word for every photo, so that no mistake in a cache or a beam would show.
+    """
+    save_tiny_captioner(folder)
+    model, _ = load_captioner(folder)
+    decoder = model.decoder.transformer
+    with torch.no_grad():
+        model.encoder.embeddings.patch_embeddings.projection.weight.mul_(30)  # else the positions drown the photo
+        for block in decoder.h:
+            block.crossattention.q_attn.weight.mul_(8)  # look at few patches, not at their mean
+            block.crossattention.c_attn.weight.mul_(8)
+            block.crossattention.c_proj.weight.mul_(6)
+            block.mlp.c_fc.weight.mul_(2)
+        decoder.wte.weight.mul_(2)
+        end = decoder.wte.weight[model.config.eos_token_id]
+        decoder.ln_f.bias.add_(2.5 * end / end.norm())  # one token of 289 would hardly ever be the best
+    model.save_pretrained(folder)
 
 
 def tiny_repository(factory: pytest.TempPathFactory, precision: Precision) -> Path:
@@ -83,7 +105,9 @@ def export_graphs_once(factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 def random_photos(count: int, seed: int) -> npt.NDArray[np.uint8]:
-    return np.random.default_rng(seed).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+    """Each patch of another colour: noise alone looks the same to convolutions."""
+    patches = np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+    return patches.repeat(4, axis=1).repeat(4, axis=2)
 
 
 def words(hypotheses: list[list[Hypothesis]]) -> list[Tokens]:
