@@ -2,8 +2,8 @@
 """FP32 ONNX graph -> INT8 for a CPU: weights int8 per output channel, activations uint8 with ranges fixed by samples.
 
 Fixed ranges, not measured anew in every batch (dynamic quantisation): the same photo gets the same words whatever
-else is in its batch, and no kernel has to look at all values before it begins. Everything that is not a product with
-constant weights stays FP32. What that costs in words and wins in time: `export/LOG.md`.
+else is in its batch, and no kernel has to look at all values before it begins. Only products with constant
+weights are quantised. What that costs in words and wins in time: `export/LOG.md`.
 
 Knows nothing about captions; samples are feeds of the graph.
 """

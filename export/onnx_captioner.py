@@ -39,6 +39,9 @@ class OnnxCaptioner:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        # Or the threads of one model go on spinning for milliseconds and take the cores from the next one: a caption of
+        # the large model took twice as long.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         self.contract = ModelContract.load(repository)
         self.sessions = {
             spec.name: onnxruntime.InferenceSession(

@@ -39,13 +39,17 @@ def fold_biases(model: onnx.ModelProto) -> int:
     for node in model.graph.node:
         for name in node.input:
             users[name] = users.get(name, 0) + 1
+    outputs = {output.name for output in model.graph.output}
     folded = 0
     for add in [node for node in model.graph.node if node.op_type == "Add"]:
         for product_name, bias in (tuple(add.input), tuple(reversed(add.input))):
             product = makers.get(product_name)
-            if product is None or product.op_type not in _BIAS_INPUT or users[product_name] > 1:
+            if product is None or product.op_type not in _BIAS_INPUT:
                 continue
-            if bias not in constants or len(constants[bias].dims) != 1:
+            if users[product_name] > 1 or product_name in outputs:
+                continue
+            width = constants[product.input[1]].dims[-1] if product.input[1] in constants else None
+            if bias not in constants or list(constants[bias].dims) != [width]:
                 continue
             number = _BIAS_INPUT[product.op_type]
             product.input.extend([""] * (number - len(product.input)))

@@ -67,7 +67,7 @@ class Parity:
                 found.append(what)
             elif self.photos < MIN_PHOTOS:
                 found.append(f"{what}; metrics of {self.photos} photos say little, give {MIN_PHOTOS} or more")
-            elif worst := [f"{name} by {fall:.2f}" for name, fall in falls.items() if fall > MAX_FALL]:
+            elif worst := [f"{name} by {fall:.2f}" for name, fall in falls.items() if not fall <= MAX_FALL]:
                 found.append(f"{what}, and metrics fall by more than {MAX_FALL} points: {', '.join(worst)}")
         return found
 

@@ -74,6 +74,8 @@ def export_repository(
         OSError: the checkpoint cannot be read or the repository not be written.
         ContractError: the checkpoint lacks what decoding needs.
     """
+    if not (checkpoint / TOKENIZER_FILE).is_file():
+        raise FileNotFoundError(f"{checkpoint / TOKENIZER_FILE} is missing: the gateway needs it to read captions")
     model, _ = load_captioner(checkpoint)
     weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()[:16]
     contract = contract_of(model, name or checkpoint.resolve().name, weights=weights, precision=precision)
@@ -86,8 +88,9 @@ def export_repository(
 
 
 def install(folder: Path, output: Path) -> None:
-    """Replace a model repository by another one, models first: whoever sees the contract has the models it is of."""
+    """Replace a model repository by another one: whoever sees a contract there has the models it is of."""
     output.mkdir(parents=True, exist_ok=True)
+    (output / CONTRACT_FILE).unlink(missing_ok=True)  # first: what is interrupted here must not look whole
     for spec in ModelContract.load(folder).models:
         shutil.rmtree(output / spec.name, ignore_errors=True)
         shutil.move(folder / spec.name, output / spec.name)
@@ -121,9 +124,14 @@ def products_kept(checkpoint: Path) -> dict[str, list[str]]:
     if not path.exists():
         return {}
     try:
-        kept: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))["keep_fp32"]
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ContractError(f'{path} is not {{"keep_fp32": {{MODEL: [WEIGHTS, ...]}}}}: {error!r}') from error
+        kept = json.loads(path.read_text(encoding="utf-8"))["keep_fp32"]
+        is_valid = isinstance(kept, dict) and all(
+            isinstance(names, list) and all(isinstance(name, str) for name in names) for names in kept.values()
+        )
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
+        is_valid = False
+    if not is_valid:
+        raise ContractError(f'{path} is not {{"keep_fp32": {{MODEL: [WEIGHTS, ...]}}}}')
     if unknown := kept.keys() - {ENCODER, PREFILL, STEP}:
         raise ContractError(f"{path} names {', '.join(sorted(unknown))}; the models are {ENCODER}, {PREFILL}, {STEP}")
     return kept

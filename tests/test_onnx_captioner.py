@@ -65,9 +65,7 @@ def test_captions_of_different_lengths_are_what_generate_says(
         assert tokens_with_end(captioner, captioner.caption(pixels, options)) == expected
 
 
-def test_embedding_is_normalised_and_equals_pytorch(
-    model: VisionEncoderDecoderModel, captioner: OnnxCaptioner
-) -> None:
+def test_embedding_is_normalised_and_equals_pytorch(model: VisionEncoderDecoderModel, captioner: OnnxCaptioner) -> None:
     pixels = random_photos(3, 2)
     assert tensor_errors(model, captioner, pixels)["embedding"] < 1e-5
     embedding = captioner.encode(pixels)[1]

@@ -98,7 +98,6 @@ def test_error_over_its_limit_refuses_even_where_captions_are_equal(error: float
     assert parity.problems == [f"new_kv differs by {error:.2g}, limit 0.15"]
 
 
-@pytest.mark.xfail(strict=True, reason="fall > MAX_FALL is False for NaN, unlike error <= MAX_ERROR")
 def test_a_metric_that_is_no_number_refuses() -> None:
     assert int8(MIN_PHOTOS, math.nan).problems != []
 

@@ -290,7 +290,6 @@ def test_broken_int8_file_is_named(tmp_path: Path, content: object, message: str
 
 
 @pytest.mark.parametrize("content", [{"keep_fp32": [STEP]}, {"keep_fp32": {STEP: "vocabulary"}}])
-@pytest.mark.xfail(strict=True, reason="AttributeError, or taken for the weights v, o, c, a, ...")
 def test_int8_file_of_another_shape_is_named(tmp_path: Path, content: object) -> None:
     write_int8_file(tmp_path, content)
     with pytest.raises(ContractError, match=r"int8\.json is not .*keep_fp32"):
