@@ -186,7 +186,7 @@ class InProcess:
         return [[token.token for token in hypotheses[0].tokens] for hypotheses in answers]
 
     def stage(self, stage: Stage, photos: int, beams: int, position: int) -> Callable[[], object]:
-        """A call of one model alone, its inputs zeros that lie where it computes."""
+        """A call of one model alone, its inputs lying where it computes."""
         import onnxruntime
 
         contract = self._captioner.contract
@@ -196,6 +196,9 @@ class InProcess:
         for tensor in spec.inputs:
             shape = (photos, *(beams if size == -1 else size for size in tensor.shape))
             value = np.zeros(shape, _NUMPY[tensor.datatype])
+            if value.dtype.kind == "f":
+                # Written to: pages that never were are all the same one, which is read from the processor's cache.
+                value += 0.01
             if tensor.name == "position":
                 value[:] = position
             inputs[tensor.name] = onnxruntime.OrtValue.ortvalue_from_numpy(value, self._device, 0)
