@@ -51,9 +51,7 @@ def pair_kinds(data: ProductSet) -> dict[str, npt.NDArray[np.bool_]]:
 def main() -> None:
     args = parse_args()
     contract = ModelContract.load(args.models)
-    captioner = OnnxCaptioner(
-        {spec.name: args.models / spec.name / "1" / "model.onnx" for spec in contract.models}, contract
-    )
+    captioner = OnnxCaptioner(args.models)
     data = load_products(
         args.data,
         height=contract.image_height,
