@@ -195,7 +195,7 @@ def to_half(graph: nn.Module) -> nn.Module:
     """A copy of a graph in FP16 whose LayerNorms stay FP32 (as Softmax does, see `_softmax`).
 
     Those two sum squares or exponentials, which leave FP16's range first; products and sums of the residual stream do
-    not (`python -m export.half_precision` measures it on real photos).
+    not (`python -m export.check_parity` compares on real photos).
     """
     half = copy.deepcopy(graph).half()
     for module in half.modules():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,6 +24,8 @@ from search_gateway.errors import DeadlineError, InferenceError, SearchError
 from search_gateway.kv_arena import KvArena
 from search_gateway.kv_cache import Floats, Ids
 from search_gateway.triton_inference import StepOutput
+
+_log = logging.getLogger(__name__)
 
 LANE_SLOTS = 32  # captions of one lane at a time, the most Triton takes in one batch; others wait for a slot
 
@@ -92,6 +95,9 @@ class Seat:
 
     async def prefill(self, hidden_states: Floats) -> None:
         """Fill the slot with the photo's cross-attention, [S, D].
+
+        A cancelled call may still write into the slot when it is another caption's. That one's own prefill comes after
+        it: the model has one instance, which answers in the order of the calls.
 
         Raises:
             InferenceError, OverloadedError, DeadlineError.
@@ -187,11 +193,11 @@ class _Lane:
                 raise
             except Exception as error:
                 known = isinstance(error, SearchError)
+                if not known:
+                    _log.exception("decoding failed in a way nobody foresaw")
                 for caption in batch.values():
                     if not caption.done.done():
                         caption.done.set_exception(error if known else InferenceError("decoding failed: try again"))
-                if not known:
-                    raise
 
     async def _iterate(self, batch: dict[int, _Caption]) -> None:
         """One token for every beam of every caption of the batch."""

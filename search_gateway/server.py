@@ -252,7 +252,7 @@ class Gateway:
                 is_ready = await inference.is_ready()
                 if inference.seconds_since_success() < _PROBE_INTERVAL_SECONDS:
                     # Requests have just shown it: at full size a probe is a fifteenth of the machine.
-                    failed_probes = 0
+                    failed_probes = restarts = 0
                 elif is_ready and time.monotonic() >= next_probe:
                     works = await inference.works(Deadline(_PROBE_TIMEOUT_SECONDS))
                     failed_probes = 0 if works else failed_probes + 1
