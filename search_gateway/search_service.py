@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import grpc
@@ -12,8 +11,7 @@ import grpc
 from captioner.model_contract import ModelContract
 from search_api import search_pb2, search_pb2_grpc
 from search_gateway import captions
-from search_gateway.deadline import Deadline
-from search_gateway.errors import OverloadedError
+from search_gateway.admission import Admission
 from search_gateway.gateway_config import GatewayConfig
 from search_gateway.pipeline import CaptionAnswer, Pipeline, SearchAnswer
 from search_gateway.refinement import Judged, Verdict
@@ -24,17 +22,14 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 # An answer must not grow with what strangers' servers send as thumbnails.
 _MAX_THUMBNAIL_BYTES = 256 * 1024
 
-# For the answer's way back, so that it arrives before the caller gives up.
-_ANSWER_SECONDS = 0.05
-
 _VERDICTS = {verdict: f"VERDICT_{verdict.name}" for verdict in Verdict}
 
 
 class SearchService(search_pb2_grpc.SearchServiceServicer):
-    def __init__(self, pipeline: Pipeline, config: GatewayConfig):
+    def __init__(self, pipeline: Pipeline, admission: Admission, config: GatewayConfig):
         self._pipeline = pipeline
+        self._admission = admission
         self._config = config
-        self._in_flight = 0
 
     async def Search(self, request: search_pb2.SearchRequest, context: Context) -> search_pb2.SearchResponse:
         answer: SearchAnswer | None = None
@@ -60,18 +55,18 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
                     yield search_pb2.SearchEvent(summary=summary)
 
     async def Caption(self, request: search_pb2.CaptionRequest, context: Context) -> search_pb2.CaptionResponse:
-        with self._admitted():
+        with self._admission.admitted():
             decoding = decoding_options(request.decoding, self._contract)
             rule = query_rule(request.query_rule)
-            answer = await self._pipeline.caption(request.photo, decoding, rule, self._deadline(context))
+            answer = await self._pipeline.caption(request.photo, decoding, rule, self._admission.deadline(context))
         return _caption_response(answer, self._model)
 
     async def _events(
         self, request: search_pb2.SearchRequest, context: Context
     ) -> AsyncIterator[captions.Caption | str | Judged | SearchAnswer]:
-        with self._admitted():
+        with self._admission.admitted():
             options = search_options(request, self._contract, self._config)
-            async for event in self._pipeline.search(request.photo, options, self._deadline(context)):
+            async for event in self._pipeline.search(request.photo, options, self._admission.deadline(context)):
                 yield event
 
     @property
@@ -81,24 +76,6 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
     @property
     def _model(self) -> str:
         return self._pipeline.contract.model
-
-    def _deadline(self, context: Context) -> Deadline:
-        remaining = context.time_remaining()  # None where the caller set none
-        seconds = self._config.max_deadline_seconds
-        return Deadline(seconds if remaining is None else min(seconds, remaining) - _ANSWER_SECONDS)
-
-    @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        if self._in_flight >= self._config.max_in_flight:
-            raise OverloadedError(
-                f"the server works on {self._in_flight} requests, its limit: try again shortly",
-                retry_after_seconds=0.5,
-            )
-        self._in_flight += 1
-        try:
-            yield
-        finally:
-            self._in_flight -= 1
 
 
 def _caption_response(answer: CaptionAnswer, model: str) -> search_pb2.CaptionResponse:

@@ -19,6 +19,7 @@ from captioner.caption_tokenizer import CaptionTokenizer
 from captioner.model_contract import ContractError, ModelContract
 from captioner.preprocessing import ImageLimits
 from search_api import search_pb2, search_pb2_grpc
+from search_gateway.admission import Admission
 from search_gateway.candidates import Provider
 from search_gateway.caption_scheduler import CaptionScheduler
 from search_gateway.deadline import Deadline
@@ -142,8 +143,9 @@ class Gateway:
             thumbnails=thumbnails,
             thumbnail_timeout_seconds=config.thumbnail_timeout_seconds,
         )
+        admission = Admission(config.max_in_flight, config.max_deadline_seconds)
         search_pb2_grpc.add_SearchServiceServicer_to_server(  # type: ignore[no-untyped-call]
-            SearchService(pipeline, config), server
+            SearchService(pipeline, admission, config), server
         )
         status = health.aio.HealthServicer()  # type: ignore[attr-defined]  # its stubs know only the synchronous one
         health_pb2_grpc.add_HealthServicer_to_server(status, server)
