@@ -7,14 +7,15 @@ BIN := $(VENV)/bin
 RUN := .run
 ADDRESS ?= $(or $(CAPTRIEVE_LISTEN_ADDRESS),127.0.0.1:8001)
 PHOTO ?= demo/sample.jpg
-export PHOTO  # through the environment: its name may hold quotes and spaces
+DATA ?= $(wildcard ../shared/data/fashion-product-images-small)
+export PHOTO DATA  # through the environment: their names may hold quotes and spaces
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down setup test unit check format proto
+.PHONY: help demo up down setup test unit load-test check format proto
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(VENV)/.serving: pyproject.toml
 	@echo "installing what serving needs into $(VENV) (a minute)"
@@ -44,7 +45,14 @@ test: $(VENV)/.development ## all tests, with a real Triton
 	@$(BIN)/python -m pytest
 
 unit: $(VENV)/.development ## the fast tests only
-	@$(BIN)/python -m pytest -m 'not triton and not torch and not data'
+	@$(BIN)/python -m pytest -m 'not triton and not torch and not data and not slow'
+
+load-test: $(VENV)/.development ## the gateway under load with the photos of DATA=FOLDER, and perf_analyzer where there is one
+	@[[ -n "$$DATA" && -d "$$DATA" ]] || { echo 'make load-test DATA=FOLDER: a folder of photos, or with a folder images/ of them'; exit 2; }
+	@mkdir -p '$(RUN)/load-test'
+	@$(BIN)/python -m benchmarks.load --data "$$DATA" --output '$(RUN)/load-test/load.json' --plot '$(RUN)/load-test/load.png' | tee '$(RUN)/load-test/load.txt'
+	@$(BIN)/python -m benchmarks.perf_analyzer --data "$$DATA" --output '$(RUN)/load-test/perf_analyzer'
+	@echo 'the reports are in $(RUN)/load-test'
 
 check: $(VENV)/.development ## ruff, mypy, and whether the generated stubs are current
 	@$(BIN)/ruff format --check .

@@ -15,12 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from benchmarks.process_memory import process_tree
 
 CALL_SECONDS = 120  # a call may take so long; generous, since nothing here is to fail for slowness
+# Settings under which no request fails for slowness or because there are many.
+PATIENT = {"CAPTRIEVE_MAX_DEADLINE_SECONDS": str(CALL_SECONDS), "CAPTRIEVE_MAX_IN_FLIGHT": "1024"}
 _START_SECONDS = 180.0
 _SETTLE_SECONDS = 0.5  # a server that was stopped first does the health check it has missed
 
@@ -28,18 +30,20 @@ _SETTLE_SECONDS = 0.5  # a server that was stopped first does the health check i
 class GatewayProcess:
     """`python -m search_gateway` with a model repository, on a free port of loopback. Asleep outside `awake`.
 
+    Args:
+        settings: `CAPTRIEVE_` variables beside address and models; empty: the gateway's own defaults.
+
     Raises:
         RuntimeError: it does not start; the message has the last line of its log.
     """
 
-    def __init__(self, model_repository: Path):
+    def __init__(self, model_repository: Path, settings: Mapping[str, str] = PATIENT):
         # What the user has set for another gateway is not for this one.
         environ = {name: value for name, value in os.environ.items() if not name.startswith("CAPTRIEVE_")}
         environ |= {
             "CAPTRIEVE_LISTEN_ADDRESS": "127.0.0.1:0",
             "CAPTRIEVE_MODEL_REPOSITORY": str(model_repository),
-            "CAPTRIEVE_MAX_DEADLINE_SECONDS": str(CALL_SECONDS),
-            "CAPTRIEVE_MAX_IN_FLIGHT": "1024",
+            **settings,
         }
         self._log = tempfile.NamedTemporaryFile(prefix="benchmark-gateway-", suffix=".log")  # noqa: SIM115  # see close
         self._process = subprocess.Popen(
@@ -55,6 +59,7 @@ class GatewayProcess:
         except BaseException:
             self.close()
             raise
+        self.is_awake = False
         self._signal(signal.SIGSTOP)
 
     @property
@@ -62,14 +67,21 @@ class GatewayProcess:
         """Of the gateway; Triton is among its descendants."""
         return self._process.pid
 
+    @property
+    def log(self) -> str:
+        """What it has written so far."""
+        return Path(self._log.name).read_text(encoding="utf-8", errors="replace")
+
     @contextlib.contextmanager
     def awake(self) -> Iterator[None]:
         """It runs only meanwhile: its health check, which captions a photo every 3 s, would disturb other systems."""
         self._signal(signal.SIGCONT)
+        self.is_awake = True
         try:
             time.sleep(_SETTLE_SECONDS)
             yield
         finally:
+            self.is_awake = False
             self._signal(signal.SIGSTOP)
 
     def close(self) -> None:
@@ -93,7 +105,7 @@ class GatewayProcess:
         """HOST:PORT once it serves."""
         end = time.monotonic() + _START_SECONDS
         while time.monotonic() < end:
-            text = Path(self._log.name).read_text(encoding="utf-8", errors="replace")
+            text = self.log
             if ready := re.search(r"ready on (\S+:\d+)", text):
                 return ready[1]
             if self._process.poll() is not None:

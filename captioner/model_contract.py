@@ -45,6 +45,11 @@ class TensorSpec:
     shape: tuple[int, ...]
 
 
+def with_beams(tensor: TensorSpec, beams: int) -> tuple[int, ...]:
+    """The tensor's shape with a number in place of K; the batch axis is left out."""
+    return tuple(beams if size == -1 else size for size in tensor.shape)
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     name: str

@@ -20,7 +20,7 @@ from search_gateway.caption_scheduler import CaptionScheduler
 from search_gateway.deadline import Deadline
 from search_gateway.decoding import DecodingOptions, Hypothesis
 from search_gateway.embedded_triton import EmbeddedTriton
-from search_gateway.triton_inference import TritonInference
+from search_gateway.triton_inference import SharedMemory, TritonInference
 
 Pixels = npt.NDArray[np.uint8]
 Caption = Callable[[Pixels, DecodingOptions], list[list[Hypothesis]]]  # photos [B, height, width, 3], one batch
@@ -48,9 +48,7 @@ def triton_host(repository: Path) -> Iterator[Caption]:
         scheduler = CaptionScheduler(inference, bos_token_id=contract.bos_token_id, eos_token_id=contract.eos_token_id)
 
         async def one(pixels: Pixels, options: DecodingOptions) -> list[Hypothesis]:
-            deadline = Deadline(_SECONDS)
-            encoded = await inference.encode(pixels, deadline)
-            return await scheduler.decode(encoded.hidden_states, options, deadline)
+            return (await scheduler.caption(pixels, options, Deadline(_SECONDS))).hypotheses
 
         async def all_of(pixels: Pixels, options: DecodingOptions) -> list[list[Hypothesis]]:
             return list(await asyncio.gather(*(one(photo, options) for photo in pixels)))
@@ -64,7 +62,9 @@ def triton_host(repository: Path) -> Iterator[Caption]:
 
 async def _connect(triton: EmbeddedTriton, contract: ModelContract) -> TritonInference:
     # gRPC's asynchronous channel belongs to the loop it is made in.
-    inference = TritonInference(triton.grpc_address, contract, region_prefix=triton.shm_prefix)
+    inference = TritonInference(
+        triton.grpc_address, contract, shared_memory=SharedMemory.EMBEDDED, region_prefix=triton.shm_prefix
+    )
     await inference.check_contract()
     return inference
 

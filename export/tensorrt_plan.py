@@ -12,8 +12,8 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from captioner.model_contract import ModelContract, ModelSpec, TensorSpec
-from export.triton_config import MAX_BATCH_SIZE, with_beams
+from captioner.model_contract import ModelContract, ModelSpec, TensorSpec, with_beams
+from export.triton_config import MAX_BATCH_SIZE
 
 # The newest release whose notes name the T4's compute capability, 7.5. An engine runs only with the very TensorRT
 # version it was built by, so this is also what serves: docker-compose.yml, deploy/Dockerfile.engines.

@@ -32,6 +32,7 @@ from captioner.model_contract import (
     STEP,
     ContractError,
     ModelContract,
+    ModelSpec,
     Precision,
 )
 from export.calibration import SAMPLES, drawn_photos, feeds_of
@@ -39,7 +40,7 @@ from export.int8_graphs import quantise
 from export.onnx_captioner import OnnxCaptioner
 from export.onnx_export import contract_of, export_onnx, graphs_of, load_captioner
 from export.onnx_passes import optimise
-from export.triton_config import onnx_config, tensorrt_config
+from export.triton_config import EMBEDDED_CONFIG, TENSORRT_CONFIG, embedded_config, onnx_config, tensorrt_config
 from training.prepare_data import is_validation, load_products
 
 MODEL_FILE = "model.onnx"
@@ -152,12 +153,10 @@ def _write(
     for spec in contract.models:
         version = folder / spec.name / "1"
         version.mkdir(parents=True)
-        (version.parent / "config.pbtxt").write_text(onnx_config(spec), encoding="utf-8")
+        _write_configs(spec, contract, version.parent)
         export_onnx(graphs[spec.name], spec, raw / f"{spec.name}.onnx")
         if contract.precision == "fp16":
             shutil.move(raw / f"{spec.name}.onnx", version / MODEL_FILE)
-            (version.parent / "configs").mkdir()
-            (version.parent / "configs" / "tensorrt.pbtxt").write_text(tensorrt_config(spec), encoding="utf-8")
         else:
             optimise(raw / f"{spec.name}.onnx", version / MODEL_FILE)
     if contract.precision == "int8":
@@ -172,6 +171,17 @@ def _write(
                 quantise(raw / f"{spec.name}.onnx", quantised, feeds_of(captioner, pixels, spec.name), keep)
                 quantised.replace(target)
     shutil.rmtree(raw)
+
+
+def _write_configs(spec: ModelSpec, contract: ModelContract, folder: Path) -> None:
+    texts = {"config.pbtxt": onnx_config(spec)}
+    if spec.name == STEP:
+        texts[EMBEDDED_CONFIG] = embedded_config(contract)
+    if contract.precision == "fp16":
+        texts[TENSORRT_CONFIG] = tensorrt_config(spec)
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def main() -> None:

@@ -7,13 +7,14 @@ as `configs/tensorrt.pbtxt`; `tritonserver --model-config-name=tensorrt` chooses
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
-from captioner.model_contract import STEP, ModelSpec, TensorSpec
+from captioner.model_contract import STEP, ModelContract, ModelSpec, with_beams
 
 MAX_BATCH_SIZE = 32  # photos of one Triton batch
 
 TENSORRT_CONFIG = "configs/tensorrt.pbtxt"  # within a model's folder
+EMBEDDED_CONFIG = "configs/embedded.pbtxt"
 PLAN_FILE = "model.plan"
 
 # Beams for which a step is warmed up and its CUDA graph is captured: greedy, and the beam width most callers choose.
@@ -29,14 +30,24 @@ QUEUE_TIMEOUT_MICROSECONDS = 2_000_000
 MAX_QUEUE_SIZE = 512
 
 
-def onnx_config(spec: ModelSpec) -> str:
-    """For `1/model.onnx`; nothing in it is special to the embedded Triton or to one GPU."""
+def embedded_config(contract: ModelContract) -> str:
+    """For the step's `1/model.onnx` on the embedded Triton: its backend reads the caches where the gateway has them."""
+    optional = {tensor.name for tensor in contract.caches}
+    return onnx_config(contract.step, optional=optional)
+
+
+def onnx_config(spec: ModelSpec, *, optional: Collection[str] = ()) -> str:
+    """For `1/model.onnx`; nothing in it is special to the embedded Triton or to one GPU.
+
+    Args:
+        optional: inputs a request need not have, which only a backend of our own understands.
+    """
     lines = [
         "# Written by export/triton_config.py from the model contract.",
         f'name: "{spec.name}"',
         'backend: "onnxruntime"',
         f"max_batch_size: {MAX_BATCH_SIZE}",
-        *_tensor_lines(spec),
+        *_tensor_lines(spec, optional),
         "# No queue delay: a lone caller never waits for a batch; requests that wait anyway are batched.",
         "# No queue policy: with max_queue_size Triton 2.51 now and then lets a request lie for 500 ms.",
         "dynamic_batching { max_queue_delay_microseconds: 0 }",
@@ -77,11 +88,14 @@ def tensorrt_config(spec: ModelSpec) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _tensor_lines(spec: ModelSpec) -> Iterator[str]:
+def _tensor_lines(spec: ModelSpec, optional: Collection[str] = ()) -> Iterator[str]:
     for kind, tensors in (("input", spec.inputs), ("output", spec.outputs)):
         for tensor in tensors:
-            dims = _dims(tensor.shape)
-            yield f'{kind} {{ name: "{tensor.name}" data_type: TYPE_{tensor.datatype} dims: [ {dims} ] }}'
+            more = " optional: true" if tensor.name in optional else ""
+            yield (
+                f'{kind} {{ name: "{tensor.name}" data_type: TYPE_{tensor.datatype} '
+                f"dims: [ {_dims(tensor.shape)} ]{more} }}"
+            )
 
 
 def _graph_lines(spec: ModelSpec) -> Iterator[str]:
@@ -113,11 +127,6 @@ def _warmup_lines(spec: ModelSpec) -> Iterator[str]:
             value = f"data_type: TYPE_{tensor.datatype} dims: [ {dims} ] zero_data: true"
             yield f'  inputs {{ key: "{tensor.name}" value {{ {value} }} }}'
         yield "}"
-
-
-def with_beams(tensor: TensorSpec, beams: int) -> tuple[int, ...]:
-    """The tensor's shape with a number in place of K; the batch axis is left out."""
-    return tuple(beams if size == -1 else size for size in tensor.shape)
 
 
 def _dims(shape: Iterable[int]) -> str:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from search_gateway.deadline import Deadline
-from search_gateway.errors import OverloadedError
+from search_gateway.errors import BadRequestError, OverloadedError
 
 # For the answer's way back, so that it arrives before the caller gives up.
 _ANSWER_SECONDS = 0.05
@@ -37,20 +37,33 @@ class Admission:
         self._in_flight = 0
 
     @contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Raises:
-        OverloadedError: as many requests as allowed are inside.
+    def admitted(self, num_photos: int = 1) -> Iterator[None]:
+        """A place for each photo of a request, or none for any.
+
+        Raises:
+            OverloadedError: as many requests as allowed are inside, or would be.
+            BadRequestError: so many photos never fit.
         """
+        if num_photos > self._max_in_flight:
+            raise BadRequestError(
+                f"the request has {num_photos} photos; the server works on {self._max_in_flight} at a time: send fewer"
+            )
+        if num_photos > 1 and self._in_flight + num_photos > self._max_in_flight:
+            raise OverloadedError(
+                f"the server works on {self._in_flight} requests, its limit is {self._max_in_flight}, and this one "
+                f"counts as {num_photos}, one for each photo: try again shortly, or send fewer",
+                retry_after_seconds=_RETRY_SECONDS,
+            )
         if self._in_flight >= self._max_in_flight:
             raise OverloadedError(
                 f"the server works on {self._in_flight} requests, its limit: try again shortly",
                 retry_after_seconds=_RETRY_SECONDS,
             )
-        self._in_flight += 1
+        self._in_flight += num_photos
         try:
             yield
         finally:
-            self._in_flight -= 1
+            self._in_flight -= num_photos
 
     def deadline(self, context: CallContext) -> Deadline:
         """A request's own, or the longest that is allowed."""

@@ -1,223 +1,314 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decodes many captions at a time: iteration-level ("in-flight") batching (Yu et al. 2022, "Orca").
+"""Captions many photos at a time: iteration-level ("in-flight") batching (Yu et al. 2022, "Orca").
 
-Captions with as many beams share a lane: one call of the step model per iteration for all of them, whatever position
-each is at. They join and leave between iterations, and no timer holds anybody up: a lone caption's lane runs as fast as
-it would by itself. Knows nothing about words.
+    waiting room ─▶ admission: slot, encoder, prefill, a few photos per call ─▶ lane: one call of the step per token
+                    (the next photos are encoded while others decode)           for all captions with as many beams
+
+No timer holds anybody up: a lone photo goes through as fast as it would by itself, and what comes while a call is under
+way goes together into the next one. Greedy and beam callers, and thumbnails, take turns at the encoder, each kind with
+waiting room of its own. Knows nothing about words.
 """
 
 from __future__ import annotations
 
 import asyncio
-import collections
-import contextlib
 import logging
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+import time
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
+from search_gateway.caption_lane import CaptionLane, StepCalls, StepInference
 from search_gateway.deadline import Deadline
 from search_gateway.decoding import Decoder, DecodingOptions, Hypothesis, decoder_for
-from search_gateway.errors import DeadlineError, InferenceError, SearchError
+from search_gateway.errors import DeadlineError, InferenceError, OverloadedError, SearchError
 from search_gateway.kv_arena import KvArena
-from search_gateway.kv_cache import Floats, Ids
-from search_gateway.triton_inference import StepOutput
+from search_gateway.kv_cache import Floats
+from search_gateway.triton_inference import EncodedPhotos
+from search_gateway.waiting_room import WaitingRoom
 
 _log = logging.getLogger(__name__)
 
-LANE_SLOTS = 32  # captions of one lane at a time, the most Triton takes in one batch; others wait for a slot
+Pixels = npt.NDArray[np.uint8]
+
+SLOTS = 32  # captions of one lane at a time, the most Triton takes in one batch
+WAITING = 64  # photos of one kind that wait for a slot
+
+# Photos of one call of the encoder. More would hardly be faster per photo, and whoever comes next would wait longer.
+_ENCODER_BATCH = 8
+# One call computes while the next one's photos are put together.
+_ADMISSIONS = 2
+
+_EMBEDDING_ONLY = 0  # the kind of photos that are not captioned; the others' kind is their number of beams
+
+# What a caller who is refused is told to wait: as long as those inside will take, within these bounds.
+_MIN_RETRY_SECONDS, _MAX_RETRY_SECONDS = 0.1, 5.0
+_RATE_WINDOW = 64  # captions
 
 
-class DecoderInference(Protocol):
+class CaptionInference(StepInference, Protocol):
     """What the scheduler needs of inference."""
 
     async def new_arena(self, slots: int, beams: int) -> KvArena: ...
 
     async def free_arena(self, arena: KvArena) -> None: ...
 
-    async def prefill(self, hidden_states: Floats, arena: KvArena, slot: int, deadline: Deadline) -> None: ...
+    async def encode(self, pixels: Pixels, deadline: Deadline, *, embeddings_only: bool = False) -> EncodedPhotos: ...
 
-    async def step(self, arena: KvArena, rows: int, tokens: Ids, positions: Ids, deadline: Deadline) -> StepOutput: ...
+    async def prefill(
+        self, hidden_states: Floats, arena: KvArena, slots: Sequence[int], deadline: Deadline
+    ) -> None: ...
+
+
+@dataclass(frozen=True)
+class DecodedPhoto:
+    embedding: npt.NDArray[np.float32]  # [D], L2-normalised
+    hypotheses: list[Hypothesis]  # best first
+    seconds: dict[str, float]  # of queue, encode, prefill and decode
 
 
 class CaptionScheduler:
-    def __init__(self, inference: DecoderInference, *, bos_token_id: int, eos_token_id: int, slots: int = LANE_SLOTS):
+    """Args:
+    slots: captions with as many beams that are decoded together.
+    waiting: photos of a kind that may wait; who comes when as many do is refused.
+    """
+
+    def __init__(
+        self,
+        inference: CaptionInference,
+        *,
+        bos_token_id: int,
+        eos_token_id: int,
+        slots: int = SLOTS,
+        waiting: int = WAITING,
+    ):
         self._inference = inference
         self._bos = bos_token_id
         self._eos = eos_token_id
         self._slots = slots
-        self._lanes: dict[int, _Lane] = {}
+        self._lanes: dict[int, CaptionLane] = {}
         self._opening = asyncio.Lock()
+        self._room: WaitingRoom[_Photo] = WaitingRoom(waiting, frozenset({_EMBEDDING_ONLY}))
+        self._admissions: set[asyncio.Task[None]] = set()
+        self._finished: deque[float] = deque(maxlen=_RATE_WINDOW)
+        self._calls: defaultdict[int, StepCalls] = defaultdict(StepCalls)
+        self._photos: set[_Photo] = set()  # that wait or are worked on
 
-    @contextlib.asynccontextmanager
-    async def admit(self, options: DecodingOptions, deadline: Deadline) -> AsyncIterator[Seat]:
-        """Wait for a slot and give it back in the end, however that comes.
+    @property
+    def inside(self) -> int:
+        """Photos that wait or are worked on."""
+        return len(self._photos)
+
+    @property
+    def step_calls(self) -> Mapping[int, StepCalls]:
+        """Calls of the step model by the number of captions in them."""
+        return self._calls
+
+    async def caption(self, pixels: Pixels, options: DecodingOptions, deadline: Deadline) -> DecodedPhoto:
+        """A photo's embedding and caption from its pixels, uint8 [height, width, 3].
 
         Raises:
-            DeadlineError: no slot became free in time.
-            InferenceError: the inference server is not there.
+            OverloadedError: as many of the kind wait as may.
+            DeadlineError, InferenceError.
         """
-        lane = await self._lane(options.num_beams)
-        slot = await lane.acquire(deadline)
-        try:
-            yield Seat(lane, slot, decoder_for(options, self._bos, self._eos), deadline)
-        finally:
-            lane.release(slot)
+        await self._open_lane(options.num_beams)
+        photo = _Photo(pixels, options.num_beams, deadline, decoder_for(options, self._bos, self._eos))
+        await self._pass(photo)
+        assert photo.decoder is not None
+        return DecodedPhoto(photo.embedding, photo.decoder.hypotheses(), photo.seconds)
 
-    async def decode(self, hidden_states: Floats, options: DecodingOptions, deadline: Deadline) -> list[Hypothesis]:
-        """One photo's caption from its hidden states [S, D]; hypotheses best first. Raises as `Seat`."""
-        async with self.admit(options, deadline) as seat:
-            await seat.prefill(hidden_states)
-            return await seat.decode()
+    async def embed(self, pixels: Pixels, deadline: Deadline) -> npt.NDArray[np.float32]:
+        """Its embedding [D] alone. Never refused: whoever asks bounds how many there are.
 
-    async def _lane(self, beams: int) -> _Lane:
-        async with self._opening:
-            lane = self._lanes.get(beams)
-            if lane is None or lane.arena.is_stale:
-                # Captions of a stale lane end by themselves: whom they ask is gone.
-                lane = self._lanes[beams] = _Lane(self._inference, await self._inference.new_arena(self._slots, beams))
-            return lane
+        Raises:
+            DeadlineError, InferenceError, OverloadedError.
+        """
+        photo = _Photo(pixels, _EMBEDDING_ONLY, deadline, None)
+        await self._pass(photo)
+        return photo.embedding
+
+    def fail_all(self, error: InferenceError) -> None:
+        """Whoever waits or is worked on gets this error now."""
+        self._fail(list(self._photos), error)
 
     async def close(self) -> None:
-        """End what still decodes and give all memory back."""
+        """End what is under way and give all memory back."""
+        admissions = list(self._admissions)
+        for task in admissions:
+            task.cancel()
+        await asyncio.gather(*admissions, return_exceptions=True)
+        self.fail_all(InferenceError("the server is stopping: try another one"))
         for lane in self._lanes.values():
             await lane.close()
+            await self._inference.free_arena(lane.arena)
         self._lanes.clear()
 
+    async def _open_lane(self, beams: int) -> None:
+        if self._is_open(beams):
+            return
+        async with self._opening:
+            if not self._is_open(beams):
+                # Captions of a stale lane end by themselves: whom they ask is gone.
+                arena = await self._inference.new_arena(self._slots, beams)
+                self._lanes[beams] = CaptionLane(self._inference, arena, self._calls)
 
-class Seat:
-    """A caption's place in a lane."""
+    def _is_open(self, beams: int) -> bool:
+        lane = self._lanes.get(beams)
+        return lane is not None and not lane.arena.is_stale
 
-    def __init__(self, lane: _Lane, slot: int, decoder: Decoder, deadline: Deadline):
-        self._lane, self._slot, self._decoder, self._deadline = lane, slot, decoder, deadline
+    async def _pass(self, photo: _Photo) -> None:
+        """From the waiting room to the end."""
+        if self._room.is_full(photo.kind):
+            raise OverloadedError(
+                f"{self._room.waiting(photo.kind)} photos wait to be captioned, the limit: try again shortly",
+                retry_after_seconds=self._retry_seconds(),
+            )
+        self._room.enter(photo.kind, photo)
+        self._photos.add(photo)
+        self._admit()
+        try:
+            # Also while a call hangs: the others' deadlines may be longer.
+            async with asyncio.timeout(photo.deadline.remaining_seconds()):
+                await photo.done
+            self._finished.append(time.monotonic())
+        except TimeoutError as error:
+            stage = "decoding was done" if photo.is_decoding else "decoding could begin"
+            raise DeadlineError(f"the deadline passed before {stage}: allow more time") from error
+        finally:
+            self._photos.discard(photo)
+            photo.is_gone = True
+            self._room.leave(photo.kind, photo)
+            if photo.is_decoding:
+                self._release(photo)
 
-    async def prefill(self, hidden_states: Floats) -> None:
-        """Fill the slot with the photo's cross-attention, [S, D].
+    def _release(self, photo: _Photo) -> None:
+        """Give its place and its slot back, if it has them, and let the next one in."""
+        if photo.lane is not None:
+            if photo.slot is not None:
+                photo.lane.leave(photo.slot)
+            photo.lane.places += 1
+            photo.lane = photo.slot = None
+            self._admit()
 
-        A cancelled call may still write into the slot when it is another caption's. That one's own prefill comes after
-        it: the model has one instance, which answers in the order of the calls.
+    def _admit(self) -> None:
+        """See to it that somebody takes photos out of the waiting room."""
+        if len(self._room) and len(self._admissions) < _ADMISSIONS:
+            self._admissions.add(asyncio.create_task(self._admit_until_none_is_left()))
 
-        Raises:
-            InferenceError, OverloadedError, DeadlineError.
+    async def _admit_until_none_is_left(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            await self._admit_more()
+        finally:
+            # Now, not in a callback a turn later: who came or gave a place back meanwhile would wake nobody.
+            self._admissions.discard(task)
+
+    async def _admit_more(self) -> None:
+        while photos := self._room.take(_ENCODER_BATCH, self._claim):
+            try:
+                await self._encode_and_prefill(photos)
+            except Exception as error:
+                self._fail(photos, error)
+            finally:
+                for photo in photos:
+                    if not photo.is_decoding:
+                        self._release(photo)
+
+    def _claim(self, photo: _Photo) -> bool:
+        """Whether there will be a slot for it, to be taken when it is needed.
+
+        Not now: what is still with the encoder would spread those that decode over all slots, and a step computes all
+        rows up to the highest.
         """
-        await self._lane.inference.prefill(hidden_states, self._lane.arena, self._slot, self._deadline)
+        if photo.kind == _EMBEDDING_ONLY:
+            return True
+        lane = self._lanes[photo.kind]
+        if lane.places == 0:
+            return False
+        lane.places -= 1
+        photo.lane = lane
+        return True
 
-    async def decode(self) -> list[Hypothesis]:
-        """Hypotheses, best first.
+    async def _encode_and_prefill(self, photos: list[_Photo]) -> None:
+        for photo in photos:
+            photo.end_stage("queue")
+        captioned = [photo for photo in photos if photo.lane is not None]
+        encoded = await self._inference.encode(
+            np.stack([photo.pixels for photo in photos]), _latest(photos), embeddings_only=not captioned
+        )
+        lanes: defaultdict[CaptionLane, list[int]] = defaultdict(list)
+        for number, photo in enumerate(photos):
+            photo.embedding = encoded.embeddings[number]
+            photo.end_stage("encode")
+            if photo.lane is not None and not photo.is_gone:
+                lanes[photo.lane].append(number)
+            elif not photo.done.done():
+                photo.done.set_result(None)
+        for lane, numbers in lanes.items():
+            assert encoded.hidden_states is not None
+            try:
+                await self._prefill(lane, encoded.hidden_states[numbers], [photos[number] for number in numbers])
+            except SearchError as error:
+                self._fail([photos[number] for number in numbers], error)
 
-        Raises:
-            InferenceError, OverloadedError, DeadlineError.
-        """
-        return await self._lane.decode(self._slot, self._decoder, self._deadline)
+    async def _prefill(self, lane: CaptionLane, hidden_states: Floats, photos: list[_Photo]) -> None:
+        slots = [lane.arena.acquire() for _ in photos]
+        for photo, slot in zip(photos, slots, strict=True):
+            photo.slot = slot
+        await self._inference.prefill(hidden_states, lane.arena, slots, _latest(photos))
+        for photo, slot in zip(photos, slots, strict=True):
+            # Who is gone has left the slot to us: what was written into it must not be another one's.
+            if not photo.is_gone and photo.decoder is not None:
+                photo.end_stage("prefill")
+                photo.is_decoding = True
+                lane.join(slot, photo.decoder, photo.deadline, photo.done)
+
+    def _fail(self, photos: Sequence[_Photo], error: Exception) -> None:
+        if not isinstance(error, SearchError):
+            _log.error("captioning failed in a way nobody foresaw", exc_info=error)
+            error = InferenceError("captioning failed: try again")
+        for photo in photos:
+            if not photo.is_gone and not photo.done.done():
+                photo.done.set_exception(error)
+
+    def _retry_seconds(self) -> float:
+        """How long those who wait will take, at the rate of the last captions."""
+        if len(self._finished) < 2:
+            return _MAX_RETRY_SECONDS / 5
+        rate = (len(self._finished) - 1) / max(time.monotonic() - self._finished[0], 1e-3)
+        return min(max(len(self._room) / rate, _MIN_RETRY_SECONDS), _MAX_RETRY_SECONDS)
 
 
 @dataclass(eq=False)
-class _Caption:
-    decoder: Decoder
+class _Photo:
+    """On its way through."""
+
+    pixels: Pixels
+    kind: int
     deadline: Deadline
-    done: asyncio.Future[None]
+    decoder: Decoder | None
+    done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    lane: CaptionLane | None = None
+    slot: int | None = None
+    embedding: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    is_decoding: bool = False
+    is_gone: bool = False  # nobody waits for it any more
+    _times: list[tuple[str, float]] = field(default_factory=lambda: [("", time.perf_counter())])
+
+    def end_stage(self, name: str) -> None:
+        self._times.append((name, time.perf_counter()))
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Of each stage; the last one, decoding, ends now."""
+        times = [*self._times, ("decode", time.perf_counter())]
+        return {name: end - start for (_, start), (name, end) in zip(times, times[1:], strict=False)}
 
 
-class _Lane:
-    """All captions with as many beams."""
-
-    def __init__(self, inference: DecoderInference, arena: KvArena):
-        self.inference = inference
-        self.arena = arena
-        self._captions: dict[int, _Caption] = {}  # by slot
-        self._waiting: collections.deque[asyncio.Future[int]] = collections.deque()
-        self._running: asyncio.Task[None] | None = None
-
-    async def acquire(self, deadline: Deadline) -> int:
-        """The lowest free slot; first come, first served."""
-        slot = self.arena.acquire() if not self._waiting else None
-        if slot is not None:
-            return slot
-        turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        try:
-            async with asyncio.timeout(deadline.remaining_seconds()):
-                return await turn
-        except BaseException as error:
-            # The slot may have been handed over in this very moment.
-            if turn.done() and not turn.cancelled():
-                self.release(turn.result())
-            elif turn in self._waiting:
-                self._waiting.remove(turn)
-            if isinstance(error, TimeoutError):
-                raise DeadlineError("the deadline passed before decoding could begin: allow more time") from error
-            raise
-
-    def release(self, slot: int) -> None:
-        """Hand the slot to who waits longest, or back to the arena."""
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(slot)
-                return
-        self.arena.release(slot)
-
-    async def decode(self, slot: int, decoder: Decoder, deadline: Deadline) -> list[Hypothesis]:
-        caption = _Caption(decoder, deadline, asyncio.get_running_loop().create_future())
-        self._captions[slot] = caption
-        if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._run())
-        try:
-            # Also while a call hangs: the others' deadlines may be longer.
-            async with asyncio.timeout(deadline.remaining_seconds()):
-                await caption.done
-        except TimeoutError as error:
-            raise DeadlineError("the deadline passed before decoding was done: allow more time") from error
-        finally:
-            del self._captions[slot]  # an iteration under way finds it gone and drops what it made
-        return decoder.hypotheses()
-
-    async def close(self) -> None:
-        if self._running is not None:
-            self._running.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._running
-        for caption in self._captions.values():
-            if not caption.done.done():
-                caption.done.set_exception(InferenceError("the server is stopping: try another one"))
-        await self.inference.free_arena(self.arena)
-
-    async def _run(self) -> None:
-        """Iterate until nobody is left."""
-        while batch := {slot: one for slot, one in self._captions.items() if not one.done.done()}:
-            try:
-                await self._iterate(batch)
-            except asyncio.CancelledError:
-                raise
-            except Exception as error:
-                known = isinstance(error, SearchError)
-                if not known:
-                    _log.exception("decoding failed in a way nobody foresaw")
-                for caption in batch.values():
-                    if not caption.done.done():
-                        caption.done.set_exception(error if known else InferenceError("decoding failed: try again"))
-
-    async def _iterate(self, batch: dict[int, _Caption]) -> None:
-        """One token for every beam of every caption of the batch."""
-        inputs = {slot: caption.decoder.next_input() for slot, caption in batch.items()}
-        slots = np.fromiter(inputs, np.intp)
-        positions = np.array([one.position for one in inputs.values()], np.int32)
-        self.arena.cache.follow(slots, np.stack([one.parents for one in inputs.values()]), positions)
-        # Rows up to the highest slot; what lies between is computed along and read by nobody.
-        rows = int(slots.max()) + 1
-        all_tokens = np.zeros((rows, self.arena.beams), np.int32)
-        all_positions = np.zeros((rows, 1), np.int32)
-        all_tokens[slots] = np.stack([one.tokens for one in inputs.values()])
-        all_positions[slots, 0] = positions
-        latest = max((caption.deadline for caption in batch.values()), key=Deadline.remaining_seconds)
-        output = await self.inference.step(self.arena, rows, all_tokens, all_positions, latest)
-        here = np.array([self._captions.get(slot) is caption for slot, caption in batch.items()])
-        self.arena.cache.append(slots[here], output.new_kv[slots[here]], positions[here])
-        for slot, caption in batch.items():
-            if self._captions.get(slot) is not caption:
-                continue  # cancelled or out of time
-            caption.decoder.update(output.candidate_logprobs[slot], output.candidate_tokens[slot])
-            if caption.decoder.finished and not caption.done.done():
-                caption.done.set_result(None)
+def _latest(photos: Sequence[_Photo]) -> Deadline:
+    return max((photo.deadline for photo in photos), key=Deadline.remaining_seconds)

@@ -22,6 +22,7 @@ from search_gateway.gateway_config import GatewayConfig
 from search_gateway.server import model_fingerprint
 from search_gateway.triton_inference import TritonInference
 
+_PHOTOS_PER_CALL = 16  # Triton takes 32 at most
 _BATCH_SECONDS = 120.0  # for one batch of photos, however slow the machine
 _SHOWN_PROBLEMS = 10
 
@@ -41,8 +42,9 @@ def build(config: GatewayConfig, photos: Path, titles: Path | None, out: Path) -
         limits=PHOTO_LIMITS,
     )
     with contextlib.ExitStack() as closing:
-        address = config.triton_address
-        if not address:
+        if config.triton_address:
+            address = config.triton_address[0]
+        else:
             triton = closing.enter_context(EmbeddedTriton(config.model_repository, log_file=config.triton_log))
             address = triton.grpc_address
         embedder = closing.enter_context(_Embedder(address, contract))
@@ -78,7 +80,7 @@ class _Embedder:
         self._runner.close()
 
     def embed(self, photos: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
-        """uint8 [height, width, 3] each -> float32 [n, D]; all at once, for Triton to batch."""
+        """uint8 [height, width, 3] each -> float32 [n, D]."""
         return self._runner.run(self._embed(photos))
 
     async def _connect(self) -> TritonInference:
@@ -88,5 +90,8 @@ class _Embedder:
 
     async def _embed(self, photos: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
         deadline = Deadline(_BATCH_SECONDS)
-        encoded = await asyncio.gather(*(self._inference.encode(photo, deadline) for photo in photos))
-        return np.stack([one.embedding for one in encoded])
+        calls = [
+            self._inference.encode(np.stack(photos[start : start + _PHOTOS_PER_CALL]), deadline, embeddings_only=True)
+            for start in range(0, len(photos), _PHOTOS_PER_CALL)
+        ]
+        return np.concatenate([encoded.embeddings for encoded in await asyncio.gather(*calls)])

@@ -264,6 +264,7 @@ def _flags(model_repository: Path, backends: Path, grpc_port: int, metrics_port:
     return [
         f"--id={mark}",  # tells our server from another one that took the port before us
         f"--model-repository={model_repository.resolve()}",
+        "--model-config-name=embedded",  # configs/embedded.pbtxt where a model has one, else its config.pbtxt
         f"--backend-directory={backends}",
         f"--backend-config=python,shm-region-prefix-name={mark}",
         f"--grpc-address={_LOOPBACK}",

@@ -51,7 +51,31 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
             return grpc.unary_stream_rpc_method_handler(
                 _guard_stream(handler.unary_stream, method), parse, handler.response_serializer
             )
-        return handler  # reflection's stream_stream
+        if handler.stream_stream is not None:
+            return grpc.stream_stream_rpc_method_handler(
+                _guard_stream(handler.stream_stream, method, _Requests), parse, handler.response_serializer
+            )
+        return handler
+
+
+def public_message(error: Exception, request_id: str) -> tuple[grpc.StatusCode, str]:
+    """What a caller may read of an error; the operator finds the others in the log under the request's id."""
+    if isinstance(error, SearchError):
+        return error.code, str(error)
+    text = f"the server failed on this request; its operator finds why under {request_id}"
+    return grpc.StatusCode.INTERNAL, text
+
+
+def logged_cause(error: Exception) -> BaseException | None:
+    """Whose traceback goes into the log: a bad request is the caller's affair and nobody's."""
+    if isinstance(error, BadRequestError):
+        return None
+    return error.__cause__ if isinstance(error, SearchError) else error
+
+
+def request_id(context: Context) -> str:
+    """The id that was given to a call or made for it; for services that answer errors themselves."""
+    return next((str(value) for key, value in context.trailing_metadata() if key == REQUEST_ID), "")
 
 
 class _Malformed:
@@ -72,7 +96,22 @@ def _tolerant(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], 
 
 def _check(request: Any) -> None:
     if isinstance(request, _Malformed):
-        raise BadRequestError("the request is not a message of this method: see search.proto")
+        raise BadRequestError("the request is not a message of this method: see its .proto, or reflection")
+
+
+class _Requests:
+    """The messages of a caller's stream. One that is malformed raises BadRequestError, and the next one follows."""
+
+    def __init__(self, messages: AsyncIterator[Any]):
+        self._messages = aiter(messages)
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        request = await anext(self._messages)
+        _check(request)
+        return request
 
 
 def _guard_unary(behaviour: Any, method: str) -> Callable[[Any, Context], Awaitable[Any]]:
@@ -93,18 +132,23 @@ def _guard_unary(behaviour: Any, method: str) -> Callable[[Any, Context], Awaita
     return guarded
 
 
-def _guard_stream(behaviour: Any, method: str) -> Any:
+def _guard_stream(behaviour: Any, method: str, wrap: Callable[[Any], Any] = lambda request: request) -> Any:
+    """Args:
+    wrap: makes of what gRPC brings, a message or a stream of them, what the method is given.
+    """
+
     async def guarded(request: Any, context: Context) -> AsyncIterator[Any]:
         call = _Call(method, await _identify(context))
         try:
             _check(request)
-            responses = behaviour(request, context)
+            responses = behaviour(wrap(request), context)
             if asyncio.iscoroutine(responses):
-                # The other style of grpc.aio: the handler writes to the context itself (health's Watch).
+                # The other style of grpc.aio: the handler writes to the context itself (health's Watch, KServe's
+                # stream).
                 await responses
-                return
-            async for response in responses:
-                yield response
+            else:
+                async for response in responses:
+                    yield response
         except Exception as error:
             await _abort(context, error, call)
         except (asyncio.CancelledError, GeneratorExit):
@@ -153,16 +197,13 @@ async def _abort(context: Context, error: Exception, call: _Call) -> None:
             trailing_metadata=(*status.trailing_metadata, (REQUEST_ID, call.request_id))
         )
         await context.abort_with_status(status)  # type: ignore[attr-defined]  # its stubs do not know it
-    elif isinstance(error, SearchError):
-        # A bad request is the caller's affair and no traceback's.
-        call.log(f"{error.code.name}: {error}", None if isinstance(error, BadRequestError) else error.__cause__)
-        await context.abort(error.code, str(error))
     else:
-        call.log("INTERNAL", error, logging.ERROR)
-        await context.abort(
-            grpc.StatusCode.INTERNAL,
-            f"the server failed on this request; its operator finds why under {call.request_id}",
-        )
+        code, message = public_message(error, call.request_id)
+        if code is grpc.StatusCode.INTERNAL:
+            call.log("INTERNAL", logged_cause(error), logging.ERROR)
+        else:
+            call.log(f"{code.name}: {message}", logged_cause(error))
+        await context.abort(code, message)
 
 
 def _overloaded(error: OverloadedError) -> status_pb2.Status:

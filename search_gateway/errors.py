@@ -5,6 +5,8 @@
     ├── BadRequestError            INVALID_ARGUMENT    the caller must change the request
     │   ├── InvalidPhotoError        not a readable photo
     │   └── PhotoTooLargeError       more bytes or pixels than allowed (the message gives both numbers)
+    ├── NotFoundError              NOT_FOUND           there is no model of that name (the message lists them)
+    ├── UnsupportedError           UNIMPLEMENTED       KServe's protocol has it, this server does not
     ├── OverloadedError            RESOURCE_EXHAUSTED  full; comes with the time to wait
     ├── DeadlineError              DEADLINE_EXCEEDED   the caller's time is over
     ├── InferenceError             UNAVAILABLE         Triton failed or is not there
@@ -39,6 +41,14 @@ class InvalidPhotoError(BadRequestError):
 
 class PhotoTooLargeError(BadRequestError):
     """The photo has more bytes or pixels than allowed."""
+
+
+class NotFoundError(SearchError):
+    code = grpc.StatusCode.NOT_FOUND
+
+
+class UnsupportedError(SearchError):
+    code = grpc.StatusCode.UNIMPLEMENTED
 
 
 class OverloadedError(SearchError):

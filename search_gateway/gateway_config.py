@@ -22,7 +22,8 @@ _OTHERS = {"CAPTRIEVE_ADDRESS"}
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GatewayConfig:
     listen_address: str = "127.0.0.1:8001"  # HOST:PORT; port 0 takes a free one
-    triton_address: str = ""  # HOST:PORT of a running Triton; empty starts the embedded one
+    triton_address: tuple[str, ...] = ()  # HOST:PORT of running Tritons, comma-separated; empty: the embedded one
+    triton_shared_memory: str = "none"  # caches for a Triton on this host: none (gRPC), system (/dev/shm) or cuda
     model_repository: Path = Path("model_repository")  # folder of the models, the contract and the tokenizer
     triton_log: Path | None = None  # file for the embedded Triton's log; unset: a temporary one
     providers: tuple[str, ...] = PROVIDER_NAMES  # comma-separated; asked in this order until one answers
@@ -33,7 +34,9 @@ class GatewayConfig:
     duckduckgo_safesearch: str = "moderate"  # on, moderate or off
     max_photo_bytes: int = 8 * 2**20  # bytes of an image file
     max_photo_pixels: int = 25_000_000  # pixels of a photo before it is reduced
-    max_in_flight: int = 64  # requests at a time; more are refused with RESOURCE_EXHAUSTED
+    max_in_flight: int = 256  # requests at a time; more are refused with RESOURCE_EXHAUSTED
+    caption_slots: int = 32  # captions with as many beams that are decoded together, 1 to 32
+    max_waiting: int = 64  # photos of greedy callers, and as many of each number of beams, that wait for a slot
     max_deadline_seconds: float = 30.0  # for a request that sets no deadline, and at most for one that does
     provider_timeout_seconds: float = 6.0  # for one provider's answer
     thumbnail_timeout_seconds: float = 3.0  # for one thumbnail
@@ -52,12 +55,14 @@ class GatewayConfig:
 
     def _problems(self) -> list[str]:
         problems = []
-        for name in ("listen_address", "triton_address"):
-            value = getattr(self, name)
-            if value == "" and name == "triton_address":
-                continue
+        for name, value in [
+            ("listen_address", self.listen_address),
+            *(("triton_address", address) for address in self.triton_address),
+        ]:
             if not re.fullmatch(r".+:\d{1,5}", value) or int(value.rpartition(":")[2]) > 65535:
                 problems.append(f"{PREFIX}{name.upper()} is {value!r}: write HOST:PORT")
+        if len(set(self.triton_address)) < len(self.triton_address):
+            problems.append(f"{PREFIX}TRITON_ADDRESS is {','.join(self.triton_address)!r}: name each once")
         unknown = [name for name in self.providers if name not in PROVIDER_NAMES]
         if unknown or not self.providers:
             problems.append(
@@ -70,6 +75,8 @@ class GatewayConfig:
             if not 0 < getattr(self, name) < math.inf:
                 problems.append(f"{PREFIX}{name.upper()} is {getattr(self, name)}: it must be more than 0")
         for name, low, high in (
+            ("caption_slots", 1, 32),  # Triton takes no more in one batch
+            ("max_waiting", 1, 10_000),
             ("default_max_results", 1, 100),  # as search.proto limits it, or callers that say nothing would be refused
             ("min_visual_score", -1, 1),
             ("min_semantic_score", 0, 1),
@@ -78,6 +85,8 @@ class GatewayConfig:
         ):
             if not low <= getattr(self, name) <= high:
                 problems.append(f"{PREFIX}{name.upper()} is {getattr(self, name)}: it goes from {low} to {high}")
+        if self.triton_shared_memory not in ("none", "system", "cuda"):
+            problems.append(f"{PREFIX}TRITON_SHARED_MEMORY is {self.triton_shared_memory!r}: none, system or cuda")
         if self.duckduckgo_safesearch not in ("on", "moderate", "off"):
             problems.append(f"{PREFIX}DUCKDUCKGO_SAFESEARCH is {self.duckduckgo_safesearch!r}: on, moderate or off")
         return problems

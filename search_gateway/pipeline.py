@@ -7,7 +7,6 @@ Each step is one method below `search`; what they need is made once in `server.p
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,6 @@ from captioner.caption_tokenizer import CaptionTokenizer
 from captioner.model_contract import ModelContract
 from captioner.query import QueryRule, query_from_caption
 from search_gateway.candidates import Candidate
-from search_gateway.caption_scheduler import CaptionScheduler
 from search_gateway.captions import Caption, caption_of
 from search_gateway.deadline import Deadline
 from search_gateway.decoding import DecodingOptions
@@ -29,7 +27,7 @@ from search_gateway.provider_chain import Degradation, Found, ProviderChain
 from search_gateway.refinement import Judged, Refined, RefinementLimits, Seen, Verdict, refine
 from search_gateway.stopwatch import Stopwatch
 from search_gateway.thumbnails import ThumbnailError, ThumbnailFetcher
-from search_gateway.triton_inference import EncodedPhoto, TritonInference
+from search_gateway.triton_pool import TritonPool
 from search_gateway.word_agreement import Synonyms
 
 _log = logging.getLogger(__name__)
@@ -75,8 +73,7 @@ class Pipeline:
     tokenizer: CaptionTokenizer
     photos: PhotoDecoder
     small_photos: PhotoDecoder  # for thumbnails: tighter limits, and threads that no photo waits for
-    inference: TritonInference
-    captions: CaptionScheduler
+    tritons: TritonPool
     providers: ProviderChain
     thumbnails: ThumbnailFetcher
     thumbnail_timeout_seconds: float
@@ -91,8 +88,8 @@ class Pipeline:
             SearchError: any leaf of the tree but ProviderError.
         """
         watch = Stopwatch()
-        encoded = await self._encode(data, watch, deadline)
-        caption = await self._caption(encoded, decoding, watch, deadline)
+        pixels = await self._preprocess(data, watch, deadline)
+        caption, _ = await self._caption(pixels, decoding, watch, deadline)
         with watch.stage("query"):
             query = query_from_caption(caption.text, rule)
         return CaptionAnswer(caption, query, watch.milliseconds())
@@ -105,18 +102,21 @@ class Pipeline:
         """
         watch = Stopwatch()
         self.providers.check(options.provider)
-        encoded = await self._encode(data, watch, deadline)  # 1 preprocess, 2 encode
+        pixels = await self._preprocess(data, watch, deadline)  # 1
         caption = None
         query = options.query_override
         if query is None:
-            caption = await self._caption(encoded, options.decoding, watch, deadline)  # 3 prefill, 4 decode
+            caption, embedding = await self._caption(pixels, options.decoding, watch, deadline)  # 2, 3, 4
             yield caption
             with watch.stage("query"):  # 5
                 query = query_from_caption(caption.text, options.query_rule)
+        else:
+            with watch.stage("encode"):  # 2
+                embedding = await self.tritons.embed(pixels, deadline)
         yield query
-        found, seen, degraded = await self._search(query, options, encoded.embedding, watch, deadline)  # 6, 7
+        found, seen, degraded = await self._search(query, options, embedding, watch, deadline)  # 6, 7
         with watch.stage("refine"):  # 8
-            refined = refine(encoded.embedding, query, seen, options.limits, self.synonyms)
+            refined = refine(embedding, query, seen, options.limits, self.synonyms)
         for result in refined.kept:
             yield result
         yield SearchAnswer(
@@ -129,21 +129,18 @@ class Pipeline:
             watch.milliseconds(),
         )
 
-    async def _encode(self, data: bytes, watch: Stopwatch, deadline: Deadline) -> EncodedPhoto:
+    async def _preprocess(self, data: bytes, watch: Stopwatch, deadline: Deadline) -> npt.NDArray[np.uint8]:
         with watch.stage("preprocess"):
-            pixels = await self.photos.decode(data, deadline)
-        with watch.stage("encode"):
-            return await self.inference.encode(pixels, deadline)
+            return await self.photos.decode(data, deadline)
 
     async def _caption(
-        self, encoded: EncodedPhoto, decoding: DecodingOptions, watch: Stopwatch, deadline: Deadline
-    ) -> Caption:
-        async with contextlib.AsyncExitStack() as seated:
-            with watch.stage("prefill"):
-                seat = await seated.enter_async_context(self.captions.admit(decoding, deadline))
-                await seat.prefill(encoded.hidden_states)
-            with watch.stage("decode"):
-                return caption_of(await seat.decode(), self.tokenizer)
+        self, pixels: npt.NDArray[np.uint8], decoding: DecodingOptions, watch: Stopwatch, deadline: Deadline
+    ) -> tuple[Caption, npt.NDArray[np.float32]]:
+        """Words and embedding; encoder, prefill and decoding, after waiting for a place among those decoded."""
+        decoded = await self.tritons.caption(pixels, decoding, deadline)
+        for stage, seconds in decoded.seconds.items():
+            watch.add(stage, seconds)
+        return caption_of(decoded.hypotheses, self.tokenizer), decoded.embedding
 
     async def _search(
         self,
@@ -214,7 +211,7 @@ class Pipeline:
 
     async def _embedding(self, thumbnail: bytes, deadline: Deadline) -> npt.NDArray[np.float32]:
         pixels = await self.small_photos.decode(thumbnail, deadline)
-        return (await self.inference.encode(pixels, deadline)).embedding
+        return await self.tritons.embed(pixels, deadline)
 
 
 def _why_empty(query: str, found: Found, refined: Refined) -> str:

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import logging
 import signal
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,12 +20,11 @@ from captioner.preprocessing import ImageLimits
 from search_api import search_pb2, search_pb2_grpc
 from search_gateway.admission import Admission
 from search_gateway.candidates import Provider
-from search_gateway.caption_scheduler import CaptionScheduler
-from search_gateway.deadline import Deadline
-from search_gateway.embedded_triton import EmbeddedTriton, TritonStartError
+from search_gateway.embedded_triton import EmbeddedTriton
 from search_gateway.error_interceptor import ErrorInterceptor
 from search_gateway.errors import ConfigError, InferenceError
 from search_gateway.gateway_config import GatewayConfig
+from search_gateway.kserve import kserve_service, protocol
 from search_gateway.photo_decoder import PhotoDecoder
 from search_gateway.pipeline import Pipeline
 from search_gateway.provider_chain import ProviderChain
@@ -35,23 +33,16 @@ from search_gateway.providers.catalog_store import CatalogError
 from search_gateway.providers.duckduckgo import DuckDuckGoProvider
 from search_gateway.search_service import SearchService
 from search_gateway.thumbnails import ThumbnailFetcher
-from search_gateway.triton_inference import TritonInference
+from search_gateway.triton_host import TritonHost
+from search_gateway.triton_inference import SharedMemory
+from search_gateway.triton_pool import TritonPool
 
 _log = logging.getLogger(__name__)
 
 SERVICE = search_pb2.DESCRIPTOR.services_by_name["SearchService"].full_name
 
-_HEALTH_INTERVAL_SECONDS = 0.5
-
-# A Triton whose worker process died still calls itself ready: only asking the models tells. A probe takes some 20 ms.
-_PROBE_INTERVAL_SECONDS = 3.0
-_PROBE_TIMEOUT_SECONDS = 5.0
-_FAILED_PROBES_TO_RESTART = 2
-
 # Thumbnails are small by nature; what claims to be one and is not costs this much at most.
 _THUMBNAIL_LIMITS = ImageLimits(max_bytes=2 * 2**20, max_pixels=4_000_000)
-
-_RESTART_BACKOFF_SECONDS = (0.0, 1.0, 5.0, 15.0, 60.0)
 
 
 class StartError(RuntimeError):
@@ -82,7 +73,7 @@ class Gateway:
         self._make_thumbnails = thumbnails
         self._closing = contextlib.AsyncExitStack()
         self._stopped = asyncio.Event()
-        self.triton: EmbeddedTriton | None = None
+        self._hosts: list[TritonHost] = []
         self.address = ""  # HOST:PORT it listens on
 
     async def __aenter__(self) -> Gateway:
@@ -95,6 +86,11 @@ class Gateway:
 
     async def __aexit__(self, *_: object) -> None:
         await self._closing.aclose()
+
+    @property
+    def triton(self) -> EmbeddedTriton | None:
+        """The embedded one, where there is one."""
+        return next((host.embedded for host in self._hosts), None)
 
     async def wait(self) -> None:
         """Return when `stop` was called."""
@@ -121,7 +117,7 @@ class Gateway:
         server = self._make_server()
         # Bound before Triton starts: a taken port is told at once, and found ports cannot take ours.
         port = self._bind(server)
-        inference = await self._start_inference(contract)
+        tritons = await self._start_tritons(contract)
         thumbnails = self._make_thumbnails()
         self._closing.push_async_callback(thumbnails.close)
         photos = PhotoDecoder(
@@ -130,15 +126,12 @@ class Gateway:
         small_photos = PhotoDecoder(contract, _THUMBNAIL_LIMITS)
         self._closing.callback(photos.close)
         self._closing.callback(small_photos.close)
-        captions = CaptionScheduler(inference, bos_token_id=contract.bos_token_id, eos_token_id=contract.eos_token_id)
-        self._closing.push_async_callback(captions.close)
         pipeline = Pipeline(
             contract=contract,
             tokenizer=tokenizer,
             photos=photos,
             small_photos=small_photos,
-            inference=inference,
-            captions=captions,
+            tritons=tritons,
             providers=providers,
             thumbnails=thumbnails,
             thumbnail_timeout_seconds=config.thumbnail_timeout_seconds,
@@ -149,13 +142,22 @@ class Gateway:
         )
         status = health.aio.HealthServicer()  # type: ignore[attr-defined]  # its stubs know only the synchronous one
         health_pb2_grpc.add_HealthServicer_to_server(status, server)
+
+        async def is_ready() -> bool:
+            answer = await status.Check(health_pb2.HealthCheckRequest(service=protocol.SERVICE), None)
+            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+        kserve = kserve_service.InferenceService(
+            pipeline, admission, config, is_ready=is_ready, step_batches=lambda: tritons.step_calls
+        )
+        protocol.service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(kserve, server)
         if config.reflection:
-            names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            names = (SERVICE, protocol.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
         await _set_health(status, is_serving=True)
+        monitor = asyncio.create_task(_report_health(tritons, status))
         await server.start()
         self.address = f"{config.listen_address.rpartition(':')[0]}:{port}"
-        monitor = asyncio.create_task(self._watch_triton(inference, status))
 
         async def drain() -> None:
             # First say that no more is wanted, then finish what came before.
@@ -191,23 +193,38 @@ class Gateway:
                 "or choose another address: `make up ADDRESS=HOST:PORT`, CAPTRIEVE_LISTEN_ADDRESS"
             ) from error
 
-    async def _start_inference(self, contract: ModelContract) -> TritonInference:
+    async def _start_tritons(self, contract: ModelContract) -> TritonPool:
+        """Raises:
+        TritonStartError, ContractError.
+        StartError: not one Triton can be reached.
+        """
         config = self._config
-        address = config.triton_address
-        if not address:
-            self.triton = EmbeddedTriton(config.model_repository, log_file=config.triton_log)
-            self._closing.push_async_callback(asyncio.to_thread, self.triton.stop)
-            await asyncio.to_thread(self.triton.start)
-            address = self.triton.grpc_address
-        # Named like Triton's own regions: who removes those when it ends removes these.
-        prefix = self.triton.shm_prefix if self.triton is not None else ""
-        inference = TritonInference(address, contract, region_prefix=prefix)
-        self._closing.push_async_callback(inference.close)
-        try:
-            await inference.check_contract()
-        except InferenceError as error:
-            raise StartError(f"Triton at {address} cannot be used: {error}") from error
-        return inference
+        self._hosts = [
+            TritonHost(
+                contract,
+                address=address,
+                model_repository=config.model_repository,
+                log_file=config.triton_log,
+                shared_memory=SharedMemory(config.triton_shared_memory),
+                slots=config.caption_slots,
+                waiting=config.max_waiting,
+            )
+            for address in config.triton_address or ("",)
+        ]
+        unreachable: list[InferenceError] = []
+        for host in self._hosts:
+            self._closing.push_async_callback(host.close)
+            try:
+                await host.start()
+            except InferenceError as error:
+                _log.error("Triton %s cannot be used yet: %s", host.name, error)
+                unreachable.append(error)
+        if len(unreachable) == len(self._hosts):
+            names = ", ".join(host.name for host in self._hosts)
+            raise StartError(f"Triton at {names} cannot be used: {unreachable[0]}") from unreachable[0]
+        tritons = TritonPool(self._hosts)
+        self._closing.push_async_callback(tritons.close)
+        return tritons
 
     def _make_providers(self, contract: ModelContract) -> list[Provider]:
         config = self._config
@@ -231,46 +248,20 @@ class Gateway:
             raise ConfigError("no provider is left: set CAPTRIEVE_CATALOG, or add duckduckgo to CAPTRIEVE_PROVIDERS")
         return providers
 
-    async def _watch_triton(self, inference: TritonInference, status: Any) -> None:
-        """Keep health as Triton is, and start the embedded one again where it died or its models did."""
-        restarts = 0
-        failed_probes = 0
-        next_probe = 0.0
-        while True:
-            await asyncio.sleep(_HEALTH_INTERVAL_SECONDS)
-            try:
-                if self.triton is not None and (
-                    not self.triton.is_running() or failed_probes >= _FAILED_PROBES_TO_RESTART
-                ):
-                    await _set_health(status, is_serving=False)
-                    pause = _RESTART_BACKOFF_SECONDS[min(restarts, len(_RESTART_BACKOFF_SECONDS) - 1)]
-                    restarts += 1
-                    _log.error("the embedded Triton or one of its models died: starting it again in %.0f s", pause)
-                    await asyncio.sleep(pause)
-                    await asyncio.to_thread(self.triton.stop)
-                    await asyncio.to_thread(self.triton.start)
-                    await inference.reconnect(self.triton.grpc_address, region_prefix=self.triton.shm_prefix)
-                    failed_probes = 0
-                is_ready = await inference.is_ready()
-                if inference.seconds_since_success() < _PROBE_INTERVAL_SECONDS:
-                    # Requests have just shown it: at full size a probe is a fifteenth of the machine.
-                    failed_probes = restarts = 0
-                elif is_ready and time.monotonic() >= next_probe:
-                    works = await inference.works(Deadline(_PROBE_TIMEOUT_SECONDS))
-                    failed_probes = 0 if works else failed_probes + 1
-                    restarts = 0 if works else restarts
-                    next_probe = time.monotonic() + (_PROBE_INTERVAL_SECONDS if works else 0.0)
-                await _set_health(status, is_serving=is_ready and not failed_probes)
-            except TritonStartError as error:
-                _log.error("the embedded Triton did not start: %s", error)
-            except Exception:
-                # Without this task health would stay as it is for ever, whatever Triton does.
-                _log.exception("watching Triton failed; it goes on")
+
+async def _report_health(tritons: TritonPool, status: Any) -> None:
+    """Keep the health that callers see as the Tritons are."""
+    looked = asyncio.Event()
+    tritons.watch(looked.set)
+    while True:
+        await looked.wait()
+        looked.clear()
+        await _set_health(status, is_serving=tritons.is_serving)
 
 
 async def _set_health(status: Any, *, is_serving: bool) -> None:
     value = health_pb2.HealthCheckResponse.SERVING if is_serving else health_pb2.HealthCheckResponse.NOT_SERVING
-    for name in ("", SERVICE):
+    for name in ("", SERVICE, protocol.SERVICE):
         # A Watch client that does not read can hold up set(); it must not hold up the others.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1):

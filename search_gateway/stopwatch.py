@@ -20,7 +20,11 @@ class Stopwatch:
         try:
             yield
         finally:
-            self._stages[name] = self._stages.get(name, 0.0) + 1000 * (time.perf_counter() - started)
+            self.add(name, time.perf_counter() - started)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Of a stage that was timed elsewhere."""
+        self._stages[name] = self._stages.get(name, 0.0) + 1000 * seconds
 
     def milliseconds(self) -> dict[str, float]:
         """Every stage in the order it was first entered, then the total since the stopwatch was made."""

@@ -6,11 +6,15 @@ Knows nothing about captions or searches; errors become the project's own here.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import enum
+import json
 import logging
 import math
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +24,7 @@ import numpy.typing as npt
 import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
 
-from captioner.model_contract import ContractError, ModelContract, ModelSpec, TensorSpec
+from captioner.model_contract import ContractError, ModelContract, ModelSpec, TensorSpec, with_beams
 from search_gateway.deadline import Deadline
 from search_gateway.errors import DeadlineError, InferenceError, OverloadedError
 from search_gateway.kv_arena import KvArena
@@ -29,6 +33,8 @@ from search_gateway.kv_cache import Floats, Ids
 _log = logging.getLogger(__name__)
 
 _HEALTH_TIMEOUT_SECONDS = 2.0
+_SHARED_TENSORS = "shared_tensors"  # parameter of triton_backend/onnxruntime/model.py
+_CUDA_DEVICE = 0
 _CHANNEL_ARGUMENTS = [
     ("grpc.max_send_message_length", -1),  # the cache of many beams is larger than gRPC's 4 MiB
     ("grpc.max_receive_message_length", -1),
@@ -40,10 +46,19 @@ _CHANNEL_ARGUMENTS = [
 ]
 
 
+class SharedMemory(enum.Enum):
+    """How the caches reach Triton."""
+
+    NONE = "none"  # over gRPC, with every step
+    SYSTEM = "system"  # in /dev/shm, which a Triton on this host maps too (it must allow clients to register regions)
+    CUDA = "cuda"  # the cross-attention's on the GPU, the rest as SYSTEM
+    EMBEDDED = "embedded"  # in /dev/shm, where the backend of the embedded Triton reads them without a copy
+
+
 @dataclass(frozen=True)
-class EncodedPhoto:
-    hidden_states: Floats  # [S, D]
-    embedding: npt.NDArray[np.float32]  # [D], L2-normalised
+class EncodedPhotos:
+    hidden_states: Floats | None  # [n, S, D]; None where only embeddings were asked for
+    embeddings: npt.NDArray[np.float32]  # [n, D], L2-normalised
 
 
 @dataclass(frozen=True)
@@ -54,86 +69,150 @@ class StepOutput:
 
 
 class TritonInference:
-    """Encoder and prefill: one photo per call, and Triton's dynamic batcher puts concurrent calls together. Step: as
-    many captions as the caller has.
+    """Each model takes as many photos per call as the caller has. Triton's dynamic batcher puts calls together, too:
+    those of several gateways.
 
     Args:
-        region_prefix: how regions in /dev/shm are to be named which Triton maps too; empty where it runs elsewhere,
-            and the caches go over gRPC.
+        region_prefix: how regions in /dev/shm are named; unused with SharedMemory.NONE.
     """
 
-    def __init__(self, address: str, contract: ModelContract, *, region_prefix: str = ""):
+    def __init__(
+        self,
+        address: str,
+        contract: ModelContract,
+        *,
+        shared_memory: SharedMemory = SharedMemory.NONE,
+        region_prefix: str = "",
+    ):
         self.contract = contract
+        self._shared_memory = shared_memory
         self._region_prefix = region_prefix
         self._arenas: set[KvArena] = set()
+        self._cuda_regions: dict[str, Any] = {}
         self._last_success: dict[str, float] = {}  # by model, time.monotonic()
         self._client = triton.InferenceServerClient(address, channel_args=_CHANNEL_ARGUMENTS)
 
-    async def encode(self, pixels: npt.NDArray[np.uint8], deadline: Deadline) -> EncodedPhoto:
-        """uint8 [height, width, 3] -> hidden states and embedding.
+    async def encode(
+        self, pixels: npt.NDArray[np.uint8], deadline: Deadline, *, embeddings_only: bool = False
+    ) -> EncodedPhotos:
+        """uint8 [n, height, width, 3] -> hidden states and embeddings.
 
         Raises:
             InferenceError, OverloadedError, DeadlineError.
         """
         spec = self.contract.encoder
-        outputs = [triton.InferRequestedOutput(tensor.name) for tensor in spec.outputs]
-        result = await self._call(spec, [_input(spec.inputs[0], pixels[None])], outputs, deadline)
-        return EncodedPhoto(*(_array(result, tensor)[0] for tensor in spec.outputs))
+        wanted = spec.outputs[1:] if embeddings_only else spec.outputs
+        outputs = [triton.InferRequestedOutput(tensor.name) for tensor in wanted]
+        result = await self._call(spec, [_input(spec.inputs[0], pixels)], outputs, deadline)
+        *hidden_states, embeddings = (_array(result, tensor) for tensor in wanted)
+        return EncodedPhotos(hidden_states[0] if hidden_states else None, embeddings)
 
     async def new_arena(self, slots: int, beams: int) -> KvArena:
         """Slots for captions with `beams` beams, in memory Triton maps too where it can.
 
         Raises:
-            InferenceError: Triton does not answer.
+            InferenceError: Triton does not answer, or does not map our memory.
         """
-        if self._region_prefix:
-            region = f"{self._region_prefix}kv_{beams}_{secrets.token_hex(4)}"
-            try:
-                arena = KvArena(self.contract, slots=slots, beams=beams, region=region)
-            except OSError as error:
-                size = KvArena.byte_size(self.contract, slots, beams)
-                _log.warning("no %.0f MB in /dev/shm for the caches, they go over gRPC: %s", size / 1e6, error)
-            else:
-                await self._register(arena)
-                return arena
         arena = KvArena(self.contract, slots=slots, beams=beams)
+        if self._shared_memory is not SharedMemory.NONE:
+            try:
+                arena = await self._new_shared_arena(slots, beams)
+            except OSError as error:
+                size = KvArena.byte_size(self.contract.caches, slots, beams)
+                _log.warning("no %.0f MB in /dev/shm for the caches, they go over gRPC: %s", size / 1e6, error)
+            except (InferenceServerException, grpc.RpcError) as error:
+                if "disabled" in str(error):
+                    raise InferenceError("the inference server does not let clients share memory with it") from error
+                raise InferenceError("the inference server cannot be reached: try again shortly") from error
         self._arenas.add(arena)
         return arena
 
-    async def _register(self, arena: KvArena) -> None:
-        size = arena.byte_size(self.contract, arena.slots, arena.beams)
-        try:
-            await self._client.register_system_shared_memory(
-                arena.region, f"/{arena.region}", size, client_timeout=_HEALTH_TIMEOUT_SECONDS
-            )
-        except (InferenceServerException, grpc.RpcError) as error:
-            arena.close()
-            raise InferenceError("the inference server cannot be reached: try again shortly") from error
-        self._arenas.add(arena)
+    async def _new_shared_arena(self, slots: int, beams: int) -> KvArena:
+        region = f"{self._region_prefix}kv_{beams}_{secrets.token_hex(4)}"
+        cross_region = ""
+        if self._shared_memory is SharedMemory.CUDA:
+            cross_region = f"{region}_cross"
+            await self._register_cuda(cross_region, KvArena.byte_size(self.contract.cross_caches, slots, beams))
+        arena = KvArena(self.contract, slots=slots, beams=beams, region=region, cross_region=cross_region)
+        if self._shared_memory is not SharedMemory.EMBEDDED:
+            tensors = self.contract.self_caches if cross_region else self.contract.caches
+            try:
+                await self._client.register_system_shared_memory(
+                    region, f"/{region}", arena.byte_size(tensors, slots, beams), client_timeout=_HEALTH_TIMEOUT_SECONDS
+                )
+            except BaseException:
+                arena.close()
+                raise
+        return arena
+
+    async def _register_cuda(self, name: str, size: int) -> None:
+        """Memory of GPU 0 that only Triton writes and reads.
+
+        All that is done with it is to allocate and register it: the client's functions that read or write such memory
+        take no offset, and none of them may be called from two threads.
+        """
+        from tritonclient.utils import cuda_shared_memory  # needs CUDA's own packages, which only this kind has
+
+        region = cuda_shared_memory.create_shared_memory_region(name, size, _CUDA_DEVICE)
+        self._cuda_regions[name] = region
+        await self._client.register_cuda_shared_memory(
+            name,
+            cuda_shared_memory.get_raw_handle(region),
+            _CUDA_DEVICE,
+            size,
+            client_timeout=_HEALTH_TIMEOUT_SECONDS,
+        )
 
     async def free_arena(self, arena: KvArena) -> None:
         """Give an arena's memory back; nothing may be decoded in it any more."""
         self._arenas.discard(arena)
-        if arena.region and not arena.is_stale:
+        if arena.region and not arena.is_stale and self._shared_memory is not SharedMemory.EMBEDDED:
             with contextlib.suppress(InferenceServerException, grpc.RpcError):
                 await self._client.unregister_system_shared_memory(arena.region, client_timeout=_HEALTH_TIMEOUT_SECONDS)
-        arena.close()
+                if arena.cross_region:
+                    await self._client.unregister_cuda_shared_memory(
+                        arena.cross_region, client_timeout=_HEALTH_TIMEOUT_SECONDS
+                    )
+        self._close_arena(arena)
 
-    async def prefill(self, hidden_states: Floats, arena: KvArena, slot: int, deadline: Deadline) -> None:
-        """[S, D] -> cross_key and cross_value [H, S, d] of each layer, in the slot of the arena. Raises as `encode`."""
+    def _close_arena(self, arena: KvArena) -> None:
+        arena.close()
+        if region := self._cuda_regions.pop(arena.cross_region, None):
+            from tritonclient.utils import cuda_shared_memory
+
+            cuda_shared_memory.destroy_shared_memory_region(region)
+
+    async def prefill(self, hidden_states: Floats, arena: KvArena, slots: Sequence[int], deadline: Deadline) -> None:
+        """[n, S, D] -> cross_key and cross_value [H, S, d] of each layer, in these n slots. Raises as `encode`."""
+        if arena.region and self._shared_memory is not SharedMemory.EMBEDDED:
+            # An output in shared memory is one piece: slots that are no neighbours need calls of their own.
+            calls = (
+                self._prefill_in_place(one[None], arena, slot, deadline)
+                for one, slot in zip(hidden_states, slots, strict=True)
+            )
+            await asyncio.gather(*calls)
+            return
         spec = self.contract.prefill
-        inputs = [_input(spec.inputs[0], hidden_states[None])]
+        inputs = [_input(spec.inputs[0], hidden_states)]
+        if arena.region:
+            places = {tensor.name: [arena.place(tensor.name)[0], list(slots)] for tensor in spec.outputs}
+            shared = json.dumps({"region": arena.region, "outputs": places})
+            await self._call(spec, inputs, [], deadline, {_SHARED_TENSORS: shared})
+            return
+        outputs = [triton.InferRequestedOutput(tensor.name) for tensor in spec.outputs]
+        result = await self._call(spec, inputs, outputs, deadline)
+        for tensor in spec.outputs:
+            arena.tensor(tensor.name)[list(slots)] = _array(result, tensor)
+
+    async def _prefill_in_place(self, hidden_states: Floats, arena: KvArena, slot: int, deadline: Deadline) -> None:
+        spec = self.contract.prefill
         outputs = []
         for tensor in spec.outputs:
+            offset, size = arena.place(tensor.name)
             output = triton.InferRequestedOutput(tensor.name)
-            if arena.region:
-                offset, size = arena.place(tensor.name)
-                output.set_shared_memory(arena.region, size, offset + slot * size)
+            output.set_shared_memory(arena.cross_region or arena.region, size, offset + slot * size)
             outputs.append(output)
-        result = await self._call(spec, inputs, outputs, deadline)
-        if not arena.region:
-            for tensor in spec.outputs:
-                arena.tensor(tensor.name)[slot] = _array(result, tensor)[0]
+        await self._call(spec, [_input(spec.inputs[0], hidden_states)], outputs, deadline)
 
     async def step(self, arena: KvArena, rows: int, tokens: Ids, positions: Ids, deadline: Deadline) -> StepOutput:
         """One token for each beam of the slots below `rows`: tokens int32 [rows, K], positions int32 [rows, 1].
@@ -142,20 +221,26 @@ class TritonInference:
         """
         spec = self.contract.step
         small = {"tokens": tokens, "ancestors": arena.cache.ancestors[:rows], "position": positions}
+        parameters = None
+        if arena.region and self._shared_memory is SharedMemory.EMBEDDED:
+            parameters = {_SHARED_TENSORS: _step_inputs(arena, rows, self.contract)}
         inputs = []
         for tensor in spec.inputs:
             if tensor.name in small:
                 inputs.append(_input(tensor, small[tensor.name]))
+            elif parameters is not None:
+                continue
             elif arena.region:
-                whole = arena.tensor(tensor.name)
-                one = triton.InferInput(tensor.name, [rows, *whole.shape[1:]], tensor.datatype)
+                shape = with_beams(tensor, arena.beams)
+                one = triton.InferInput(tensor.name, [rows, *shape], tensor.datatype)
                 offset, size = arena.place(tensor.name)
-                one.set_shared_memory(arena.region, rows * size, offset)
+                is_cross = arena.cross_region and tensor in self.contract.cross_caches
+                one.set_shared_memory(arena.cross_region if is_cross else arena.region, rows * size, offset)
                 inputs.append(one)
             else:
                 inputs.append(_input(tensor, arena.tensor(tensor.name)[:rows]))
         outputs = [triton.InferRequestedOutput(tensor.name) for tensor in spec.outputs]
-        result = await self._call(spec, inputs, outputs, deadline)
+        result = await self._call(spec, inputs, outputs, deadline, parameters)
         return StepOutput(*(_array(result, tensor) for tensor in spec.outputs))
 
     async def is_ready(self) -> bool:
@@ -172,9 +257,11 @@ class TritonInference:
         """Whether all three models compute, asked with a photo of zeros. A full queue or a slow answer is no fault."""
         contract = self.contract
         try:
-            encoded = await self.encode(np.zeros((contract.image_height, contract.image_width, 3), np.uint8), deadline)
+            black = np.zeros((1, contract.image_height, contract.image_width, 3), np.uint8)
+            encoded = await self.encode(black, deadline)
+            assert encoded.hidden_states is not None
             arena = KvArena(contract, slots=1, beams=1)
-            await self.prefill(encoded.hidden_states, arena, 0, deadline)
+            await self.prefill(encoded.hidden_states, arena, [0], deadline)
             bos, start = np.full((1, 1), contract.bos_token_id, np.int32), np.zeros((1, 1), np.int32)
             await self.step(arena, 1, bos, start, deadline)
         except InferenceError:
@@ -213,25 +300,38 @@ class TritonInference:
 
     async def reconnect(self, address: str, *, region_prefix: str = "") -> None:
         """Go on with a Triton at another address; calls to the old one fail, and so do captions in its memory."""
-        for arena in self._arenas:
-            arena.is_stale = True
-            arena.close()
-        self._arenas.clear()
-        self._last_success.clear()
+        self.forget_arenas()
         self._region_prefix = region_prefix
         old, self._client = self._client, triton.InferenceServerClient(address, channel_args=_CHANNEL_ARGUMENTS)
         await old.close()
+
+    def forget_arenas(self) -> None:
+        """Whoever maps them is gone, or has forgotten them: no new caption may begin in their memory."""
+        for arena in self._arenas:
+            arena.is_stale = True
+            self._close_arena(arena)
+        self._arenas.clear()
+        self._last_success.clear()
 
     async def close(self) -> None:
         await self._client.close()
 
     async def _call(
-        self, spec: ModelSpec, inputs: list[Any], outputs: list[Any], deadline: Deadline
+        self,
+        spec: ModelSpec,
+        inputs: list[Any],
+        outputs: list[Any],
+        deadline: Deadline,
+        parameters: dict[str, str] | None = None,
     ) -> triton.InferResult:
         deadline.check("inference")
         try:
             result = await self._client.infer(
-                spec.name, inputs, outputs=outputs, client_timeout=deadline.remaining_seconds()
+                spec.name,
+                inputs,
+                outputs=outputs,
+                client_timeout=deadline.remaining_seconds(),
+                parameters=parameters,
             )
         except InferenceServerException as error:
             raise _translated(error) from error
@@ -246,6 +346,15 @@ def _input(tensor: TensorSpec, array: npt.NDArray[Any]) -> triton.InferInput:
     one = triton.InferInput(tensor.name, list(array.shape), tensor.datatype)
     one.set_data_from_numpy(array)
     return one
+
+
+def _step_inputs(arena: KvArena, rows: int, contract: ModelContract) -> str:
+    """Where the rows of all caches lie, as the embedded Triton's backend reads it (its module says how)."""
+    places = {
+        tensor.name: [arena.place(tensor.name)[0], [rows, *with_beams(tensor, arena.beams)]]
+        for tensor in contract.caches
+    }
+    return json.dumps({"region": arena.region, "inputs": places})
 
 
 def _array(result: triton.InferResult, tensor: TensorSpec) -> npt.NDArray[Any]:

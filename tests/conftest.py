@@ -110,7 +110,7 @@ def start_gateway(triton_address: str) -> Iterator[Callable[..., str]]:
     ) -> str:
         settings = {
             "listen_address": "127.0.0.1:0",
-            "triton_address": triton_address,
+            "triton_address": (triton_address,),
             "model_repository": MODELS,
             "providers": provider_names,
             **settings,

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from search_gateway.admission import Admission
-from search_gateway.errors import OverloadedError
+from search_gateway.errors import BadRequestError, OverloadedError
 
 
 class Context:
@@ -36,6 +36,22 @@ def test_place_comes_back_when_the_request_fails() -> None:
     for _ in range(3):
         with contextlib.suppress(KeyError), admission.admitted():
             raise KeyError
+
+
+def test_each_photo_of_a_request_has_a_place_or_none_has() -> None:
+    admission = Admission(max_in_flight=4, max_deadline_seconds=30.0)
+    with admission.admitted(3):
+        with pytest.raises(OverloadedError, match="works on 3 requests, its limit is 4, and this one counts as 2"):
+            admission.admitted(2).__enter__()
+        with admission.admitted():
+            pass
+    with admission.admitted(4):
+        pass
+
+
+def test_request_that_never_fits_is_not_told_to_come_back() -> None:
+    with pytest.raises(BadRequestError, match="has 5 photos; the server works on 4 at a time: send fewer"):
+        Admission(max_in_flight=4, max_deadline_seconds=30.0).admitted(5).__enter__()
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_gateway_settings_are_those_the_code_reads(stack: dict[str, Any]) -> Non
     environment = stack["services"]["gateway"]["environment"]
     config = GatewayConfig.from_env(environment)  # refuses what it does not know
     assert set(environment) == {"CAPTRIEVE_LISTEN_ADDRESS", "CAPTRIEVE_TRITON_ADDRESS", "CAPTRIEVE_MODEL_REPOSITORY"}
-    host, _, port = config.triton_address.partition(":")
+    host, _, port = config.triton_address[0].partition(":")
     assert host in stack["services"]
     assert port == flags_of(stack)["grpc-port"]
 

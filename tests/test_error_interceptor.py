@@ -159,7 +159,69 @@ def test_malformed_message_is_an_invalid_argument_without_a_word_from_inside(raw
     for method in ("Caption", "StreamSearch"):
         error = raw_ask(method, b"\x0a\xff\xff\xff\xff")
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert error.details() == "the request is not a message of this method: see search.proto"
+        assert error.details() == "the request is not a message of this method: see its .proto, or reflection"
+
+
+Chat = Callable[[list[bytes]], tuple[list[bytes], grpc.aio.AioRpcError | None]]
+
+
+@pytest.fixture
+def chat() -> Chat:
+    """Sends messages to a method of two streams that answers each; returns the answers and the error."""
+
+    def parse(data: bytes) -> bytes:
+        if data == b"malformed":
+            raise ValueError(SECRET)
+        return data
+
+    async def echo(requests: AsyncIterator[bytes], context: object) -> AsyncIterator[bytes]:
+        async for request in requests:
+            if request == b"bug":
+                raise KeyError(SECRET)
+            yield request
+
+    async def run(messages: list[bytes]) -> tuple[list[bytes], grpc.aio.AioRpcError | None]:
+        server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=[("grpc.so_reuseport", 0)])
+        handler = grpc.stream_stream_rpc_method_handler(echo, parse, bytes)  # type: ignore[arg-type]
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", {"Talk": handler}),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        answers: list[bytes] = []
+        try:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                try:
+                    async for answer in channel.stream_stream("/test.Echo/Talk")(iter(messages), timeout=10):
+                        answers.append(answer)
+                except grpc.aio.AioRpcError as error:
+                    return answers, error
+        finally:
+            await server.stop(None)
+        return answers, None
+
+    return lambda messages: asyncio.run(run(messages))
+
+
+def test_stream_of_requests_has_one_line_and_an_id(chat: Chat, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        assert chat([b"one", b"two"]) == ([b"one", b"two"], None)
+    (line,) = [record.getMessage() for record in caplog.records if "/test.Echo/Talk" in record.getMessage()]
+    assert line.endswith(" ms OK")
+
+
+def test_stream_that_does_not_care_for_malformed_messages_ends_with_them(chat: Chat) -> None:
+    answers, error = chat([b"one", b"malformed", b"two"])
+    assert answers == [b"one"]
+    assert error is not None
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "secret" not in (error.details() or "")
+
+
+def test_exception_in_a_stream_of_requests_is_internal_without_a_word_from_inside(chat: Chat) -> None:
+    answers, error = chat([b"one", b"bug"])
+    assert answers == [b"one"]
+    assert error is not None
+    assert error.code() is grpc.StatusCode.INTERNAL
+    assert "secret" not in (error.details() or "")
 
 
 def test_cancelled_request_has_a_line_in_the_log(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:

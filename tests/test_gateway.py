@@ -135,7 +135,18 @@ def test_photo_becomes_caption_query_and_results(
         + counts.over_limit + counts.kept
     )  # fmt: skip
     stages = [timing.stage for timing in answer.timings]
-    assert stages == ["preprocess", "encode", "prefill", "decode", "query", "search", "thumbnails", "refine", "total"]
+    assert stages == [
+        "preprocess",
+        "queue",
+        "encode",
+        "prefill",
+        "decode",
+        "query",
+        "search",
+        "thumbnails",
+        "refine",
+        "total",
+    ]
     assert not answer.degraded
 
 
@@ -521,7 +532,7 @@ def test_stop_finishes_what_is_in_flight(triton_address: str, connect: Any, phot
             await asyncio.to_thread(release.wait, 20)
             return [candidate("red handbag", photo)]
 
-    config = GatewayConfig(listen_address="127.0.0.1:0", triton_address=triton_address, model_repository=MODELS)
+    config = GatewayConfig(listen_address="127.0.0.1:0", triton_address=(triton_address,), model_repository=MODELS)
     thread = GatewayThread(lambda: Gateway(config, providers=[SlowProvider()]))
     stub = connect(thread.start())
     call = stub.Search.future(search_pb2.SearchRequest(photo=photo, query_override="red handbag"), timeout=30)

@@ -18,7 +18,10 @@ FIELDS = [field.name for field in dataclasses.fields(GatewayConfig)]
 # A value of each setting that is not its default, as text and as it must be read.
 OTHERS: dict[str, tuple[str, object]] = {
     "listen_address": ("0.0.0.0:9000", "0.0.0.0:9000"),
-    "triton_address": ("triton:8001", "triton:8001"),
+    "triton_address": ("one:8001, two:8001", ("one:8001", "two:8001")),
+    "triton_shared_memory": ("system", "system"),
+    "caption_slots": ("16", 16),
+    "max_waiting": ("5", 5),
     "model_repository": ("/models", Path("/models")),
     "triton_log": ("/tmp/triton.log", Path("/tmp/triton.log")),
     "providers": (" catalog , duckduckgo,", ("catalog", "duckduckgo")),
@@ -106,7 +109,7 @@ def test_empty_text_unsets_what_may_be_unset(name: str) -> None:
 
 
 def test_empty_triton_address_starts_the_embedded_one() -> None:
-    assert GatewayConfig.from_env({"CAPTRIEVE_TRITON_ADDRESS": ""}).triton_address == ""
+    assert GatewayConfig.from_env({"CAPTRIEVE_TRITON_ADDRESS": ""}).triton_address == ()
 
 
 def test_unknown_variable_is_refused() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from captioner.model_contract import ModelContract
-from search_gateway.kv_arena import KvArena
+from search_gateway.kv_arena import KvArena, remove_orphans
 
 CONTRACT = ModelContract(
     model="toy", image_height=8, image_width=8, fit="pad", num_positions=5, hidden_size=6, num_layers=2, num_heads=3,
@@ -32,10 +32,12 @@ def region() -> Iterator[str]:
 
 def test_lowest_free_slot_comes_first() -> None:
     arena = KvArena(CONTRACT, slots=3, beams=1)
-    assert [arena.acquire() for _ in range(4)] == [0, 1, 2, None]
+    assert [arena.acquire() for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(IndexError):
+        arena.acquire()
     arena.release(2)
     arena.release(0)
-    assert [arena.acquire(), arena.acquire(), arena.acquire()] == [0, 2, None]
+    assert [arena.acquire(), arena.acquire()] == [0, 2]
 
 
 def test_tensors_have_the_contracts_shapes_and_are_zero(region: str) -> None:
@@ -57,7 +59,7 @@ def test_places_are_where_the_file_has_the_values(region: str, precision: str) -
         tensor = arena.tensor(spec.name)
         tensor[...] = np.arange(tensor.size).reshape(tensor.shape) % 100 + number * 100
     content = Path("/dev/shm", region).read_bytes()
-    assert len(content) == KvArena.byte_size(contract, 3, 2)
+    assert len(content) == KvArena.byte_size(contract.caches, 3, 2)
     for slot, (number, spec) in itertools.product(range(3), enumerate(contract.caches)):
         offset, size = arena.place(spec.name)
         datatype = np.float16 if precision == "fp16" else np.float32
@@ -105,3 +107,32 @@ def test_too_small_shared_memory_is_told_at_once_and_leaves_nothing(
     with pytest.raises(OSError, match="No space left"):
         KvArena(CONTRACT, slots=2, beams=1, region=region)
     assert not Path("/dev/shm", region).exists()
+
+
+def test_caches_on_a_gpu_have_places_there_and_no_memory_here(region: str) -> None:
+    arena = KvArena(CONTRACT, slots=3, beams=2, region=region, cross_region="on_the_gpu")
+    size = KvArena.byte_size(CONTRACT.self_caches, 3, 2)
+    assert Path("/dev/shm", region).stat().st_size == size
+    offsets = [arena.place(spec.name)[0] for spec in CONTRACT.cross_caches]
+    assert offsets[0] == 0, "each region begins at its own beginning"
+    assert offsets == sorted(set(offsets))
+    assert max(offsets) < KvArena.byte_size(CONTRACT.cross_caches, 3, 2)
+    with pytest.raises(KeyError):
+        arena.tensor("cross_key_0")
+    arena.close()
+
+
+def test_regions_of_dead_owners_are_removed_and_no_others(region: str) -> None:
+    living = KvArena(CONTRACT, slots=1, beams=1, region=f"{region}_living")
+    orphan = Path("/dev/shm", f"{region}_orphan")
+    orphan.write_bytes(b"left by kill -9")
+    stranger = Path("/dev/shm", f"other_{region}")
+    stranger.touch()
+    try:
+        assert remove_orphans(region) == [orphan.name]
+        assert not orphan.exists()
+        assert Path("/dev/shm", living.region).exists()
+        assert stranger.exists()
+    finally:
+        stranger.unlink()
+        living.close()

@@ -19,11 +19,11 @@ torch = pytest.importorskip("torch", reason="needs the export extra (torch)")
 
 from onnx import numpy_helper  # noqa: E402
 
-from captioner.model_contract import PRECISIONS, ContractError, ModelContract, Precision  # noqa: E402
+from captioner.model_contract import PRECISIONS, STEP, ContractError, ModelContract, Precision  # noqa: E402
 from export import tensorrt_operators, to_onnx  # noqa: E402
 from export.onnx_export import contract_of, load_captioner  # noqa: E402
 from export.to_onnx import export_repository, products_kept  # noqa: E402
-from export.triton_config import onnx_config, tensorrt_config  # noqa: E402
+from export.triton_config import EMBEDDED_CONFIG, embedded_config, onnx_config, tensorrt_config  # noqa: E402
 from search_gateway.server import model_fingerprint  # noqa: E402
 from tests.conftest import MODELS, ROOT  # noqa: E402
 from tests.exported_captioner import (  # noqa: E402
@@ -82,6 +82,7 @@ def test_repository_is_complete(
     repository = tiny_repository(tmp_path_factory, precision)
     files = files_of(repository)
     wanted = {f"{name}/{file}" for name in NORMS for file in ("1/model.onnx", "config.pbtxt")}
+    wanted.add("gpt2_step/configs/embedded.pbtxt")
     if precision == "fp16":
         wanted |= {f"{name}/configs/tensorrt.pbtxt" for name in NORMS}
     assert files.keys() == wanted | {"model_contract.json", "tokenizer.json"}
@@ -237,6 +238,8 @@ def test_contract_names_the_weights_it_was_made_from(
 def test_shipped_configs_are_those_the_export_writes() -> None:
     for spec in ModelContract.load(MODELS).models:
         assert (MODELS / spec.name / "config.pbtxt").read_text(encoding="utf-8") == onnx_config(spec)
+    embedded = (MODELS / STEP / EMBEDDED_CONFIG).read_text(encoding="utf-8")
+    assert embedded == embedded_config(ModelContract.load(MODELS))
 
 
 # --- int8.json --------------------------------------------------------------------------------------------------------

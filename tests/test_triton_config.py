@@ -10,15 +10,15 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from captioner.model_contract import STEP, ModelSpec, TensorSpec
+from captioner.model_contract import STEP, ModelSpec, TensorSpec, with_beams
 from export.triton_config import (
     GRAPH_BATCH_SIZES,
     MAX_BATCH_SIZE,
     PLAN_FILE,
     WARMUP_BEAMS,
+    embedded_config,
     onnx_config,
     tensorrt_config,
-    with_beams,
 )
 from tests.tiny_onnx_models import tiny_contract
 
@@ -78,6 +78,16 @@ def test_onnx_model_runs_on_any_host_and_has_no_queue_policy(spec: ModelSpec) ->
     assert [group.kind for group in config.instance_group] == [model_config_pb2.ModelInstanceGroup.KIND_AUTO]
     assert not config.dynamic_batching.HasField("default_queue_policy")
     assert not config.HasField("optimization")
+
+
+def test_embedded_host_may_leave_out_the_caches_and_nothing_else() -> None:
+    contract = tiny_contract("fp32")
+    config = parsed(embedded_config(contract))
+    optional = {tensor.name for tensor in config.input if tensor.optional}
+    assert optional == {tensor.name for tensor in contract.caches}
+    for tensor in config.input:
+        tensor.optional = False
+    assert config == parsed(onnx_config(contract.step))
 
 
 @SPECS

@@ -21,7 +21,7 @@ from search_gateway.caption_scheduler import CaptionScheduler
 from search_gateway.deadline import Deadline
 from search_gateway.decoding import DecodingOptions
 from search_gateway.errors import DeadlineError, InferenceError
-from search_gateway.triton_inference import TritonInference
+from search_gateway.triton_inference import SharedMemory, TritonInference
 from tests.conftest import MODELS
 
 pytestmark = pytest.mark.triton
@@ -43,10 +43,13 @@ def regions(start: str) -> list[str]:
 
 
 def run_with(
-    address: str, region_prefix: str, use: Callable[[TritonInference, CaptionScheduler], Awaitable[Any]]
+    address: str,
+    memory: SharedMemory,
+    region_prefix: str,
+    use: Callable[[TritonInference, CaptionScheduler], Awaitable[Any]],
 ) -> Any:
     async def run() -> Any:
-        inference = TritonInference(address, CONTRACT, region_prefix=region_prefix)
+        inference = TritonInference(address, CONTRACT, shared_memory=memory, region_prefix=region_prefix)
         scheduler = CaptionScheduler(inference, bos_token_id=CONTRACT.bos_token_id, eos_token_id=CONTRACT.eos_token_id)
         try:
             return await use(inference, scheduler)
@@ -59,16 +62,16 @@ def run_with(
 
 async def captions(inference: TritonInference, scheduler: CaptionScheduler, beams: int) -> Tokens:
     async def one(pixels: npt.NDArray[np.uint8]) -> list[int]:
-        encoded = await inference.encode(pixels, Deadline(30.0))
         options = DecodingOptions(num_beams=beams, max_tokens=CONTRACT.max_tokens)
-        hypotheses = await scheduler.decode(encoded.hidden_states, options, Deadline(30.0))
-        return [token.token for token in hypotheses[0].tokens]
+        decoded = await scheduler.caption(pixels, options, Deadline(30.0))
+        return [token.token for token in decoded.hypotheses[0].tokens]
 
     return await asyncio.gather(*(one(pixels) for pixels in PIXELS))
 
 
+@pytest.mark.parametrize("memory", [SharedMemory.SYSTEM, SharedMemory.EMBEDDED])
 @pytest.mark.parametrize("beams", [1, 3])
-def test_shared_memory_and_grpc_give_the_same_captions(triton_address: str, beams: int) -> None:
+def test_shared_memory_and_grpc_give_the_same_captions(triton_address: str, memory: SharedMemory, beams: int) -> None:
     start = prefix()
     used: list[list[str]] = []
 
@@ -77,8 +80,8 @@ def test_shared_memory_and_grpc_give_the_same_captions(triton_address: str, beam
         used.append(regions(start))
         return answer
 
-    shared = run_with(triton_address, start, use)
-    over_grpc = run_with(triton_address, "", use)
+    shared = run_with(triton_address, memory, start, use)
+    over_grpc = run_with(triton_address, SharedMemory.NONE, "", use)
     assert shared == over_grpc
     assert len({tuple(one) for one in shared}) > 1, "all captions are the same: the test shows little"
     assert len(used[0]) == 1
@@ -91,9 +94,13 @@ def test_too_small_shared_memory_sends_the_caches_over_grpc(
     def full(region: str, size: int) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    expected = run_with(triton_address, "", lambda inference, scheduler: captions(inference, scheduler, 1))
+    expected = run_with(
+        triton_address, SharedMemory.NONE, "", lambda inference, scheduler: captions(inference, scheduler, 1)
+    )
     monkeypatch.setattr(kv_arena, "_map", full)
-    got = run_with(triton_address, prefix(), lambda inference, scheduler: captions(inference, scheduler, 1))
+    got = run_with(
+        triton_address, SharedMemory.SYSTEM, prefix(), lambda inference, scheduler: captions(inference, scheduler, 1)
+    )
     assert got == expected
     assert "MB in /dev/shm for the caches, they go over gRPC" in caplog.text
 
@@ -110,7 +117,7 @@ def test_triton_elsewhere_makes_the_memory_stale_and_captions_go_on(triton_addre
         assert await captions(inference, scheduler, 1) == before
         assert len(regions(later)) == 1
 
-    run_with(triton_address, start, use)
+    run_with(triton_address, SharedMemory.EMBEDDED, start, use)
 
 
 def test_models_are_known_to_work_without_shared_memory(triton_address: str) -> None:
@@ -121,7 +128,7 @@ def test_models_are_known_to_work_without_shared_memory(triton_address: str) -> 
         assert await inference.works(Deadline(30.0))
         assert regions(start) == []
 
-    run_with(triton_address, start, use)
+    run_with(triton_address, SharedMemory.EMBEDDED, start, use)
 
 
 def test_nobody_there_is_an_inference_error() -> None:
@@ -129,18 +136,18 @@ def test_nobody_there_is_an_inference_error() -> None:
         assert not await inference.is_ready()
         assert not await inference.works(Deadline(1.0))
         with pytest.raises(InferenceError, match="cannot be reached"):
-            await inference.encode(PIXELS[0], Deadline(1.0))
+            await inference.encode(PIXELS[:1], Deadline(1.0))
         with pytest.raises(InferenceError, match="cannot be reached"):
-            await scheduler.decode(np.zeros((1, 1), np.float32), DecodingOptions(), Deadline(1.0))
+            await scheduler.caption(PIXELS[0], DecodingOptions(), Deadline(1.0))
 
     start = prefix()
-    run_with("127.0.0.1:1", start, use)
+    run_with("127.0.0.1:1", SharedMemory.SYSTEM, start, use)
     assert regions(start) == []
 
 
 def test_deadline_that_has_passed_asks_nobody() -> None:
     async def use(inference: TritonInference, scheduler: CaptionScheduler) -> None:
         with pytest.raises(DeadlineError, match="inference"):
-            await inference.encode(PIXELS[0], Deadline(0.0))
+            await inference.encode(PIXELS[:1], Deadline(0.0))
 
-    run_with("127.0.0.1:1", "", use)
+    run_with("127.0.0.1:1", SharedMemory.NONE, "", use)

@@ -4,10 +4,22 @@
 It takes the name of NVIDIA's native backend, so one config.pbtxt serves both. Triton's stub process
 reads this file on its own: it can import numpy, onnxruntime and triton_python_backend_utils, and
 knows nothing about captions, the gateway or what its tensors mean.
+
+Beyond the native backend it leaves tensors where the caller has them: Triton copies every tensor
+of a python backend twice, also one in shared memory, which for a decoder's caches costs more than
+decoding. The request parameter `shared_tensors` is JSON:
+
+    {"region": name of a file in /dev/shm,
+     "inputs": {name: [offset in bytes, [shape]]},      read there; the config calls them optional
+     "outputs": {name: [offset in bytes, [row, ...]]}}  row i of the output is written to this row
+
+The caller must leave those bytes alone until it is answered.
 """
 
 import json
+import mmap
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +30,10 @@ import onnxruntime  # type: ignore[import-untyped]
 import triton_python_backend_utils as pb_utils
 
 Feeds = dict[str, npt.NDArray[Any]]
+
+_PARAMETER = "shared_tensors"
+_SHARED_MEMORY = Path("/dev/shm")
+_MOST_KNOWN = 1000
 
 # Triton's tensor types that are plain numpy arrays on both sides, so nothing is converted per call.
 _ONNX_TYPES = {
@@ -33,6 +49,17 @@ _ONNX_TYPES = {
     "TYPE_FP16": "tensor(float16)",
     "TYPE_FP32": "tensor(float)",
     "TYPE_FP64": "tensor(double)",
+}
+# The same without what numpy has no name of its own for.
+_NUMPY_TYPES = {
+    "TYPE_BOOL": np.bool_,
+    "TYPE_UINT8": np.uint8,
+    "TYPE_INT8": np.int8,
+    "TYPE_INT32": np.int32,
+    "TYPE_INT64": np.int64,
+    "TYPE_FP16": np.float16,
+    "TYPE_FP32": np.float32,
+    "TYPE_FP64": np.float64,
 }
 
 
@@ -55,6 +82,7 @@ class TritonPythonModel:
         self._is_batched = config.get("max_batch_size", 0) > 0
         self._input_names = [tensor["name"] for tensor in config["input"]]
         self._output_names = [tensor["name"] for tensor in config["output"]]
+        self._shared = SharedTensors(config["input"])
         # A wrong config fails here, at start, as it does with the native backend.
         _check_tensors("input", config["input"], self._session.get_inputs(), self._is_batched, is_complete=True)
         _check_tensors(
@@ -71,7 +99,8 @@ class TritonPythonModel:
         Cancellation is not asked for: `is_cancelled` costs a round trip to the server per request,
         and the native backend does not ask either.
         """
-        if self._is_batched and len(requests) > 1:
+        # Shared tensors cannot be joined without the copy they are there to save.
+        if self._is_batched and len(requests) > 1 and not any(map(_shared_tensors, requests)):
             try:
                 return self._run_together(requests)
             except Exception:
@@ -109,19 +138,99 @@ class TritonPythonModel:
 
     def _run_alone(self, request: Any) -> Any:
         try:
+            shared = self._shared.of(request)
             requested = set(request.requested_output_names())
             output_names = [name for name in self._output_names if name in requested]
-            outputs = self._session.run(output_names, self._feeds(request))
-            return pb_utils.InferenceResponse(
-                [pb_utils.Tensor(name, output) for name, output in zip(output_names, outputs, strict=True)]
+            outputs = dict(
+                zip(output_names, self._session.run(output_names, self._feeds(request, shared)), strict=True)
             )
+            if shared is not None:
+                shared.take(outputs)
+            return pb_utils.InferenceResponse([pb_utils.Tensor(name, output) for name, output in outputs.items()])
         except Exception as error:
             # Raised further it would fail every request of this call, also those already answered.
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
 
-    def _feeds(self, request: Any) -> Feeds:
+    def _feeds(self, request: Any, shared: "_Shared | None" = None) -> Feeds:
         # `as_numpy` is a view on the shared memory Triton wrote to; ONNX Runtime reads it there.
-        return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._input_names}
+        tensors = ((name, pb_utils.get_input_tensor_by_name(request, name)) for name in self._input_names)
+        feeds = {name: tensor.as_numpy() for name, tensor in tensors if tensor is not None}
+        return feeds if shared is None else {**feeds, **shared.inputs}
+
+
+class SharedTensors:
+    """The caller's own regions of /dev/shm, and what requests want of them."""
+
+    def __init__(self, configured: Sequence[dict[str, Any]]) -> None:
+        self._types = {
+            tensor["name"]: _NUMPY_TYPES[tensor["data_type"]]
+            for tensor in configured
+            if tensor["data_type"] in _NUMPY_TYPES
+        }
+        self._regions: dict[str, mmap.mmap] = {}
+        self._known: dict[str, _Shared] = {}  # a decoder asks for the same views over and over
+
+    def of(self, request: Any) -> "_Shared | None":
+        """What the request's parameter asks for, if it has one.
+
+        Raises:
+            ValueError, LookupError, TypeError, OSError: it is malformed, or there is no such region.
+        """
+        text = _shared_tensors(request)
+        if not text:
+            return None
+        if text not in self._known:
+            question = json.loads(text)
+            region = self._regions.get(question["region"]) or self._open(question["region"])
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[text] = _Shared(
+                region,
+                {
+                    name: np.ndarray(shape, self._types[name], buffer=region, offset=offset)
+                    for name, (offset, shape) in question.get("inputs", {}).items()
+                },
+                question.get("outputs", {}),
+            )
+        return self._known[text]
+
+    def _open(self, name: str) -> mmap.mmap:
+        if not re.fullmatch(r"[A-Za-z0-9_]+", name):
+            raise ValueError(f"{name!r} is no name of a region")
+        # Regions whose file is gone have no caller any more; their memory is freed with the last view.
+        gone = [other for other in self._regions if not (_SHARED_MEMORY / other).exists()]
+        for other in gone:
+            del self._regions[other]
+        self._known.clear()
+        descriptor = os.open(_SHARED_MEMORY / name, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            self._regions[name] = mmap.mmap(descriptor, 0)
+        finally:
+            os.close(descriptor)
+        return self._regions[name]
+
+
+class _Shared:
+    """One request's tensors in a region."""
+
+    def __init__(self, region: mmap.mmap, inputs: Feeds, outputs: dict[str, Any]) -> None:
+        self.inputs = inputs
+        self._region = region
+        self._outputs = outputs
+
+    def take(self, outputs: Feeds) -> None:
+        """Move the outputs that are wanted in the region there, out of `outputs`."""
+        for name, (offset, rows) in self._outputs.items():
+            output = outputs.pop(name)
+            size = output[0].nbytes
+            for row, values in zip(rows, output, strict=True):
+                np.ndarray(values.shape, values.dtype, self._region, offset + row * size)[...] = values
+
+
+def _shared_tensors(request: Any) -> str:
+    """The request's parameter, or nothing."""
+    parameters = request.parameters()
+    return str(json.loads(parameters).get(_PARAMETER, "")) if parameters else ""
 
 
 def _open_session(model_path: Path, config: dict[str, Any]) -> onnxruntime.InferenceSession:

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What became of every request of a load, and what that amounts to: counts, percentiles, rates. Pure.
+
+Knows nothing about gRPC or about how load is made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, median
+from typing import Any, Literal
+
+# ok: the right words. wrong: an answer with others. shed: refused for fullness. cancelled: by the caller.
+Kind = Literal["ok", "wrong", "shed", "deadline", "unavailable", "cancelled", "other"]
+KINDS: tuple[Kind, ...] = ("ok", "wrong", "shed", "deadline", "unavailable", "cancelled", "other")
+_MOST_DETAILS = 12  # different messages that are kept
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one request ended.
+
+    Attributes:
+        intended: the caller itself saw to it that it might not be answered (cancelled, or with too short a deadline).
+        stages_ms: the response's own timings.
+        retry_seconds: when to come back, where a refusal says so.
+        detail: of what went wrong, one line.
+    """
+
+    kind: Kind
+    intended: bool = False
+    stages_ms: Mapping[str, float] = field(default_factory=dict)
+    retry_seconds: float | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One answered request. Times in seconds of one clock; `scheduled` is when it was due, whenever it was sent."""
+
+    scheduled: float
+    sent: float
+    done: float
+    outcome: Outcome
+
+    @property
+    def seconds(self) -> float:
+        """From when it was due, so that a late sender hides nothing."""
+        return self.done - self.scheduled
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheck:
+    """One question to the health service; seconds from when it was due to the answer."""
+
+    seconds: float
+    is_serving: bool
+
+
+@dataclass(frozen=True)
+class LoadTurn:
+    """Everything a driver saw. Rates count what was done between `begin` and `end`."""
+
+    sent: int
+    begin: float
+    end: float
+    samples: Sequence[Sample]
+    health: Sequence[HealthCheck] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Milliseconds."""
+
+    count: int
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    max: float
+
+    @classmethod
+    def of(cls, seconds: Iterable[float]) -> Latency | None:
+        """None where there is nothing to tell."""
+        values = sorted(1000 * value for value in seconds)
+        if not values:
+            return None
+        return cls(
+            count=len(values),
+            p50=percentile(values, 50),
+            p90=percentile(values, 90),
+            p95=percentile(values, 95),
+            p99=percentile(values, 99),
+            max=values[-1],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadFigures:
+    """What a turn amounts to.
+
+    Attributes:
+        seconds: of the window the rates are of.
+        sent: requests; `answered` of them ended one way or the other, `lost` never did.
+        counts: by kind, without those that were intended to fail.
+        intended: by kind, of those.
+        throughput: right answers per second.
+        goodput: of those, the ones within the deadline, counted from when they were due.
+        shed_rate: refusals per second.
+        latency: of right answers; shed_latency of refusals; health_latency of the health service.
+        sheds_with_retry: refusals that said when to come back.
+        late_ms: longest time between when a request was due and when the driver sent it.
+        stages_ms: mean of the responses' timings.
+        details: what went wrong, and how often.
+    """
+
+    seconds: float
+    sent: int
+    answered: int
+    lost: int
+    counts: dict[str, int]
+    intended: dict[str, int]
+    throughput: float
+    goodput: float
+    shed_rate: float
+    latency: Latency | None
+    shed_latency: Latency | None
+    sheds_with_retry: int
+    late_ms: float
+    stages_ms: dict[str, float]
+    health_latency: Latency | None
+    health_failures: int
+    details: dict[str, int]
+
+    @property
+    def wrong_words(self) -> int:
+        return self.counts["wrong"] + self.intended.get("wrong", 0)
+
+
+def percentile(ordered: Sequence[float], percent: float) -> float:
+    """Nearest rank: the smallest of the ordered values that at least `percent` % of them do not exceed."""
+    return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
+
+
+def figures_of(turn: LoadTurn, *, deadline_seconds: float = math.inf) -> LoadFigures:
+    """What a turn amounts to; latencies are those of requests due in the window, counts those of all."""
+    plain = [sample for sample in turn.samples if not sample.outcome.intended]
+    in_window = [sample for sample in plain if turn.begin <= sample.scheduled <= turn.end]
+    done = [sample for sample in plain if turn.begin <= sample.done <= turn.end]
+    right = [sample for sample in done if sample.outcome.kind == "ok"]
+    seconds = turn.end - turn.begin
+    counts = Counter(sample.outcome.kind for sample in plain)
+    details = Counter(sample.outcome.detail for sample in turn.samples if sample.outcome.detail)
+    answered = [sample.outcome.stages_ms for sample in in_window if sample.outcome.stages_ms]
+    stages = dict.fromkeys(stage for one in answered for stage in one)
+    return LoadFigures(
+        seconds=seconds,
+        sent=turn.sent,
+        answered=len(turn.samples),
+        lost=turn.sent - len(turn.samples),
+        counts={kind: counts[kind] for kind in KINDS},
+        intended=dict(Counter(sample.outcome.kind for sample in turn.samples if sample.outcome.intended)),
+        throughput=len(right) / seconds,
+        goodput=sum(sample.seconds <= deadline_seconds for sample in right) / seconds,
+        shed_rate=sum(sample.outcome.kind == "shed" for sample in done) / seconds,
+        latency=Latency.of(sample.seconds for sample in in_window if sample.outcome.kind == "ok"),
+        shed_latency=Latency.of(sample.seconds for sample in plain if sample.outcome.kind == "shed"),
+        sheds_with_retry=sum(sample.outcome.retry_seconds is not None for sample in plain),
+        late_ms=1000 * max((sample.sent - sample.scheduled for sample in turn.samples), default=0.0),
+        stages_ms={stage: fmean(one.get(stage, 0.0) for one in answered) for stage in stages},
+        health_latency=Latency.of(check.seconds for check in turn.health),
+        health_failures=sum(not check.is_serving for check in turn.health),
+        details=dict(details.most_common(_MOST_DETAILS)),
+    )
+
+
+def combined(rounds: Sequence[LoadFigures]) -> LoadFigures:
+    """Several turns of the same kind as one: medians of rates and percentiles, sums of counts, the worst of maxima."""
+    return LoadFigures(
+        seconds=sum(one.seconds for one in rounds),
+        sent=sum(one.sent for one in rounds),
+        answered=sum(one.answered for one in rounds),
+        lost=sum(one.lost for one in rounds),
+        counts=_sums(one.counts for one in rounds),
+        intended=_sums(one.intended for one in rounds),
+        throughput=median(one.throughput for one in rounds),
+        goodput=median(one.goodput for one in rounds),
+        shed_rate=median(one.shed_rate for one in rounds),
+        latency=_combined_latency([one.latency for one in rounds]),
+        shed_latency=_combined_latency([one.shed_latency for one in rounds]),
+        sheds_with_retry=sum(one.sheds_with_retry for one in rounds),
+        late_ms=max(one.late_ms for one in rounds),
+        stages_ms=medians([one.stages_ms for one in rounds]),
+        health_latency=_combined_latency([one.health_latency for one in rounds]),
+        health_failures=sum(one.health_failures for one in rounds),
+        details=dict(Counter(_sums(one.details for one in rounds)).most_common(_MOST_DETAILS)),
+    )
+
+
+def medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """By name; a name that a round lacks is not counted there."""
+    names = dict.fromkeys(name for one in rounds for name in one)
+    return {name: median(one[name] for one in rounds if name in one) for name in names}
+
+
+def stage_shares(stages_ms: Mapping[str, float]) -> dict[str, float]:
+    """Share of each stage in the total; what is in none is "other"."""
+    total = stages_ms.get("total", 0.0)
+    if total <= 0:
+        return {}
+    shares = {stage: milliseconds / total for stage, milliseconds in stages_ms.items() if stage != "total"}
+    return {**shares, "other": max(0.0, 1 - sum(shares.values()))}
+
+
+def _sums(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for one in counts:
+        for name, count in one.items():
+            total[name] = total.get(name, 0) + count
+    return total
+
+
+def _combined_latency(rounds: Sequence[Latency | None]) -> Latency | None:
+    told = [one for one in rounds if one is not None]
+    if not told:
+        return None
+    values: dict[str, Any] = {
+        each.name: median(getattr(one, each.name) for one in told) for each in dataclasses.fields(Latency)
+    }
+    return Latency(**{**values, "count": sum(one.count for one in told), "max": max(one.max for one in told)})

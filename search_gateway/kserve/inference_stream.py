@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many requests of one stream at a time, their answers in the order of the requests. Knows no message and no gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
+
+from search_gateway.errors import BadRequestError
+
+MAX_IN_WORK = 64  # requests of one stream that were read and whose answers are not written yet
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+async def answer_in_order(
+    requests: AsyncIterator[Request],
+    answer: Callable[[Request | BadRequestError], Awaitable[Response]],
+    write: Callable[[Response], Awaitable[object]],
+) -> None:
+    """Return when the last answer is written. Cancelling it ends all that is in work before it returns.
+
+    Args:
+        requests: may raise BadRequestError for one that cannot be read, and go on.
+        answer: must not raise; it is given what `requests` raised, too.
+    """
+    in_work: asyncio.Queue[asyncio.Task[Response] | None] = asyncio.Queue()  # None: no more
+    places = asyncio.Semaphore(MAX_IN_WORK)
+
+    async def do(request: Request | BadRequestError) -> Response:
+        return await answer(request)
+
+    async def read() -> None:
+        while True:
+            await places.acquire()
+            try:
+                request: Request | BadRequestError = await anext(requests)
+            except StopAsyncIteration:
+                in_work.put_nowait(None)
+                return
+            except BadRequestError as error:
+                request = error
+            in_work.put_nowait(group.create_task(do(request)))
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(read())
+        while (task := await in_work.get()) is not None:
+            await write(await task)
+            places.release()

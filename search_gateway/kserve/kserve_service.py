@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`inference.GRPCInferenceService`: the pipeline as Triton's clients and perf_analyzer know models.
+
+Errors are raised, never built here; only in a stream, where they must not end the others, they become messages.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+
+import captioner
+from search_gateway.admission import Admission
+from search_gateway.deadline import Deadline
+from search_gateway.error_interceptor import logged_cause, public_message, request_id
+from search_gateway.errors import BadRequestError, UnsupportedError
+from search_gateway.gateway_config import GatewayConfig
+from search_gateway.kserve import model_declarations
+from search_gateway.kserve.inference_stream import answer_in_order
+from search_gateway.kserve.model_declarations import CAPTION, MODELS, VERSION, declared
+from search_gateway.kserve.model_statistics import ModelStatistics, StepBatches
+from search_gateway.kserve.protocol import service_pb2, service_pb2_grpc
+from search_gateway.kserve.request_parameters import timeout_seconds
+from search_gateway.kserve.served_models import CaptionModel, SearchModel, ServedModel
+from search_gateway.kserve.tensors import infer_response, read_photos, requested_outputs
+from search_gateway.pipeline import Pipeline
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+_log = logging.getLogger(__name__)
+
+_SERVER = "captrieve"
+_EXTENSIONS = ("model_configuration", "parameters", "statistics")
+
+
+class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]  # its stubs are Any
+    """Args:
+    admission: the gateway's one; every photo of a request has a place of its own in it.
+    is_ready: whether Triton can be used.
+    step_batches: calls of the step model by the captions in them, shown as the batches of `caption`.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        admission: Admission,
+        config: GatewayConfig,
+        *,
+        is_ready: Callable[[], Awaitable[bool]],
+        step_batches: Callable[[], StepBatches] = dict,
+    ):
+        served: tuple[ServedModel, ...] = (CaptionModel(pipeline), SearchModel(pipeline, config))
+        self._models = {model.declaration.name: model for model in served}
+        self._statistics = {name: ModelStatistics(model) for name, model in MODELS.items()}
+        self._admission = admission
+        self._is_ready = is_ready
+        self._step_batches = step_batches
+
+    async def ServerLive(
+        self, request: service_pb2.ServerLiveRequest, context: Context
+    ) -> service_pb2.ServerLiveResponse:
+        return service_pb2.ServerLiveResponse(live=True)
+
+    async def ServerReady(
+        self, request: service_pb2.ServerReadyRequest, context: Context
+    ) -> service_pb2.ServerReadyResponse:
+        return service_pb2.ServerReadyResponse(ready=await self._is_ready())
+
+    async def ModelReady(
+        self, request: service_pb2.ModelReadyRequest, context: Context
+    ) -> service_pb2.ModelReadyResponse:
+        # As in Triton, a model that is not there is no error of this question.
+        is_there = request.name in MODELS and request.version in ("", VERSION)
+        return service_pb2.ModelReadyResponse(ready=is_there and await self._is_ready())
+
+    async def ServerMetadata(
+        self, request: service_pb2.ServerMetadataRequest, context: Context
+    ) -> service_pb2.ServerMetadataResponse:
+        return service_pb2.ServerMetadataResponse(name=_SERVER, version=captioner.__version__, extensions=_EXTENSIONS)
+
+    async def ModelMetadata(
+        self, request: service_pb2.ModelMetadataRequest, context: Context
+    ) -> service_pb2.ModelMetadataResponse:
+        return model_declarations.metadata(declared(request.name, request.version))
+
+    async def ModelConfig(
+        self, request: service_pb2.ModelConfigRequest, context: Context
+    ) -> service_pb2.ModelConfigResponse:
+        model = declared(request.name, request.version)
+        return service_pb2.ModelConfigResponse(config=model_declarations.config(model))
+
+    async def ModelStatistics(
+        self, request: service_pb2.ModelStatisticsRequest, context: Context
+    ) -> service_pb2.ModelStatisticsResponse:
+        names = [declared(request.name, request.version).name] if request.name else list(MODELS)
+        return service_pb2.ModelStatisticsResponse(
+            model_stats=[
+                self._statistics[name].message(self._step_batches() if name == CAPTION.name else {}) for name in names
+            ]
+        )
+
+    async def RepositoryIndex(
+        self, request: service_pb2.RepositoryIndexRequest, context: Context
+    ) -> service_pb2.RepositoryIndexResponse:
+        kind = service_pb2.RepositoryIndexResponse.ModelIndex
+        return service_pb2.RepositoryIndexResponse(
+            models=[kind(name=name, version=VERSION, state="READY") for name in MODELS]
+        )
+
+    async def ModelInfer(
+        self, request: service_pb2.ModelInferRequest, context: Context
+    ) -> service_pb2.ModelInferResponse:
+        model = self._models[declared(request.model_name, request.model_version).name]
+        statistics = self._statistics[model.declaration.name]
+        started = time.perf_counter_ns()
+        try:
+            photos = read_photos(request, model.declaration)
+            outputs = requested_outputs(request, model.declaration)
+            with self._admission.admitted(len(photos)):
+                deadline = self._deadline(request, context)
+                inference = await model.infer(photos, request.parameters, deadline)
+            inferred = time.perf_counter_ns()
+            response = infer_response(request, model.declaration, outputs, inference.columns)
+        except BaseException:  # cancelled ones, too
+            statistics.failed(total_ns=time.perf_counter_ns() - started)
+            raise
+        ended = time.perf_counter_ns()
+        statistics.succeeded(
+            len(photos), total_ns=ended - started, output_ns=ended - inferred, stages_ms=inference.stages_ms
+        )
+        return response
+
+    async def ModelStreamInfer(self, requests: AsyncIterator[service_pb2.ModelInferRequest], context: Context) -> None:
+        async def answer(
+            request: service_pb2.ModelInferRequest | BadRequestError,
+        ) -> service_pb2.ModelStreamInferResponse:
+            return await self._answer_in_stream(request, context)
+
+        # Written from here, not yielded: so a stream that is cancelled while it writes ends here, at once.
+        await answer_in_order(requests, answer, context.write)
+
+    async def _answer_in_stream(
+        self, request: service_pb2.ModelInferRequest | BadRequestError, context: Context
+    ) -> service_pb2.ModelStreamInferResponse:
+        answer = service_pb2.ModelStreamInferResponse()
+        try:
+            if isinstance(request, BadRequestError):
+                raise request
+            answer.infer_response.CopyFrom(await self.ModelInfer(request, context))
+        except Exception as error:
+            stream_id = request_id(context)
+            code, message = public_message(error, stream_id)
+            level = logging.ERROR if code is grpc.StatusCode.INTERNAL else logging.INFO
+            _log.log(level, "%s in a stream: %s: %s", stream_id, code.name, message, exc_info=logged_cause(error))
+            # The message has no field for the code.
+            answer.error_message = f"{code.name}: {message}"
+            if not isinstance(request, BadRequestError):
+                answer.infer_response.id = request.id
+        answer.infer_response.parameters["triton_final_response"].bool_param = True
+        return answer
+
+    def _deadline(self, request: service_pb2.ModelInferRequest, context: Context) -> Deadline:
+        deadline = self._admission.deadline(context)
+        timeout = timeout_seconds(request.parameters)
+        return deadline if timeout is None else Deadline(min(timeout, deadline.remaining_seconds()))
+
+    async def _refuse(self, request: Any, context: Context) -> NoReturn:
+        kind = type(request).__name__.removesuffix("Request")
+        raise UnsupportedError(
+            f"{kind} is not offered: the models and settings of this server are fixed when it starts"
+        )
+
+    RepositoryModelLoad = RepositoryModelUnload = _refuse
+    SystemSharedMemoryStatus = SystemSharedMemoryRegister = SystemSharedMemoryUnregister = _refuse
+    CudaSharedMemoryStatus = CudaSharedMemoryRegister = CudaSharedMemoryUnregister = _refuse
+    TraceSetting = LogSettings = _refuse

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two models: photos and parameters in, columns of values out, through the pipeline. Knows nothing about gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from captioner.query import QueryRule
+from search_gateway.deadline import Deadline
+from search_gateway.decoding import DecodingOptions
+from search_gateway.errors import BadRequestError
+from search_gateway.gateway_config import GatewayConfig
+from search_gateway.kserve.model_declarations import CAPTION, SEARCH, ModelDeclaration
+from search_gateway.kserve.request_parameters import caption_request, search_request
+from search_gateway.kserve.tensors import Columns
+from search_gateway.pipeline import CaptionAnswer, Pipeline, SearchAnswer
+from search_gateway.request_validation import decoding_options, query_rule, search_options
+
+
+@dataclass(frozen=True)
+class Inference:
+    """Attributes:
+    columns: every output of the model.
+    stages_ms: of the photo that took longest.
+    """
+
+    columns: Columns
+    stages_ms: Mapping[str, float]
+
+
+class ServedModel(Protocol):
+    @property
+    def declaration(self) -> ModelDeclaration:
+        """What it takes and gives."""
+
+    async def infer(self, photos: Sequence[bytes], parameters: Mapping[str, Any], deadline: Deadline) -> Inference:
+        """Raises:
+        SearchError: a parameter or a photo is wrong, or the pipeline failed.
+        """
+
+
+class CaptionModel:
+    declaration = CAPTION
+
+    def __init__(self, pipeline: Pipeline):
+        self._pipeline = pipeline
+
+    async def infer(self, photos: Sequence[bytes], parameters: Mapping[str, Any], deadline: Deadline) -> Inference:
+        """All photos side by side. One that fails ends the others, which nobody would get an answer for."""
+        request = caption_request(parameters)
+        decoding = decoding_options(request.decoding, self._pipeline.contract)
+        rule = query_rule(request.query_rule)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._caption(index, photos, decoding, rule, deadline))
+                    for index in range(len(photos))
+                ]
+        except ExceptionGroup as problems:
+            first = problems.exceptions[0]
+            raise first from first.__cause__
+        answers = [task.result() for task in tasks]
+        return Inference(
+            columns={
+                "CAPTION": [answer.caption.text for answer in answers],
+                "QUERY": [answer.query for answer in answers],
+                "LOG_PROBABILITY": [answer.caption.log_probability for answer in answers],
+            },
+            stages_ms=max((answer.timings_ms for answer in answers), key=lambda stages: stages["total"]),
+        )
+
+    async def _caption(
+        self, index: int, photos: Sequence[bytes], decoding: DecodingOptions, rule: QueryRule, deadline: Deadline
+    ) -> CaptionAnswer:
+        try:
+            return await self._pipeline.caption(photos[index], decoding, rule, deadline)
+        except BadRequestError as error:
+            if len(photos) == 1:
+                raise
+            raise type(error)(f"photo {index} of 0 to {len(photos) - 1}: {error}") from error.__cause__
+
+
+class SearchModel:
+    declaration = SEARCH
+
+    def __init__(self, pipeline: Pipeline, config: GatewayConfig):
+        self._pipeline = pipeline
+        self._config = config
+
+    async def infer(self, photos: Sequence[bytes], parameters: Mapping[str, Any], deadline: Deadline) -> Inference:
+        """The whole way, for the one photo of a request."""
+        (photo,) = photos
+        options = search_options(search_request(parameters), self._pipeline.contract, self._config)
+        answer: SearchAnswer | None = None
+        async for event in self._pipeline.search(photo, options, deadline):
+            if isinstance(event, SearchAnswer):
+                answer = event
+        assert answer is not None, "the pipeline ends with the whole answer"
+        return Inference(_search_columns(answer), answer.timings_ms)
+
+
+def _search_columns(answer: SearchAnswer) -> Columns:
+    kept = answer.refined.kept
+    return {
+        "CAPTION": ["" if answer.caption is None else answer.caption.text],
+        "QUERY": [answer.query],
+        "PROVIDER": [answer.found.provider],
+        "EMPTY_REASON": [answer.empty_reason],
+        "TITLE": [result.candidate.title for result in kept],
+        "URL": [result.candidate.url for result in kept],
+        "IMAGE_URL": [result.candidate.image_url for result in kept],
+        "THUMBNAIL_URL": [result.candidate.thumbnail_url for result in kept],
+        "SOURCE": [result.candidate.source for result in kept],
+        "SCORE": [result.score for result in kept],
+        "VISUAL_SCORE": [result.visual_score for result in kept],
+        "SEMANTIC_SCORE": [result.semantic_score for result in kept],
+        "DEGRADED": [f"{one.part}: {one.reason}" for one in answer.degraded],
+    }
