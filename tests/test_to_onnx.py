@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch", reason="needs the export extra (torch)")
 
 from onnx import numpy_helper  # noqa: E402
 
-from captioner.model_contract import PRECISIONS, STEP, ContractError, ModelContract, Precision  # noqa: E402
+from captioner.model_contract import PRECISIONS, ContractError, ModelContract, Precision  # noqa: E402
 from export import tensorrt_operators, to_onnx  # noqa: E402
 from export.onnx_export import contract_of, load_captioner  # noqa: E402
 from export.to_onnx import export_repository, products_kept  # noqa: E402
