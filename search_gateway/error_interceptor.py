@@ -20,7 +20,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from search_gateway.errors import BadRequestError, OverloadedError, SearchError
+from search_gateway.errors import BadRequestError, DeadlineError, OverloadedError, SearchError
 
 _log = logging.getLogger(__name__)
 
@@ -67,8 +67,8 @@ def public_message(error: Exception, request_id: str) -> tuple[grpc.StatusCode, 
 
 
 def logged_cause(error: Exception) -> BaseException | None:
-    """Whose traceback goes into the log: a bad request is the caller's affair and nobody's."""
-    if isinstance(error, BadRequestError):
+    """Whose traceback goes into the log: bad requests and short deadlines are the callers' affair and nobody's."""
+    if isinstance(error, BadRequestError | DeadlineError):
         return None
     return error.__cause__ if isinstance(error, SearchError) else error
 

@@ -165,6 +165,7 @@ class Gateway:
             with contextlib.suppress(asyncio.CancelledError):
                 await monitor
             await status.enter_graceful_shutdown()
+            kserve.finish_streams()
             await server.stop(config.drain_seconds)
 
         self._closing.push_async_callback(drain)

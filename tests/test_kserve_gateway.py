@@ -11,6 +11,7 @@ import queue
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,11 @@ from tritonclient.utils import InferenceServerException
 
 from search_api import search_pb2, search_pb2_grpc
 from search_gateway.candidates import Candidate
+from search_gateway.gateway_config import GatewayConfig
 from search_gateway.kserve.model_statistics import STAGES
 from search_gateway.kserve.protocol import SERVICE, service_pb2, service_pb2_grpc
-from tests.conftest import ROOT, jpeg
+from search_gateway.server import Gateway
+from tests.conftest import MODELS, ROOT, GatewayThread, jpeg
 from tests.test_gateway import ScriptedProvider, candidate, rejected
 
 pytestmark = pytest.mark.triton
@@ -339,6 +342,24 @@ def test_full_server_refuses_with_retry_info(start_gateway: StartGateway, photo:
     assert status is not None
     assert status.details[0].Unpack(detail)
     assert detail.retry_delay.ToMilliseconds() == 500
+
+
+def test_idle_stream_does_not_hold_up_the_end_of_the_server(triton_address: str, photo: bytes) -> None:
+    config = GatewayConfig(
+        listen_address="127.0.0.1:0", triton_address=(triton_address,), model_repository=MODELS, drain_seconds=60.0
+    )
+    thread = GatewayThread(lambda: Gateway(config, providers=[ScriptedProvider()]))
+    address = thread.start()
+    with triton.InferenceServerClient(address) as client:
+        answered = threading.Event()
+        client.start_stream(lambda result, error: answered.set())
+        image = triton.InferInput("IMAGE", [1, 1], "BYTES")
+        image.set_data_from_numpy(np.array([[photo]], np.object_))
+        client.async_stream_infer("caption", [image])
+        assert answered.wait(30)
+        started = time.monotonic()
+        thread.stop()
+        assert time.monotonic() - started < 30
 
 
 def test_health_and_reflection_know_the_service(address: str) -> None:

@@ -35,7 +35,7 @@ def test_answers_come_in_order_though_the_first_takes_longest() -> None:
         async def write(response: int) -> None:
             written.append(response)
 
-        await answer_in_order(numbers(10), answer, write)
+        await answer_in_order(numbers(10), answer, write, asyncio.Event())
         return done, written
 
     done, written = asyncio.run(run())
@@ -63,7 +63,7 @@ def test_no_more_is_read_than_may_be_in_work() -> None:
             await may_write.wait()
             written += 1
 
-        stream = asyncio.create_task(answer_in_order(requests(), answer, write))
+        stream = asyncio.create_task(answer_in_order(requests(), answer, write, asyncio.Event()))
         for _ in range(500):
             await asyncio.sleep(0)
         read_ahead = read
@@ -101,7 +101,7 @@ def test_request_that_cannot_be_read_is_answered_and_the_next_one_follows() -> N
         async def write(response: str) -> None:
             written.append(response)
 
-        await answer_in_order(Requests(), answer, write)
+        await answer_in_order(Requests(), answer, write, asyncio.Event())
         return written
 
     assert asyncio.run(run()) == ["1", "no message", "3"]
@@ -124,7 +124,7 @@ def test_cancelling_the_stream_ends_its_work_before_it_returns(where: str) -> No
         async def write(_: object) -> None:
             await asyncio.Event().wait()
 
-        stream = asyncio.create_task(answer_in_order(numbers(5), answer, write))
+        stream = asyncio.create_task(answer_in_order(numbers(5), answer, write, asyncio.Event()))
         for _ in range(50):
             await asyncio.sleep(0)
         stream.cancel()
@@ -133,3 +133,35 @@ def test_cancelling_the_stream_ends_its_work_before_it_returns(where: str) -> No
         return begun, ended, asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[arg-type]
 
     assert asyncio.run(run()) == (5, 5, set())
+
+
+def test_closing_answers_what_was_read_and_ends_an_idle_stream() -> None:
+    async def run() -> list[int]:
+        written: list[int] = []
+        closing, release = asyncio.Event(), asyncio.Event()
+
+        async def requests() -> AsyncIterator[int]:
+            yield 1
+            yield 2
+            await asyncio.Event().wait()  # the caller neither asks nor ends
+
+        async def answer(request: int | BadRequestError) -> int:
+            assert isinstance(request, int)
+            await release.wait()
+            return request
+
+        async def write(response: int) -> None:
+            written.append(response)
+
+        stream = asyncio.create_task(answer_in_order(requests(), answer, write, closing))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        closing.set()
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert not stream.done(), "what was read is not answered yet"
+        release.set()
+        await asyncio.wait_for(stream, 10)
+        return written
+
+    assert asyncio.run(run()) == [1, 2]

@@ -69,9 +69,9 @@ def test_links_and_named_files_exist(document: Path) -> None:
 
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     for document in DOCUMENTS:
-        named = set(re.findall(r"(?:^|[`$] ?|    )make ([a-z]+)", document.read_text(encoding="utf-8"), re.MULTILINE))
+        named = set(re.findall(r"(?:^|[`$] ?|    )make ([a-z-]+)", document.read_text(encoding="utf-8"), re.MULTILINE))
         assert named <= targets, document
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
@@ -19,12 +20,14 @@ async def answer_in_order(
     requests: AsyncIterator[Request],
     answer: Callable[[Request | BadRequestError], Awaitable[Response]],
     write: Callable[[Response], Awaitable[object]],
+    closing: asyncio.Event,
 ) -> None:
     """Return when the last answer is written. Cancelling it ends all that is in work before it returns.
 
     Args:
         requests: may raise BadRequestError for one that cannot be read, and go on.
         answer: must not raise; it is given what `requests` raised, too.
+        closing: once set, no further request is read: what is in work is answered and that is the end.
     """
     in_work: asyncio.Queue[asyncio.Task[Response] | None] = asyncio.Queue()  # None: no more
     places = asyncio.Semaphore(MAX_IN_WORK)
@@ -36,7 +39,7 @@ async def answer_in_order(
         while True:
             await places.acquire()
             try:
-                request: Request | BadRequestError = await anext(requests)
+                request: Request | BadRequestError = await _next_or_closing(requests, closing)
             except StopAsyncIteration:
                 in_work.put_nowait(None)
                 return
@@ -49,3 +52,26 @@ async def answer_in_order(
         while (task := await in_work.get()) is not None:
             await write(await task)
             places.release()
+
+
+async def _next_or_closing(requests: AsyncIterator[Request], closing: asyncio.Event) -> Request:
+    """Raises:
+    StopAsyncIteration: there is no further request, or none is wanted.
+    """
+
+    async def receive() -> tuple[Request, ...]:
+        # A StopAsyncIteration cannot leave a task.
+        with contextlib.suppress(StopAsyncIteration):
+            return (await anext(requests),)
+        return ()
+
+    receiving, closed = asyncio.create_task(receive()), asyncio.create_task(closing.wait())
+    try:
+        await asyncio.wait((receiving, closed), return_when=asyncio.FIRST_COMPLETED)
+        received = receiving.result() if receiving.done() else ()
+    finally:
+        receiving.cancel()
+        closed.cancel()
+    if not received:
+        raise StopAsyncIteration
+    return received[0]

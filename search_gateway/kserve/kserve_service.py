@@ -6,6 +6,7 @@ Errors are raised, never built here; only in a stream, where they must not end t
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -59,6 +60,11 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         self._admission = admission
         self._is_ready = is_ready
         self._step_batches = step_batches
+        self._closing = asyncio.Event()
+
+    def finish_streams(self) -> None:
+        """Streams answer what they have read and end: an idle one would hold up the end of the server."""
+        self._closing.set()
 
     async def ServerLive(
         self, request: service_pb2.ServerLiveRequest, context: Context
@@ -141,7 +147,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
             return await self._answer_in_stream(request, context)
 
         # Written from here, not yielded: so a stream that is cancelled while it writes ends here, at once.
-        await answer_in_order(requests, answer, context.write)
+        await answer_in_order(requests, answer, context.write, self._closing)
 
     async def _answer_in_stream(
         self, request: service_pb2.ModelInferRequest | BadRequestError, context: Context
