@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from captioner.model_contract import ContractError, ModelContract
+from captioner.model_contract import STEP, ContractError, ModelContract
 from search_gateway.caption_scheduler import CaptionScheduler
 from search_gateway.deadline import Deadline
 from search_gateway.embedded_triton import EmbeddedTriton, TritonStartError
@@ -64,7 +64,7 @@ class TritonHost:
         self._contract = contract
         self._address = address
         self.embedded = None if address else EmbeddedTriton(model_repository, log_file=log_file)
-        self._shared_memory = shared_memory if address else SharedMemory.EMBEDDED
+        self._shared_memory = shared_memory if address else _embedded_memory(model_repository)
         self._slots, self._waiting = slots, waiting
         self._closing = contextlib.AsyncExitStack()
         self._is_checked = False
@@ -181,5 +181,13 @@ class TritonHost:
             works = await self._inference.works(Deadline(_PROBE_TIMEOUT_SECONDS))
             self._failed_probes = 0 if works else self._failed_probes + 1
             self._restarts = 0 if works else self._restarts
+            # It may have been exchanged for another one faster than anybody looked.
+            self._is_checked = works or self.embedded is not None
             self._next_probe = time.monotonic() + (_PROBE_INTERVAL_SECONDS if works else 0.0)
         return not self._failed_probes
+
+
+def _embedded_memory(model_repository: Path) -> SharedMemory:
+    """What the repository's step allows: one that was exported without a configuration for us wants all its inputs."""
+    is_ours = (model_repository / STEP / "configs" / "embedded.pbtxt").is_file()
+    return SharedMemory.EMBEDDED if is_ours else SharedMemory.SYSTEM

@@ -34,6 +34,7 @@ _log = logging.getLogger(__name__)
 
 _HEALTH_TIMEOUT_SECONDS = 2.0
 _SHARED_TENSORS = "shared_tensors"  # parameter of triton_backend/onnxruntime/model.py
+_UNKNOWN_REGION = "Unable to find shared memory region"  # so Triton says
 _CUDA_DEVICE = 0
 _CHANNEL_ARGUMENTS = [
     ("grpc.max_send_message_length", -1),  # the cache of many beams is larger than gRPC's 4 MiB
@@ -53,6 +54,23 @@ class SharedMemory(enum.Enum):
     SYSTEM = "system"  # in /dev/shm, which a Triton on this host maps too (it must allow clients to register regions)
     CUDA = "cuda"  # the cross-attention's on the GPU, the rest as SYSTEM
     EMBEDDED = "embedded"  # in /dev/shm, where the backend of the embedded Triton reads them without a copy
+
+
+class _CudaMemoryError(Exception):
+    """The GPU has no memory to share."""
+
+
+def load_cuda() -> Any:
+    """What SharedMemory.CUDA needs beyond tritonclient.
+
+    Raises:
+        InferenceError: CUDA's packages for Python are not installed.
+    """
+    try:
+        from tritonclient.utils import cuda_shared_memory  # imports them
+    except (ImportError, RuntimeError) as error:  # the latter where cuda-python is missing
+        raise InferenceError("sharing memory of a GPU needs the packages of tritonclient[cuda]") from error
+    return cuda_shared_memory
 
 
 @dataclass(frozen=True)
@@ -120,6 +138,8 @@ class TritonInference:
             except OSError as error:
                 size = KvArena.byte_size(self.contract.caches, slots, beams)
                 _log.warning("no %.0f MB in /dev/shm for the caches, they go over gRPC: %s", size / 1e6, error)
+            except _CudaMemoryError as error:
+                _log.warning("no memory on GPU %d for the caches, they go over gRPC: %s", _CUDA_DEVICE, error)
             except (InferenceServerException, grpc.RpcError) as error:
                 if "disabled" in str(error):
                     raise InferenceError("the inference server does not let clients share memory with it") from error
@@ -129,19 +149,23 @@ class TritonInference:
 
     async def _new_shared_arena(self, slots: int, beams: int) -> KvArena:
         region = f"{self._region_prefix}kv_{beams}_{secrets.token_hex(4)}"
-        cross_region = ""
-        if self._shared_memory is SharedMemory.CUDA:
-            cross_region = f"{region}_cross"
-            await self._register_cuda(cross_region, KvArena.byte_size(self.contract.cross_caches, slots, beams))
+        is_cuda = self._shared_memory is SharedMemory.CUDA
+        cross_region = f"{region}_cross" if is_cuda else ""
         arena = KvArena(self.contract, slots=slots, beams=beams, region=region, cross_region=cross_region)
         if self._shared_memory is not SharedMemory.EMBEDDED:
-            tensors = self.contract.self_caches if cross_region else self.contract.caches
+            tensors = self.contract.self_caches if is_cuda else self.contract.caches
             try:
                 await self._client.register_system_shared_memory(
                     region, f"/{region}", arena.byte_size(tensors, slots, beams), client_timeout=_HEALTH_TIMEOUT_SECONDS
                 )
             except BaseException:
-                arena.close()
+                self._close_arena(arena)
+                raise
+        if is_cuda:
+            try:
+                await self._register_cuda(cross_region, arena.byte_size(self.contract.cross_caches, slots, beams))
+            except BaseException:
+                await self.free_arena(arena)
                 raise
         return arena
 
@@ -151,13 +175,15 @@ class TritonInference:
         All that is done with it is to allocate and register it: the client's functions that read or write such memory
         take no offset, and none of them may be called from two threads.
         """
-        from tritonclient.utils import cuda_shared_memory  # needs CUDA's own packages, which only this kind has
-
-        region = cuda_shared_memory.create_shared_memory_region(name, size, _CUDA_DEVICE)
-        self._cuda_regions[name] = region
+        cuda = load_cuda()
+        try:
+            region = self._cuda_regions[name] = cuda.create_shared_memory_region(name, size, _CUDA_DEVICE)
+            handle = cuda.get_raw_handle(region)
+        except Exception as error:  # of as many kinds as CUDA's packages have versions
+            raise _CudaMemoryError(str(error)) from error
         await self._client.register_cuda_shared_memory(
             name,
-            cuda_shared_memory.get_raw_handle(region),
+            handle,
             _CUDA_DEVICE,
             size,
             client_timeout=_HEALTH_TIMEOUT_SECONDS,
@@ -169,7 +195,8 @@ class TritonInference:
         if arena.region and not arena.is_stale and self._shared_memory is not SharedMemory.EMBEDDED:
             with contextlib.suppress(InferenceServerException, grpc.RpcError):
                 await self._client.unregister_system_shared_memory(arena.region, client_timeout=_HEALTH_TIMEOUT_SECONDS)
-                if arena.cross_region:
+            if arena.cross_region:
+                with contextlib.suppress(InferenceServerException, grpc.RpcError):
                     await self._client.unregister_cuda_shared_memory(
                         arena.cross_region, client_timeout=_HEALTH_TIMEOUT_SECONDS
                     )
@@ -178,9 +205,7 @@ class TritonInference:
     def _close_arena(self, arena: KvArena) -> None:
         arena.close()
         if region := self._cuda_regions.pop(arena.cross_region, None):
-            from tritonclient.utils import cuda_shared_memory
-
-            cuda_shared_memory.destroy_shared_memory_region(region)
+            load_cuda().destroy_shared_memory_region(region)
 
     async def prefill(self, hidden_states: Floats, arena: KvArena, slots: Sequence[int], deadline: Deadline) -> None:
         """[n, S, D] -> cross_key and cross_value [H, S, d] of each layer, in these n slots. Raises as `encode`."""
@@ -197,10 +222,10 @@ class TritonInference:
         if arena.region:
             places = {tensor.name: [arena.place(tensor.name)[0], list(slots)] for tensor in spec.outputs}
             shared = json.dumps({"region": arena.region, "outputs": places})
-            await self._call(spec, inputs, [], deadline, {_SHARED_TENSORS: shared})
+            await self._call(spec, inputs, [], deadline, arena, {_SHARED_TENSORS: shared})
             return
         outputs = [triton.InferRequestedOutput(tensor.name) for tensor in spec.outputs]
-        result = await self._call(spec, inputs, outputs, deadline)
+        result = await self._call(spec, inputs, outputs, deadline, arena)
         for tensor in spec.outputs:
             arena.tensor(tensor.name)[list(slots)] = _array(result, tensor)
 
@@ -212,7 +237,7 @@ class TritonInference:
             output = triton.InferRequestedOutput(tensor.name)
             output.set_shared_memory(arena.cross_region or arena.region, size, offset + slot * size)
             outputs.append(output)
-        await self._call(spec, [_input(spec.inputs[0], hidden_states)], outputs, deadline)
+        await self._call(spec, [_input(spec.inputs[0], hidden_states)], outputs, deadline, arena)
 
     async def step(self, arena: KvArena, rows: int, tokens: Ids, positions: Ids, deadline: Deadline) -> StepOutput:
         """One token for each beam of the slots below `rows`: tokens int32 [rows, K], positions int32 [rows, 1].
@@ -240,7 +265,7 @@ class TritonInference:
             else:
                 inputs.append(_input(tensor, arena.tensor(tensor.name)[:rows]))
         outputs = [triton.InferRequestedOutput(tensor.name) for tensor in spec.outputs]
-        result = await self._call(spec, inputs, outputs, deadline, parameters)
+        result = await self._call(spec, inputs, outputs, deadline, arena, parameters)
         return StepOutput(*(_array(result, tensor) for tensor in spec.outputs))
 
     async def is_ready(self) -> bool:
@@ -307,11 +332,14 @@ class TritonInference:
 
     def forget_arenas(self) -> None:
         """Whoever maps them is gone, or has forgotten them: no new caption may begin in their memory."""
-        for arena in self._arenas:
-            arena.is_stale = True
-            self._close_arena(arena)
-        self._arenas.clear()
+        for arena in list(self._arenas):
+            self._forget(arena)
         self._last_success.clear()
+
+    def _forget(self, arena: KvArena) -> None:
+        arena.is_stale = True
+        self._arenas.discard(arena)
+        self._close_arena(arena)
 
     async def close(self) -> None:
         await self._client.close()
@@ -322,6 +350,7 @@ class TritonInference:
         inputs: list[Any],
         outputs: list[Any],
         deadline: Deadline,
+        arena: KvArena | None = None,
         parameters: dict[str, str] | None = None,
     ) -> triton.InferResult:
         deadline.check("inference")
@@ -334,6 +363,10 @@ class TritonInference:
                 parameters=parameters,
             )
         except InferenceServerException as error:
+            # A Triton that was started again between two looks of `watch` knows nothing of what was registered.
+            if arena is not None and arena in self._arenas and _UNKNOWN_REGION in str(error.message()):
+                _log.warning("Triton has forgotten the memory of the caches: new captions get another one")
+                self._forget(arena)
             raise _translated(error) from error
         except grpc.RpcError as error:
             raise InferenceError("the inference server cannot be reached: try again shortly") from error

@@ -69,3 +69,17 @@ def test_total_counts_what_lies_between_stages() -> None:
 
 def test_a_watch_without_stages_has_a_total() -> None:
     assert list(Stopwatch().milliseconds()) == ["total"]
+
+
+def test_a_stage_that_was_timed_elsewhere_takes_its_place_among_the_others() -> None:
+    watch = Stopwatch()
+    with watch.stage("preprocess"):
+        pass
+    watch.add("encode", 0.25)
+    with watch.stage("search"):
+        pass
+    watch.add("encode", 0.5)
+    times = watch.milliseconds()
+    assert list(times) == ["preprocess", "encode", "search", "total"]
+    assert times["encode"] == 750
+    assert times["total"] < 750, "the total is the watch's own time, whatever was added"

@@ -17,6 +17,7 @@ The caller must leave those bytes alone until it is answered.
 """
 
 import json
+import math
 import mmap
 import os
 import re
@@ -187,7 +188,7 @@ class SharedTensors:
             self._known[text] = _Shared(
                 region,
                 {
-                    name: np.ndarray(shape, self._types[name], buffer=region, offset=offset)
+                    name: _view(region, offset, shape, np.dtype(self._types[name]))
                     for name, (offset, shape) in question.get("inputs", {}).items()
                 },
                 question.get("outputs", {}),
@@ -219,12 +220,27 @@ class _Shared:
         self._outputs = outputs
 
     def take(self, outputs: Feeds) -> None:
-        """Move the outputs that are wanted in the region there, out of `outputs`."""
+        """Move the outputs that are wanted in the region there, out of `outputs`; where one does not fit, none."""
+        moves = []
         for name, (offset, rows) in self._outputs.items():
             output = outputs.pop(name)
             size = output[0].nbytes
             for row, values in zip(rows, output, strict=True):
-                np.ndarray(values.shape, values.dtype, self._region, offset + row * size)[...] = values
+                moves.append((_view(self._region, offset + row * size, values.shape, values.dtype), values))
+        for place, values in moves:
+            place[...] = values
+
+
+def _view(region: mmap.mmap, offset: int, shape: Sequence[int], datatype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """An array in a region. numpy itself looks at the end only: an offset below zero would read what lies before.
+
+    Raises:
+        ValueError, TypeError: it does not lie in the region.
+    """
+    end = offset + math.prod(shape) * datatype.itemsize
+    if min(offset, *shape) < 0 or end > len(region):
+        raise ValueError(f"{list(shape)} at byte {offset} does not lie in the region of {len(region)} bytes")
+    return np.ndarray(shape, datatype, region, offset)
 
 
 def _shared_tensors(request: Any) -> str:
