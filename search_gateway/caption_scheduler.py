@@ -121,6 +121,14 @@ class CaptionScheduler:
         assert photo.decoder is not None
         return DecodedPhoto(photo.embedding, photo.decoder.hypotheses(), photo.seconds)
 
+    def check_room(self, options: DecodingOptions) -> None:
+        """To be asked before a photo is decoded: under a flood that alone would take as long as the captions.
+
+        Raises:
+            OverloadedError: as `caption` would.
+        """
+        self._refuse_if_full(options.num_beams)
+
     async def embed(self, pixels: Pixels, deadline: Deadline) -> npt.NDArray[np.float32]:
         """Its embedding [D] alone. Never refused: whoever asks bounds how many there are.
 
@@ -162,11 +170,7 @@ class CaptionScheduler:
 
     async def _pass(self, photo: _Photo) -> None:
         """From the waiting room to the end."""
-        if self._room.is_full(photo.kind):
-            raise OverloadedError(
-                f"{self._room.waiting(photo.kind)} photos wait to be captioned, the limit: try again shortly",
-                retry_after_seconds=self._retry_seconds(),
-            )
+        self._refuse_if_full(photo.kind)
         self._room.enter(photo.kind, photo)
         self._photos.add(photo)
         self._admit()
@@ -184,6 +188,13 @@ class CaptionScheduler:
             self._room.leave(photo.kind, photo)
             if photo.is_decoding:
                 self._release(photo)
+
+    def _refuse_if_full(self, kind: int) -> None:
+        if self._room.is_full(kind):
+            raise OverloadedError(
+                f"{self._room.waiting(kind)} photos wait to be captioned, the limit: try again shortly",
+                retry_after_seconds=self._retry_seconds(),
+            )
 
     def _release(self, photo: _Photo) -> None:
         """Give its place and its slot back, if it has them, and let the next one in."""

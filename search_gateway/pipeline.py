@@ -88,6 +88,7 @@ class Pipeline:
             SearchError: any leaf of the tree but ProviderError.
         """
         watch = Stopwatch()
+        self.tritons.check_room(decoding)
         pixels = await self._preprocess(data, watch, deadline)
         caption, _ = await self._caption(pixels, decoding, watch, deadline)
         with watch.stage("query"):
@@ -102,6 +103,8 @@ class Pipeline:
         """
         watch = Stopwatch()
         self.providers.check(options.provider)
+        if options.query_override is None:
+            self.tritons.check_room(options.decoding)
         pixels = await self._preprocess(data, watch, deadline)  # 1
         caption = None
         query = options.query_override

@@ -91,6 +91,23 @@ class TritonPool:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
+    def check_room(self, options: DecodingOptions) -> None:
+        """As `CaptionScheduler.check_room`, of the Triton with the most room.
+
+        Raises:
+            OverloadedError: not one has room.
+        """
+        hosts = sorted(self._hosts, key=self._rank)
+        serving = [host for host in hosts if host.is_serving] or hosts
+        refusals = []
+        for host in serving:
+            try:
+                host.captions.check_room(options)
+                return
+            except OverloadedError as error:
+                refusals.append(error)
+        raise refusals[0]
+
     async def caption(self, pixels: Pixels, options: DecodingOptions, deadline: Deadline) -> DecodedPhoto:
         """As `CaptionScheduler.caption`; an InferenceError only where every Triton failed."""
         return await self._ask(lambda captions: captions.caption(pixels, options, deadline), deadline)

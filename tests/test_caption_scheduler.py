@@ -438,6 +438,9 @@ def test_full_waiting_room_refuses_at_once_and_says_when_to_come_back() -> None:
         await asyncio.sleep(0.01)
         with pytest.raises(OverloadedError, match="3 photos wait to be captioned, the limit") as refusal:
             await captions.caption(photo(1), greedy, Deadline(30.0))
+        with pytest.raises(OverloadedError, match="3 photos wait to be captioned, the limit"):
+            captions.check_room(greedy)
+        captions.check_room(beams)
         assert 0 < refusal.value.retry_after_seconds <= 5
         # Greedy callers fill the room of greedy callers only.
         tasks.append(asyncio.create_task(captions.caption(photo(1), beams, Deadline(30.0))))

@@ -50,6 +50,10 @@ class FakeCaptions:
     def fail_all(self, error: InferenceError) -> None:
         self.told.append(str(error))
 
+    def check_room(self, options: Any) -> None:
+        if isinstance(self.error, OverloadedError):
+            raise self.error
+
     def _answer(self) -> str:
         self.asked.append(self.name)
         if self.error is not None:
@@ -303,3 +307,15 @@ def test_close_ends_watching_and_leaves_the_tritons_to_their_maker(tritons: Trit
 
     asyncio.run(run())
     asyncio.run(TritonPool([FakeHost("d", [])]).close())  # one that never watched
+
+
+def test_there_is_room_as_long_as_one_that_serves_has_some(tritons: Tritons) -> None:
+    full = OverloadedError("full", retry_after_seconds=1.0)
+    tritons.fail(a=full, b=full)
+    tritons.pool.check_room(OPTIONS)
+    tritons["c"].is_serving = False
+    with pytest.raises(OverloadedError, match="full"):
+        tritons.pool.check_room(OPTIONS)
+    tritons.fail(a=None)
+    tritons.pool.check_room(OPTIONS)
+    assert tritons.asked == [], "asking for room is no work"
