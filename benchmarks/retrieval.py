@@ -1,80 +1,231 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a visual threshold keeps: `python -m benchmarks.retrieval --data FOLDER [--split training] [--json]`.
+"""Does searching by words beat looking alone? `python -m benchmarks.retrieval --data FOLDER [--json] [--sheet FILE]`.
 
-Pairs of different products: those of the same articleType and baseColour should pass the filter, those that share
-neither should not. Prints the share of each kind that a threshold on the cosine of their embeddings keeps.
+Photos the model never saw ask a catalogue of other products (`retrieval_set.py`); every way to search
+(`retrieval_systems.py`) answers the same questions in one run. `--calibrate` chooses the refinement's settings on
+training products and writes them beside the checkpoint; `export` takes them to the models, where the gateway reads
+them. What the models read is kept in --run, so that a second run is fast.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
+from benchmarks.photo_readings import Embeddings, PhotoReader
 from benchmarks.provenance import provenance
-from captioner.model_contract import ModelContract
-from export.onnx_captioner import OnnxCaptioner
-from training.prepare_data import ProductSet, is_validation, load_products
+from benchmarks.retrieval_calibration import calibrate
+from benchmarks.retrieval_metrics import DEPTH, Bootstrap, judge
+from benchmarks.retrieval_plot import plot_calibration, plot_systems
+from benchmarks.retrieval_record import MAIN, by_type, slices, system_rows
+from benchmarks.retrieval_set import Relevance, RetrievalSet, calibration_set, evaluation_set
+from benchmarks.retrieval_sheet import best_and_worst, row_picture, write_sheet
+from benchmarks.retrieval_systems import (
+    OURS,
+    VISUAL,
+    Query,
+    Ranking,
+    SearchedGallery,
+    Settings,
+    Whitening,
+    systems,
+    write_catalogue,
+)
+from benchmarks.retrieval_table import table
+from captioner.query import query_from_caption
+from search_gateway.gateway_config import GatewayConfig
+from search_gateway.refinement import RefinementLimits
+from search_gateway.refinement_calibration import SETTINGS, RefinementCalibration, with_calibration
+from search_gateway.server import model_fingerprint
+from training.prepare_data import ProductSet, load_products
 
-BATCH = 64  # photos
-THRESHOLDS = np.arange(-0.2, 1.0, 0.1)
+SHRINKAGE = 0.1  # of the whitening; never tuned
+_SHEET_ROWS = 6  # best and as many worst answers
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with images/ and styles.csv")
     parser.add_argument("--models", type=Path, default=Path("model_repository"))
-    parser.add_argument("--split", choices=("training", "validation"), default="training")
-    parser.add_argument("--count", type=int, default=2000, help="products")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--queries", type=int, help="a sample of so many (default: all; 500 to calibrate)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample and of the bootstrap")
+    parser.add_argument("--threads", type=int, default=0, help="of ONNX Runtime; 0: one per core")
+    parser.add_argument("--run", type=Path, default=Path(".run/retrieval"), help="where readings are kept")
+    # Evaluation
+    parser.add_argument("--json", action="store_true", help="print the record instead of the tables")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the record as JSON, too")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write the systems as a picture")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="write the best and the worst answers as a picture")
+    # Calibration
+    parser.add_argument("--calibrate", action="store_true", help="choose the refinement's settings instead")
+    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/fashion-small"), help="gets the settings")
+    parser.add_argument("--curves", type=Path, metavar="FILE", help="write the calibration's curves as a picture")
     return parser.parse_args()
 
 
-def pair_kinds(data: ProductSet) -> dict[str, npt.NDArray[np.bool_]]:
-    """Kind of pair -> [n, n], true where two products (different names, each pair once) are such a pair."""
-    types = np.array([product.article_type for product in data.products])
-    colours = np.array([product.colour for product in data.products])
-    names = np.array([" ".join(product.name.lower().split()) for product in data.products])
-    once = np.triu(np.ones((len(data), len(data)), bool), 1) & (names[:, None] != names)
-    same_type, same_colour = types[:, None] == types, colours[:, None] == colours
-    return {
-        "same type and colour": once & same_type & same_colour,
-        "same type": once & same_type & ~same_colour,
-        "same colour": once & ~same_type & same_colour,
-        "neither": once & ~same_type & ~same_colour,
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Everything that searching needs and that takes long to make."""
+
+    chosen: RetrievalSet
+    queries: list[Query]
+    grades: list[npt.NDArray[np.int64]]  # of each query, [gallery]
+    gallery: Embeddings
+    catalogue: Path
+    fingerprint: str
+
+
+def prepare(
+    args: argparse.Namespace, reader: PhotoReader, make: Callable[[ProductSet], RetrievalSet], count: int | None
+) -> Prepared:
+    """Read the set, let the models read its photos, and write the catalogue."""
+    contract = reader.contract
+    data = load_products(args.data, height=contract.image_height, width=contract.image_width, fit=contract.fit)
+    chosen = make(data)
+    captions = reader.captions(data.subset(chosen.query_rows.tolist()))
+    caption_of = dict(zip(chosen.query_rows.tolist(), captions, strict=True))
+    if count is not None:
+        chosen = chosen.sample(count, args.seed)
+    embeddings = reader.embeddings(data)
+    gallery = Embeddings(embeddings.served[chosen.gallery_rows], embeddings.patch_mean[chosen.gallery_rows])
+    fingerprint = model_fingerprint(contract)
+    titles = [product.name for product in chosen.gallery]
+    digest = hashlib.sha256("\n".join([fingerprint, *titles]).encode() + gallery.served.tobytes())
+    catalogue = args.run / f"catalogue-{digest.hexdigest()[:16]}.sqlite"
+    if not catalogue.exists():
+        write_catalogue(catalogue, titles, gallery.served, fingerprint)
+    relevance = Relevance(chosen.gallery)
+    queries = [
+        Query(embeddings.served[row], embeddings.patch_mean[row], caption_of[row], product.name)
+        for row, product in zip(chosen.query_rows.tolist(), chosen.queries, strict=True)
+    ]
+    return Prepared(chosen, queries, [relevance.grades(one) for one in chosen.queries], gallery, catalogue, fingerprint)
+
+
+def limits_of(config: GatewayConfig) -> RefinementLimits:
+    """What the gateway would refine with, for a request that asks for nothing special."""
+    return RefinementLimits(
+        min_visual_score=config.min_visual_score,
+        min_semantic_score=config.min_semantic_score,
+        visual_weight=config.visual_weight,
+        max_results=DEPTH,
+    )
+
+
+def evaluate(args: argparse.Namespace, reader: PhotoReader) -> None:
+    """Run every system on every query and report."""
+    ready = prepare(args, reader, evaluation_set, args.queries)
+    config = with_calibration(GatewayConfig(model_repository=args.models), {})
+    settings = Settings(limits_of(config), config.max_candidates)
+    rankings: dict[str, list[Ranking]] = {}
+    milliseconds: dict[str, float] = {}
+    with SearchedGallery(ready.catalogue, ready.fingerprint) as gallery:
+        whitening = Whitening(ready.gallery.served, SHRINKAGE)
+        searches = systems(gallery, ready.gallery.patch_mean, whitening, ready.gallery.served, settings)
+        for name, search in searches.items():
+            search(ready.queries[0])  # what only a first search does is not timed
+            began = time.perf_counter()
+            rankings[name] = [search(query) for query in tqdm(ready.queries, desc=name, unit="query")]
+            milliseconds[name] = 1000 * (time.perf_counter() - began) / len(ready.queries)
+    every = {name: judge(found, ready.grades) for name, found in rankings.items()}
+    scored = ~np.isnan(every[OURS][MAIN])
+    places = np.flatnonzero(scored).tolist()
+    scores = {name: {metric: values[scored] for metric, values in one.items()} for name, one in every.items()}
+    asked = [ready.chosen.queries[place] for place in places]
+    captions = [ready.queries[place].caption for place in places]
+    record = {
+        "queries": len(places),
+        "queries without a relevant product": int((~scored).sum()),
+        "gallery": len(ready.chosen.gallery),
+        "settings": {**asdict(settings.limits), "max_candidates": settings.max_candidates},
+        "systems": system_rows(
+            scores,
+            {name: [found[place] for place in places] for name, found in rankings.items()},
+            milliseconds,
+            Bootstrap(len(places), seed=args.seed),
+        ),
+        "slices": slices(scores, asked, captions, ready.chosen.gallery),
+        "types": by_type(scores, asked),
+        **provenance(),
     }
+    text = json.dumps(record, indent=2)
+    if args.output is not None:
+        args.output.write_text(text + "\n", encoding="utf-8")
+    if args.plot is not None:
+        plot_systems(record, args.plot)
+    if args.sheet is not None:
+        _write_sheet(args.sheet, ready, rankings, every[OURS][MAIN] - every[VISUAL][MAIN])
+    print(text if args.json else table(record))
 
 
-def main() -> None:
+def calibrate_settings(args: argparse.Namespace, reader: PhotoReader) -> None:
+    """Choose the settings on training products and store them with the checkpoint."""
+    ready = prepare(args, reader, calibration_set, args.queries or 500)
+    config = GatewayConfig(model_repository=args.models)
+    with SearchedGallery(ready.catalogue, ready.fingerprint) as gallery:
+        words = [query_from_caption(query.caption) for query in ready.queries]
+        seen = [
+            gallery.candidates(text, config.max_candidates, query.embedding)
+            for text, query in zip(tqdm(words, desc="candidates", unit="query"), ready.queries, strict=True)
+        ]
+
+        def rank_all(limits: RefinementLimits) -> list[Ranking]:
+            return [
+                gallery.refined(query, text, found, limits)
+                for query, text, found in zip(ready.queries, words, seen, strict=True)
+            ]
+
+        calibrated = calibrate(rank_all, ready.grades, limits_of(config))
+    settings = {name: float(getattr(calibrated.limits, name)) for name in SETTINGS}
+    curves = {name: [asdict(point) for point in curve] for name, curve in calibrated.curves.items()}
+    RefinementCalibration(
+        weights=reader.contract.weights,
+        settings=settings,
+        calibration={
+            "queries": len(ready.queries),
+            "gallery": len(ready.chosen.gallery),
+            "max_candidates": config.max_candidates,
+            "curves": curves,
+            **provenance(),
+        },
+    ).save(args.checkpoint)
+    if args.curves is not None:
+        plot_calibration(calibrated, args.curves)
+    print(json.dumps({"settings": settings, "curves": curves} if args.json else settings, indent=2))
+
+
+def _write_sheet(
+    path: Path, ready: Prepared, rankings: dict[str, list[Ranking]], gains: npt.NDArray[np.float64]
+) -> None:
+    pixels, rows = ready.chosen.data.pixels, []
+    gallery_rows = ready.chosen.gallery_rows
+    for place in best_and_worst(gains, _SHEET_ROWS):
+        query = ready.queries[place]
+        lines = [query.name, f"caption: {query.caption}", f"nDCG@10 {gains[place]:+.2f}", "above ours, below by looks"]
+        answers = [
+            [(pixels[gallery_rows[found]], int(ready.grades[place][found])) for found in rankings[name][place]]
+            for name in (OURS, VISUAL)
+        ]
+        rows.append(row_picture(pixels[ready.chosen.query_rows[place]], lines, answers))
+    write_sheet(rows, path)
+
+
+def main() -> int:
     args = parse_args()
-    contract = ModelContract.load(args.models)
-    captioner = OnnxCaptioner(args.models)
-    data = load_products(
-        args.data,
-        height=contract.image_height,
-        width=contract.image_width,
-        fit=contract.fit,
-        limit=args.count,
-        only=lambda product: is_validation(product.name) == (args.split == "validation"),
-    )
-    embeddings = np.concatenate(
-        [captioner.encode(data.pixels[start : start + BATCH])[1] for start in range(0, len(data), BATCH)]
-    )
-    cosine = embeddings @ embeddings.T
-    kinds = pair_kinds(data)
-    kept = {kind: [float((cosine[pairs] >= t).mean()) for t in THRESHOLDS] for kind, pairs in kinds.items()}
-    if args.json:
-        record = {"split": args.split, "n": len(data), "thresholds": THRESHOLDS.round(2).tolist(), "kept": kept}
-        print(json.dumps({**record, **provenance()}, indent=2))
-        return
-    print(f"{args.split} split, {len(data)} products; share of pairs kept at a cosine of at least")
-    print(f"{'':<22}" + "".join(f"{threshold:7.1f}" for threshold in THRESHOLDS))
-    for kind, shares in kept.items():
-        print(f"{kind:<22}" + "".join(f"{share:7.1%}" for share in shares))
+    reader = PhotoReader(args.models, args.run, threads=args.threads)
+    (calibrate_settings if args.calibrate else evaluate)(args, reader)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 CONTRACT_FILE = "model_contract.json"
+REFINEMENT_FILE = "refinement.json"  # beside it, where the checkpoint was calibrated
 CONTRACT_VERSION = 2  # 2: caches per layer, append-only, beams told apart by their ancestors
 
 ENCODER = "vit_encoder"

@@ -21,8 +21,12 @@ from captioner.model_contract import Fit
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 
 # A JPEG may carry any number of scans, each of which costs a pass over all pixels: 81 KB can cost 6 seconds. Real files
-# have a dozen at most.
+# have a dozen at most. What costs time is the product with the pixels, so the largest photos may have fewer.
 MAX_JPEG_SCANS = 100
+MAX_JPEG_SCANS_OF_LARGEST = 20  # of 25 megapixels: 0.3 s
+
+# Each segment is a round of Pillow's loop and of ours; two million of them fit into 8 MB. Real files have hundreds.
+MAX_JPEG_SEGMENTS = 20_000
 
 # A marker that is neither fill, nor an escaped 0xFF, nor one that stands inside a scan (RST) or has no length (TEM).
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
@@ -50,6 +54,10 @@ class ImageTooLargeError(ImageError):
     """The photo has more bytes or pixels than allowed."""
 
 
+class ImageMemoryError(ImageTooLargeError):
+    """The process may not have the memory that this photo takes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageLimits:
     max_bytes: int = 8 * 2**20
@@ -73,6 +81,21 @@ def decode_photo(
     return fit_photo(picture, height=height, width=width, fit=fit)
 
 
+def check_number_of_bytes(data: bytes, limits: ImageLimits) -> None:
+    """The first check of `decode_photo`, for who would otherwise send the bytes to another process in vain.
+
+    Raises:
+        ImageError: there are none.
+        ImageTooLargeError: more than `limits` allow.
+    """
+    if not data:
+        raise ImageError("the photo is empty (0 bytes): send the bytes of a JPEG, PNG, WebP or GIF file")
+    if len(data) > limits.max_bytes:
+        raise ImageTooLargeError(
+            f"the photo has {len(data):,} bytes; the limit is {limits.max_bytes:,}: send a smaller file"
+        )
+
+
 def open_photo(data: bytes, *, limits: ImageLimits | None = None, target: tuple[int, int] | None = None) -> Image.Image:
     """Decode an image file into an upright RGB picture; transparent parts become white.
 
@@ -83,16 +106,15 @@ def open_photo(data: bytes, *, limits: ImageLimits | None = None, target: tuple[
         ImageTooLargeError, ImageError: as `decode_photo`.
     """
     limits = limits or ImageLimits()
-    if not data:
-        raise ImageError("the photo is empty (0 bytes): send the bytes of a JPEG, PNG, WebP or GIF file")
-    if len(data) > limits.max_bytes:
-        raise ImageTooLargeError(
-            f"the photo has {len(data):,} bytes; the limit is {limits.max_bytes:,}: send a smaller file"
-        )
+    check_number_of_bytes(data, limits)
     try:
         return _decode(data, limits, target)
     except ImageError:
         raise
+    except MemoryError as error:
+        raise ImageMemoryError(
+            f"the photo ({len(data):,} bytes) takes more memory to decode than there is: send a smaller one"
+        ) from error
     except Image.DecompressionBombError as error:
         # Pillow's own limit, far above ours, comes before we are told the size; its message begins with it.
         found = re.search(r"\d+", str(error))
@@ -109,6 +131,7 @@ def open_photo(data: bytes, *, limits: ImageLimits | None = None, target: tuple[
 
 
 def _decode(data: bytes, limits: ImageLimits, target: tuple[int, int] | None) -> Image.Image:
+    scans = _count_scans(data) if data.startswith(b"\xff\xd8") else 0  # before Pillow reads segment by segment
     try:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
@@ -127,9 +150,14 @@ def _decode(data: bytes, limits: ImageLimits, target: tuple[int, int] | None) ->
             f"the photo has {width * height:,} pixels; the limit is {limits.max_pixels:,}: send a smaller one"
         )
     if isinstance(picture, JpegImagePlugin.JpegImageFile):  # whose format may also be "MPO", a phone's depth photo
-        scans = _count_scans(data)
         if scans > MAX_JPEG_SCANS:
             raise ImageError(f"the photo is a JPEG of {scans} scans; the limit is {MAX_JPEG_SCANS}: save it again")
+        most_scans = MAX_JPEG_SCANS_OF_LARGEST * limits.max_pixels // (width * height)
+        if scans > most_scans:
+            raise ImageTooLargeError(
+                f"the photo is a JPEG of {scans} scans of {width * height:,} pixels; the limit at this size is "
+                f"{most_scans} scans: save it again"
+            )
         if target is not None:
             # Twice the target keeps the reduction's quality; only JPEGs can be decoded at 1/2, 1/4 or 1/8.
             picture.draft("RGB", (2 * target[0], 2 * target[1]))
@@ -142,10 +170,16 @@ def _count_scans(jpeg: bytes) -> int:
 
     Segments are skipped by their length and what follows the end is not looked at: the video behind a phone's motion
     photo has the bytes of the marker a hundred times.
+
+    Raises:
+        ImageError: it has more segments than any real file.
     """
-    scans, position = 0, 2
+    scans, segments, position = 0, 0, 2
     while (found := _JPEG_MARKER.search(jpeg, position)) and found[0][1] != _END_OF_IMAGE:
         scans += found[0][1] == _START_OF_SCAN
+        segments += 1
+        if segments > MAX_JPEG_SEGMENTS:
+            raise ImageError(f"the photo is a JPEG of over {MAX_JPEG_SEGMENTS:,} segments, the limit: save it again")
         position = found.end() + int.from_bytes(jpeg[found.end() : found.end() + 2], "big")
     return scans
 
@@ -163,11 +197,10 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I") or picture.mode == "F":
-        # 16-bit grey: convert("RGB") would clip everything above 255 to white.
-        values = np.asarray(picture, dtype=np.float64)
-        scale = 257.0 if picture.mode.startswith("I") else max(float(values.max(initial=0.0)), 255.0) / 255.0
-        return Image.fromarray(np.clip(values / scale, 0, 255).astype(np.uint8), mode="L").convert("RGB")
+    if picture.mode.startswith("I"):
+        # 16-bit grey: convert("RGB") would clip everything above 255 to white. Whole numbers: 8 bytes a pixel less.
+        values = np.clip(np.asarray(picture), 0, 65535) // 257
+        return Image.fromarray(values.astype(np.uint8), mode="L").convert("RGB")
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         # convert("RGB") would turn transparent ground black; product photos stand on white.
         with_alpha = picture.convert("RGBA")

@@ -86,6 +86,8 @@ def _search(search_client: SearchClient, options: argparse.Namespace) -> int:
         "num_beams": options.beams,
         "query_rule": "full_caption" if options.full_caption else None,
         "query_override": options.words,
+        "override_colour": options.colour,
+        "override_thing": options.thing,
         "provider": options.provider,
         "max_results": options.max_results,
         "min_visual_score": options.min_visual,
@@ -205,6 +207,8 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--min-visual", type=float, metavar="COSINE", help="least visual score, -1 to 1")
     search.add_argument("--min-semantic", type=float, metavar="SHARE", help="least agreement with the words, 0 to 1")
     search.add_argument("--words", metavar="WORDS", help="search for these, not for the caption's")
+    search.add_argument("--colour", metavar="WORD", help="search for this colour, not for the caption's")
+    search.add_argument("--thing", metavar="WORD", help="search for this thing, not for the caption's")
     search.add_argument("--full-caption", action="store_true", help="search for all words, not the last two")
     search.add_argument("--explain", action="store_true", help="also list what was dropped, and why")
     search.add_argument(

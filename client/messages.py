@@ -44,6 +44,8 @@ class SearchOptions(CaptionOptions, total=False):
     """Keyword arguments of every searching call; what is left out takes the server's default."""
 
     query_override: str | None  # search for these words; the photo is not captioned then
+    override_colour: str | None  # search for this colour instead of the caption's
+    override_thing: str | None  # search for this thing instead of the caption's
     provider: str | None  # "duckduckgo" or "catalog"
     max_results: int | None  # 1 to 100
     min_visual_score: float | None  # -1 to 1
@@ -95,6 +97,15 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
+class Duplicate:
+    """Where else the picture of a result was found."""
+
+    source: str
+    url: str
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """A picture found: kept, or dropped where `verdict` says so."""
 
@@ -111,6 +122,8 @@ class Result:
     verdict: str  # "kept", "dropped_visual", "dropped_semantic", ...
     reason: str
     thumbnail: bytes = b""  # an image file, empty where the server has none
+    duplicates: tuple[Duplicate, ...] = ()  # the same picture, found elsewhere
+    picture_words: str = ""  # with `explain`: what the thumbnail reads as, where the server asked for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +138,7 @@ class Counts:
     dropped_semantic: int = 0
     over_limit: int = 0
     kept: int = 0
+    duplicates: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +237,8 @@ def search_request(
     max_tokens: int | None = None,
     query_rule: QueryRuleName | None = None,
     query_override: str | None = None,
+    override_colour: str | None = None,
+    override_thing: str | None = None,
     provider: str | None = None,
     max_results: int | None = None,
     min_visual_score: float | None = None,
@@ -239,6 +255,7 @@ def search_request(
         decoding=search_pb2.DecodingOptions(num_beams=num_beams, length_penalty=length_penalty, max_tokens=max_tokens),
         query_rule=_query_rule(query_rule),
         query_override=query_override,
+        word_override=_word_override(override_colour, override_thing),
         provider=provider,
         max_results=max_results,
         refinement=search_pb2.RefinementOptions(
@@ -253,6 +270,10 @@ def _query_rule(name: str | None) -> search_pb2.QueryRule:
         known = ", ".join(repr(rule) for rule in _QUERY_RULES if rule)
         raise ValueError(f"query_rule is {name!r}; choose one of {known}")
     return _QUERY_RULES[name]
+
+
+def _word_override(colour: str | None, thing: str | None) -> search_pb2.WordOverride | None:
+    return None if colour is None and thing is None else search_pb2.WordOverride(colour=colour, thing=thing)
 
 
 def caption_answer(message: search_pb2.CaptionResponse) -> CaptionAnswer:
@@ -282,6 +303,7 @@ def search_answer(message: search_pb2.SearchResponse) -> SearchAnswer:
             dropped_semantic=counts.dropped_semantic,
             over_limit=counts.over_limit,
             kept=counts.kept,
+            duplicates=counts.duplicates,
         ),
         nearest_miss=_result(message.nearest_miss) if message.HasField("nearest_miss") else None,
         empty_reason=message.empty_reason,
@@ -348,6 +370,8 @@ def _result(message: search_pb2.Result) -> Result:
         verdict=_verdict_name(message.verdict),
         reason=message.reason,
         thumbnail=message.thumbnail,
+        duplicates=tuple(Duplicate(one.source, one.url, one.title) for one in message.duplicates),
+        picture_words=message.picture_words,
     )
 
 

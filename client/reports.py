@@ -21,6 +21,7 @@ _COUNT_WORDS = {
     "dropped_semantic": "of other words",
     "unfetchable": "unfetchable",
     "undecodable": "undecodable",
+    "duplicates": "found before",
     "over_limit": "over the limit",
 }
 
@@ -148,6 +149,8 @@ def _table(results: tuple[Result, ...], width: int, style: TextStyle) -> list[st
         if result.url:
             # Never cut: half an address is of no use.
             lines.append(" " * 27 + style.dim(printable(result.url)))
+        for other in result.duplicates:
+            lines.append(" " * 27 + style.dim(f"also: {printable(other.url) or printable(other.source)}"))
     return lines
 
 
@@ -230,4 +233,6 @@ def _result_record(result: Result) -> dict[str, object]:
         "semantic_score": result.semantic_score,
         "score": result.score,
         "reason": result.reason,
+        "duplicates": [dataclasses.asdict(one) for one in result.duplicates],
+        "picture_words": result.picture_words,
     }

@@ -29,6 +29,7 @@ from captioner.model_contract import (
     ENCODER,
     PRECISIONS,
     PREFILL,
+    REFINEMENT_FILE,
     STEP,
     ContractError,
     ModelContract,
@@ -95,6 +96,9 @@ def install(folder: Path, output: Path) -> None:
     for spec in ModelContract.load(folder).models:
         shutil.rmtree(output / spec.name, ignore_errors=True)
         shutil.move(folder / spec.name, output / spec.name)
+    (output / REFINEMENT_FILE).unlink(missing_ok=True)
+    if (folder / REFINEMENT_FILE).exists():
+        shutil.move(folder / REFINEMENT_FILE, output / REFINEMENT_FILE)
     for name in (TOKENIZER_FILE, CONTRACT_FILE):
         shutil.move(folder / name, output / name)
 
@@ -146,6 +150,8 @@ def _write(
     calibration: npt.NDArray[np.uint8] | None,
 ) -> None:
     shutil.copyfile(checkpoint / TOKENIZER_FILE, folder / TOKENIZER_FILE)
+    if (checkpoint / REFINEMENT_FILE).is_file():  # what benchmarks.retrieval --calibrate found
+        shutil.copyfile(checkpoint / REFINEMENT_FILE, folder / REFINEMENT_FILE)
     contract.save(folder)
     kept = products_kept(checkpoint) if contract.precision == "int8" else {}
     raw = folder / "raw"

@@ -24,47 +24,51 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17search_api/search.proto\x12\x0c\x63\x61ptrieve.v1\"\x8f\x01\n\x0f\x44\x65\x63odingOptions\x12\x16\n\tnum_beams\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x1b\n\x0elength_penalty\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x03 \x01(\rH\x02\x88\x01\x01\x42\x0c\n\n_num_beamsB\x11\n\x0f_length_penaltyB\r\n\x0b_max_tokens\"\x7f\n\x11RefinementOptions\x12\x1d\n\x10min_visual_score\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x1f\n\x12min_semantic_score\x18\x02 \x01(\x02H\x01\x88\x01\x01\x42\x13\n\x11_min_visual_scoreB\x15\n\x13_min_semantic_score\"\xc0\x02\n\rSearchRequest\x12\r\n\x05photo\x18\x01 \x01(\x0c\x12/\n\x08\x64\x65\x63oding\x18\x02 \x01(\x0b\x32\x1d.captrieve.v1.DecodingOptions\x12+\n\nquery_rule\x18\x03 \x01(\x0e\x32\x17.captrieve.v1.QueryRule\x12\x1b\n\x0equery_override\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x15\n\x08provider\x18\x05 \x01(\tH\x01\x88\x01\x01\x12\x18\n\x0bmax_results\x18\x06 \x01(\rH\x02\x88\x01\x01\x12\x33\n\nrefinement\x18\x07 \x01(\x0b\x32\x1f.captrieve.v1.RefinementOptions\x12\x0f\n\x07\x65xplain\x18\x08 \x01(\x08\x42\x11\n\x0f_query_overrideB\x0b\n\t_providerB\x0e\n\x0c_max_results\"}\n\x0e\x43\x61ptionRequest\x12\r\n\x05photo\x18\x01 \x01(\x0c\x12/\n\x08\x64\x65\x63oding\x18\x02 \x01(\x0b\x32\x1d.captrieve.v1.DecodingOptions\x12+\n\nquery_rule\x18\x03 \x01(\x0e\x32\x17.captrieve.v1.QueryRule\"4\n\x0fWordAlternative\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\"^\n\x04Word\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\x12\x33\n\x0c\x61lternatives\x18\x03 \x03(\x0b\x32\x1d.captrieve.v1.WordAlternative\";\n\x12\x41lternativeCaption\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x17\n\x0flog_probability\x18\x02 \x01(\x02\"\x9d\x01\n\x07\x43\x61ption\x12\x0c\n\x04text\x18\x01 \x01(\t\x12!\n\x05words\x18\x02 \x03(\x0b\x32\x12.captrieve.v1.Word\x12\x17\n\x0flog_probability\x18\x03 \x01(\x02\x12\x10\n\x08\x63omplete\x18\x04 \x01(\x08\x12\x36\n\x0c\x61lternatives\x18\x05 \x03(\x0b\x32 .captrieve.v1.AlternativeCaption\"\x81\x01\n\x0f\x43\x61ptionResponse\x12&\n\x07\x63\x61ption\x18\x01 \x01(\x0b\x32\x15.captrieve.v1.Caption\x12\r\n\x05query\x18\x02 \x01(\t\x12(\n\x07timings\x18\x03 \x03(\x0b\x32\x17.captrieve.v1.StageTime\x12\r\n\x05model\x18\x04 \x01(\t\"0\n\tStageTime\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x14\n\x0cmilliseconds\x18\x02 \x01(\x01\"\x85\x02\n\x06Result\x12\r\n\x05title\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x11\n\timage_url\x18\x03 \x01(\t\x12\x15\n\rthumbnail_url\x18\x04 \x01(\t\x12\x0e\n\x06source\x18\x05 \x01(\t\x12\r\n\x05width\x18\x06 \x01(\r\x12\x0e\n\x06height\x18\x07 \x01(\r\x12\x14\n\x0cvisual_score\x18\x08 \x01(\x02\x12\x16\n\x0esemantic_score\x18\t \x01(\x02\x12\r\n\x05score\x18\n \x01(\x02\x12&\n\x07verdict\x18\x0b \x01(\x0e\x32\x15.captrieve.v1.Verdict\x12\x0e\n\x06reason\x18\x0c \x01(\t\x12\x11\n\tthumbnail\x18\r \x01(\x0c\"\xa6\x01\n\x06\x43ounts\x12\r\n\x05\x66ound\x18\x01 \x01(\r\x12\x0f\n\x07\x66\x65tched\x18\x02 \x01(\r\x12\x13\n\x0bunfetchable\x18\x03 \x01(\r\x12\x13\n\x0bundecodable\x18\x04 \x01(\r\x12\x16\n\x0e\x64ropped_visual\x18\x05 \x01(\r\x12\x18\n\x10\x64ropped_semantic\x18\x06 \x01(\r\x12\x12\n\nover_limit\x18\x07 \x01(\r\x12\x0c\n\x04kept\x18\x08 \x01(\r\"+\n\x0b\x44\x65gradation\x12\x0c\n\x04part\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xf5\x02\n\x0eSearchResponse\x12&\n\x07\x63\x61ption\x18\x01 \x01(\x0b\x32\x15.captrieve.v1.Caption\x12\r\n\x05query\x18\x02 \x01(\t\x12\x10\n\x08provider\x18\x03 \x01(\t\x12%\n\x07results\x18\x04 \x03(\x0b\x32\x14.captrieve.v1.Result\x12$\n\x06\x63ounts\x18\x05 \x01(\x0b\x32\x14.captrieve.v1.Counts\x12*\n\x0cnearest_miss\x18\x06 \x01(\x0b\x32\x14.captrieve.v1.Result\x12\x14\n\x0c\x65mpty_reason\x18\x07 \x01(\t\x12(\n\x07timings\x18\x08 \x03(\x0b\x32\x17.captrieve.v1.StageTime\x12+\n\x08\x64\x65graded\x18\t \x03(\x0b\x32\x19.captrieve.v1.Degradation\x12%\n\x07\x64ropped\x18\n \x03(\x0b\x32\x14.captrieve.v1.Result\x12\r\n\x05model\x18\x0b \x01(\t\"\xaa\x01\n\x0bSearchEvent\x12(\n\x07\x63\x61ption\x18\x01 \x01(\x0b\x32\x15.captrieve.v1.CaptionH\x00\x12\x0f\n\x05query\x18\x02 \x01(\tH\x00\x12&\n\x06result\x18\x03 \x01(\x0b\x32\x14.captrieve.v1.ResultH\x00\x12/\n\x07summary\x18\x04 \x01(\x0b\x32\x1c.captrieve.v1.SearchResponseH\x00\x42\x07\n\x05\x65vent*c\n\tQueryRule\x12\x1a\n\x16QUERY_RULE_UNSPECIFIED\x10\x00\x12\x1d\n\x19QUERY_RULE_LAST_TWO_WORDS\x10\x01\x12\x1b\n\x17QUERY_RULE_FULL_CAPTION\x10\x02*\xd0\x01\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x10\n\x0cVERDICT_KEPT\x10\x01\x12\x1a\n\x16VERDICT_DROPPED_VISUAL\x10\x02\x12\x1c\n\x18VERDICT_DROPPED_SEMANTIC\x10\x03\x12\x1f\n\x1bVERDICT_DROPPED_UNFETCHABLE\x10\x04\x12\x1f\n\x1bVERDICT_DROPPED_UNDECODABLE\x10\x05\x12\x1e\n\x1aVERDICT_DROPPED_OVER_LIMIT\x10\x06\x32\xe6\x01\n\rSearchService\x12\x43\n\x06Search\x12\x1b.captrieve.v1.SearchRequest\x1a\x1c.captrieve.v1.SearchResponse\x12H\n\x0cStreamSearch\x12\x1b.captrieve.v1.SearchRequest\x1a\x19.captrieve.v1.SearchEvent0\x01\x12\x46\n\x07\x43\x61ption\x12\x1c.captrieve.v1.CaptionRequest\x1a\x1d.captrieve.v1.CaptionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17search_api/search.proto\x12\x0c\x63\x61ptrieve.v1\"\x8f\x01\n\x0f\x44\x65\x63odingOptions\x12\x16\n\tnum_beams\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x1b\n\x0elength_penalty\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x03 \x01(\rH\x02\x88\x01\x01\x42\x0c\n\n_num_beamsB\x11\n\x0f_length_penaltyB\r\n\x0b_max_tokens\"\x7f\n\x11RefinementOptions\x12\x1d\n\x10min_visual_score\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x1f\n\x12min_semantic_score\x18\x02 \x01(\x02H\x01\x88\x01\x01\x42\x13\n\x11_min_visual_scoreB\x15\n\x13_min_semantic_score\"L\n\x0cWordOverride\x12\x13\n\x06\x63olour\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05thing\x18\x02 \x01(\tH\x01\x88\x01\x01\x42\t\n\x07_colourB\x08\n\x06_thing\"\xf3\x02\n\rSearchRequest\x12\r\n\x05photo\x18\x01 \x01(\x0c\x12/\n\x08\x64\x65\x63oding\x18\x02 \x01(\x0b\x32\x1d.captrieve.v1.DecodingOptions\x12+\n\nquery_rule\x18\x03 \x01(\x0e\x32\x17.captrieve.v1.QueryRule\x12\x1b\n\x0equery_override\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x15\n\x08provider\x18\x05 \x01(\tH\x01\x88\x01\x01\x12\x18\n\x0bmax_results\x18\x06 \x01(\rH\x02\x88\x01\x01\x12\x33\n\nrefinement\x18\x07 \x01(\x0b\x32\x1f.captrieve.v1.RefinementOptions\x12\x0f\n\x07\x65xplain\x18\x08 \x01(\x08\x12\x31\n\rword_override\x18\t \x01(\x0b\x32\x1a.captrieve.v1.WordOverrideB\x11\n\x0f_query_overrideB\x0b\n\t_providerB\x0e\n\x0c_max_results\"}\n\x0e\x43\x61ptionRequest\x12\r\n\x05photo\x18\x01 \x01(\x0c\x12/\n\x08\x64\x65\x63oding\x18\x02 \x01(\x0b\x32\x1d.captrieve.v1.DecodingOptions\x12+\n\nquery_rule\x18\x03 \x01(\x0e\x32\x17.captrieve.v1.QueryRule\"4\n\x0fWordAlternative\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\"^\n\x04Word\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\x12\x33\n\x0c\x61lternatives\x18\x03 \x03(\x0b\x32\x1d.captrieve.v1.WordAlternative\";\n\x12\x41lternativeCaption\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x17\n\x0flog_probability\x18\x02 \x01(\x02\"\x9d\x01\n\x07\x43\x61ption\x12\x0c\n\x04text\x18\x01 \x01(\t\x12!\n\x05words\x18\x02 \x03(\x0b\x32\x12.captrieve.v1.Word\x12\x17\n\x0flog_probability\x18\x03 \x01(\x02\x12\x10\n\x08\x63omplete\x18\x04 \x01(\x08\x12\x36\n\x0c\x61lternatives\x18\x05 \x03(\x0b\x32 .captrieve.v1.AlternativeCaption\"\x81\x01\n\x0f\x43\x61ptionResponse\x12&\n\x07\x63\x61ption\x18\x01 \x01(\x0b\x32\x15.captrieve.v1.Caption\x12\r\n\x05query\x18\x02 \x01(\t\x12(\n\x07timings\x18\x03 \x03(\x0b\x32\x17.captrieve.v1.StageTime\x12\r\n\x05model\x18\x04 \x01(\t\"0\n\tStageTime\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x14\n\x0cmilliseconds\x18\x02 \x01(\x01\"7\n\tDuplicate\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\r\n\x05title\x18\x03 \x01(\t\"\xc9\x02\n\x06Result\x12\r\n\x05title\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x11\n\timage_url\x18\x03 \x01(\t\x12\x15\n\rthumbnail_url\x18\x04 \x01(\t\x12\x0e\n\x06source\x18\x05 \x01(\t\x12\r\n\x05width\x18\x06 \x01(\r\x12\x0e\n\x06height\x18\x07 \x01(\r\x12\x14\n\x0cvisual_score\x18\x08 \x01(\x02\x12\x16\n\x0esemantic_score\x18\t \x01(\x02\x12\r\n\x05score\x18\n \x01(\x02\x12&\n\x07verdict\x18\x0b \x01(\x0e\x32\x15.captrieve.v1.Verdict\x12\x0e\n\x06reason\x18\x0c \x01(\t\x12\x11\n\tthumbnail\x18\r \x01(\x0c\x12+\n\nduplicates\x18\x0e \x03(\x0b\x32\x17.captrieve.v1.Duplicate\x12\x15\n\rpicture_words\x18\x0f \x01(\t\"\xba\x01\n\x06\x43ounts\x12\r\n\x05\x66ound\x18\x01 \x01(\r\x12\x0f\n\x07\x66\x65tched\x18\x02 \x01(\r\x12\x13\n\x0bunfetchable\x18\x03 \x01(\r\x12\x13\n\x0bundecodable\x18\x04 \x01(\r\x12\x16\n\x0e\x64ropped_visual\x18\x05 \x01(\r\x12\x18\n\x10\x64ropped_semantic\x18\x06 \x01(\r\x12\x12\n\nover_limit\x18\x07 \x01(\r\x12\x0c\n\x04kept\x18\x08 \x01(\r\x12\x12\n\nduplicates\x18\t \x01(\r\"+\n\x0b\x44\x65gradation\x12\x0c\n\x04part\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xf5\x02\n\x0eSearchResponse\x12&\n\x07\x63\x61ption\x18\x01 \x01(\x0b\x32\x15.captrieve.v1.Caption\x12\r\n\x05query\x18\x02 \x01(\t\x12\x10\n\x08provider\x18\x03 \x01(\t\x12%\n\x07results\x18\x04 \x03(\x0b\x32\x14.captrieve.v1.Result\x12$\n\x06\x63ounts\x18\x05 \x01(\x0b\x32\x14.captrieve.v1.Counts\x12*\n\x0cnearest_miss\x18\x06 \x01(\x0b\x32\x14.captrieve.v1.Result\x12\x14\n\x0c\x65mpty_reason\x18\x07 \x01(\t\x12(\n\x07timings\x18\x08 \x03(\x0b\x32\x17.captrieve.v1.StageTime\x12+\n\x08\x64\x65graded\x18\t \x03(\x0b\x32\x19.captrieve.v1.Degradation\x12%\n\x07\x64ropped\x18\n \x03(\x0b\x32\x14.captrieve.v1.Result\x12\r\n\x05model\x18\x0b \x01(\t\"\xaa\x01\n\x0bSearchEvent\x12(\n\x07\x63\x61ption\x18\x01 \x01(\x0b\x32\x15.captrieve.v1.CaptionH\x00\x12\x0f\n\x05query\x18\x02 \x01(\tH\x00\x12&\n\x06result\x18\x03 \x01(\x0b\x32\x14.captrieve.v1.ResultH\x00\x12/\n\x07summary\x18\x04 \x01(\x0b\x32\x1c.captrieve.v1.SearchResponseH\x00\x42\x07\n\x05\x65vent*c\n\tQueryRule\x12\x1a\n\x16QUERY_RULE_UNSPECIFIED\x10\x00\x12\x1d\n\x19QUERY_RULE_LAST_TWO_WORDS\x10\x01\x12\x1b\n\x17QUERY_RULE_FULL_CAPTION\x10\x02*\xef\x01\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x10\n\x0cVERDICT_KEPT\x10\x01\x12\x1a\n\x16VERDICT_DROPPED_VISUAL\x10\x02\x12\x1c\n\x18VERDICT_DROPPED_SEMANTIC\x10\x03\x12\x1f\n\x1bVERDICT_DROPPED_UNFETCHABLE\x10\x04\x12\x1f\n\x1bVERDICT_DROPPED_UNDECODABLE\x10\x05\x12\x1e\n\x1aVERDICT_DROPPED_OVER_LIMIT\x10\x06\x12\x1d\n\x19VERDICT_DROPPED_DUPLICATE\x10\x07\x32\xe6\x01\n\rSearchService\x12\x43\n\x06Search\x12\x1b.captrieve.v1.SearchRequest\x1a\x1c.captrieve.v1.SearchResponse\x12H\n\x0cStreamSearch\x12\x1b.captrieve.v1.SearchRequest\x1a\x19.captrieve.v1.SearchEvent0\x01\x12\x46\n\x07\x43\x61ption\x12\x1c.captrieve.v1.CaptionRequest\x1a\x1d.captrieve.v1.CaptionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'search_api.search_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_QUERYRULE']._serialized_start=2346
-  _globals['_QUERYRULE']._serialized_end=2445
-  _globals['_VERDICT']._serialized_start=2448
-  _globals['_VERDICT']._serialized_end=2656
+  _globals['_QUERYRULE']._serialized_start=2620
+  _globals['_QUERYRULE']._serialized_end=2719
+  _globals['_VERDICT']._serialized_start=2722
+  _globals['_VERDICT']._serialized_end=2961
   _globals['_DECODINGOPTIONS']._serialized_start=42
   _globals['_DECODINGOPTIONS']._serialized_end=185
   _globals['_REFINEMENTOPTIONS']._serialized_start=187
   _globals['_REFINEMENTOPTIONS']._serialized_end=314
-  _globals['_SEARCHREQUEST']._serialized_start=317
-  _globals['_SEARCHREQUEST']._serialized_end=637
-  _globals['_CAPTIONREQUEST']._serialized_start=639
-  _globals['_CAPTIONREQUEST']._serialized_end=764
-  _globals['_WORDALTERNATIVE']._serialized_start=766
-  _globals['_WORDALTERNATIVE']._serialized_end=818
-  _globals['_WORD']._serialized_start=820
-  _globals['_WORD']._serialized_end=914
-  _globals['_ALTERNATIVECAPTION']._serialized_start=916
-  _globals['_ALTERNATIVECAPTION']._serialized_end=975
-  _globals['_CAPTION']._serialized_start=978
-  _globals['_CAPTION']._serialized_end=1135
-  _globals['_CAPTIONRESPONSE']._serialized_start=1138
-  _globals['_CAPTIONRESPONSE']._serialized_end=1267
-  _globals['_STAGETIME']._serialized_start=1269
-  _globals['_STAGETIME']._serialized_end=1317
-  _globals['_RESULT']._serialized_start=1320
-  _globals['_RESULT']._serialized_end=1581
-  _globals['_COUNTS']._serialized_start=1584
-  _globals['_COUNTS']._serialized_end=1750
-  _globals['_DEGRADATION']._serialized_start=1752
-  _globals['_DEGRADATION']._serialized_end=1795
-  _globals['_SEARCHRESPONSE']._serialized_start=1798
-  _globals['_SEARCHRESPONSE']._serialized_end=2171
-  _globals['_SEARCHEVENT']._serialized_start=2174
-  _globals['_SEARCHEVENT']._serialized_end=2344
-  _globals['_SEARCHSERVICE']._serialized_start=2659
-  _globals['_SEARCHSERVICE']._serialized_end=2889
+  _globals['_WORDOVERRIDE']._serialized_start=316
+  _globals['_WORDOVERRIDE']._serialized_end=392
+  _globals['_SEARCHREQUEST']._serialized_start=395
+  _globals['_SEARCHREQUEST']._serialized_end=766
+  _globals['_CAPTIONREQUEST']._serialized_start=768
+  _globals['_CAPTIONREQUEST']._serialized_end=893
+  _globals['_WORDALTERNATIVE']._serialized_start=895
+  _globals['_WORDALTERNATIVE']._serialized_end=947
+  _globals['_WORD']._serialized_start=949
+  _globals['_WORD']._serialized_end=1043
+  _globals['_ALTERNATIVECAPTION']._serialized_start=1045
+  _globals['_ALTERNATIVECAPTION']._serialized_end=1104
+  _globals['_CAPTION']._serialized_start=1107
+  _globals['_CAPTION']._serialized_end=1264
+  _globals['_CAPTIONRESPONSE']._serialized_start=1267
+  _globals['_CAPTIONRESPONSE']._serialized_end=1396
+  _globals['_STAGETIME']._serialized_start=1398
+  _globals['_STAGETIME']._serialized_end=1446
+  _globals['_DUPLICATE']._serialized_start=1448
+  _globals['_DUPLICATE']._serialized_end=1503
+  _globals['_RESULT']._serialized_start=1506
+  _globals['_RESULT']._serialized_end=1835
+  _globals['_COUNTS']._serialized_start=1838
+  _globals['_COUNTS']._serialized_end=2024
+  _globals['_DEGRADATION']._serialized_start=2026
+  _globals['_DEGRADATION']._serialized_end=2069
+  _globals['_SEARCHRESPONSE']._serialized_start=2072
+  _globals['_SEARCHRESPONSE']._serialized_end=2445
+  _globals['_SEARCHEVENT']._serialized_start=2448
+  _globals['_SEARCHEVENT']._serialized_end=2618
+  _globals['_SEARCHSERVICE']._serialized_start=2964
+  _globals['_SEARCHSERVICE']._serialized_end=3194
 # @@protoc_insertion_point(module_scope)

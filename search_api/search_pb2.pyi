@@ -22,6 +22,7 @@ class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     VERDICT_DROPPED_UNFETCHABLE: _ClassVar[Verdict]
     VERDICT_DROPPED_UNDECODABLE: _ClassVar[Verdict]
     VERDICT_DROPPED_OVER_LIMIT: _ClassVar[Verdict]
+    VERDICT_DROPPED_DUPLICATE: _ClassVar[Verdict]
 QUERY_RULE_UNSPECIFIED: QueryRule
 QUERY_RULE_LAST_TWO_WORDS: QueryRule
 QUERY_RULE_FULL_CAPTION: QueryRule
@@ -32,6 +33,7 @@ VERDICT_DROPPED_SEMANTIC: Verdict
 VERDICT_DROPPED_UNFETCHABLE: Verdict
 VERDICT_DROPPED_UNDECODABLE: Verdict
 VERDICT_DROPPED_OVER_LIMIT: Verdict
+VERDICT_DROPPED_DUPLICATE: Verdict
 
 class DecodingOptions(_message.Message):
     __slots__ = ("num_beams", "length_penalty", "max_tokens")
@@ -51,8 +53,16 @@ class RefinementOptions(_message.Message):
     min_semantic_score: float
     def __init__(self, min_visual_score: _Optional[float] = ..., min_semantic_score: _Optional[float] = ...) -> None: ...
 
+class WordOverride(_message.Message):
+    __slots__ = ("colour", "thing")
+    COLOUR_FIELD_NUMBER: _ClassVar[int]
+    THING_FIELD_NUMBER: _ClassVar[int]
+    colour: str
+    thing: str
+    def __init__(self, colour: _Optional[str] = ..., thing: _Optional[str] = ...) -> None: ...
+
 class SearchRequest(_message.Message):
-    __slots__ = ("photo", "decoding", "query_rule", "query_override", "provider", "max_results", "refinement", "explain")
+    __slots__ = ("photo", "decoding", "query_rule", "query_override", "provider", "max_results", "refinement", "explain", "word_override")
     PHOTO_FIELD_NUMBER: _ClassVar[int]
     DECODING_FIELD_NUMBER: _ClassVar[int]
     QUERY_RULE_FIELD_NUMBER: _ClassVar[int]
@@ -61,6 +71,7 @@ class SearchRequest(_message.Message):
     MAX_RESULTS_FIELD_NUMBER: _ClassVar[int]
     REFINEMENT_FIELD_NUMBER: _ClassVar[int]
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
+    WORD_OVERRIDE_FIELD_NUMBER: _ClassVar[int]
     photo: bytes
     decoding: DecodingOptions
     query_rule: QueryRule
@@ -69,7 +80,8 @@ class SearchRequest(_message.Message):
     max_results: int
     refinement: RefinementOptions
     explain: bool
-    def __init__(self, photo: _Optional[bytes] = ..., decoding: _Optional[_Union[DecodingOptions, _Mapping]] = ..., query_rule: _Optional[_Union[QueryRule, str]] = ..., query_override: _Optional[str] = ..., provider: _Optional[str] = ..., max_results: _Optional[int] = ..., refinement: _Optional[_Union[RefinementOptions, _Mapping]] = ..., explain: _Optional[bool] = ...) -> None: ...
+    word_override: WordOverride
+    def __init__(self, photo: _Optional[bytes] = ..., decoding: _Optional[_Union[DecodingOptions, _Mapping]] = ..., query_rule: _Optional[_Union[QueryRule, str]] = ..., query_override: _Optional[str] = ..., provider: _Optional[str] = ..., max_results: _Optional[int] = ..., refinement: _Optional[_Union[RefinementOptions, _Mapping]] = ..., explain: _Optional[bool] = ..., word_override: _Optional[_Union[WordOverride, _Mapping]] = ...) -> None: ...
 
 class CaptionRequest(_message.Message):
     __slots__ = ("photo", "decoding", "query_rule")
@@ -141,8 +153,18 @@ class StageTime(_message.Message):
     milliseconds: float
     def __init__(self, stage: _Optional[str] = ..., milliseconds: _Optional[float] = ...) -> None: ...
 
+class Duplicate(_message.Message):
+    __slots__ = ("source", "url", "title")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    URL_FIELD_NUMBER: _ClassVar[int]
+    TITLE_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    url: str
+    title: str
+    def __init__(self, source: _Optional[str] = ..., url: _Optional[str] = ..., title: _Optional[str] = ...) -> None: ...
+
 class Result(_message.Message):
-    __slots__ = ("title", "url", "image_url", "thumbnail_url", "source", "width", "height", "visual_score", "semantic_score", "score", "verdict", "reason", "thumbnail")
+    __slots__ = ("title", "url", "image_url", "thumbnail_url", "source", "width", "height", "visual_score", "semantic_score", "score", "verdict", "reason", "thumbnail", "duplicates", "picture_words")
     TITLE_FIELD_NUMBER: _ClassVar[int]
     URL_FIELD_NUMBER: _ClassVar[int]
     IMAGE_URL_FIELD_NUMBER: _ClassVar[int]
@@ -156,6 +178,8 @@ class Result(_message.Message):
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     THUMBNAIL_FIELD_NUMBER: _ClassVar[int]
+    DUPLICATES_FIELD_NUMBER: _ClassVar[int]
+    PICTURE_WORDS_FIELD_NUMBER: _ClassVar[int]
     title: str
     url: str
     image_url: str
@@ -169,10 +193,12 @@ class Result(_message.Message):
     verdict: Verdict
     reason: str
     thumbnail: bytes
-    def __init__(self, title: _Optional[str] = ..., url: _Optional[str] = ..., image_url: _Optional[str] = ..., thumbnail_url: _Optional[str] = ..., source: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., visual_score: _Optional[float] = ..., semantic_score: _Optional[float] = ..., score: _Optional[float] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., reason: _Optional[str] = ..., thumbnail: _Optional[bytes] = ...) -> None: ...
+    duplicates: _containers.RepeatedCompositeFieldContainer[Duplicate]
+    picture_words: str
+    def __init__(self, title: _Optional[str] = ..., url: _Optional[str] = ..., image_url: _Optional[str] = ..., thumbnail_url: _Optional[str] = ..., source: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., visual_score: _Optional[float] = ..., semantic_score: _Optional[float] = ..., score: _Optional[float] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., reason: _Optional[str] = ..., thumbnail: _Optional[bytes] = ..., duplicates: _Optional[_Iterable[_Union[Duplicate, _Mapping]]] = ..., picture_words: _Optional[str] = ...) -> None: ...
 
 class Counts(_message.Message):
-    __slots__ = ("found", "fetched", "unfetchable", "undecodable", "dropped_visual", "dropped_semantic", "over_limit", "kept")
+    __slots__ = ("found", "fetched", "unfetchable", "undecodable", "dropped_visual", "dropped_semantic", "over_limit", "kept", "duplicates")
     FOUND_FIELD_NUMBER: _ClassVar[int]
     FETCHED_FIELD_NUMBER: _ClassVar[int]
     UNFETCHABLE_FIELD_NUMBER: _ClassVar[int]
@@ -181,6 +207,7 @@ class Counts(_message.Message):
     DROPPED_SEMANTIC_FIELD_NUMBER: _ClassVar[int]
     OVER_LIMIT_FIELD_NUMBER: _ClassVar[int]
     KEPT_FIELD_NUMBER: _ClassVar[int]
+    DUPLICATES_FIELD_NUMBER: _ClassVar[int]
     found: int
     fetched: int
     unfetchable: int
@@ -189,7 +216,8 @@ class Counts(_message.Message):
     dropped_semantic: int
     over_limit: int
     kept: int
-    def __init__(self, found: _Optional[int] = ..., fetched: _Optional[int] = ..., unfetchable: _Optional[int] = ..., undecodable: _Optional[int] = ..., dropped_visual: _Optional[int] = ..., dropped_semantic: _Optional[int] = ..., over_limit: _Optional[int] = ..., kept: _Optional[int] = ...) -> None: ...
+    duplicates: int
+    def __init__(self, found: _Optional[int] = ..., fetched: _Optional[int] = ..., unfetchable: _Optional[int] = ..., undecodable: _Optional[int] = ..., dropped_visual: _Optional[int] = ..., dropped_semantic: _Optional[int] = ..., over_limit: _Optional[int] = ..., kept: _Optional[int] = ..., duplicates: _Optional[int] = ...) -> None: ...
 
 class Degradation(_message.Message):
     __slots__ = ("part", "reason")

@@ -22,6 +22,7 @@ from search_gateway.embedded_triton import TritonStartError
 from search_gateway.errors import ConfigError, SearchError
 from search_gateway.gateway_config import GatewayConfig
 from search_gateway.providers.catalog_store import CatalogError
+from search_gateway.refinement_calibration import with_calibration
 from search_gateway.server import StartError, serve
 
 
@@ -54,7 +55,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         config = GatewayConfig.from_env(environ)
         if args.command == "catalog":
             return build(config, args.photos, args.titles, args.out)
-        asyncio.run(serve(config))
+        asyncio.run(serve(with_calibration(config, environ)))
     except (ConfigError, ContractError, CatalogError) as error:
         print(f"captrieve: {error}", file=sys.stderr)
         return 2

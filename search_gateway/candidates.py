@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +28,18 @@ class Candidate:
     thumbnail: bytes | None = None  # an image file, where the provider has it at hand
 
 
+class OldCandidates(list[Candidate]):
+    """What a provider found for the same words some time ago, because it fails now.
+
+    Args:
+        remark: how old the answer is and what failed; fit for the caller.
+    """
+
+    def __init__(self, candidates: Iterable[Candidate], remark: str):
+        super().__init__(candidates)
+        self.remark = remark
+
+
 class Provider(Protocol):
     """An image search by words."""
 
@@ -41,13 +54,14 @@ class Provider(Protocol):
         timeout_seconds: float,
         embedding: npt.NDArray[np.float32] | None = None,
     ) -> list[Candidate]:
-        """Pictures for a query, best first.
+        """Pictures for a query, best first; `OldCandidates` where they are not what it would find now.
 
         Args:
             embedding: the photo's, [D], L2-normalised; for providers that can also look. Most cannot.
 
         Raises:
             ProviderTimeoutError: no answer within `timeout_seconds`.
+            ProviderNotAskedError: it was not asked, on purpose.
             ProviderError: the provider failed, refused, or cannot be told from one that did.
         """
 

@@ -9,9 +9,10 @@
     ├── UnsupportedError           UNIMPLEMENTED       KServe's protocol has it, this server does not
     ├── OverloadedError            RESOURCE_EXHAUSTED  full; comes with the time to wait
     ├── DeadlineError              DEADLINE_EXCEEDED   the caller's time is over
-    ├── InferenceError             UNAVAILABLE         Triton failed or is not there
+    ├── InferenceError             UNAVAILABLE         Triton or the photo decoder failed or is not there
     └── ProviderError              UNAVAILABLE         an image search failed or refused
-        └── ProviderTimeoutError     DEADLINE_EXCEEDED
+        ├── ProviderTimeoutError     DEADLINE_EXCEEDED
+        └── ProviderNotAskedError    UNAVAILABLE       we did not even ask it, and say when to come back
 
     ConfigError (ValueError)       start-up only; lists every wrong setting at once
     TritonStartError               start-up only, see `embedded_triton`
@@ -73,6 +74,12 @@ class ProviderError(SearchError):
 
 class ProviderTimeoutError(ProviderError):
     code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class ProviderNotAskedError(ProviderError):
+    """Says nothing about the provider: it was left alone, is asked too often, or we have no thread for it."""
+
+    code = grpc.StatusCode.UNAVAILABLE
 
 
 class ConfigError(ValueError):

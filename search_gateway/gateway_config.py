@@ -13,7 +13,7 @@ from pathlib import Path
 from search_gateway.errors import ConfigError
 
 PREFIX = "CAPTRIEVE_"
-PROVIDER_NAMES = ("duckduckgo", "catalog")
+PROVIDER_NAMES = ("duckduckgo", "catalog", "replay")
 
 # Read by the client's command line, not by the gateway; not a typing error here.
 _OTHERS = {"CAPTRIEVE_ADDRESS"}
@@ -26,14 +26,24 @@ class GatewayConfig:
     triton_shared_memory: str = "none"  # caches for a Triton on this host: none (gRPC), system (/dev/shm) or cuda
     model_repository: Path = Path("model_repository")  # folder of the models, the contract and the tokenizer
     triton_log: Path | None = None  # file for the embedded Triton's log; unset: a temporary one
-    providers: tuple[str, ...] = PROVIDER_NAMES  # comma-separated; asked in this order until one answers
+    providers: tuple[str, ...] = ("duckduckgo", "catalog")  # comma-separated; asked in this order until one answers
     catalog: Path | None = None  # catalogue file for the provider "catalog", see `search_gateway catalog build`
     duckduckgo_proxy: str | None = None  # URL of a proxy for DuckDuckGo; unset: none
     duckduckgo_ca_file: str | None = None  # PEM file to verify DuckDuckGo's certificate with; unset: the usual ones
     duckduckgo_region: str = "us-en"  # DuckDuckGo's region code
     duckduckgo_safesearch: str = "moderate"  # on, moderate or off
+    duckduckgo_colour_filter: bool = False  # ask for pictures in the one colour that the query names
+    duckduckgo_min_interval_seconds: float = 1.0  # between two calls to DuckDuckGo, of all requests together
+    cache_bytes: int = 64 * 2**20  # of remembered answers from the web, in memory; 0: none
+    cache_ttl_seconds: float = 3600.0  # for so long an answer is given again without asking
+    cache_stale_seconds: float = 86400.0  # for so much longer it is given while the provider fails
+    replay: Path | None = None  # recording for the provider "replay"
+    replay_latency_seconds: float = 0.0  # that the provider "replay" takes for an answer
+    replay_failure_ratio: float = 0.0  # share of its answers that are failures, 0 to 1
+    record: Path | None = None  # file that DuckDuckGo's answers are added to, for the provider "replay"
     max_photo_bytes: int = 8 * 2**20  # bytes of an image file
     max_photo_pixels: int = 25_000_000  # pixels of a photo before it is reduced
+    photo_workers: int = 2  # processes that decode photos, and as many for thumbnails, 1 to 64
     max_in_flight: int = 256  # requests at a time; more are refused with RESOURCE_EXHAUSTED
     caption_slots: int = 32  # captions with as many beams that are decoded together, 1 to 32
     max_waiting: int = 64  # photos of greedy callers, and as many of each number of beams, that wait for a slot
@@ -42,9 +52,10 @@ class GatewayConfig:
     thumbnail_timeout_seconds: float = 3.0  # for one thumbnail
     max_candidates: int = 40  # asked of a provider per search
     default_max_results: int = 10  # results of a request that does not say
-    min_visual_score: float = 0.4  # cosine, -1 to 1; what it keeps: benchmarks/retrieval.py
-    min_semantic_score: float = 0.5  # share of the query's words, 0 to 1
+    min_visual_score: float = 0.4  # cosine, -1 to 1; what it keeps: benchmarks/visual_threshold.py
+    min_semantic_score: float = 0.5  # agreement with the query's words, 0 to 1
     visual_weight: float = 0.5  # of the visual score in the final one, 0 to 1; the semantic score has the rest
+    caption_thumbnails: int = 0  # of the best results whose titles leave a word open, 0 to 20: see docs/refinement.md
     reflection: bool = True  # serve gRPC reflection
     drain_seconds: float = 10.0  # at SIGTERM, for requests in flight to finish
 
@@ -70,6 +81,10 @@ class GatewayConfig:
             )
         elif len(set(self.providers)) < len(self.providers):
             problems.append(f"{PREFIX}PROVIDERS is {','.join(self.providers)!r}: name each once")
+        if "replay" in self.providers and self.replay is None:
+            problems.append(f"{PREFIX}PROVIDERS has replay: set {PREFIX}REPLAY to a recording")
+        if self.record is not None and "duckduckgo" not in self.providers:
+            problems.append(f"{PREFIX}RECORD is {str(self.record)!r}: {PREFIX}PROVIDERS must have duckduckgo")
         for name in ("max_photo_bytes", "max_photo_pixels", "max_in_flight", "max_candidates", "max_deadline_seconds",
                      "provider_timeout_seconds", "thumbnail_timeout_seconds"):  # fmt: skip
             if not 0 < getattr(self, name) < math.inf:
@@ -77,11 +92,19 @@ class GatewayConfig:
         for name, low, high in (
             ("caption_slots", 1, 32),  # Triton takes no more in one batch
             ("max_waiting", 1, 10_000),
+            ("photo_workers", 1, 64),
             ("default_max_results", 1, 100),  # as search.proto limits it, or callers that say nothing would be refused
             ("min_visual_score", -1, 1),
             ("min_semantic_score", 0, 1),
             ("visual_weight", 0, 1),
+            ("caption_thumbnails", 0, 20),
             ("drain_seconds", 0, 600),
+            ("duckduckgo_min_interval_seconds", 0, 3600),
+            ("cache_bytes", 0, 2**40),
+            ("cache_ttl_seconds", 0, 10**9),
+            ("cache_stale_seconds", 0, 10**9),
+            ("replay_latency_seconds", 0, 60),
+            ("replay_failure_ratio", 0, 1),
         ):
             if not low <= getattr(self, name) <= high:
                 problems.append(f"{PREFIX}{name.upper()} is {getattr(self, name)}: it goes from {low} to {high}")

@@ -21,14 +21,17 @@ from search_gateway.candidates import Candidate
 from search_gateway.captions import Caption, caption_of
 from search_gateway.deadline import Deadline
 from search_gateway.decoding import DecodingOptions
+from search_gateway.duplicates import small_copy
+from search_gateway.empty_reason import empty_reason
 from search_gateway.errors import InvalidPhotoError, PhotoTooLargeError, SearchError
 from search_gateway.photo_decoder import PhotoDecoder
+from search_gateway.picture_reader import PictureReader
 from search_gateway.provider_chain import Degradation, Found, ProviderChain
 from search_gateway.refinement import Judged, Refined, RefinementLimits, Seen, Verdict, refine
 from search_gateway.stopwatch import Stopwatch
 from search_gateway.thumbnails import ThumbnailError, ThumbnailFetcher
 from search_gateway.triton_pool import TritonPool
-from search_gateway.word_agreement import Synonyms
+from search_gateway.word_agreement import Synonyms, with_words
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +44,8 @@ class SearchOptions:
     decoding: DecodingOptions
     query_rule: QueryRule
     query_override: str | None  # search for these words, do not caption
+    override_colour: str | None = None  # in the place of the query's own colour
+    override_thing: str | None = None  # in the place of the query's own thing
     provider: str | None  # None: the chain
     max_candidates: int
     limits: RefinementLimits
@@ -72,11 +77,12 @@ class Pipeline:
     contract: ModelContract
     tokenizer: CaptionTokenizer
     photos: PhotoDecoder
-    small_photos: PhotoDecoder  # for thumbnails: tighter limits, and threads that no photo waits for
+    small_photos: PhotoDecoder  # for thumbnails: tighter limits, and processes that no photo waits for
     tritons: TritonPool
     providers: ProviderChain
     thumbnails: ThumbnailFetcher
     thumbnail_timeout_seconds: float
+    pictures: PictureReader | None = None  # a second opinion on the best candidates; None: titles alone count
     synonyms: Synonyms = field(default_factory=Synonyms.of_the_trade)
 
     async def caption(
@@ -113,6 +119,10 @@ class Pipeline:
             yield caption
             with watch.stage("query"):  # 5
                 query = query_from_caption(caption.text, options.query_rule)
+                if options.override_colour is not None or options.override_thing is not None:
+                    query = with_words(
+                        query, self.synonyms.colours, colour=options.override_colour, thing=options.override_thing
+                    )
         else:
             with watch.stage("encode"):  # 2
                 embedding = await self.tritons.embed(pixels, deadline)
@@ -120,6 +130,10 @@ class Pipeline:
         found, seen, degraded = await self._search(query, options, embedding, watch, deadline)  # 6, 7
         with watch.stage("refine"):  # 8
             refined = refine(embedding, query, seen, options.limits, self.synonyms)
+        if self.pictures is not None:
+            with watch.stage("read"):
+                refined, problems = await self._read(embedding, query, refined, seen, options.limits, deadline)
+            degraded = degraded + problems
         for result in refined.kept:
             yield result
         yield SearchAnswer(
@@ -127,7 +141,7 @@ class Pipeline:
             query,
             found,
             refined,
-            "" if refined.kept else _why_empty(query, found, refined),
+            "" if refined.kept else empty_reason(query, found.provider, refined),
             degraded,
             watch.milliseconds(),
         )
@@ -175,6 +189,21 @@ class Pipeline:
             if not found.candidates or any(one.embedding is not None for one in seen):
                 return found, seen, degraded
 
+    async def _read(
+        self,
+        embedding: npt.NDArray[np.float32],
+        query: str,
+        refined: Refined,
+        seen: Sequence[Seen],
+        limits: RefinementLimits,
+        deadline: Deadline,
+    ) -> tuple[Refined, list[Degradation]]:
+        """Refined once more, with what the best candidates' own pictures say."""
+        assert self.pictures is not None
+        deadline = Deadline(max(0.0, deadline.remaining_seconds() - _RESERVE_SECONDS))
+        read, degraded = await self.pictures.read(refined, seen, deadline)
+        return refine(embedding, query, read, limits, self.synonyms), degraded
+
     async def _see(self, candidates: Sequence[Candidate], deadline: Deadline) -> tuple[list[Seen], list[Degradation]]:
         """Embeddings of all candidates' thumbnails, fetched where the provider does not bring them."""
         deadline = Deadline(max(0.0, deadline.remaining_seconds() - _RESERVE_SECONDS))
@@ -200,7 +229,7 @@ class Pipeline:
                 if seconds <= 0:
                     return Seen(candidate, None, None, Verdict.DROPPED_UNFETCHABLE)
                 thumbnail = await self.thumbnails.fetch(candidate.thumbnail_url, seconds)
-            embedding = await self._embedding(thumbnail, deadline)
+            embedding, copy = await self._embedding(thumbnail, deadline)
         except (InvalidPhotoError, PhotoTooLargeError):
             return Seen(candidate, None, None, Verdict.DROPPED_UNDECODABLE)
         except ThumbnailError as error:
@@ -210,30 +239,11 @@ class Pipeline:
             # Triton went away or time ran out: the words are still worth an answer.
             problems.append(error)
             return Seen(candidate, None, None, Verdict.DROPPED_UNFETCHABLE)
-        return Seen(candidate, embedding, thumbnail)
+        return Seen(candidate, embedding, thumbnail, small_copy=copy)
 
-    async def _embedding(self, thumbnail: bytes, deadline: Deadline) -> npt.NDArray[np.float32]:
+    async def _embedding(
+        self, thumbnail: bytes, deadline: Deadline
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+        """A thumbnail as embedding and as small copy."""
         pixels = await self.small_photos.decode(thumbnail, deadline)
-        return await self.tritons.embed(pixels, deadline)
-
-
-def _why_empty(query: str, found: Found, refined: Refined) -> str:
-    """One sentence for an answer without results."""
-    if not query:
-        return "the caption has no words to search for"
-    if not found.provider:
-        return "no provider answered: see `degraded`"
-    if not found.candidates:
-        return f"{found.provider} has nothing for {query!r}"
-    counts = refined.counts
-    parts = [
-        f"{counts[verdict]} {text}"
-        for verdict, text in (
-            (Verdict.DROPPED_VISUAL, "look too different"),
-            (Verdict.DROPPED_SEMANTIC, "do not agree with the words"),
-            (Verdict.DROPPED_UNFETCHABLE, "have no thumbnail that could be fetched"),
-            (Verdict.DROPPED_UNDECODABLE, "have a broken thumbnail"),
-        )
-        if counts[verdict]
-    ]
-    return f"{found.provider} found {len(found.candidates)} for {query!r}, but {', '.join(parts)}"
+        return await self.tritons.embed(pixels, deadline), small_copy(pixels)

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from search_gateway.candidates import Candidate, Provider
+from search_gateway.candidates import Candidate, OldCandidates, Provider
 from search_gateway.deadline import Deadline
-from search_gateway.errors import BadRequestError, ProviderError
+from search_gateway.errors import BadRequestError, ProviderError, ProviderNotAskedError
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +79,10 @@ class ProviderChain:
             timeout_seconds = min(self._timeout_seconds, share)
             try:
                 candidates = await provider.find(query, max_candidates, timeout_seconds, embedding)
+            except ProviderNotAskedError as error:
+                # One of many while a provider is left alone; that it is was logged when it began.
+                _log.debug("provider %s was not asked: %s", provider.name, error)
+                degraded.append(Degradation(provider.name, str(error)))
             except ProviderError as error:
                 # Without the cause's text: it may hold the URL, and with it the query.
                 _log.warning("provider %s failed: %s (%s)", provider.name, error, type(error.__cause__).__name__)
@@ -88,6 +92,8 @@ class ProviderChain:
                 _log.exception("provider %s broke", provider.name)
                 degraded.append(Degradation(provider.name, "the provider failed unexpectedly"))
             else:
+                if isinstance(candidates, OldCandidates):
+                    degraded.append(Degradation(provider.name, candidates.remark))
                 return Found(provider.name, candidates, degraded)
         return Found("", [], degraded)
 

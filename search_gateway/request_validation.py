@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from captioner.model_contract import ModelContract
-from captioner.query import QueryRule
+from captioner.query import QueryRule, words_of
 from search_api import search_pb2
 from search_gateway.decoding import DecodingOptions
 from search_gateway.errors import BadRequestError
@@ -16,6 +17,7 @@ from search_gateway.refinement import RefinementLimits
 
 MAX_RESULTS = 100
 MAX_QUERY_CHARACTERS = 200
+MAX_WORD_CHARACTERS = 50
 MIN_LENGTH_PENALTY, MAX_LENGTH_PENALTY = -2.0, 4.0
 
 _QUERY_RULES: dict[int, QueryRule] = {
@@ -73,6 +75,8 @@ def search_options(request: search_pb2.SearchRequest, contract: ModelContract, c
         decoding=decoding_options(request.decoding, contract),
         query_rule=query_rule(request.query_rule),
         query_override=_query_override(request),
+        override_colour=_word_override(request, "colour"),
+        override_thing=_word_override(request, "thing"),
         provider=request.provider if request.HasField("provider") else None,
         max_candidates=max(config.max_candidates, max_results),
         limits=limits,
@@ -88,6 +92,21 @@ def _query_override(request: search_pb2.SearchRequest) -> str | None:
     if len(words) > MAX_QUERY_CHARACTERS:
         raise BadRequestError(f"query_override has {len(words)} characters; the limit is {MAX_QUERY_CHARACTERS}")
     return words
+
+
+def _word_override(request: search_pb2.SearchRequest, name: Literal["colour", "thing"]) -> str | None:
+    if not request.word_override.HasField(name):
+        return None
+    if request.HasField("query_override"):
+        raise BadRequestError(f"word_override.{name} and query_override are both set: give one of them")
+    value: str = getattr(request.word_override, name)
+    # As the words of a caption: without what is around them.
+    word = " ".join(words_of(value))
+    if not word:
+        raise BadRequestError(f"word_override.{name} is {value[:20]!r}: give a word, or leave it unset")
+    if len(word) > MAX_WORD_CHARACTERS:
+        raise BadRequestError(f"word_override.{name} has {len(word)} characters; the limit is {MAX_WORD_CHARACTERS}")
+    return word
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:

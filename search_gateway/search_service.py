@@ -49,7 +49,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
                 case str():
                     yield search_pb2.SearchEvent(query=event)
                 case Judged():
-                    yield search_pb2.SearchEvent(result=_result_message(event))
+                    yield search_pb2.SearchEvent(result=_result_message(event, explain=request.explain))
                 case SearchAnswer():
                     summary = _search_response(event, self._model, explain=request.explain, with_results=False)
                     yield search_pb2.SearchEvent(summary=summary)
@@ -94,18 +94,18 @@ def _search_response(
     response = search_pb2.SearchResponse(
         query=answer.query,
         provider=answer.found.provider,
-        results=_results(refined.kept if with_results else ()),
+        results=_results(refined.kept if with_results else (), explain=explain),
         counts=_counts(answer),
         empty_reason=answer.empty_reason,
         timings=_timings(answer.timings_ms),
         degraded=[search_pb2.Degradation(part=one.part, reason=one.reason) for one in answer.degraded],
-        dropped=_results(refined.dropped if explain else ()),
+        dropped=_results(refined.dropped if explain else (), explain=explain),
         model=model,
     )
     if answer.caption is not None:
         response.caption.CopyFrom(_caption_message(answer.caption))
     if not refined.kept and refined.dropped:
-        response.nearest_miss.CopyFrom(_result_message(refined.dropped[0]))
+        response.nearest_miss.CopyFrom(_result_message(refined.dropped[0], explain=explain))
     return response
 
 
@@ -121,6 +121,7 @@ def _counts(answer: SearchAnswer) -> search_pb2.Counts:
         dropped_semantic=counts[Verdict.DROPPED_SEMANTIC],
         over_limit=counts[Verdict.DROPPED_OVER_LIMIT],
         kept=counts[Verdict.KEPT],
+        duplicates=counts[Verdict.DROPPED_DUPLICATE],
     )
 
 
@@ -147,11 +148,11 @@ def _caption_message(caption: captions.Caption) -> search_pb2.Caption:
     )
 
 
-def _results(judged: Sequence[Judged]) -> Iterable[search_pb2.Result]:
-    return [_result_message(one) for one in judged]
+def _results(judged: Sequence[Judged], *, explain: bool) -> Iterable[search_pb2.Result]:
+    return [_result_message(one, explain=explain) for one in judged]
 
 
-def _result_message(judged: Judged) -> search_pb2.Result:
+def _result_message(judged: Judged, *, explain: bool) -> search_pb2.Result:
     candidate = judged.candidate
     thumbnail = judged.thumbnail or b""
     return search_pb2.Result(
@@ -168,6 +169,10 @@ def _result_message(judged: Judged) -> search_pb2.Result:
         verdict=_VERDICTS[judged.verdict],
         reason=judged.reason,
         thumbnail=thumbnail if len(thumbnail) <= _MAX_THUMBNAIL_BYTES else b"",
+        duplicates=[
+            search_pb2.Duplicate(source=other.source, url=other.url, title=other.title) for other in judged.duplicates
+        ],
+        picture_words=judged.picture_words if explain else "",
     )
 
 

@@ -20,21 +20,20 @@ from captioner.preprocessing import ImageLimits
 from search_api import search_pb2, search_pb2_grpc
 from search_gateway.admission import Admission
 from search_gateway.candidates import Provider
+from search_gateway.configured_providers import cache_for, make_providers
 from search_gateway.embedded_triton import EmbeddedTriton
 from search_gateway.error_interceptor import ErrorInterceptor
 from search_gateway.errors import ConfigError, InferenceError
 from search_gateway.gateway_config import GatewayConfig
 from search_gateway.kserve import kserve_service, protocol
 from search_gateway.photo_decoder import PhotoDecoder
+from search_gateway.picture_reader import PictureReader
 from search_gateway.pipeline import Pipeline
 from search_gateway.provider_chain import ProviderChain
-from search_gateway.providers.catalog import CatalogProvider
-from search_gateway.providers.catalog_store import CatalogError
-from search_gateway.providers.duckduckgo import DuckDuckGoProvider
 from search_gateway.search_service import SearchService
 from search_gateway.thumbnails import ThumbnailFetcher
 from search_gateway.triton_host import TritonHost
-from search_gateway.triton_inference import SharedMemory
+from search_gateway.triton_inference import SharedMemory, load_cuda
 from search_gateway.triton_pool import TritonPool
 
 _log = logging.getLogger(__name__)
@@ -108,24 +107,28 @@ class Gateway:
             raise ContractError(
                 f"the tokenizer has {tokenizer.vocab_size} pieces, the models {contract.vocab_size}: install them again"
             )
+        thumbnails = self._make_thumbnails()
+        self._closing.push_async_callback(thumbnails.close)
+        cache = cache_for(config)
+        made = self._extra_providers
         # Before Triton starts: wrong settings are told at once.
-        providers = ProviderChain(
-            self._extra_providers if self._extra_providers is not None else self._make_providers(contract),
-            config.provider_timeout_seconds,
-        )
+        if made is None:
+            made = make_providers(config, model_fingerprint(contract), cache, thumbnails)
+        providers = ProviderChain(made, config.provider_timeout_seconds)
         self._closing.push_async_callback(providers.close)
         server = self._make_server()
         # Bound before Triton starts: a taken port is told at once, and found ports cannot take ours.
         port = self._bind(server)
-        tritons = await self._start_tritons(contract)
-        thumbnails = self._make_thumbnails()
-        self._closing.push_async_callback(thumbnails.close)
-        photos = PhotoDecoder(
-            contract, ImageLimits(max_bytes=config.max_photo_bytes, max_pixels=config.max_photo_pixels)
-        )
-        small_photos = PhotoDecoder(contract, _THUMBNAIL_LIMITS)
+        # Their processes start while Triton does.
+        photo_limits = ImageLimits(max_bytes=config.max_photo_bytes, max_pixels=config.max_photo_pixels)
+        photos = PhotoDecoder(contract, photo_limits, num_workers=config.photo_workers)
         self._closing.callback(photos.close)
+        small_photos = PhotoDecoder(contract, _THUMBNAIL_LIMITS, num_workers=config.photo_workers)
         self._closing.callback(small_photos.close)
+        tritons = await self._start_tritons(contract)
+        pictures = None
+        if config.caption_thumbnails:
+            pictures = PictureReader(small_photos, tritons, tokenizer, contract, config.caption_thumbnails)
         pipeline = Pipeline(
             contract=contract,
             tokenizer=tokenizer,
@@ -135,6 +138,7 @@ class Gateway:
             providers=providers,
             thumbnails=thumbnails,
             thumbnail_timeout_seconds=config.thumbnail_timeout_seconds,
+            pictures=pictures,
         )
         admission = Admission(config.max_in_flight, config.max_deadline_seconds)
         search_pb2_grpc.add_SearchServiceServicer_to_server(  # type: ignore[no-untyped-call]
@@ -148,7 +152,12 @@ class Gateway:
             return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
         kserve = kserve_service.InferenceService(
-            pipeline, admission, config, is_ready=is_ready, step_batches=lambda: tritons.step_calls
+            pipeline,
+            admission,
+            config,
+            is_ready=is_ready,
+            step_batches=lambda: tritons.step_calls,
+            search_cache=cache.counters,
         )
         protocol.service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(kserve, server)
         if config.reflection:
@@ -196,10 +205,15 @@ class Gateway:
 
     async def _start_tritons(self, contract: ModelContract) -> TritonPool:
         """Raises:
-        TritonStartError, ContractError.
+        ConfigError, TritonStartError, ContractError.
         StartError: not one Triton can be reached.
         """
         config = self._config
+        if config.triton_shared_memory == SharedMemory.CUDA.value and config.triton_address:
+            try:
+                load_cuda()
+            except InferenceError as error:
+                raise ConfigError(f"CAPTRIEVE_TRITON_SHARED_MEMORY is 'cuda': {error}") from error
         self._hosts = [
             TritonHost(
                 contract,
@@ -226,28 +240,6 @@ class Gateway:
         tritons = TritonPool(self._hosts)
         self._closing.push_async_callback(tritons.close)
         return tritons
-
-    def _make_providers(self, contract: ModelContract) -> list[Provider]:
-        config = self._config
-        providers: list[Provider] = []
-        for name in config.providers:
-            if name == "duckduckgo":
-                providers.append(
-                    DuckDuckGoProvider(
-                        proxy=config.duckduckgo_proxy,
-                        verify=config.duckduckgo_ca_file or True,
-                        region=config.duckduckgo_region,
-                        safesearch=config.duckduckgo_safesearch,
-                    )
-                )
-            elif config.catalog is not None:
-                try:
-                    providers.append(CatalogProvider(config.catalog, model_fingerprint=model_fingerprint(contract)))
-                except CatalogError as error:
-                    raise ConfigError(f"CAPTRIEVE_CATALOG: {error}") from error
-        if not providers:
-            raise ConfigError("no provider is left: set CAPTRIEVE_CATALOG, or add duckduckgo to CAPTRIEVE_PROVIDERS")
-        return providers
 
 
 async def _report_health(tritons: TritonPool, status: Any) -> None:

@@ -17,7 +17,12 @@ PURE = [
     "captioner/query.py",
     "captioner/word_folding.py",
     "search_gateway/captions.py",
+    "search_gateway/circuit_breaker.py",
+    "search_gateway/colours.py",
     "search_gateway/decoding.py",
+    "search_gateway/duplicates.py",
+    "search_gateway/empty_reason.py",
+    "search_gateway/query_words.py",
     "search_gateway/refinement.py",
     "search_gateway/word_agreement.py",
 ]
@@ -26,6 +31,7 @@ ONE_FILE_EACH = {
     "tritonclient": ["search_gateway/kserve/protocol.py", "search_gateway/triton_inference.py"],
     "ddgs": ["search_gateway/providers/duckduckgo.py"],
     "aiohttp": ["search_gateway/thumbnails.py"],
+    "cachetools": ["search_gateway/query_cache.py"],
     "sqlite3": ["search_gateway/providers/catalog_file.py"],
 }
 

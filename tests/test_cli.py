@@ -41,7 +41,7 @@ SEARCH_KEYS = [
 ]  # fmt: skip
 RESULT_KEYS = [
     "title", "url", "image_url", "thumbnail_url", "source", "width", "height", "visual_score", "semantic_score",
-    "score", "reason",
+    "score", "reason", "duplicates", "picture_words",
 ]  # fmt: skip
 CAPTION_KEYS = ["photo", "caption", "words", "query", "log_probability", "complete", "timings_ms", "model"]
 
@@ -140,6 +140,32 @@ def test_search_sends_what_its_flags_say(service: ScriptedService, address: str,
         refinement=search_pb2.RefinementOptions(),
         explain=True,
     )
+
+
+def test_flags_override_one_word_of_the_query(service: ScriptedService, address: str, photo: str) -> None:
+    assert cli.main(["search", photo, "--colour", "red"]) == 0
+    assert cli.main(["search", photo, "--colour", "navy blue", "--thing", "jeans"]) == 0
+    assert [request.word_override for request in service.requests] == [
+        search_pb2.WordOverride(colour="red"),
+        search_pb2.WordOverride(colour="navy blue", thing="jeans"),
+    ]
+
+
+def test_duplicates_are_listed_under_their_result(
+    service: ScriptedService, address: str, photo: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.answer.results[0].duplicates.add(source="bing", url="https://other.example/\x1b[2J1")
+    service.answer.results[0].duplicates.add(source="catalog")
+    service.answer.counts.duplicates = 2
+    assert cli.main(["search", photo]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    place = lines.index("also: https://other.example/ [2J1")
+    assert lines[place - 1 : place + 2] == ["https://shop.example/item", lines[place], "also: catalog"]
+    assert "2 found before" in " ".join(lines)
+    assert cli.main(["search", photo, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert [other["source"] for other in record["results"][0]["duplicates"]] == ["bing", "catalog"]
+    assert record["counts"]["duplicates"] == 2
 
 
 def test_nothing_found_is_explained(

@@ -7,6 +7,7 @@ import asyncio
 import io
 import os
 import re
+import shutil
 import signal
 import struct
 import threading
@@ -132,7 +133,7 @@ def test_photo_becomes_caption_query_and_results(
     counts = answer.counts
     assert counts.found == (
         counts.unfetchable + counts.undecodable + counts.dropped_visual + counts.dropped_semantic
-        + counts.over_limit + counts.kept
+        + counts.duplicates + counts.over_limit + counts.kept
     )  # fmt: skip
     stages = [timing.stage for timing in answer.timings]
     assert stages == [
@@ -207,6 +208,56 @@ def test_query_override_searches_without_captioning(start_gateway: StartGateway,
     assert "decode" not in [timing.stage for timing in answer.timings]
 
 
+def test_word_override_changes_one_word_of_the_captions_query(
+    start_gateway: StartGateway, connect: Any, photo: bytes
+) -> None:
+    provider = ScriptedProvider([candidate("Green Socks", photo)])
+    stub = connect(start_gateway(providers=[provider], min_semantic_score=0.0))
+    override = search_pb2.WordOverride(colour="green", thing="socks")
+    answer = stub.Search(search_pb2.SearchRequest(photo=photo, word_override=override), timeout=30)
+    assert answer.caption.text, "it is captioned as ever"
+    assert answer.query == provider.queries[0] == "green socks"
+    override = search_pb2.WordOverride(colour="green")
+    answer = stub.Search(search_pb2.SearchRequest(photo=photo, word_override=override), timeout=30)
+    own = " ".join(words_of(answer.caption.text)[-2:]).lower()
+    assert "green" in answer.query.split()
+    assert answer.query.split()[-1] == own.split()[-1]
+
+
+def test_same_picture_of_two_shops_is_one_result(start_gateway: StartGateway, connect: Any, photo: bytes) -> None:
+    file = io.BytesIO()
+    Image.open(io.BytesIO(photo)).save(file, "JPEG", quality=88)
+    others = [
+        candidate("red handbag", photo),
+        candidate("red handbag at half the price", file.getvalue()),
+        candidate("red handbag", jpeg("Handbag", "Green")),
+    ]
+    stub = connect(start_gateway(providers=[ScriptedProvider(others)], min_visual_score=-1.0))
+    answer = stub.Search(search_pb2.SearchRequest(photo=photo, query_override="red handbag", explain=True), timeout=30)
+    assert [one.title for one in answer.results[0].duplicates] == ["red handbag at half the price"]
+    assert "the same picture was found once more (scripted)" in answer.results[0].reason
+    assert [one.verdict for one in answer.dropped] == [search_pb2.VERDICT_DROPPED_DUPLICATE]
+    counts = answer.counts
+    assert (counts.found, counts.kept, counts.duplicates) == (3, 2, 1)
+
+
+def test_thumbnails_caption_speaks_where_the_title_does_not(
+    start_gateway: StartGateway, connect: Any, photo: bytes
+) -> None:
+    silent = [candidate("8903", photo)]
+    request = search_pb2.SearchRequest(photo=photo, explain=True)
+    without = connect(start_gateway(providers=[ScriptedProvider(silent)])).Search(request, timeout=30)
+    assert not without.results
+    stub = connect(start_gateway(providers=[ScriptedProvider(silent)], caption_thumbnails=3))
+    answer = stub.Search(request, timeout=30)
+    # It is the photo itself, so it reads as the query.
+    assert answer.results[0].picture_words == answer.query
+    assert f"its picture reads as {answer.query!r}" in answer.results[0].reason
+    assert answer.results[0].semantic_score > without.nearest_miss.semantic_score
+    assert "read" in [timing.stage for timing in answer.timings]
+    assert not answer.degraded
+
+
 def test_results_that_look_different_are_dropped_with_a_reason(
     start_gateway: StartGateway, connect: Any, photo: bytes
 ) -> None:
@@ -223,7 +274,7 @@ def test_empty_answer_explains_itself(start_gateway: StartGateway, connect: Any,
     stub = connect(start_gateway(providers=[ScriptedProvider(others)], min_semantic_score=1.0, min_visual_score=-1.0))
     answer = stub.Search(search_pb2.SearchRequest(photo=photo, query_override="red handbag"), timeout=30)
     assert not answer.results
-    assert "do not agree with the words" in answer.empty_reason
+    assert "1 does not agree with the words" in answer.empty_reason
     assert "broken thumbnail" in answer.empty_reason
     assert answer.nearest_miss.title == "green socks"
     assert answer.counts.undecodable == 1
@@ -313,6 +364,12 @@ def test_bad_photo_is_an_invalid_argument(
         ({"max_results": 1000}, "max_results is 1000: it goes from 1 to 100"),
         ({"query_override": " "}, "query_override is empty"),
         ({"query_override": "w" * 201}, "201 characters; the limit is 200"),
+        ({"word_override": search_pb2.WordOverride(thing=" ")}, "word_override.thing is ' '"),
+        ({"word_override": search_pb2.WordOverride(colour="c" * 51)}, "51 characters; the limit is 50"),
+        (
+            {"word_override": search_pb2.WordOverride(colour="red"), "query_override": "red dress"},
+            "word_override.colour and query_override are both set",
+        ),
         ({"query_rule": 9}, "query_rule is 9"),
         ({"refinement": search_pb2.RefinementOptions(min_visual_score=2)}, "refinement.min_visual_score is 2"),
     ],
@@ -543,6 +600,25 @@ def test_stop_finishes_what_is_in_flight(triton_address: str, connect: Any, phot
     assert len(call.result().results) == 1
     stopper.join(30)
     assert not stopper.is_alive()
+
+
+def test_repository_without_a_configuration_for_the_embedded_triton_is_served(
+    tmp_path: Path, connect: Any, photo: bytes, start_gateway: StartGateway
+) -> None:
+    pytest.importorskip("pytriton", reason="THE REAL TRITON IS NOT TESTED: install the embedded extra")
+    models = Path(shutil.copytree(MODELS, tmp_path / "models", ignore=shutil.ignore_patterns("configs")))
+    thread = GatewayThread(
+        lambda: Gateway(
+            GatewayConfig(listen_address="127.0.0.1:0", model_repository=models), providers=[ScriptedProvider()]
+        )
+    )
+    request = search_pb2.CaptionRequest(photo=photo, decoding=search_pb2.DecodingOptions(num_beams=3))
+    try:
+        answer = connect(thread.start()).Caption(request, timeout=30)
+    finally:
+        thread.stop()
+    expected = connect(start_gateway(providers=[ScriptedProvider()])).Caption(request, timeout=30)
+    assert answer.caption == expected.caption
 
 
 def test_grey_photo_with_alpha_is_read_like_any_other(start_gateway: StartGateway, connect: Any) -> None:

@@ -30,8 +30,18 @@ OTHERS: dict[str, tuple[str, object]] = {
     "duckduckgo_ca_file": ("ca.pem", "ca.pem"),
     "duckduckgo_region": ("de-de", "de-de"),
     "duckduckgo_safesearch": ("off", "off"),
+    "duckduckgo_colour_filter": ("true", True),
+    "duckduckgo_min_interval_seconds": ("2.5", 2.5),
+    "cache_bytes": ("0", 0),
+    "cache_ttl_seconds": ("60", 60.0),
+    "cache_stale_seconds": ("0", 0.0),
+    "replay": ("answers.jsonl", Path("answers.jsonl")),
+    "replay_latency_seconds": ("0.25", 0.25),
+    "replay_failure_ratio": ("0.5", 0.5),
+    "record": ("answers.jsonl", Path("answers.jsonl")),
     "max_photo_bytes": ("1000", 1000),
     "max_photo_pixels": (" 2000 ", 2000),
+    "photo_workers": ("3", 3),
     "max_in_flight": ("7", 7),
     "max_deadline_seconds": ("2.5", 2.5),
     "provider_timeout_seconds": ("4", 4.0),
@@ -41,6 +51,7 @@ OTHERS: dict[str, tuple[str, object]] = {
     "min_visual_score": ("-1", -1.0),
     "min_semantic_score": ("1", 1.0),
     "visual_weight": ("0", 0.0),
+    "caption_thumbnails": ("20", 20),
     "reflection": ("false", False),
     "drain_seconds": ("0", 0.0),
 }
@@ -103,7 +114,9 @@ def test_other_words_are_no_switch(text: str) -> None:
     assert problems(reflection=text) == [f"CAPTRIEVE_REFLECTION is {text!r}: write true or false"]
 
 
-@pytest.mark.parametrize("name", ["triton_log", "catalog", "duckduckgo_proxy", "duckduckgo_ca_file"])
+@pytest.mark.parametrize(
+    "name", ["triton_log", "catalog", "duckduckgo_proxy", "duckduckgo_ca_file", "replay", "record"]
+)
 def test_empty_text_unsets_what_may_be_unset(name: str) -> None:
     assert getattr(GatewayConfig.from_env({variable(name): " "}), name) is None
 
@@ -193,7 +206,14 @@ def test_no_number_and_endless_numbers_are_refused(name: str, text: str) -> None
         ("min_visual_score", "-1.01", "-1", "1", "1.01"),
         ("min_semantic_score", "-0.01", "0", "1", "1.01"),
         ("visual_weight", "-0.01", "0", "1", "1.01"),
+        ("caption_thumbnails", "-1", "0", "20", "21"),
         ("drain_seconds", "-0.01", "0", "600", "600.1"),
+        ("duckduckgo_min_interval_seconds", "-0.01", "0", "3600", "3600.1"),
+        ("cache_bytes", "-1", "0", str(2**40), str(2**40 + 1)),
+        ("cache_ttl_seconds", "-0.01", "0", "1000000000", "1000000001.0"),
+        ("cache_stale_seconds", "-0.01", "0", "1000000000", "1000000001.0"),
+        ("replay_latency_seconds", "-0.01", "0", "60", "60.1"),
+        ("replay_failure_ratio", "-0.01", "0", "1", "1.01"),
     ],
 )
 def test_ranges_include_their_ends(name: str, below: str, low: str, high: str, above: str) -> None:
@@ -220,6 +240,18 @@ def test_config_made_in_code_is_checked_too() -> None:
 def test_config_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         GatewayConfig().max_in_flight = 1  # type: ignore[misc]
+
+
+def test_replaying_needs_a_recording() -> None:
+    assert problems(providers="catalog,replay") == [
+        "CAPTRIEVE_PROVIDERS has replay: set CAPTRIEVE_REPLAY to a recording"
+    ]
+    assert GatewayConfig(providers=("replay",), replay=Path("answers.jsonl")).providers == ("replay",)
+
+
+def test_recording_needs_a_provider_on_the_web() -> None:
+    (line,) = problems(providers="catalog", record="answers.jsonl")
+    assert line == "CAPTRIEVE_RECORD is 'answers.jsonl': CAPTRIEVE_PROVIDERS must have duckduckgo"
 
 
 def test_provider_named_twice_is_refused() -> None:

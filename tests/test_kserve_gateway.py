@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import json
 import os
 import queue
@@ -53,7 +54,9 @@ def address(start_gateway: StartGateway, photo: bytes) -> str:
     """A gateway whose search finds three pictures."""
     found = [
         candidate("Red handbag", photo),
-        candidate("Red leather handbag", jpeg("Handbag", "Red", seed=1)),
+        dataclasses.replace(
+            candidate("Red leather handbag", jpeg("Handbag", "Red", seed=1)), url="https://shop.example/2"
+        ),
         candidate("Broken handbag", b"no picture"),
     ]
     return start_gateway(providers=[ScriptedProvider(found)], min_visual_score=-1.0, min_semantic_score=0.0)

@@ -7,6 +7,7 @@ import pytest
 
 from search_gateway.kserve.model_declarations import CAPTION
 from search_gateway.kserve.model_statistics import ModelStatistics
+from search_gateway.query_cache import CacheCounters
 
 MS = 1_000_000
 
@@ -48,6 +49,13 @@ def test_photos_and_requests_are_counted_apart() -> None:
     assert (told.fail.count, told.fail.ns) == (1, 5 * MS)
     assert (told.compute_infer.count, told.compute_infer.ns) == (2, 20 * MS)
     assert told.queue.count == 2, "a stage that a request did not have took no time"
+
+
+def test_cache_of_answers_stands_where_tritons_does() -> None:
+    told = ModelStatistics(CAPTION).message({}, CacheCounters(hits=7, misses=5, stale=1, shared=2)).inference_stats
+    assert (told.cache_hit.count, told.cache_miss.count) == (7, 5)
+    none = ModelStatistics(CAPTION).message({}).inference_stats
+    assert (none.cache_hit.count, none.cache_miss.count) == (0, 0)
 
 
 def test_calls_of_the_step_model_are_the_batches() -> None:

@@ -15,6 +15,7 @@ from client import (
     CaptionAnswer,
     Counts,
     Degradation,
+    Duplicate,
     PhotoFileError,
     RequestRejectedError,
     Result,
@@ -89,6 +90,7 @@ def test_values_have_every_field_of_their_message() -> None:
         (AlternativeCaption, search_pb2.AlternativeCaption),
         (Counts, search_pb2.Counts),
         (Degradation, search_pb2.Degradation),
+        (Duplicate, search_pb2.Duplicate),
     ):
         fields = {renamed.get(name, name) for name in message.DESCRIPTOR.fields_by_name}
         assert set(value.__dataclass_fields__) == fields, value
@@ -143,6 +145,23 @@ def test_all_options_are_sent(service: ScriptedService, search_client: SearchCli
         decoding=search_pb2.DecodingOptions(num_beams=3, length_penalty=2.0, max_tokens=5),
         query_rule=search_pb2.QUERY_RULE_LAST_TWO_WORDS,
     )
+
+
+def test_overridden_words_are_sent(service: ScriptedService, search_client: SearchClient) -> None:
+    search_client.search(b"photo", override_colour="red")
+    search_client.search(b"photo", override_thing="jeans")
+    first, second = service.requests
+    assert first.word_override == search_pb2.WordOverride(colour="red")
+    assert second.word_override == search_pb2.WordOverride(thing="jeans")
+
+
+def test_duplicates_and_picture_words_arrive(service: ScriptedService, search_client: SearchClient) -> None:
+    service.answer.results[0].duplicates.add(source="bing", url="https://other.example/1", title="Shirt")
+    service.answer.results[0].picture_words = "blue shirt"
+    service.answer.counts.duplicates = 1
+    answer = search_client.search(b"photo")
+    assert answer.results[0].duplicates == (Duplicate("bing", "https://other.example/1", "Shirt"),)
+    assert (answer.results[0].picture_words, answer.counts.duplicates) == ("blue shirt", 1)
 
 
 def test_search_with_other_words_has_no_caption(service: ScriptedService, search_client: SearchClient) -> None:

@@ -20,8 +20,10 @@ from PIL import Image
 
 from captioner.preprocessing import (
     MAX_JPEG_SCANS,
+    MAX_JPEG_SEGMENTS,
     ImageError,
     ImageLimits,
+    ImageMemoryError,
     ImageTooLargeError,
     decode_photo,
     fit_photo,
@@ -416,6 +418,36 @@ def test_jpeg_of_200_scans_is_refused(file_format: str) -> None:
     assert message == f"the photo is a JPEG of 200 scans; the limit is {MAX_JPEG_SCANS}: save it again"
     assert read(with_scans(jpeg, MAX_JPEG_SCANS)).shape == (64, 64, 3)
     assert "101 scans" in refusal(with_scans(jpeg, 101))
+
+
+def test_large_jpeg_may_have_fewer_scans() -> None:
+    """The limit is on the passes over pixels: twenty over the largest photo."""
+    jpeg = encoded(noise(64, 64), "JPEG", progressive=True)
+    assert read(with_scans(jpeg, 40), max_pixels=2 * 64 * 64).shape == (64, 64, 3)
+    message = refusal(with_scans(jpeg, 41), ImageTooLargeError, max_pixels=2 * 64 * 64)
+    assert message == (
+        "the photo is a JPEG of 41 scans of 4,096 pixels; the limit at this size is 40 scans: save it again"
+    )
+
+
+def test_number_of_jpeg_segments_has_a_limit() -> None:
+    """Two million empty ones fit into 8 MB, and each costs a round of a loop."""
+    jpeg = encoded(noise(16, 16), "JPEG")
+    own = 10
+    data = jpeg[:2] + b"\xff\xe5\0\2" * (MAX_JPEG_SEGMENTS - own) + jpeg[2:]
+    assert np.array_equal(read(data), read(jpeg))
+    message = refusal(jpeg[:2] + b"\xff\xe5\0\2" * MAX_JPEG_SEGMENTS + jpeg[2:])
+    assert message == "the photo is a JPEG of over 20,000 segments, the limit: save it again"
+
+
+def test_want_of_memory_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    data = encoded(noise(8, 8), "PNG")
+    message = refusal(data, ImageMemoryError)
+    assert message == f"the photo ({len(data):,} bytes) takes more memory to decode than there is: send a smaller one"
 
 
 def test_scans_are_counted_behind_restart_markers_and_fill_bytes() -> None:

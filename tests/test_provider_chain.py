@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from search_gateway.candidates import Candidate
+from search_gateway.candidates import Candidate, OldCandidates
 from search_gateway.deadline import Deadline
-from search_gateway.errors import BadRequestError, ProviderError, ProviderTimeoutError
+from search_gateway.errors import BadRequestError, ProviderError, ProviderNotAskedError, ProviderTimeoutError
 from search_gateway.provider_chain import Degradation, Found, ProviderChain
 
 SHIRT = Candidate(title="Blue Shirt", url="https://shop.example/1", thumbnail_url="", source="shop")
@@ -78,6 +78,22 @@ def test_finding_nothing_is_an_answer() -> None:
 def test_next_provider_is_asked_where_one_fails(failure: ProviderError) -> None:
     found = find([FakeProvider("first", failure), FakeProvider("second", [SHIRT])])
     assert found == Found("second", [SHIRT], [Degradation("first", "it refused")])
+
+
+def test_old_answer_is_an_answer_that_says_so() -> None:
+    first = FakeProvider("first", OldCandidates([SHIRT], "answer of 2 minutes ago: it is down"))
+    second = FakeProvider("second", [SHIRT])
+    assert find([first, second]) == Found(
+        "first", [SHIRT], [Degradation("first", "answer of 2 minutes ago: it is down")]
+    )
+    assert not second.asked
+
+
+def test_provider_left_alone_is_no_warning_for_every_request(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        found = find([FakeProvider("first", ProviderNotAskedError("later")), FakeProvider("second", [SHIRT])])
+    assert found == Found("second", [SHIRT], [Degradation("first", "later")])
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("/etc/secret"), TimeoutError(), KeyError("x"), MemoryError()])

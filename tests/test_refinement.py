@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search_gateway.candidates import Candidate
+from search_gateway.colours import Colours
 from search_gateway.refinement import Judged, Refined, RefinementLimits, Seen, Verdict, refine
 from search_gateway.word_agreement import Synonyms
 
 PHOTO = np.array([1.0, 0.0], np.float32)
-SYNONYMS = Synonyms([])
+SYNONYMS = Synonyms([], Colours(["blue", "red"]))
 
 UNSEEN = (Verdict.DROPPED_UNFETCHABLE, Verdict.DROPPED_UNDECODABLE)
 
@@ -26,12 +29,20 @@ def at(cosine: float) -> npt.NDArray[np.float32]:
     return np.array([cosine, np.sqrt(1 - cosine**2)], np.float32)
 
 
-def candidate(title: str = "Blue Shirt", url: str = "https://shop.example/1") -> Candidate:
-    return Candidate(title=title, url=url, thumbnail_url="", source="shop")
+_NUMBERS = itertools.count()
 
 
-def seen(cosine: float, title: str = "Blue Shirt", url: str = "https://shop.example/1") -> Seen:
-    return Seen(candidate(title, url), at(cosine), b"thumbnail")
+def candidate(
+    title: str = "Blue Shirt", url: str = "https://shop.example/1", image_url: str = "", source: str = "shop"
+) -> Candidate:
+    return Candidate(title=title, url=url, thumbnail_url="", source=source, image_url=image_url)
+
+
+def seen(cosine: float, title: str = "Blue Shirt", url: str = "", image_url: str = "", source: str = "shop") -> Seen:
+    """A candidate that is a picture of its own, unless addresses say otherwise."""
+    number = str(next(_NUMBERS))
+    page = url or f"https://shop.example/{number}"
+    return Seen(candidate(title, page, image_url, source), at(cosine), number.encode())
 
 
 def unseen(failure: Verdict | None, title: str = "Blue Shirt") -> Seen:
@@ -66,7 +77,7 @@ def test_candidate_that_looks_alike_and_has_the_words_is_kept() -> None:
     assert judged.verdict is Verdict.KEPT
     assert (judged.visual_score, judged.semantic_score) == (pytest.approx(0.8), 1.0)
     assert judged.score == pytest.approx(0.9)
-    assert judged.thumbnail == b"thumbnail"
+    assert judged.thumbnail
     assert judged.reason == "looks like the photo (0.80) and its title has every word"
 
 
@@ -80,13 +91,13 @@ def test_candidate_without_the_words_is_dropped_with_the_missing_ones() -> None:
     judged = only(refined(seen(0.9, "Red Jeans")))
     assert judged.verdict is Verdict.DROPPED_SEMANTIC
     assert judged.semantic_score == 0.0
-    assert judged.reason == "its title lacks 'blue' and 'shirt': 0.00, the least is 0.50"
+    assert judged.reason == "its title says red, not blue, and lacks 'shirt': 0.00, the least is 0.50"
 
 
 def test_kept_candidate_may_lack_a_word_and_says_so() -> None:
     judged = only(refined(seen(0.9, "Red Shirt")))
     assert judged.verdict is Verdict.KEPT
-    assert judged.reason == "looks like the photo (0.90) and its title lacks 'blue'"
+    assert judged.reason == "looks like the photo (0.90) and its title says red, not blue"
 
 
 def test_looks_are_judged_before_words() -> None:
@@ -95,10 +106,10 @@ def test_looks_are_judged_before_words() -> None:
 
 @pytest.mark.parametrize("title", ["Blue Shirt", "Red Shirt"])
 def test_least_scores_are_enough_themselves(title: str) -> None:
-    share = 1.0 if title.startswith("Blue") else 0.5
+    share = 1.0 if title.startswith("Blue") else limits().thing_weight
     assert only(refined(seen(0.5, title), to=limits(0.5, share))).verdict is Verdict.KEPT
     assert only(refined(seen(0.5, title), to=limits(0.501, share))).verdict is Verdict.DROPPED_VISUAL
-    assert only(refined(seen(0.5, "Jeans"), to=limits(0.5, 0.001))).verdict is Verdict.DROPPED_SEMANTIC
+    assert only(refined(seen(0.5, "Red Jeans"), to=limits(0.5, 0.001))).verdict is Verdict.DROPPED_SEMANTIC
 
 
 @pytest.mark.parametrize(
@@ -116,7 +127,7 @@ def test_candidate_nobody_could_see_is_dropped(failure: Verdict | None, verdict:
 
 
 def test_weight_divides_the_score_between_looks_and_words() -> None:
-    for weight, score in ((0.0, 0.5), (0.25, 0.6), (1.0, 0.9)):
+    for weight, score in ((0.0, 0.6), (0.25, 0.675), (1.0, 0.9)):
         assert only(refined(seen(0.9, "Red Shirt"), to=limits(visual_weight=weight))).score == pytest.approx(score)
 
 
@@ -131,7 +142,7 @@ def test_results_over_the_limit_are_dropped_with_the_reason() -> None:
     assert [one.candidate.url for one in result.dropped] == ["c", "a"]
     assert {one.verdict for one in result.dropped} == {Verdict.DROPPED_OVER_LIMIT}
     assert {one.reason for one in result.dropped} == {"1 better results were found"}
-    assert result.dropped[0].thumbnail == b"thumbnail"
+    assert result.dropped[0].thumbnail
     assert result.counts == {Verdict.KEPT: 1, Verdict.DROPPED_OVER_LIMIT: 2}
 
 
@@ -140,7 +151,7 @@ def test_dropped_candidates_come_best_first_whatever_they_were_dropped_for() -> 
     result = refined(
         seen(0.9, url="kept"),
         seen(0.5, "Red Shirt", url="over the limit"),
-        seen(1.0, "Jeans with every other word", url="no word"),
+        seen(1.0, "Red jeans with every other word", url="no word"),
         seen(0.45, url="looks different"),
         to=limits(max_results=1),
     )
@@ -158,11 +169,75 @@ def test_cosine_is_never_beyond_one() -> None:
     assert only(refined(long)).visual_score == 1.0
 
 
+def test_picture_words_settle_what_the_title_leaves_open_and_are_named() -> None:
+    title_only = seen(0.9, "Checked Shirt")
+    judged = only(refined(replace(title_only, picture_words="blue shirt")))
+    assert judged.semantic_score > only(refined(title_only)).semantic_score
+    assert judged.reason == "looks like the photo (0.90) and its title lacks 'blue'; its picture reads as 'blue shirt'"
+    assert judged.picture_words == "blue shirt"
+
+
+def test_picture_words_save_what_its_title_would_have_lost() -> None:
+    bare = seen(0.9, "Blue 8903")
+    assert only(refined(bare)).verdict is Verdict.DROPPED_SEMANTIC
+    assert only(refined(replace(bare, picture_words="blue shirt"))).verdict is Verdict.KEPT
+
+
+def test_same_picture_of_several_shops_is_one_result_that_names_them() -> None:
+    result = refined(
+        seen(0.8, url="a", image_url="https://img.example/1.jpg", source="one"),
+        seen(0.9, url="b", image_url="http://IMG.example/1.jpg", source="two"),
+        seen(0.7, url="c", image_url="https://img.example/2.jpg", source="three"),
+        seen(0.9, "Jeans", url="d", image_url="https://img.example/1.jpg#x", source="four"),
+    )
+    assert [one.candidate.url for one in result.kept] == ["b", "c"], "the best one stays"
+    assert [other.url for other in result.kept[0].duplicates] == ["a", "d"]
+    assert result.kept[0].reason.endswith("has every word; the same picture was found 2 more times (one, four)")
+    assert result.kept[1].duplicates == ()
+    assert {one.verdict for one in result.dropped} == {Verdict.DROPPED_DUPLICATE}
+    assert {one.reason for one in result.dropped} == {"the same picture as 'Blue Shirt', a better one"}
+    assert result.counts == {Verdict.KEPT: 2, Verdict.DROPPED_DUPLICATE: 2}
+
+
+def test_duplicates_take_no_place_of_the_results() -> None:
+    copies = [seen(0.9, url=f"{i}", image_url="https://img.example/1.jpg") for i in range(4)]
+    result = refined(*copies, seen(0.6, url="other"), to=limits(max_results=2))
+    assert [one.candidate.url for one in result.kept] == ["0", "other"]
+
+
+def test_copies_of_what_was_dropped_are_dropped_for_the_same_reason() -> None:
+    result = refined(*(seen(0.1, image_url="https://img.example/1.jpg") for _ in range(3)))
+    assert result.counts == {Verdict.DROPPED_VISUAL: 3}
+
+
+def test_what_nobody_could_see_is_no_duplicate() -> None:
+    one = seen(0.9, image_url="https://img.example/1.jpg")
+    result = refined(one, replace(one, embedding=None, thumbnail=None, failure=Verdict.DROPPED_UNFETCHABLE))
+    assert result.counts == {Verdict.KEPT: 1, Verdict.DROPPED_UNFETCHABLE: 1}
+
+
+def test_pixels_and_embedding_together_make_a_duplicate() -> None:
+    grey, black = np.full((10, 8, 3), 120, np.uint8), np.zeros((10, 8, 3), np.uint8)
+    alike = [replace(seen(0.9), small_copy=grey), replace(seen(0.91), small_copy=grey + np.uint8(8))]
+    assert refined(*alike).counts == {Verdict.KEPT: 1, Verdict.DROPPED_DUPLICATE: 1}
+    assert refined(alike[0], replace(alike[1], small_copy=black)).counts == {Verdict.KEPT: 2}
+    assert refined(*alike, to=replace(limits(), duplicate_difference=7)).counts == {Verdict.KEPT: 2}
+    assert refined(*alike, to=replace(limits(), duplicate_cosine=0.9999)).counts == {Verdict.KEPT: 2}
+
+
+def test_copies_of_copies_are_not_followed() -> None:
+    """Small differences would add up to any difference."""
+    row = [replace(seen(0.9), small_copy=np.full((10, 8, 3), 2 * i, np.uint8)) for i in range(100)]
+    result = refined(*row, to=limits(max_results=100))
+    assert result.counts == {Verdict.KEPT: 17, Verdict.DROPPED_DUPLICATE: 83}
+
+
 ANY = st.one_of(
     st.builds(
         seen,
         st.sampled_from([-1.0, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0]),
-        st.sampled_from(["Blue Shirt", "Red Shirt", "Jeans"]),
+        st.sampled_from(["Blue Shirt", "Red Shirt", "Checked Shirt", "Jeans"]),
+        image_url=st.sampled_from(["", "", "https://img.example/1.jpg", "https://img.example/2.jpg"]),
     ),
     st.builds(unseen, st.sampled_from([None, Verdict.DROPPED_UNFETCHABLE, Verdict.DROPPED_UNDECODABLE])),
 )
@@ -180,6 +255,21 @@ def test_counts_add_up_and_nobody_is_lost(candidates: list[Seen], to: Refinement
     assert all(one.verdict is Verdict.KEPT for one in result.kept)
     assert all(one.verdict is not Verdict.KEPT for one in result.dropped)
     assert all(one.reason for one in judged)
+
+
+@given(st.lists(ANY, max_size=12), LIMITS)
+@settings(deadline=None)
+def test_every_duplicate_stands_behind_one_result_that_passed(candidates: list[Seen], to: RefinementLimits) -> None:
+    result = refine(PHOTO, "blue shirt", candidates, to, SYNONYMS)
+    duplicates = [one for one in result.dropped if one.verdict is Verdict.DROPPED_DUPLICATE]
+    listed = [other for one in result.kept + result.dropped for other in one.duplicates]
+    assert sorted(map(id, listed)) == sorted(id(one.candidate) for one in duplicates)
+    for one in result.kept + result.dropped:
+        if one.duplicates:
+            assert one.verdict in (Verdict.KEPT, Verdict.DROPPED_OVER_LIMIT)
+            assert all(other.image_url == one.candidate.image_url for other in one.duplicates)
+    addresses = [one.candidate.image_url for one in result.kept if one.candidate.image_url]
+    assert len(set(addresses)) == len(addresses), "one picture twice"
 
 
 @given(st.lists(ANY, max_size=12), LIMITS)

@@ -169,3 +169,29 @@ def test_providers_are_asked_for_at_least_as_many_as_are_wanted() -> None:
     config = GatewayConfig(max_candidates=20)
     assert options(config, max_results=5).max_candidates == 20
     assert options(config, max_results=50).max_candidates == 50
+
+
+def word_override(**words: str) -> SearchOptions:
+    return options(word_override=search_pb2.WordOverride(**words))
+
+
+def test_one_word_or_both_may_be_overridden() -> None:
+    result = word_override(colour=" red ")
+    assert (result.override_colour, result.override_thing, result.query_override) == ("red", None, None)
+    result = word_override(colour="navy  blue", thing="(T-Shirt)!")
+    assert (result.override_colour, result.override_thing) == ("navy blue", "T-Shirt")
+    assert options().override_colour is options().override_thing is None
+    assert options(word_override=search_pb2.WordOverride(), query_override="red dress").query_override == "red dress"
+
+
+@pytest.mark.parametrize("name", ["colour", "thing"])
+def test_bad_word_override_is_refused_with_the_remedy(name: str) -> None:
+    for text in ("", "  ", "- !"):
+        expected = f"word_override.{name} is {text!r}: give a word, or leave it unset"
+        assert refusal(word_override, **{name: text}) == expected
+    assert getattr(word_override(**{name: "x" * 50}), f"override_{name}") == "x" * 50
+    assert refusal(word_override, **{name: "x" * 51}) == f"word_override.{name} has 51 characters; the limit is 50"
+    override = search_pb2.WordOverride(**{name: "red"})
+    assert refusal(options, word_override=override, query_override="red dress") == (
+        f"word_override.{name} and query_override are both set: give one of them"
+    )

@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch", reason="needs the export extra (torch)")
 
 from onnx import numpy_helper  # noqa: E402
 
-from captioner.model_contract import PRECISIONS, ContractError, ModelContract, Precision  # noqa: E402
+from captioner.model_contract import PRECISIONS, REFINEMENT_FILE, ContractError, ModelContract, Precision  # noqa: E402
 from export import tensorrt_operators, to_onnx  # noqa: E402
 from export.onnx_export import contract_of, load_captioner  # noqa: E402
 from export.to_onnx import export_repository, products_kept  # noqa: E402
@@ -360,3 +360,12 @@ def test_new_repository_replaces_all_of_the_old(checkpoint: Path, old: Path, qui
     assert ModelContract.load(old).precision == "int8"
     assert not (old / STEP / "1" / "model.plan").exists()
     assert (old / "README.md").exists()
+
+
+def test_calibration_of_the_checkpoint_goes_with_the_models(own_checkpoint: Path, old: Path, quick: None) -> None:
+    (own_checkpoint / REFINEMENT_FILE).write_text("{}", encoding="utf-8")
+    export_repository(own_checkpoint, old, precision="fp32")
+    assert (old / REFINEMENT_FILE).read_text(encoding="utf-8") == "{}"
+    (own_checkpoint / REFINEMENT_FILE).unlink()
+    export_repository(own_checkpoint, old, precision="fp32")
+    assert not (old / REFINEMENT_FILE).exists(), "that of other weights is left"

@@ -22,13 +22,14 @@ from search_gateway.errors import BadRequestError, UnsupportedError
 from search_gateway.gateway_config import GatewayConfig
 from search_gateway.kserve import model_declarations
 from search_gateway.kserve.inference_stream import answer_in_order
-from search_gateway.kserve.model_declarations import CAPTION, MODELS, VERSION, declared
+from search_gateway.kserve.model_declarations import CAPTION, MODELS, SEARCH, VERSION, declared
 from search_gateway.kserve.model_statistics import ModelStatistics, StepBatches
 from search_gateway.kserve.protocol import service_pb2, service_pb2_grpc
 from search_gateway.kserve.request_parameters import timeout_seconds
 from search_gateway.kserve.served_models import CaptionModel, SearchModel, ServedModel
 from search_gateway.kserve.tensors import infer_response, read_photos, requested_outputs
 from search_gateway.pipeline import Pipeline
+from search_gateway.query_cache import CacheCounters
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -43,6 +44,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
     admission: the gateway's one; every photo of a request has a place of its own in it.
     is_ready: whether Triton can be used.
     step_batches: calls of the step model by the captions in them, shown as the batches of `caption`.
+    search_cache: of the answers of providers, shown as the cache of `search`.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         *,
         is_ready: Callable[[], Awaitable[bool]],
         step_batches: Callable[[], StepBatches] = dict,
+        search_cache: CacheCounters | None = None,
     ):
         served: tuple[ServedModel, ...] = (CaptionModel(pipeline), SearchModel(pipeline, config))
         self._models = {model.declaration.name: model for model in served}
@@ -60,6 +63,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         self._admission = admission
         self._is_ready = is_ready
         self._step_batches = step_batches
+        self._search_cache = search_cache or CacheCounters()
         self._closing = asyncio.Event()
 
     def finish_streams(self) -> None:
@@ -103,11 +107,11 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         self, request: service_pb2.ModelStatisticsRequest, context: Context
     ) -> service_pb2.ModelStatisticsResponse:
         names = [declared(request.name, request.version).name] if request.name else list(MODELS)
-        return service_pb2.ModelStatisticsResponse(
-            model_stats=[
-                self._statistics[name].message(self._step_batches() if name == CAPTION.name else {}) for name in names
-            ]
-        )
+        return service_pb2.ModelStatisticsResponse(model_stats=[self._statistics_of(name) for name in names])
+
+    def _statistics_of(self, name: str) -> service_pb2.ModelStatistics:
+        step_batches = self._step_batches() if name == CAPTION.name else {}
+        return self._statistics[name].message(step_batches, self._search_cache if name == SEARCH.name else None)
 
     async def RepositoryIndex(
         self, request: service_pb2.RepositoryIndexRequest, context: Context

@@ -10,6 +10,8 @@ Our stages stand for Triton's like this:
 
 A request's photos are worked on side by side, so the stages of the photo that took longest stand for the request.
 Requests that were cancelled or ran out of time count as failed, as Triton's do. An "execution" is a request.
+
+The cache of `search` is that of answers from the web, for all requests of the gateway; its times are not taken.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 
 from search_gateway.kserve.model_declarations import VERSION, ModelDeclaration
 from search_gateway.kserve.protocol import service_pb2
+from search_gateway.query_cache import CacheCounters
 
 # Captions in a call of the step model -> (number of such calls, their nanoseconds in all).
 StepBatches = Mapping[int, tuple[int, int]]
@@ -78,8 +81,9 @@ class ModelStatistics:
         self._last_ms = self._clock_ms()
         self._fail.add(total_ns)
 
-    def message(self, step_batches: StepBatches) -> service_pb2.ModelStatistics:
+    def message(self, step_batches: StepBatches, cache: CacheCounters | None = None) -> service_pb2.ModelStatistics:
         """Everything since the start; `step_batches` is empty for a model that has none."""
+        cache = cache or CacheCounters()
         return service_pb2.ModelStatistics(
             name=self._model.name,
             version=VERSION,
@@ -90,6 +94,8 @@ class ModelStatistics:
                 success=self._success.message(),
                 fail=self._fail.message(),
                 **{part: total.message() for part, total in self._parts.items()},
+                cache_hit=service_pb2.StatisticDuration(count=cache.hits),
+                cache_miss=service_pb2.StatisticDuration(count=cache.misses),
             ),
             batch_stats=[
                 service_pb2.InferBatchStatistics(

@@ -3,9 +3,10 @@
 
 What ddgs 9.16 does, and what that means here:
 
-- It blocks, and a blocked thread cannot be stopped. So searches run in threads of their own, two at
+- It blocks, and a blocked thread cannot be stopped. So searches run in threads of their own, four at
   most; a caller is let go at its deadline and the thread ends by itself, after twice
-  `request_timeout_seconds` at the latest.
+  `request_timeout_seconds` at the latest. While all are taken, the next search is refused at once:
+  one that waited for a thread would begin when it likes, not when it is its turn.
 - "Nothing found", "blocked" and "limited" are one exception. No answer is therefore never an empty
   truth: it is a `ProviderError`.
 - It asks other engines unless told not to, so `backend` is always given.
@@ -15,7 +16,7 @@ What ddgs 9.16 does, and what that means here:
 - It reads an answer of any size, and follows DuckDuckGo's redirects anywhere: it trusts DuckDuckGo
   itself, whose certificate is checked, and so must we.
 
-Knows nothing about photos, captions, caches and retries.
+Knows nothing about photos, captions, caches, retries and how often DuckDuckGo may be asked.
 """
 
 from __future__ import annotations
@@ -23,10 +24,8 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-import time
 import unicodedata
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -38,11 +37,19 @@ from ddgs import DDGS
 from ddgs.exceptions import DDGSException, TimeoutException
 
 from search_gateway.candidates import Candidate
-from search_gateway.errors import ConfigError, ProviderError, ProviderTimeoutError
+from search_gateway.errors import ConfigError, ProviderError, ProviderNotAskedError, ProviderTimeoutError
+from search_gateway.query_words import query_words
 
-MAX_THREADS = 2
+MAX_THREADS = 4
 
 _SAFE_SEARCH = ("on", "moderate", "off")
+# What `images` takes as `color`, by the words of a query; it also takes "color" and "Monochrome".
+COLOUR_FILTERS = {
+    **{name.lower(): name for name in ("Red", "Orange", "Yellow", "Green", "Blue", "Purple", "Pink", "Brown", "Black")},
+    **{name.lower(): name for name in ("Gray", "Teal", "White")},
+    "grey": "Gray",
+}
+
 _PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
 _MAX_TITLE_CHARACTERS = 300
@@ -63,7 +70,7 @@ class DuckDuckGoProvider:
             authorities to trust.
         region: country and language, as "us-en".
         safesearch: "on", "moderate" or "off".
-        min_interval_seconds: between the starts of two searches.
+        colour_filter: whether only pictures in the colour that the query names are wanted.
         request_timeout_seconds: for each of the two requests that make a search.
 
     Raises:
@@ -79,7 +86,7 @@ class DuckDuckGoProvider:
         verify: bool | str = True,
         region: str = "us-en",
         safesearch: str = "moderate",
-        min_interval_seconds: float = 1.0,
+        colour_filter: bool = False,
         request_timeout_seconds: float = 5.0,
     ) -> None:
         problems = [
@@ -89,8 +96,6 @@ class DuckDuckGoProvider:
         ]
         if safesearch not in _SAFE_SEARCH:
             problems.append(f"safesearch is {safesearch!r}; it must be on, moderate or off")
-        if not 0 <= min_interval_seconds < math.inf:
-            problems.append(f"min_interval_seconds is {min_interval_seconds}; it must be 0 or more")
         if not 0 < request_timeout_seconds < math.inf:
             problems.append(f"request_timeout_seconds is {request_timeout_seconds}; it must be more than 0")
         if problems:
@@ -99,12 +104,10 @@ class DuckDuckGoProvider:
         self._verify = verify
         self._region = region
         self._safesearch = safesearch
-        self._min_interval_seconds = min_interval_seconds
+        self._colour_filter = colour_filter
         self._request_timeout_seconds = request_timeout_seconds
         self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="duckduckgo")
-        self._searches: list[_Search] = []  # that may still occupy a thread
-        self._turn = asyncio.Lock()  # held by the search that starts next
-        self._next_start = -math.inf  # time.monotonic()
+        self._jobs: list[Future[object]] = []  # that may still occupy a thread
         self._closed = False
 
     async def find(
@@ -118,17 +121,16 @@ class DuckDuckGoProvider:
 
         Raises:
             ProviderTimeoutError: no answer within `timeout_seconds`.
+            ProviderNotAskedError: there is no thread for this search, or the gateway is stopping.
             ProviderError: DuckDuckGo cannot be reached, its answer cannot be read, or it gave none.
         """
         if not query.strip() or max_candidates < 1:
             return []
         if timeout_seconds <= 0:
             raise ProviderTimeoutError("no time is left to ask DuckDuckGo")
-        deadline = time.monotonic() + timeout_seconds
         try:
             async with asyncio.timeout(timeout_seconds):
-                search = await self._start(query, deadline)
-                rows = await search.answer
+                rows = await asyncio.wrap_future(self._start(query, timeout_seconds))
         except TimeoutError:
             raise ProviderTimeoutError(f"DuckDuckGo gave no answer within {timeout_seconds:.3g} s") from None
         return candidates_from(rows, max_candidates)
@@ -138,42 +140,20 @@ class DuckDuckGoProvider:
         self._closed = True
         self._threads.shutdown(wait=False)
 
-    async def _start(self, query: str, deadline: float) -> _Search:
-        """Wait for a thread and for our turn, then start a search."""
-        async with self._turn:
-            await self._wait_for_thread()
-            now = time.monotonic()
-            if self._next_start >= deadline:
-                raise ProviderTimeoutError(
-                    "DuckDuckGo is asked at most once every "
-                    f"{self._min_interval_seconds:g} s, and this search's turn comes too late"
-                )
-            if self._next_start > now:
-                await asyncio.sleep(self._next_start - now)
-            if self._closed:
-                raise ProviderError("the gateway is stopping and asks DuckDuckGo no more")
-            now = time.monotonic()
-            self._next_start = now + self._min_interval_seconds
-            # ddgs takes whole seconds; the deadline proper is kept by `find`.
-            seconds = max(1, math.ceil(min(self._request_timeout_seconds, deadline - now)))
-            job = self._threads.submit(self._ask, query, seconds)
-            search = _Search(job, asyncio.wrap_future(job))
-            self._searches.append(search)
-            return search
-
-    async def _wait_for_thread(self) -> None:
-        while True:
-            self._searches = [search for search in self._searches if not search.job.done()]
-            if len(self._searches) < MAX_THREADS:
-                return
-            waited_for = [search.answer for search in self._searches if not search.is_given_up]
-            if not waited_for:
-                raise ProviderError(
-                    f"all {MAX_THREADS} searches that DuckDuckGo is asked at once are stuck: "
-                    "try again later or use another provider"
-                )
-            # Ends also when a search is given up by its caller: then there may be none to wait for.
-            await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
+    def _start(self, query: str, timeout_seconds: float) -> Future[object]:
+        if self._closed:
+            raise ProviderNotAskedError("the gateway is stopping and asks DuckDuckGo no more")
+        self._jobs = [job for job in self._jobs if not job.done()]
+        if len(self._jobs) >= MAX_THREADS:
+            raise ProviderNotAskedError(
+                f"all {MAX_THREADS} searches that DuckDuckGo is asked at once wait for its answer: "
+                "try again later or use another provider"
+            )
+        # ddgs takes whole seconds; the deadline proper is kept by `find`.
+        seconds = max(1, math.ceil(min(self._request_timeout_seconds, timeout_seconds)))
+        job = self._threads.submit(self._ask, query, seconds)
+        self._jobs.append(job)
+        return job
 
     def _ask(self, query: str, request_timeout_seconds: int) -> object:
         """Ask DuckDuckGo; runs in a thread.
@@ -192,22 +172,22 @@ class DuckDuckGoProvider:
                 safesearch=self._safesearch,
                 backend="duckduckgo",
                 max_results=None,
+                **self._filters(query),
             )
         except BaseException as error:
             # Anything: ddgs leaves wrong types in the answer to Python (TypeError, AttributeError),
             # and a panic in its HTTP client, which is Rust, is no Exception: it would end the loop.
             raise _translated(error, request_timeout_seconds) from error
 
+    def _filters(self, query: str) -> dict[str, str]:
+        colour = colour_filter_for(query) if self._colour_filter else None
+        return {} if colour is None else {"color": colour}
 
-@dataclass(frozen=True)
-class _Search:
-    job: Future[object]
-    answer: asyncio.Future[object]
 
-    @property
-    def is_given_up(self) -> bool:
-        """Nobody waits for it any more: a deadline passed, or its caller was cancelled."""
-        return self.answer.cancelled()
+def colour_filter_for(query: str) -> str | None:
+    """DuckDuckGo's name of the one colour that a query names; None where it names none, or several."""
+    colours = {COLOUR_FILTERS[word] for word in query_words(query) if word in COLOUR_FILTERS}
+    return colours.pop() if len(colours) == 1 else None
 
 
 def _translated(error: BaseException, request_timeout_seconds: int) -> ProviderError:

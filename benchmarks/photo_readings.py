@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the served models make of a product set's photos, kept in a file so that a second run need not read them again.
+
+One process, ONNX Runtime, no Triton. Knows nothing about queries, galleries or searching.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from captioner.caption_tokenizer import CaptionTokenizer
+from captioner.model_contract import ENCODER, PREFILL, STEP
+from export.onnx_captioner import OnnxCaptioner
+from search_gateway.decoding import DecodingOptions
+from training.baselines import unit_length
+from training.prepare_data import ProductSet
+
+BATCH = 64  # photos
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """Of n photos, rows of length 1."""
+
+    served: Floats  # [n, D], what the gateway compares
+    patch_mean: Floats  # [n, D], mean of the patches' hidden states
+
+
+class PhotoReader:
+    """Embeds and captions photos, or remembers how it did.
+
+    Args:
+        repository: folder of the models, as `export.install_models` writes it.
+        folder: where what was read is kept; a file is named by the models and the photos it is of.
+        threads: of ONNX Runtime, 0 is one per core.
+
+    Raises:
+        ContractError: the repository cannot be used.
+    """
+
+    def __init__(self, repository: Path, folder: Path, *, threads: int = 0) -> None:
+        self._captioner = OnnxCaptioner(repository, threads=threads)
+        self._tokenizer = CaptionTokenizer(repository)
+        self._folder = folder
+        models = hashlib.sha256()
+        for name in (ENCODER, PREFILL, STEP):
+            models.update((repository / name / "1" / "model.onnx").read_bytes())
+        self._models = models.hexdigest()
+        self.contract = self._captioner.contract
+
+    def embeddings(self, data: ProductSet) -> Embeddings:
+        """Of all photos, in their order."""
+        path = self._folder / f"embeddings-{self._key(data)}.npz"
+        if not path.exists():
+            served, patch_mean = [], []
+            for batch in _batches(data, "embeddings"):
+                states, embedding = self._captioner.encode(batch)
+                served.append(embedding)
+                patch_mean.append(states[:, 1:].mean(axis=1))  # position 0 is CLS
+            _save(path, served=np.concatenate(served), patch_mean=unit_length(np.concatenate(patch_mean)))
+        with np.load(path) as stored:
+            return Embeddings(stored["served"], stored["patch_mean"])
+
+    def captions(self, data: ProductSet) -> list[str]:
+        """Greedy captions of all photos, in their order."""
+        path = self._folder / f"captions-{self._key(data)}.npz"
+        if not path.exists():
+            options = DecodingOptions(max_tokens=self.contract.max_tokens)
+            texts: list[str] = []
+            for batch in _batches(data, "captions"):
+                for hypotheses in self._captioner.caption(batch, options):
+                    texts.append(self._tokenizer.text([token.token for token in hypotheses[0].tokens]))
+            _save(path, captions=np.array(texts))
+        with np.load(path) as stored:
+            return [str(text) for text in stored["captions"]]
+
+    def _key(self, data: ProductSet) -> str:
+        digest = hashlib.sha256(self._models.encode())
+        digest.update(np.ascontiguousarray(data.pixels).data)
+        digest.update(str(data.pixels.shape).encode())
+        return digest.hexdigest()[:16]
+
+
+def _batches(data: ProductSet, what: str) -> Iterator[npt.NDArray[np.uint8]]:
+    for start in tqdm(range(0, len(data), BATCH), desc=what, unit="batch"):
+        yield data.pixels[start : start + BATCH]
+
+
+def _save(path: Path, **arrays: npt.NDArray[np.generic]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A run that is interrupted must not leave half a file under the name of a whole one.
+    scratch = path.with_name(f".{path.stem}-{os.getpid()}.npz")
+    try:
+        np.savez(scratch, **arrays)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When two candidates are one picture, say of two shops. Pure; knows neither scores nor where pictures come from.
+
+Embeddings alone do not tell: two products of one look are nearer than one picture and its second JPEG. So the pixels
+must agree as well. Of 4,000 products, compared two by two, a cosine of 0.98 found 255 pairs; those whose small copies
+differ by 10 at most are the 11 that are one picture and 4 lipsticks on one studio photo. Of 600 pictures that were
+scaled or compressed again (quality 50 to 70), 98 % and more stay within 10.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import numpy as np
+import numpy.typing as npt
+
+_ROWS, _COLUMNS = 10, 8  # of a small copy
+_PORTS = {"http": ":80", "https": ":443"}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Picture:
+    """What is known of a picture; everything may be missing."""
+
+    image_url: str = ""  # both as `normalised_url` writes them
+    page_url: str = ""
+    thumbnail: bytes | None = None  # the file
+    embedding: npt.NDArray[np.float32] | None = None  # [D], L2-normalised
+    small_copy: npt.NDArray[np.uint8] | None = None  # as the function of this name makes it
+
+
+def small_copy(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Mean colours of a grid over the picture: [height,width,3] -> [10,8,3], 0 to 255."""
+    height, width, _ = pixels.shape
+    rows = np.linspace(0, height, _ROWS + 1).astype(int)[:-1]
+    columns = np.linspace(0, width, _COLUMNS + 1).astype(int)[:-1]
+    sums = np.add.reduceat(np.add.reduceat(pixels, rows, axis=0, dtype=np.uint32), columns, axis=1)
+    # A picture smaller than the grid has cells in common, one pixel each.
+    heights = np.maximum(np.diff(rows, append=height), 1)
+    widths = np.maximum(np.diff(columns, append=width), 1)
+    means: npt.NDArray[np.uint8] = np.rint(sums / (heights[:, None, None] * widths[:, None])).astype(np.uint8)
+    return means
+
+
+def is_same_picture(one: Picture, other: Picture, *, min_cosine: float, max_difference: float) -> bool:
+    """Whether two candidates show one picture: one file, or one look in embedding and pixels.
+
+    One page is not enough, it may show many pictures; but on one page a like look is.
+
+    Args:
+        min_cosine: of the embeddings.
+        max_difference: of the small copies' mean colours, of 255, in the cell where they differ most.
+    """
+    if one.image_url and one.image_url == other.image_url:
+        return True
+    if one.thumbnail and one.thumbnail == other.thumbnail:
+        return True
+    if one.embedding is None or other.embedding is None or float(one.embedding @ other.embedding) < min_cosine:
+        return False
+    if one.page_url and one.page_url == other.page_url and not (one.image_url and other.image_url):
+        return True
+    if one.small_copy is None or other.small_copy is None:
+        return False
+    return int(np.abs(one.small_copy.astype(int) - other.small_copy).max()) <= max_difference
+
+
+def normalised_url(url: str) -> str:
+    """What two spellings of an address have in common: no fragment, no usual port, host in lower case.
+
+    The scheme does not count, nor a slash at the end. The query does: many shops keep the picture's number there.
+    """
+    try:
+        parts = urlsplit(url.strip())
+        host = parts.netloc.lower().removesuffix(_PORTS.get(parts.scheme, ":"))
+    except ValueError:  # brackets that are no address
+        return url.strip()
+    scheme = f"{parts.scheme}:" if parts.scheme and parts.scheme not in _PORTS else ""
+    query = f"?{parts.query}" if parts.query else ""
+    return f"{scheme}{host}{parts.path.rstrip('/')}{query}"

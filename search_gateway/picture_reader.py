@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asks the captioner what the best candidates' own thumbnails show, where their titles leave a word open.
+
+Knows which candidates are worth it, not what becomes of the words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+from captioner.caption_tokenizer import CaptionTokenizer
+from captioner.model_contract import ModelContract
+from captioner.query import query_from_caption
+from search_gateway.captions import caption_of
+from search_gateway.deadline import Deadline
+from search_gateway.decoding import DecodingOptions
+from search_gateway.errors import InvalidPhotoError, PhotoTooLargeError, SearchError
+from search_gateway.photo_decoder import PhotoDecoder
+from search_gateway.provider_chain import Degradation
+from search_gateway.refinement import Refined, Seen, Verdict
+from search_gateway.triton_pool import TritonPool
+
+# What no word can help any more is not read.
+_WORTH_READING = (Verdict.KEPT, Verdict.DROPPED_SEMANTIC, Verdict.DROPPED_OVER_LIMIT)
+
+
+class PictureReader:
+    """Args:
+    max_pictures: captioned per search; each costs as much as a caption of a photo.
+    """
+
+    def __init__(
+        self,
+        photos: PhotoDecoder,
+        tritons: TritonPool,
+        tokenizer: CaptionTokenizer,
+        contract: ModelContract,
+        max_pictures: int,
+    ):
+        self._photos = photos
+        self._tritons = tritons
+        self._tokenizer = tokenizer
+        self._decoding = DecodingOptions(num_beams=1, length_penalty=1.0, max_tokens=contract.max_tokens)
+        self._max_pictures = max_pictures
+
+    async def read(
+        self, refined: Refined, seen: Sequence[Seen], deadline: Deadline
+    ) -> tuple[list[Seen], list[Degradation]]:
+        """The same candidates in the same order, the best of those in doubt with their picture's words.
+
+        A picture that cannot be read in time is left without words; that is told, not raised.
+        """
+        places = {id(one.candidate): place for place, one in enumerate(seen)}
+        doubtful = [
+            one
+            for one in refined.kept + refined.dropped
+            if one.is_open and one.verdict in _WORTH_READING and one.thumbnail
+        ]
+        doubtful.sort(key=lambda one: -one.score)
+        wanted = [places[id(one.candidate)] for one in doubtful[: self._max_pictures]]
+        problems: list[SearchError] = []
+        words = await asyncio.gather(*(self._words(seen[place], deadline, problems) for place in wanted))
+        read = list(seen)
+        for place, text in zip(wanted, words, strict=True):
+            read[place] = replace(read[place], picture_words=text)
+        if not problems:
+            return read, []
+        reason = f"{len(problems)} of {len(wanted)} thumbnails could not be captioned: {problems[0]}"
+        return read, [Degradation("picture words", reason)]
+
+    async def _words(self, seen: Seen, deadline: Deadline, problems: list[SearchError]) -> str:
+        """The last two words of the thumbnail's caption; empty, and a problem added, where there is none in time."""
+        try:
+            deadline.check("reading the thumbnails")
+            pixels = await self._photos.decode(seen.thumbnail or b"", deadline)
+            decoded = await self._tritons.caption(pixels, self._decoding, deadline)
+        except (InvalidPhotoError, PhotoTooLargeError):
+            return ""  # the catalogue has its embedding and a file that has gone bad: nothing is missing but words
+        except SearchError as error:
+            problems.append(error)
+            return ""
+        return query_from_caption(caption_of(decoded.hypotheses, self._tokenizer).text)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Callers who want the same thing at the same time share one call. Lives in one event loop; knows nothing of the calls.
+
+A shared call is a task of its own: it goes on when the caller who began it leaves, and ends when the last one leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Hashable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class FlightCancelledError(Exception):
+    """The call was cancelled, though its caller was not."""
+
+
+@dataclass
+class _Flight(Generic[T]):
+    task: asyncio.Task[T]
+    num_waiting: int = 0
+
+
+class SingleFlight(Generic[T]):
+    def __init__(self) -> None:
+        self._flights: dict[Hashable, _Flight[T]] = {}
+
+    def is_under_way(self, key: Hashable) -> bool:
+        return key in self._flights
+
+    async def join(self, key: Hashable, begin: Callable[[], Coroutine[Any, Any, T]], timeout_seconds: float) -> T:
+        """What the call under way for this key brings; where there is none, `begin` makes it.
+
+        Raises:
+            TimeoutError: this caller's time is over. The call goes on if others wait for it.
+            FlightCancelledError: `close` was called, or the call cancelled itself.
+            Exception: what the call raised, or `begin`.
+        """
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = self._flights[key] = _Flight(asyncio.create_task(begin()))
+            flight.task.add_done_callback(lambda _: self._forget(key, flight))
+        flight.num_waiting += 1
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return await asyncio.shield(flight.task)
+        except asyncio.CancelledError:
+            me = asyncio.current_task()
+            if flight.task.cancelled() and me is not None and not me.cancelling():
+                raise FlightCancelledError from None
+            raise
+        finally:
+            flight.num_waiting -= 1
+            if not flight.num_waiting and not flight.task.done():
+                # At once, not when the task has ended: whoever comes now must not join what is being cancelled.
+                self._forget(key, flight)
+                flight.task.cancel()
+
+    async def close(self) -> None:
+        """Cancel what is under way and wait for its end."""
+        tasks = [flight.task for flight in self._flights.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _forget(self, key: Hashable, flight: _Flight[T]) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+        if flight.task.done() and not flight.task.cancelled():
+            flight.task.exception()  # or asyncio complains of one that nobody waited for any more
