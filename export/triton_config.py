@@ -26,7 +26,7 @@ GRAPH_BATCH_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 16, MAX_BATCH_SIZE)
 
 # A request that waited this long is answered with an error: its caller's deadline is near or gone.
 QUEUE_TIMEOUT_MICROSECONDS = 2_000_000
-# The gateway has 64 requests in flight at most; this is for others who share the Triton.
+# More than a gateway with its defaults asks at a time; this is for others who share the Triton.
 MAX_QUEUE_SIZE = 512
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three models behind Triton: arrays in, arrays out. The only file that touches tritonclient.
+"""The three models behind Triton: arrays in, arrays out. The only file that calls tritonclient.
 
 Knows nothing about captions or searches; errors become the project's own here.
 """
