@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 
 from captioner.model_contract import Fit
 
@@ -26,11 +26,29 @@ MAX_JPEG_SCANS = 100
 MAX_JPEG_SCANS_OF_LARGEST = 20  # of 25 megapixels: 0.3 s
 
 # Each segment is a round of Pillow's loop and of ours; two million of them fit into 8 MB. Real files have hundreds.
-MAX_JPEG_SEGMENTS = 20_000
+MAX_JPEG_SEGMENTS = 5_000
 
-# A marker that is neither fill, nor an escaped 0xFF, nor one that stands inside a scan (RST) or has no length (TEM).
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
-_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+# By its standard Exif fits into one segment of 64 KiB. Pillow joins any number, and interprets each of their tags.
+MAX_EXIF_BYTES = 128 * 1024
+
+# A chunk of a PNG, an extension of a GIF, a fill byte of a JPEG: each costs Pillow a few reads, and a million of them
+# fit into a megabyte. A PNG of 8 MB in libpng's chunks takes 4,000, other real files far fewer.
+MAX_READS = 40_000
+
+# Pillow inflates a PNG's texts, which nobody here reads; it would accept 64 MB of them.
+PngImagePlugin.MAX_TEXT_MEMORY = 8 * 2**20
+
+# The markers that libjpeg skips with what follows them. At a damaged place inside a scan it steps over any other (those
+# below 0xC0) alone: were their "length" skipped, a thousand scans could hide behind one.
+_JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
+_START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
+
+# What of the Exif is searched for the orientation, which stands at its beginning: as much as a JPEG's segment holds.
+_EXIF_BYTES_READ = 2**16
+_EXIF_AS_TEXT = "Raw profile type exif"  # of old PNGs, in hexadecimal
+
+# Of a picture that is brought to RGB in bands of rows, so that only the result is as large as the picture.
+_BAND_PIXELS = 2**18
 
 _WHITE = (255, 255, 255)
 
@@ -56,6 +74,20 @@ class ImageTooLargeError(ImageError):
 
 class ImageMemoryError(ImageTooLargeError):
     """The process may not have the memory that this photo takes."""
+
+
+class _CountedFile(io.BytesIO):
+    """Tells a file of countless tiny parts by how often Pillow comes back for more."""
+
+    def __init__(self, data: bytes):
+        super().__init__(data)
+        self._reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._reads += 1
+        if self._reads > MAX_READS:
+            raise ImageError(f"the photo takes over {MAX_READS:,} reads, the limit, for its many parts: save it again")
+        return super().read(size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +165,7 @@ def open_photo(data: bytes, *, limits: ImageLimits | None = None, target: tuple[
 def _decode(data: bytes, limits: ImageLimits, target: tuple[int, int] | None) -> Image.Image:
     scans = _count_scans(data) if data.startswith(b"\xff\xd8") else 0  # before Pillow reads segment by segment
     try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        picture = Image.open(_CountedFile(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise ImageError(
             f"the photo ({len(data):,} bytes) is not a JPEG, PNG, WebP or GIF file: convert it to one of these"
@@ -161,7 +193,10 @@ def _decode(data: bytes, limits: ImageLimits, target: tuple[int, int] | None) ->
         if target is not None:
             # Twice the target keeps the reduction's quality; only JPEGs can be decoded at 1/2, 1/4 or 1/8.
             picture.draft("RGB", (2 * target[0], 2 * target[1]))
+    key = _transparent_colour(picture)  # of the file's own depth, which is known until it is loaded
     picture.load()
+    if key is not None:
+        picture.info["transparency"] = key
     return _to_rgb(_upright(picture))
 
 
@@ -172,16 +207,39 @@ def _count_scans(jpeg: bytes) -> int:
     photo has the bytes of the marker a hundred times.
 
     Raises:
-        ImageError: it has more segments than any real file.
+        ImageError: it has more segments or more Exif than any real file.
     """
-    scans, segments, position = 0, 0, 2
+    scans, segments, exif_bytes, position = 0, 0, 0, 2
     while (found := _JPEG_MARKER.search(jpeg, position)) and found[0][1] != _END_OF_IMAGE:
+        num_bytes = int.from_bytes(jpeg[found.end() : found.end() + 2], "big")
         scans += found[0][1] == _START_OF_SCAN
         segments += 1
         if segments > MAX_JPEG_SEGMENTS:
             raise ImageError(f"the photo is a JPEG of over {MAX_JPEG_SEGMENTS:,} segments, the limit: save it again")
-        position = found.end() + int.from_bytes(jpeg[found.end() : found.end() + 2], "big")
+        if found[0][1] == _APP1 and jpeg.startswith(b"Exif", found.end() + 2):
+            exif_bytes += num_bytes
+        if exif_bytes > MAX_EXIF_BYTES:
+            raise ImageError(f"the photo is a JPEG of over {MAX_EXIF_BYTES:,} bytes of Exif, the limit: save it again")
+        position = found.end() + num_bytes
     return scans
+
+
+def _transparent_colour(picture: Image.Image) -> int | tuple[int, ...] | None:
+    """The one transparent colour of a PNG whose samples have fewer or more than 8 bits, as Pillow's pixels have it.
+
+    Pillow scales such samples when it loads them, but not the colour. None: it is right as it is, or there is none.
+    """
+    key = picture.info.get("transparency")
+    if not isinstance(picture, PngImagePlugin.PngImageFile) or not picture.tile:
+        return None
+    match picture.tile[0].args, key:
+        case "L;2", int():
+            return (key & 3) * 85
+        case "L;4", int():
+            return (key & 15) * 17
+        case "RGB;16B", (int(), int(), int()):
+            return tuple(part >> 8 for part in key)  # the low bytes of the pixels are lost
+    return None
 
 
 def _upright(picture: Image.Image) -> Image.Image:
@@ -189,6 +247,10 @@ def _upright(picture: Image.Image) -> Image.Image:
 
     `ImageOps.exif_transpose` also writes the other tags anew, and fails on those that cameras get wrong.
     """
+    if "exif" in picture.info:
+        picture.info["exif"] = picture.info["exif"][:_EXIF_BYTES_READ]
+    if _EXIF_AS_TEXT in picture.info:
+        picture.info[_EXIF_AS_TEXT] = picture.info[_EXIF_AS_TEXT][: 2 * _EXIF_BYTES_READ]
     try:
         turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
@@ -197,16 +259,35 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
+    rows = max(1, _BAND_PIXELS // picture.width)
+    if picture.height <= rows or (picture.mode == "RGB" and not _has_alpha(picture)):
+        return _band_to_rgb(picture)
+    # The steps of a band stay in the processor's cache: half the time, and no picture of 4 bytes a pixel for each step.
+    result = Image.new("RGB", picture.size, color=None)
+    for top in range(0, picture.height, rows):
+        band = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
+        result.paste(_band_to_rgb(band), (0, top))
+    return result
+
+
+def _band_to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):
         # 16-bit grey: convert("RGB") would clip everything above 255 to white. Whole numbers: 8 bytes a pixel less.
-        values = np.clip(np.asarray(picture), 0, 65535) // 257
-        return Image.fromarray(values.astype(np.uint8), mode="L").convert("RGB")
-    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        values = np.clip(np.asarray(picture), 0, 65535)
+        grey = (values // 257).astype(np.uint8)
+        grey[values == picture.info.get("transparency", -1)] = _WHITE[0]
+        return Image.fromarray(grey, mode="L").convert("RGB")
+    if _has_alpha(picture):
         # convert("RGB") would turn transparent ground black; product photos stand on white.
-        with_alpha = picture.convert("RGBA")
-        ground = Image.new("RGBA", with_alpha.size, (*_WHITE, 255))
-        return Image.alpha_composite(ground, with_alpha).convert("RGB")
-    return picture.convert("RGB")
+        with_alpha = picture if picture.mode == "RGBA" else picture.convert("RGBA")
+        ground = Image.new("RGB", picture.size, _WHITE)
+        ground.paste(with_alpha, mask=with_alpha)  # equals alpha_composite, whose result would have to be converted
+        return ground
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _has_alpha(picture: Image.Image) -> bool:
+    return picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info
 
 
 def fit_photo(picture: Image.Image, *, height: int, width: int, fit: Fit) -> npt.NDArray[np.uint8]:

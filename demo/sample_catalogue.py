@@ -10,6 +10,7 @@ from pathlib import Path
 from demo.draw_samples import write_catalogue
 from search_gateway.catalog_command import build
 from search_gateway.gateway_config import GatewayConfig
+from search_gateway.providers.catalog_file import SCHEMA_VERSION
 
 
 def sample_catalogue(config: GatewayConfig, folder: Path) -> Path:
@@ -22,6 +23,7 @@ def sample_catalogue(config: GatewayConfig, folder: Path) -> Path:
     stamp = folder / "sample-catalogue.made-of"
     models = sorted(config.model_repository.glob("*/1/model.onnx"))
     made_of = "\n".join(f"{model} {model.stat().st_size} {model.stat().st_mtime_ns}" for model in models)
+    made_of += f"\ncatalogue version {SCHEMA_VERSION}"
     if catalogue.is_file() and stamp.is_file() and stamp.read_text(encoding="utf-8") == made_of:
         return catalogue
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,132 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
 """A folder of photos -> the catalogue file. Only what has changed since the last build is done.
 
-Every batch is a transaction in the file itself: a build that is stopped, however hard, has lost the
-batch it was at, and the next one goes on from there. Knows nothing about the model: how to decode
-and to embed is given.
+Every batch is a transaction in the file itself: a build that is stopped, however hard, has lost the batches it was at,
+and the next one goes on from there. While one batch is stored the next ones are at the model already, and those after
+them are being decoded. Knows nothing about the model: how to decode and to embed is given.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
+import contextlib
+import itertools
 import os
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image
 from tqdm import tqdm
 
-from captioner.preprocessing import (
-    FORMATS,
-    ImageError,
-    ImageLimits,
-    ImageTooLargeError,
-    open_photo,
+from search_gateway.catalog_photo import (
+    Decode,
+    DecodedPhoto,
+    KnownPhoto,
+    LeftOutPhoto,
+    PhotoJob,
+    PreparedPhoto,
+    entry_of,
+    left_out,
+    prepare_photo,
 )
+from search_gateway.catalog_report import BuildReport
 from search_gateway.catalog_titles import TitleLine, TitleList, read_titles, title_from_name
-from search_gateway.photo_folder import CANNOT_READ, PHOTO_SUFFIXES, PhotoFile, UnreadablePhoto, look_for_photos
+from search_gateway.photo_folder import PHOTO_SUFFIXES, PhotoFile, look_for_photos
 from search_gateway.providers.catalog_store import (
     CatalogEntry,
     CatalogError,
     CatalogOutdatedError,
     CatalogProduct,
     CatalogStore,
-    PhotoStamp,
 )
 
-THUMBNAIL_SIDE = 160  # pixels, at most
-
-# The user's own photos come from cameras, not from strangers: more is allowed than in a request.
-# Pillow itself warns from 89 million pixels on.
-PHOTO_LIMITS = ImageLimits(max_bytes=64 * 2**20, max_pixels=80_000_000, max_side=30_000)
-
-# Kinds of unreadable photos, beside those of `photo_folder`.
-TOO_LARGE = "too large"
-NOT_A_PHOTO = "not a readable photo"
 NO_EMBEDDING = "the model gives no embedding"
 
-# Pixels [H, W, 3] of each photo -> embeddings [n, D]
+# Pixels [H, W, 3] of each photo -> embeddings [n, D]; called from several threads at once
 Embed = Callable[[Sequence[npt.NDArray[np.uint8]]], npt.NDArray[np.float32]]
-# An image file -> pixels [H, W, 3] for `Embed`; raises ImageError for what is none
-Decode = Callable[[bytes], npt.NDArray[np.uint8]]
 
 _MAX_DECODERS = 4  # threads; the model needs the other cores
-_TURNED_BY_90 = frozenset({5, 6, 7, 8})  # values of EXIF's orientation
+# Batches at the model at a time. With one the model would wait while the next one is put together; with a second one
+# in its queue there is always something to batch.
+_BATCHES_EMBEDDED_AT_ONCE = 2
 
-
-@dataclass(kw_only=True)
-class BuildReport:
-    """What a build did. A photo that became unreadable is in `removed` and in `unreadable`."""
-
-    added: int = 0
-    updated: int = 0  # photo, title or URL changed
-    unchanged: int = 0
-    removed: int = 0
-    untitled: int = 0  # photos the titles file does not know: titled by their file name
-    titles_without_photo: int = 0  # lines of the titles file
-    unreadable: list[UnreadablePhoto] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def summary(self) -> str:
-        """Some lines for people."""
-        lines = [
-            f"{self.added:,} added, {self.updated:,} updated, {self.unchanged:,} unchanged, "
-            f"{self.removed:,} removed in {self.seconds:.1f} s"
-        ]
-        if self.untitled:
-            lines.append(f"{self.untitled:,} photos have no title in the list: file name used")
-        if self.titles_without_photo:
-            lines.append(f"{self.titles_without_photo:,} titles of the list have no photo")
-        for kind, count in Counter(bad.kind for bad in self.unreadable).most_common():
-            example = next(bad.path for bad in self.unreadable if bad.kind == kind)
-            lines.append(f"{count:,} left out, {kind} (e.g. {example})")
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A photo that must be read."""
-
-    photo: PhotoFile
-    title: str
-    url: str
-    old: CatalogEntry | None
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
 
 @dataclass(frozen=True, eq=False)
-class _Ready:
-    """A photo that has been decoded."""
-
-    job: _Job
-    entry: CatalogEntry
-    pixels: npt.NDArray[np.uint8]  # [H, W, 3]
-    width: int
-    height: int
-    thumbnail: bytes
-
-
-@dataclass(frozen=True)
-class _Same:
-    """A photo that turned out to have only another time."""
-
-    job: _Job
-    entry: CatalogEntry
-
-
-@dataclass(frozen=True)
-class _Bad:
-    job: _Job
-    unreadable: UnreadablePhoto
-
-
-_Result = _Ready | _Same | _Bad
+class _Batch:
+    photos: list[PreparedPhoto]
+    embeddings: npt.NDArray[np.float32]  # [n, D], of those that are decoded
 
 
 def build_catalog(
@@ -140,11 +76,16 @@ def build_catalog(
     model_name: str = "",
     progress: bool = True,
     batch: int = 64,
+    report: BuildReport | None = None,
 ) -> BuildReport:
     """Bring the catalogue `output` up to date with the photos in a folder and the folders in it.
 
     A catalogue of another model, or of another version of this code, is built anew beside the old
     one (`<output>.new`) and takes its place when it is complete.
+
+    Args:
+        batch: photos that are embedded by one call and stored in one transaction.
+        report: is filled as things are stored, for whom the build ends with an error or Ctrl-C.
 
     Raises:
         CatalogError: no folder, no photo in it, unusable titles, or a file that cannot be written.
@@ -175,7 +116,8 @@ def build_catalog(
         except CatalogOutdatedError:
             target.unlink()
             store = opened(target)
-    report = BuildReport(unreadable=unreadable)
+    report = BuildReport() if report is None else report
+    report.unreadable += unreadable
     with store:
         build = _Build(store, embed, decode, report)
         jobs = build.plan(photos, titles, has_list=titles_csv is not None)
@@ -194,12 +136,14 @@ class _Build:
         self._embed = embed
         self._decode = decode
         self._report = report
+        # By SHA-256: products whose photo is not there any more, but may be there under another name.
+        self._gone: dict[str, list[CatalogEntry]] = {}
 
-    def plan(self, photos: Iterable[PhotoFile], titles: TitleList, *, has_list: bool) -> list[_Job]:
+    def plan(self, photos: Iterable[PhotoFile], titles: TitleList, *, has_list: bool) -> list[PhotoJob]:
         """Forget deleted photos, take over new titles, and return what must be read."""
         report = self._report
         known = {entry.path: entry for entry in self._store.entries()}
-        jobs: list[_Job] = []
+        jobs: list[PhotoJob] = []
         retitled: list[CatalogEntry] = []
         used: set[str] = set()
         for photo in photos:
@@ -211,151 +155,114 @@ class _Build:
             else:
                 used.add(line.key)
             old = known.pop(photo.path, None)
-            job = _Job(photo, line.title, line.url, old)
-            if old is None or (photo.size_bytes, photo.mtime_ns) != (
-                old.stamp.size_bytes,
-                old.stamp.mtime_ns,
-            ):
+            job = PhotoJob(photo, line.title, line.url, old)
+            if old is None or (photo.size_bytes, photo.mtime_ns) != (old.stamp.size_bytes, old.stamp.mtime_ns):
                 jobs.append(job)
-            elif self._counted_as_same(job):
-                retitled.append(_entry(job, old.stamp))
+            elif (old.title, old.url) != (job.title, job.url):
+                retitled.append(entry_of(job, old.stamp))
+            else:
+                report.unchanged += 1
         report.titles_without_photo = len(titles) - len(used)
-        report.removed += len(known)
-        if known:
-            self._store.remove(known)
+        report.remaining = len(jobs)
+        sizes = {job.photo.size_bytes for job in jobs if job.old is None}
+        for entry in known.values():
+            if entry.stamp.size_bytes in sizes:
+                self._gone.setdefault(entry.stamp.sha256, []).append(entry)
+        self._remove([path for path, entry in known.items() if entry.stamp.size_bytes not in sizes])
         if retitled:
             self._store.refresh(retitled)
+            report.updated += len(retitled)
         return jobs
 
-    def work_off(self, jobs: Sequence[_Job], batch: int, progress: bool) -> None:
+    def work_off(self, jobs: Sequence[PhotoJob], batch: int, progress: bool) -> None:
         """Read, embed and store the photos; what is stored after each batch stays stored."""
-        num_decoders = min(_MAX_DECODERS, os.cpu_count() or 1)
-        pool = ThreadPoolExecutor(num_decoders, thread_name_prefix="decode")
+        decoders = ThreadPoolExecutor(min(_MAX_DECODERS, os.cpu_count() or 1), thread_name_prefix="decode")
+        embedders = ThreadPoolExecutor(_BATCHES_EMBEDDED_AT_ONCE, thread_name_prefix="embed")
         try:
             hidden = not progress or not jobs
             with tqdm(total=len(jobs), desc="catalogue", unit="photo", disable=hidden) as bar:
-                done: list[_Result] = []
-                for result in _ahead(pool, self._prepare, jobs, 2 * batch):
-                    done.append(result)
-                    if len(done) == batch:
-                        self._store_batch(done)
-                        bar.update(len(done))
-                        done = []
-                if done:
+                prepared = _ahead(decoders, self._prepared, jobs, 2 * batch)
+                batches = iter(lambda: list(itertools.islice(prepared, batch)), [])
+                for done in _ahead(embedders, self._embedded, batches, _BATCHES_EMBEDDED_AT_ONCE + 1):
                     self._store_batch(done)
-                    bar.update(len(done))
+                    self._report.remaining -= len(done.photos)
+                    bar.update(len(done.photos))
         finally:
-            pool.shutdown(cancel_futures=True)
+            embedders.shutdown(cancel_futures=True)
+            decoders.shutdown(cancel_futures=True)
+        self._remove([entry.path for entries in self._gone.values() for entry in entries])
         if jobs:
             self._store.optimize()
 
-    def _prepare(self, job: _Job) -> _Result:
-        """Everything of a photo but its embedding; runs in a thread of the pool."""
-        if job.photo.size_bytes > PHOTO_LIMITS.max_bytes:
-            limit = f"the limit is {PHOTO_LIMITS.max_bytes:,}"
-            return _bad(job, f"{TOO_LARGE}: {job.photo.size_bytes:,} bytes; {limit}")
-        try:
-            # Not as the look at the folder saw it: the file may have changed since.
-            with job.photo.file.open("rb") as file:
-                status = os.fstat(file.fileno())
-                data = file.read()
-        except OSError as error:
-            return _bad(job, f"{CANNOT_READ}: {error.strerror}")
-        stamp = PhotoStamp(len(data), status.st_mtime_ns, hashlib.sha256(data).hexdigest())
-        entry = _entry(job, stamp)
-        if job.old is not None and job.old.stamp.sha256 == stamp.sha256:
-            return _Same(job, entry)
-        try:
-            small = open_photo(data, limits=PHOTO_LIMITS, target=(THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-            pixels = self._decode(data)
-        except ImageTooLargeError as error:
-            return _bad(job, f"{TOO_LARGE}: {error}")
-        except ImageError as error:
-            return _bad(job, f"{NOT_A_PHOTO}: {error}")
-        width, height = _upright_size(data)
-        small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-        thumbnail = io.BytesIO()
-        small.save(thumbnail, "JPEG", quality=85)
-        return _Ready(job, entry, pixels, width, height, thumbnail.getvalue())
+    def _prepared(self, job: PhotoJob) -> PreparedPhoto:
+        return prepare_photo(job, self._decode, self._renamed_from)
 
-    def _store_batch(self, done: Sequence[_Result]) -> None:
-        ready = [result for result in done if isinstance(result, _Ready)]
-        same = [result for result in done if isinstance(result, _Same)]
-        bad = [result for result in done if isinstance(result, _Bad)]
-        products: list[CatalogProduct] = []
-        for photo, embedding in zip(ready, self._embeddings(ready), strict=True):
-            length = float(np.linalg.norm(embedding))
-            if not np.isfinite(length) or length == 0.0:
-                bad.append(_bad(photo.job, NO_EMBEDDING))
-                continue
-            products.append(
-                CatalogProduct(
-                    entry=photo.entry,
-                    width=photo.width,
-                    height=photo.height,
-                    embedding=embedding,
-                    thumbnail=photo.thumbnail,
-                )
-            )
-            if photo.job.old is None:
-                self._report.added += 1
-            else:
-                self._report.updated += 1
-        for result in same:
-            self._counted_as_same(result.job)
-        outdated = [left_out.job.photo.path for left_out in bad if left_out.job.old is not None]
-        self._report.unreadable += [left_out.unreadable for left_out in bad]
-        self._report.removed += len(outdated)
-        if products:
-            self._store.add(products)
-        if same:
-            self._store.refresh([result.entry for result in same])
-        if outdated:
-            self._store.remove(outdated)
+    def _renamed_from(self, sha256: str) -> CatalogEntry | None:
+        with contextlib.suppress(KeyError, IndexError):
+            return self._gone[sha256].pop()
+        return None
 
-    def _embeddings(self, ready: Sequence[_Ready]) -> npt.NDArray[np.float32]:
-        if not ready:
-            return np.empty((0, 0), np.float32)
-        embeddings = self._embed([result.pixels for result in ready])
-        if embeddings.ndim != 2 or len(embeddings) != len(ready):
-            raise ValueError(f"embed returned {embeddings.shape} for {len(ready)} photos")
-        return embeddings
+    def _embedded(self, photos: list[PreparedPhoto]) -> _Batch:
+        pixels = [photo.pixels for photo in photos if isinstance(photo, DecodedPhoto)]
+        if not pixels:
+            return _Batch(photos, np.empty((0, 0), np.float32))
+        embeddings = self._embed(pixels)
+        if embeddings.ndim != 2 or len(embeddings) != len(pixels):
+            raise ValueError(f"embed returned {embeddings.shape} for {len(pixels)} photos")
+        return _Batch(photos, embeddings)
 
-    def _counted_as_same(self, job: _Job) -> bool:
-        """Count a photo that has not changed; whether its title or URL has."""
-        old = job.old
-        changed = old is not None and (old.title, old.url) != (job.title, job.url)
-        if changed:
-            self._report.updated += 1
-        else:
-            self._report.unchanged += 1
-        return changed
+    def _store_batch(self, batch: _Batch) -> None:
+        decoded = [photo for photo in batch.photos if isinstance(photo, DecodedPhoto)]
+        known = [photo for photo in batch.photos if isinstance(photo, KnownPhoto)]
+        bad = [photo for photo in batch.photos if isinstance(photo, LeftOutPhoto)]
+        lengths = np.linalg.norm(batch.embeddings, axis=1)
+        good = [
+            (photo, embedding)
+            for photo, embedding, length in zip(decoded, batch.embeddings, lengths, strict=True)
+            if np.isfinite(length) and length > 0
+        ]
+        with_embedding = {photo.job.photo.path for photo, _ in good}
+        bad += [left_out(one.job, NO_EMBEDDING) for one in decoded if one.job.photo.path not in with_embedding]
+        report = self._report
+        if good:
+            self._store.add([_product(photo, embedding) for photo, embedding in good])
+            num_new = sum(photo.job.old is None for photo, _ in good)
+            report.added += num_new
+            report.updated += len(good) - num_new
+        if known:
+            self._store.move((photo.old.path, photo.entry) for photo in known)
+            for photo in known:
+                if photo.job.old is None:
+                    report.renamed += 1
+                elif (photo.old.title, photo.old.url) != (photo.entry.title, photo.entry.url):
+                    report.updated += 1
+                else:
+                    report.unchanged += 1
+        self._remove([one.job.photo.path for one in bad if one.job.old is not None])
+        report.unreadable += [one.unreadable for one in bad]
+
+    def _remove(self, paths: Sequence[str]) -> None:
+        if paths:
+            self._store.remove(paths)
+            self._report.removed += len(paths)
 
 
-def _ahead(
-    pool: ThreadPoolExecutor, work: Callable[[_Job], _Result], jobs: Iterable[_Job], window: int
-) -> Iterator[_Result]:
+def _product(photo: DecodedPhoto, embedding: npt.NDArray[np.float32]) -> CatalogProduct:
+    return CatalogProduct(
+        entry=photo.entry,
+        width=photo.width,
+        height=photo.height,
+        embedding=embedding,
+        thumbnail=photo.thumbnail,
+    )
+
+
+def _ahead(pool: ThreadPoolExecutor, work: Callable[[_In], _Out], jobs: Iterable[_In], window: int) -> Iterator[_Out]:
     """The results of the work in the order of the jobs, up to `window` jobs ahead of the reader."""
-    running: deque[Future[_Result]] = deque()
+    running: deque[Future[_Out]] = deque()
     for job in jobs:
         running.append(pool.submit(work, job))
         if len(running) == window:
             yield running.popleft().result()
     while running:
         yield running.popleft().result()
-
-
-def _entry(job: _Job, stamp: PhotoStamp) -> CatalogEntry:
-    return CatalogEntry(path=job.photo.path, title=job.title, url=job.url, stamp=stamp)
-
-
-def _bad(job: _Job, reason: str) -> _Bad:
-    return _Bad(job, UnreadablePhoto(job.photo.path, reason))
-
-
-def _upright_size(data: bytes) -> tuple[int, int]:
-    """Width and height of a photo that is known to be readable; reads its head only."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-        width, height = picture.size
-        turned = picture.getexif().get(ExifTags.Base.Orientation) in _TURNED_BY_90
-    return (height, width) if turned else (width, height)

@@ -7,15 +7,19 @@ import asyncio
 import contextlib
 import functools
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from captioner.model_contract import ModelContract
 from captioner.preprocessing import decode_photo
-from search_gateway.catalog_builder import PHOTO_LIMITS, build_catalog
+from search_gateway.catalog_builder import build_catalog
+from search_gateway.catalog_photo import PHOTO_LIMITS
+from search_gateway.catalog_report import BuildReport
 from search_gateway.deadline import Deadline
 from search_gateway.embedded_triton import EmbeddedTriton
 from search_gateway.gateway_config import GatewayConfig
@@ -26,9 +30,13 @@ _PHOTOS_PER_CALL = 16  # Triton takes 32 at most
 _BATCH_SECONDS = 120.0  # for one batch of photos, however slow the machine
 _SHOWN_PROBLEMS = 10
 
+_T = TypeVar("_T")
+
 
 def build(config: GatewayConfig, photos: Path, titles: Path | None, out: Path) -> int:
     """Build or update a catalogue; returns the exit code.
+
+    Whatever ends it early, a line on stderr says what is stored and how to go on.
 
     Raises:
         CatalogError, ContractError, TritonStartError, InferenceError, OSError.
@@ -41,57 +49,99 @@ def build(config: GatewayConfig, photos: Path, titles: Path | None, out: Path) -
         fit=contract.fit,
         limits=PHOTO_LIMITS,
     )
-    with contextlib.ExitStack() as closing:
-        if config.triton_address:
-            address = config.triton_address[0]
-        else:
-            triton = closing.enter_context(EmbeddedTriton(config.model_repository, log_file=config.triton_log))
-            address = triton.grpc_address
-        embedder = closing.enter_context(_Embedder(address, contract))
-        report = build_catalog(
-            photos,
-            titles,
-            out,
-            embedder.embed,
-            decode,
-            model_fingerprint=model_fingerprint(contract),
-            model_name=contract.model,
-        )
+    report = BuildReport()
+    with Embedder(config, contract) as embedder:
+        try:
+            build_catalog(
+                photos,
+                titles,
+                out,
+                embedder.embed,
+                decode,
+                model_fingerprint=model_fingerprint(contract),
+                model_name=contract.model,
+                report=report,
+            )
+        except BaseException:
+            if report.remaining:
+                print(
+                    f"{out}: stopped early. Stored: {report.counts()}. {report.remaining:,} photos are left: the same "
+                    "command goes on with them.",
+                    file=sys.stderr,
+                )
+            raise
     for bad in report.unreadable[:_SHOWN_PROBLEMS]:
         print(f"left out {bad.path}: {bad.reason}", file=sys.stderr)
     print(f"{out}: {report.summary()}")
     return 0
 
 
-class _Embedder:
-    """Photos -> embeddings through Triton, from code that is not asynchronous."""
+class Embedder:
+    """Photos -> embeddings through Triton, for threads. The embedded Triton is started for the first photos, if any."""
 
-    def __init__(self, address: str, contract: ModelContract):
-        self._address = address
+    def __init__(self, config: GatewayConfig, contract: ModelContract) -> None:
+        self._config = config
         self._contract = contract
-        self._runner = asyncio.Runner()
+        self._closing = contextlib.ExitStack()
+        self._one_start = threading.Lock()
+        self._inference: TritonInference | None = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="embedder", daemon=True)
 
-    def __enter__(self) -> _Embedder:
-        self._inference = self._runner.run(self._connect())
+    def __enter__(self) -> Embedder:
+        self._thread.start()
+        self._closing.callback(self._end_loop)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._runner.run(self._inference.close())
-        self._runner.close()
+        self._run(_cancel_others())  # after a second Ctrl-C threads may still wait for Triton
+        self._closing.close()
 
     def embed(self, photos: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
-        """uint8 [height, width, 3] each -> float32 [n, D]."""
-        return self._runner.run(self._embed(photos))
+        """uint8 [height, width, 3] each -> float32 [n, D]. Several threads may call it at once.
 
-    async def _connect(self) -> TritonInference:
-        inference = TritonInference(self._address, self._contract)
+        Raises:
+            TritonStartError, ContractError, InferenceError, OverloadedError, DeadlineError.
+        """
+        with self._one_start:
+            if self._inference is None:
+                self._inference = self._started()
+        return self._run(self._embed(self._inference, photos))
+
+    def _started(self) -> TritonInference:
+        if self._config.triton_address:
+            address = self._config.triton_address[0]
+        else:
+            triton = EmbeddedTriton(self._config.model_repository, log_file=self._config.triton_log)
+            address = self._closing.enter_context(triton).grpc_address
+        inference = self._run(self._connected(address))
+        self._closing.callback(lambda: self._run(inference.close()))
+        return inference
+
+    async def _connected(self, address: str) -> TritonInference:
+        inference = TritonInference(address, self._contract)
         await inference.check_contract()
         return inference
 
-    async def _embed(self, photos: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+    async def _embed(
+        self, inference: TritonInference, photos: Sequence[npt.NDArray[np.uint8]]
+    ) -> npt.NDArray[np.float32]:
         deadline = Deadline(_BATCH_SECONDS)
         calls = [
-            self._inference.encode(np.stack(photos[start : start + _PHOTOS_PER_CALL]), deadline, embeddings_only=True)
+            inference.encode(np.stack(photos[start : start + _PHOTOS_PER_CALL]), deadline, embeddings_only=True)
             for start in range(0, len(photos), _PHOTOS_PER_CALL)
         ]
         return np.concatenate([encoded.embeddings for encoded in await asyncio.gather(*calls)])
+
+    def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _end_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def _cancel_others() -> None:
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()

@@ -26,11 +26,11 @@ from captioner.preprocessing import ImageError, ImageLimits, ImageTooLargeError,
 from search_gateway.deadline import Deadline
 from search_gateway.errors import DeadlineError, InferenceError, InvalidPhotoError, PhotoTooLargeError, SearchError
 from search_gateway.photo_process import WORKER_COMMAND, Answer, PhotoProcess, WorkerStartError, described
-from search_gateway.photo_worker import CPU_SECONDS, Kind
+from search_gateway.photo_worker import CPU_SECONDS, QUICK_CPU_SECONDS, Kind
 
 _log = logging.getLogger(__name__)
 
-_QUICK_BYTES = 2**20  # a larger file may take long, whatever is in it
+QUICK_BYTES = 2**20  # a larger file may take long, whatever is in it
 _WORK_SECONDS = 10  # for one picture by the clock, should the process hang instead of computing
 # What a picture may go on when its caller has left. Starting another process costs as much.
 _GRACE_SECONDS = 0.25
@@ -108,7 +108,7 @@ class PhotoDecoder:
             raise InvalidPhotoError(str(error)) from error
         if self._is_closed or self._is_broken():
             raise _unavailable()
-        picture = _Picture(data, next(self._numbers), len(data) > _QUICK_BYTES, self._loop.create_future())
+        picture = _Picture(data, next(self._numbers), len(data) > QUICK_BYTES, self._loop.create_future())
         self._queue_of(picture).append(picture)
         self._serve()
         try:
@@ -209,7 +209,8 @@ class PhotoDecoder:
             if picture.pixels.done():
                 pass  # we ended it, or its caller has left
             elif exit_code == -signal.SIGPROF:
-                self._fail(picture, _takes_too_long(f"{CPU_SECONDS} s of processor time"))
+                seconds = CPU_SECONDS if picture.may_take_long else QUICK_CPU_SECONDS
+                self._fail(picture, _takes_too_long(f"{seconds} s of processor time"))
             elif exit_code == -signal.SIGKILL and not picture.was_killed:
                 picture.was_killed = True
                 self._put_back(picture)

@@ -30,6 +30,7 @@ from search_gateway.photo_decoder import PhotoDecoder
 from search_gateway.picture_reader import PictureReader
 from search_gateway.pipeline import Pipeline
 from search_gateway.provider_chain import ProviderChain
+from search_gateway.query_cache import QueryCache
 from search_gateway.search_service import SearchService
 from search_gateway.thumbnails import ThumbnailFetcher
 from search_gateway.triton_host import TritonHost
@@ -120,11 +121,10 @@ class Gateway:
         # Bound before Triton starts: a taken port is told at once, and found ports cannot take ours.
         port = self._bind(server)
         # Their processes start while Triton does.
-        photo_limits = ImageLimits(max_bytes=config.max_photo_bytes, max_pixels=config.max_photo_pixels)
-        photos = PhotoDecoder(contract, photo_limits, num_workers=config.photo_workers)
-        self._closing.callback(photos.close)
-        small_photos = PhotoDecoder(contract, _THUMBNAIL_LIMITS, num_workers=config.photo_workers)
-        self._closing.callback(small_photos.close)
+        photos = self._photo_decoder(
+            contract, ImageLimits(max_bytes=config.max_photo_bytes, max_pixels=config.max_photo_pixels)
+        )
+        small_photos = self._photo_decoder(contract, _THUMBNAIL_LIMITS)
         tritons = await self._start_tritons(contract)
         pictures = None
         if config.caption_thumbnails:
@@ -140,6 +140,18 @@ class Gateway:
             thumbnail_timeout_seconds=config.thumbnail_timeout_seconds,
             pictures=pictures,
         )
+        await self._serve(server, pipeline, cache)
+        self.address = f"{config.listen_address.rpartition(':')[0]}:{port}"
+        _log.info("ready on %s: model %s, providers %s", self.address, contract.model, ", ".join(providers.names))
+
+    def _photo_decoder(self, contract: ModelContract, limits: ImageLimits) -> PhotoDecoder:
+        decoder = PhotoDecoder(contract, limits, num_workers=self._config.photo_workers)
+        self._closing.callback(decoder.close)
+        return decoder
+
+    async def _serve(self, server: grpc.aio.Server, pipeline: Pipeline, cache: QueryCache) -> None:
+        """Add the services to the server, start it, and see that it will be drained."""
+        config, tritons = self._config, pipeline.tritons
         admission = Admission(config.max_in_flight, config.max_deadline_seconds)
         search_pb2_grpc.add_SearchServiceServicer_to_server(  # type: ignore[no-untyped-call]
             SearchService(pipeline, admission, config), server
@@ -166,7 +178,6 @@ class Gateway:
         await _set_health(status, is_serving=True)
         monitor = asyncio.create_task(_report_health(tritons, status))
         await server.start()
-        self.address = f"{config.listen_address.rpartition(':')[0]}:{port}"
 
         async def drain() -> None:
             # First say that no more is wanted, then finish what came before.
@@ -178,7 +189,6 @@ class Gateway:
             await server.stop(config.drain_seconds)
 
         self._closing.push_async_callback(drain)
-        _log.info("ready on %s: model %s, providers %s", self.address, contract.model, ", ".join(providers.names))
 
     def _make_server(self) -> grpc.aio.Server:
         return grpc.aio.server(

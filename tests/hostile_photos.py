@@ -10,7 +10,19 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image
 
-from tests.test_preprocessing import ORIENTATION, chunk, encoded, noise, png, with_scans, with_segment
+from tests.test_preprocessing import (
+    ORIENTATION,
+    chunk,
+    encoded,
+    exif_of_many_tags,
+    noise,
+    png,
+    webp_header,
+    with_hidden_scans,
+    with_many_tags,
+    with_scans,
+    with_segment,
+)
 
 
 def _flat_png(side: int, bits: int, colour_type: int, samples: int) -> bytes:
@@ -22,6 +34,10 @@ def _flat_png(side: int, bits: int, colour_type: int, samples: int) -> bytes:
 def _png_with(*chunks: bytes) -> bytes:
     small = encoded(noise(8, 8), "PNG")
     return small[:33] + b"".join(chunks) + small[33:]
+
+
+def _with_inside(file: bytes, position: int, more: bytes) -> bytes:
+    return file[:position] + more + file[position:]
 
 
 def _text(num_bytes: int) -> bytes:
@@ -45,6 +61,12 @@ def _gif_of_extensions(count: int) -> bytes:
     return gif[:start] + b"\x21\xfe\x01x\x00" * count + gif[start:]
 
 
+def _jpeg_with_many_tags() -> bytes:
+    """Without a JFIF segment, so that Pillow looks for the resolution among the tags."""
+    jpeg = encoded(noise(8, 8), "JPEG")
+    return with_many_tags(jpeg[:2] + jpeg[20:], 65_535)
+
+
 def _animation(file_format: str, side: int, frames: int) -> bytes:
     pictures = [Image.new("RGB", (side, side), (shade % 256, 0, 0)) for shade in range(frames)]
     return encoded(pictures[0], file_format, save_all=True, append_images=pictures[1:], duration=10)
@@ -59,7 +81,12 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "scans 100 of 25 MP": lambda: _scan_bomb(5000, 100),
     "scans 20 of 25 MP": lambda: _scan_bomb(5000, 20),
     "jpeg of 1.9 million segments": lambda: _jpeg_of_segments(1_900_000),
-    "jpeg of 19,000 segments": lambda: _jpeg_of_segments(19_000),
+    "jpeg of 4,900 segments": lambda: _jpeg_of_segments(4_900),
+    "jpeg of 7.9 million fill bytes": lambda: _with_inside(encoded(noise(8, 8), "JPEG"), 2, b"\xff" * 7_900_000),
+    "jpeg of 1 million fill bytes": lambda: _with_inside(encoded(noise(8, 8), "JPEG"), 2, b"\xff" * 1_000_000),
+    "jpeg with 65,535 tags": _jpeg_with_many_tags,
+    "scans 1,500 behind an invalid marker": lambda: with_hidden_scans(2000, 1500),
+    "scans 6,000 behind an invalid marker": lambda: with_hidden_scans(5000, 6000),
     "png of 90 gigapixels": lambda: png(300_000, 300_000, 8, 2),
     "png of 25 MP without pixels": lambda: png(5000, 5000, 8, 2),
     "png of 25 MP, grey": lambda: _flat_png(5000, 8, 0, 1),
@@ -71,9 +98,15 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "png with 6,000 texts of 1 MB": lambda: _png_with(*[_text(1_000_000)] * 6000),
     "png with a profile of 60 MB": lambda: _png_with(chunk(b"iCCP", b"x\0\0" + zlib.compress(b"\0" * 60_000_000, 9))),
     "png of 600,000 chunks": lambda: _png_with(chunk(b"quUx", b"") * 600_000),
+    "png of 80,000 chunks behind the pixels": lambda: _with_inside(
+        encoded(noise(8, 8), "PNG"), -12, chunk(b"quUx", b"") * 80_000
+    ),
+    "png with 65,535 tags": lambda: _png_with(chunk(b"eXIf", exif_of_many_tags(65_535))),
     "png of more data than pixels": lambda: png(8, 8, 8, 2, b"\0" * 60_000_000),
     "gif of 25 MP": lambda: encoded(Image.new("P", (5000, 5000)), "GIF"),
     "gif of 1.5 million extensions": lambda: _gif_of_extensions(1_500_000),
+    "gif of 7.9 million zeros": lambda: _with_inside(encoded(noise(8, 8, 1), "GIF"), 13 + 3 * 256, bytes(7_900_000)),
+    "webp of 169 MP": lambda: webp_header(13_000, 13_000),
     "webp of 25 MP": lambda: encoded(Image.new("RGBA", (5000, 5000)), "WEBP", lossless=True, quality=0, method=0),
     "animated webp": lambda: _animation("WEBP", 500, 30),
     "animated gif": lambda: _animation("GIF", 500, 100),
@@ -93,6 +126,8 @@ def odd_photos() -> Iterator[tuple[str, bytes]]:
     yield "cmyk", encoded(Image.new("CMYK", (60, 80), (10, 200, 30, 60)), "JPEG")
     palette = Image.fromarray(noise(80, 60)).quantize(16)
     yield "palette and alpha", encoded(palette, "PNG", transparency=bytes(range(0, 256, 16)))
+    yield "16-bit grey and a transparent one", png(8, 1, 16, 0, bytes(17), transparency=bytes(2))
+    yield "2-bit grey and a transparent one", png(4, 1, 2, 0, b"\0\x1b", transparency=b"\0\1")
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[ORIENTATION] = orientation

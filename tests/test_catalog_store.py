@@ -314,7 +314,7 @@ def test_another_schema_is_refused(own_path: Path) -> None:
     connection = sqlite3.connect(own_path, isolation_level=None)
     connection.execute("UPDATE meta SET value = '99' WHERE key = 'schema_version'")
     connection.close()
-    with pytest.raises(CatalogOutdatedError, match="has version 99, this code reads 1: build"):
+    with pytest.raises(CatalogOutdatedError, match="has version 99, this code reads 2: build"):
         reader(own_path)
 
 

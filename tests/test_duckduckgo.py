@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -290,6 +291,22 @@ def test_stuck_searches_fail_the_next_at_once_and_pass(fake: FakeDuckDuckGo) -> 
         assert time.monotonic() - started < 0.3
         fake.behaviour = "results"
         await found_again(provider)
+        await provider.close()
+
+    asyncio.run(search())
+
+
+def test_stuck_searches_take_four_threads_of_their_own_and_none_of_the_loops(fake: FakeDuckDuckGo) -> None:
+    async def search() -> None:
+        provider = provider_for(fake, request_timeout_seconds=1.0)
+        fake.behaviour = "stall"
+        stuck = [asyncio.create_task(provider.find(QUERY, 1, 0.5)) for _ in range(3 * MAX_THREADS)]
+        await asyncio.to_thread(fake.is_stalled.wait, 5)
+        names = [thread.name.rpartition("_")[0] for thread in threading.enumerate()]
+        assert names.count("duckduckgo") == MAX_THREADS
+        loops_own = asyncio.get_running_loop()._default_executor._threads  # type: ignore[attr-defined]
+        assert len(loops_own) == 1, "the one that waited"
+        await asyncio.gather(*stuck, return_exceptions=True)
         await provider.close()
 
     asyncio.run(search())

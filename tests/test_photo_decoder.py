@@ -221,13 +221,16 @@ async def test_one_worker_serves_everybody_where_there_is_only_one() -> None:
 
 # Who fails alone
 
+LONG_BURN = b"BURN" + bytes(2 * 2**20)
+
 
 @pytest.mark.parametrize(
     ("data", "kind", "words"),
     [
-        (b"BURN", InvalidPhotoError, "takes too long to decode; the limit is 1.9 s of processor time: save it again"),
+        (b"BURN", InvalidPhotoError, "takes too long to decode; the limit is 0.5 s of processor time: save it again"),
+        (LONG_BURN, InvalidPhotoError, "takes too long to decode; the limit is 1.6 s of processor time: save it again"),
         (b"HANG", InvalidPhotoError, "takes too long to decode; the limit is 1 s: save it again"),
-        (b"EATS", PhotoTooLargeError, "takes too much memory to decode: the limit is 1,017 MiB: send a smaller one"),
+        (b"EATS", PhotoTooLargeError, "takes too much memory to decode: the limit is 731 MiB: send a smaller one"),
         (b"CRSH", InvalidPhotoError, r"\(4 bytes\) ended the process that decoded it"),
         (b"QUIT", InvalidPhotoError, r"\(4 bytes\) ended the process that decoded it"),
         (b"LIES", InvalidPhotoError, r"\(4 bytes\) ended the process that decoded it"),

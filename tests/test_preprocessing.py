@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from captioner import preprocessing
 from captioner.preprocessing import (
     MAX_JPEG_SCANS,
     MAX_JPEG_SEGMENTS,
@@ -68,10 +69,20 @@ def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def png(width: int, height: int, bits: int, colour_type: int, rows: bytes = b"") -> bytes:
+def png(
+    width: int, height: int, bits: int, colour_type: int, rows: bytes = b"", transparency: bytes | None = None
+) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
+    body = chunk(b"IHDR", header)
+    if transparency is not None:
+        body += chunk(b"tRNS", transparency)
+    return b"\x89PNG\r\n\x1a\n" + body + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def webp_header(width: int, height: int) -> bytes:
+    """A lossless WebP that is all promise."""
+    body = b"\x2f" + struct.pack("<I", width - 1 | height - 1 << 14) + bytes(11)
+    return b"RIFF" + struct.pack("<I", 12 + len(body)) + b"WEBPVP8L" + struct.pack("<I", len(body)) + body
 
 
 def with_segment(jpeg: bytes, marker: int, body: bytes) -> bytes:
@@ -85,6 +96,36 @@ def with_scans(jpeg: bytes, count: int) -> bytes:
     last = jpeg.rindex(b"\xff\xda", 0, end)
     more = count - jpeg.count(b"\xff\xda", 0, end)
     return jpeg[:end] + jpeg[last:end] * more + jpeg[end:]
+
+
+def with_hidden_scans(side: int, count: int, marker: int = 0x02) -> bytes:
+    """A progressive JPEG of side x side pixels with scans inside a scan, behind a marker that means nothing there.
+
+    Who skips that marker's "length" does not see them; libjpeg, which looks for a restart marker, runs into the first.
+    """
+    colour = Image.new("RGB", (side, side), (90, 120, 20))
+    jpeg = encoded(colour, "JPEG", progressive=True, quality=50, restart_marker_rows=1)
+    end = jpeg.index(b"\xff\xd9")
+    last = jpeg.rindex(b"\xff\xda", 0, end)
+    empty_scan = jpeg[last : last + 2 + int.from_bytes(jpeg[last + 2 : last + 4], "big")]
+    restart = re.compile(rb"\xff[\xd0-\xd7]").search(jpeg, last)
+    assert restart is not None
+    return jpeg[: restart.start()] + bytes([0xFF, marker, 0xFF, 0xFF]) + empty_scan * count + bytes(65_533) + jpeg[end:]
+
+
+def exif_of_many_tags(count: int, orientation: int = 1) -> bytes:
+    """TIFF whose first tag is the orientation."""
+    others = b"".join(struct.pack("<HHII", 0x200 + place & 0xFFFF, 3, 1, 8) for place in range(count - 1))
+    tags = struct.pack("<HHII", ORIENTATION, 3, 1, orientation) + others
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", count) + tags + bytes(8)
+
+
+def with_many_tags(jpeg: bytes, count: int, orientation: int = 1) -> bytes:
+    """The JPEG with Exif in as many segments as it needs."""
+    exif = exif_of_many_tags(count, orientation)
+    for start in reversed(range(0, len(exif), 65_000)):
+        jpeg = with_segment(jpeg, 0xE1, b"Exif\0\0" + exif[start : start + 65_000])
+    return jpeg
 
 
 def read(data: bytes, **limits: int) -> Pixels:
@@ -139,6 +180,20 @@ def test_orientation_that_does_not_exist_turns_nothing(orientation: int) -> None
     exif[ORIENTATION] = orientation
     upright = noise(10, 7)
     assert np.array_equal(read(encoded(upright, "PNG", exif=exif)), upright)
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_photo_is_turned_as_its_xmp_or_an_old_png_text_says(orientation: int) -> None:
+    """As Pillow's `ImageOps.exif_transpose` does where there is no Exif."""
+    upright = noise(10, 7)
+    file = encoded(STORED[orientation](upright), "PNG")
+    xmp = f'<rdf:Description tiff:Orientation="{orientation}"/>'.encode()
+    exif = (b"Exif\0\0" + exif_of_many_tags(1, orientation)).hex().encode()
+    for extra in (
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+        chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n      34\n" + exif)),
+    ):
+        assert np.array_equal(read(file[:33] + extra + file[33:]), upright)
 
 
 @pytest.mark.parametrize("tag", [0x8825, 0xA005, 0x9286])
@@ -230,6 +285,67 @@ def test_16_bit_colour_is_scaled_and_not_clipped() -> None:
     assert near(read(png(8, 9, 16, 2, rows)), values / 257)
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("transparent", [0, 1, 3, 15])
+def test_transparent_grey_becomes_white_at_any_depth(bits: int, transparent: int) -> None:
+    """Pillow scales samples of fewer bits than 8, but not the transparent one, and forgets that of 16 bits."""
+    most = 2**bits - 1
+    values = np.arange(16) % (most + 1) if bits < 16 else np.arange(16) * 4369
+    key = int(values[transparent])
+    row = int("".join(f"{value:0{bits}b}" for value in values), 2).to_bytes(2 * bits, "big")
+    expected = np.round(values * 255 / most)
+    expected[values == key] = 255
+    data = png(16, 1, bits, 0, b"\0" + row, transparency=key.to_bytes(2, "big"))
+    assert np.array_equal(read(data)[0], np.repeat(expected[:, None], 3, axis=1))
+
+
+def test_transparent_colour_of_16_bits_becomes_white() -> None:
+    """To 8 bits: it is all that Pillow keeps of the pixels."""
+    values = np.random.default_rng(3).integers(0, 65536, (9, 8, 3)).astype(np.uint16)
+    values[3, 4] = (0x1234, 0xABCD, 0x0080)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    expected = np.round(values / 257)
+    expected[3, 4] = 255
+    assert near(read(png(8, 9, 16, 2, rows, transparency=values[3, 4].astype(">u2").tobytes())), expected)
+
+
+def test_white_shines_through_by_exactly_the_alpha() -> None:
+    colour, alpha = np.mgrid[0:256, 0:256].astype(np.uint8)
+    values = np.stack([colour, 255 - colour, colour // 2, alpha], axis=-1)
+    ground = Image.new("RGBA", (256, 256), (255, 255, 255, 255))
+    expected = Image.alpha_composite(ground, Image.fromarray(values)).convert("RGB")
+    assert np.array_equal(read(encoded(values, "PNG")), expected)
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "P and alpha", "RGB", "RGB and a colour", "RGBA", "CMYK", "I;16"]
+)
+def test_photo_in_many_bands_equals_the_photo_in_one(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = Image.fromarray(noise(37, 41, channels=4))
+    options: dict[str, Any] = {}
+    match mode:
+        case "I;16":
+            picture = Image.fromarray(np.random.default_rng(1).integers(0, 65536, (37, 41)).astype(np.uint16))
+        case "P and alpha":
+            picture, options = picture.convert("RGB").quantize(50), {"transparency": bytes(range(0, 250, 5))}
+        case "P":
+            picture = picture.convert("RGB").quantize(50)
+        case "RGB and a colour":
+            picture, options = (
+                picture.convert("RGB"),
+                {"transparency": tuple(noise(37, 41, channels=4)[3, 4, :3].tolist())},
+            )
+        case "RGBA":
+            pass
+        case _:
+            picture = picture.convert("RGB").convert(mode)
+    data = encoded(picture, "JPEG" if mode == "CMYK" else "PNG", **options)
+    whole = read(data)
+    for pixels in (1, 41 * 5, 41 * 36):
+        monkeypatch.setattr(preprocessing, "_BAND_PIXELS", pixels)
+        assert np.array_equal(read(data), whole)
+
+
 def test_black_and_white_photo_has_two_values() -> None:
     values = noise(9, 8, channels=1) > 127
     pixels = read(encoded(Image.fromarray(values), "PNG"))
@@ -296,6 +412,25 @@ def test_large_jpeg_looks_the_same_although_it_is_decoded_at_a_fraction() -> Non
     fast = decode_photo(encoded(picture, "JPEG", quality=95), height=HEIGHT, width=WIDTH, fit="pad")
     exact = fit_photo(picture, height=HEIGHT, width=WIDTH, fit="pad")
     assert np.abs(fast.astype(int) - exact.astype(int)).mean() < 1.5
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_large_jpeg_is_decoded_at_a_fraction(orientation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At no less than twice the size it is brought to; other formats cannot be."""
+    sizes: list[tuple[int, int]] = []
+
+    def fit(picture: Image.Image, **options: Any) -> Pixels:
+        sizes.append(picture.size)
+        return fit_photo(picture, **options)
+
+    monkeypatch.setattr(preprocessing, "fit_photo", fit)
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    for file_format, size in (("JPEG", (1200, 1600)), ("JPEG", (400, 500)), ("PNG", (1200, 1600))):
+        data = encoded(Image.new("RGB", size), file_format, exif=exif)
+        decode_photo(data, height=HEIGHT, width=WIDTH, fit="pad")
+    upright = [(150, 200), (200, 250), (1200, 1600)]
+    assert sizes == (upright if orientation == 1 else [size[::-1] for size in upright])
 
 
 @pytest.mark.torch
@@ -437,7 +572,58 @@ def test_number_of_jpeg_segments_has_a_limit() -> None:
     data = jpeg[:2] + b"\xff\xe5\0\2" * (MAX_JPEG_SEGMENTS - own) + jpeg[2:]
     assert np.array_equal(read(data), read(jpeg))
     message = refusal(jpeg[:2] + b"\xff\xe5\0\2" * MAX_JPEG_SEGMENTS + jpeg[2:])
-    assert message == "the photo is a JPEG of over 20,000 segments, the limit: save it again"
+    assert message == "the photo is a JPEG of over 5,000 segments, the limit: save it again"
+
+
+@pytest.mark.parametrize(
+    ("file_format", "position", "part", "count"),
+    [
+        ("PNG", 33, chunk(b"quUx", b""), 21_000),
+        ("PNG", -12, chunk(b"quUx", b""), 21_000),
+        ("GIF", 13 + 3 * 256, b"\x21\xfe\x01x\0", 21_000),
+        ("JPEG", 2, b"\xff", 41_000),
+    ],
+)
+def test_number_of_parts_has_a_limit(file_format: str, position: int, part: bytes, count: int) -> None:
+    """Chunks, extensions, fill bytes: each costs Pillow a few reads, wherever they are, and a million fit into 8 MB."""
+    whole = encoded(noise(16, 16, channels=1), file_format)
+
+    def data(count: int) -> bytes:
+        return whole[:position] + part * count + whole[position:]
+
+    assert np.array_equal(read(data(count // 5)), read(whole))
+    message = refusal(data(count))
+    assert message == "the photo takes over 40,000 reads, the limit, for its many parts: save it again"
+
+
+def test_exif_of_a_jpeg_has_a_limit() -> None:
+    upright = np.repeat(np.repeat(noise(2, 3), 16, axis=0), 16, axis=1)
+    jpeg = encoded(STORED[6](upright), "JPEG", quality=100, subsampling=0)
+    assert near(read(with_many_tags(jpeg, 10_000, orientation=6)), upright, 4)
+    message = refusal(with_many_tags(jpeg, 11_000, orientation=6))
+    assert message == "the photo is a JPEG of over 131,072 bytes of Exif, the limit: save it again"
+
+
+def test_long_exif_of_other_formats_is_read_at_its_beginning() -> None:
+    """Each of 65,535 tags costs Pillow microseconds, and more where it warns of it."""
+    upright = noise(10, 7)
+    exif = exif_of_many_tags(65_535, orientation=6)
+    file = encoded(STORED[6](upright), "PNG")
+    assert np.array_equal(read(file[:33] + chunk(b"eXIf", exif) + file[33:]), upright)
+    data = encoded(STORED[6](upright), "WEBP", lossless=True, exif=b"Exif\0\0" + exif)
+    picture = open_photo(data)
+    assert np.array_equal(np.asarray(picture), upright)
+    assert len(picture.getexif()) < 6000
+
+
+def test_texts_of_a_png_have_a_limit() -> None:
+    file = encoded(noise(16, 16), "PNG")
+
+    def data(count: int) -> bytes:
+        return file[:33] + chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(1_000_000), 9)) * count + file[33:]
+
+    assert np.array_equal(read(data(8)), read(file))
+    assert "is damaged or cut short" in refusal(data(9))
 
 
 def test_want_of_memory_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,9 +631,17 @@ def test_want_of_memory_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None
         raise MemoryError
 
     monkeypatch.setattr(Image.Image, "convert", fail)
-    data = encoded(noise(8, 8), "PNG")
+    data = encoded(noise(8, 8, channels=1), "PNG")
     message = refusal(data, ImageMemoryError)
     assert message == f"the photo ({len(data):,} bytes) takes more memory to decode than there is: send a smaller one"
+
+
+@pytest.mark.parametrize("marker", [0x02, 0xBF])
+def test_scans_are_counted_behind_a_marker_that_means_nothing(marker: int) -> None:
+    """libjpeg steps over it alone, and decodes them."""
+    few = with_hidden_scans(64, 20, marker)
+    assert read(few).shape == (64, 64, 3)
+    assert "limit is 100" in refusal(with_hidden_scans(64, 150, marker))
 
 
 def test_scans_are_counted_behind_restart_markers_and_fill_bytes() -> None:
@@ -462,6 +656,7 @@ def test_video_behind_a_phones_motion_photo_is_not_read_as_scans() -> None:
     jpeg = encoded(noise(16, 16), "JPEG")
     video = np.random.default_rng(1).bytes(4_000_000) + b"\xff\xda" * MAX_JPEG_SCANS
     assert np.array_equal(read(jpeg + video), read(jpeg))
+    assert np.array_equal(read(jpeg + b"\0\2" + b"\xff\xda\0\2" * 1000), read(jpeg))
 
 
 def test_metadata_of_a_jpeg_is_not_read_as_scans() -> None:

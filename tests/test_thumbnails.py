@@ -11,20 +11,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import re
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 
+from search_gateway.public_addresses import is_public
 from search_gateway.thumbnails import (
     BING_THUMBNAIL_HOSTS,
     MAX_PARALLEL_FETCHES,
     ThumbnailError,
     ThumbnailFetcher,
     ThumbnailPolicy,
+    lookup,
 )
 from tests.thumbnail_server import (
     HOST,
@@ -396,8 +400,11 @@ def resolve_hostile(host: str, port: int) -> list[str]:
 CASES = list(hostile_urls(1))
 
 
-def test_there_are_enough_cases() -> None:
-    assert len(CASES) >= 100
+def test_there_are_enough_cases_of_each_kind() -> None:
+    """Each is asked for directly, and again as what a redirect points to; rebinding names have tests of their own."""
+    assert len({*hostile_urls(1).values()}) == len(CASES) >= 100
+    for words in ("ipv6 (mapped|compatible|translated|.*nat64|6to4|teredo|isatap)", "user|password", "port"):
+        assert sum(bool(re.search(words, case)) for case in CASES) >= 8, words
 
 
 @pytest.mark.parametrize("hosts", [BING_THUMBNAIL_HOSTS, ANY_HOST], ids=["listed", "any host"])
@@ -435,6 +442,24 @@ def test_redirect_to_hostile_url_reaches_nobody_else(
     assert set(connected) == {(SERVER_ADDRESS, server.port)}
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["http://{host}:{port}/good", "https://me@{host}:{port}/good", "https://{host}:{port}@{host}:{port}/good"],
+)
+@pytest.mark.parametrize("is_redirect", [False, True])
+def test_scheme_and_user_are_refused_where_all_else_is_in_order(
+    server: ThumbnailServer, connected: list[tuple[str, int]], url: str, is_redirect: bool
+) -> None:
+    """The right host, address and port: nobody is connected for it all the same."""
+    url = url.format(host=HOST, port=server.port)
+    if is_redirect:
+        server.answers["/cut"] = answer(b"", status="302 Found", Location=url)
+        url = url_of(server, "/cut")
+    with pytest.raises(ThumbnailError, match="not https|names a user"):
+        fetch(server, url)
+    assert len(connected) == len(server.requests) == is_redirect
+
+
 @pytest.mark.parametrize("is_listed", [True, False])
 def test_redirect_to_a_host_off_the_list(server: ThumbnailServer, is_listed: bool) -> None:
     """All else is in order: certificate, address, port."""
@@ -449,19 +474,104 @@ def test_redirect_to_a_host_off_the_list(server: ThumbnailServer, is_listed: boo
         assert len(server.requests) == 1
 
 
-def test_canaries_sing_when_the_address_check_is_off(server: ThumbnailServer, connected: list[tuple[str, int]]) -> None:
-    """The tests above are worth what this one is: without the check they would fail."""
-    for url in (f"https://127.0.0.1:{server.port}/", f"https://loopback.example:{server.port}/"):
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("[::1]", "::1"),
+        ("[::ffff:127.0.0.1]", "::ffff:7f00:1"),
+        ("0.0.0.0", "0.0.0.0"),
+        ("loopback.example", "127.0.0.1"),
+        ("loopback6.example", "::1"),
+        ("mapped.example", "::ffff:127.0.0.1"),
+    ],
+)
+@pytest.mark.parametrize("is_redirect", [False, True])
+def test_canaries_sing_when_the_address_check_is_off(
+    server: ThumbnailServer, connected: list[tuple[str, int]], host: str, address: str, is_redirect: bool
+) -> None:
+    """The tests around this one are worth what it is: without the check they would fail."""
+    if address == "::1" and not server.has_ipv6_canary:
+        pytest.skip("NO CANARY ON IPv6: this machine has no ::1")
+    url = url_of(server, "/", host=host)
+    names = {**NAMES, HOST: [SERVER_ADDRESS]}
+    if is_redirect:
+        server.answers["/cut"] = answer(b"", status="302 Found", Location=url)
+        url = url_of(server, "/cut")
+    options: dict[str, Any] = {"resolve": lambda host, port: names[host], "allowed_hosts": ANY_HOST}
+    with pytest.raises(ThumbnailError):
+        fetch(server, url, address_is_allowed=lambda address: True, **options)
+    assert [one for one in connected if one[0] != SERVER_ADDRESS] == [(address, server.port)]
+    assert server.canaries_connected == 1
+    with pytest.raises(ThumbnailError):
+        fetch(server, url, **options)
+    assert server.canaries_connected == 1
+
+
+HOPS = (HOST, "tse2.mm.bing.net", "th.bing.com")
+
+
+@pytest.mark.parametrize("is_checked", [True, False])
+@pytest.mark.parametrize("private", ["127.0.0.1", "::1", "::ffff:127.0.0.1", "0.0.0.0"])
+@pytest.mark.parametrize("hop", range(len(HOPS)))
+def test_rebinding_name_at_every_hop(
+    server: ThumbnailServer, connected: list[tuple[str, int]], hop: int, private: str, is_checked: bool
+) -> None:
+    """All names answer well at first and one of them badly from then on; no connection is kept in between."""
+    if private == "::1" and not server.has_ipv6_canary:
+        pytest.skip("NO CANARY ON IPv6: this machine has no ::1")
+    for place, following in enumerate(HOPS[1:]):
+        target = url_of(server, f"/cut{place + 1}", host=following)
+        server.answers[f"/cut{place}"] = answer(b"", status="302 Found", Location=target)
+    server.answers["/cut2"] = answer()
+    lookups: Counter[str] = Counter()
+
+    def resolve(host: str, port: int) -> list[str]:
+        lookups[host] += 1
+        return [private] if host == HOPS[hop] and lookups[host] > 1 else [SERVER_ADDRESS]
+
+    async def run() -> None:
+        fetcher = ThumbnailFetcher(
+            ThumbnailPolicy(port=server.port, address_is_allowed=only_the_server if is_checked else lambda _: True),
+            resolve=resolve,
+            ssl_context=server.client_context,
+        )
+        assert await fetcher.fetch(url_of(server, "/cut0"), 5.0) == JPEG
+        assert len(connected) == len(HOPS)
         with pytest.raises(ThumbnailError):
-            fetch(
-                server,
-                url,
-                resolve=resolve_hostile,
-                allowed_hosts=ANY_HOST,
-                address_is_allowed=lambda address: True,
-            )
-    assert server.canaries_connected == 2
-    assert connected == [("127.0.0.1", server.port)] * 2
+            await fetcher.fetch(url_of(server, "/cut0"), 5.0)
+        await fetcher.close()
+
+    asyncio.run(run())
+    assert lookups[HOPS[hop]] == 2
+    assert server.canaries_connected == (0 if is_checked else 1)
+    others = [address for address, _ in connected if address != SERVER_ADDRESS]
+    assert others == ([] if is_checked else [private])
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "0", "ip6-localhost.", "localhost."]
+)
+def test_names_of_this_machine_by_the_systems_own_resolver(
+    server: ThumbnailServer, connected: list[tuple[str, int]], host: str
+) -> None:
+    with pytest.raises(ThumbnailError):
+        fetch(
+            server,
+            url_of(server, host=host),
+            resolve=lookup,
+            allowed_hosts=ANY_HOST,
+            address_is_allowed=is_public,
+        )
+    assert (server.canaries_connected, connected) == (0, [])
+
+
+def test_lookup_gives_addresses_of_names() -> None:
+    assert set(lookup("127.0.0.1", 443)) == {"127.0.0.1"}
+    assert set(lookup("::1", 443)) == {"::1"}
+    assert {*lookup("localhost", 443)} <= {"127.0.0.1", "::1"}
+    # The C library's own forms of a number come out as addresses: strings are never compared.
+    assert set(lookup("2130706433", 443)) == {"127.0.0.1"}
 
 
 @pytest.mark.parametrize("first", [SERVER_ADDRESS, "127.0.0.1"])
@@ -620,6 +730,12 @@ def test_size_limit(server: ThumbnailServer, num_bytes: int, fits: bool, is_anno
     else:
         with pytest.raises(ThumbnailError, match="1000"):
             fetch(server, url_of(server, "/cut"), max_bytes=1000)
+
+
+def test_announced_size_is_refused_before_any_of_it_comes(server: ThumbnailServer) -> None:
+    server.answers["/x"] = RawAnswer(b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\nContent-Length: 3000000\r\n\r\n")
+    with pytest.raises(ThumbnailError, match="3000000 bytes, limit 2097152"):
+        fetch(server, url_of(server, "/x"))
 
 
 def test_endless_body_ends_at_the_size_limit(server: ThumbnailServer) -> None:

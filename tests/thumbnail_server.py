@@ -38,6 +38,7 @@ class ThumbnailServer:
     answers: dict[str, RawAnswer] = field(default_factory=dict)  # by path
     requests: list[bytes] = field(default_factory=list)  # heads, as they came
     canaries_connected: int = 0
+    has_ipv6_canary: bool = False
     num_open: int = 0  # connections
     max_open: int = 0
     num_connections: int = 0
@@ -83,6 +84,7 @@ class ThumbnailServer:
             # A machine without IPv6 does without: the recorder of connects still watches.
             with contextlib.suppress(OSError):
                 servers.append(await asyncio.start_server(self._canary, "::1", self.port))
+                self.has_ipv6_canary = True
         self._is_ready.set()
         await self._stop.wait()
         for server in servers:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _APPLICATION_ID = 0x43617074  # "Capt" in the file's header: no other SQLite file has it
 _BUILD_COMMAND = "python -m search_gateway catalog build PHOTOS --out FILE"
@@ -35,9 +35,12 @@ _SCHEMA = (
         sha256 TEXT NOT NULL,
         width INTEGER NOT NULL,
         height INTEGER NOT NULL,
+        revision INTEGER NOT NULL,
         embedding BLOB NOT NULL,
         thumbnail BLOB NOT NULL
     )""",
+    # Which embeddings are new to a reader, and which ids there are, without a look at a row: those are large.
+    "CREATE INDEX products_by_revision ON products (revision)",
     """CREATE VIRTUAL TABLE titles USING fts5(
         words, tokenize = 'porter unicode61 remove_diacritics 2'
     )""",

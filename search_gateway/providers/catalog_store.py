@@ -21,6 +21,8 @@ from search_gateway.providers.catalog_file import (
     CatalogOutdatedError,
     CatalogTimeoutError,
 )
+from search_gateway.providers.catalog_ranking import CatalogRanking
+from search_gateway.providers.catalog_vectors import CatalogVectors, check_size
 from search_gateway.providers.catalog_words import index_words, one_line, query_phrases
 
 __all__ = [
@@ -40,16 +42,17 @@ DEFAULT_TIMEOUT_SECONDS = 10.0
 _ROW = "SELECT id, path, title, url, width, height, embedding, thumbnail FROM products WHERE id = ?"
 _UPSERT = """
     INSERT INTO products
-        (path, title, url, size_bytes, mtime_ns, sha256, width, height, embedding, thumbnail)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+        (path, title, url, size_bytes, mtime_ns, sha256, width, height, revision, embedding, thumbnail)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (path) DO UPDATE SET
         title = excluded.title, url = excluded.url, size_bytes = excluded.size_bytes,
         mtime_ns = excluded.mtime_ns, sha256 = excluded.sha256, width = excluded.width,
-        height = excluded.height, embedding = excluded.embedding, thumbnail = excluded.thumbnail
+        height = excluded.height, revision = excluded.revision, embedding = excluded.embedding,
+        thumbnail = excluded.thumbnail
     RETURNING id
 """
-_REFRESH = """
-    UPDATE products SET title = ?, url = ?, size_bytes = ?, mtime_ns = ?, sha256 = ?
+_MOVE = """
+    UPDATE products SET path = ?, title = ?, url = ?, size_bytes = ?, mtime_ns = ?, sha256 = ?
     WHERE path = ? RETURNING id
 """
 
@@ -105,19 +108,13 @@ class SimilarRow:
     cosine: float
 
 
-@dataclass(frozen=True, eq=False)
-class _Embeddings:
-    ids: npt.NDArray[np.int64]  # [N]
-    matrix: npt.NDArray[np.float32]  # [N, D]
-    data_version: int  # SQLite's count of changes by others
-
-
 class CatalogStore:
     """An open catalogue. Close it, or use it in a `with`."""
 
     def __init__(self, file: CatalogFile) -> None:
         self._file = file
-        self._embeddings: _Embeddings | None = None
+        self._ranking = CatalogRanking(file)
+        self._vectors = CatalogVectors(file)
 
     @classmethod
     def open_for_reading(cls, path: Path, *, model_fingerprint: str) -> CatalogStore:
@@ -193,28 +190,39 @@ class CatalogStore:
         units = [_unit(product.embedding) for product in products]
         with self._writing():
             self._check_sizes(units)
+            revision = int(self._file.meta("revision", "0")) + 1
+            self._file.set_meta("revision", str(revision))
             for product, unit in zip(products, units, strict=True):
                 values = (
                     product.entry.path,
                     *_described(product.entry),
                     product.width,
                     product.height,
+                    revision,
                     unit.astype("<f4").tobytes(),
                     product.thumbnail,
                 )
                 for (product_id,) in self._file.connection.execute(_UPSERT, values).fetchall():
                     self._index(product_id, product.entry.title)
 
-    def refresh(self, entries: Sequence[CatalogEntry]) -> None:
+    def refresh(self, entries: Iterable[CatalogEntry]) -> None:
         """Take over titles, URLs and stamps, all or none; what was computed from photos stays.
 
         Raises:
             CatalogError: the file cannot be written.
         """
+        self.move((entry.path, entry) for entry in entries)
+
+    def move(self, moves: Iterable[tuple[str, CatalogEntry]]) -> None:
+        """Take over what is new of products by their old paths, all or none; what was computed from photos stays.
+
+        Raises:
+            CatalogError: the file cannot be written, or another product has a new path.
+        """
         with self._writing():
-            for entry in entries:
-                values = (*_described(entry), entry.path)
-                for (product_id,) in self._file.connection.execute(_REFRESH, values).fetchall():
+            for old_path, entry in moves:
+                values = (entry.path, *_described(entry), old_path)
+                for (product_id,) in self._file.connection.execute(_MOVE, values).fetchall():
                     self._index(product_id, entry.title)
 
     def remove(self, paths: Iterable[str]) -> None:
@@ -252,7 +260,7 @@ class CatalogStore:
         if not phrases or limit < 1:
             return []
         with self._file.reading(timeout_seconds):
-            return self._rows(self._ranked(phrases, limit))
+            return self._rows(self._ranking.best(phrases, limit))
 
     def similar(
         self,
@@ -262,8 +270,8 @@ class CatalogStore:
     ) -> list[SimilarRow]:
         """Products whose photo is most like the one with this embedding [D], by cosine.
 
-        Compares with all of them. The first call reads all embeddings, and so does one after a
-        change; they stay in memory: N x D x 4 bytes.
+        Compares with all of them. The first call reads all embeddings, one after a change those that are new; they stay
+        in memory: N x D x 4 bytes.
 
         Raises:
             CatalogTimeoutError: the embeddings could not be read within `timeout_seconds`.
@@ -274,34 +282,9 @@ class CatalogStore:
         if limit < 1:
             return []
         with self._file.reading(timeout_seconds):
-            stored = self._all_embeddings()
-            if not len(stored.ids):
-                return []
-            _check_size(query.size, stored.matrix.shape[1])
-            cosines = stored.matrix @ query
-            best = np.argsort(-cosines, kind="stable")[:limit]
-            rows = self._rows(stored.ids[best].tolist())
-        return [SimilarRow(row, float(cosines[i])) for row, i in zip(rows, best, strict=True)]
-
-    def _ranked(self, phrases: Sequence[str], limit: int) -> list[int]:
-        every = " AND ".join(f"({phrase})" for phrase in phrases)
-        ids = self._ids(
-            "SELECT rowid FROM titles WHERE titles MATCH ? ORDER BY rank, rowid LIMIT ?",
-            (every, limit),
-        )
-        if len(ids) == limit or len(phrases) == 1:
-            return ids
-        # BM25 is a sum over phrases, so asking for each alone gives the count and the score. This
-        # ranks every row that has any of the words: five times slower than the query above, whose
-        # answer is the head of this one's.
-        hits = " UNION ALL ".join("SELECT rowid AS id, rank AS score FROM titles WHERE titles MATCH ?" for _ in phrases)
-        return self._ids(
-            f"SELECT id FROM ({hits}) GROUP BY id ORDER BY count(*) DESC, sum(score), id LIMIT ?",
-            (*phrases, limit),
-        )
-
-    def _ids(self, statement: str, parameters: tuple[str | int, ...]) -> list[int]:
-        return [found for (found,) in self._file.connection.execute(statement, parameters)]
+            found = self._vectors.nearest(query, limit)
+            rows = self._rows(found.ids)
+        return [SimilarRow(row, cosine) for row, cosine in zip(rows, found.cosines, strict=True)]
 
     def _rows(self, ids: Iterable[int]) -> list[CatalogRow]:
         folder = self._file.photos_folder
@@ -322,20 +305,6 @@ class CatalogStore:
             for product_id, path, title, url, width, height, embedding, thumbnail in rows
         ]
 
-    def _all_embeddings(self) -> _Embeddings:
-        file = self._file
-        version = file.integer("PRAGMA data_version")
-        if self._embeddings is None or self._embeddings.data_version != version:
-            num_products = file.integer("SELECT count(*) FROM products")
-            ids = np.empty(num_products, np.int64)
-            matrix = np.empty((num_products, int(file.meta("embedding_size", "0"))), np.float32)
-            rows = file.connection.execute("SELECT id, embedding FROM products ORDER BY id")
-            for index, (product_id, embedding) in enumerate(rows):
-                ids[index] = product_id
-                matrix[index] = np.frombuffer(embedding, "<f4")
-            self._embeddings = _Embeddings(ids, matrix, version)
-        return self._embeddings
-
     def _index(self, product_id: int, title: str) -> None:
         execute = self._file.connection.execute
         execute("DELETE FROM titles WHERE rowid = ?", (product_id,))
@@ -348,12 +317,13 @@ class CatalogStore:
             return
         stored = int(self._file.meta("embedding_size", str(embeddings[0].size)))
         for embedding in embeddings:
-            _check_size(embedding.size, stored)
+            check_size(embedding.size, stored)
         self._file.set_meta("embedding_size", str(stored))
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        self._embeddings = None  # SQLite's count of changes leaves out our own
+        self._ranking.changed()
+        self._vectors.changed()
         with self._file.writing():
             yield
 
@@ -363,11 +333,6 @@ def _described(entry: CatalogEntry) -> tuple[str, str, int, int, str]:
     stamp = entry.stamp
     title, url = one_line(entry.title), one_line(entry.url)
     return title, url, stamp.size_bytes, stamp.mtime_ns, stamp.sha256
-
-
-def _check_size(size: int, stored: int) -> None:
-    if size != stored:
-        raise ValueError(f"the embedding has {size} numbers; those stored have {stored}")
 
 
 def _unit(embedding: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
