@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import io
 import threading
@@ -70,7 +71,9 @@ class GatewayThread:
     def stop(self) -> None:
         """As SIGTERM does; returns when everything is down."""
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self.gateway.stop)
+            # One that could not start closes its loop by itself, perhaps between these two lines.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self.gateway.stop)
             self._thread.join(60)
             assert not self._thread.is_alive(), "the gateway did not stop within a minute"
 
