@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib import resources
 
 from captioner.query import words_of
@@ -22,7 +21,6 @@ from search_gateway.colours import Colour, Colours
 # "T Shirt" is one word, of which "shirt" is no part (in a title that has "tshirt"): a T-shirt is no shirt.
 _T_SHIRT = re.compile(r"(?<!\w)t(?:ee)?[-\s]+(?=shirt)", re.IGNORECASE)
 _JOINTS = re.compile(r"[\W_]+")
-_REMEMBERED_WORDS = 10_000
 
 
 class Synonyms:
@@ -34,8 +32,6 @@ class Synonyms:
         for number, group in enumerate(groups):
             for word in group:
                 self._groups.setdefault(fold(word), set()).add(number)
-        # The same words come again and again, and strangers choose them: remembered, but not all.
-        self.meanings = lru_cache(maxsize=_REMEMBERED_WORDS)(self._meanings)
 
     @classmethod
     def of_the_trade(cls) -> Synonyms:
@@ -45,12 +41,8 @@ class Synonyms:
 
     def agree(self, one: str, other: str) -> bool:
         """Whether two words mean the same."""
-        return not self.meanings(one).isdisjoint(self.meanings(other))
-
-    def _meanings(self, word: str) -> frozenset[str | int]:
-        """What a word has in common with those that mean the same: itself, folded, and the numbers of its groups."""
-        folded = fold(word)
-        return frozenset({folded, *self._groups.get(folded, ())})
+        one, other = fold(one), fold(other)
+        return one == other or bool(self._groups.get(one, set()) & self._groups.get(other, set()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,24 +106,6 @@ class Agreement:
     is_open: bool
 
 
-class TextWords:
-    """The words of a title or a caption, taken apart once for any number of queries."""
-
-    def __init__(self, text: str, synonyms: Synonyms):
-        words = words_of(_T_SHIRT.sub("t", text))
-        # "Light-blue" has both its parts and the whole.
-        parts = [[part for part in _JOINTS.split(word) if part] for word in words]
-        flat = [part for group in parts for part in group]
-        self.meanings = frozenset(
-            meaning for one in words + [part for group in parts for part in group] for meaning in synonyms.meanings(one)
-        )
-        kinds = synonyms.colours.kinds(flat)
-        # The colours that it says for sure, each with what it means.
-        self.colours = {
-            part.lower(): synonyms.meanings(part) for part, kind in zip(flat, kinds, strict=True) if kind is Colour.SURE
-        }
-
-
 def agreement(
     query: str, title: str, synonyms: Synonyms, weights: WordWeights | None = None, picture_words: str = ""
 ) -> Agreement:
@@ -142,37 +116,11 @@ def agreement(
     Args:
         picture_words: the last words of the caption of the title's picture; empty where nobody asked for it.
     """
-    return agreement_of(
-        QueryWords.of(query, synonyms.colours),
-        TextWords(title, synonyms),
-        TextWords(picture_words, synonyms),
-        synonyms,
-        weights or WordWeights(),
-    )
-
-
-def agreement_of(
-    wanted: QueryWords, title: TextWords, picture: TextWords, synonyms: Synonyms, weights: WordWeights
-) -> Agreement:
-    """As `agreement`, of texts that were taken apart before."""
+    weights = weights or WordWeights()
+    wanted = QueryWords.of(query, synonyms.colours)
     if not wanted.words:
         return Agreement(1.0, "has every word", is_open=False)
-    own = _Answer(title, wanted, synonyms)
-    score, is_open = _score(wanted, own, _Answer(picture, wanted, synonyms), weights)
-    return Agreement(score, own.wording(), is_open)
-
-
-def score_of(
-    wanted: QueryWords, title: TextWords, picture: TextWords, synonyms: Synonyms, weights: WordWeights
-) -> float:
-    """The score of `agreement_of`, without the words for it."""
-    if not wanted.words:
-        return 1.0
-    return _score(wanted, _Answer(title, wanted, synonyms), _Answer(picture, wanted, synonyms), weights)[0]
-
-
-def _score(wanted: QueryWords, own: _Answer, seen: _Answer, weights: WordWeights) -> tuple[float, bool]:
-    """The agreement, 0 to 1, and whether a word is left open."""
+    own, seen = _Text(title, wanted, synonyms), _Text(picture_words, wanted, synonyms)
     score, is_open = 0.0, False
     for place, weight in enumerate(wanted.weights(weights.thing_weight)):
         value, word_is_open = own.value(place, weights)
@@ -182,18 +130,26 @@ def _score(wanted: QueryWords, own: _Answer, seen: _Answer, weights: WordWeights
             if opinion is not None:
                 value += weights.picture_trust * (opinion - value)
         score += weight * value
-    return min(max(score, 0.0), 1.0), is_open
+    return Agreement(min(max(score, 0.0), 1.0), own.wording(), is_open)
 
 
-class _Answer:
-    """What a text says of the words that are wanted."""
+class _Text:
+    """What a title or caption says of the words that are wanted."""
 
-    def __init__(self, text: TextWords, wanted: QueryWords, synonyms: Synonyms):
-        meanings = [synonyms.meanings(word) for word in wanted.words]
+    def __init__(self, text: str, wanted: QueryWords, synonyms: Synonyms):
+        words = words_of(_T_SHIRT.sub("t", text))
+        # "Light-blue" has both its parts and the whole.
+        parts = [[part for part in _JOINTS.split(word) if part] for word in words]
+        has = words + [part for group in parts for part in group]
+        flat = [part for group in parts for part in group]
+        kinds = synonyms.colours.kinds(flat)
+        named = [part.lower() for part, kind in zip(flat, kinds, strict=True) if kind is Colour.SURE]
         self._wanted = wanted
-        self._has = [not one.isdisjoint(text.meanings) for one in meanings]
-        asked = [meanings[place] for place in wanted.colours]
-        self._others = [name for name, own in text.colours.items() if all(own.isdisjoint(one) for one in asked)]
+        self._has = [any(synonyms.agree(word, one) for one in has) for word in wanted.words]
+        asked = [wanted.words[place] for place in wanted.colours]
+        self._others = tuple(
+            dict.fromkeys(one for one in named if not any(synonyms.agree(one, word) for word in asked))
+        )
 
     def value(self, place: int, weights: WordWeights) -> tuple[float, bool]:
         """How much of this word it has, 0 to 1, and whether it leaves it open."""
