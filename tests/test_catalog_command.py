@@ -57,7 +57,8 @@ def test_nothing_to_embed_starts_no_triton(
 
 
 INTERRUPTED = f"""
-import os, sys, threading
+import os, signal, sys, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background deaf to Ctrl-C
 sys.path.insert(0, {str(ROOT)!r})
 from search_gateway import __main__ as program
 from search_gateway.catalog_command import Embedder
