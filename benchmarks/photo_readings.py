@@ -7,10 +7,13 @@ One process, ONNX Runtime, no Triton. Knows nothing about queries, galleries or 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +22,7 @@ from tqdm import tqdm
 from captioner.caption_tokenizer import CaptionTokenizer
 from captioner.model_contract import ENCODER, PREFILL, STEP
 from export.onnx_captioner import OnnxCaptioner
+from search_gateway.captions import Caption, Word, WordAlternative, caption_of
 from search_gateway.decoding import DecodingOptions
 from training.baselines import unit_length
 from training.prepare_data import ProductSet
@@ -67,22 +71,24 @@ class PhotoReader:
                 states, embedding = self._captioner.encode(batch)
                 served.append(embedding)
                 patch_mean.append(states[:, 1:].mean(axis=1))  # position 0 is CLS
-            _save(path, served=np.concatenate(served), patch_mean=unit_length(np.concatenate(patch_mean)))
+            with _new_file(path) as scratch:
+                np.savez(scratch, served=np.concatenate(served), patch_mean=unit_length(np.concatenate(patch_mean)))
         with np.load(path) as stored:
             return Embeddings(stored["served"], stored["patch_mean"])
 
-    def captions(self, data: ProductSet) -> list[str]:
-        """Greedy captions of all photos, in their order."""
-        path = self._folder / f"captions-{self._key(data)}.npz"
+    def captions(self, data: ProductSet, *, num_beams: int = 1) -> list[Caption]:
+        """Captions of all photos, in their order."""
+        path = self._folder / f"captions-{num_beams}-{self._key(data)}.json"
         if not path.exists():
-            options = DecodingOptions(max_tokens=self.contract.max_tokens)
-            texts: list[str] = []
-            for batch in _batches(data, "captions"):
-                for hypotheses in self._captioner.caption(batch, options):
-                    texts.append(self._tokenizer.text([token.token for token in hypotheses[0].tokens]))
-            _save(path, captions=np.array(texts))
-        with np.load(path) as stored:
-            return [str(text) for text in stored["captions"]]
+            options = DecodingOptions(num_beams=num_beams, max_tokens=self.contract.max_tokens)
+            records = [
+                asdict(caption_of(hypotheses, self._tokenizer))
+                for batch in _batches(data, "captions" if num_beams == 1 else f"captions, {num_beams} beams")
+                for hypotheses in self._captioner.caption(batch, options)
+            ]
+            with _new_file(path) as scratch:
+                scratch.write_text(json.dumps(records), encoding="utf-8")
+        return [_caption(record) for record in json.loads(path.read_text(encoding="utf-8"))]
 
     def _key(self, data: ProductSet) -> str:
         digest = hashlib.sha256(self._models.encode())
@@ -96,12 +102,25 @@ def _batches(data: ProductSet, what: str) -> Iterator[npt.NDArray[np.uint8]]:
         yield data.pixels[start : start + BATCH]
 
 
-def _save(path: Path, **arrays: npt.NDArray[np.generic]) -> None:
+@contextmanager
+def _new_file(path: Path) -> Iterator[Path]:
+    """A name to write to; it becomes `path` where nothing goes wrong.
+
+    A run that is interrupted must not leave half a file under the name of a whole one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A run that is interrupted must not leave half a file under the name of a whole one.
-    scratch = path.with_name(f".{path.stem}-{os.getpid()}.npz")
+    scratch = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
     try:
-        np.savez(scratch, **arrays)
+        yield scratch
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _caption(record: dict[str, Any]) -> Caption:
+    words = [
+        Word(one["text"], one["probability"], tuple(WordAlternative(**other) for other in one["alternatives"]))
+        for one in record["words"]
+    ]
+    alternatives = [(text, log_probability) for text, log_probability in record["alternatives"]]
+    return Caption(**{**record, "words": tuple(words), "alternatives": tuple(alternatives)})

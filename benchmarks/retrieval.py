@@ -62,6 +62,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=0, help="of ONNX Runtime; 0: one per core")
     parser.add_argument("--run", type=Path, default=Path(".run/retrieval"), help="where readings are kept")
     # Evaluation
+    parser.add_argument("--beams", type=int, default=4, help="of the row with beam search")
     parser.add_argument("--json", action="store_true", help="print the record instead of the tables")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the record as JSON, too")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write the systems as a picture")
@@ -86,14 +87,22 @@ class Prepared:
 
 
 def prepare(
-    args: argparse.Namespace, reader: PhotoReader, make: Callable[[ProductSet], RetrievalSet], count: int | None
+    args: argparse.Namespace,
+    reader: PhotoReader,
+    make: Callable[[ProductSet], RetrievalSet],
+    count: int | None,
+    num_beams: int = 1,
 ) -> Prepared:
     """Read the set, let the models read its photos, and write the catalogue."""
     contract = reader.contract
     data = load_products(args.data, height=contract.image_height, width=contract.image_width, fit=contract.fit)
     chosen = make(data)
-    captions = reader.captions(data.subset(chosen.query_rows.tolist()))
-    caption_of = dict(zip(chosen.query_rows.tolist(), captions, strict=True))
+    asking = data.subset(chosen.query_rows.tolist())
+    captions = dict(zip(chosen.query_rows.tolist(), reader.captions(asking), strict=True))
+    # The calibration does not ask for them, and beams take four times as long.
+    beams = captions
+    if num_beams > 1:
+        beams = dict(zip(chosen.query_rows.tolist(), reader.captions(asking, num_beams=num_beams), strict=True))
     if count is not None:
         chosen = chosen.sample(count, args.seed)
     embeddings = reader.embeddings(data)
@@ -106,7 +115,7 @@ def prepare(
         write_catalogue(catalogue, titles, gallery.served, fingerprint)
     relevance = Relevance(chosen.gallery)
     queries = [
-        Query(embeddings.served[row], embeddings.patch_mean[row], caption_of[row], product.name)
+        Query(embeddings.served[row], embeddings.patch_mean[row], captions[row], beams[row], product.name)
         for row, product in zip(chosen.query_rows.tolist(), chosen.queries, strict=True)
     ]
     return Prepared(chosen, queries, [relevance.grades(one) for one in chosen.queries], gallery, catalogue, fingerprint)
@@ -118,13 +127,14 @@ def limits_of(config: GatewayConfig) -> RefinementLimits:
         min_visual_score=config.min_visual_score,
         min_semantic_score=config.min_semantic_score,
         visual_weight=config.visual_weight,
+        lookalike_weight=config.lookalike_weight,
         max_results=DEPTH,
     )
 
 
 def evaluate(args: argparse.Namespace, reader: PhotoReader) -> None:
     """Run every system on every query and report."""
-    ready = prepare(args, reader, evaluation_set, args.queries)
+    ready = prepare(args, reader, evaluation_set, args.queries, args.beams)
     config = with_calibration(GatewayConfig(model_repository=args.models), {})
     settings = Settings(limits_of(config), config.max_candidates)
     rankings: dict[str, list[Ranking]] = {}
@@ -142,12 +152,12 @@ def evaluate(args: argparse.Namespace, reader: PhotoReader) -> None:
     places = np.flatnonzero(scored).tolist()
     scores = {name: {metric: values[scored] for metric, values in one.items()} for name, one in every.items()}
     asked = [ready.chosen.queries[place] for place in places]
-    captions = [ready.queries[place].caption for place in places]
+    captions = [ready.queries[place].caption.text for place in places]
     record = {
         "queries": len(places),
         "queries without a relevant product": int((~scored).sum()),
         "gallery": len(ready.chosen.gallery),
-        "settings": {**asdict(settings.limits), "max_candidates": settings.max_candidates},
+        "settings": {**asdict(settings.limits), "max_candidates": settings.max_candidates, "beams": args.beams},
         "systems": system_rows(
             scores,
             {name: [found[place] for place in places] for name, found in rankings.items()},
@@ -173,16 +183,15 @@ def calibrate_settings(args: argparse.Namespace, reader: PhotoReader) -> None:
     ready = prepare(args, reader, calibration_set, args.queries or 500)
     config = GatewayConfig(model_repository=args.models)
     with SearchedGallery(ready.catalogue, ready.fingerprint) as gallery:
-        words = [query_from_caption(query.caption) for query in ready.queries]
         seen = [
-            gallery.candidates(text, config.max_candidates, query.embedding)
-            for text, query in zip(tqdm(words, desc="candidates", unit="query"), ready.queries, strict=True)
+            gallery.candidates(query_from_caption(query.caption.text), config.max_candidates, query.embedding)
+            for query in tqdm(ready.queries, desc="candidates", unit="query")
         ]
 
         def rank_all(limits: RefinementLimits) -> list[Ranking]:
             return [
-                gallery.refined(query, text, found, limits)
-                for query, text, found in zip(ready.queries, words, seen, strict=True)
+                gallery.answered(query, query.caption, found, limits)
+                for query, found in zip(ready.queries, seen, strict=True)
             ]
 
         calibrated = calibrate(rank_all, ready.grades, limits_of(config))
@@ -211,7 +220,12 @@ def _write_sheet(
     gallery_rows = ready.chosen.gallery_rows
     for place in best_and_worst(gains, _SHEET_ROWS):
         query = ready.queries[place]
-        lines = [query.name, f"caption: {query.caption}", f"nDCG@10 {gains[place]:+.2f}", "above ours, below by looks"]
+        lines = [
+            query.name,
+            f"caption: {query.caption.text}",
+            f"nDCG@10 {gains[place]:+.2f}",
+            "above ours, below by looks",
+        ]
         answers = [
             [(pixels[gallery_rows[found]], int(ready.grades[place][found])) for found in rankings[name][place]]
             for name in (OURS, VISUAL)

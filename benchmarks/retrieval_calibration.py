@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The refinement's weight and thresholds by nDCG@10 on queries whose answers are known. Knows no file and no model.
+"""The refinement's weights and thresholds by nDCG@10 on queries whose answers are known. Knows no file and no model.
 
-First the weight without filters, then the semantic threshold with that weight: the strictest that costs little, since a
+First the weights without filters, then the semantic threshold with them: the strictest that costs little, since a
 filter never helps nDCG, which forgives what stands at the end, but it is what keeps wrong pictures out. The visual
 threshold is shown and not chosen: in a gallery so dense ten pictures of a close look are always found, so a strict one
 costs nothing here, and would leave nothing of what the web has. What it keeps: `visual_threshold`.
@@ -48,10 +48,11 @@ class Calibrated:
 def calibrate(
     rank_all: RankAll, grades: Sequence[npt.NDArray[np.int64]], start: RefinementLimits, *, progress: bool = True
 ) -> Calibrated:
-    """Choose visual_weight and min_semantic_score, in this order; the rest of `start` stays."""
+    """Choose lookalike_weight, visual_weight and min_semantic_score, in this order; the rest of `start` stays."""
     limits = replace(start, min_visual_score=NO_FILTER, min_semantic_score=0.0)
     curves: dict[str, list[Point]] = {}
     for name, values, choose in (
+        ("lookalike_weight", WEIGHTS, best),
         ("visual_weight", WEIGHTS, best),
         ("min_visual_score", VISUAL_SCORES, None),
         ("min_semantic_score", SEMANTIC_SCORES, strictest),

@@ -15,6 +15,7 @@ from matplotlib import pyplot
 from benchmarks.retrieval_calibration import Calibrated
 
 _LABELS = {
+    "lookalike_weight": "weight of the lookalikes' names",
     "visual_weight": "weight of the visual score",
     "min_visual_score": "least visual score",
     "min_semantic_score": "least semantic score",
@@ -23,7 +24,7 @@ _LABELS = {
 
 def plot_calibration(calibrated: Calibrated, path: Path) -> None:
     """Write a PNG: nDCG@10, precision of what is shown and empty answers over each setting, and what was chosen."""
-    figure, grid = pyplot.subplots(1, len(calibrated.curves), figsize=(11, 3.4), layout="constrained", sharey=True)
+    figure, grid = pyplot.subplots(1, len(calibrated.curves), figsize=(14, 3.4), layout="constrained", sharey=True)
     for axes, (name, curve) in zip(grid, calibrated.curves.items(), strict=True):
         values = [point.value for point in curve]
         axes.plot(values, [point.ndcg for point in curve], "o-", label="nDCG@10", color="#08519c")

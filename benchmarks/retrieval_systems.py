@@ -19,8 +19,11 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from captioner.query import QueryRule, query_from_caption, words_of
+from search_gateway.candidates import Candidate
+from search_gateway.captions import Caption
 from search_gateway.providers.catalog import CatalogProvider
 from search_gateway.providers.catalog_store import CatalogEntry, CatalogProduct, CatalogStore, PhotoStamp
+from search_gateway.readings import Readings, lookalike_readings, photo_readings
 from search_gateway.refinement import Refined, RefinementLimits, Seen, refine
 from search_gateway.word_agreement import Synonyms
 
@@ -43,7 +46,8 @@ class Query:
 
     embedding: Floats  # [D], length 1
     patch_mean: Floats  # [D], length 1
-    caption: str
+    caption: Caption  # greedy
+    beams: Caption  # by beam search
     name: str
 
 
@@ -99,10 +103,29 @@ class SearchedGallery:
         found = self._loop.run_until_complete(self._provider.find(words, count, TIMEOUT_SECONDS, embedding))
         return [Seen(one, one.embedding, one.thumbnail) for one in found]
 
-    def refined(self, query: Query, words: str, seen: Sequence[Seen], limits: RefinementLimits) -> Ranking:
+    def lookalikes(self, embedding: Floats, count: int) -> list[Candidate]:
+        """Those of `count` candidates that come by looks."""
+        return self._loop.run_until_complete(self._provider.find("", count, TIMEOUT_SECONDS, embedding))
+
+    def refined(
+        self, query: Query, words: str, readings: Readings, seen: Sequence[Seen], limits: RefinementLimits
+    ) -> Ranking:
         """The places `refine` keeps."""
-        kept: Refined = refine(query.embedding, words, seen, limits, self._synonyms)
+        kept: Refined = refine(query.embedding, words, readings, seen, limits, self._synonyms)
         return [place_of(one.candidate.url) for one in kept.kept]
+
+    def answered(
+        self,
+        query: Query,
+        caption: Caption,
+        seen: Sequence[Seen],
+        limits: RefinementLimits,
+        rule: QueryRule = QueryRule.LAST_TWO_WORDS,
+    ) -> Ranking:
+        """What the pipeline makes of a caption and its candidates."""
+        found = [one.candidate for one in seen]
+        readings = photo_readings(caption, rule, query.embedding, found, limits.lookalike_weight)
+        return self.refined(query, query_from_caption(caption.text, rule), readings, seen, limits)
 
 
 @dataclass(frozen=True)
@@ -127,27 +150,46 @@ def systems(
     by_words = replace(limits, min_visual_score=NO_FILTER, min_semantic_score=0.0, visual_weight=0.0)
     visual_filter = replace(by_words, min_visual_score=limits.min_visual_score)
     semantic_filter = replace(by_words, min_semantic_score=limits.min_semantic_score)
+    caption_alone = replace(limits, lookalike_weight=0.0)
+    two, full = QueryRule.LAST_TWO_WORDS, QueryRule.FULL_CAPTION
 
     def filtered(query: Query, filters: RefinementLimits) -> Ranking:
-        words = query_from_caption(query.caption)
-        return gallery.refined(query, words, gallery.candidates(words, most, None), filters)
+        words = query_from_caption(query.caption.text)
+        seen = gallery.candidates(words, most, None)
+        return gallery.refined(query, words, Readings.certain(words), seen, filters)
 
-    def pipeline(query: Query, words: str) -> Ranking:
-        return gallery.refined(query, words, gallery.candidates(words, most, query.embedding), limits)
+    def ours(query: Query, caption: Caption, rule: QueryRule = two, weights: RefinementLimits = limits) -> Ranking:
+        seen = gallery.candidates(query_from_caption(caption.text, rule), most, query.embedding)
+        return gallery.answered(query, caption, seen, weights, rule)
 
-    full = QueryRule.FULL_CAPTION
+    def certain(query: Query, words: str) -> Ranking:
+        seen = gallery.candidates(words, most, query.embedding)
+        return gallery.refined(query, words, Readings.certain(words), seen, limits)
+
+    def named_by_lookalikes(query: Query) -> Ranking:
+        # As ours with the likeliest name in the place of the caption: what can be had without a captioner.
+        names = lookalike_readings(query.embedding, gallery.lookalikes(query.embedding, most))
+        if names is None:
+            return []
+        words = names.readings[0].query
+        return gallery.refined(query, words, names, gallery.candidates(words, most, query.embedding), limits)
+
     return {
         VISUAL: lambda query: gallery.by_looks(query.embedding, count),
         PATCH_MEAN: lambda query: nearest(patch_mean, query.patch_mean, count),
         WHITENED: lambda query: nearest(whitened, whitening(query.embedding[None])[0], count),
-        "two words": lambda query: gallery.by_words(query_from_caption(query.caption), count),
+        "two words": lambda query: gallery.by_words(query_from_caption(query.caption.text), count),
         "two words + visual filter": lambda query: filtered(query, visual_filter),
         "two words + semantic filter": lambda query: filtered(query, semantic_filter),
-        OURS: lambda query: pipeline(query, query_from_caption(query.caption)),
-        "full caption": lambda query: gallery.by_words(query_from_caption(query.caption, full), count),
-        "full caption, words and looks": lambda query: pipeline(query, query_from_caption(query.caption, full)),
+        OURS: lambda query: ours(query, query.caption),
+        "ours with beams": lambda query: ours(query, query.beams),
+        "ours, without lookalikes' names": lambda query: ours(query, query.caption, weights=caption_alone),
+        "ours, the two words taken as certain": lambda query: certain(query, query_from_caption(query.caption.text)),
+        "lookalikes' names, no captioner": named_by_lookalikes,
+        "full caption": lambda query: gallery.by_words(query_from_caption(query.caption.text, full), count),
+        "full caption, words and looks": lambda query: ours(query, query.caption, full),
         "oracle words": lambda query: gallery.by_words(query_from_caption(query.name), count),
-        "oracle words and looks": lambda query: pipeline(query, query_from_caption(query.name)),
+        "oracle words and looks": lambda query: certain(query, query_from_caption(query.name)),
     }
 
 

@@ -150,6 +150,14 @@ class Degradation:
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """What a photo may be called."""
+
+    query: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
 class SearchAnswer:
     """All of a search. An empty one explains itself in `empty_reason` and `nearest_miss`."""
 
@@ -164,6 +172,7 @@ class SearchAnswer:
     degraded: tuple[Degradation, ...]
     dropped: tuple[Result, ...]  # with `explain`
     model: str
+    readings: tuple[Reading, ...] = ()  # what the photo may be called, most likely first
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,6 +320,7 @@ def search_answer(message: search_pb2.SearchResponse) -> SearchAnswer:
         degraded=tuple(Degradation(part.part, part.reason) for part in message.degraded),
         dropped=tuple(map(_result, message.dropped)),
         model=message.model,
+        readings=tuple(Reading(one.query, one.probability) for one in message.readings),
     )
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from client.client_errors import SearchClientError
-from client.messages import Caption, CaptionAnswer, Counts, Result, SearchAnswer
+from client.messages import Caption, CaptionAnswer, Counts, Reading, Result, SearchAnswer
 
 _MIN_TITLE_WIDTH = 16
 _MAX_SOURCE_WIDTH = 14
+_SHOWN_READINGS = 4
 _COUNT_WORDS = {
     "dropped_visual": "unlike the photo",
     "dropped_semantic": "of other words",
@@ -86,6 +88,13 @@ def counts_text(counts: Counts) -> str:
     return f"{text}; dropped: {', '.join(dropped)}" if dropped else text
 
 
+def readings_text(readings: Sequence[Reading]) -> str:
+    """One line: the likeliest names of the photo, and how much is left to others."""
+    shown = [f"{printable(one.query) or '(no words)'} {one.probability:.0%}" for one in readings[:_SHOWN_READINGS]]
+    rest = sum(one.probability for one in readings[_SHOWN_READINGS:])
+    return ", ".join([*shown, f"others {rest:.0%}"] if len(readings) > _SHOWN_READINGS else shown)
+
+
 def timings_text(timings_ms: dict[str, float]) -> str:
     """One line: the whole time, and of each stage the time and its share."""
     stages = {stage: ms for stage, ms in timings_ms.items() if stage != "total"}
@@ -112,6 +121,8 @@ def search_text(answer: SearchAnswer, *, width: int, style: TextStyle) -> str:
         lines.append(f"caption: {caption_text(answer.caption, answer.query, style)}")
     by = ", ".join(printable(name) for name in (answer.provider, answer.model) if name)
     lines.append(f"query:   {printable(answer.query)}" + (style.dim(f"  ({by})") if by else ""))
+    if len(answer.readings) > 1:
+        lines += _wrapped(f"may be:  {readings_text(answer.readings)}", width)
     lines.append("")
     if answer.results:
         lines += _table(answer.results, width, style)
@@ -175,6 +186,7 @@ def search_record(photo: str, answer: SearchAnswer, *, explain: bool) -> dict[st
         "caption": None if caption is None else caption.text,
         "words": [] if caption is None else _word_records(caption),
         "query": answer.query,
+        "readings": [dataclasses.asdict(one) for one in answer.readings],
         "provider": answer.provider,
         "results": [_result_record(result) for result in answer.results],
         "counts": dataclasses.asdict(answer.counts),

@@ -26,6 +26,7 @@ class Candidate:
     height: int = 0
     embedding: npt.NDArray[np.float32] | None = None  # [D], L2-normalised, where the provider has stored it
     thumbnail: bytes | None = None  # an image file, where the provider has it at hand
+    is_lookalike: bool = False  # among those found by the photo's embedding, whether or not by the words, too
 
 
 class OldCandidates(list[Candidate]):

@@ -55,6 +55,7 @@ class GatewayConfig:
     min_visual_score: float = 0.4  # cosine, -1 to 1; what it keeps: benchmarks/visual_threshold.py
     min_semantic_score: float = 0.5  # agreement with the query's words, 0 to 1
     visual_weight: float = 0.5  # of the visual score in the final one, 0 to 1; the semantic score has the rest
+    lookalike_weight: float = 0.5  # of lookalikes' names in what the photo may be, 0 to 1; the caption has the rest
     caption_thumbnails: int = 0  # of the best results whose titles leave a word open, 0 to 20: see docs/refinement.md
     reflection: bool = True  # serve gRPC reflection
     drain_seconds: float = 10.0  # at SIGTERM, for requests in flight to finish
@@ -97,6 +98,7 @@ class GatewayConfig:
             ("min_visual_score", -1, 1),
             ("min_semantic_score", 0, 1),
             ("visual_weight", 0, 1),
+            ("lookalike_weight", 0, 1),
             ("caption_thumbnails", 0, 20),
             ("drain_seconds", 0, 600),
             ("duckduckgo_min_interval_seconds", 0, 3600),

@@ -27,6 +27,7 @@ from search_gateway.errors import InvalidPhotoError, PhotoTooLargeError, SearchE
 from search_gateway.photo_decoder import PhotoDecoder
 from search_gateway.picture_reader import PictureReader
 from search_gateway.provider_chain import Degradation, Found, ProviderChain
+from search_gateway.readings import Readings, photo_readings
 from search_gateway.refinement import Judged, Refined, RefinementLimits, Seen, Verdict, refine
 from search_gateway.stopwatch import Stopwatch
 from search_gateway.thumbnails import ThumbnailError, ThumbnailFetcher
@@ -62,6 +63,7 @@ class CaptionAnswer:
 class SearchAnswer:
     caption: Caption | None  # None where the query was given
     query: str
+    readings: Readings  # what the photo may be called, most likely first
     found: Found
     refined: Refined
     empty_reason: str
@@ -118,27 +120,28 @@ class Pipeline:
             caption, embedding = await self._caption(pixels, options.decoding, watch, deadline)  # 2, 3, 4
             yield caption
             with watch.stage("query"):  # 5
-                query = query_from_caption(caption.text, options.query_rule)
-                if options.override_colour is not None or options.override_thing is not None:
-                    query = with_words(
-                        query, self.synonyms.colours, colour=options.override_colour, thing=options.override_thing
-                    )
+                query = self._overridden(query_from_caption(caption.text, options.query_rule), options)
         else:
             with watch.stage("encode"):  # 2
                 embedding = await self.tritons.embed(pixels, deadline)
         yield query
         found, seen, degraded = await self._search(query, options, embedding, watch, deadline)  # 6, 7
         with watch.stage("refine"):  # 8
-            refined = refine(embedding, query, seen, options.limits, self.synonyms)
+            readings = self._readings(caption, query, options, embedding, found.candidates)
+            refined = refine(embedding, query, readings, seen, options.limits, self.synonyms)
         if self.pictures is not None:
             with watch.stage("read"):
-                refined, problems = await self._read(embedding, query, refined, seen, options.limits, deadline)
+                reading = Deadline(max(0.0, deadline.remaining_seconds() - _RESERVE_SECONDS))
+                read, problems = await self.pictures.read(refined, seen, reading)
+            with watch.stage("refine"):
+                refined = refine(embedding, query, readings, read, options.limits, self.synonyms)
             degraded = degraded + problems
         for result in refined.kept:
             yield result
         yield SearchAnswer(
             caption,
             query,
+            readings,
             found,
             refined,
             "" if refined.kept else empty_reason(query, found.provider, refined),
@@ -189,20 +192,26 @@ class Pipeline:
             if not found.candidates or any(one.embedding is not None for one in seen):
                 return found, seen, degraded
 
-    async def _read(
+    def _readings(
         self,
-        embedding: npt.NDArray[np.float32],
+        caption: Caption | None,
         query: str,
-        refined: Refined,
-        seen: Sequence[Seen],
-        limits: RefinementLimits,
-        deadline: Deadline,
-    ) -> tuple[Refined, list[Degradation]]:
-        """Refined once more, with what the best candidates' own pictures say."""
-        assert self.pictures is not None
-        deadline = Deadline(max(0.0, deadline.remaining_seconds() - _RESERVE_SECONDS))
-        read, degraded = await self.pictures.read(refined, seen, deadline)
-        return refine(embedding, query, read, limits, self.synonyms), degraded
+        options: SearchOptions,
+        embedding: npt.NDArray[np.float32],
+        candidates: Sequence[Candidate],
+    ) -> Readings:
+        """What the photo may be called; a query that somebody gave is all that it may be."""
+        if caption is None:
+            return Readings.certain(query)
+        weight = options.limits.lookalike_weight
+        readings = photo_readings(caption, options.query_rule, embedding, candidates, weight)
+        return readings.changed(lambda one: self._overridden(one, options))
+
+    def _overridden(self, query: str, options: SearchOptions) -> str:
+        """The query with the words that the caller wants instead of its own."""
+        if options.override_colour is None and options.override_thing is None:
+            return query
+        return with_words(query, self.synonyms.colours, colour=options.override_colour, thing=options.override_thing)
 
     async def _see(self, candidates: Sequence[Candidate], deadline: Deadline) -> tuple[list[Seen], list[Degradation]]:
         """Embeddings of all candidates' thumbnails, fetched where the provider does not bring them."""

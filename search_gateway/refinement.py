@@ -17,7 +17,9 @@ import numpy.typing as npt
 
 from search_gateway.candidates import Candidate
 from search_gateway.duplicates import Picture, is_same_picture, normalised_url
-from search_gateway.word_agreement import Synonyms, WordWeights, agreement
+from search_gateway.expected_agreement import ExpectedAgreement
+from search_gateway.readings import Readings
+from search_gateway.word_agreement import Synonyms, WordWeights
 
 _TITLE_CHARACTERS = 60  # of a title in a reason
 
@@ -40,6 +42,7 @@ class RefinementLimits(WordWeights):
     min_semantic_score: float  # agreement with the query's words, 0 to 1
     max_results: int
     visual_weight: float  # of the visual score in the final one; the semantic score has the rest
+    lookalike_weight: float = 0.5  # of the lookalikes' names in what the photo may be called; the caption has the rest
     duplicate_cosine: float = 0.96  # what one picture has at least in common with its copies; see duplicates.py
     duplicate_difference: float = 10.0  # of their small copies, of 255
 
@@ -78,14 +81,23 @@ class Refined:
 
 
 def refine(
-    photo: npt.NDArray[np.float32], query: str, seen: Sequence[Seen], limits: RefinementLimits, synonyms: Synonyms
+    photo: npt.NDArray[np.float32],
+    query: str,
+    readings: Readings,
+    seen: Sequence[Seen],
+    limits: RefinementLimits,
+    synonyms: Synonyms,
 ) -> Refined:
     """Score, filter, merge what is one picture, and order.
 
     Args:
         photo: the photo's embedding, [D], L2-normalised as those of the candidates.
+        query: what was searched for.
+        readings: what the photo may be called, which titles have to agree with; `Readings.certain(query)` where the
+            query was given.
     """
-    pairs = [(_judge(photo, query, one, limits, synonyms), one) for one in seen]
+    expected = ExpectedAgreement(query, readings, synonyms, limits)
+    pairs = [(_judge(photo, expected, one, limits), one) for one in seen]
     # Python's sort is stable: among equals the provider's order, its own idea of relevance, stays.
     pairs.sort(key=lambda pair: -pair[0].score)
     judged = _with_duplicates(pairs, limits)
@@ -103,9 +115,9 @@ def refine(
 
 
 def _judge(
-    photo: npt.NDArray[np.float32], query: str, seen: Seen, limits: RefinementLimits, synonyms: Synonyms
+    photo: npt.NDArray[np.float32], agreement: ExpectedAgreement, seen: Seen, limits: RefinementLimits
 ) -> Judged:
-    words = agreement(query, seen.candidate.title, synonyms, limits, seen.picture_words)
+    words = agreement.of(seen.candidate.title, seen.picture_words)
     if seen.embedding is None:
         verdict = seen.failure or Verdict.DROPPED_UNFETCHABLE
         what = "fetched" if verdict is Verdict.DROPPED_UNFETCHABLE else "read"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`refinement.json`, stored with a model: the refinement's settings as calibrated for its embeddings and words.
 
-    {"version": 1, "weights": "f0a0b024b4017add", "settings": {"visual_weight": 0.6, ...}, "calibration": {...}}
+    {"version": 2, "weights": "f0a0b024b4017add", "settings": {"visual_weight": 0.6, ...}, "calibration": {...}}
 
 `settings` are fields of the gateway's configuration, `weights` is the model contract's, and `calibration` says how they
 were found, for people. Knows nothing about how they are found.
@@ -21,8 +21,8 @@ from captioner.model_contract import REFINEMENT_FILE, ModelContract
 from search_gateway.errors import ConfigError
 from search_gateway.gateway_config import PREFIX, GatewayConfig
 
-VERSION = 1
-SETTINGS = ("min_visual_score", "min_semantic_score", "visual_weight")
+VERSION = 2
+SETTINGS = ("min_visual_score", "min_semantic_score", "visual_weight", "lookalike_weight")
 
 _log = logging.getLogger(__name__)
 

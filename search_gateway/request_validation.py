@@ -68,6 +68,7 @@ def search_options(request: search_pb2.SearchRequest, contract: ModelContract, c
         else config.min_semantic_score,
         max_results=max_results,
         visual_weight=config.visual_weight,
+        lookalike_weight=config.lookalike_weight,
     )
     _check("refinement.min_visual_score", limits.min_visual_score, -1, 1)
     _check("refinement.min_semantic_score", limits.min_semantic_score, 0, 1)

@@ -101,6 +101,7 @@ def _search_response(
         degraded=[search_pb2.Degradation(part=one.part, reason=one.reason) for one in answer.degraded],
         dropped=_results(refined.dropped if explain else (), explain=explain),
         model=model,
+        readings=[search_pb2.Reading(query=one.query, probability=one.probability) for one in answer.readings.readings],
     )
     if answer.caption is not None:
         response.caption.CopyFrom(_caption_message(answer.caption))

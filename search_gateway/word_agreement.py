@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import resources
 
 from captioner.query import words_of
@@ -21,6 +22,7 @@ from search_gateway.colours import Colour, Colours
 # "T Shirt" is one word, of which "shirt" is no part (in a title that has "tshirt"): a T-shirt is no shirt.
 _T_SHIRT = re.compile(r"(?<!\w)t(?:ee)?[-\s]+(?=shirt)", re.IGNORECASE)
 _JOINTS = re.compile(r"[\W_]+")
+_REMEMBERED_WORDS = 10_000
 
 
 class Synonyms:
@@ -32,6 +34,8 @@ class Synonyms:
         for number, group in enumerate(groups):
             for word in group:
                 self._groups.setdefault(fold(word), set()).add(number)
+        # The same words come again and again, and strangers choose them: remembered, but not all.
+        self.meanings = lru_cache(maxsize=_REMEMBERED_WORDS)(self._meanings)
 
     @classmethod
     def of_the_trade(cls) -> Synonyms:
@@ -41,8 +45,12 @@ class Synonyms:
 
     def agree(self, one: str, other: str) -> bool:
         """Whether two words mean the same."""
-        one, other = fold(one), fold(other)
-        return one == other or bool(self._groups.get(one, set()) & self._groups.get(other, set()))
+        return not self.meanings(one).isdisjoint(self.meanings(other))
+
+    def _meanings(self, word: str) -> frozenset[str | int]:
+        """What a word has in common with those that mean the same: itself, folded, and the numbers of its groups."""
+        folded = fold(word)
+        return frozenset({folded, *self._groups.get(folded, ())})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,94 +101,90 @@ class QueryWords:
         return [thing_weight if place == self.thing else (1 - thing_weight) / others for place in range(others + 1)]
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Attributes:
-    score: 0 to 1.
-    wording: what a title does or does not say, to go on after "its title".
-    is_open: whether the title leaves a word open, so that its picture may be asked.
-    """
+class TextWords:
+    """The words of a title or a caption, taken apart once for any number of queries."""
 
-    score: float
-    wording: str
-    is_open: bool
-
-
-def agreement(
-    query: str, title: str, synonyms: Synonyms, weights: WordWeights | None = None, picture_words: str = ""
-) -> Agreement:
-    """How well a title has the words of a query.
-
-    A query without words agrees with everything.
-
-    Args:
-        picture_words: the last words of the caption of the title's picture; empty where nobody asked for it.
-    """
-    weights = weights or WordWeights()
-    wanted = QueryWords.of(query, synonyms.colours)
-    if not wanted.words:
-        return Agreement(1.0, "has every word", is_open=False)
-    own, seen = _Text(title, wanted, synonyms), _Text(picture_words, wanted, synonyms)
-    score, is_open = 0.0, False
-    for place, weight in enumerate(wanted.weights(weights.thing_weight)):
-        value, word_is_open = own.value(place, weights)
-        if word_is_open:
-            is_open = True
-            opinion = seen.opinion(place)
-            if opinion is not None:
-                value += weights.picture_trust * (opinion - value)
-        score += weight * value
-    return Agreement(min(max(score, 0.0), 1.0), own.wording(), is_open)
-
-
-class _Text:
-    """What a title or caption says of the words that are wanted."""
-
-    def __init__(self, text: str, wanted: QueryWords, synonyms: Synonyms):
+    def __init__(self, text: str, synonyms: Synonyms):
         words = words_of(_T_SHIRT.sub("t", text))
         # "Light-blue" has both its parts and the whole.
-        parts = [[part for part in _JOINTS.split(word) if part] for word in words]
-        has = words + [part for group in parts for part in group]
-        flat = [part for group in parts for part in group]
+        flat = [part for word in words for part in _JOINTS.split(word) if part]
+        self.meanings = frozenset().union(*(synonyms.meanings(one) for one in {*words, *flat}))
         kinds = synonyms.colours.kinds(flat)
-        named = [part.lower() for part, kind in zip(flat, kinds, strict=True) if kind is Colour.SURE]
-        self._wanted = wanted
-        self._has = [any(synonyms.agree(word, one) for one in has) for word in wanted.words]
-        asked = [wanted.words[place] for place in wanted.colours]
-        self._others = tuple(
-            dict.fromkeys(one for one in named if not any(synonyms.agree(one, word) for word in asked))
-        )
+        # The colours that it says for sure, each with what it means.
+        self.colours = {
+            part.lower(): synonyms.meanings(part) for part, kind in zip(flat, kinds, strict=True) if kind is Colour.SURE
+        }
 
-    def value(self, place: int, weights: WordWeights) -> tuple[float, bool]:
-        """How much of this word it has, 0 to 1, and whether it leaves it open."""
-        if place not in self._wanted.colours:
-            return (1.0, False) if self._has[place] else (0.0, True)
-        if self._has[place]:
-            return (weights.mixed_colour, True) if self._others else (1.0, False)
-        return (0.0, False) if self._others else (weights.unsaid_colour, True)
+    def other_colours(self, asked: Collection[frozenset[str | int]]) -> list[str]:
+        """The colours that it says and that mean none of those asked for."""
+        return [name for name, own in self.colours.items() if all(own.isdisjoint(one) for one in asked)]
 
-    def opinion(self, place: int) -> float | None:
-        """As `value`, of a text that is not asked about what it does not say: None where it says nothing."""
-        if self._has[place]:
+
+@dataclass(frozen=True)
+class WantedWord:
+    """A word of a query. Two queries may have the same one.
+
+    Attributes:
+        asked: what each colour of its query means, where it is one of them; None for another word.
+    """
+
+    meanings: frozenset[str | int]
+    asked: frozenset[frozenset[str | int]] | None
+
+    def is_in(self, text: TextWords) -> bool:
+        return not self.meanings.isdisjoint(text.meanings)
+
+    def value(self, title: TextWords, picture: TextWords, weights: WordWeights) -> tuple[float, bool]:
+        """How much of this word a title has, 0 to 1, and whether it leaves the word open.
+
+        What it leaves open, the words of its picture may settle, as far as they are trusted.
+        """
+        own, is_open = self._own_value(title, weights)
+        opinion = self._opinion(picture) if is_open else None
+        if opinion is not None:
+            own += weights.picture_trust * (opinion - own)
+        return own, is_open
+
+    def _own_value(self, title: TextWords, weights: WordWeights) -> tuple[float, bool]:
+        has = self.is_in(title)
+        if self.asked is None:
+            return (1.0, False) if has else (0.0, True)
+        has_others = bool(title.other_colours(self.asked))
+        if has:
+            return (weights.mixed_colour, True) if has_others else (1.0, False)
+        return (0.0, False) if has_others else (weights.unsaid_colour, True)
+
+    def _opinion(self, picture: TextWords) -> float | None:
+        """What the picture says of it, 0 or 1; it is not asked about what it does not say."""
+        if self.is_in(picture):
             return 1.0
-        return 0.0 if place in self._wanted.colours and self._others else None
+        return 0.0 if self.asked is not None and picture.other_colours(self.asked) else None
 
-    def wording(self) -> str:
-        """What it says and does not say, such as "says black, not blue, and lacks 'shirt'"."""
-        wanted = self._wanted
-        absent = [place for place in range(len(wanted.words)) if not self._has[place]]
-        colours = [place for place in absent if place in wanted.colours]
-        sentences = []
-        if colours and self._others:
-            sentences.append(f"says {_and(self._others)}, not {_and(wanted.words[place] for place in colours)}")
-        elif self._others and wanted.colours:
-            has_all = "" if absent else "has every word and "
-            sentences.append(f"{has_all}also says {_and(self._others)}")
-        lacking = [place for place in absent if not (self._others and place in wanted.colours)]
-        if lacking:
-            sentences.append(f"lacks {_and(repr(wanted.words[place]) for place in lacking)}")
-        # A comma where the first part has one already.
-        return ", and ".join(sentences) or "has every word"
+
+def wanted_words(query: QueryWords, synonyms: Synonyms) -> list[WantedWord]:
+    """The words of a query as a title is asked for them, in order."""
+    meanings = [synonyms.meanings(word) for word in query.words]
+    asked = frozenset(meanings[place] for place in query.colours)
+    return [WantedWord(one, asked if place in query.colours else None) for place, one in enumerate(meanings)]
+
+
+def wording(query: QueryWords, title: TextWords, synonyms: Synonyms) -> str:
+    """What a title says and does not say, such as "says black, not blue, and lacks 'shirt'"."""
+    wanted = wanted_words(query, synonyms)
+    absent = [place for place, one in enumerate(wanted) if not one.is_in(title)]
+    colours = [place for place in absent if place in query.colours]
+    others = title.other_colours([one.meanings for one in wanted if one.asked is not None]) if query.colours else []
+    sentences = []
+    if colours and others:
+        sentences.append(f"says {_and(others)}, not {_and(query.words[place] for place in colours)}")
+    elif others:
+        has_all = "" if absent else "has every word and "
+        sentences.append(f"{has_all}also says {_and(others)}")
+    lacking = [place for place in absent if not (others and place in query.colours)]
+    if lacking:
+        sentences.append(f"lacks {_and(repr(query.words[place]) for place in lacking)}")
+    # A comma where the first part has one already.
+    return ", and ".join(sentences) or "has every word"
 
 
 def with_words(query: str, colours: Colours, *, colour: str | None, thing: str | None) -> str:

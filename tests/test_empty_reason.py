@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from search_gateway.candidates import Candidate
 from search_gateway.empty_reason import empty_reason
+from search_gateway.readings import Readings
 from search_gateway.refinement import Refined, RefinementLimits, Seen, Verdict, refine
 from search_gateway.word_agreement import Synonyms
 
@@ -29,7 +30,7 @@ def refined(*candidates: Seen, min_visual_score: float = 0.5, min_semantic_score
     limits = RefinementLimits(
         min_visual_score=min_visual_score, min_semantic_score=min_semantic_score, max_results=2, visual_weight=0.5
     )
-    return refine(PHOTO, "blue shirt", candidates, limits, Synonyms([]))
+    return refine(PHOTO, "blue shirt", Readings.certain("blue shirt"), candidates, limits, Synonyms([]))
 
 
 @pytest.mark.parametrize(

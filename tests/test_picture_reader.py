@@ -19,6 +19,7 @@ from search_gateway.decoding import DecodedToken, DecodingOptions, Hypothesis
 from search_gateway.errors import InferenceError, InvalidPhotoError, OverloadedError, SearchError
 from search_gateway.picture_reader import PictureReader
 from search_gateway.provider_chain import Degradation
+from search_gateway.readings import Readings
 from search_gateway.refinement import Refined, RefinementLimits, Seen, Verdict, refine
 from search_gateway.word_agreement import Synonyms
 from tests.conftest import MODELS
@@ -76,7 +77,7 @@ def seen(title: str, cosine: float, thumbnail: bytes | None) -> Seen:
 
 
 def refined(candidates: list[Seen]) -> Refined:
-    return refine(PHOTO, "blue shirt", candidates, LIMITS, SYNONYMS)
+    return refine(PHOTO, "blue shirt", Readings.certain("blue shirt"), candidates, LIMITS, SYNONYMS)
 
 
 def read(

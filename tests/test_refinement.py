@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from search_gateway.candidates import Candidate
 from search_gateway.colours import Colours
+from search_gateway.readings import Readings
 from search_gateway.refinement import Judged, Refined, RefinementLimits, Seen, Verdict, refine
 from search_gateway.word_agreement import Synonyms
 
@@ -64,7 +65,7 @@ def limits(
 
 
 def refined(*candidates: Seen, to: RefinementLimits | None = None, query: str = "blue shirt") -> Refined:
-    return refine(PHOTO, query, candidates, to or limits(), SYNONYMS)
+    return refine(PHOTO, query, Readings.certain(query), candidates, to or limits(), SYNONYMS)
 
 
 def only(result: Refined) -> Judged:
@@ -247,7 +248,7 @@ LIMITS = st.builds(limits, st.floats(-1, 1), st.floats(0, 1), st.integers(1, 5),
 @given(st.lists(ANY, max_size=12), LIMITS)
 @settings(deadline=None)
 def test_counts_add_up_and_nobody_is_lost(candidates: list[Seen], to: RefinementLimits) -> None:
-    result = refine(PHOTO, "blue shirt", candidates, to, SYNONYMS)
+    result = refine(PHOTO, "blue shirt", Readings.certain("blue shirt"), candidates, to, SYNONYMS)
     judged = result.kept + result.dropped
     assert sum(result.counts.values()) == len(candidates) == len(judged)
     assert result.counts == Counter(one.verdict for one in judged)
@@ -260,7 +261,7 @@ def test_counts_add_up_and_nobody_is_lost(candidates: list[Seen], to: Refinement
 @given(st.lists(ANY, max_size=12), LIMITS)
 @settings(deadline=None)
 def test_every_duplicate_stands_behind_one_result_that_passed(candidates: list[Seen], to: RefinementLimits) -> None:
-    result = refine(PHOTO, "blue shirt", candidates, to, SYNONYMS)
+    result = refine(PHOTO, "blue shirt", Readings.certain("blue shirt"), candidates, to, SYNONYMS)
     duplicates = [one for one in result.dropped if one.verdict is Verdict.DROPPED_DUPLICATE]
     listed = [other for one in result.kept + result.dropped for other in one.duplicates]
     assert sorted(map(id, listed)) == sorted(id(one.candidate) for one in duplicates)
@@ -275,7 +276,7 @@ def test_every_duplicate_stands_behind_one_result_that_passed(candidates: list[S
 @given(st.lists(ANY, max_size=12), LIMITS)
 @settings(deadline=None)
 def test_what_is_kept_is_the_best_that_passes_both_filters(candidates: list[Seen], to: RefinementLimits) -> None:
-    result = refine(PHOTO, "blue shirt", candidates, to, SYNONYMS)
+    result = refine(PHOTO, "blue shirt", Readings.certain("blue shirt"), candidates, to, SYNONYMS)
     unseen = [one.verdict in UNSEEN for one in result.dropped]
     assert unseen == sorted(unseen), "what nobody could look at comes last"
     for part in (result.kept, result.dropped[: unseen.count(False)]):

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from captioner.query import words_of
 from captioner.word_folding import fold
 from search_gateway.colours import Colours
-from search_gateway.word_agreement import QueryWords, Synonyms, WordWeights, agreement, with_words
+from search_gateway.expected_agreement import Agreement, ExpectedAgreement
+from search_gateway.readings import Readings
+from search_gateway.word_agreement import QueryWords, Synonyms, WordWeights, with_words
 
 NONE = Synonyms([])
 COLOURED = Synonyms([["navy", "blue"]], Colours(["blue", "navy", "red", "white", "black"], vague=["multi"]))
@@ -21,6 +23,14 @@ TRADE = Synonyms.of_the_trade()
 GROUPS: list[list[str]] = json.loads(
     resources.files("search_gateway").joinpath("synonyms.json").read_text(encoding="utf-8")
 )["groups"]
+
+
+def agreement(
+    query: str, title: str, synonyms: Synonyms, weights: WordWeights | None = None, picture_words: str = ""
+) -> Agreement:
+    """Of a title with a query that is certain."""
+    certain = ExpectedAgreement(query, Readings.certain(query), synonyms, weights or WordWeights())
+    return certain.of(title, picture_words)
 
 
 def score(query: str, title: str, synonyms: Synonyms = COLOURED, **weights: float) -> float:

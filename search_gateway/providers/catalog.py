@@ -7,6 +7,7 @@ SQLite blocks and binds a connection to its thread, so the store lives in a thre
 from __future__ import annotations
 
 import asyncio
+import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,8 +26,9 @@ from search_gateway.providers.catalog_store import (
 
 NAME = "catalog"
 
-# Looks help words out: a shop may call the thing by another word, or have more blue shirts than are asked for.
-NUM_LOOKALIKES = 10
+# Of the candidates, where a photo is given. Looks help words out: a shop may call the thing by another word, or have
+# more blue shirts than are asked for. docs/evaluation.md has what a half gives.
+LOOKALIKE_SHARE = 0.5
 
 
 class CatalogProvider:
@@ -61,7 +63,8 @@ class CatalogProvider:
     ) -> list[Candidate]:
         """Products whose title has the words of the query, best first; none is not an error.
 
-        Where the photo's embedding is given, the products that look most like it are among them, as the last ones.
+        Where the photo's embedding is given, the products that look most like it are among them, LOOKALIKE_SHARE of
+        `max_candidates`, and come last but for those that the words found, too. All of them are marked.
 
         Raises:
             ProviderTimeoutError: no answer within `timeout_seconds`.
@@ -72,24 +75,31 @@ class CatalogProvider:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_seconds
 
-        def search() -> list[CatalogRow]:
+        def search() -> list[Candidate]:
             # The time spent waiting for the thread counts; loop.time() may be read from any thread.
             rows = self._store.find(words_of(query), max_candidates, deadline - loop.time())
             if embedding is None:
-                return rows
-            found = {row.id for row in rows}
-            similar = self._store.similar(embedding, min(max_candidates, NUM_LOOKALIKES), deadline - loop.time())
-            lookalikes = [one.row for one in similar if one.row.id not in found]
-            return rows[: max_candidates - len(lookalikes)] + lookalikes
+                return [_candidate(row) for row in rows]
+            count = math.ceil(LOOKALIKE_SHARE * max_candidates)
+            similar = [one.row for one in self._store.similar(embedding, count, deadline - loop.time())]
+            lookalikes = {row.id for row in similar}
+            # What was found twice keeps its place among the words, however far back: its place is one by looks, too.
+            named, places = [], max_candidates - len(lookalikes)
+            for row in rows:
+                if row.id in lookalikes or places > 0:
+                    named.append(row)
+                    places -= row.id not in lookalikes
+            by_words = {row.id for row in named}
+            chosen = named + [row for row in similar if row.id not in by_words]
+            return [_candidate(row, is_lookalike=row.id in lookalikes) for row in chosen]
 
         try:
             async with asyncio.timeout_at(deadline):
-                rows = await loop.run_in_executor(self._thread, search)
+                return await loop.run_in_executor(self._thread, search)
         except (TimeoutError, CatalogTimeoutError) as error:
             raise ProviderTimeoutError(f"the catalogue gave no answer within {timeout_seconds:.3g} s") from error
         except CatalogError as error:
             raise ProviderError("the catalogue cannot be read") from error
-        return [_candidate(row) for row in rows]
 
     async def close(self) -> None:
         """Close the file, after what is being searched; a second call does nothing."""
@@ -100,7 +110,7 @@ class CatalogProvider:
         self._thread.shutdown(wait=False)
 
 
-def _candidate(row: CatalogRow) -> Candidate:
+def _candidate(row: CatalogRow, *, is_lookalike: bool = False) -> Candidate:
     return Candidate(
         title=row.title,
         # Where the folder lies on the server is nobody's business; the owner of the photos knows it.
@@ -111,4 +121,5 @@ def _candidate(row: CatalogRow) -> Candidate:
         height=row.height,
         embedding=row.embedding,
         thumbnail=row.thumbnail,
+        is_lookalike=is_lookalike,
     )
