@@ -196,7 +196,10 @@ def calibrate_settings(args: argparse.Namespace, reader: PhotoReader) -> None:
 
         calibrated = calibrate(rank_all, ready.grades, limits_of(config))
     settings = {name: float(getattr(calibrated.limits, name)) for name in SETTINGS}
-    curves = {name: [asdict(point) for point in curve] for name, curve in calibrated.curves.items()}
+    curves = {
+        name: [{"value": one.value, "ndcg": one.ndcg, "precision": one.precision, "empty": one.empty} for one in curve]
+        for name, curve in calibrated.curves.items()
+    }
     RefinementCalibration(
         weights=reader.contract.weights,
         settings=settings,

@@ -169,6 +169,10 @@ def full_answer() -> search_pb2.SearchResponse:
         timings=[search_pb2.StageTime(stage=stage, milliseconds=ms) for stage, ms in stages],
         degraded=[search_pb2.Degradation(part="thumbnails", reason="1 of 9 did not arrive in time")],
         model="fashion-small",
+        readings=[
+            search_pb2.Reading(query="blue shirt", probability=0.625),
+            search_pb2.Reading(query="navy shirt", probability=0.375),
+        ],
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
@@ -12,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from search_gateway.candidates import Candidate, Provider
@@ -225,3 +227,41 @@ def test_what_looks_like_the_photo_is_found_among_many_of_the_same_words(tmp_pat
     found = asyncio.run(run())
     assert len(found) == 40
     assert title in [one.title for one in found]
+
+
+def directions(cosines: list[float]) -> list[npt.NDArray[np.float32]]:
+    return [np.array([cosine, np.sqrt(1 - cosine**2)], np.float32) for cosine in cosines]
+
+
+def found_with_photo(path: Path, query: str, max_candidates: int) -> list[Candidate]:
+    async def run() -> list[Candidate]:
+        async with opened(path) as provider:
+            return await provider.find(query, max_candidates, 10.0, np.array([1.0, 0.0], np.float32))
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("max_candidates", [1, 2, 5, 9, 20, 50])
+def test_half_of_the_candidates_look_like_the_photo_and_say_so(tmp_path: Path, max_candidates: int) -> None:
+    """Even places are shirts, and the later the more alike: those found twice are the last ones by words."""
+    cosines = directions([place / 30 for place in range(30)])
+    products = [
+        dataclasses.replace(product(f"{'Shirt' if place % 2 == 0 else 'Bag'} {place}"), embedding=cosine)
+        for place, cosine in enumerate(cosines)
+    ]
+    write(tmp_path / "shop.sqlite", *products)
+    found = found_with_photo(tmp_path / "shop.sqlite", "shirt", max_candidates)
+    titles = [one.title for one in found]
+    assert len(set(titles)) == len(titles) == min(max_candidates, len(found))
+    most_alike = {one.entry.title for one in products[30 - min(30, math.ceil(max_candidates / 2)) :]}
+    assert {one.title for one in found if one.is_lookalike} == most_alike
+    named = [one.title for one in find(tmp_path / "shop.sqlite", "shirt", max_candidates)]
+    by_words = [title for title in named if title in titles]
+    assert set(named) & most_alike <= set(by_words), "none that both found is lost"
+    assert titles[: len(by_words)] == by_words, "those of the words come first, wherever else they were found"
+    assert titles[len(by_words) :] == sorted(titles[len(by_words) :], key=lambda one: -int(one.split()[1]))
+
+
+def test_without_a_photo_nothing_is_a_lookalike(path: Path) -> None:
+    assert not any(one.is_lookalike for one in find(path, "blue shirt"))
+    assert all(one.is_lookalike for one in found_with_photo(path, "blue shirt", 10))

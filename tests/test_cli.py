@@ -36,7 +36,7 @@ from tests.scripted_service import (
 
 Code = grpc.StatusCode
 SEARCH_KEYS = [
-    "photo", "caption", "words", "query", "provider", "results", "counts", "nearest_miss", "empty_reason",
+    "photo", "caption", "words", "query", "readings", "provider", "results", "counts", "nearest_miss", "empty_reason",
     "timings_ms", "degraded", "model",
 ]  # fmt: skip
 RESULT_KEYS = [
@@ -112,6 +112,7 @@ def test_search_prints_caption_table_counts_times_and_degradation(
     assert out.splitlines() == [
         "caption: Turtle Check Men Blue Shirt",
         "query:   blue shirt  (duckduckgo, fashion-small)",
+        "may be:  blue shirt 62%, navy shirt 38%",
         "",
         "  #  score  visual  words  title              source",
         "  1   0.95    0.80   1.00  Men's Blue Shirt   bing",
@@ -175,7 +176,7 @@ def test_nothing_found_is_explained(
     assert cli.main(["search", photo]) == 1
     out, err = capsys.readouterr()
     assert err == ""
-    assert out.splitlines()[3:7] == [
+    assert out.splitlines()[4:8] == [
         "nothing found: all 9 candidates were dropped",
         "nearest miss:",
         "      0.40    0.80   1.00  Red Shirt",
@@ -205,10 +206,10 @@ def test_table_fits_the_terminal(
         monkeypatch.setenv("COLUMNS", str(width))
         assert cli.main(["search", photo]) == 0
         lines = capsys.readouterr().out.splitlines()
-        widths = {text_width(line) for line in lines[3:9]}
+        widths = {text_width(line) for line in lines[4:10]}
         assert max(map(text_width, lines[:-1])) <= width
         assert widths == {max(widths), max(widths) - 2}  # the heading's "source" is two longer than "bing"
-        assert "(no title)" in lines[8]
+        assert "(no title)" in lines[9]
 
 
 def test_hostile_title_cannot_reach_the_terminal(
@@ -257,6 +258,10 @@ def test_search_json_has_exactly_its_keys(
     assert (record["nearest_miss"], record["empty_reason"]) == (None, "")
     assert record["timings_ms"] == {"preprocess": 2, "encode": 20, "search": 50, "total": 100}
     assert record["degraded"] == [{"part": "thumbnails", "reason": "1 of 9 did not arrive in time"}]
+    assert record["readings"] == [
+        {"query": "blue shirt", "probability": 0.625},
+        {"query": "navy shirt", "probability": 0.375},
+    ]
 
 
 def test_search_json_of_an_empty_answer_with_other_words(

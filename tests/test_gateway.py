@@ -14,10 +14,12 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -206,6 +208,35 @@ def test_query_override_searches_without_captioning(start_gateway: StartGateway,
     assert not answer.HasField("caption")
     assert answer.results[0].visual_score == pytest.approx(1, abs=1e-3)
     assert "decode" not in [timing.stage for timing in answer.timings]
+
+
+def test_readings_say_what_the_photo_may_be_called(start_gateway: StartGateway, connect: Any, photo: bytes) -> None:
+    provider = ScriptedProvider([candidate("Leather Wallet", photo)])
+    request = search_pb2.SearchRequest(photo=photo)
+    of_caption = connect(start_gateway(providers=[provider])).Search(request, timeout=30).readings
+    assert sum(one.probability for one in of_caption) == pytest.approx(1)
+    assert of_caption[0].query == provider.queries[0]
+    assert "leather wallet" not in [one.query for one in of_caption], "the web finds by words and only repeats them"
+
+    given = search_pb2.SearchRequest(photo=photo, query_override="red shoes")
+    (certain,) = connect(start_gateway(providers=[provider])).Search(given, timeout=30).readings
+    assert (certain.query, certain.probability) == ("red shoes", 1.0)
+
+
+def test_products_that_look_alike_have_a_say_in_what_the_photo_is(
+    start_gateway: StartGateway, connect: Any, photo: bytes
+) -> None:
+    embedding = np.zeros(ModelContract.load(MODELS).hidden_size, np.float32)
+    embedding[0] = 1.0
+    lookalike = replace(candidate("Leather Wallet", photo), embedding=embedding, is_lookalike=True)
+    stub = connect(start_gateway(providers=[ScriptedProvider([lookalike])], lookalike_weight=0.75, min_visual_score=-1))
+    answer = stub.Search(search_pb2.SearchRequest(photo=photo), timeout=30)
+    assert answer.readings[0].query == "leather wallet"
+    assert answer.readings[0].probability == pytest.approx(0.75)
+    assert answer.query in [one.query for one in answer.readings[1:]], "what is searched for is the caption's"
+    override = search_pb2.WordOverride(colour="green")
+    answer = stub.Search(search_pb2.SearchRequest(photo=photo, word_override=override), timeout=30)
+    assert all("green" in one.query.split() for one in answer.readings), "whoever said it, the caller knows better"
 
 
 def test_word_override_changes_one_word_of_the_captions_query(

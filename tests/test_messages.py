@@ -17,6 +17,7 @@ from client import (
     Degradation,
     Duplicate,
     PhotoFileError,
+    Reading,
     RequestRejectedError,
     Result,
     SearchAnswer,
@@ -57,6 +58,7 @@ def test_search_answer_arrives_whole(search_client: SearchClient) -> None:
     )
     assert answer.timings_ms == {"preprocess": 2, "encode": 20, "search": 50, "total": 100}
     assert answer.degraded == (Degradation("thumbnails", "1 of 9 did not arrive in time"),)
+    assert answer.readings == (Reading("blue shirt", 0.625), Reading("navy shirt", 0.375))
     assert (answer.nearest_miss, answer.empty_reason, answer.dropped) == (None, "", ())
     first, second = answer.results
     assert first.thumbnail.startswith(b"\xff\xd8")
@@ -91,6 +93,7 @@ def test_values_have_every_field_of_their_message() -> None:
         (Counts, search_pb2.Counts),
         (Degradation, search_pb2.Degradation),
         (Duplicate, search_pb2.Duplicate),
+        (Reading, search_pb2.Reading),
     ):
         fields = {renamed.get(name, name) for name in message.DESCRIPTOR.fields_by_name}
         assert set(value.__dataclass_fields__) == fields, value

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from captioner.caption_tokenizer import CaptionTokenizer
 from captioner.model_contract import ModelContract
 from export.calibration import drawn_photos
 from export.onnx_captioner import OnnxCaptioner
+from search_gateway.captions import caption_of
 from search_gateway.decoding import DecodingOptions
 from tests.conftest import MODELS
 from training.prepare_data import Product, ProductSet
@@ -33,10 +35,11 @@ def test_readings_are_the_captioners(tmp_path: Path) -> None:
     means = states[:, 1:].mean(axis=1)
     assert found.patch_mean == pytest.approx(means / np.linalg.norm(means, axis=1, keepdims=True), abs=1e-5)
     tokenizer, options = CaptionTokenizer(MODELS), DecodingOptions(max_tokens=captioner.contract.max_tokens)
-    expected = [
-        tokenizer.text([token.token for token in one[0].tokens]) for one in captioner.caption(data.pixels, options)
-    ]
-    assert reader.captions(data) == expected
+    assert reader.captions(data) == [caption_of(one, tokenizer) for one in captioner.caption(data.pixels, options)]
+    beams = replace(options, num_beams=2)
+    expected = [caption_of(one, tokenizer) for one in captioner.caption(data.pixels, beams)]
+    assert all(caption.alternatives for caption in expected)
+    assert reader.captions(data, num_beams=2) == expected
 
 
 def test_second_reading_comes_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from search_gateway.refinement_calibration import RefinementCalibration, with_ca
 from tests.conftest import MODELS
 
 WEIGHTS = ModelContract.load(MODELS).weights
-SETTINGS = {"min_visual_score": 0.25, "min_semantic_score": 0.125, "visual_weight": 0.75}
+SETTINGS = {"min_visual_score": 0.25, "min_semantic_score": 0.125, "visual_weight": 0.75, "lookalike_weight": 0.625}
 
 
 @pytest.fixture
@@ -68,13 +68,13 @@ def test_calibration_of_other_weights_is_left_aside(models: Path, caplog: pytest
     ("text", "said"),
     [
         ("{", "cannot be read"),
-        ("[]", "version 1"),
-        ('{"version": 2}', "version 1"),
-        (json.dumps({"version": 1, "settings": SETTINGS}), "which weights"),
-        (json.dumps({"version": 1, "weights": WEIGHTS, "settings": {}}), "exactly the settings"),
-        (json.dumps({"version": 1, "weights": WEIGHTS, "settings": {**SETTINGS, "max_results": 1}}), "exactly"),
-        (json.dumps({"version": 1, "weights": WEIGHTS, "settings": {**SETTINGS, "visual_weight": "1"}}), "no number"),
-        (json.dumps({"version": 1, "weights": WEIGHTS, "settings": {**SETTINGS, "visual_weight": 2}}), "from 0 to 1"),
+        ("[]", "version 2"),
+        ('{"version": 1}', "version 2"),
+        (json.dumps({"version": 2, "settings": SETTINGS}), "which weights"),
+        (json.dumps({"version": 2, "weights": WEIGHTS, "settings": {}}), "exactly the settings"),
+        (json.dumps({"version": 2, "weights": WEIGHTS, "settings": {**SETTINGS, "max_results": 1}}), "exactly"),
+        (json.dumps({"version": 2, "weights": WEIGHTS, "settings": {**SETTINGS, "visual_weight": "1"}}), "no number"),
+        (json.dumps({"version": 2, "weights": WEIGHTS, "settings": {**SETTINGS, "visual_weight": 2}}), "from 0 to 1"),
     ],
 )
 def test_a_file_that_is_no_calibration_is_refused(models: Path, text: str, said: str) -> None:

@@ -22,7 +22,9 @@ CONTRACT = ModelContract(
     num_heads=4, head_size=8, max_tokens=24, num_candidates=16, max_beams=8, vocab_size=50, bos_token_id=0,
     eos_token_id=1, pad_token_id=2,
 )  # fmt: skip
-CONFIG = GatewayConfig(default_max_results=7, min_visual_score=0.25, min_semantic_score=0.75, visual_weight=0.5)
+CONFIG = GatewayConfig(
+    default_max_results=7, min_visual_score=0.25, min_semantic_score=0.75, visual_weight=0.5, lookalike_weight=0.125
+)
 
 
 def decoding(**fields: Any) -> DecodingOptions:
@@ -52,7 +54,7 @@ def test_request_that_says_nothing_gets_the_defaults() -> None:
     assert result.max_candidates == CONFIG.max_candidates
     limits = result.limits
     assert (limits.min_visual_score, limits.min_semantic_score) == (0.25, 0.75)
-    assert (limits.max_results, limits.visual_weight) == (7, 0.5)
+    assert (limits.max_results, limits.visual_weight, limits.lookalike_weight) == (7, 0.5, 0.125)
 
 
 def test_request_that_says_everything_gets_it() -> None:

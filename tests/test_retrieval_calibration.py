@@ -6,40 +6,56 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.retrieval_calibration import NO_FILTER, Point, best, calibrate, strictest
+from benchmarks.retrieval_calibration import NO_FILTER, Point, best, calibrate, most_even, strictest
 from search_gateway.refinement import RefinementLimits
 
 START = RefinementLimits(min_visual_score=0.4, min_semantic_score=0.5, visual_weight=0.5, max_results=10)
 
 
 def curve(*scores: float) -> list[Point]:
-    return [Point(value / 10, score, 0.0, 0.0) for value, score in enumerate(scores)]
+    return [point(value / 10, [score]) for value, score in enumerate(scores)]
+
+
+def point(value: float, ndcgs: list[float]) -> Point:
+    return Point(value, float(np.mean(ndcgs)), 0.0, 0.0, np.array(ndcgs))
 
 
 def test_best_and_strictest() -> None:
     points = curve(0.6, 0.7, 0.695, 0.5)
     assert best(points).value == 0.1
-    assert strictest(points).value == 0.2, "it loses less than a hundredth"
-    assert strictest(curve(0.7, 0.68)).value == 0.0
+    assert strictest(points).value == 0.2, "it loses no more than five thousandths"
+    assert strictest(curve(0.7, 0.69)).value == 0.0
+
+
+def test_most_even_of_those_that_cannot_be_told_from_the_best() -> None:
+    best_by_chance = point(0.1, [0.9, 0.5, 0.7, 0.3])
+    as_good = point(0.4, [0.7, 0.6, 0.6, 0.4])
+    worse_for_all = point(0.5, [0.89, 0.49, 0.69, 0.29])
+    assert most_even([best_by_chance, as_good, worse_for_all]).value == 0.4
+    assert most_even([best_by_chance, worse_for_all]).value == 0.1, "a small loss, but a sure one"
+    assert most_even([point(0.0, [0.5, 0.6]), point(1.0, [0.5, 0.6])]).value == 0.0
 
 
 def test_each_setting_is_chosen_by_what_it_gives() -> None:
-    """One query, one relevant product: first at weights over 0.6, lost to filters over 0.3 and 0.8."""
+    """One query, one relevant product: higher at weights over 0.6 and 0.8, lost to filters over 0.3 and 0.8."""
     asked: list[RefinementLimits] = []
 
     def rank_all(limits: RefinementLimits) -> list[list[int]]:
         asked.append(limits)
         if limits.min_visual_score > 0.3 or limits.min_semantic_score > 0.8:
             return [[]]
-        return [[1, 0] if limits.visual_weight > 0.6 else [0, 1]]
+        good = (limits.visual_weight > 0.6) + (limits.lookalike_weight > 0.8)
+        return [[[0, 2, 1], [0, 1], [1, 0]][good]]
 
     found = calibrate(rank_all, [np.array([0, 2, 0])], START, progress=False)
     limits = found.limits
-    assert (limits.visual_weight, limits.min_semantic_score) == (0.7, 0.8)
+    assert (limits.lookalike_weight, limits.visual_weight, limits.min_semantic_score) == (0.9, 0.7, 0.8)
     assert limits.min_visual_score == START.min_visual_score, "shown, not chosen"
     assert limits.max_results == START.max_results
     assert asked[0].min_visual_score == NO_FILTER
     assert asked[0].min_semantic_score == 0.0
     by_value = {point.value: point for point in found.curves["min_visual_score"]}
-    assert by_value[0.3] == Point(0.3, ndcg=pytest.approx(1.0), precision=0.5, empty=0.0)
-    assert by_value[0.4] == Point(0.4, ndcg=0.0, precision=0.0, empty=1.0)
+    for value, ndcg, precision, empty in ((0.3, 1.0, 0.5, 0.0), (0.4, 0.0, 0.0, 1.0)):
+        found_point = by_value[value]
+        assert found_point.ndcgs == pytest.approx([ndcg])
+        assert (found_point.ndcg, found_point.precision, found_point.empty) == (pytest.approx(ndcg), precision, empty)

@@ -20,18 +20,30 @@ from benchmarks.retrieval_systems import (
     systems,
     write_catalogue,
 )
+from search_gateway.captions import Caption, Word
 from search_gateway.refinement import RefinementLimits
 
 TITLES = ["Puma Red Shirt", "Nike Men Blue Shirt", "Red Bag", "Old Red Shirt", "Green Hat"]
 ANGLES = np.radians([80, 10, 5, 20, 85])  # of the embeddings, from the query's
 EMBEDDINGS = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1).astype(np.float32)
+
+
+def caption(text: str, *alternatives: tuple[str, float]) -> Caption:
+    """One the captioner is sure of, but for alternatives of beam search."""
+    words = tuple(Word(word, 1.0, ()) for word in text.split())
+    return Caption(text, words, log_probability=-0.5, complete=True, alternatives=alternatives)
+
+
 QUERY = Query(
     embedding=np.array([1, 0], np.float32),
     patch_mean=np.array([0, 1], np.float32),
-    caption="Adidas Red Shirt",
+    caption=caption("Adidas Red Shirt"),
+    beams=caption("Adidas Red Shirt", ("Adidas Blue Shirt", -0.6)),
     name="Fine Blue Shirt",
 )
-LIMITS = RefinementLimits(min_visual_score=0.5, min_semantic_score=0.7, visual_weight=0.5, max_results=10)
+LIMITS = RefinementLimits(
+    min_visual_score=0.5, min_semantic_score=0.7, visual_weight=0.5, lookalike_weight=0.5, max_results=10
+)
 
 
 @pytest.fixture
@@ -58,17 +70,25 @@ def test_systems_answer_what_they_are_named_for(gallery: SearchedGallery) -> Non
     assert found["two words + visual filter"][0] == 3
     assert set(found["two words + semantic filter"]) == {0, 3}, "other colours and things agree by less than 0.7"
     assert found[OURS] == [3]
+    assert found["ours with beams"] == [3, 1], "beam search holds a blue shirt for possible"
+    assert found["ours, without lookalikes' names"] == found["ours, the two words taken as certain"] == [3]
+    assert found["lookalikes' names, no captioner"] == [2, 3], "the bag looks most alike: it may be a bag"
     assert found["oracle words"][0] == 1
     assert found["oracle words and looks"] == [1]
 
 
 def test_caption_without_words_finds_nothing_by_words(gallery: SearchedGallery) -> None:
-    found = answers(gallery, Query(QUERY.embedding, QUERY.patch_mean, caption="...", name="Blue Shirt"))
+    found = answers(
+        gallery, Query(QUERY.embedding, QUERY.patch_mean, caption("..."), caption("..."), name="Blue Shirt")
+    )
     assert [name for name, answer in found.items() if not answer] == [
         "two words",
         "two words + visual filter",
         "two words + semantic filter",
         OURS,
+        "ours with beams",
+        "ours, without lookalikes' names",
+        "ours, the two words taken as certain",
         "full caption",
         "full caption, words and looks",
     ]
