@@ -63,6 +63,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--run", type=Path, default=Path(".run/retrieval"), help="where readings are kept")
     # Evaluation
     parser.add_argument("--beams", type=int, default=4, help="of the row with beam search")
+    parser.add_argument("--pictures", action="store_true", help="caption the gallery as well, half an hour on one core")
     parser.add_argument("--json", action="store_true", help="print the record instead of the tables")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the record as JSON, too")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write the systems as a picture")
@@ -82,6 +83,7 @@ class Prepared:
     queries: list[Query]
     grades: list[npt.NDArray[np.int64]]  # of each query, [gallery]
     gallery: Embeddings
+    picture_words: list[str]  # of the gallery; empty where nobody asked for them
     catalogue: Path
     fingerprint: str
 
@@ -91,7 +93,9 @@ def prepare(
     reader: PhotoReader,
     make: Callable[[ProductSet], RetrievalSet],
     count: int | None,
+    *,
     num_beams: int = 1,
+    with_pictures: bool = False,
 ) -> Prepared:
     """Read the set, let the models read its photos, and write the catalogue."""
     contract = reader.contract
@@ -118,7 +122,11 @@ def prepare(
         Query(embeddings.served[row], embeddings.patch_mean[row], captions[row], beams[row], product.name)
         for row, product in zip(chosen.query_rows.tolist(), chosen.queries, strict=True)
     ]
-    return Prepared(chosen, queries, [relevance.grades(one) for one in chosen.queries], gallery, catalogue, fingerprint)
+    grades = [relevance.grades(one) for one in chosen.queries]
+    words = []
+    if with_pictures:
+        words = [query_from_caption(one.text) for one in reader.captions(data.subset(chosen.gallery_rows.tolist()))]
+    return Prepared(chosen, queries, grades, gallery, words, catalogue, fingerprint)
 
 
 def limits_of(config: GatewayConfig) -> RefinementLimits:
@@ -134,14 +142,16 @@ def limits_of(config: GatewayConfig) -> RefinementLimits:
 
 def evaluate(args: argparse.Namespace, reader: PhotoReader) -> None:
     """Run every system on every query and report."""
-    ready = prepare(args, reader, evaluation_set, args.queries, args.beams)
+    ready = prepare(args, reader, evaluation_set, args.queries, num_beams=args.beams, with_pictures=args.pictures)
     config = with_calibration(GatewayConfig(model_repository=args.models), {})
     settings = Settings(limits_of(config), config.max_candidates)
     rankings: dict[str, list[Ranking]] = {}
     milliseconds: dict[str, float] = {}
     with SearchedGallery(ready.catalogue, ready.fingerprint) as gallery:
         whitening = Whitening(ready.gallery.served, SHRINKAGE)
-        searches = systems(gallery, ready.gallery.patch_mean, whitening, ready.gallery.served, settings)
+        searches = systems(
+            gallery, ready.gallery.patch_mean, whitening, ready.gallery.served, ready.picture_words, settings
+        )
         for name, search in searches.items():
             search(ready.queries[0])  # what only a first search does is not timed
             began = time.perf_counter()

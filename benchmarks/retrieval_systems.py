@@ -21,6 +21,7 @@ from tqdm import tqdm
 from captioner.query import QueryRule, query_from_caption, words_of
 from search_gateway.candidates import Candidate
 from search_gateway.captions import Caption
+from search_gateway.picture_reader import worth_reading
 from search_gateway.providers.catalog import CatalogProvider
 from search_gateway.providers.catalog_store import CatalogEntry, CatalogProduct, CatalogStore, PhotoStamp
 from search_gateway.readings import Readings, lookalike_readings, photo_readings
@@ -32,10 +33,13 @@ Ranking = list[int]
 
 TIMEOUT_SECONDS = 60.0  # of one find: on a busy machine nothing may be lost to time
 NO_FILTER = -1.0  # cosine
+NUM_PICTURES = 20  # the most that CAPTRIEVE_CAPTION_THUMBNAILS takes
 _BATCH = 2000  # products a transaction
 
 VISUAL = "visual only"
 PATCH_MEAN = "visual only, mean of patches"
+
+
 WHITENED = "visual only, whitened"
 OURS = "ours: words and looks"
 
@@ -111,8 +115,7 @@ class SearchedGallery:
         self, query: Query, words: str, readings: Readings, seen: Sequence[Seen], limits: RefinementLimits
     ) -> Ranking:
         """The places `refine` keeps."""
-        kept: Refined = refine(query.embedding, words, readings, seen, limits, self._synonyms)
-        return [place_of(one.candidate.url) for one in kept.kept]
+        return _places(refine(query.embedding, words, readings, seen, limits, self._synonyms))
 
     def answered(
         self,
@@ -121,11 +124,30 @@ class SearchedGallery:
         seen: Sequence[Seen],
         limits: RefinementLimits,
         rule: QueryRule = QueryRule.LAST_TWO_WORDS,
+        picture_words: Sequence[str] | None = None,
     ) -> Ranking:
-        """What the pipeline makes of a caption and its candidates."""
+        """What the pipeline makes of a caption and its candidates.
+
+        Args:
+            picture_words: what the picture at each place reads as; NUM_PICTURES in doubt are asked. None: nobody is.
+        """
         found = [one.candidate for one in seen]
         readings = photo_readings(caption, rule, query.embedding, found, limits.lookalike_weight)
-        return self.refined(query, query_from_caption(caption.text, rule), readings, seen, limits)
+        words = query_from_caption(caption.text, rule)
+        refined = refine(query.embedding, words, readings, seen, limits, self._synonyms)
+        if picture_words is None:
+            return _places(refined)
+        asked = {place_of(one.candidate.url) for one in worth_reading(refined)[:NUM_PICTURES]}
+        places = [place_of(one.candidate.url) for one in seen]
+        read = [
+            replace(one, picture_words=picture_words[place]) if place in asked else one
+            for one, place in zip(seen, places, strict=True)
+        ]
+        return self.refined(query, words, readings, read, limits)
+
+
+def _places(refined: Refined) -> Ranking:
+    return [place_of(one.candidate.url) for one in refined.kept]
 
 
 @dataclass(frozen=True)
@@ -137,13 +159,19 @@ class Settings:
 
 
 def systems(
-    gallery: SearchedGallery, patch_mean: Floats, whitening: Whitening, embeddings: Floats, settings: Settings
+    gallery: SearchedGallery,
+    patch_mean: Floats,
+    whitening: Whitening,
+    embeddings: Floats,
+    picture_words: Sequence[str],
+    settings: Settings,
 ) -> dict[str, Callable[[Query], Ranking]]:
     """Name -> search.
 
     Args:
         patch_mean: of the gallery, [n, D].
         embeddings: of the gallery, [n, D].
+        picture_words: of the gallery, n; empty where no picture was captioned.
     """
     limits, most, count = settings.limits, settings.max_candidates, settings.limits.max_results
     whitened = whitening(embeddings)
@@ -166,6 +194,10 @@ def systems(
         seen = gallery.candidates(words, most, query.embedding)
         return gallery.refined(query, words, Readings.certain(words), seen, limits)
 
+    def pictures_asked(query: Query) -> Ranking:
+        seen = gallery.candidates(query_from_caption(query.caption.text), most, query.embedding)
+        return gallery.answered(query, query.caption, seen, limits, picture_words=picture_words)
+
     def named_by_lookalikes(query: Query) -> Ranking:
         # As ours with the likeliest name in the place of the caption: what can be had without a captioner.
         names = lookalike_readings(query.embedding, gallery.lookalikes(query.embedding, most))
@@ -174,7 +206,7 @@ def systems(
         words = names.readings[0].query
         return gallery.refined(query, words, names, gallery.candidates(words, most, query.embedding), limits)
 
-    return {
+    every: dict[str, Callable[[Query], Ranking]] = {
         VISUAL: lambda query: gallery.by_looks(query.embedding, count),
         PATCH_MEAN: lambda query: nearest(patch_mean, query.patch_mean, count),
         WHITENED: lambda query: nearest(whitened, whitening(query.embedding[None])[0], count),
@@ -191,6 +223,9 @@ def systems(
         "oracle words": lambda query: gallery.by_words(query_from_caption(query.name), count),
         "oracle words and looks": lambda query: certain(query, query_from_caption(query.name)),
     }
+    if picture_words:
+        every["ours, pictures in doubt captioned"] = pictures_asked
+    return every
 
 
 def nearest(gallery: Floats, embedding: Floats, count: int) -> Ranking:

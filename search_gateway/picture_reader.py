@@ -7,6 +7,7 @@ Knows which candidates are worth it, not what becomes of the words.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,11 +20,17 @@ from search_gateway.decoding import DecodingOptions
 from search_gateway.errors import InvalidPhotoError, PhotoTooLargeError, SearchError
 from search_gateway.photo_decoder import PhotoDecoder
 from search_gateway.provider_chain import Degradation
-from search_gateway.refinement import Refined, Seen, Verdict
+from search_gateway.refinement import Judged, Refined, Seen, Verdict
 from search_gateway.triton_pool import TritonPool
 
 # What no word can help any more is not read.
 _WORTH_READING = (Verdict.KEPT, Verdict.DROPPED_SEMANTIC, Verdict.DROPPED_OVER_LIMIT)
+
+
+def worth_reading(refined: Refined) -> list[Judged]:
+    """Those whose titles leave open what their pictures might settle, best first."""
+    doubtful = [one for one in refined.kept + refined.dropped if one.is_open and one.verdict in _WORTH_READING]
+    return sorted(doubtful, key=lambda one: -one.score)
 
 
 class PictureReader:
@@ -53,13 +60,8 @@ class PictureReader:
         A picture that cannot be read in time is left without words; that is told, not raised.
         """
         places = {id(one.candidate): place for place, one in enumerate(seen)}
-        doubtful = [
-            one
-            for one in refined.kept + refined.dropped
-            if one.is_open and one.verdict in _WORTH_READING and one.thumbnail
-        ]
-        doubtful.sort(key=lambda one: -one.score)
-        wanted = [places[id(one.candidate)] for one in doubtful[: self._max_pictures]]
+        readable = (one for one in worth_reading(refined) if one.thumbnail)
+        wanted = [places[id(one.candidate)] for one in itertools.islice(readable, self._max_pictures)]
         problems: list[SearchError] = []
         words = await asyncio.gather(*(self._words(seen[place], deadline, problems) for place in wanted))
         read = list(seen)

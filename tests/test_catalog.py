@@ -265,3 +265,23 @@ def test_half_of_the_candidates_look_like_the_photo_and_say_so(tmp_path: Path, m
 def test_without_a_photo_nothing_is_a_lookalike(path: Path) -> None:
     assert not any(one.is_lookalike for one in find(path, "blue shirt"))
     assert all(one.is_lookalike for one in found_with_photo(path, "blue shirt", 10))
+
+
+def test_embeddings_are_read_before_anybody_asks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = threading.Event()
+    load = CatalogStore.load
+    monkeypatch.setattr(CatalogStore, "load", lambda store: (load(store), read.set()))
+
+    async def run() -> None:
+        async with opened(path):
+            assert await asyncio.to_thread(read.wait, 10)
+
+    asyncio.run(run())
+
+
+def test_embeddings_that_cannot_be_read_are_told_by_the_search(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(store: CatalogStore) -> None:
+        raise CatalogError("broken")
+
+    monkeypatch.setattr(CatalogStore, "load", fail)
+    assert find(path, "navy shirt")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search_gateway.providers.catalog_store import CatalogStore, SimilarRow
-from search_gateway.providers.catalog_vectors import largest
+from search_gateway.providers.catalog_vectors import CatalogVectors, largest
 from tests.test_catalog_store import product, reader, writer
 
 SIZE = 8
@@ -83,3 +83,17 @@ def test_only_new_embeddings_are_read_after_a_change(tmp_path: Path) -> None:
         assert num_read(store) == 4
         some(2, 3)
         assert num_read(store) == 1
+
+
+def test_a_search_after_loading_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo = np.ones(SIZE, np.float32)
+    with writer(tmp_path / "c.sqlite") as store:
+        store.add([product("item", "1.jpg", photo)])
+    with reader(tmp_path / "c.sqlite") as store:
+        store.load()
+
+        def refuse(*_: object) -> None:
+            raise AssertionError("read again")
+
+        monkeypatch.setattr(CatalogVectors, "_read", refuse)
+        assert len(store.similar(photo, 5)) == 1

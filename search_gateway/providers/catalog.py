@@ -49,6 +49,8 @@ class CatalogProvider:
         except CatalogError:
             self._thread.shutdown()
             raise
+        # The first photo need not wait for the embeddings. What goes wrong here is told by the search that needs them.
+        self._thread.submit(self._store.load)
 
     @property
     def name(self) -> str:

@@ -262,6 +262,16 @@ class CatalogStore:
         with self._file.reading(timeout_seconds):
             return self._rows(self._ranking.best(phrases, limit))
 
+    def load(self, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> None:
+        """Read the embeddings now, which the first `similar` would wait for.
+
+        Raises:
+            CatalogTimeoutError: they could not be read within `timeout_seconds`.
+            CatalogError: the file cannot be read.
+        """
+        with self._file.reading(timeout_seconds):
+            self._vectors.load()
+
     def similar(
         self,
         embedding: npt.NDArray[np.float32],

@@ -50,6 +50,10 @@ class CatalogVectors:
         """This connection writes: SQLite's count of changes leaves those out."""
         self._is_stale = True
 
+    def load(self) -> None:
+        """Read what is not in memory yet; inside `CatalogFile.reading`."""
+        self._current()
+
     def nearest(self, unit: npt.NDArray[np.float32], limit: int) -> Neighbours:
         """The products with the largest cosine to an L2-normalised embedding [D]; inside `CatalogFile.reading`.
 
