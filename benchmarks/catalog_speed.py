@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--models", type=Path, default=Path("model_repository"))
     parser.add_argument("--count", type=int, default=500, help="questions of each kind")
     parser.add_argument("--limit", type=int, default=40, help="products asked for by words")
-    parser.add_argument("--lookalikes", type=int, default=10, help="products asked for by looks")
+    parser.add_argument("--lookalikes", type=int, default=20, help="products asked for by looks")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 

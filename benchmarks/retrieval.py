@@ -3,7 +3,7 @@
 
 Photos the model never saw ask a catalogue of other products (`retrieval_set.py`); every way to search
 (`retrieval_systems.py`) answers the same questions in one run. `--calibrate` chooses the refinement's settings on
-training products and writes them beside the checkpoint; `export` takes them to the models, where the gateway reads
+the other half of those photos and writes them beside the checkpoint; `export` takes them to the models, where the gateway reads
 them. What the models read is kept in --run, so that a second run is fast.
 """
 
@@ -57,7 +57,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with images/ and styles.csv")
     parser.add_argument("--models", type=Path, default=Path("model_repository"))
-    parser.add_argument("--queries", type=int, help="a sample of so many (default: all; 500 to calibrate)")
+    parser.add_argument("--queries", type=int, help="a sample of so many (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample and of the bootstrap")
     parser.add_argument("--threads", type=int, default=0, help="of ONNX Runtime; 0: one per core")
     parser.add_argument("--run", type=Path, default=Path(".run/retrieval"), help="where readings are kept")
@@ -101,6 +101,8 @@ def prepare(
     contract = reader.contract
     data = load_products(args.data, height=contract.image_height, width=contract.image_width, fit=contract.fit)
     chosen = make(data)
+    if not len(chosen.query_rows):
+        raise SystemExit(f"{args.data} has no validation photo to ask with: it takes more products than {len(data)}")
     asking = data.subset(chosen.query_rows.tolist())
     captions = dict(zip(chosen.query_rows.tolist(), reader.captions(asking), strict=True))
     # The calibration does not ask for them, and beams take four times as long.
@@ -190,7 +192,7 @@ def evaluate(args: argparse.Namespace, reader: PhotoReader) -> None:
 
 def calibrate_settings(args: argparse.Namespace, reader: PhotoReader) -> None:
     """Choose the settings on training products and store them with the checkpoint."""
-    ready = prepare(args, reader, calibration_set, args.queries or 500)
+    ready = prepare(args, reader, calibration_set, args.queries)
     config = GatewayConfig(model_repository=args.models)
     with SearchedGallery(ready.catalogue, ready.fingerprint) as gallery:
         seen = [

@@ -2,9 +2,9 @@
 """Who asks and who is searched: products -> queries, a gallery without their names, and graded relevance.
 
 The gallery is the training split: the catalogue of a shop is what its captioner would be trained on. The queries are
-the validation split, photos the model never saw; to calibrate they are a twentieth of the training split, and the
-gallery is the rest of it. All splits are by name (`prepare_data.split_share`), so nothing of a query's name is in its
-gallery.
+of the validation split, photos the model never saw: half of its names to calibrate, the other half to evaluate. (Queries
+of the training split would not do: its captions are right more often, and the words would be trusted too much.) All
+splits are by name (`prepare_data.split_share`), so nothing of a query's name is in its gallery.
 Knows no model and no search.
 """
 
@@ -16,14 +16,13 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from training.prepare_data import VALIDATION_PER_MILLE, Product, ProductSet, split_share
+from training.prepare_data import Product, ProductSet, split_share
 
 Rows = npt.NDArray[np.int64]
 
 SAME_TYPE_AND_COLOUR = 2
 SAME_TYPE = 1
 
-CALIBRATION_PER_MILLE = 50  # share of the names, beside those held back for validation
 _NO_COLOUR = frozenset({"", "NA"})  # not known: two of them share nothing
 
 
@@ -61,24 +60,23 @@ class RetrievalSet:
 
 
 def evaluation_set(data: ProductSet) -> RetrievalSet:
-    """Queries: the validation split; gallery: the training split."""
-    held_back = _held_back(data)
-    return RetrievalSet(data, np.flatnonzero(held_back), np.flatnonzero(~held_back))
+    """Queries: one half of the validation split's names; gallery: the training split."""
+    return _half(data, is_for_calibration=False)
 
 
 def calibration_set(data: ProductSet) -> RetrievalSet:
-    """Both of the training split; no validation photo is in either."""
-    held_back = _held_back(data)
-    bound = VALIDATION_PER_MILLE + CALIBRATION_PER_MILLE
-    asks = np.array([split_share(one.listed_name or one.name) < bound for one in data.products], bool)
-    return RetrievalSet(data, np.flatnonzero(asks & ~held_back), np.flatnonzero(~asks & ~held_back))
+    """Queries: the other half; gallery: the same."""
+    return _half(data, is_for_calibration=True)
 
 
-def _held_back(data: ProductSet) -> npt.NDArray[np.bool_]:
-    """[n], true for the validation split, as `ProductSet.split` makes it."""
+def _half(data: ProductSet, *, is_for_calibration: bool) -> RetrievalSet:
     _, validation = data.split()
-    ids = {one.id for one in validation.products}
-    return np.array([one.id in ids for one in data.products], bool)
+    held_back = {one.id for one in validation.products}
+    is_held_back = np.array([one.id in held_back for one in data.products], bool)
+    # Even and odd are as good as drawn, and stay when products are added.
+    calibrates = np.array([split_share(one.listed_name or one.name) % 2 == 0 for one in data.products], bool)
+    asks = is_held_back & (calibrates == is_for_calibration)
+    return RetrievalSet(data, np.flatnonzero(asks), np.flatnonzero(~is_held_back))
 
 
 class Relevance:

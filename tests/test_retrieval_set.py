@@ -35,19 +35,21 @@ def test_names_are_never_on_both_sides(names: list[str]) -> None:
         assert not sides[0] & sides[1]
 
 
-def test_queries_are_the_validation_split_and_the_gallery_is_the_rest() -> None:
-    found = evaluation_set(MANY)
-    assert all(is_validation(one.name) for one in found.queries)
-    assert len(found.queries) + len(found.gallery) == len(MANY)
-    assert 0.03 < len(found.queries) / len(MANY) < 0.07
+def test_halves_of_the_validation_split_ask_the_training_split() -> None:
+    to_evaluate, to_calibrate = evaluation_set(MANY), calibration_set(MANY)
+    train, validation = MANY.split()
+    for found in (to_evaluate, to_calibrate):
+        assert found.gallery == train.products
+        assert 0.3 < len(found.queries) / len(validation) < 0.7
+    assert sorted(one.id for one in to_evaluate.queries + to_calibrate.queries) == sorted(
+        one.id for one in validation.products
+    )
 
 
-def test_calibration_sees_no_validation_product() -> None:
-    found = calibration_set(MANY)
-    assert not any(is_validation(one.name) for one in found.queries + found.gallery)
-    assert 0.03 < len(found.queries) / len(MANY) < 0.07
-    _, validation = MANY.split()
-    assert len(found.queries) + len(found.gallery) + len(validation) == len(MANY)
+def test_what_calibrates_is_not_evaluated() -> None:
+    names = [{one.name for one in found.queries} for found in (evaluation_set(MANY), calibration_set(MANY))]
+    assert not names[0] & names[1]
+    assert all(is_validation(name) for name in names[0] | names[1])
 
 
 def test_a_sample_is_drawn_from_the_queries_only_and_is_the_same_each_time() -> None:
