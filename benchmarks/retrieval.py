@@ -2,9 +2,9 @@
 """Does searching by words beat looking alone? `python -m benchmarks.retrieval --data FOLDER [--json] [--sheet FILE]`.
 
 Photos the model never saw ask a catalogue of other products (`retrieval_set.py`); every way to search
-(`retrieval_systems.py`) answers the same questions in one run. `--calibrate` chooses the refinement's settings on
-the other half of those photos and writes them beside the checkpoint; `export` takes them to the models, where the gateway reads
-them. What the models read is kept in --run, so that a second run is fast.
+(`retrieval_systems.py`) answers the same questions in one run. `--calibrate` chooses the refinement's settings with
+as many other such photos and writes them beside the checkpoint; `export` takes them to the models, where the gateway
+reads them. What the models read is kept in --run, so that a second run is fast.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def evaluate(args: argparse.Namespace, reader: PhotoReader) -> None:
 
 
 def calibrate_settings(args: argparse.Namespace, reader: PhotoReader) -> None:
-    """Choose the settings on training products and store them with the checkpoint."""
+    """Choose the settings on one half of the validation photos and store them with the checkpoint."""
     ready = prepare(args, reader, calibration_set, args.queries)
     config = GatewayConfig(model_repository=args.models)
     with SearchedGallery(ready.catalogue, ready.fingerprint) as gallery:

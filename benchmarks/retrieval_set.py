@@ -2,9 +2,9 @@
 """Who asks and who is searched: products -> queries, a gallery without their names, and graded relevance.
 
 The gallery is the training split: the catalogue of a shop is what its captioner would be trained on. The queries are
-of the validation split, photos the model never saw: half of its names to calibrate, the other half to evaluate. (Queries
-of the training split would not do: its captions are right more often, and the words would be trusted too much.) All
-splits are by name (`prepare_data.split_share`), so nothing of a query's name is in its gallery.
+of the validation split, photos the model never saw: half of its names to calibrate, the other half to evaluate.
+(Training photos would not do: their captions are right more often, and the words would be trusted too much.) All splits
+are by name (`prepare_data.split_share`), so nothing of a query's name is in its gallery.
 Knows no model and no search.
 """
 

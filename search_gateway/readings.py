@@ -24,8 +24,8 @@ from search_gateway.captions import Caption
 
 MAX_READINGS = 8  # of a caption, and as many of the lookalikes: the tail is long and adds next to nothing
 
-# Chosen on training products (docs/refinement.md): so many lookalikes are asked for their names, each with the weight
-# exp(SHARPNESS x cosine).
+# So many lookalikes are asked for their names, each with the weight exp(SHARPNESS x cosine). What half or twice as much
+# changes: docs/evaluation.md.
 NUM_NAMES = 20
 SHARPNESS = 40.0
 
