@@ -22,7 +22,7 @@ from training.prepare_data import STYLE_COLUMNS
 
 pytestmark = pytest.mark.slow
 
-PRODUCTS = 120
+PRODUCTS = 240
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_run_compares_all_systems_and_is_the_same_again(data: Path, tmp_path: Pa
     assert all(path.stat().st_size > 0 for path in files.values())
     assert json.loads(files["output"].read_text(encoding="utf-8")) == record
     asked = record["queries"] + record["queries without a relevant product"]
-    assert asked + record["gallery"] == PRODUCTS
+    assert 0 < asked < PRODUCTS - record["gallery"], "the others of those held back are there to calibrate"
     assert len(record["systems"]) == 15
     for row in record["systems"].values():
         assert 0 <= row["nDCG@10"]["low"] <= row["nDCG@10"]["mean"] <= row["nDCG@10"]["high"] <= 1
