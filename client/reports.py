@@ -18,6 +18,7 @@ from client.messages import Caption, CaptionAnswer, Counts, Reading, Result, Sea
 _MIN_TITLE_WIDTH = 16
 _MAX_SOURCE_WIDTH = 14
 _SHOWN_READINGS = 4
+_SURE, _UNLIKELY = 0.995, 0.005  # of what the photo may be called: what would read as 100 % and 0 %
 _COUNT_WORDS = {
     "dropped_visual": "unlike the photo",
     "dropped_semantic": "of other words",
@@ -90,9 +91,10 @@ def counts_text(counts: Counts) -> str:
 
 def readings_text(readings: Sequence[Reading]) -> str:
     """One line: the likeliest names of the photo, and how much is left to others."""
-    shown = [f"{printable(one.query) or '(no words)'} {one.probability:.0%}" for one in readings[:_SHOWN_READINGS]]
-    rest = sum(one.probability for one in readings[_SHOWN_READINGS:])
-    return ", ".join([*shown, f"others {rest:.0%}"] if len(readings) > _SHOWN_READINGS else shown)
+    likely = [one for one in readings[:_SHOWN_READINGS] if one.probability >= _UNLIKELY]
+    shown = [f"{printable(one.query) or '(no words)'} {one.probability:.0%}" for one in likely]
+    rest = sum(one.probability for one in readings[len(likely) :])
+    return ", ".join([*shown, f"others {rest:.0%}"] if rest >= _UNLIKELY else shown)
 
 
 def timings_text(timings_ms: dict[str, float]) -> str:
@@ -121,7 +123,7 @@ def search_text(answer: SearchAnswer, *, width: int, style: TextStyle) -> str:
         lines.append(f"caption: {caption_text(answer.caption, answer.query, style)}")
     by = ", ".join(printable(name) for name in (answer.provider, answer.model) if name)
     lines.append(f"query:   {printable(answer.query)}" + (style.dim(f"  ({by})") if by else ""))
-    if len(answer.readings) > 1:
+    if answer.readings and answer.readings[0].probability < _SURE:
         lines += _wrapped(f"may be:  {readings_text(answer.readings)}", width)
     lines.append("")
     if answer.results:

@@ -152,6 +152,34 @@ def test_flags_override_one_word_of_the_query(service: ScriptedService, address:
     ]
 
 
+@pytest.mark.parametrize(
+    ("probabilities", "shown"),
+    [
+        ([], None),
+        ([1.0], None),
+        ([0.997, 0.003], None),
+        ([0.9, 0.096, 0.004], "may be:  red 90%, blue 10%"),
+        ([0.4, 0.2, 0.2, 0.1, 0.06, 0.04], "may be:  red 40%, blue 20%, green 20%, white 10%, others 10%"),
+        ([0.9] + [0.01] * 10, "may be:  red 90%, blue 1%, green 1%, white 1%, others 7%"),
+    ],
+)
+def test_what_a_photo_may_be_called_is_told_where_that_is_not_sure(
+    service: ScriptedService,
+    address: str,
+    photo: str,
+    capsys: pytest.CaptureFixture[str],
+    probabilities: list[float],
+    shown: str | None,
+) -> None:
+    del service.answer.readings[:]
+    names = ["red", "blue", "green", "white", *(str(number) for number in range(20))]
+    for name, probability in zip(names, probabilities, strict=False):
+        service.answer.readings.add(query=name, probability=probability)
+    assert cli.main(["search", photo]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("may be:")]
+    assert lines == ([] if shown is None else [shown])
+
+
 def test_duplicates_are_listed_under_their_result(
     service: ScriptedService, address: str, photo: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
