@@ -3,8 +3,8 @@
 
 Drawn photos of several kinds and sizes, one at a time, the ways alternating: Pillow as one would write it down (open,
 turn upright, to RGB, reduce as the model wants it); `captioner.preprocessing` in this process, which checks limits and
-reads large JPEGs at a fraction of their size; and the gateway's, in a process that may be killed. Also how far the pixels
-differ from Pillow's.
+reads large JPEGs at a fraction of their size; and the gateway's, in a process that may be killed. Also how far its
+pixels differ from Pillow's.
 """
 
 from __future__ import annotations
