@@ -15,6 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from benchmarks.photo_readings import Embeddings, PhotoReader
 from benchmarks.provenance import provenance
 from benchmarks.retrieval_calibration import calibrate
+from benchmarks.retrieval_gateway import AskedGateway, write_gallery
 from benchmarks.retrieval_metrics import DEPTH, Bootstrap, judge
 from benchmarks.retrieval_plot import plot_calibration, plot_systems
 from benchmarks.retrieval_record import MAIN, by_type, slices, system_rows
@@ -50,6 +52,7 @@ from search_gateway.server import model_fingerprint
 from training.prepare_data import ProductSet, load_products
 
 SHRINKAGE = 0.1  # of the whitening; never tuned
+GATEWAY = "ours, through a gateway"
 _SHEET_ROWS = 6  # best and as many worst answers
 
 
@@ -64,6 +67,10 @@ def parse_args() -> argparse.Namespace:
     # Evaluation
     parser.add_argument("--beams", type=int, default=4, help="of the row with beam search")
     parser.add_argument("--pictures", action="store_true", help="caption the gallery as well, half an hour on one core")
+    parser.add_argument("--gateway", metavar="HOST:PORT", help="ask a gateway as well, whose catalogue is the gallery")
+    parser.add_argument(
+        "--write-gallery", type=Path, metavar="FOLDER", help="only write the gallery for such a catalogue"
+    )
     parser.add_argument("--json", action="store_true", help="print the record instead of the tables")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the record as JSON, too")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write the systems as a picture")
@@ -121,7 +128,7 @@ def prepare(
         write_catalogue(catalogue, titles, gallery.served, fingerprint)
     relevance = Relevance(chosen.gallery)
     queries = [
-        Query(embeddings.served[row], embeddings.patch_mean[row], captions[row], beams[row], product.name)
+        Query(embeddings.served[row], embeddings.patch_mean[row], captions[row], beams[row], product.name, product.id)
         for row, product in zip(chosen.query_rows.tolist(), chosen.queries, strict=True)
     ]
     grades = [relevance.grades(one) for one in chosen.queries]
@@ -149,11 +156,16 @@ def evaluate(args: argparse.Namespace, reader: PhotoReader) -> None:
     settings = Settings(limits_of(config), config.max_candidates)
     rankings: dict[str, list[Ranking]] = {}
     milliseconds: dict[str, float] = {}
-    with SearchedGallery(ready.catalogue, ready.fingerprint) as gallery:
+    with ExitStack() as opened:
+        gallery = opened.enter_context(SearchedGallery(ready.catalogue, ready.fingerprint))
         whitening = Whitening(ready.gallery.served, SHRINKAGE)
         searches = systems(
             gallery, ready.gallery.patch_mean, whitening, ready.gallery.served, ready.picture_words, settings
         )
+        if args.gateway is not None:
+            ids = [product.id for product in ready.chosen.gallery]
+            asked_gateway = opened.enter_context(AskedGateway(args.gateway, args.data, ids))
+            searches[GATEWAY] = lambda query: asked_gateway.answer(query.product_id, settings.limits.max_results)
         for name, search in searches.items():
             search(ready.queries[0])  # what only a first search does is not timed
             began = time.perf_counter()
@@ -252,6 +264,11 @@ def _write_sheet(
 def main() -> int:
     args = parse_args()
     reader = PhotoReader(args.models, args.run, threads=args.threads)
+    if args.write_gallery is not None:
+        contract = reader.contract
+        data = load_products(args.data, height=contract.image_height, width=contract.image_width, fit=contract.fit)
+        write_gallery(args.data, evaluation_set(data).gallery, args.write_gallery)
+        return 0
     (calibrate_settings if args.calibrate else evaluate)(args, reader)
     return 0
 

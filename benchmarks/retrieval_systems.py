@@ -53,6 +53,7 @@ class Query:
     caption: Caption  # greedy
     beams: Caption  # by beam search
     name: str
+    product_id: str
 
 
 class Whitening:

@@ -41,6 +41,7 @@ QUERY = Query(
     caption=caption("Adidas Red Shirt"),
     beams=caption("Adidas Red Shirt", ("Adidas Blue Shirt", -0.6)),
     name="Fine Blue Shirt",
+    product_id="7",
 )
 LIMITS = RefinementLimits(
     min_visual_score=0.5, min_semantic_score=0.7, visual_weight=0.5, lookalike_weight=0.5, max_results=10
@@ -81,7 +82,7 @@ def test_systems_answer_what_they_are_named_for(gallery: SearchedGallery) -> Non
 
 def test_caption_without_words_finds_nothing_by_words(gallery: SearchedGallery) -> None:
     found = answers(
-        gallery, Query(QUERY.embedding, QUERY.patch_mean, caption("..."), caption("..."), name="Blue Shirt")
+        gallery, Query(QUERY.embedding, QUERY.patch_mean, caption("..."), caption("..."), "Blue Shirt", "8")
     )
     assert [name for name, answer in found.items() if not answer] == [
         "two words",
