@@ -22,7 +22,7 @@ from tqdm import tqdm
 from captioner.caption_tokenizer import CaptionTokenizer
 from captioner.model_contract import ENCODER, PREFILL, STEP
 from export.onnx_captioner import OnnxCaptioner
-from search_gateway.captions import Caption, Word, WordAlternative, caption_of
+from search_gateway.captions import Caption, CaptionAlternative, Word, WordAlternative, caption_of
 from search_gateway.decoding import DecodingOptions
 from training.baselines import unit_length
 from training.prepare_data import ProductSet
@@ -119,8 +119,8 @@ def _new_file(path: Path) -> Iterator[Path]:
 
 def _caption(record: dict[str, Any]) -> Caption:
     words = [
-        Word(one["text"], one["probability"], tuple(WordAlternative(**other) for other in one["alternatives"]))
+        Word(**{**one, "alternatives": tuple(WordAlternative(**other) for other in one["alternatives"])})
         for one in record["words"]
     ]
-    alternatives = [(text, log_probability) for text, log_probability in record["alternatives"]]
+    alternatives = [CaptionAlternative(**one) for one in record["alternatives"]]
     return Caption(**{**record, "words": tuple(words), "alternatives": tuple(alternatives)})

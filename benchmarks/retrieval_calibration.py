@@ -85,7 +85,7 @@ def most_even(curve: Sequence[Point]) -> Point:
         differences = highest.ndcgs - point.ndcgs
         return bool(differences.mean() <= differences.std() / np.sqrt(len(differences)))
 
-    return min((point for point in curve if is_near(point)), key=lambda point: abs(point.value - 0.5))
+    return min((point for point in curve if is_near(point)), key=lambda point: round(abs(point.value - 0.5), 6))
 
 
 def strictest(curve: Sequence[Point]) -> Point:

@@ -26,6 +26,16 @@ class Word:
     text: str
     probability: float  # product over the word's tokens
     alternatives: tuple[WordAlternative, ...]
+    first_probability: float = 1.0  # of its first token alone: what those of `alternatives` compare with
+
+
+@dataclass(frozen=True)
+class CaptionAlternative:
+    """Another finished hypothesis of beam search."""
+
+    text: str
+    log_probability: float  # of all tokens, in nats
+    num_tokens: int = 1  # end of caption included
 
 
 @dataclass(frozen=True)
@@ -34,17 +44,26 @@ class Caption:
     words: tuple[Word, ...]
     log_probability: float  # of all tokens, in nats
     complete: bool  # False where max_tokens cut it
-    alternatives: tuple[tuple[str, float], ...]  # other captions and their log-probability, best first
+    alternatives: tuple[CaptionAlternative, ...]  # best first
+    num_tokens: int = 1  # end of caption included
 
 
 def caption_of(hypotheses: Sequence[Hypothesis], tokenizer: CaptionTokenizer) -> Caption:
     """The caption of the best hypothesis; the others become its alternatives."""
     best = hypotheses[0]
     text = tokenizer.text([token.token for token in best.tokens])
-    others = [
-        (tokenizer.text([token.token for token in other.tokens]), other.log_probability) for other in hypotheses[1:]
-    ]
-    return Caption(text, _words(best.tokens, tokenizer), best.log_probability, best.complete, tuple(others))
+    others = tuple(
+        CaptionAlternative(
+            tokenizer.text([token.token for token in other.tokens]), other.log_probability, _num_tokens(other)
+        )
+        for other in hypotheses[1:]
+    )
+    words = _words(best.tokens, tokenizer)
+    return Caption(text, words, best.log_probability, best.complete, others, _num_tokens(best))
+
+
+def _num_tokens(hypothesis: Hypothesis) -> int:
+    return len(hypothesis.tokens) + hypothesis.complete
 
 
 def _words(tokens: Sequence[DecodedToken], tokenizer: CaptionTokenizer) -> tuple[Word, ...]:
@@ -53,7 +72,8 @@ def _words(tokens: Sequence[DecodedToken], tokenizer: CaptionTokenizer) -> tuple
         span = tokens[start:end]
         probability = math.exp(sum(token.log_probability for token in span))
         text = tokenizer.text([token.token for token in span])
-        words.append(Word(text, probability, _alternatives(span[0], tokenizer)))
+        first_probability = math.exp(span[0].log_probability)
+        words.append(Word(text, probability, _alternatives(span[0], tokenizer), first_probability))
     return tuple(words)
 
 

@@ -21,6 +21,8 @@ from search_gateway.word_agreement import (
     wording,
 )
 
+_LEAST_TOLD = 0.05  # probability of a reading that is worth a word in a reason
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -52,13 +54,13 @@ class ExpectedAgreement:
         self._shares: list[float] = []
         self._agreed = 0.0  # the share of readings without words
         self._own = self._add(self._query, 0.0)
-        self._others: list[tuple[Reading, list[int]]] = []
+        self._told: list[tuple[Reading, list[int]]] = []  # others than the query that a reason may name
         names = []
         for one in readings.readings:
             words = QueryWords.of(one.query, synonyms.colours)
             places = self._add(words, one.probability)
-            if one.query != query:
-                self._others.append((one, places))
+            if one.query and one.query != query and one.probability >= _LEAST_TOLD:
+                self._told.append((one, places))
             names.append(TextWords(one.query, synonyms))
         self._most_likely = readings.readings[0]
         self._nothing = TextWords("", synonyms)
@@ -105,13 +107,13 @@ class ExpectedAgreement:
         def fits(places: Sequence[int]) -> bool:
             return bool(places) and all(values[place] >= 1 for place in places)
 
-        fitting = next((one for one, places in self._others if fits(places)), None)
+        fitting = next((one for one, places in self._told if fits(places)), None)
         if not fits(self._own):
             if fitting is None:
                 return ""
             return f", but has every word of {_shown(fitting)}, which the photo may be, too"
-        likelier = self._others and self._others[0][0] is self._most_likely
-        if likelier and not fits(self._others[0][1]):
+        likelier = self._told and self._told[0][0] is self._most_likely
+        if likelier and not fits(self._told[0][1]):
             return f", but the photo is rather {_shown(self._most_likely)}"
         return ""
 

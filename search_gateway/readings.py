@@ -20,8 +20,9 @@ import numpy.typing as npt
 
 from captioner.query import QUERY_WORDS, QueryRule, query_from_caption
 from search_gateway.candidates import Candidate
-from search_gateway.captions import Caption
+from search_gateway.captions import Caption, Word
 
+_FEWEST_LETTERS = 3  # of what can be a word by itself
 MAX_READINGS = 8  # of a caption, and as many of the lookalikes: the tail is long and adds next to nothing
 
 # So many lookalikes are asked for their names, each with the weight exp(SHARPNESS x cosine). What half or twice as much
@@ -104,19 +105,22 @@ def photo_readings(
 def caption_readings(caption: Caption, rule: QueryRule) -> Readings:
     """What the captioner considers: the captions of all beams; of a greedy one, what else its last words could be.
 
-    A greedy caption knows other beginnings for each of its words, given the words before. They are combined as if one
-    did not depend on the other; what those beginnings leave out is shared among them.
+    Beams are as likely as their tokens are in the mean, each taken to be as long as the caption: what they were ranked
+    by (with a length penalty of 1), or short captions would outweigh the one that was chosen.
+
+    A greedy caption knows other first tokens for each of its words, given the words before. Those that can be words are
+    combined as if one did not depend on the other, and what they leave out is shared among them.
     """
     if caption.alternatives:
-        captions = [(caption.text, caption.log_probability), *caption.alternatives]
-        best = max(log_probability for _, log_probability in captions)
-        weighted = [(text, math.exp(log_probability - best)) for text, log_probability in captions]
+        hypotheses = [
+            (caption.text, caption.log_probability / caption.num_tokens),
+            *((one.text, one.log_probability / one.num_tokens) for one in caption.alternatives),
+        ]
+        best = max(mean for _, mean in hypotheses)
+        weighted = [(text, math.exp(caption.num_tokens * (mean - best))) for text, mean in hypotheses]
     else:
         kept = [word.text for word in caption.words[:-QUERY_WORDS]]
-        options = [
-            [(word.text, word.probability), *((one.text, one.probability) for one in word.alternatives)]
-            for word in caption.words[-QUERY_WORDS:]
-        ]
+        options = [_options(word) for word in caption.words[-QUERY_WORDS:]]
         weighted = [
             (" ".join([*kept, *(text for text, _ in chosen)]), math.prod(probability for _, probability in chosen))
             for chosen in itertools.product(*options)
@@ -125,6 +129,12 @@ def caption_readings(caption: Caption, rule: QueryRule) -> Readings:
     if readings is None:  # probabilities may underflow
         return Readings.certain(query_from_caption(caption.text, rule))
     return readings.most_likely(MAX_READINGS)
+
+
+def _options(word: Word) -> list[tuple[str, float]]:
+    """What a word could be, by its first token; the beginning of a longer one ("t", "ch") or a code says nothing."""
+    others = [one for one in word.alternatives if one.text.isalpha() and len(one.text) >= _FEWEST_LETTERS]
+    return [(word.text, word.first_probability), *((one.text, one.probability) for one in others)]
 
 
 def lookalike_readings(photo: npt.NDArray[np.float32], candidates: Sequence[Candidate]) -> Readings | None:

@@ -143,8 +143,8 @@ def _caption_message(caption: captions.Caption) -> search_pb2.Caption:
         log_probability=caption.log_probability,
         complete=caption.complete,
         alternatives=[
-            search_pb2.AlternativeCaption(text=text, log_probability=log_probability)
-            for text, log_probability in caption.alternatives
+            search_pb2.AlternativeCaption(text=other.text, log_probability=other.log_probability)
+            for other in caption.alternatives
         ],
     )
 

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 
 from captioner.caption_tokenizer import TOKENIZER_FILE, CaptionTokenizer
-from search_gateway.captions import MAX_WORD_ALTERNATIVES, Caption, caption_of
+from search_gateway.captions import MAX_WORD_ALTERNATIVES, Caption, CaptionAlternative, caption_of
 from search_gateway.decoding import DecodedToken, Hypothesis
 
 SPACE = "\u0120"  # as byte-level BPE writes the space before a word
@@ -101,7 +101,11 @@ def test_other_hypotheses_become_alternative_captions_in_their_order(tokenizer: 
         tokenizer,
     )
     assert (result.text, result.log_probability, result.complete) == ("Blue Shirt", -1.5, True)
-    assert result.alternatives == (("Red Shirt", -2.5), ("Navy", -2.0))
+    assert result.num_tokens == 3, "the end of a caption is a token"
+    assert result.alternatives == (
+        CaptionAlternative("Red Shirt", -2.5, num_tokens=3),
+        CaptionAlternative("Navy", -2.0, num_tokens=1),
+    )
 
 
 def test_caption_that_was_cut_says_so(tokenizer: CaptionTokenizer) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from captioner.query import QueryRule, query_from_caption
 from search_gateway.candidates import Candidate
-from search_gateway.captions import Caption, Word, WordAlternative
+from search_gateway.captions import Caption, CaptionAlternative, Word, WordAlternative
 from search_gateway.readings import (
     MAX_READINGS,
     NUM_NAMES,
@@ -34,17 +34,21 @@ def at(cosine: float) -> npt.NDArray[np.float32]:
     return np.array([cosine, np.sqrt(1 - cosine**2)], np.float32)
 
 
-def word(text: str, probability: float = 1.0, **alternatives: float) -> Word:
-    return Word(text, probability, tuple(WordAlternative(*one) for one in alternatives.items()))
+def word(text: str, first: float = 1.0, whole: float | None = None, **alternatives: float) -> Word:
+    """A word whose first token and all of whose tokens have these probabilities."""
+    others = tuple(WordAlternative(*one) for one in alternatives.items())
+    return Word(text, first if whole is None else whole, others, first)
 
 
 def greedy(*words: Word) -> Caption:
     return Caption(" ".join(one.text for one in words), words, -1.0, complete=True, alternatives=())
 
 
-def beams(*captions: tuple[str, float]) -> Caption:
-    (text, log_probability), *others = captions
-    return Caption(text, (), log_probability, complete=True, alternatives=tuple(others))
+def beams(*captions: tuple[str, float, int]) -> Caption:
+    """Each with its log-probability and its number of tokens."""
+    (text, log_probability, num_tokens), *others = captions
+    alternatives = tuple(CaptionAlternative(*one) for one in others)
+    return Caption(text, (), log_probability, True, alternatives, num_tokens)
 
 
 def lookalike(title: str, cosine: float) -> Candidate:
@@ -118,14 +122,34 @@ def test_greedy_caption_is_read_with_what_its_last_words_could_be() -> None:
 
 
 def test_unlikely_readings_are_left_out() -> None:
-    others = {"a": 0.1, "b": 0.1, "c": 0.1}
+    others = {"red": 0.1, "top": 0.1, "hat": 0.1}
     assert len(shares(caption_readings(greedy(word("Blue", 0.5, **others), word("Shirt", 0.6, **others)), TWO))) == (
         MAX_READINGS
     )
 
 
+def test_words_are_weighed_by_their_first_token_as_their_alternatives_are() -> None:
+    """Of several tokens the chosen word is less likely as a whole than the first token of another."""
+    caption = greedy(word("Heroes"), word("T-shirt", 0.5, whole=0.06, graphic=0.22))
+    assert caption_readings(caption, TWO).readings[0].query == "heroes t-shirt"
+    assert shares(caption_readings(caption, TWO))["heroes graphic"] == pytest.approx(0.22 / 0.72)
+
+
+@pytest.mark.parametrize("beginning", ["t", "ch", "fs", "4647", "x1y2"])
+def test_what_is_no_word_by_itself_is_not_read(beginning: str) -> None:
+    caption = greedy(word("Solid"), word("Tshirts", 0.5, **{beginning: 0.4}))
+    assert shares(caption_readings(caption, TWO)) == {"solid tshirts": 1.0}
+
+
+def test_short_beams_do_not_outweigh_the_caption_that_was_chosen() -> None:
+    chosen, short = ("Gini and Jony Boys Printed White T-shirt", -6.04, 10), ("Lucera Women Silver Ring", -3.88, 6)
+    readings = caption_readings(beams(chosen, short), TWO).readings
+    assert [one.query for one in readings] == ["white t-shirt", "silver ring"]
+    assert readings[1].probability / readings[0].probability == pytest.approx(math.exp(-3.88 / 6 * 10 + 6.04))
+
+
 def test_captions_of_all_beams_count_as_much_as_they_are_likely() -> None:
-    caption = beams(("Puma Blue Shirt", -1.0), ("Nike Navy Shirt", -1.5), ("Nike Blue Shirt", -2.0))
+    caption = beams(("Puma Blue Shirt", -1.0, 4), ("Nike Navy Shirt", -1.5, 4), ("Nike Blue Shirt", -2.0, 4))
     weights = [math.exp(-1.0) + math.exp(-2.0), math.exp(-1.5)]
     assert shares(caption_readings(caption, TWO)) == {
         "blue shirt": pytest.approx(weights[0] / sum(weights)),
@@ -136,7 +160,7 @@ def test_captions_of_all_beams_count_as_much_as_they_are_likely() -> None:
 @pytest.mark.parametrize(
     "caption",
     [
-        beams(("Puma Blue Shirt", -5000.0), ("Nike Navy Shirt", -9000.0)),
+        beams(("Puma Blue Shirt", -5000.0, 4), ("Nike Navy Shirt", -9000.0, 4)),
         greedy(word("Blue", 0.0), word("Shirt", 0.0)),
         greedy(word("Blue", 1e-300), word("Shirt", 1e-300)),
     ],
@@ -185,3 +209,16 @@ def test_photo_is_read_by_captioner_and_lookalikes() -> None:
         "blue shirt": pytest.approx(0.3),
     }
     assert shares(photo_readings(caption, TWO, PHOTO, [], 0.7)) == {"blue shirt": 1.0}
+
+
+@given(st.lists(st.lists(st.floats(1e-6, 1), min_size=1, max_size=4), min_size=1, max_size=5))
+def test_the_query_of_a_greedy_caption_is_its_likeliest_reading(probabilities: list[list[float]]) -> None:
+    names = iter(f"w{chr(97 + number // 26)}{chr(97 + number % 26)}" for number in range(100))
+    words = []
+    for options in probabilities:
+        first, *others = sorted(options, reverse=True)
+        words.append(word(next(names), first, whole=first / 10, **{next(names): other for other in others}))
+    caption = greedy(*words)
+    readings = caption_readings(caption, TWO)
+    of_query = shares(readings)[query_from_caption(caption.text)]
+    assert of_query == pytest.approx(readings.readings[0].probability)

@@ -20,7 +20,7 @@ from benchmarks.retrieval_systems import (
     systems,
     write_catalogue,
 )
-from search_gateway.captions import Caption, Word
+from search_gateway.captions import Caption, CaptionAlternative, Word
 from search_gateway.refinement import RefinementLimits
 
 TITLES = ["Puma Red Shirt", "Nike Men Blue Shirt", "Red Bag", "Old Red Shirt", "Green Hat"]
@@ -29,7 +29,7 @@ ANGLES = np.radians([80, 10, 5, 20, 85])  # of the embeddings, from the query's
 EMBEDDINGS = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1).astype(np.float32)
 
 
-def caption(text: str, *alternatives: tuple[str, float]) -> Caption:
+def caption(text: str, *alternatives: CaptionAlternative) -> Caption:
     """One the captioner is sure of, but for alternatives of beam search."""
     words = tuple(Word(word, 1.0, ()) for word in text.split())
     return Caption(text, words, log_probability=-0.5, complete=True, alternatives=alternatives)
@@ -39,7 +39,7 @@ QUERY = Query(
     embedding=np.array([1, 0], np.float32),
     patch_mean=np.array([0, 1], np.float32),
     caption=caption("Adidas Red Shirt"),
-    beams=caption("Adidas Red Shirt", ("Adidas Blue Shirt", -0.6)),
+    beams=caption("Adidas Red Shirt", CaptionAlternative("Adidas Blue Shirt", -0.6)),
     name="Fine Blue Shirt",
     product_id="7",
 )
