@@ -81,7 +81,7 @@ class SearchClient:
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         **options: Unpack[SearchOptions],
     ) -> SearchAnswer:
-        """Finds pictures that look like the photo and agree with its caption's last two words.
+        """Finds pictures that look like the photo and agree with what it may be called.
 
         Raises:
             SearchClientError: there is no answer; the subclass and its `code` say why.

@@ -53,7 +53,7 @@ class GatewayConfig:
     max_candidates: int = 40  # asked of a provider per search
     default_max_results: int = 10  # results of a request that does not say
     min_visual_score: float = 0.4  # cosine, -1 to 1; what it keeps: benchmarks/visual_threshold.py
-    min_semantic_score: float = 0.5  # agreement with the query's words, 0 to 1
+    min_semantic_score: float = 0.5  # agreement with what the photo may be called, 0 to 1
     visual_weight: float = 0.5  # of the visual score in the final one, 0 to 1; the semantic score has the rest
     lookalike_weight: float = 0.5  # of lookalikes' names in what the photo may be, 0 to 1; the caption has the rest
     caption_thumbnails: int = 0  # of the best results whose titles leave a word open, 0 to 20: see docs/refinement.md

@@ -39,7 +39,7 @@ class RefinementLimits(WordWeights):
     """What is kept and what counts how much; `WordWeights` says what the words count."""
 
     min_visual_score: float  # cosine, -1 to 1
-    min_semantic_score: float  # agreement with the query's words, 0 to 1
+    min_semantic_score: float  # agreement with what the photo may be called, 0 to 1
     max_results: int
     visual_weight: float  # of the visual score in the final one; the semantic score has the rest
     lookalike_weight: float = 0.5  # of the lookalikes' names in what the photo may be called; the caption has the rest
