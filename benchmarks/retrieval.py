@@ -14,7 +14,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from benchmarks.photo_readings import Embeddings, PhotoReader
 from benchmarks.provenance import provenance
-from benchmarks.retrieval_calibration import calibrate
+from benchmarks.retrieval_calibration import RankAll, calibrate
 from benchmarks.retrieval_gateway import AskedGateway, write_gallery
 from benchmarks.retrieval_metrics import DEPTH, Bootstrap, judge
 from benchmarks.retrieval_plot import plot_calibration, plot_systems
@@ -207,18 +207,21 @@ def calibrate_settings(args: argparse.Namespace, reader: PhotoReader) -> None:
     ready = prepare(args, reader, calibration_set, args.queries)
     config = GatewayConfig(model_repository=args.models)
     with SearchedGallery(ready.catalogue, ready.fingerprint) as gallery:
-        seen = [
-            gallery.candidates(query_from_caption(query.caption.text), config.max_candidates, query.embedding)
-            for query in tqdm(ready.queries, desc="candidates", unit="query")
-        ]
 
-        def rank_all(limits: RefinementLimits) -> list[Ranking]:
-            return [
+        def ranked_by(embeddings: Sequence[npt.NDArray[np.float32] | None]) -> RankAll:
+            asked = zip(tqdm(ready.queries, desc="candidates", unit="query"), embeddings, strict=True)
+            seen = [
+                gallery.candidates(query_from_caption(query.caption.text), config.max_candidates, embedding)
+                for query, embedding in asked
+            ]
+            return lambda limits: [
                 gallery.answered(query, query.caption, found, limits)
                 for query, found in zip(ready.queries, seen, strict=True)
             ]
 
-        calibrated = calibrate(rank_all, ready.grades, limits_of(config))
+        by_words_and_looks = ranked_by([query.embedding for query in ready.queries])
+        by_words = ranked_by([None] * len(ready.queries))
+        calibrated = calibrate(by_words_and_looks, by_words, ready.grades, limits_of(config))
     settings = {name: float(getattr(calibrated.limits, name)) for name in SETTINGS}
     curves = {
         name: [{"value": one.value, "ndcg": one.ndcg, "precision": one.precision, "empty": one.empty} for one in curve]

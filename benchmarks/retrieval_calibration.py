@@ -5,10 +5,11 @@ First the weights without filters. Their curves are flat around the best, so it 
 but of those that cannot be told from it the one that divides most evenly: the one-standard-error rule (Breiman et al.,
 "Classification and Regression Trees", 1984) with the difference from the best of each query.
 
-Then the semantic threshold with these weights: the strictest that costs little, since a
-filter never helps nDCG, which forgives what stands at the end, but it is what keeps wrong pictures out. The visual
-threshold is shown and not chosen: in a gallery so dense ten pictures of a close look are always found, so a strict one
-costs nothing here, and would leave nothing of what the web has. What it keeps: `visual_threshold`.
+Then the semantic threshold with these weights, the strictest that costs little for candidates found by words and looks
+and for those found by words alone: a filter never helps nDCG, which forgives what stands at the end, but it is what keeps
+wrong pictures out. The visual threshold is shown and not chosen: in a gallery so dense ten pictures of a close look are
+always found, so a strict one costs nothing here, and would leave nothing of what the web has. What it keeps:
+`visual_threshold`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ VISUAL_SCORES = (NO_FILTER, *(round(0.1 * step, 1) for step in range(10)))
 SEMANTIC_SCORES = tuple(round(0.1 * step, 1) for step in range(11))
 TOLERANCE = 0.005  # of nDCG@10: what keeping wrong pictures out may cost
 
+BY_WORDS = "min_semantic_score, candidates by words alone"  # the name of its curve
+
 # All queries, refined with these limits.
 RankAll = Callable[[RefinementLimits], list[Ranking]]
 
@@ -47,28 +50,41 @@ class Point:
 @dataclass(frozen=True)
 class Calibrated:
     limits: RefinementLimits
-    curves: dict[str, list[Point]]  # setting -> what its values give, the settings before it as chosen
+    curves: dict[str, list[Point]]  # setting (and BY_WORDS) -> what its values give, the settings before it as chosen
 
 
 def calibrate(
-    rank_all: RankAll, grades: Sequence[npt.NDArray[np.int64]], start: RefinementLimits, *, progress: bool = True
+    rank_all: RankAll,
+    rank_by_words: RankAll,
+    grades: Sequence[npt.NDArray[np.int64]],
+    start: RefinementLimits,
+    *,
+    progress: bool = True,
 ) -> Calibrated:
-    """Choose lookalike_weight, visual_weight and min_semantic_score, in this order; the rest of `start` stays."""
+    """Choose lookalike_weight, visual_weight and min_semantic_score, in this order; the rest of `start` stays.
+
+    Args:
+        rank_by_words: of candidates that were found by words alone, as a web search finds them.
+    """
     limits = replace(start, min_visual_score=NO_FILTER, min_semantic_score=0.0)
     curves: dict[str, list[Point]] = {}
-    for name, values, choose in (
-        ("lookalike_weight", WEIGHTS, most_even),
-        ("visual_weight", WEIGHTS, most_even),
-        ("min_visual_score", VISUAL_SCORES, None),
-        ("min_semantic_score", SEMANTIC_SCORES, strictest),
-    ):
-        curve = []
-        for value in tqdm(values, desc=name, unit="value", disable=not progress):
-            curve.append(point_of(value, rank_all(replace(limits, **{name: value})), grades))  # type: ignore[arg-type]
-        curves[name] = curve
-        if choose is not None:
-            limits = replace(limits, **{name: choose(curve).value})  # type: ignore[arg-type]
-    limits = replace(limits, min_visual_score=start.min_visual_score)
+
+    def curve_of(name: str, values: Sequence[float], rank: RankAll, what: str) -> list[Point]:
+        found = []
+        for value in tqdm(values, desc=what, unit="value", disable=not progress):
+            found.append(point_of(value, rank(replace(limits, **{name: value})), grades))  # type: ignore[arg-type]
+        curves[what] = found
+        return found
+
+    for name in ("lookalike_weight", "visual_weight"):
+        chosen = most_even(curve_of(name, WEIGHTS, rank_all, name))
+        limits = replace(limits, **{name: chosen.value})  # type: ignore[arg-type]
+    curve_of("min_visual_score", VISUAL_SCORES, rank_all, "min_visual_score")
+    # One limit for both kinds of providers: the milder one.
+    name = "min_semantic_score"
+    both = [curve_of(name, SEMANTIC_SCORES, rank_all, name), curve_of(name, SEMANTIC_SCORES, rank_by_words, BY_WORDS)]
+    least = min(strictest(curve).value for curve in both)
+    limits = replace(limits, min_semantic_score=least, min_visual_score=start.min_visual_score)
     return Calibrated(limits, curves)
 
 

@@ -12,7 +12,7 @@ import matplotlib
 matplotlib.use("Agg")  # a file is written, no window opened
 from matplotlib import pyplot
 
-from benchmarks.retrieval_calibration import Calibrated
+from benchmarks.retrieval_calibration import BY_WORDS, Calibrated
 from benchmarks.retrieval_systems import OURS
 
 _LABELS = {
@@ -20,12 +20,13 @@ _LABELS = {
     "visual_weight": "weight of the visual score",
     "min_visual_score": "least visual score",
     "min_semantic_score": "least semantic score",
+    BY_WORDS: "the same, found by words alone",
 }
 
 
 def plot_calibration(calibrated: Calibrated, path: Path) -> None:
     """Write a PNG: nDCG@10, precision of what is shown and empty answers over each setting, and what was chosen."""
-    figure, grid = pyplot.subplots(1, len(calibrated.curves), figsize=(14, 3.4), layout="constrained", sharey=True)
+    figure, grid = pyplot.subplots(1, len(calibrated.curves), figsize=(15, 3.2), layout="constrained", sharey=True)
     for axes, (name, curve) in zip(grid, calibrated.curves.items(), strict=True):
         values = [point.value for point in curve]
         axes.plot(values, [point.ndcg for point in curve], "o-", label="nDCG@10", color="#08519c")
@@ -33,7 +34,9 @@ def plot_calibration(calibrated: Calibrated, path: Path) -> None:
             values, [point.precision for point in curve], "s-", label="same type, of what is shown", color="#fd8d3c"
         )
         axes.plot(values, [point.empty for point in curve], "^-", label="empty answers", color="#7f7f7f")
-        axes.axvline(getattr(calibrated.limits, name), color="#a63603", linestyle="--", label="chosen")
+        axes.axvline(
+            getattr(calibrated.limits, name.partition(",")[0]), color="#a63603", linestyle="--", label="chosen"
+        )
         axes.set(xlabel=_LABELS[name], ylim=(0, 1))
         axes.grid(alpha=0.3)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)

@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("ir_measures", reason="needs the development group")
 
+from benchmarks.retrieval_calibration import BY_WORDS
 from captioner.model_contract import ModelContract
 from demo.draw_samples import training_samples
 from search_gateway.refinement_calibration import RefinementCalibration
@@ -72,7 +73,7 @@ def test_calibration_is_stored_with_the_checkpoint(data: Path, tmp_path: Path) -
     assert found is not None
     assert found.weights == ModelContract.load(MODELS).weights
     assert 0 <= found.settings["visual_weight"] <= 1
-    assert set(found.calibration["curves"]) == set(found.settings)
+    assert set(found.calibration["curves"]) == {*found.settings, BY_WORDS}
     assert (tmp_path / "curves.png").stat().st_size > 0
     # A run with these models takes over what was found.
     models = Path(shutil.copytree(MODELS, tmp_path / "models"))

@@ -37,7 +37,8 @@ def test_most_even_of_those_that_cannot_be_told_from_the_best() -> None:
         assert most_even([point(first, [0.5, 0.6]), point(second, [0.5, 0.6])]).value == first
 
 
-def test_each_setting_is_chosen_by_what_it_gives() -> None:
+@pytest.mark.parametrize("most_by_words", [0.3, 0.8, 1.0])
+def test_each_setting_is_chosen_by_what_it_gives(most_by_words: float) -> None:
     """One query, one relevant product: higher at weights over 0.6 and 0.8, lost to filters over 0.3 and 0.8."""
     asked: list[RefinementLimits] = []
 
@@ -48,9 +49,13 @@ def test_each_setting_is_chosen_by_what_it_gives() -> None:
         good = (limits.visual_weight > 0.6) + (limits.lookalike_weight > 0.8)
         return [[[0, 2, 1], [0, 1], [1, 0]][good]]
 
-    found = calibrate(rank_all, [np.array([0, 2, 0])], START, progress=False)
+    def rank_by_words(limits: RefinementLimits) -> list[list[int]]:
+        return [[] if limits.min_semantic_score > most_by_words else [1]]
+
+    found = calibrate(rank_all, rank_by_words, [np.array([0, 2, 0])], START, progress=False)
     limits = found.limits
-    assert (limits.lookalike_weight, limits.visual_weight, limits.min_semantic_score) == (0.9, 0.7, 0.8)
+    assert (limits.lookalike_weight, limits.visual_weight) == (0.9, 0.7)
+    assert limits.min_semantic_score == min(0.8, most_by_words), "what both can bear"
     assert limits.min_visual_score == START.min_visual_score, "shown, not chosen"
     assert limits.max_results == START.max_results
     assert asked[0].min_visual_score == NO_FILTER
