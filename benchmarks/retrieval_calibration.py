@@ -6,9 +6,9 @@ but of those that cannot be told from it the one that divides most evenly: the o
 "Classification and Regression Trees", 1984) with the difference from the best of each query.
 
 Then the semantic threshold with these weights, the strictest that costs little for candidates found by words and looks
-and for those found by words alone: a filter never helps nDCG, which forgives what stands at the end, but it is what keeps
-wrong pictures out. The visual threshold is shown and not chosen: in a gallery so dense ten pictures of a close look are
-always found, so a strict one costs nothing here, and would leave nothing of what the web has. What it keeps:
+and for those found by words alone: a filter never helps nDCG, which forgives what stands at the end, but it is what
+keeps wrong pictures out. The visual threshold is shown and not chosen: in a gallery so dense ten pictures of a close
+look are always found, so a strict one costs nothing here, and would leave nothing of what the web has. What it keeps:
 `visual_threshold`.
 """
 
