@@ -66,7 +66,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--run", type=Path, default=Path(".run/retrieval"), help="where readings are kept")
     # Evaluation
     parser.add_argument("--beams", type=int, default=4, help="of the row with beam search")
-    parser.add_argument("--pictures", action="store_true", help="caption the gallery as well, half an hour on one core")
+    parser.add_argument("--pictures", action="store_true", help="caption the gallery as well, some minutes more")
     parser.add_argument("--gateway", metavar="HOST:PORT", help="ask a gateway as well, whose catalogue is the gallery")
     parser.add_argument(
         "--write-gallery", type=Path, metavar="FOLDER", help="only write the gallery for such a catalogue"

@@ -38,8 +38,6 @@ _BATCH = 2000  # products a transaction
 
 VISUAL = "visual only"
 PATCH_MEAN = "visual only, mean of patches"
-
-
 WHITENED = "visual only, whitened"
 OURS = "ours: words and looks"
 

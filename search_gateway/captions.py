@@ -26,7 +26,7 @@ class Word:
     text: str
     probability: float  # product over the word's tokens
     alternatives: tuple[WordAlternative, ...]
-    first_probability: float = 1.0  # of its first token alone: what those of `alternatives` compare with
+    first_probability: float  # of its first token alone: what those of `alternatives` compare with
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class CaptionAlternative:
 
     text: str
     log_probability: float  # of all tokens, in nats
-    num_tokens: int = 1  # end of caption included
+    num_tokens: int  # end of caption included
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Caption:
     log_probability: float  # of all tokens, in nats
     complete: bool  # False where max_tokens cut it
     alternatives: tuple[CaptionAlternative, ...]  # best first
-    num_tokens: int = 1  # end of caption included
+    num_tokens: int  # end of caption included
 
 
 def caption_of(hypotheses: Sequence[Hypothesis], tokenizer: CaptionTokenizer) -> Caption:

@@ -114,4 +114,4 @@ def test_caption_that_was_cut_says_so(tokenizer: CaptionTokenizer) -> None:
 
 def test_empty_caption_is_no_error(tokenizer: CaptionTokenizer) -> None:
     result = caption(tokenizer)
-    assert result == Caption("", (), -1.0, True, ())
+    assert result == Caption("", (), -1.0, True, (), 1)

@@ -41,7 +41,9 @@ def word(text: str, first: float = 1.0, whole: float | None = None, **alternativ
 
 
 def greedy(*words: Word) -> Caption:
-    return Caption(" ".join(one.text for one in words), words, -1.0, complete=True, alternatives=())
+    return Caption(
+        " ".join(one.text for one in words), words, -1.0, complete=True, alternatives=(), num_tokens=len(words) + 1
+    )
 
 
 def beams(*captions: tuple[str, float, int]) -> Caption:

@@ -31,15 +31,15 @@ EMBEDDINGS = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1).astype(np.float3
 
 def caption(text: str, *alternatives: CaptionAlternative) -> Caption:
     """One the captioner is sure of, but for alternatives of beam search."""
-    words = tuple(Word(word, 1.0, ()) for word in text.split())
-    return Caption(text, words, log_probability=-0.5, complete=True, alternatives=alternatives)
+    words = tuple(Word(word, 1.0, (), 1.0) for word in text.split())
+    return Caption(text, words, log_probability=-0.5, complete=True, alternatives=alternatives, num_tokens=4)
 
 
 QUERY = Query(
     embedding=np.array([1, 0], np.float32),
     patch_mean=np.array([0, 1], np.float32),
     caption=caption("Adidas Red Shirt"),
-    beams=caption("Adidas Red Shirt", CaptionAlternative("Adidas Blue Shirt", -0.6)),
+    beams=caption("Adidas Red Shirt", CaptionAlternative("Adidas Blue Shirt", -0.6, num_tokens=4)),
     name="Fine Blue Shirt",
     product_id="7",
 )
