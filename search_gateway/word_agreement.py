@@ -164,7 +164,9 @@ class WantedWord:
 def wanted_words(query: QueryWords, synonyms: Synonyms) -> list[WantedWord]:
     """The words of a query as a title is asked for them, in order."""
     meanings = [synonyms.meanings(word) for word in query.words]
-    asked = frozenset(meanings[place] for place in query.colours)
+    # The blue of "light-blue" is asked for as well, though the whole is no colour that is known.
+    parts = (synonyms.meanings(part) for word in query.words for part in _JOINTS.split(word) if part)
+    asked = frozenset({*(meanings[place] for place in query.colours), *parts})
     return [WantedWord(one, asked if place in query.colours else None) for place, one in enumerate(meanings)]
 
 
@@ -173,7 +175,8 @@ def wording(query: QueryWords, title: TextWords, synonyms: Synonyms) -> str:
     wanted = wanted_words(query, synonyms)
     absent = [place for place, one in enumerate(wanted) if not one.is_in(title)]
     colours = [place for place in absent if place in query.colours]
-    others = title.other_colours([one.meanings for one in wanted if one.asked is not None]) if query.colours else []
+    asked = next((one.asked for one in wanted if one.asked is not None), None)
+    others = title.other_colours(asked) if asked is not None else []
     sentences = []
     if colours and others:
         sentences.append(f"says {_and(others)}, not {_and(query.words[place] for place in colours)}")

@@ -258,3 +258,7 @@ def test_a_picture_that_agrees_never_costs(query: str, title: str, weights: Word
 def test_a_title_lacks_no_word_of_its_own(title: str) -> None:
     assert "lacks" not in agreement(title, title, TRADE).wording
     assert ", not " not in agreement(title, title, TRADE).wording
+
+
+def test_a_colour_inside_a_joined_word_of_the_query_contradicts_nothing() -> None:
+    assert wording("light-blue red", "Light-Blue", TRADE) == "lacks 'red'"
