@@ -28,7 +28,8 @@ ENCODER = "vit_encoder"
 PREFILL = "gpt2_prefill"
 STEP = "gpt2_step"
 
-Fit = Literal["pad", "squash"]
+Fit = Literal["pad", "trim", "squash"]
+FITS: tuple[Fit, ...] = get_args(Fit)
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
@@ -63,7 +64,7 @@ class ModelContract:
     model: str  # name of the checkpoint, e.g. "fashion-small"
     image_height: int  # pixels the encoder sees
     image_width: int
-    fit: Fit  # how a photo of another shape gets there: white borders, or squashed as ViT's own processor does
+    fit: Fit  # how a photo of another shape gets there: `captioner.preprocessing.fit_photo` says it
     num_positions: int  # S
     hidden_size: int  # D
     num_layers: int  # L, decoder
@@ -88,8 +89,8 @@ class ModelContract:
             raise ContractError(f"num_candidates {self.num_candidates} is less than twice max_beams {self.max_beams}")
         if self.precision not in PRECISIONS:
             raise ContractError(f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}")
-        if self.fit not in ("pad", "squash"):
-            raise ContractError(f"fit {self.fit!r} is neither 'pad' nor 'squash'")
+        if self.fit not in FITS:
+            raise ContractError(f"fit {self.fit!r} is none of {', '.join(FITS)}")
 
     @property
     def float_datatype(self) -> Literal["FP32", "FP16"]:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 
 from captioner.model_contract import Fit
+from captioner.trimming import Content, find_content
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 
@@ -109,7 +110,10 @@ def decode_photo(
         ImageTooLargeError: more bytes or pixels than `limits` allow.
         ImageError: not a readable JPEG, PNG, WebP or GIF.
     """
-    picture = open_photo(data, limits=limits, target=(width, height))
+    # A JPEG is decoded at a fraction of its size, and how much of it will be trimmed is known only afterwards. With
+    # twice the size content of half a side keeps the quality of "pad", and content of a quarter is not enlarged.
+    scale = 2 if fit == "trim" else 1
+    picture = open_photo(data, limits=limits, target=(scale * width, scale * height))
     return fit_photo(picture, height=height, width=width, fit=fit)
 
 
@@ -291,18 +295,28 @@ def _has_alpha(picture: Image.Image) -> bool:
 
 
 def fit_photo(picture: Image.Image, *, height: int, width: int, fit: Fit) -> npt.NDArray[np.uint8]:
-    """Bring an RGB picture to uint8 [height, width, 3].
+    """Bring an RGB picture to the encoder's size.
 
-    "pad" keeps the picture's proportions and fills with white, the ground of product photos; "squash" is what
-    `ViTImageProcessor` does.
+    Args:
+        fit: "pad" keeps the picture's proportions and fills with white, the ground of product photos; "trim" first
+            removes margins of one colour (`captioner.trimming`) and fills with the colour of what is left of them;
+            "squash" is what `ViTImageProcessor` does.
+
+    Returns:
+        uint8 [height, width, 3], RGB.
     """
     if fit == "squash":
         return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR), dtype=np.uint8)
-    scale = min(width / picture.width, height / picture.height)
-    inner = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    if inner != picture.size:
-        picture = picture.resize(inner, Image.Resampling.BICUBIC, reducing_gap=3.0)
-    canvas = np.full((height, width, 3), 255, dtype=np.uint8)
+    content = find_content(picture) if fit == "trim" else Content((0, 0, *picture.size), _WHITE)
+    left, top, right, bottom = content.box
+    size = (right - left, bottom - top)
+    scale = min(width / size[0], height / size[1])
+    inner = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+    if inner != size:
+        picture = picture.resize(inner, Image.Resampling.BICUBIC, box=content.box, reducing_gap=3.0)
+    elif size != picture.size:
+        picture = picture.crop(content.box)
+    canvas = np.full((height, width, 3), content.ground, dtype=np.uint8)
     top, left = (height - inner[1]) // 2, (width - inner[0]) // 2
     canvas[top : top + inner[1], left : left + inner[0]] = np.asarray(picture, dtype=np.uint8)
     return canvas

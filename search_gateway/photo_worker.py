@@ -26,7 +26,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from captioner.model_contract import Fit
+from captioner.model_contract import FITS
 from captioner.preprocessing import ImageError, ImageLimits, ImageMemoryError, ImageTooLargeError, decode_photo
 
 REQUEST = struct.Struct("<IB")  # bytes of the file; whether it may be one that takes long
@@ -67,7 +67,7 @@ def memory_limit_bytes(limits: ImageLimits) -> int:
 def main() -> None:
     """Arguments: the owner's process id, the encoder's height, width and fit, then `ImageLimits` in its order."""
     owner_pid, height, width = (int(argument) for argument in sys.argv[1:4])
-    fit: Fit = "pad" if sys.argv[4] == "pad" else "squash"
+    (fit,) = (one for one in FITS if one == sys.argv[4])
     limits = ImageLimits(**dict(zip(_names_of_limits(), map(int, sys.argv[5:]), strict=True)))
     quick_limits = dataclasses.replace(limits, max_pixels=min(limits.max_pixels, _QUICK_PIXELS))
 

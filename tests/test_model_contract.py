@@ -53,7 +53,7 @@ def written(folder: Path, fields: object) -> Path:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-@pytest.mark.parametrize("fit", ["pad", "squash"])
+@pytest.mark.parametrize("fit", ["pad", "trim", "squash"])
 def test_contract_is_read_as_it_was_written(tmp_path: Path, precision: str, fit: str) -> None:
     original = contract(precision=precision, fit=fit)
     assert original.save(tmp_path) == tmp_path / CONTRACT_FILE
@@ -188,5 +188,5 @@ def test_a_step_must_return_twice_as_many_candidates_as_beams() -> None:
 
 
 def test_unknown_fit_is_refused_with_the_choices() -> None:
-    with pytest.raises(ContractError, match=r"^fit 'crop' is neither 'pad' nor 'squash'$"):
+    with pytest.raises(ContractError, match=r"^fit 'crop' is none of pad, trim, squash$"):
         contract(fit="crop")

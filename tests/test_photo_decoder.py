@@ -108,7 +108,7 @@ async def outcome(work: Awaitable[Any]) -> Any:
 # As if it were done here
 
 
-@pytest.mark.parametrize("fit", ["pad", "squash"])
+@pytest.mark.parametrize("fit", ["pad", "trim", "squash"])
 @on_event_loop
 async def test_photo_becomes_what_the_encoder_sees(fit: Fit) -> None:
     async with decoding(WORKER_COMMAND, fit=fit) as decoder:

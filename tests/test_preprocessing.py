@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from captioner import preprocessing
+from captioner.model_contract import FITS
 from captioner.preprocessing import (
     MAX_JPEG_SCANS,
     MAX_JPEG_SEGMENTS,
@@ -382,7 +383,7 @@ def test_photo_of_the_encoders_height_is_not_resampled() -> None:
 
 def test_photo_of_the_encoders_size_is_unchanged_by_either_fit() -> None:
     photo = noise(HEIGHT, WIDTH)
-    for fit in ("pad", "squash"):
+    for fit in FITS:
         assert np.array_equal(decode_photo(encoded(photo, "PNG"), height=HEIGHT, width=WIDTH, fit=fit), photo)
 
 
