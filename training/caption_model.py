@@ -147,7 +147,6 @@ class HybridStem(nn.Module):
         channels = config.num_channels
         for stage_channels in config.stem_channels:
             stages.append(_convolution(channels, stage_channels, stride=2))
-            stages.append(_convolution(stage_channels, stage_channels, stride=1))
             channels = stage_channels
         self.stages = nn.Sequential(*stages)
         # `ViTModel.forward` reads the dtype it expects from a layer of this name.
@@ -163,7 +162,12 @@ class HybridStem(nn.Module):
 
     def stem_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """[B, 3, height, width] -> [B, last of stem_channels, rows, columns]."""
-        return self.stages(functional.avg_pool2d(pixel_values, 2))
+        halved = functional.avg_pool2d(pixel_values, 2)
+        if not self.training:
+            return self.stages(halved)
+        # oneDNN's gradient of a strided 3x3 kernel takes up to 100 times as long in bfloat16 (training/LOG.md).
+        with torch.autocast(halved.device.type, enabled=False):
+            return self.stages(halved.float())
 
     def _trunk_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """[B, 3, height, width] -> [B, 320, rows, columns]; the frozen part keeps nothing for a backward pass."""

@@ -91,7 +91,8 @@ def neighbour_names(
     as_lists = [[token for token in row if token >= 0] for row in tokens.tolist()]
     for row, own in enumerate(as_lists):
         alike = [
-            (as_lists[index], weight) for index, weight in zip(indices[row].tolist(), weights[row].tolist(), strict=True)
+            (as_lists[index], weight)
+            for index, weight in zip(indices[row].tolist(), weights[row].tolist(), strict=True)
         ]
         for position, token in enumerate(own):
             sums: defaultdict[int, float] = defaultdict(float)

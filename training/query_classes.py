@@ -17,8 +17,14 @@ from captioner.query import QUERY_WORDS, words_of
 from captioner.word_folding import fold
 
 QUERY_CLASSES_FILE = "query_classes.json"
+QUERY_CAPTIONS_FILE = "query_captions.json"
 NO_PRODUCT = 0
 MIN_COUNT = 4  # training names that a class needs
+
+
+class QueryClassesError(ValueError):
+    """A checkpoint's query classes cannot be read. The message says which file and what to do."""
+
 
 _Key = tuple[str, ...]  # folded words
 
@@ -75,9 +81,25 @@ class QueryClasses:
         return [i for i, caption in enumerate(self.captions) if caption and fold(caption.split()[-1]) in wanted]
 
     def save(self, folder: Path) -> None:
-        """Write `query_classes.json`: the queries, in the order of the head's outputs."""
-        text = json.dumps(self.queries, indent=0, ensure_ascii=False) + "\n"
-        (folder / QUERY_CLASSES_FILE).write_text(text, encoding="utf-8")
+        """Write `query_classes.json`, the queries in the order of the head's outputs, and their captions beside it."""
+        for file, texts in ((QUERY_CLASSES_FILE, self.queries), (QUERY_CAPTIONS_FILE, list(self.captions))):
+            (folder / file).write_text(json.dumps(texts, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> QueryClasses:
+        """Read what `save` wrote.
+
+        Raises:
+            QueryClassesError: there is no such file, or it is damaged.
+        """
+        file = folder / QUERY_CAPTIONS_FILE
+        try:
+            captions = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise QueryClassesError(f"{file} cannot be read ({error}): take the whole checkpoint's folder") from None
+        if not isinstance(captions, list) or not all(isinstance(one, str) for one in captions) or captions[:1] != [""]:
+            raise QueryClassesError(f"{file} is no list of captions: take the whole checkpoint's folder")
+        return cls(tuple(captions))
 
 
 def _end(name: str) -> list[str]:
