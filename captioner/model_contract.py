@@ -6,7 +6,7 @@ reports. Knows nothing about where the models run.
 
 Shape legend, used in all docstrings: B photos (Triton's batch axis, not listed in shapes below), K beams of one photo,
 S encoder positions, D width, L decoder layers, H heads, d width of a head, T most tokens of a caption, C candidates
-a step returns per beam.
+a step returns per beam, Q queries of the encoder's query head.
 
 The caches are one tensor per layer, keys and values apart, so that no model has to cut a tensor into layers: that
 would copy both caches in every step.
@@ -22,11 +22,14 @@ from typing import Literal, get_args
 
 CONTRACT_FILE = "model_contract.json"
 REFINEMENT_FILE = "refinement.json"  # beside it, where the checkpoint was calibrated
-CONTRACT_VERSION = 2  # 2: caches per layer, append-only, beams told apart by their ancestors
+# 2: caches per layer, append-only, beams told apart by their ancestors. 3: the encoder may have a query head.
+CONTRACT_VERSION = 3
 
 ENCODER = "vit_encoder"
 PREFILL = "gpt2_prefill"
 STEP = "gpt2_step"
+
+QUERY_LOGPROBS = "query_logprobs"  # the encoder's third output, where it has a query head
 
 Fit = Literal["pad", "trim", "squash"]
 FITS: tuple[Fit, ...] = get_args(Fit)
@@ -77,6 +80,7 @@ class ModelContract:
     bos_token_id: int
     eos_token_id: int
     pad_token_id: int
+    num_queries: int = 0  # Q, class 0 ("no product") included; 0: the encoder has no query head
     weights: str = ""  # start of the SHA-256 of the checkpoint's weights: embeddings of others are not comparable
     precision: Precision = "fp32"  # what the models compute in
     version: int = CONTRACT_VERSION
@@ -87,6 +91,8 @@ class ModelContract:
         if self.num_candidates < 2 * self.max_beams:
             # A step may end every beam at once; as many others must be left to go on with.
             raise ContractError(f"num_candidates {self.num_candidates} is less than twice max_beams {self.max_beams}")
+        if self.num_queries < 0 or self.num_queries == 1:
+            raise ContractError(f"num_queries {self.num_queries} is neither 0 nor at least 2")
         if self.precision not in PRECISIONS:
             raise ContractError(f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}")
         if self.fit not in FITS:
@@ -129,13 +135,18 @@ class ModelContract:
 
     @property
     def encoder(self) -> ModelSpec:
-        """Photo -> what the decoder attends to, and the L2-normalised embedding photos are compared by."""
+        """Photo -> what the decoder attends to, and the L2-normalised embedding photos are compared by.
+
+        With a query head also the natural logarithms of the probabilities of all queries, in FP32 in every precision.
+        """
+        head = (TensorSpec(QUERY_LOGPROBS, "FP32", (self.num_queries,)),) if self.num_queries else ()
         return ModelSpec(
             ENCODER,
             (TensorSpec("pixels", "UINT8", (self.image_height, self.image_width, 3)),),
             (
                 TensorSpec("hidden_states", self.float_datatype, (self.num_positions, self.hidden_size)),
                 TensorSpec("embedding", "FP32", (self.hidden_size,)),
+                *head,
             ),
         )
 

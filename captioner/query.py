@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Caption -> search query: the paper's last two words. Pure text; knows no model and no search engine."""
+"""Caption -> search query: the paper's last two words, and back. Pure text; knows no model and no search engine."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ _EDGES = re.compile(r"^[^\w]+|[^\w]+$")
 
 
 class QueryRule(enum.Enum):
+    """Where a query comes from. `LIKELIEST_WORDS` needs a model with a query head (`captioner.query_distribution`)."""
+
     LAST_TWO_WORDS = "last_two_words"
     FULL_CAPTION = "full_caption"
+    LIKELIEST_WORDS = "likeliest_words"
 
 
 def words_of(text: str) -> list[str]:
@@ -27,9 +30,15 @@ def words_of(text: str) -> list[str]:
 def query_from_caption(caption: str, rule: QueryRule = QueryRule.LAST_TWO_WORDS) -> str:
     """The query for a caption: its last two words in lower case ("Turtle Check Men Navy Blue Shirt" -> "blue shirt").
 
-    A caption of one word is a query of one word, an empty caption an empty query.
+    A caption of one word is a query of one word, an empty caption an empty query. With the rule `LIKELIEST_WORDS` the
+    caption is one that ends with the query.
     """
     words = words_of(caption)
-    if rule is QueryRule.LAST_TWO_WORDS:
+    if rule is not QueryRule.FULL_CAPTION:
         words = words[-QUERY_WORDS:]
     return " ".join(words).lower()
+
+
+def caption_words(query: str) -> list[str]:
+    """The words of a query as captions write them: "sports shoes" -> ["Sports", "Shoes"], "t-shirt" -> ["T-shirt"]."""
+    return [word[:1].upper() + word[1:] for word in words_of(query)]

@@ -28,6 +28,7 @@ from client.reports import (
     caption_record,
     caption_text,
     error_record,
+    no_product_text,
     printable,
     search_record,
     search_text,
@@ -38,6 +39,7 @@ FOUND, NOTHING_FOUND, REJECTED, TROUBLE = 0, 1, 2, 3
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 PIPE_CLOSED = 141  # 128 + SIGPIPE
 
+_QUERY_RULES = ("likeliest-words", "last-two-words", "full-caption")
 _SHEET_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
@@ -84,7 +86,7 @@ def _search(search_client: SearchClient, options: argparse.Namespace) -> int:
     photo = read_photo(options.photo)
     wanted: SearchOptions = {
         "num_beams": options.beams,
-        "query_rule": "full_caption" if options.full_caption else None,
+        "query_rule": options.query_rule,
         "query_override": options.words,
         "override_colour": options.colour,
         "override_thing": options.thing,
@@ -115,6 +117,7 @@ def _caption(search_client: SearchClient, options: argparse.Namespace) -> int:
         concurrency=options.concurrency,
         timeout_seconds=options.timeout,
         num_beams=options.beams,
+        query_rule=options.query_rule,
     )
     with contextlib.closing(outcomes):
         for photo, outcome in zip(photos, outcomes, strict=True):
@@ -128,7 +131,8 @@ def _caption(search_client: SearchClient, options: argparse.Namespace) -> int:
                 print(json.dumps(caption_record(photo, outcome)), flush=True)
             else:
                 caption = caption_text(outcome.caption, outcome.query, _style(sys.stdout))
-                print(f"{printable(photo)}: {caption}", flush=True)
+                note = no_product_text(outcome.no_product_probability)
+                print(f"{printable(photo)}: {caption}" + (f" ({note})" if note else ""), flush=True)
     return code
 
 
@@ -198,6 +202,14 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("photo", metavar="PHOTO", help="JPEG, PNG, WebP or GIF file")
     _add_common(search, DEFAULT_TIMEOUT_SECONDS)
     _add_beams(search)
+    rule = _add_query_rule(search)
+    rule.add_argument(
+        "--full-caption",
+        action="store_const",
+        const="full_caption",
+        dest="query_rule",
+        help="short for --query-rule full-caption",
+    )
     search.add_argument(
         "--provider",
         choices=("duckduckgo", "catalog"),
@@ -209,7 +221,6 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--words", metavar="WORDS", help="search for these, not for the caption's")
     search.add_argument("--colour", metavar="WORD", help="search for this colour, not for the caption's")
     search.add_argument("--thing", metavar="WORD", help="search for this thing, not for the caption's")
-    search.add_argument("--full-caption", action="store_true", help="search for all words, not the last two")
     search.add_argument("--explain", action="store_true", help="also list what was dropped, and why")
     search.add_argument(
         "--contact-sheet",
@@ -222,6 +233,7 @@ def _parser() -> argparse.ArgumentParser:
     caption.add_argument("photos", nargs="+", metavar="PHOTO", help="JPEG, PNG, WebP or GIF file")
     _add_common(caption, DEFAULT_TIMEOUT_SECONDS)
     _add_beams(caption)
+    _add_query_rule(caption)
     caption.add_argument(
         "--concurrency",
         type=_whole,
@@ -254,6 +266,24 @@ def _add_common(parser: argparse.ArgumentParser, timeout_seconds: float) -> None
 
 def _add_beams(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--beams", type=_whole, default=1, metavar="N", help="1 is greedy decoding (default 1)")
+
+
+def _add_query_rule(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--query-rule",
+        type=_query_rule,
+        metavar="RULE",
+        help="what the query is: likeliest-words, last-two-words or full-caption (default: the first that the server's "
+        "model can)",
+    )
+    return group
+
+
+def _query_rule(text: str) -> str:
+    if text not in _QUERY_RULES:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(_QUERY_RULES)}")
+    return text.replace("-", "_")
 
 
 def _whole(text: str) -> int:

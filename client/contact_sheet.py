@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from client.messages import Result, SearchAnswer
-from client.reports import counts_text, printable, split_caption
+from client.reports import counts_text, no_product_text, printable, rule_text, split_caption
 
 MAX_CARDS = 24
 
@@ -173,6 +173,12 @@ def _draw_photo(pen: _Pen, x: int, y: int, photo: bytes, answer: SearchAnswer) -
     for line in _lines(_spelled(answer.query) or "(no words)", 24, _LEFT, most=3):
         bottom += 30
         pen.text(x, bottom - 6, line, 24, _ACCENT, bold=True)
+    if answer.query_rule:
+        bottom += 30
+        pen.text(x, bottom, f"by the rule: {rule_text(answer.query_rule)}", 13, _MUTED)
+    if note := no_product_text(answer.no_product_probability):
+        bottom += 28
+        pen.pill(x, bottom, note, _WARNING, _WARNING_PAPER, 13)
     return _draw_times(pen, x, bottom + 56, answer.timings_ms)
 
 

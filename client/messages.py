@@ -22,10 +22,11 @@ MAX_MESSAGE_BYTES = 16 * 2**20
 MAX_PHOTO_BYTES = MAX_MESSAGE_BYTES - 2**16
 
 Photo = bytes | str | os.PathLike[str]
-QueryRuleName = Literal["last_two_words", "full_caption"]
+QueryRuleName = Literal["likeliest_words", "last_two_words", "full_caption"]
 
 _QUERY_RULES: dict[str | None, search_pb2.QueryRule] = {
     None: search_pb2.QUERY_RULE_UNSPECIFIED,
+    "likeliest_words": search_pb2.QUERY_RULE_LIKELIEST_WORDS,
     "last_two_words": search_pb2.QUERY_RULE_LAST_TWO_WORDS,
     "full_caption": search_pb2.QUERY_RULE_FULL_CAPTION,
 }
@@ -37,7 +38,7 @@ class CaptionOptions(TypedDict, total=False):
     num_beams: int  # 1 is greedy decoding
     length_penalty: float | None  # beam search: -2 to 4
     max_tokens: int | None  # end of caption included
-    query_rule: QueryRuleName | None
+    query_rule: QueryRuleName | None  # "likeliest_words" only where the server's model has a query head
 
 
 class SearchOptions(CaptionOptions, total=False):
@@ -55,7 +56,7 @@ class SearchOptions(CaptionOptions, total=False):
 
 @dataclass(frozen=True, slots=True)
 class WordAlternative:
-    """What the model would have begun a word with instead."""
+    """What the model would have begun a word with instead; of the query's words, what else they may be."""
 
     text: str
     probability: float
@@ -173,6 +174,8 @@ class SearchAnswer:
     dropped: tuple[Result, ...]  # with `explain`
     model: str
     readings: tuple[Reading, ...] = ()  # what the photo may be called, most likely first
+    query_rule: str = ""  # what made the query: "likeliest_words", ...; empty with `query_override`
+    no_product_probability: float = 0.0  # that the photo shows no product; 0 where the model cannot tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +186,8 @@ class CaptionAnswer:
     query: str
     timings_ms: dict[str, float]
     model: str
+    query_rule: str = ""  # what made the query: "likeliest_words", ...
+    no_product_probability: float = 0.0  # that the photo shows no product; 0 where the model cannot tell
 
 
 # What a streamed search sends, in this order: one Caption (none with `query_override`), one Query,
@@ -292,6 +297,8 @@ def caption_answer(message: search_pb2.CaptionResponse) -> CaptionAnswer:
         query=message.query,
         timings_ms=_timings_ms(message.timings),
         model=message.model,
+        query_rule=_rule_name(message.query_rule),
+        no_product_probability=_decimal(message.no_product_probability),
     )
 
 
@@ -321,6 +328,8 @@ def search_answer(message: search_pb2.SearchResponse) -> SearchAnswer:
         dropped=tuple(map(_result, message.dropped)),
         model=message.model,
         readings=tuple(Reading(one.query, one.probability) for one in message.readings),
+        query_rule=_rule_name(message.query_rule),
+        no_product_probability=_decimal(message.no_product_probability),
     )
 
 
@@ -390,6 +399,11 @@ def _verdict_name(verdict: search_pb2.Verdict) -> str:
         return search_pb2.Verdict.Name(verdict).removeprefix("VERDICT_").lower()
     except ValueError:  # a verdict of a newer server
         return "unspecified"
+
+
+def _rule_name(rule: search_pb2.QueryRule) -> str:
+    """Empty for a query that was given, and for a rule of a newer server."""
+    return next((name for name, number in _QUERY_RULES.items() if name and number == rule), "")
 
 
 def _timings_ms(timings: Iterable[search_pb2.StageTime]) -> dict[str, float]:

@@ -19,6 +19,7 @@ _MIN_TITLE_WIDTH = 16
 _MAX_SOURCE_WIDTH = 14
 _SHOWN_READINGS = 4
 _SURE, _UNLIKELY = 0.995, 0.005  # of what the photo may be called: what would read as 100 % and 0 %
+_NO_PRODUCT = 0.5  # probability from which a photo is said to show no product
 _COUNT_WORDS = {
     "dropped_visual": "unlike the photo",
     "dropped_semantic": "of other words",
@@ -97,6 +98,16 @@ def readings_text(readings: Sequence[Reading]) -> str:
     return ", ".join([*shown, f"others {rest:.0%}"] if rest >= _UNLIKELY else shown)
 
 
+def rule_text(query_rule: str) -> str:
+    """The name of a query rule in words: "likeliest_words" -> "likeliest words"."""
+    return query_rule.replace("_", " ")
+
+
+def no_product_text(probability: float) -> str:
+    """A sentence where a photo probably shows no product, else nothing."""
+    return f"the photo probably shows no product ({probability:.0%})" if probability >= _NO_PRODUCT else ""
+
+
 def timings_text(timings_ms: dict[str, float]) -> str:
     """One line: the whole time, and of each stage the time and its share."""
     stages = {stage: ms for stage, ms in timings_ms.items() if stage != "total"}
@@ -121,10 +132,12 @@ def search_text(answer: SearchAnswer, *, width: int, style: TextStyle) -> str:
     lines = []
     if answer.caption is not None:
         lines.append(f"caption: {caption_text(answer.caption, answer.query, style)}")
-    by = ", ".join(printable(name) for name in (answer.provider, answer.model) if name)
+    by = ", ".join(printable(name) for name in (rule_text(answer.query_rule), answer.provider, answer.model) if name)
     lines.append(f"query:   {printable(answer.query)}" + (style.dim(f"  ({by})") if by else ""))
     if answer.readings and answer.readings[0].probability < _SURE:
         lines += _wrapped(f"may be:  {readings_text(answer.readings)}", width)
+    if note := no_product_text(answer.no_product_probability):
+        lines.append(style.warning(f"note:    {note}"))
     lines.append("")
     if answer.results:
         lines += _table(answer.results, width, style)
@@ -188,6 +201,8 @@ def search_record(photo: str, answer: SearchAnswer, *, explain: bool) -> dict[st
         "caption": None if caption is None else caption.text,
         "words": [] if caption is None else _word_records(caption),
         "query": answer.query,
+        "query_rule": answer.query_rule,
+        "no_product_probability": answer.no_product_probability,
         "readings": [dataclasses.asdict(one) for one in answer.readings],
         "provider": answer.provider,
         "results": [_result_record(result) for result in answer.results],
@@ -210,6 +225,8 @@ def caption_record(photo: str, answer: CaptionAnswer) -> dict[str, object]:
         "caption": answer.caption.text,
         "words": _word_records(answer.caption),
         "query": answer.query,
+        "query_rule": answer.query_rule,
+        "no_product_probability": answer.no_product_probability,
         "log_probability": answer.caption.log_probability,
         "complete": answer.caption.complete,
         "timings_ms": answer.timings_ms,

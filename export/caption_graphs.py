@@ -39,7 +39,11 @@ class Attention(enum.Enum):
 
 
 class EncoderGraph(nn.Module):
-    """uint8 [B, height, width, 3] -> hidden_states [B, S, D], embedding [B, D]."""
+    """uint8 [B, height, width, 3] -> hidden_states [B, S, D], embedding [B, D], with a head query_logprobs [B, Q].
+
+    The query head, `encoder.query_head`, reads the mean of all positions, not normalised. It computes in FP32 whatever
+    the encoder computes in.
+    """
 
     def __init__(self, captioner: VisionEncoderDecoderModel, attention: Attention = Attention.STANDARD):
         super().__init__()
@@ -47,9 +51,10 @@ class EncoderGraph(nn.Module):
         _fold_batch_norms(self.embeddings)
         self.layers = captioner.encoder.encoder.layer
         self.norm = captioner.encoder.layernorm
+        self.query_head = query_head_of(captioner)
         self.attention = attention
 
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         # Cast first: TensorRT cannot transpose bytes.
         photo = normalise(pixels.float().permute(0, 3, 1, 2))
         hidden = self.embeddings(photo.to(self.embeddings.cls_token.dtype))
@@ -57,7 +62,11 @@ class EncoderGraph(nn.Module):
             hidden = hidden + self._attend(layer, _norm(layer.layernorm_before, hidden))
             hidden = hidden + _vit_mlp(layer, _norm(layer.layernorm_after, hidden))
         hidden = _norm(self.norm, hidden)
-        return hidden, functional.normalize(embedding_of(hidden.float()), dim=-1)
+        mean = embedding_of(hidden.float())
+        embedding = functional.normalize(mean, dim=-1)
+        if self.query_head is None:
+            return hidden, embedding
+        return hidden, embedding, functional.log_softmax(self.query_head(mean), dim=-1)
 
     def _attend(self, layer: ViTLayer, hidden: torch.Tensor) -> torch.Tensor:
         # Three products instead of one: its result would have to be cut in three, which copies it.
@@ -191,8 +200,13 @@ class StepGraph(nn.Module):
         return _conv1d(attention.c_proj, attended.transpose(1, 2).flatten(2))
 
 
+def query_head_of(captioner: VisionEncoderDecoderModel) -> nn.Linear | None:
+    """The linear layer [D] -> [Q] of an encoder that names queries; None where the encoder has none."""
+    return getattr(captioner.encoder, "query_head", None)
+
+
 def to_half(graph: nn.Module) -> nn.Module:
-    """A copy of a graph in FP16 whose LayerNorms stay FP32 (as Softmax does, see `_softmax`).
+    """A copy of a graph in FP16 whose LayerNorms and query head stay FP32 (as Softmax does, see `_softmax`).
 
     Those two sum squares or exponentials, which leave FP16's range first; products and sums of the residual stream do
     not (`python -m export.check_parity` compares on real photos).
@@ -201,6 +215,8 @@ def to_half(graph: nn.Module) -> nn.Module:
     for module in half.modules():
         if isinstance(module, nn.LayerNorm):
             module.float()
+    if isinstance(graph, EncoderGraph) and isinstance(half, EncoderGraph):
+        half.query_head = copy.deepcopy(graph.query_head)  # its own weights: those of `half` were rounded
     return half
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from captioner.model_contract import STEP, ModelContract, ModelSpec, Precision
+from captioner.model_contract import QUERY_LOGPROBS, STEP, ModelContract, ModelSpec, Precision
 from export.tensorrt_plan import BEST_BATCH_SIZE, BEST_BEAMS
 from export.triton_config import MAX_BATCH_SIZE
 
@@ -115,6 +115,8 @@ class _Both:
             if name == "candidate_logprobs":
                 error = candidate_error(expected, got)
                 limit, unit = MAX_NATS[self.contract.precision], " nats"
+            elif name == QUERY_LOGPROBS:
+                error, limit, unit = nats_error(expected[name], got[name]), MAX_NATS[self.contract.precision], " nats"
             else:
                 error = relative_error(expected[name], got[name])
                 limit, unit = MAX_ERROR[self.contract.precision], ""
@@ -137,6 +139,15 @@ def relative_error(expected: Array, got: Array) -> float:
         return float("inf")
     size = np.sqrt(np.mean(expected**2)) + np.abs(expected)
     return float(np.max(np.abs(got - expected) / np.maximum(size, 1e-9)))
+
+
+def nats_error(expected: Array, got: Array) -> float:
+    """Largest difference of log-probabilities, of those above 1 in 10,000; infinite where one is not finite."""
+    expected, got = expected.astype(np.float64), got.astype(np.float64)
+    if not np.isfinite(got).all():
+        return float("inf")
+    matters = np.maximum(expected, got) > np.log(1e-4)
+    return float(np.max(np.abs(got - expected), where=matters, initial=0.0))
 
 
 def candidate_error(expected: Mapping[str, Array], got: Mapping[str, Array]) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from captioner.model_contract import ENCODER, PREFILL, STEP, ModelContract
+from captioner.model_contract import ENCODER, PREFILL, QUERY_LOGPROBS, STEP, ModelContract
 from search_gateway.decoding import Decoder, DecodingOptions, Hypothesis, decoder_for
 from search_gateway.kv_cache import Floats, KvCache
 
@@ -53,8 +53,20 @@ class OnnxCaptioner:
 
     def encode(self, pixels: npt.NDArray[np.uint8]) -> tuple[Floats, npt.NDArray[np.float32]]:
         """uint8 [B, height, width, 3] -> hidden_states [B, S, D], embedding [B, D]."""
-        hidden_states, embedding = self.sessions[ENCODER].run(None, {"pixels": pixels})
+        hidden_states, embedding = self.sessions[ENCODER].run(["hidden_states", "embedding"], {"pixels": pixels})
         return hidden_states, embedding
+
+    def query_logprobs(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """What the encoder's query head says; only of models that have one.
+
+        Args:
+            pixels: uint8 [B, height, width, 3].
+
+        Returns:
+            float32 [B, Q], natural logarithms.
+        """
+        logprobs: npt.NDArray[np.float32] = self.sessions[ENCODER].run([QUERY_LOGPROBS], {"pixels": pixels})[0]
+        return logprobs
 
     def prefill(self, hidden_states: Floats) -> list[Floats]:
         """[B, S, D] -> cross_key and cross_value [B, H, S, d] of each layer."""

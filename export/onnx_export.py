@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, VisionEncoderDecoderModel
 
 from captioner.model_contract import ENCODER, PREFILL, STEP, ContractError, ModelContract, ModelSpec, Precision
-from export.caption_graphs import Attention, EncoderGraph, PrefillGraph, StepGraph, to_half
+from export.caption_graphs import Attention, EncoderGraph, PrefillGraph, StepGraph, query_head_of, to_half
 from export.onnx_passes import cast_first
 
 OPSET = 20  # >= 17: LayerNormalization is one operator, which TensorRT keeps in FP32; >= 20: Gelu is one, too
@@ -46,9 +46,13 @@ def contract_of(
     """The contract a checkpoint's configuration implies.
 
     Raises:
-        ContractError: the configuration lacks what decoding needs.
+        ContractError: the configuration lacks what decoding needs, or its number of queries is not the query head's.
     """
     encoder, decoder = model.config.encoder, model.config.decoder
+    head, num_queries = query_head_of(model), getattr(encoder, "num_queries", 0)
+    if num_queries != (0 if head is None else head.out_features):
+        has = "no query head" if head is None else f"a query head of {head.out_features} queries"
+        raise ContractError(f"the checkpoint's config says num_queries {num_queries}, but its encoder has {has}")
     height, width = encoder.image_size if isinstance(encoder.image_size, (list, tuple)) else [encoder.image_size] * 2
     start, end, pad = model.config.decoder_start_token_id, model.config.eos_token_id, model.config.pad_token_id
     if start is None or end is None or pad is None:
@@ -72,6 +76,7 @@ def contract_of(
         bos_token_id=start,
         eos_token_id=end,
         pad_token_id=pad,
+        num_queries=num_queries,
     )
 
 

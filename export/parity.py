@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from transformers import VisionEncoderDecoderModel
 
-from captioner.model_contract import ModelContract, Precision
+from captioner.model_contract import QUERY_LOGPROBS, ModelContract, Precision
+from export.caption_graphs import query_head_of
 from export.onnx_captioner import OnnxCaptioner
 from search_gateway.decoding import DecodingOptions, Hypothesis
 from search_gateway.kv_cache import KvCache
@@ -110,7 +111,8 @@ def tensor_errors(model: VisionEncoderDecoderModel, captioner: OnnxCaptioner, pi
     """Errors of what the three models return for one batch: encoder, prefill, and the step at BOS with two beams."""
     contract = captioner.contract
     hidden = model.encoder(_photo(pixels)).last_hidden_state
-    embedding = torch.nn.functional.normalize(embedding_of(hidden), dim=-1)
+    mean = embedding_of(hidden)
+    embedding = torch.nn.functional.normalize(mean, dim=-1)
     projection = getattr(model, "enc_to_dec_proj", None)
     attended = hidden if projection is None else projection(hidden)
     start = torch.full((len(pixels), 1), contract.bos_token_id)
@@ -129,6 +131,10 @@ def tensor_errors(model: VisionEncoderDecoderModel, captioner: OnnxCaptioner, pi
         "new_kv": 0.0,
         "candidate_logprobs": _error(chosen, step["candidate_logprobs"]),
     }
+    head = query_head_of(model)
+    if head is not None:
+        wanted = head(mean).log_softmax(dim=-1).numpy()
+        errors[QUERY_LOGPROBS] = _error(wanted, captioner.query_logprobs(pixels))
     for layer in range(contract.num_layers):
         for part, of_cross, of_self in (
             (0, cache.cross_attention_cache.layers[layer].keys, cache.self_attention_cache.layers[layer].keys),

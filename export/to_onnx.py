@@ -2,7 +2,8 @@
 """Checkpoint -> a Triton model repository: `python -m export.to_onnx --checkpoint checkpoints/fashion-small`.
 
 Writes the three ONNX models in one precision, their `config.pbtxt` (for TensorRT a second one beside it), the model
-contract and the tokenizer. Nothing is put in place before all of it could be made.
+contract, the tokenizer and, where the encoder has a query head, its queries. Nothing is put in place before all of it
+could be made.
 
     fp32    for CPUs, fused for ONNX Runtime; what the other two are compared with
     int8    for CPUs: products with constant weights in INT8, with ranges from real photos (--data) or drawn ones
@@ -36,6 +37,7 @@ from captioner.model_contract import (
     ModelSpec,
     Precision,
 )
+from captioner.query_classes import QUERY_CLASSES_FILE, load_query_classes
 from export.calibration import SAMPLES, drawn_photos, feeds_of
 from export.int8_graphs import quantise
 from export.onnx_captioner import OnnxCaptioner
@@ -74,13 +76,14 @@ def export_repository(
 
     Raises:
         OSError: the checkpoint cannot be read or the repository not be written.
-        ContractError: the checkpoint lacks what decoding needs.
+        ContractError: the checkpoint lacks what decoding needs, or its queries do not fit its query head.
     """
     if not (checkpoint / TOKENIZER_FILE).is_file():
         raise FileNotFoundError(f"{checkpoint / TOKENIZER_FILE} is missing: the gateway needs it to read captions")
     model, _ = load_captioner(checkpoint)
     weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()[:16]
     contract = contract_of(model, name or checkpoint.resolve().name, weights=weights, precision=precision)
+    load_query_classes(checkpoint, contract.num_queries)  # before anything is exported
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as scratch:
         folder = Path(scratch)
@@ -96,9 +99,10 @@ def install(folder: Path, output: Path) -> None:
     for spec in ModelContract.load(folder).models:
         shutil.rmtree(output / spec.name, ignore_errors=True)
         shutil.move(folder / spec.name, output / spec.name)
-    (output / REFINEMENT_FILE).unlink(missing_ok=True)
-    if (folder / REFINEMENT_FILE).exists():
-        shutil.move(folder / REFINEMENT_FILE, output / REFINEMENT_FILE)
+    for name in (REFINEMENT_FILE, QUERY_CLASSES_FILE):  # that not every model has
+        (output / name).unlink(missing_ok=True)
+        if (folder / name).exists():
+            shutil.move(folder / name, output / name)
     for name in (TOKENIZER_FILE, CONTRACT_FILE):
         shutil.move(folder / name, output / name)
 
@@ -152,6 +156,8 @@ def _write(
     shutil.copyfile(checkpoint / TOKENIZER_FILE, folder / TOKENIZER_FILE)
     if (checkpoint / REFINEMENT_FILE).is_file():  # what benchmarks.retrieval --calibrate found
         shutil.copyfile(checkpoint / REFINEMENT_FILE, folder / REFINEMENT_FILE)
+    if contract.num_queries:
+        shutil.copyfile(checkpoint / QUERY_CLASSES_FILE, folder / QUERY_CLASSES_FILE)
     contract.save(folder)
     kept = products_kept(checkpoint) if contract.precision == "int8" else {}
     raw = folder / "raw"

@@ -12,6 +12,7 @@ class QueryRule(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     QUERY_RULE_UNSPECIFIED: _ClassVar[QueryRule]
     QUERY_RULE_LAST_TWO_WORDS: _ClassVar[QueryRule]
     QUERY_RULE_FULL_CAPTION: _ClassVar[QueryRule]
+    QUERY_RULE_LIKELIEST_WORDS: _ClassVar[QueryRule]
 
 class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -26,6 +27,7 @@ class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 QUERY_RULE_UNSPECIFIED: QueryRule
 QUERY_RULE_LAST_TWO_WORDS: QueryRule
 QUERY_RULE_FULL_CAPTION: QueryRule
+QUERY_RULE_LIKELIEST_WORDS: QueryRule
 VERDICT_UNSPECIFIED: Verdict
 VERDICT_KEPT: Verdict
 VERDICT_DROPPED_VISUAL: Verdict
@@ -134,16 +136,20 @@ class Caption(_message.Message):
     def __init__(self, text: _Optional[str] = ..., words: _Optional[_Iterable[_Union[Word, _Mapping]]] = ..., log_probability: _Optional[float] = ..., complete: _Optional[bool] = ..., alternatives: _Optional[_Iterable[_Union[AlternativeCaption, _Mapping]]] = ...) -> None: ...
 
 class CaptionResponse(_message.Message):
-    __slots__ = ("caption", "query", "timings", "model")
+    __slots__ = ("caption", "query", "timings", "model", "query_rule", "no_product_probability")
     CAPTION_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    QUERY_RULE_FIELD_NUMBER: _ClassVar[int]
+    NO_PRODUCT_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     caption: Caption
     query: str
     timings: _containers.RepeatedCompositeFieldContainer[StageTime]
     model: str
-    def __init__(self, caption: _Optional[_Union[Caption, _Mapping]] = ..., query: _Optional[str] = ..., timings: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., model: _Optional[str] = ...) -> None: ...
+    query_rule: QueryRule
+    no_product_probability: float
+    def __init__(self, caption: _Optional[_Union[Caption, _Mapping]] = ..., query: _Optional[str] = ..., timings: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., model: _Optional[str] = ..., query_rule: _Optional[_Union[QueryRule, str]] = ..., no_product_probability: _Optional[float] = ...) -> None: ...
 
 class StageTime(_message.Message):
     __slots__ = ("stage", "milliseconds")
@@ -236,7 +242,7 @@ class Reading(_message.Message):
     def __init__(self, query: _Optional[str] = ..., probability: _Optional[float] = ...) -> None: ...
 
 class SearchResponse(_message.Message):
-    __slots__ = ("caption", "query", "provider", "results", "counts", "nearest_miss", "empty_reason", "timings", "degraded", "dropped", "model", "readings")
+    __slots__ = ("caption", "query", "provider", "results", "counts", "nearest_miss", "empty_reason", "timings", "degraded", "dropped", "model", "readings", "query_rule", "no_product_probability")
     CAPTION_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
@@ -249,6 +255,8 @@ class SearchResponse(_message.Message):
     DROPPED_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     READINGS_FIELD_NUMBER: _ClassVar[int]
+    QUERY_RULE_FIELD_NUMBER: _ClassVar[int]
+    NO_PRODUCT_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     caption: Caption
     query: str
     provider: str
@@ -261,7 +269,9 @@ class SearchResponse(_message.Message):
     dropped: _containers.RepeatedCompositeFieldContainer[Result]
     model: str
     readings: _containers.RepeatedCompositeFieldContainer[Reading]
-    def __init__(self, caption: _Optional[_Union[Caption, _Mapping]] = ..., query: _Optional[str] = ..., provider: _Optional[str] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., nearest_miss: _Optional[_Union[Result, _Mapping]] = ..., empty_reason: _Optional[str] = ..., timings: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., degraded: _Optional[_Iterable[_Union[Degradation, _Mapping]]] = ..., dropped: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., model: _Optional[str] = ..., readings: _Optional[_Iterable[_Union[Reading, _Mapping]]] = ...) -> None: ...
+    query_rule: QueryRule
+    no_product_probability: float
+    def __init__(self, caption: _Optional[_Union[Caption, _Mapping]] = ..., query: _Optional[str] = ..., provider: _Optional[str] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., nearest_miss: _Optional[_Union[Result, _Mapping]] = ..., empty_reason: _Optional[str] = ..., timings: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., degraded: _Optional[_Iterable[_Union[Degradation, _Mapping]]] = ..., dropped: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., model: _Optional[str] = ..., readings: _Optional[_Iterable[_Union[Reading, _Mapping]]] = ..., query_rule: _Optional[_Union[QueryRule, str]] = ..., no_product_probability: _Optional[float] = ...) -> None: ...
 
 class SearchEvent(_message.Message):
     __slots__ = ("caption", "query", "result", "summary")

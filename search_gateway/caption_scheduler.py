@@ -69,6 +69,7 @@ class DecodedPhoto:
     embedding: npt.NDArray[np.float32]  # [D], L2-normalised
     hypotheses: list[Hypothesis]  # best first
     seconds: dict[str, float]  # of queue, encode, prefill and decode
+    query_logprobs: npt.NDArray[np.float32] | None = None  # [Q]; None where the model has no query head
 
 
 class CaptionScheduler:
@@ -119,7 +120,7 @@ class CaptionScheduler:
         photo = _Photo(pixels, options.num_beams, deadline, decoder_for(options, self._bos, self._eos))
         await self._pass(photo)
         assert photo.decoder is not None
-        return DecodedPhoto(photo.embedding, photo.decoder.hypotheses(), photo.seconds)
+        return DecodedPhoto(photo.embedding, photo.decoder.hypotheses(), photo.seconds, photo.query_logprobs)
 
     def check_room(self, options: DecodingOptions) -> None:
         """To be asked before a photo is decoded: under a flood that alone would take as long as the captions.
@@ -255,6 +256,8 @@ class CaptionScheduler:
         lanes: defaultdict[CaptionLane, list[int]] = defaultdict(list)
         for number, photo in enumerate(photos):
             photo.embedding = encoded.embeddings[number]
+            if photo.kind != _EMBEDDING_ONLY and encoded.query_logprobs is not None:
+                photo.query_logprobs = encoded.query_logprobs[number]
             photo.end_stage("encode")
             if photo.lane is not None and not photo.is_gone:
                 lanes[photo.lane].append(number)
@@ -307,6 +310,7 @@ class _Photo:
     lane: CaptionLane | None = None
     slot: int | None = None
     embedding: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    query_logprobs: npt.NDArray[np.float32] | None = None
     is_decoding: bool = False
     is_gone: bool = False  # nobody waits for it any more
     _times: list[tuple[str, float]] = field(default_factory=lambda: [("", time.perf_counter())])

@@ -15,7 +15,7 @@ MAX_WORD_ALTERNATIVES = 3
 
 @dataclass(frozen=True)
 class WordAlternative:
-    """What the model would have begun a word with instead."""
+    """What the model would have begun a word with instead; of a query's words, what else the word may be."""
 
     text: str
     probability: float
@@ -24,7 +24,7 @@ class WordAlternative:
 @dataclass(frozen=True)
 class Word:
     text: str
-    probability: float  # product over the word's tokens
+    probability: float  # product over the word's tokens; of a query's words their share of the query distribution
     alternatives: tuple[WordAlternative, ...]
     first_probability: float  # of its first token alone: what those of `alternatives` compare with
 
@@ -46,6 +46,7 @@ class Caption:
     complete: bool  # False where max_tokens cut it
     alternatives: tuple[CaptionAlternative, ...]  # best first
     num_tokens: int  # end of caption included
+    ends_edited: bool = False  # its last words are the query's, which were not decoded
 
 
 def caption_of(hypotheses: Sequence[Hypothesis], tokenizer: CaptionTokenizer) -> Caption:

@@ -13,12 +13,12 @@ from dataclasses import replace
 
 from captioner.caption_tokenizer import CaptionTokenizer
 from captioner.model_contract import ModelContract
-from captioner.query import query_from_caption
-from search_gateway.captions import caption_of
+from captioner.query import QueryRule
 from search_gateway.deadline import Deadline
 from search_gateway.decoding import DecodingOptions
 from search_gateway.errors import InvalidPhotoError, PhotoTooLargeError, SearchError
 from search_gateway.photo_decoder import PhotoDecoder
+from search_gateway.photo_words import photo_words
 from search_gateway.provider_chain import Degradation
 from search_gateway.refinement import Judged, Refined, Seen, Verdict
 from search_gateway.triton_pool import TritonPool
@@ -36,6 +36,7 @@ def worth_reading(refined: Refined) -> list[Judged]:
 class PictureReader:
     """Args:
     max_pictures: captioned per search; each costs as much as a caption of a photo.
+    query_classes: of the model's query head, which then says the words; empty where it has none.
     """
 
     def __init__(
@@ -45,12 +46,15 @@ class PictureReader:
         tokenizer: CaptionTokenizer,
         contract: ModelContract,
         max_pictures: int,
+        query_classes: Sequence[str] = (),
     ):
         self._photos = photos
         self._tritons = tritons
         self._tokenizer = tokenizer
         self._decoding = DecodingOptions(num_beams=1, length_penalty=1.0, max_tokens=contract.max_tokens)
         self._max_pictures = max_pictures
+        self._query_classes = query_classes
+        self._rule = QueryRule.LIKELIEST_WORDS if query_classes else QueryRule.LAST_TWO_WORDS
 
     async def read(
         self, refined: Refined, seen: Sequence[Seen], deadline: Deadline
@@ -73,7 +77,7 @@ class PictureReader:
         return read, [Degradation("picture words", reason)]
 
     async def _words(self, seen: Seen, deadline: Deadline, problems: list[SearchError]) -> str:
-        """The last two words of the thumbnail's caption; empty, and a problem added, where there is none in time."""
+        """The thumbnail's query by the model's usual rule; empty, and a problem added, where there is none in time."""
         try:
             deadline.check("reading the thumbnails")
             pixels = await self._photos.decode(seen.thumbnail or b"", deadline)
@@ -83,4 +87,4 @@ class PictureReader:
         except SearchError as error:
             problems.append(error)
             return ""
-        return query_from_caption(caption_of(decoded.hypotheses, self._tokenizer).text)
+        return photo_words(decoded, self._tokenizer, self._query_classes, self._rule).query

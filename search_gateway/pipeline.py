@@ -16,15 +16,16 @@ import numpy.typing as npt
 
 from captioner.caption_tokenizer import CaptionTokenizer
 from captioner.model_contract import ModelContract
-from captioner.query import QueryRule, query_from_caption
+from captioner.query import QueryRule
 from search_gateway.candidates import Candidate
-from search_gateway.captions import Caption, caption_of
+from search_gateway.captions import Caption
 from search_gateway.deadline import Deadline
 from search_gateway.decoding import DecodingOptions
 from search_gateway.duplicates import small_copy
 from search_gateway.empty_reason import empty_reason
 from search_gateway.errors import InvalidPhotoError, PhotoTooLargeError, SearchError
 from search_gateway.photo_decoder import PhotoDecoder
+from search_gateway.photo_words import PhotoWords, photo_words
 from search_gateway.picture_reader import PictureReader
 from search_gateway.provider_chain import Degradation, Found, ProviderChain
 from search_gateway.readings import Readings, photo_readings
@@ -57,6 +58,8 @@ class CaptionAnswer:
     caption: Caption
     query: str
     timings_ms: dict[str, float]
+    query_rule: QueryRule = QueryRule.LAST_TWO_WORDS  # what made the query
+    no_product_probability: float = 0.0  # 0 where the model has no query head
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class SearchAnswer:
     empty_reason: str
     degraded: list[Degradation]
     timings_ms: dict[str, float]
+    query_rule: QueryRule | None = None  # what made the query; None where it was given
+    no_product_probability: float = 0.0  # 0 where the model has no query head, or the photo was not captioned
 
 
 SearchEvent = Caption | str | Judged | SearchAnswer
@@ -86,6 +91,7 @@ class Pipeline:
     thumbnail_timeout_seconds: float
     pictures: PictureReader | None = None  # a second opinion on the best candidates; None: titles alone count
     synonyms: Synonyms = field(default_factory=Synonyms.of_the_trade)
+    query_classes: Sequence[str] = ()  # of the model's query head; empty where it has none
 
     async def caption(
         self, data: bytes, decoding: DecodingOptions, rule: QueryRule, deadline: Deadline
@@ -98,10 +104,8 @@ class Pipeline:
         watch = Stopwatch()
         self.tritons.check_room(decoding)
         pixels = await self._preprocess(data, watch, deadline)
-        caption, _ = await self._caption(pixels, decoding, watch, deadline)
-        with watch.stage("query"):
-            query = query_from_caption(caption.text, rule)
-        return CaptionAnswer(caption, query, watch.milliseconds())
+        words, _ = await self._words(pixels, decoding, rule, watch, deadline)
+        return CaptionAnswer(words.caption, words.query, watch.milliseconds(), words.rule, words.no_product_probability)
 
     async def search(self, data: bytes, options: SearchOptions, deadline: Deadline) -> AsyncIterator[SearchEvent]:
         """Photo -> caption, query, each kept result, and the whole answer last.
@@ -114,20 +118,21 @@ class Pipeline:
         if options.query_override is None:
             self.tritons.check_room(options.decoding)
         pixels = await self._preprocess(data, watch, deadline)  # 1
-        caption = None
+        words: PhotoWords | None = None
         query = options.query_override
         if query is None:
-            caption, embedding = await self._caption(pixels, options.decoding, watch, deadline)  # 2, 3, 4
-            yield caption
-            with watch.stage("query"):  # 5
-                query = self._overridden(query_from_caption(caption.text, options.query_rule), options)
+            words, embedding = await self._words(
+                pixels, options.decoding, options.query_rule, watch, deadline
+            )  # 2, 3, 4, 5
+            yield words.caption
+            query = self._overridden(words.query, options)
         else:
             with watch.stage("encode"):  # 2
                 embedding = await self.tritons.embed(pixels, deadline)
         yield query
         found, seen, degraded = await self._search(query, options, embedding, watch, deadline)  # 6, 7
         with watch.stage("refine"):  # 8
-            readings = self._readings(caption, query, options, embedding, found.candidates)
+            readings = self._readings(words, query, options, embedding, found.candidates)
             refined = refine(embedding, query, readings, seen, options.limits, self.synonyms)
         if self.pictures is not None:
             with watch.stage("read"):
@@ -139,7 +144,7 @@ class Pipeline:
         for result in refined.kept:
             yield result
         yield SearchAnswer(
-            caption,
+            None if words is None else words.caption,
             query,
             readings,
             found,
@@ -147,20 +152,29 @@ class Pipeline:
             "" if refined.kept else empty_reason(query, found.provider, refined),
             degraded,
             watch.milliseconds(),
+            None if words is None else words.rule,
+            0.0 if words is None else words.no_product_probability,
         )
 
     async def _preprocess(self, data: bytes, watch: Stopwatch, deadline: Deadline) -> npt.NDArray[np.uint8]:
         with watch.stage("preprocess"):
             return await self.photos.decode(data, deadline)
 
-    async def _caption(
-        self, pixels: npt.NDArray[np.uint8], decoding: DecodingOptions, watch: Stopwatch, deadline: Deadline
-    ) -> tuple[Caption, npt.NDArray[np.float32]]:
+    async def _words(
+        self,
+        pixels: npt.NDArray[np.uint8],
+        decoding: DecodingOptions,
+        rule: QueryRule,
+        watch: Stopwatch,
+        deadline: Deadline,
+    ) -> tuple[PhotoWords, npt.NDArray[np.float32]]:
         """Words and embedding; encoder, prefill and decoding, after waiting for a place among those decoded."""
         decoded = await self.tritons.caption(pixels, decoding, deadline)
         for stage, seconds in decoded.seconds.items():
             watch.add(stage, seconds)
-        return caption_of(decoded.hypotheses, self.tokenizer), decoded.embedding
+        with watch.stage("query"):
+            words = photo_words(decoded, self.tokenizer, self.query_classes, rule)
+        return words, decoded.embedding
 
     async def _search(
         self,
@@ -194,17 +208,17 @@ class Pipeline:
 
     def _readings(
         self,
-        caption: Caption | None,
+        words: PhotoWords | None,
         query: str,
         options: SearchOptions,
         embedding: npt.NDArray[np.float32],
         candidates: Sequence[Candidate],
     ) -> Readings:
         """What the photo may be called; a query that somebody gave is all that it may be."""
-        if caption is None:
+        if words is None:
             return Readings.certain(query)
         weight = options.limits.lookalike_weight
-        readings = photo_readings(caption, options.query_rule, embedding, candidates, weight)
+        readings = photo_readings(words.caption, words.rule, embedding, candidates, weight, words.distribution)
         return readings.changed(lambda one: self._overridden(one, options))
 
     def _overridden(self, query: str, options: SearchOptions) -> str:

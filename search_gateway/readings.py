@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from captioner.query import QUERY_WORDS, QueryRule, query_from_caption
+from captioner.query_distribution import CaptionHypothesis, QueryDistribution, hypothesis_weights
 from search_gateway.candidates import Candidate
 from search_gateway.captions import Caption, Word
 
@@ -92,32 +93,39 @@ def photo_readings(
     photo: npt.NDArray[np.float32],
     candidates: Sequence[Candidate],
     lookalike_weight: float,
+    distribution: QueryDistribution | None = None,
 ) -> Readings:
     """What the captioner considers, and what the products that look like the photo are called.
 
     Args:
         photo: the photo's embedding, [D], L2-normalised as those of the candidates.
         lookalike_weight: share of the probability that the lookalikes' names get where there are any, 0 to 1.
+        distribution: of the model's query head; None where it has none.
     """
-    return caption_readings(caption, rule).mixed(lookalike_readings(photo, candidates), lookalike_weight)
+    return caption_readings(caption, rule, distribution).mixed(lookalike_readings(photo, candidates), lookalike_weight)
 
 
-def caption_readings(caption: Caption, rule: QueryRule) -> Readings:
+def caption_readings(caption: Caption, rule: QueryRule, distribution: QueryDistribution | None = None) -> Readings:
     """What the captioner considers: the captions of all beams; of a greedy one, what else its last words could be.
 
-    Beams are as likely as their tokens are in the mean, each taken to be as long as the caption: what they were ranked
-    by (with a length penalty of 1), or short captions would outweigh the one that was chosen.
+    A model with a query head says itself how likely each query is: then the readings are its likeliest queries of
+    products. Only with the rule `FULL_CAPTION` they are whole captions, and what follows holds.
+
+    Beams are weighted as `hypothesis_weights` does.
 
     A greedy caption knows other first tokens for each of its words, given the words before. Those that can be words are
     combined as if one did not depend on the other, and what they leave out is shared among them.
     """
+    if distribution is not None and rule is not QueryRule.FULL_CAPTION:
+        likeliest = Readings.weighted(distribution.top(MAX_READINGS))
+        return Readings.certain(distribution.likeliest()) if likeliest is None else likeliest
     if caption.alternatives:
         hypotheses = [
-            (caption.text, caption.log_probability / caption.num_tokens),
-            *((one.text, one.log_probability / one.num_tokens) for one in caption.alternatives),
+            CaptionHypothesis(caption.text, caption.log_probability, caption.num_tokens),
+            *(CaptionHypothesis(one.text, one.log_probability, one.num_tokens) for one in caption.alternatives),
         ]
-        best = max(mean for _, mean in hypotheses)
-        weighted = [(text, math.exp(caption.num_tokens * (mean - best))) for text, mean in hypotheses]
+        weights = hypothesis_weights(hypotheses)
+        weighted = [(one.text, weight) for one, weight in zip(hypotheses, weights, strict=True)]
     else:
         kept = [word.text for word in caption.words[:-QUERY_WORDS]]
         options = [_options(word) for word in caption.words[-QUERY_WORDS:]]

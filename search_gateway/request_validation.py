@@ -21,9 +21,9 @@ MAX_WORD_CHARACTERS = 50
 MIN_LENGTH_PENALTY, MAX_LENGTH_PENALTY = -2.0, 4.0
 
 _QUERY_RULES: dict[int, QueryRule] = {
-    search_pb2.QUERY_RULE_UNSPECIFIED: QueryRule.LAST_TWO_WORDS,
     search_pb2.QUERY_RULE_LAST_TWO_WORDS: QueryRule.LAST_TWO_WORDS,
     search_pb2.QUERY_RULE_FULL_CAPTION: QueryRule.FULL_CAPTION,
+    search_pb2.QUERY_RULE_LIKELIEST_WORDS: QueryRule.LIKELIEST_WORDS,
 }
 
 
@@ -42,13 +42,26 @@ def decoding_options(message: search_pb2.DecodingOptions, contract: ModelContrac
     return options
 
 
-def query_rule(value: int) -> QueryRule:
-    """Raises:
-    BadRequestError: the value is no rule of search.proto.
+def query_rule(value: int, contract: ModelContract) -> QueryRule:
+    """The rule that a request asks for; unset, the best one that the model has.
+
+    Args:
+        value: QueryRule of search.proto.
+
+    Raises:
+        BadRequestError: the value is no rule of search.proto, or the model cannot follow it.
     """
+    has_head = contract.num_queries > 0
+    if value == search_pb2.QUERY_RULE_UNSPECIFIED:
+        return QueryRule.LIKELIEST_WORDS if has_head else QueryRule.LAST_TWO_WORDS
     rule = _QUERY_RULES.get(value)
     if rule is None:
         raise BadRequestError(f"query_rule is {value}: it goes from 0 to {max(_QUERY_RULES)}")
+    if rule is QueryRule.LIKELIEST_WORDS and not has_head:
+        raise BadRequestError(
+            f"query_rule is {rule.value}: the model {contract.model} has no query head, use last_two_words or leave it "
+            "unset"
+        )
     return rule
 
 
@@ -74,7 +87,7 @@ def search_options(request: search_pb2.SearchRequest, contract: ModelContract, c
     _check("refinement.min_semantic_score", limits.min_semantic_score, 0, 1)
     return SearchOptions(
         decoding=decoding_options(request.decoding, contract),
-        query_rule=query_rule(request.query_rule),
+        query_rule=query_rule(request.query_rule, contract),
         query_override=_query_override(request),
         override_colour=_word_override(request, "colour"),
         override_thing=_word_override(request, "thing"),

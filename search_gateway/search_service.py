@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from captioner.model_contract import ModelContract
+from captioner.query import QueryRule
 from search_api import search_pb2, search_pb2_grpc
 from search_gateway import captions
 from search_gateway.admission import Admission
@@ -22,6 +23,12 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 # An answer must not grow with what strangers' servers send as thumbnails.
 _MAX_THUMBNAIL_BYTES = 256 * 1024
 
+_QUERY_RULES = {
+    None: search_pb2.QUERY_RULE_UNSPECIFIED,
+    QueryRule.LAST_TWO_WORDS: search_pb2.QUERY_RULE_LAST_TWO_WORDS,
+    QueryRule.FULL_CAPTION: search_pb2.QUERY_RULE_FULL_CAPTION,
+    QueryRule.LIKELIEST_WORDS: search_pb2.QUERY_RULE_LIKELIEST_WORDS,
+}
 _VERDICTS = {verdict: f"VERDICT_{verdict.name}" for verdict in Verdict}
 
 
@@ -57,7 +64,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
     async def Caption(self, request: search_pb2.CaptionRequest, context: Context) -> search_pb2.CaptionResponse:
         with self._admission.admitted():
             decoding = decoding_options(request.decoding, self._contract)
-            rule = query_rule(request.query_rule)
+            rule = query_rule(request.query_rule, self._contract)
             answer = await self._pipeline.caption(request.photo, decoding, rule, self._admission.deadline(context))
         return _caption_response(answer, self._model)
 
@@ -84,6 +91,8 @@ def _caption_response(answer: CaptionAnswer, model: str) -> search_pb2.CaptionRe
         query=answer.query,
         timings=_timings(answer.timings_ms),
         model=model,
+        query_rule=_QUERY_RULES[answer.query_rule],
+        no_product_probability=answer.no_product_probability,
     )
 
 
@@ -102,6 +111,8 @@ def _search_response(
         dropped=_results(refined.dropped if explain else (), explain=explain),
         model=model,
         readings=[search_pb2.Reading(query=one.query, probability=one.probability) for one in answer.readings.readings],
+        query_rule=_QUERY_RULES[answer.query_rule],
+        no_product_probability=answer.no_product_probability,
     )
     if answer.caption is not None:
         response.caption.CopyFrom(_caption_message(answer.caption))

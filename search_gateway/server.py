@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from captioner.caption_tokenizer import CaptionTokenizer
 from captioner.model_contract import ContractError, ModelContract
 from captioner.preprocessing import ImageLimits
+from captioner.query_classes import load_query_classes
 from search_api import search_pb2, search_pb2_grpc
 from search_gateway.admission import Admission
 from search_gateway.candidates import Provider
@@ -108,6 +109,7 @@ class Gateway:
             raise ContractError(
                 f"the tokenizer has {tokenizer.vocab_size} pieces, the models {contract.vocab_size}: install them again"
             )
+        query_classes = load_query_classes(config.model_repository, contract.num_queries)
         thumbnails = self._make_thumbnails()
         self._closing.push_async_callback(thumbnails.close)
         cache = cache_for(config)
@@ -128,7 +130,9 @@ class Gateway:
         tritons = await self._start_tritons(contract)
         pictures = None
         if config.caption_thumbnails:
-            pictures = PictureReader(small_photos, tritons, tokenizer, contract, config.caption_thumbnails)
+            pictures = PictureReader(
+                small_photos, tritons, tokenizer, contract, config.caption_thumbnails, query_classes
+            )
         pipeline = Pipeline(
             contract=contract,
             tokenizer=tokenizer,
@@ -139,6 +143,7 @@ class Gateway:
             thumbnails=thumbnails,
             thumbnail_timeout_seconds=config.thumbnail_timeout_seconds,
             pictures=pictures,
+            query_classes=query_classes,
         )
         await self._serve(server, pipeline, cache)
         self.address = f"{config.listen_address.rpartition(':')[0]}:{port}"

@@ -24,7 +24,14 @@ import numpy.typing as npt
 import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
 
-from captioner.model_contract import ContractError, ModelContract, ModelSpec, TensorSpec, with_beams
+from captioner.model_contract import (
+    QUERY_LOGPROBS,
+    ContractError,
+    ModelContract,
+    ModelSpec,
+    TensorSpec,
+    with_beams,
+)
 from search_gateway.deadline import Deadline
 from search_gateway.errors import DeadlineError, InferenceError, OverloadedError
 from search_gateway.kv_arena import KvArena
@@ -77,6 +84,7 @@ def load_cuda() -> Any:
 class EncodedPhotos:
     hidden_states: Floats | None  # [n, S, D]; None where only embeddings were asked for
     embeddings: npt.NDArray[np.float32]  # [n, D], L2-normalised
+    query_logprobs: npt.NDArray[np.float32] | None = None  # [n, Q]; None as above, or where there is no query head
 
 
 @dataclass(frozen=True)
@@ -113,17 +121,20 @@ class TritonInference:
     async def encode(
         self, pixels: npt.NDArray[np.uint8], deadline: Deadline, *, embeddings_only: bool = False
     ) -> EncodedPhotos:
-        """uint8 [n, height, width, 3] -> hidden states and embeddings.
+        """uint8 [n, height, width, 3] -> hidden states, embeddings, and what the query head says where there is one.
+
+        Args:
+            embeddings_only: ask for nothing else.
 
         Raises:
             InferenceError, OverloadedError, DeadlineError.
         """
         spec = self.contract.encoder
-        wanted = spec.outputs[1:] if embeddings_only else spec.outputs
+        wanted = [tensor for tensor in spec.outputs if not embeddings_only or tensor.name == "embedding"]
         outputs = [triton.InferRequestedOutput(tensor.name) for tensor in wanted]
         result = await self._call(spec, [_input(spec.inputs[0], pixels)], outputs, deadline)
-        *hidden_states, embeddings = (_array(result, tensor) for tensor in wanted)
-        return EncodedPhotos(hidden_states[0] if hidden_states else None, embeddings)
+        arrays = {tensor.name: _array(result, tensor) for tensor in wanted}
+        return EncodedPhotos(arrays.get("hidden_states"), arrays["embedding"], arrays.get(QUERY_LOGPROBS))
 
     async def new_arena(self, slots: int, beams: int) -> KvArena:
         """Slots for captions with `beams` beams, in memory Triton maps too where it can.

@@ -85,6 +85,8 @@ class ScriptedService(search_pb2_grpc.SearchServiceServicer):
             query=self.answer.query,
             timings=self.answer.timings,
             model=self.answer.model,
+            query_rule=self.answer.query_rule,
+            no_product_probability=self.answer.no_product_probability,
         )
 
     def _begin(
@@ -173,6 +175,8 @@ def full_answer() -> search_pb2.SearchResponse:
             search_pb2.Reading(query="blue shirt", probability=0.625),
             search_pb2.Reading(query="navy shirt", probability=0.375),
         ],
+        query_rule=search_pb2.QUERY_RULE_LIKELIEST_WORDS,
+        no_product_probability=0.1,
     )
 
 

@@ -36,14 +36,17 @@ from tests.scripted_service import (
 
 Code = grpc.StatusCode
 SEARCH_KEYS = [
-    "photo", "caption", "words", "query", "readings", "provider", "results", "counts", "nearest_miss", "empty_reason",
-    "timings_ms", "degraded", "model",
+    "photo", "caption", "words", "query", "query_rule", "no_product_probability", "readings", "provider", "results",
+    "counts", "nearest_miss", "empty_reason", "timings_ms", "degraded", "model",
 ]  # fmt: skip
 RESULT_KEYS = [
     "title", "url", "image_url", "thumbnail_url", "source", "width", "height", "visual_score", "semantic_score",
     "score", "reason", "duplicates", "picture_words",
 ]  # fmt: skip
-CAPTION_KEYS = ["photo", "caption", "words", "query", "log_probability", "complete", "timings_ms", "model"]
+CAPTION_KEYS = [
+    "photo", "caption", "words", "query", "query_rule", "no_product_probability", "log_probability", "complete",
+    "timings_ms", "model",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -111,7 +114,7 @@ def test_search_prints_caption_table_counts_times_and_degradation(
     assert err == ""
     assert out.splitlines() == [
         "caption: Turtle Check Men Blue Shirt",
-        "query:   blue shirt  (duckduckgo, fashion-small)",
+        "query:   blue shirt  (likeliest words, duckduckgo, fashion-small)",
         "may be:  blue shirt 62%, navy shirt 38%",
         "",
         "  #  score  visual  words  title              source",
@@ -141,6 +144,30 @@ def test_search_sends_what_its_flags_say(service: ScriptedService, address: str,
         refinement=search_pb2.RefinementOptions(),
         explain=True,
     )
+
+
+@pytest.mark.parametrize("rule", ["likeliest-words", "last-two-words", "full-caption"])
+def test_query_rule_is_sent(service: ScriptedService, address: str, photo: str, rule: str) -> None:
+    assert cli.main(["search", photo, "--query-rule", rule]) == 0
+    assert cli.main(["caption", photo, "--query-rule", rule]) == 0
+    wanted = search_pb2.QueryRule.Value(f"QUERY_RULE_{rule.replace('-', '_').upper()}")
+    assert [request.query_rule for request in service.requests] == [wanted, wanted]
+
+
+def test_unknown_query_rule_is_bad_use(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(["search", "x.jpg", "--query-rule", "first-word"], capsys)
+    assert "'first-word' is none of likeliest-words, last-two-words, full-caption" in line
+    assert "not allowed with" in refused(["search", "x", "--query-rule", "last-two-words", "--full-caption"], capsys)
+
+
+def test_photo_of_no_product_is_told(
+    service: ScriptedService, address: str, photo: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.answer.no_product_probability = 0.83
+    assert cli.main(["search", photo]) == 0
+    assert "note:    the photo probably shows no product (83%)\n" in capsys.readouterr().out
+    assert cli.main(["caption", photo]) == 0
+    assert capsys.readouterr().out.endswith("(the photo probably shows no product (83%))\n")
 
 
 def test_flags_override_one_word_of_the_query(service: ScriptedService, address: str, photo: str) -> None:
@@ -286,6 +313,7 @@ def test_search_json_has_exactly_its_keys(
     assert (record["nearest_miss"], record["empty_reason"]) == (None, "")
     assert record["timings_ms"] == {"preprocess": 2, "encode": 20, "search": 50, "total": 100}
     assert record["degraded"] == [{"part": "thumbnails", "reason": "1 of 9 did not arrive in time"}]
+    assert (record["query_rule"], record["no_product_probability"]) == ("likeliest_words", 0.1)
     assert record["readings"] == [
         {"query": "blue shirt", "probability": 0.625},
         {"query": "navy shirt", "probability": 0.375},

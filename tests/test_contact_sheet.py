@@ -70,6 +70,14 @@ def test_photo_and_thumbnails_are_shown() -> None:
     assert share_of(more, MAGENTA) > photo_only + 0.02
 
 
+def test_rule_of_the_query_and_a_photo_of_no_product_are_told() -> None:
+    answer = search_answer(full_answer())
+    told = draw_contact_sheet(b"", replace(answer, no_product_probability=0.8))
+    assert share_of(told, (254, 243, 214)) > share_of(draw_contact_sheet(b"", answer), (254, 243, 214))
+    silent = draw_contact_sheet(b"", replace(answer, query_rule=""))
+    assert silent.tobytes() != draw_contact_sheet(b"", answer).tobytes()
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF"])
 def test_every_format_of_the_contract_is_shown(kind: str) -> None:
     sheet = draw_contact_sheet(b"", answer_with(encoded(magenta(), kind)))

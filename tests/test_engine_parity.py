@@ -19,19 +19,20 @@ from export.engine_parity import (
     candidate_error,
     compare_engines,
     decode,
+    nats_error,
     relative_error,
     step_inputs,
 )
 from export.trtexec import DTYPES
 from tests.tiny_onnx_models import tiny_contract, tiny_model
 
-CONTRACT = tiny_contract("fp16")
+CONTRACT = tiny_contract("fp16", num_queries=5)
 PIXELS = np.random.default_rng(1).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
 Change = Callable[[ModelSpec, Mapping[str, Array], dict[str, Array]], None]
 
 
 def runner(precision: str, change: Change | None = None) -> Run:
-    contract = tiny_contract(precision)  # type: ignore[arg-type]
+    contract = tiny_contract(precision, num_queries=5)  # type: ignore[arg-type]
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = 1
     sessions = {
@@ -75,7 +76,9 @@ def test_every_output_is_compared_at_several_sizes(reference: Run) -> None:
     assert all(one.error < 1e-6 for one in parity.differences if one.tensor == "candidate_logprobs")
 
 
-@pytest.mark.parametrize("tensor", ["hidden_states", "embedding", "cross_value_1", "new_kv", "candidate_logprobs"])
+@pytest.mark.parametrize("tensor", [
+    "hidden_states", "embedding", "query_logprobs", "cross_value_1", "new_kv", "candidate_logprobs",
+])  # fmt: skip
 def test_wrong_tensor_is_named_with_its_error(reference: Run, tensor: str) -> None:
     def change(spec: ModelSpec, inputs: Mapping[str, Array], outputs: dict[str, Array]) -> None:
         if tensor in outputs:
@@ -205,3 +208,10 @@ def test_beams_have_ancestors_of_every_kind(reference: Run) -> None:
 
 def test_not_a_number_is_too_large() -> None:
     assert Difference("m", "t", "1 photos", float("nan"), MAX_ERROR["fp16"]).is_too_large
+
+
+def test_queries_that_are_most_unlikely_may_differ() -> None:
+    expected = np.log(np.array([[0.5, 0.4999, 1e-6]]))
+    assert nats_error(expected, expected + np.array([[0.02, -0.01, 3.0]])) == pytest.approx(0.02)
+    assert nats_error(expected, expected + np.array([[0.0, 0.0, 8.0]])) == pytest.approx(8.0), "it has become likely"
+    assert nats_error(expected, expected + np.array([[0.0, 0.0, np.nan]])) == np.inf

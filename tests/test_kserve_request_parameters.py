@@ -62,6 +62,12 @@ def test_search_has_all_parameters_of_search_proto() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["last_two_words", "full_caption", "likeliest_words"])
+def test_every_query_rule_has_its_name(name: str) -> None:
+    request = caption_request(parameters(query_rule=name))
+    assert request.query_rule == search_pb2.QueryRule.Value(f"QUERY_RULE_{name.upper()}")
+
+
 def test_nothing_given_is_nothing_set() -> None:
     assert caption_request({}) == search_pb2.CaptionRequest()
     assert search_request({}) == search_pb2.SearchRequest()
@@ -100,8 +106,8 @@ def test_unknown_parameter_is_named_and_the_known_ones_listed() -> None:
         ("num_beams", -1, "num_beams is -1: it must be a whole number of 32 bits, 0 or more"),
         ("max_results", 2**32, "max_results is 4294967296: it must be a whole number of 32 bits, 0 or more"),
         ("length_penalty", "long", "length_penalty is 'long': it must be a number"),
-        ("query_rule", "first_word", "query_rule is 'first_word': write last_two_words or full_caption"),
-        ("query_rule", 1, "query_rule is 1: write last_two_words or full_caption"),
+        ("query_rule", "first_word", "query_rule is 'first_word': write last_two_words, full_caption or likeliest_words"),
+        ("query_rule", 1, "query_rule is 1: write last_two_words, full_caption or likeliest_words"),
         ("provider", True, "provider is True: it must be a text"),
         ("query_override", 2.5, "query_override is 2.5: it must be a text"),
         ("num_beams", Parameter(), "parameter num_beams has no value"),

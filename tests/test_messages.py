@@ -59,6 +59,7 @@ def test_search_answer_arrives_whole(search_client: SearchClient) -> None:
     assert answer.timings_ms == {"preprocess": 2, "encode": 20, "search": 50, "total": 100}
     assert answer.degraded == (Degradation("thumbnails", "1 of 9 did not arrive in time"),)
     assert answer.readings == (Reading("blue shirt", 0.625), Reading("navy shirt", 0.375))
+    assert (answer.query_rule, answer.no_product_probability) == ("likeliest_words", 0.1)
     assert (answer.nearest_miss, answer.empty_reason, answer.dropped) == (None, "", ())
     first, second = answer.results
     assert first.thumbnail.startswith(b"\xff\xd8")
@@ -105,6 +106,18 @@ def test_every_verdict_has_its_name(service: ScriptedService, search_client: Sea
         assert search_client.search(b"photo").results[0].verdict == name.removeprefix("VERDICT_").lower()
     service.answer.results[0].verdict = 99  # type: ignore[assignment]
     assert search_client.search(b"photo").results[0].verdict == "unspecified"
+
+
+def test_every_query_rule_has_its_name(service: ScriptedService, search_client: SearchClient) -> None:
+    for name, number in search_pb2.QueryRule.items():
+        service.answer.query_rule = number
+        expected = "" if number == 0 else name.removeprefix("QUERY_RULE_").lower()
+        assert search_client.search(b"photo").query_rule == expected
+        if expected:
+            search_client.caption(b"photo", query_rule=expected)  # type: ignore[arg-type]
+            assert service.requests[-1].query_rule == number
+    service.answer.query_rule = 99  # type: ignore[assignment]
+    assert search_client.search(b"photo").query_rule == ""
 
 
 def test_unset_options_are_left_to_the_server(service: ScriptedService, search_client: SearchClient) -> None:
@@ -188,7 +201,7 @@ def test_explained_answer_lists_what_was_dropped(service: ScriptedService, searc
 
 
 def test_unknown_query_rule_names_the_known_ones(search_client: SearchClient) -> None:
-    with pytest.raises(ValueError, match=r"'first_word'.*'last_two_words', 'full_caption'"):
+    with pytest.raises(ValueError, match=r"'first_word'.*'likeliest_words', 'last_two_words', 'full_caption'"):
         search_client.search(b"photo", query_rule="first_word")  # type: ignore[arg-type]
 
 
@@ -202,6 +215,7 @@ def test_caption_answer_arrives_whole(search_client: SearchClient) -> None:
     assert answer.caption.text == "Caption of shirt.jpg"
     assert [word.text for word in answer.caption.words] == ["Blue", "Shirt"]
     assert (answer.query, answer.model) == ("blue shirt", "fashion-small")
+    assert (answer.query_rule, answer.no_product_probability) == ("likeliest_words", 0.1)
     assert list(answer.timings_ms) == ["preprocess", "encode", "search", "total"]
 
 

@@ -63,7 +63,13 @@ def test_contract_is_read_as_it_was_written(tmp_path: Path, precision: str, fit:
 def test_file_names_every_field_and_ends_in_a_newline(tmp_path: Path) -> None:
     text = contract().save(tmp_path).read_text(encoding="utf-8")
     assert text.endswith("}\n")
-    assert json.loads(text) == {**FIELDS, "weights": "", "precision": "fp32", "version": CONTRACT_VERSION}
+    assert json.loads(text) == {
+        **FIELDS,
+        "num_queries": 0,
+        "weights": "",
+        "precision": "fp32",
+        "version": CONTRACT_VERSION,
+    }
 
 
 def test_contract_in_the_repository_is_readable() -> None:
@@ -80,6 +86,19 @@ def test_encoder_takes_pixels_and_gives_hidden_states_and_embedding() -> None:
         TensorSpec("hidden_states", "FP16", (81, 40)),
         TensorSpec("embedding", "FP32", (40,)),
     )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_query_head_is_a_third_output_of_the_encoder_in_fp32(precision: str) -> None:
+    with_head, without = contract(precision=precision, num_queries=7).encoder, contract(precision=precision).encoder
+    assert with_head.inputs == without.inputs
+    assert with_head.outputs == (*without.outputs, TensorSpec("query_logprobs", "FP32", (7,)))
+
+
+@pytest.mark.parametrize("count", [1, -2])
+def test_number_of_queries_that_no_head_can_have_is_refused(count: int) -> None:
+    with pytest.raises(ContractError, match=f"^num_queries {count} is neither 0 nor at least 2$"):
+        contract(num_queries=count)
 
 
 def test_prefill_turns_hidden_states_into_keys_and_values() -> None:
@@ -129,7 +148,7 @@ def test_unknown_precision_is_refused() -> None:
 
 
 def test_older_version_is_named_before_its_fields(tmp_path: Path) -> None:
-    with pytest.raises(ContractError, match="contract version 1 is not 2, the one this code reads: export the model"):
+    with pytest.raises(ContractError, match="contract version 1 is not 3, the one this code reads: export the model"):
         ModelContract.load(written(tmp_path, {**FIELDS, "float_datatype": "FP32", "version": 1}))
 
 
@@ -174,7 +193,7 @@ def test_number_written_as_text_is_refused(tmp_path: Path) -> None:
         ModelContract.load(written(tmp_path, {**FIELDS, "max_beams": "4"}))
 
 
-@pytest.mark.parametrize("version", [0, 1, 99])
+@pytest.mark.parametrize("version", [0, 1, 2, 99])
 def test_other_version_is_refused_with_both_numbers(tmp_path: Path, version: int) -> None:
     message = f"contract version {version} is not {CONTRACT_VERSION}, the one this code reads: export the model again"
     with pytest.raises(ContractError, match=f"^{message}$"):

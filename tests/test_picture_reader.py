@@ -56,8 +56,9 @@ class Photos:
 class Tritons:
     """Says "Turtle Men Blue Shirt" of every picture, or fails with what a test wants."""
 
-    def __init__(self, problem: SearchError | None = None):
+    def __init__(self, problem: SearchError | None = None, query_logprobs: list[float] | None = None):
         self.problem = problem
+        self.query_logprobs = None if query_logprobs is None else np.array(query_logprobs, np.float32)
         self.asked: list[str] = []
 
     async def caption(
@@ -68,7 +69,7 @@ class Tritons:
             raise self.problem
         none = np.zeros(0)
         tokens = tuple(DecodedToken(token, -0.1, none.astype(np.int32), none.astype(np.float32)) for token in range(4))
-        return DecodedPhoto(PHOTO, [Hypothesis(tokens, -0.4, True)], {})
+        return DecodedPhoto(PHOTO, [Hypothesis(tokens, -0.4, True)], {}, self.query_logprobs)
 
 
 def seen(title: str, cosine: float, thumbnail: bytes | None) -> Seen:
@@ -134,6 +135,16 @@ def test_no_time_left_asks_nobody_and_is_told() -> None:
     _, degraded = read(tritons, [seen("Shirt", 0.7, b"b")], seconds=0)
     assert tritons.asked == []
     assert degraded[0].reason.startswith("1 of 1 thumbnails could not be captioned: the deadline passed")
+
+
+def test_model_with_a_query_head_reads_the_likeliest_words() -> None:
+    tritons, candidates = Tritons(query_logprobs=[-3.0, -2.0, -0.2]), [seen("Shirt", 0.7, b"b")]
+    contract, classes = ModelContract.load(MODELS), ("", "blue shirt", "red shirt")
+    reader = PictureReader(
+        cast("Any", Photos()), cast("Any", tritons), cast("Any", Words()), contract, 1, query_classes=classes
+    )
+    after, _ = asyncio.run(reader.read(refined(candidates), candidates, Deadline(10)))
+    assert after[0].picture_words == "red shirt"
 
 
 def test_broken_thumbnail_has_no_words() -> None:

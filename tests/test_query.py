@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captioner.query import QUERY_WORDS, QueryRule, query_from_caption, words_of
+from captioner.query import QUERY_WORDS, QueryRule, caption_words, query_from_caption, words_of
 
 
 def test_query_keeps_last_two_words() -> None:
@@ -68,3 +68,22 @@ def test_query_is_the_end_of_the_caption_in_lower_case(caption: str) -> None:
 def test_words_of_words_are_the_same_words(text: str) -> None:
     words = words_of(text)
     assert words_of(" ".join(words)) == words
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("sports shoes", ["Sports", "Shoes"]),
+        ("t-shirt", ["T-shirt"]),
+        ("levi's 3/4", ["Levi's", "3/4"]),
+        ("été robe", ["Été", "Robe"]),
+        ("", []),
+    ],
+)
+def test_words_of_a_query_are_written_as_in_captions(query: str, words: list[str]) -> None:
+    assert caption_words(query) == words
+    assert query_from_caption(" ".join(words)) == query
+
+
+def test_caption_that_ends_with_the_likeliest_words_has_them_as_its_query() -> None:
+    assert query_from_caption("Nike Men Sports Shoes", QueryRule.LIKELIEST_WORDS) == "sports shoes"

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captioner.query import QueryRule, query_from_caption
+from captioner.query_distribution import QueryDistribution
 from search_gateway.candidates import Candidate
 from search_gateway.captions import Caption, CaptionAlternative, Word, WordAlternative
 from search_gateway.readings import (
@@ -26,6 +27,7 @@ from search_gateway.readings import (
 )
 
 TWO, FULL = QueryRule.LAST_TWO_WORDS, QueryRule.FULL_CAPTION
+LIKELIEST = QueryRule.LIKELIEST_WORDS
 PHOTO = np.array([1.0, 0.0], np.float32)
 
 
@@ -224,3 +226,35 @@ def test_the_query_of_a_greedy_caption_is_its_likeliest_reading(probabilities: l
     readings = caption_readings(caption, TWO)
     of_query = shares(readings)[query_from_caption(caption.text)]
     assert of_query == pytest.approx(readings.readings[0].probability)
+
+
+# A model with a query head
+
+
+@pytest.mark.parametrize("rule", [TWO, LIKELIEST])
+def test_readings_of_a_query_head_are_its_likeliest_products(rule: QueryRule) -> None:
+    head = QueryDistribution.of([("", 0.5), ("blue shirt", 0.3), ("navy shirt", 0.2)])
+    caption = greedy(word("Puma"), word("Red", 0.6, Blue=0.4), word("Shirt"))
+    expected = {"blue shirt": pytest.approx(0.6), "navy shirt": pytest.approx(0.4)}
+    assert shares(caption_readings(caption, rule, head)) == expected
+    assert shares(photo_readings(caption, rule, PHOTO, [lookalike("Nike Red Cap", 0.9)], 0.5, head)) == {
+        "blue shirt": pytest.approx(0.3),
+        "navy shirt": pytest.approx(0.2),
+        "red cap": pytest.approx(0.5),
+    }
+
+
+def test_readings_of_a_query_head_are_as_many_as_of_a_caption() -> None:
+    head = QueryDistribution.of([(f"thing{number}", 0.05) for number in range(20)])
+    assert len(caption_readings(greedy(word("Shirt")), LIKELIEST, head).readings) == MAX_READINGS
+
+
+def test_whole_captions_are_read_as_before() -> None:
+    head = QueryDistribution.of([("blue shirt", 1.0)])
+    caption = greedy(word("Puma"), word("Red"), word("Shirt"))
+    assert shares(caption_readings(caption, FULL, head)) == {"puma red shirt": 1.0}
+
+
+def test_products_that_are_all_impossible_leave_one_reading() -> None:
+    head = QueryDistribution.of([("", 1.0), ("watch", 0.0), ("shirt", 0.0)])
+    assert shares(caption_readings(greedy(word("Shirt")), LIKELIEST, head)) == {"watch": 1.0}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -22,6 +23,7 @@ CONTRACT = ModelContract(
     num_heads=4, head_size=8, max_tokens=24, num_candidates=16, max_beams=8, vocab_size=50, bos_token_id=0,
     eos_token_id=1, pad_token_id=2,
 )  # fmt: skip
+WITH_HEAD = dataclasses.replace(CONTRACT, num_queries=3)
 CONFIG = GatewayConfig(
     default_max_results=7, min_visual_score=0.25, min_semantic_score=0.75, visual_weight=0.5, lookalike_weight=0.125
 )
@@ -133,17 +135,30 @@ def test_limits_of_decoding_are_the_models() -> None:
     ],
 )
 def test_query_rules_are_those_of_the_proto(value: int, rule: QueryRule) -> None:
-    assert query_rule(value) is rule
+    assert query_rule(value, CONTRACT) is rule
+    if value != search_pb2.QUERY_RULE_UNSPECIFIED:
+        assert query_rule(value, WITH_HEAD) is rule
+
+
+def test_model_with_a_query_head_uses_it_unless_told_otherwise() -> None:
+    assert query_rule(search_pb2.QUERY_RULE_UNSPECIFIED, WITH_HEAD) is QueryRule.LIKELIEST_WORDS
+    assert query_rule(search_pb2.QUERY_RULE_LIKELIEST_WORDS, WITH_HEAD) is QueryRule.LIKELIEST_WORDS
+
+
+def test_model_without_a_query_head_refuses_the_rule_that_needs_one() -> None:
+    assert refusal(options, query_rule=search_pb2.QUERY_RULE_LIKELIEST_WORDS) == (
+        "query_rule is likeliest_words: the model toy has no query head, use last_two_words or leave it unset"
+    )
 
 
 def test_every_query_rule_of_the_proto_is_known() -> None:
-    assert {query_rule(value) for value in search_pb2.QueryRule.values()} == set(QueryRule)
+    assert {query_rule(value, WITH_HEAD) for value in search_pb2.QueryRule.values()} == set(QueryRule)
 
 
-@pytest.mark.parametrize("value", [3, 99, -1, 2**31 - 1])
+@pytest.mark.parametrize("value", [4, 99, -1, 2**31 - 1])
 def test_unknown_query_rule_is_refused(value: int) -> None:
     """Protobuf lets any number through."""
-    assert refusal(options, query_rule=value) == f"query_rule is {value}: it goes from 0 to 2"
+    assert refusal(options, query_rule=value) == f"query_rule is {value}: it goes from 0 to 3"
 
 
 def test_query_override_loses_superfluous_space() -> None:

@@ -30,13 +30,13 @@ _ELEMENTS = {
 }
 
 
-def tiny_contract(precision: Precision) -> ModelContract:
-    return dataclasses.replace(CONTRACT, precision=precision)
+def tiny_contract(precision: Precision, num_queries: int = 0) -> ModelContract:
+    return dataclasses.replace(CONTRACT, precision=precision, num_queries=num_queries)
 
 
-def write_repository(folder: Path, precision: Precision) -> ModelContract:
+def write_repository(folder: Path, precision: Precision, num_queries: int = 0) -> ModelContract:
     """`<model>/1/model.onnx` of all three, and the contract."""
-    contract = tiny_contract(precision)
+    contract = tiny_contract(precision, num_queries)
     for spec in contract.models:
         version = folder / spec.name / "1"
         version.mkdir(parents=True)
@@ -99,6 +99,9 @@ def _encoder(graph: _Graph, contract: ModelContract) -> None:
     mean = graph.add("Add", _cast(graph, mean, TensorProto.FLOAT), graph.constant([1, 0, 0, 0], np.float32))
     size = graph.add("ReduceL2", mean, graph.constant([1]))
     graph.add("Div", mean, size, to="embedding")
+    if contract.num_queries:
+        weights = graph.constant(graph.rng.normal(0, 0.7, (contract.hidden_size, contract.num_queries)), np.float32)
+        graph.add("LogSoftmax", graph.add("MatMul", mean, weights), axis=-1, to="query_logprobs")
 
 
 def _prefill(graph: _Graph, contract: ModelContract) -> None:

@@ -24,6 +24,7 @@ SEARCH_PARAMETERS = (
 _QUERY_RULES = {
     "last_two_words": search_pb2.QUERY_RULE_LAST_TWO_WORDS,
     "full_caption": search_pb2.QUERY_RULE_FULL_CAPTION,
+    "likeliest_words": search_pb2.QUERY_RULE_LIKELIEST_WORDS,
 }
 
 # For Triton's schedulers and its HTTP endpoint; its clients send some of them unasked.
@@ -96,7 +97,8 @@ def _set_decoding(request: search_pb2.CaptionRequest | search_pb2.SearchRequest,
         case "query_rule":
             rule = _QUERY_RULES.get(str(value))
             if rule is None:
-                raise BadRequestError(f"query_rule is {_shown(value)}: write {' or '.join(_QUERY_RULES)}")
+                *others, last = _QUERY_RULES
+                raise BadRequestError(f"query_rule is {_shown(value)}: write {', '.join(others)} or {last}")
             request.query_rule = rule
 
 

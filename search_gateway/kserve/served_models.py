@@ -52,7 +52,7 @@ class CaptionModel:
         """All photos side by side. One that fails ends the others, which nobody would get an answer for."""
         request = caption_request(parameters)
         decoding = decoding_options(request.decoding, self._pipeline.contract)
-        rule = query_rule(request.query_rule)
+        rule = query_rule(request.query_rule, self._pipeline.contract)
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
