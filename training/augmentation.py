@@ -40,8 +40,7 @@ def augment(pixels: torch.Tensor, generator: torch.Generator, grounds: torch.Ten
 
 
 def augment_street(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """The same for photos that have a ground of their own: turned and scaled more, and often as blurred as the products'
-    small files are.
+    """The same for photos that have a ground of their own: turned and scaled more, often as blurred as small files are.
 
     Args:
         pixels: float32 [B, 3, height, width], 0 to 255.

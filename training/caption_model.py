@@ -279,8 +279,9 @@ class Predictions:
 class CaptionerInTraining(nn.Module):
     """The captioner and what teaches its encoder beside the captions.
 
-    Linear heads on the embedding name garment, colour and wearer, so that photos of one kind and colour end up near each
-    other; a title encoder draws photo and name together. Neither is part of the captioner, but both are saved beside it.
+    Linear heads on the embedding name garment, colour and wearer, so that photos of one kind and colour end up near
+    each other; a title encoder draws photo and name together. Neither is part of the captioner, but both are saved
+    beside it.
     """
 
     def __init__(

@@ -35,8 +35,10 @@ from training.trainer import Trainer
 
 TITLES_FILE = "title_encoder.safetensors"
 HISTORY_FILE = "history.csv"
-HISTORY_COLUMNS = ("epoch", "training_loss", "training_perplexity", "validation_loss", "validation_perplexity",
-                   "article_type_accuracy", "colour_accuracy", "query_accuracy", "phone_accuracy", "minutes")  # fmt: skip
+HISTORY_COLUMNS = (
+    "epoch", "training_loss", "training_perplexity", "validation_loss", "validation_perplexity",
+    "article_type_accuracy", "colour_accuracy", "query_accuracy", "phone_accuracy", "minutes",
+)  # fmt: skip
 
 
 def best_epoch(history: Sequence[Mapping[str, float]]) -> int:

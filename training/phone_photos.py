@@ -108,7 +108,9 @@ GARMENTS: dict[str, Garment] = {
         ("churidar", "salwar", "patiala", "pyjamas"),
         ("Churidar", "Salwar", "Patiala"),
     ),
-    "Shorts": Garment(("shorts", "boxers", "bermudas"), ("Shorts", "Lounge Shorts", "Boxers"), ("capris",), ("Capris",)),
+    "Shorts": Garment(
+        ("shorts", "boxers", "bermudas"), ("Shorts", "Lounge Shorts", "Boxers"), ("capris",), ("Capris",)
+    ),
     "Shoes": Garment(
         ("shoes", "sneakers", "sandals", "heels", "flats", "boots", "slippers", "flops", "loafers", "floaters",
          "booties", "chappals", "clogs", "pumps", "wedges", "mules", "trainers"),
