@@ -72,7 +72,7 @@ def drawn_pictures(seed: int = 17) -> dict[str, Pixels]:
         "coloured gradient": np.stack([columns, rows, _SIDE - 1 - columns], axis=-1) * 255 / (_SIDE - 1),
     }
     pictures = {name: np.repeat(np.asarray(one)[..., None], 3, axis=-1) for name, one in grey.items()} | coloured
-    return {name: np.clip(np.round(one), 0, 255).astype(np.uint8) for name, one in pictures.items()}
+    return {name: np.asarray(np.clip(np.round(one), 0, 255), np.uint8) for name, one in pictures.items()}
 
 
 def wheel_photos(height: int, width: int, fit: Fit) -> tuple[dict[str, Pixels], list[str]]:

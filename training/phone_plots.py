@@ -45,7 +45,7 @@ def plot_confusion(confusion: Confusion, title: str, path: Path) -> None:
 
 
 def plot_reliability(curves: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Write a PNG of reliability curves: accuracy over probability, bins of equal mass and, below, of equal width.
+    """Write a PNG of reliability curves: accuracy over probability, bins of equal mass beside bins of equal width.
 
     Args:
         curves: name -> figures as `reliability.reliability` returns them; an empty one is left out.
