@@ -93,7 +93,7 @@ def photo_nats(
 
 
 def studio_targets(names: Sequence[str], classes: Sequence[str]) -> npt.NDArray[np.bool_]:
-    """bool [n, Q]: the class that is the query of each true name; a row without one where the head has no such class."""
+    """bool [n, Q]: the class that is the query of each true name; none in a row where the head has no such class."""
     places = {query: place for place, query in enumerate(classes) if query}
     right = np.zeros((len(names), len(classes)), bool)
     for row, name in enumerate(names):
