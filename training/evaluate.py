@@ -89,8 +89,20 @@ class Described(DescribedPhotos):
     perplexity: Perplexity
 
 
-def describe(captioner: CheckpointCaptioner, data: ProductSet, gpt2: Gpt2Bpe | None) -> Described:
-    """Caption, embed and score all photos, each encoded once."""
+def describe(
+    captioner: CheckpointCaptioner, data: ProductSet, gpt2: Gpt2Bpe | None, *, with_probabilities: bool
+) -> Described:
+    """Caption, embed and score all photos, each encoded once.
+
+    Args:
+        captioner: reads the photos.
+        data: n photos with their true names.
+        gpt2: for the perplexity per GPT-2 token; None leaves that out.
+        with_probabilities: also ask for those of the captions' words and of the queries; without it there are none.
+
+    Returns:
+        What the captioner says of the n photos.
+    """
     meter = PerplexityMeter(captioner.tokenizer, gpt2)
     captions: list[str] = []
     words: list[list[tuple[str, float]]] = []
@@ -102,9 +114,10 @@ def describe(captioner: CheckpointCaptioner, data: ProductSet, gpt2: Gpt2Bpe | N
         meter.add(captioner.logits(hidden, labels).log_softmax(dim=-1), labels, names)
         greedy = captioner.greedy(hidden)
         captions += greedy
-        words += captioner.word_probabilities(hidden, greedy)
         embeddings.append(embedding_of(hidden).numpy())
-        if captioner.query_head is not None:
+        if with_probabilities:
+            words += captioner.word_probabilities(hidden, greedy)
+        if with_probabilities and captioner.query_head is not None:
             queries.append(captioner.query_log_probabilities(hidden).numpy())
     log_probabilities = np.concatenate(queries) if queries else None
     return Described(captions, words, np.concatenate(embeddings), log_probabilities, meter.result())
@@ -220,7 +233,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         limit=args.limit,
         only=lambda product: args.split == "all" or is_validation(product.name),
     )
-    described = describe(captioner, data, gpt2)
+    described = describe(captioner, data, gpt2, with_probabilities=args.phone is not None)
     notes = [f"{part}: skipped" for part in args.skip]
     if gpt2 is None:
         notes.append("perplexity per GPT-2 token: no --gpt2-tokenizer given and none beside the data")
