@@ -142,6 +142,7 @@ def test_command_fits_and_writes(
     printed = capsys.readouterr().out
     assert "studio photos 8 of 8" in printed
     temperature = float(next(line for line in printed.splitlines() if line.startswith("temperature")).split()[1])
+    assert ("end of the range" in printed) == (temperature in (TEMPERATURES[0], TEMPERATURES[-1]))
     record = json.loads((tmp_path / "checkpoint" / "training.json").read_text())
     assert record["query_temperature"] == pytest.approx(temperature, abs=1e-3)
 

@@ -224,6 +224,8 @@ def main() -> None:
     for name, row in (("both", (found.before, found.fitted, found.cross_fitted)), *found.domains.items()):
         print(f"{name:<16}{row[0]:>10.4f}{row[1]:>10.4f}{row[2]:>14.4f}")
     print(f"temperature     {found.temperature:.3f}")
+    if found.temperature in (TEMPERATURES[0], TEMPERATURES[-1]):
+        print(f"this is the end of the range {TEMPERATURES[0]} to {TEMPERATURES[-1]}: the best one may lie beyond it")
     if args.write:
         write(args.checkpoint, found.temperature)
         print(f"written into {args.checkpoint}")
