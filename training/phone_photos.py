@@ -147,6 +147,10 @@ class PhonePhotoSet:
     def __len__(self) -> int:
         return len(self.photos)
 
+    def subset(self, indices: list[int]) -> PhonePhotoSet:
+        """The photos at these places."""
+        return PhonePhotoSet([self.photos[i] for i in indices], self.pixels[indices], self.skipped)
+
 
 def is_validation_sender(sender: str) -> bool:
     """Whether photos of this sender are held back; a hash of the sender alone, so it never depends on the rest."""
