@@ -1,52 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The list of queries beside a model: read whole, or refused with what is wrong."""
+"""Names -> query classes: frequent pairs, last words of the rest, and the empty one."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from captioner.model_contract import ContractError
-from captioner.query_classes import QUERY_CLASSES_FILE, load_query_classes
+from training.query_classes import NO_PRODUCT, QUERY_CAPTIONS_FILE, QueryClasses, QueryClassesError
 
-CLASSES = ["", "blue shirt", "sports shoes", "t-shirt"]
-
-
-def written(folder: Path, content: object) -> Path:
-    text = content if isinstance(content, str) else json.dumps(content)
-    (folder / QUERY_CLASSES_FILE).write_text(text, encoding="utf-8")
-    return folder
-
-
-def test_classes_are_read_in_their_order(tmp_path: Path) -> None:
-    assert load_query_classes(written(tmp_path, CLASSES), 4) == tuple(CLASSES)
+NAMES = [
+    *["Nike Men Blue T-shirt"] * 3,
+    "Puma Men Blue T-Shirts",
+    "Puma Women Red Tshirt",
+    *["Brand Mauve Watch", "Brand Teal Watch", "Brand Rust Watch", "Brand Beige Watches"],
+    "Brand Rare Kaftan",
+]
 
 
-def test_model_without_a_query_head_needs_no_file(tmp_path: Path) -> None:
-    assert load_query_classes(tmp_path, 0) == ()
+def classes() -> QueryClasses:
+    return QueryClasses.from_names(NAMES, min_count=4)
 
 
-@pytest.mark.parametrize(
-    ("content", "num_queries", "message"),
-    [
-        (CLASSES, 5, "has 4 queries, the model 5: export it again"),
-        ("{", 4, "is not JSON"),
-        ({"": 0}, 1, "is not a list of texts"),
-        (["", 1], 2, "is not a list of texts"),
-        (["blue shirt", ""], 2, "begins with 'blue shirt': class 0"),
-        (["", ""], 2, "holds '', which is no query"),
-        (["", "Blue Shirt"], 2, "holds 'Blue Shirt', which is no query"),
-        (["", "men blue shirt"], 2, "holds 'men blue shirt', which is no query"),
-        (["", "shirt", "shirt"], 3, "holds a query twice"),
-    ],
-)
-def test_file_that_does_not_fit_is_refused(tmp_path: Path, content: object, num_queries: int, message: str) -> None:
-    with pytest.raises(ContractError, match=f"{QUERY_CLASSES_FILE} {message}"):
-        load_query_classes(written(tmp_path, content), num_queries)
+def test_pair_of_four_names_is_a_class_whatever_its_spelling() -> None:
+    found = classes()
+    assert found.captions == ("", "Blue T-shirt", "Watch")
+    assert found.queries == ["", "blue t-shirt", "watch"]
 
 
-def test_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ContractError, match=r"query_classes.json is missing: the model has 4 queries"):
-        load_query_classes(tmp_path, 4)
+def test_name_has_its_pair_or_its_last_word_or_nothing() -> None:
+    found = classes()
+    names = ["Any Blue Tshirts", "Any Violet Watch", "Any Blue Kaftan", "Watch", "", "№"]
+    assert found.ids(names) == [1, 2, None, 2, None, None]
+
+
+def test_no_name_is_the_empty_class() -> None:
+    assert NO_PRODUCT == 0
+    assert all(one != NO_PRODUCT for one in classes().ids([*NAMES, "", "-"]))
+
+
+def test_classes_that_end_with_a_word_are_found_whatever_its_form() -> None:
+    assert classes().ending_with(["tshirts"]) == [1]
+    assert classes().ending_with(["WATCHES", "T-Shirt"]) == [1, 2]
+    assert classes().ending_with(["blue", ""]) == []
+
+
+def test_classes_are_ordered_by_frequency_then_alphabet() -> None:
+    found = QueryClasses.from_names(["b x"] * 2 + ["a x"] * 2 + ["c x"] * 3, min_count=2)
+    assert found.captions == ("", "c x", "a x", "b x")
+
+
+def test_saved_classes_are_read_again(tmp_path: Path) -> None:
+    classes().save(tmp_path)
+    assert QueryClasses.load(tmp_path) == classes()
+
+
+@pytest.mark.parametrize("text", [None, "no json", "{}", '["blue"]', '["", 3]', "[]"])
+def test_damaged_classes_are_refused(text: str | None, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / QUERY_CAPTIONS_FILE).write_text(text)
+    with pytest.raises(QueryClassesError, match=QUERY_CAPTIONS_FILE):
+        QueryClasses.load(tmp_path)
