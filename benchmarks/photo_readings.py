@@ -25,11 +25,13 @@ from export.onnx_captioner import OnnxCaptioner
 from search_gateway.captions import Caption, CaptionAlternative, Word, WordAlternative, caption_of
 from search_gateway.decoding import DecodingOptions
 from training.baselines import unit_length
+from training.phone_photos import PhonePhotoSet
 from training.prepare_data import ProductSet
 
 BATCH = 64  # photos
 
 Floats = npt.NDArray[np.float32]
+Photos = ProductSet | PhonePhotoSet
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +64,7 @@ class PhotoReader:
         self._models = models.hexdigest()
         self.contract = self._captioner.contract
 
-    def embeddings(self, data: ProductSet) -> Embeddings:
+    def embeddings(self, data: Photos) -> Embeddings:
         """Of all photos, in their order."""
         path = self._folder / f"embeddings-{self._key(data)}.npz"
         if not path.exists():
@@ -76,7 +78,7 @@ class PhotoReader:
         with np.load(path) as stored:
             return Embeddings(stored["served"], stored["patch_mean"])
 
-    def captions(self, data: ProductSet, *, num_beams: int = 1) -> list[Caption]:
+    def captions(self, data: Photos, *, num_beams: int = 1) -> list[Caption]:
         """Captions of all photos, in their order."""
         path = self._folder / f"captions-{num_beams}-{self._key(data)}.json"
         if not path.exists():
@@ -90,14 +92,14 @@ class PhotoReader:
                 scratch.write_text(json.dumps(records), encoding="utf-8")
         return [_caption(record) for record in json.loads(path.read_text(encoding="utf-8"))]
 
-    def _key(self, data: ProductSet) -> str:
+    def _key(self, data: Photos) -> str:
         digest = hashlib.sha256(self._models.encode())
         digest.update(np.ascontiguousarray(data.pixels).data)
         digest.update(str(data.pixels.shape).encode())
         return digest.hexdigest()[:16]
 
 
-def _batches(data: ProductSet, what: str) -> Iterator[npt.NDArray[np.uint8]]:
+def _batches(data: Photos, what: str) -> Iterator[npt.NDArray[np.uint8]]:
     for start in tqdm(range(0, len(data), BATCH), desc=what, unit="batch"):
         yield data.pixels[start : start + BATCH]
 

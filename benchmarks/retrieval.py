@@ -4,7 +4,8 @@
 Photos the model never saw ask a catalogue of other products (`retrieval_set.py`); every way to search
 (`retrieval_systems.py`) answers the same questions in one run. `--calibrate` chooses the refinement's settings with
 as many other such photos and writes them beside the checkpoint; `export` takes them to the models, where the gateway
-reads them. What the models read is kept in --run, so that a second run is fast.
+reads them. With `--phone` the validation photos of phones ask instead, and every product of --data is in the gallery
+(`retrieval_phone.py`). What the models read is kept in --run, so that a second run is fast.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from benchmarks.provenance import provenance
 from benchmarks.retrieval_calibration import RankAll, calibrate
 from benchmarks.retrieval_gateway import AskedGateway, write_gallery
 from benchmarks.retrieval_metrics import DEPTH, Bootstrap, judge
+from benchmarks.retrieval_phone import SYSTEMS as PHONE_SYSTEMS
+from benchmarks.retrieval_phone import gateway_search, phone_record, phone_table
 from benchmarks.retrieval_plot import plot_calibration, plot_systems
 from benchmarks.retrieval_record import MAIN, by_type, slices, system_rows
 from benchmarks.retrieval_set import Relevance, RetrievalSet, calibration_set, evaluation_set
@@ -49,6 +52,7 @@ from search_gateway.gateway_config import GatewayConfig
 from search_gateway.refinement import RefinementLimits
 from search_gateway.refinement_calibration import SETTINGS, RefinementCalibration, with_calibration
 from search_gateway.server import model_fingerprint
+from training.phone_photos import load_phone_photos
 from training.prepare_data import ProductSet, load_products
 
 SHRINKAGE = 0.1  # of the whitening; never tuned
@@ -75,11 +79,18 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the record as JSON, too")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write the systems as a picture")
     parser.add_argument("--sheet", type=Path, metavar="FILE", help="write the best and the worst answers as a picture")
+    # Street to shop
+    parser.add_argument(
+        "--phone", type=Path, metavar="DIR", help="phone photos with images.csv ask all products of --data instead"
+    )
     # Calibration
     parser.add_argument("--calibrate", action="store_true", help="choose the refinement's settings instead")
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/fashion-small"), help="gets the settings")
     parser.add_argument("--curves", type=Path, metavar="FILE", help="write the calibration's curves as a picture")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.phone is not None and (args.calibrate or args.plot or args.sheet or args.pictures):
+        parser.error("--phone cannot be combined with --calibrate, --plot, --sheet or --pictures")
+    return args
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,11 +132,7 @@ def prepare(
     embeddings = reader.embeddings(data)
     gallery = Embeddings(embeddings.served[chosen.gallery_rows], embeddings.patch_mean[chosen.gallery_rows])
     fingerprint = model_fingerprint(contract)
-    titles = [product.name for product in chosen.gallery]
-    digest = hashlib.sha256("\n".join([fingerprint, *titles]).encode() + gallery.served.tobytes())
-    catalogue = args.run / f"catalogue-{digest.hexdigest()[:16]}.sqlite"
-    if not catalogue.exists():
-        write_catalogue(catalogue, titles, gallery.served, fingerprint)
+    catalogue = _catalogue(args.run, [product.name for product in chosen.gallery], gallery, fingerprint)
     relevance = Relevance(chosen.gallery)
     queries = [
         Query(embeddings.served[row], embeddings.patch_mean[row], captions[row], beams[row], product.name, product.id)
@@ -136,6 +143,15 @@ def prepare(
     if with_pictures:
         words = [query_from_caption(one.text) for one in reader.captions(data.subset(chosen.gallery_rows.tolist()))]
     return Prepared(chosen, queries, grades, gallery, words, catalogue, fingerprint)
+
+
+def _catalogue(folder: Path, titles: Sequence[str], gallery: Embeddings, fingerprint: str) -> Path:
+    """The catalogue file of a gallery, written where it is not there yet."""
+    digest = hashlib.sha256("\n".join([fingerprint, *titles]).encode() + gallery.served.tobytes())
+    path = folder / f"catalogue-{digest.hexdigest()[:16]}.sqlite"
+    if not path.exists():
+        write_catalogue(path, titles, gallery.served, fingerprint)
+    return path
 
 
 def limits_of(config: GatewayConfig) -> RefinementLimits:
@@ -167,10 +183,7 @@ def evaluate(args: argparse.Namespace, reader: PhotoReader) -> None:
             asked_gateway = opened.enter_context(AskedGateway(args.gateway, args.data, ids))
             searches[GATEWAY] = lambda query: asked_gateway.answer(query.product_id, settings.limits.max_results)
         for name, search in searches.items():
-            search(ready.queries[0])  # what only a first search does is not timed
-            began = time.perf_counter()
-            rankings[name] = [search(query) for query in tqdm(ready.queries, desc=name, unit="query")]
-            milliseconds[name] = 1000 * (time.perf_counter() - began) / len(ready.queries)
+            rankings[name], milliseconds[name] = _timed(name, search, ready.queries)
     every = {name: judge(found, ready.grades) for name, found in rankings.items()}
     scored = ~np.isnan(every[OURS][MAIN])
     places = np.flatnonzero(scored).tolist()
@@ -200,6 +213,58 @@ def evaluate(args: argparse.Namespace, reader: PhotoReader) -> None:
     if args.sheet is not None:
         _write_sheet(args.sheet, ready, rankings, every[OURS][MAIN] - every[VISUAL][MAIN])
     print(text if args.json else table(record))
+
+
+def evaluate_phone(args: argparse.Namespace, reader: PhotoReader) -> None:
+    """Let phone photos ask the whole studio set and report."""
+    contract = reader.contract
+    size = {"height": contract.image_height, "width": contract.image_width}
+    phone = load_phone_photos(args.phone, **size, fit=contract.fit, validation=True)
+    if args.queries is not None and args.queries < len(phone):
+        drawn = np.sort(np.random.default_rng(args.seed).choice(len(phone), args.queries, replace=False))
+        phone = phone.subset(drawn.tolist())
+    data = load_products(args.data, **size, fit=contract.fit)
+    captions, asking = reader.captions(phone), reader.embeddings(phone)
+    gallery = reader.embeddings(data)
+    fingerprint = model_fingerprint(contract)
+    catalogue = _catalogue(args.run, [product.name for product in data.products], gallery, fingerprint)
+    queries = [
+        Query(asking.served[row], asking.patch_mean[row], captions[row], captions[row], photo.label, photo.image)
+        for row, photo in enumerate(phone.photos)
+    ]
+    config = with_calibration(GatewayConfig(model_repository=args.models), {})
+    settings = Settings(limits_of(config), config.max_candidates)
+    rankings: dict[str, list[Ranking]] = {}
+    milliseconds: dict[str, float] = {}
+    with ExitStack() as opened:
+        searched = opened.enter_context(SearchedGallery(catalogue, fingerprint))
+        whitening = Whitening(gallery.served, SHRINKAGE)
+        every = systems(searched, gallery.patch_mean, whitening, gallery.served, [], settings)
+        searches = {name: every[name] for name in PHONE_SYSTEMS}
+        if args.gateway is not None:
+            ids = [product.id for product in data.products]
+            asked = opened.enter_context(AskedGateway(args.gateway, args.data, ids))
+            searches[GATEWAY] = gateway_search(asked.answer_photo, args.phone, settings.limits.max_results)
+        for name, search in searches.items():
+            rankings[name], milliseconds[name] = _timed(name, search, queries)
+    record = {
+        **phone_record(rankings, phone.photos, data.products, milliseconds),
+        "left_out": dict(phone.skipped),
+        "settings": {**asdict(settings.limits), "max_candidates": settings.max_candidates},
+        **provenance(),
+    }
+    text = json.dumps(record, indent=2)
+    if args.output is not None:
+        args.output.write_text(text + "\n", encoding="utf-8")
+    print(text if args.json else phone_table(record))
+
+
+def _timed(name: str, search: Callable[[Query], Ranking], queries: Sequence[Query]) -> tuple[list[Ranking], float]:
+    """The answers to all queries, and the mean milliseconds of one."""
+    search(queries[0])  # what only a first search does is not timed
+    began = time.perf_counter()
+    found = [search(query) for query in tqdm(queries, desc=name, unit="query")]
+    return found, 1000 * (time.perf_counter() - began) / len(queries)
 
 
 def calibrate_settings(args: argparse.Namespace, reader: PhotoReader) -> None:
@@ -270,9 +335,13 @@ def main() -> int:
     if args.write_gallery is not None:
         contract = reader.contract
         data = load_products(args.data, height=contract.image_height, width=contract.image_width, fit=contract.fit)
-        write_gallery(args.data, evaluation_set(data).gallery, args.write_gallery)
+        gallery = evaluation_set(data).gallery if args.phone is None else data.products
+        write_gallery(args.data, gallery, args.write_gallery)
         return 0
-    (calibrate_settings if args.calibrate else evaluate)(args, reader)
+    if args.phone is not None:
+        evaluate_phone(args, reader)
+    else:
+        (calibrate_settings if args.calibrate else evaluate)(args, reader)
     return 0
 
 

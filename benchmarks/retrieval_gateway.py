@@ -68,6 +68,10 @@ class AskedGateway:
         """
         with open_files(self._data) as files:
             _, photo = read_photo(files, product_id)
+        return self.answer_photo(photo, max_results)
+
+    def answer_photo(self, photo: bytes, max_results: int) -> Ranking:
+        """What the provider "catalog" answers to any photo, an image file's bytes; errors as `answer`."""
         found = self._client.search(photo, provider="catalog", max_results=max_results)
         return [self._place(result.url) for result in found.results]
 

@@ -31,6 +31,8 @@ COLOURS: dict[str, RGB] = {
     "Orange": (244, 126, 28),
 }
 
+SKETCH_BRAND = "Sketch"  # of the demo's shop, in its catalogue's titles
+
 COLUMNS = (
     "id", "gender", "masterCategory", "subCategory", "articleType", "baseColour", "season",
     "year", "usage", "productDisplayName",
@@ -115,8 +117,8 @@ def draw_sample(
 
 
 def sample_name(garment: str, colour: str) -> str:
-    """The product name, which is the caption that the model learns."""
-    return f"Sketch {colour} {garment}"
+    """The product name."""
+    return f"{SKETCH_BRAND} {colour} {garment}"
 
 
 def _row(sample_id: int, garment: str, colour: str) -> dict[str, str]:

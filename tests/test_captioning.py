@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import (  # noqa: E402
     GPT2Config,
     VisionEncoderDecoderConfig,
@@ -26,10 +26,15 @@ from training.caption_model import ConvStemViTConfig, embedding_of, normalise  #
 from training.captioning import (  # noqa: E402
     CLASSES_FILE,
     HEADS_FILE,
+    QUERY_CLASSES_FILE,
+    QUERY_HEAD_BIAS,
+    QUERY_HEAD_WEIGHT,
+    WEIGHTS_FILE,
     CheckpointCaptioner,
     CheckpointError,
     Head,
     load_heads,
+    load_query_head,
 )
 
 pytestmark = pytest.mark.torch
@@ -191,3 +196,102 @@ def test_damaged_heads_are_told_from_missing_ones(tmp_path: Path) -> None:
     (tmp_path / CLASSES_FILE).write_text("{}")
     with pytest.raises(CheckpointError, match="the heads of .* are damaged .*: copy them again"):
         load_heads(tmp_path)
+
+
+# Query head
+
+QUERIES = ["", "blue shirt", "red dress", "tshirt"]
+
+
+def add_query_head(folder: Path, classes: Any = QUERIES, num_classes: int = len(QUERIES), scale: float = 1.0) -> Path:
+    """Puts a query head of random weights into a checkpoint, as training leaves it."""
+    tensors = load_file(folder / WEIGHTS_FILE)
+    generator = torch.Generator().manual_seed(5)
+    tensors[QUERY_HEAD_WEIGHT] = (scale * torch.randn(num_classes, D, generator=generator)).half()
+    tensors[QUERY_HEAD_BIAS] = torch.randn(num_classes, generator=generator).half()
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    if classes is not None:
+        (folder / QUERY_CLASSES_FILE).write_text(json.dumps(classes), encoding="utf-8")
+    return folder
+
+
+def test_query_head_reads_the_embedding(tmp_path: Path, photos: Any) -> None:
+    captioner = CheckpointCaptioner.load(add_query_head(checkpoint(tmp_path)))
+    assert captioner.query_classes == QUERIES
+    hidden = captioner.encode(photos)
+    found = captioner.query_log_probabilities(hidden)
+    assert found.shape == (9, 4)
+    assert found.dtype == torch.float32
+    assert torch.allclose(found.exp().sum(dim=1), torch.ones(9), atol=1e-5)
+    tensors = load_file(tmp_path / WEIGHTS_FILE)
+    linear = torch.nn.Linear(D, 4)
+    linear.load_state_dict({"weight": tensors[QUERY_HEAD_WEIGHT].float(), "bias": tensors[QUERY_HEAD_BIAS].float()})
+    with torch.no_grad():
+        assert torch.allclose(found, linear(embedding_of(hidden)).log_softmax(dim=1), atol=1e-5)
+
+
+def test_stock_checkpoint_has_no_query_head(captioner: CheckpointCaptioner, photos: Any) -> None:
+    assert captioner.query_classes == []
+    assert captioner.query_head is None
+    with pytest.raises(CheckpointError, match="has no query head"):
+        captioner.query_log_probabilities(captioner.encode(photos[:1]))
+    assert captioner.describe(photos).query_log_probabilities is None
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [(None, "query_classes.json is missing"), (QUERIES[:3], "4 classes, query_classes.json names 3"),
+     ([*QUERIES, "more"], "names 5"), ([], "names 0"), ({"a": 1}, "no JSON list of strings"),
+     (["", 1, "a", "b"], "no JSON list of strings"), (["shirt", "", "a", "b"], "its first class must be")],
+)  # fmt: skip
+def test_query_head_without_its_classes_is_refused(classes: Any, message: str, tmp_path: Path) -> None:
+    add_query_head(checkpoint(tmp_path), classes)
+    with pytest.raises(CheckpointError, match=message):
+        CheckpointCaptioner.load(tmp_path)
+
+
+def test_damaged_or_half_query_head_is_refused(tmp_path: Path) -> None:
+    (tmp_path / QUERY_CLASSES_FILE).write_text(json.dumps(QUERIES), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="has no query head: remove it"):
+        load_query_head(tmp_path)
+    save_file({QUERY_HEAD_WEIGHT: torch.ones(4, D)}, tmp_path / WEIGHTS_FILE)
+    with pytest.raises(CheckpointError, match="half a query head"):
+        load_query_head(tmp_path)
+    save_file({QUERY_HEAD_WEIGHT: torch.ones(4, D), QUERY_HEAD_BIAS: torch.ones(4)}, tmp_path / WEIGHTS_FILE)
+    assert load_query_head(tmp_path) is not None
+    (tmp_path / QUERY_CLASSES_FILE).write_text("[", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_query_head(tmp_path)
+    (tmp_path / WEIGHTS_FILE).write_bytes(b"not safetensors")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_query_head(tmp_path)
+
+
+# Words and descriptions
+
+
+def test_probabilities_of_words_multiply_to_that_of_the_caption(captioner: CheckpointCaptioner, photos: Any) -> None:
+    hidden = captioner.encode(photos[:2])
+    texts = [NAMES[0], f"{NAMES[1]} & {NAMES[2]}"]
+    found = captioner.word_probabilities(hidden, texts)
+    assert [word for word, _ in found[0]] == NAMES[0].split()
+    assert "&" not in [word for word, _ in found[1]]
+    labels = captioner.labels(texts[:1])
+    scores = captioner.logits(hidden[:1], labels).log_softmax(dim=-1)[0]
+    nats = sum(float(scores[i, token]) for i, token in enumerate(labels[0, :-1].tolist()))
+    assert np.prod([value for _, value in found[0]]) == pytest.approx(np.exp(nats), rel=1e-3)
+
+
+def test_empty_caption_has_no_words(captioner: CheckpointCaptioner, photos: Any) -> None:
+    assert captioner.word_probabilities(captioner.encode(photos[:1]), [""]) == [[]]
+
+
+def test_description_is_what_the_parts_say(tmp_path: Path, photos: Any) -> None:
+    captioner = CheckpointCaptioner.load(add_query_head(checkpoint(tmp_path)))
+    found = captioner.describe(photos)
+    hidden = captioner.encode(photos)
+    assert found.captions == captioner.captions(photos)
+    assert np.allclose(found.embeddings, captioner.embeddings(photos), atol=1e-5)
+    assert found.query_log_probabilities is not None
+    assert np.allclose(found.query_log_probabilities, captioner.query_log_probabilities(hidden).numpy(), atol=1e-5)
+    assert len(found.word_probabilities) == 9

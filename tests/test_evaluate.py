@@ -20,10 +20,12 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import save_file  # noqa: E402
 
 from demo.draw_samples import training_samples  # noqa: E402
-from tests.test_captioning import HEIGHT, WIDTH, D, checkpoint  # noqa: E402
+from tests.phone_samples import write_phone_photos  # noqa: E402
+from tests.test_captioning import HEIGHT, WIDTH, D, add_query_head, checkpoint  # noqa: E402
 from tests.test_perplexity import NIKE, gpt2  # noqa: E402
 from training.captioning import CLASSES_FILE, HEADS_FILE, CheckpointCaptioner, Head  # noqa: E402
 from training.evaluate import evaluate, examples, head_figures, main, parse_args  # noqa: E402
+from training.evaluation_table import table  # noqa: E402
 from training.label_words import label_accuracy  # noqa: E402
 from training.photo_degradations import DEGRADATIONS  # noqa: E402
 from training.prepare_data import STYLE_COLUMNS, Product, is_validation, load_products  # noqa: E402
@@ -205,7 +207,7 @@ def test_limits_are_kept(folder: Path) -> None:
     assert found["determinism"]["photos"] == len(found["examples"]) == 4
 
 
-@pytest.mark.parametrize("flag", ["--limit", "--training-limit", "--robustness-photos"])
+@pytest.mark.parametrize("flag", ["--limit", "--training-limit", "--robustness-photos", "--phone-limit"])
 def test_limit_of_nothing_is_refused(flag: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_args(arguments(folder, flag, "0"))
@@ -242,3 +244,70 @@ def test_without_json_a_table_is_printed(
     for name, value in figures.items():
         if isinstance(value, float):
             assert [row[1] for row in rows if row[:1] == [name]] == [f"{value:.4f}"], name
+
+
+# Phone photos
+
+QUICK = ("--skip", "baselines", "determinism", "robustness")
+
+
+@pytest.mark.parametrize("with_head", [False, True])
+def test_phone_photos_add_their_figures_and_pictures(with_head: bool, folder: Path, tmp_path: Path) -> None:
+    chosen = folder / "checkpoint"
+    if with_head:
+        chosen = Path(shutil.copytree(chosen, tmp_path / "checkpoint"))
+        add_query_head(chosen)
+    rows = write_phone_photos(tmp_path / "phone")
+    flags = ("--phone", str(tmp_path / "phone"), "--pictures", str(tmp_path / "pictures"), *QUICK)
+    found = evaluate(parse_args([*arguments(folder, *flags), "--checkpoint", str(chosen)]))
+    json.dumps(found)
+    phone = found["phone"]
+    assert (phone["n"], phone["senders"]) == (8, 4)
+    assert sum(row["n"] for row in phone["labels"].values()) == 8 < len(rows)
+    assert ("query head" in phone["named"]) == with_head
+    assert "articleType head" not in phone["named"]  # this checkpoint has a head for colours only
+    assert sum(map(sum, phone["confusion"]["caption"]["counts"])) == 8
+    sources = ["caption", *(["query head"] if with_head else [])]
+    assert list(found["calibration"]) == sources
+    assert found["no_product"]["groups"]["studio photos"]["n"] == VALIDATION
+    assert ("no product" in found["no_product"]["auroc"]) == with_head
+    assert any("query head" in note for note in found["notes"]) != with_head
+    written = {path.name for path in (tmp_path / "pictures").iterdir()}
+    names = [source.replace(" ", "-") for source in sources]
+    assert written == {
+        *(f"phone-confusion-{name}.{kind}" for name in names for kind in ("png", "json")),
+        *(f"reliability-{name}.png" for name in names),
+    }
+    text = table(found)
+    for part in ("8 phone photos", "95 % intervals over 4 senders", "reliability of words", "AUROC, highest query:"):
+        assert part in text
+    assert ("AUROC, no product:" in text) == with_head
+
+
+def test_auxiliary_head_names_the_type_of_phone_photos(folder: Path, tmp_path: Path) -> None:
+    write_phone_photos(tmp_path / "phone")
+    chosen = Path(shutil.copytree(folder / "checkpoint", tmp_path / "checkpoint"))
+    bias = torch.tensor([0.0, 100.0])
+    save_file(
+        {"article_type.weight": torch.zeros(2, D), "article_type.bias": bias}, chosen / HEADS_FILE
+    )  # says "Shirts" of every photo
+    (chosen / CLASSES_FILE).write_text(json.dumps({"article_type": ["Dresses", "Shirts"]}), encoding="utf-8")
+    flags = ("--phone", str(tmp_path / "phone"), *QUICK)
+    phone = evaluate(parse_args([*arguments(folder, *flags), "--checkpoint", str(chosen)]))["phone"]
+    shirts = {label: row["articleType head"] for label, row in phone["labels"].items()}
+    assert {label for label, share in shirts.items() if share} <= {"Shirt", "Blouse"}
+    assert (
+        phone["named"]["articleType head"]["mean"]
+        == sum(row["n"] * row["articleType head"] for row in phone["labels"].values()) / 8
+    )
+
+
+def test_phone_flags_are_checked(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse_args(arguments(folder, "--pictures", "x"))
+    assert "--pictures needs --phone" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["evaluate", *arguments(folder, "--phone", str(tmp_path), *QUICK)])
+    with pytest.raises(SystemExit, match=r"does not hold images/ and images\.csv"):
+        main()

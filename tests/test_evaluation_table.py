@@ -77,3 +77,53 @@ def test_what_was_not_measured_is_left_out() -> None:
 
 def test_nothing_left_out_is_said() -> None:
     assert "left out: none" in table({**FIGURES, "left_out": {}})
+
+
+# Phone photos
+
+
+def interval(mean: float) -> dict[str, float]:
+    return {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}
+
+
+PHONE: dict[str, Any] = {
+    "phone": {
+        "n": 30, "senders": 7, "left_out": {"label 'Skip'": 2},
+        "named": {"last two words": interval(0.5), "last two words, strictly": interval(0.25)},
+        "labels": {"Shirt": {"n": 20, "last two words": 0.75, "last two words, strictly": 0.5}},
+        "confusion": {"caption": {
+            "labels": ["Shirt"], "words": ["tshirt", "shirt", "(no garment word)"], "counts": [[2, 15, 0]],
+            "other_last_words": {"bag": 3},
+        }},
+    },
+    "calibration": {"caption": {
+        "studio, last word": {
+            "n": 12, "mean_probability": 0.7, "accuracy": 0.6, "ece_equal_width": 0.11, "ece_equal_mass": 0.12,
+        },
+        "empty": {},
+    }},
+    "no_product": {
+        "groups": {"drawn": {"n": 13, "highest query": {"quarter": 0.1, "median": 0.2, "three quarters": 0.3}}},
+        "auroc": {"highest query": {"studio photos": 0.875}},
+    },
+}  # fmt: skip
+
+
+def test_phone_photos_have_their_tables() -> None:
+    found = [" ".join(row) for row in rows({**FIGURES, **PHONE})]
+    for line in (
+        "last two words 0.5000 0.4000 0.6000 0.2500 0.1500 0.3500",
+        "95 % intervals over 7 senders; left out: 2 label 'Skip'",
+        "Shirt (20) 0.7500",
+        "Shirt shirt 15, tshirt 2",
+        "texts without a garment word end in: 3 bag",
+        "12 0.7000 0.6000 0.1100 0.1200",
+        "drawn (13) 0.1000 0.2000 0.3000",
+        "studio photos 0.8750",
+    ):
+        assert line in found
+    assert "empty" not in found
+
+
+def test_without_phone_photos_nothing_is_said_of_them() -> None:
+    assert not any(word in table(FIGURES) for word in ("phone", "reliability", "no product"))

@@ -7,44 +7,94 @@ Colours keep their names: nothing here changes a hue. All on tensors, whole batc
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch.nn import functional
 
-OTHER_GROUND_SHARE = 0.25
+OTHER_GROUND_SHARE = 0.35
+PHOTOGRAPHED_GROUND_SHARE = 0.5  # of those
 BLURRED_SHARE = 0.15
+COVERED_SHARE = 0.1
+FRAMED_SHARE = 0.08
 NEARLY_WHITE = 232.0  # 0 to 255; darker than this is not studio ground
 
 
-def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Mirror, move, scale, turn and stretch each photo a little and change its light; some get other ground or blur.
+def augment(pixels: torch.Tensor, generator: torch.Generator, grounds: torch.Tensor | None = None) -> torch.Tensor:
+    """Mirror, move, scale, turn and stretch each product photo and change its light; some get other ground, a shadow,
+    something in front, blur, or the frame of a screenshot.
 
     Args:
         pixels: float32 [B, 3, height, width], 0 to 255, on white ground.
+        grounds: float32 [n, 3, any, any], photos whose corners show floors, walls and fabric; None: drawn ones only.
+
+    Returns:
+        As `pixels`.
     """
     moved = move(pixels, generator)
-    moved = replace_ground(moved, generator, OTHER_GROUND_SHARE)
+    moved = replace_ground(moved, generator, OTHER_GROUND_SHARE, grounds)
+    moved = cover(moved, generator, COVERED_SHARE)
     moved = blur(moved, generator, BLURRED_SHARE)
+    moved = frame(moved, generator, FRAMED_SHARE)
     return change_light(moved, generator)
+
+
+def augment_street(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """The same for photos that have a ground of their own: turned and scaled more, often as blurred as small files are.
+
+    Args:
+        pixels: float32 [B, 3, height, width], 0 to 255.
+
+    Returns:
+        As `pixels`.
+    """
+    moved = move(pixels, generator, degrees=25, scales=(0.65, 1.15), shift=0.12, slant=0.15, fill="reflection")
+    moved = cover(moved, generator, COVERED_SHARE)
+    moved = coarsen(moved, generator, 0.4)
+    return change_light(moved, generator, light=(0.7, 1.2))
 
 
 def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
     return low + (high - low) * torch.rand(count, generator=generator)
 
 
-def move(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Mirror half of the photos, turn by up to 12 degrees, scale by 0.8 to 1.2, shift by up to 4 %, stretch by 7 %."""
+def move(
+    pixels: torch.Tensor,
+    generator: torch.Generator,
+    *,
+    degrees: float = 12,
+    scales: tuple[float, float] = (0.8, 1.2),
+    shift: float = 0.08,
+    slant: float = 0.1,
+    fill: Literal["white", "reflection"] = "white",
+) -> torch.Tensor:
+    """Mirror half of the photos, turn, scale, shift, stretch by 7 % and slant them as a camera at an angle does.
+
+    Args:
+        degrees: turned by at most so many, either way.
+        scales: of the part that is seen; below 1 the photo is enlarged.
+        shift: of half a side.
+        slant: by how much one side may come nearer than the opposite one.
+        fill: what is seen beyond the photo's edge.
+    """
     count = len(pixels)
     mirror = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
-    angle = _uniform(count, -12, 12, generator) * math.pi / 180
-    scale, stretch = _uniform(count, 0.8, 1.2, generator), _uniform(count, 0.93, 1.07, generator)
+    angle = _uniform(count, -degrees, degrees, generator) * math.pi / 180
+    scale, stretch = _uniform(count, *scales, generator), _uniform(count, 0.93, 1.07, generator)
     height, width = pixels.shape[-2:]
     cosine, sine = torch.cos(angle) * scale, torch.sin(angle) * scale
+    across = _uniform(count, -shift, shift, generator)
+    down = _uniform(count, -shift, shift, generator)
     rows = [
-        torch.stack([mirror * cosine * stretch, -sine * height / width, _uniform(count, -0.08, 0.08, generator)], 1),
-        torch.stack([mirror * sine * width / height * stretch, cosine, _uniform(count, -0.08, 0.08, generator)], 1),
+        torch.stack([mirror * cosine * stretch, -sine * height / width, across], 1),
+        torch.stack([mirror * sine * width / height * stretch, cosine, down], 1),
     ]
     grid = functional.affine_grid(torch.stack(rows, dim=1), list(pixels.shape), align_corners=False)
+    tilt = _uniform(count, -slant, slant, generator).view(-1, 1, 1, 1) * grid[..., :1]
+    tilt = tilt + _uniform(count, -slant, slant, generator).view(-1, 1, 1, 1) * grid[..., 1:]
+    grid = grid / (1 + tilt)  # a projective map: what is further away is smaller
+    if fill == "reflection":
+        return functional.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
     # grid_sample fills with zero; on the inverted photo that is white, the ground all photos stand on.
     return 255 - functional.grid_sample(255 - pixels, grid, align_corners=False)
 
@@ -71,8 +121,13 @@ def ground_mask(pixels: torch.Tensor) -> torch.Tensor:
     return mask
 
 
-def replace_ground(pixels: torch.Tensor, generator: torch.Generator, share: float) -> torch.Tensor:
-    """Put a share of the photos on ground of one shade, with a gradient and with some coarse or fine texture."""
+def replace_ground(
+    pixels: torch.Tensor, generator: torch.Generator, share: float, grounds: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Put a share of the photos on other ground, with a soft shadow.
+
+    The ground is a corner of one of `grounds`, or drawn: one shade with a gradient and some coarse or fine texture.
+    """
     chosen = torch.rand(len(pixels), generator=generator) < share
     count = int(chosen.sum())
     if not count:
@@ -93,10 +148,98 @@ def replace_ground(pixels: torch.Tensor, generator: torch.Generator, share: floa
     strength = torch.rand(count, 2, 1, 1, generator=generator) * 20
     ground = shade + tint + slope[:, :1] * across + slope[:, 1:] * down
     ground = (ground + strength[:, :1] * coarse + strength[:, 1:] * fine).clamp(0, 255)
+    if grounds is not None:
+        photographed = torch.rand(count, generator=generator) < PHOTOGRAPHED_GROUND_SHARE
+        if photographed.any():
+            ground[photographed] = _corners(grounds, int(photographed.sum()), (height, width), generator)
+    sharp = ground_mask(photos)
     # A soft edge, as a lens makes it.
-    mask = functional.avg_pool2d(ground_mask(photos), kernel_size=3, stride=1, padding=1, count_include_pad=False)
+    mask = functional.avg_pool2d(sharp, kernel_size=3, stride=1, padding=1, count_include_pad=False)
+    ground = ground * (1 - _shadow(1 - sharp, generator))
     result = pixels.clone()
     result[chosen] = photos * (1 - mask) + ground * mask
+    return result
+
+
+def _corners(grounds: torch.Tensor, count: int, size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+    """Corners of the photos, two fifths of a side long, enlarged; float32 [count, 3, *size]."""
+    which = torch.randint(len(grounds), (count,), generator=generator)
+    right, low = (torch.rand(count, generator=generator) < 0.5 for _ in range(2))
+    zoom = 0.4
+    offset = 1 - zoom
+    rows = [
+        torch.stack([torch.full((count,), zoom), torch.zeros(count), torch.where(right, offset, -offset)], 1),
+        torch.stack([torch.zeros(count), torch.full((count,), zoom), torch.where(low, offset, -offset)], 1),
+    ]
+    grid = functional.affine_grid(torch.stack(rows, dim=1), [count, 3, *size], align_corners=False)
+    return functional.grid_sample(grounds[which], grid, padding_mode="border", align_corners=False)
+
+
+def _shadow(product: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """How much darker the ground is beside each product, 0 to 0.5; product 1 where it is, float32 [B, 1, h, w]."""
+    count, _, height, width = product.shape
+    move_by = (int(torch.randint(1, max(2, height // 16), (1,), generator=generator)),
+               int(torch.randint(1, max(2, width // 16), (1,), generator=generator)))  # fmt: skip
+    moved = torch.roll(product, move_by, dims=(2, 3))
+    size = 2 * max(1, width // 20) + 1
+    soft = functional.avg_pool2d(moved, size, stride=1, padding=size // 2)
+    return soft * _uniform(count, 0.0, 0.5, generator).view(-1, 1, 1, 1)
+
+
+def cover(pixels: torch.Tensor, generator: torch.Generator, share: float) -> torch.Tensor:
+    """Put something of one shade in front of a share of the photos: a round thing at an edge, as a hand or a hanger."""
+    chosen = torch.rand(len(pixels), generator=generator) < share
+    count = int(chosen.sum())
+    if not count:
+        return pixels
+    height, width = pixels.shape[-2:]
+    x, y = (_uniform(count, -1, 1, generator).view(-1, 1, 1, 1) for _ in range(2))
+    at_side = torch.rand(count, 1, 1, 1, generator=generator) < 0.5
+    x, y = torch.where(at_side, x.sign() * 0.85, x), torch.where(at_side, y, y.sign() * 0.85)
+    radii = [_uniform(count, 0.1, 0.35, generator).view(-1, 1, 1, 1) for _ in range(2)]
+    across, down = torch.linspace(-1, 1, width).view(1, 1, 1, -1), torch.linspace(-1, 1, height).view(1, 1, -1, 1)
+    inside = ((across - x) / radii[0]) ** 2 + ((down - y) / radii[1]) ** 2 < 1
+    skin = torch.tensor([225.0, 172.0, 140.0]).view(1, 3, 1, 1) * _uniform(count, 0.35, 1.1, generator).view(
+        -1, 1, 1, 1
+    )
+    result = pixels.clone()
+    result[chosen] = torch.where(inside, skin.clamp(max=255), pixels[chosen])
+    return result
+
+
+def frame(pixels: torch.Tensor, generator: torch.Generator, share: float) -> torch.Tensor:
+    """Shrink a share of the photos into a frame with lines and marks beside it, as in a screenshot or a plot."""
+    chosen = torch.rand(len(pixels), generator=generator) < share
+    result = pixels.clone()
+    height, width = pixels.shape[-2:]
+    for i in chosen.nonzero().flatten().tolist():
+        size = float(_uniform(1, 0.55, 0.85, generator))
+        inner = (max(2, round(height * size)), max(2, round(width * size)))
+        top, left = ((full - part) // 2 for full, part in zip((height, width), inner, strict=True))
+        dark = bool(torch.rand(1, generator=generator) < 0.3)
+        result[i] = 24.0 if dark else 255.0
+        ink = 230.0 if dark else 20.0
+        shrunk = functional.interpolate(pixels[i : i + 1], inner, mode="bilinear", antialias=True)[0]
+        result[i, :, top : top + inner[0], left : left + inner[1]] = shrunk
+        if torch.rand(1, generator=generator) < 0.6:  # axes: two lines and marks along them
+            result[i, :, top : top + inner[0], left - 1] = ink
+            result[i, :, min(height - 1, top + inner[0]), left : left + inner[1]] = ink
+            step = int(torch.randint(6, 16, (1,), generator=generator))
+            result[i, :, top : top + inner[0] : step, max(0, left - 4) : left] = ink
+            result[i, :, top + inner[0] : top + inner[0] + 3, left : left + inner[1] : step] = ink
+    return result
+
+
+def coarsen(pixels: torch.Tensor, generator: torch.Generator, share: float) -> torch.Tensor:
+    """Reduce a share of the photos to between a third and two thirds of their size and enlarge them again."""
+    chosen = torch.rand(len(pixels), generator=generator) < share
+    if not chosen.any():
+        return pixels
+    factor = float(_uniform(1, 0.33, 0.66, generator))
+    size = [max(1, round(side * factor)) for side in pixels.shape[-2:]]
+    small = functional.interpolate(pixels[chosen], size, mode="bilinear", antialias=True)
+    result = pixels.clone()
+    result[chosen] = functional.interpolate(small, pixels.shape[-2:], mode="bicubic").clamp(0, 255)
     return result
 
 
@@ -115,9 +258,11 @@ def blur(pixels: torch.Tensor, generator: torch.Generator, share: float) -> torc
     return result
 
 
-def change_light(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Brightness by 0.88 to 1.06 and contrast around the photo's mean by 0.85 to 1.15."""
-    light = _uniform(len(pixels), 0.88, 1.06, generator).view(-1, 1, 1, 1)
+def change_light(
+    pixels: torch.Tensor, generator: torch.Generator, light: tuple[float, float] = (0.88, 1.06)
+) -> torch.Tensor:
+    """Brightness by a factor of the range `light` and contrast around the photo's mean by 0.85 to 1.15."""
+    brightness = _uniform(len(pixels), *light, generator).view(-1, 1, 1, 1)
     contrast = _uniform(len(pixels), 0.85, 1.15, generator).view(-1, 1, 1, 1)
     mean = pixels.mean(dim=(1, 2, 3), keepdim=True)
-    return ((pixels - mean) * contrast + mean).mul(light).clamp(0, 255)
+    return ((pixels - mean) * contrast + mean).mul(brightness).clamp(0, 255)

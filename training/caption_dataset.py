@@ -14,11 +14,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from captioner.query import QUERY_WORDS
-from training.augmentation import augment
+from training.augmentation import augment, augment_street
+from training.neighbour_names import NeighbourNames
+from training.phone_photos import PhonePhotoSet
 from training.prepare_data import Product, ProductSet
+from training.query_classes import NO_PRODUCT, QueryClasses
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 IGNORED = -100  # what torch's cross entropy leaves out
@@ -94,60 +98,211 @@ def in_query(labels: torch.Tensor, tokenizer: PreTrainedTokenizerFast) -> torch.
 
 
 @dataclass(frozen=True)
-class Batch:
-    pixels: torch.Tensor  # float32 [B, 3, height, width], 0 to 255
-    labels: torch.Tensor  # int64 [B, longest of the batch]
-    in_query: torch.Tensor  # bool [B, longest of the batch]
-    auxiliary: dict[str, torch.Tensor]  # int64 [B] each
-
-    def to(self, device: torch.device) -> Batch:
-        return Batch(
-            self.pixels.to(device),
-            self.labels.to(device),
-            self.in_query.to(device),
-            {name: ids.to(device) for name, ids in self.auxiliary.items()},
-        )
-
-
-@dataclass(frozen=True)
 class Targets:
-    """What a batch is to learn, without its photos; fields as in `Batch`, labels of full length."""
+    """What a batch is to learn, without its photos. B rows; T' is the longest caption of the batch.
+
+    Attributes:
+        labels: tokens and EOS, int64 [B, T']; a row of IGNORED where the photo has no name.
+        in_query: bool [B, T'].
+        auxiliary: label -> class, int64 [B] each.
+        types: which articleTypes the photo may show, bool [B, classes]; none where `auxiliary` says it.
+        queries: query class, int64 [B].
+        query_sets: which query classes may be right, bool [B, Q]; none where `queries` says it.
+        soft_tokens, soft_weights: what similar photos' names say of the next token, int64 and float [B, T', k].
+        soft_queries: what they say of the query class, float [B, Q]; a row of 0 where they say nothing.
+    """
 
     labels: torch.Tensor
     in_query: torch.Tensor
     auxiliary: dict[str, torch.Tensor]
+    types: torch.Tensor
+    queries: torch.Tensor
+    query_sets: torch.Tensor
+    soft_tokens: torch.Tensor
+    soft_weights: torch.Tensor
+    soft_queries: torch.Tensor
+
+    def to(self, device: torch.device) -> Targets:
+        """The same on another device."""
+        moved = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Targets(
+            **{
+                name: {key: one.to(device) for key, one in value.items()}
+                if isinstance(value, dict)
+                else value.to(device)
+                for name, value in moved.items()
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Photos, float32 [B, 3, height, width] in 0 to 255, and what they are to teach."""
+
+    pixels: torch.Tensor
+    targets: Targets
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """Of the targets."""
+        return self.targets.labels
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return Batch(self.pixels.to(device), self.targets.to(device))
+
+
+@dataclass(frozen=True)
+class OtherPhotos:
+    """Training photos beside the products.
+
+    Attributes:
+        large: uint8 [m, height, width, 3], products again, of files with more pixels.
+        large_rows: int64 [m], which products they show.
+        phone: photos that people took of their clothes.
+        phone_repeats: how often an epoch shows each of them.
+        nothing: uint8 [n, height, width, 3], pictures without a product.
+    """
+
+    large: npt.NDArray[np.uint8] | None = None
+    large_rows: npt.NDArray[np.int64] | None = None
+    phone: PhonePhotoSet | None = None
+    phone_repeats: int = 1
+    nothing: npt.NDArray[np.uint8] | None = None
 
 
 class CaptionDataset:
+    """Products with their names, then (for training) phone photos with their labels and pictures without a product.
+
+    Args:
+        data: products.
+        queries: the query head's classes; None: it has none.
+        others: what else there is to train on.
+        neighbours: what the names of similar products say, row by row of `data`.
+        half_size: whether the products' files have less than half of the encoder's pixels a side, so that their photos
+            lose nothing when they are augmented at half the size.
+    """
+
     def __init__(
-        self, data: ProductSet, tokenizer: PreTrainedTokenizerFast, classes: AuxiliaryClasses, max_tokens: int
+        self,
+        data: ProductSet,
+        tokenizer: PreTrainedTokenizerFast,
+        classes: AuxiliaryClasses,
+        max_tokens: int,
+        *,
+        queries: QueryClasses | None = None,
+        others: OtherPhotos | None = None,
+        neighbours: NeighbourNames | None = None,
+        half_size: bool = False,
     ):
+        others = others or OtherPhotos()
+        names = [product.name for product in data.products]
         self._pixels = data.pixels
-        self._labels = tokenize([product.name for product in data.products], tokenizer, max_tokens)
+        self._half_size = half_size
+        self._large = others.large
+        self._large_index = np.full(len(names), -1, dtype=np.int64)
+        if others.large_rows is not None:
+            self._large_index[others.large_rows] = np.arange(len(others.large_rows))
+        self._labels = tokenize(names, tokenizer, max_tokens)
         self._in_query = in_query(self._labels, tokenizer)
         self._auxiliary = classes.ids(data.products)
+        ids = [None] * len(names) if queries is None else queries.ids(names)
+        self._queries = torch.tensor([IGNORED if one is None else one for one in ids], dtype=torch.int64)
+        self._neighbours = neighbours
+        self._num_queries = 0 if queries is None else len(queries)
+        self._phone, self._phone_repeats = others.phone, others.phone_repeats
+        self._nothing = others.nothing
+        self._phone_types, self._phone_queries = phone_sets(others.phone, classes, queries)
 
-    def __len__(self) -> int:
+    @property
+    def num_products(self) -> int:
+        """Rows that are products: the first ones."""
         return len(self._labels)
 
+    @property
+    def _num_phone(self) -> int:
+        return 0 if self._phone is None else len(self._phone)
+
+    @property
+    def _first_nothing(self) -> int:
+        return self.num_products + self._num_phone * self._phone_repeats
+
+    def __len__(self) -> int:
+        return self._first_nothing + (0 if self._nothing is None else len(self._nothing))
+
+    def is_phone(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which rows are phone photos."""
+        return (rows >= self.num_products) & (rows < self._first_nothing)
+
     def batch(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
-        """These products as they are, unaugmented."""
-        rows = torch.as_tensor(np.asarray(indices))
-        labels = self._labels[rows]
-        longest = int((labels != IGNORED).sum(dim=1).max())
-        pixels = torch.from_numpy(self._pixels[rows.numpy()]).permute(0, 3, 1, 2).float()
-        auxiliary = {name: ids[rows] for name, ids in self._auxiliary.items()}
-        return Batch(pixels, labels[:, :longest], self._in_query[rows, :longest], auxiliary)
+        """These rows as they are, unaugmented."""
+        rows = np.asarray(indices)
+        pixels = torch.from_numpy(self._photos(rows, large=False)).permute(0, 3, 1, 2).float()
+        return Batch(pixels, self.targets(rows))
+
+    def _photos(self, rows: npt.NDArray[np.int64], *, large: bool) -> npt.NDArray[np.uint8]:
+        """uint8 [B, height, width, 3]; with `large` products' larger files where there are any."""
+        result = np.empty((len(rows), *self._pixels.shape[1:]), dtype=np.uint8)
+        phone, nothing = self.is_phone(rows), rows >= self._first_nothing
+        product = rows < self.num_products
+        result[product] = self._pixels[rows[product]]
+        if large and self._large is not None:
+            index = np.where(product, self._large_index[np.where(product, rows, 0)], -1)
+            result[index >= 0] = self._large[index[index >= 0]]
+        if self._phone is not None:
+            result[phone] = self._phone.pixels[(rows[phone] - self.num_products) % self._num_phone]
+        if self._nothing is not None:
+            result[nothing] = self._nothing[rows[nothing] - self._first_nothing]
+        return result
 
     def targets(self, indices: npt.NDArray[np.int64]) -> Targets:
-        """What these products are to teach, for sums over a batch that other processes see parts of."""
-        rows = torch.as_tensor(indices)
+        """What these rows are to teach."""
+        rows = np.asarray(indices)
+        product = torch.from_numpy(rows < self.num_products)
+        own = torch.from_numpy(np.where(rows < self.num_products, rows, 0))
+        labels = torch.where(product[:, None], self._labels[own], IGNORED)
+        longest = max(1, int((labels != IGNORED).sum(dim=1).max()))
+        auxiliary = {name: torch.where(product, ids[own], IGNORED) for name, ids in self._auxiliary.items()}
+        queries = torch.where(product, self._queries[own], IGNORED)
+        queries[torch.from_numpy(rows >= self._first_nothing)] = NO_PRODUCT
+        types = torch.zeros((len(rows), self._phone_types.shape[1]), dtype=torch.bool)
+        query_sets = torch.zeros((len(rows), self._num_queries), dtype=torch.bool)
+        phone = self.is_phone(rows)
+        if phone.any():
+            which = torch.from_numpy((rows[phone] - self.num_products) % self._num_phone)
+            types[torch.from_numpy(phone)] = self._phone_types[which]
+            query_sets[torch.from_numpy(phone)] = self._phone_queries[which]
+        soft_tokens, soft_weights, soft_queries = self._soft(rows, labels.shape[1])
         return Targets(
-            self._labels[rows], self._in_query[rows], {name: ids[rows] for name, ids in self._auxiliary.items()}
+            labels[:, :longest],
+            self._in_query[own, :longest] & product[:, None],
+            auxiliary,
+            types,
+            queries,
+            query_sets,
+            soft_tokens[:, :longest],
+            soft_weights[:, :longest],
+            soft_queries,
         )
 
+    def _soft(self, rows: npt.NDArray[np.int64], length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        queries = torch.zeros((len(rows), self._num_queries))
+        if self._neighbours is None:
+            return torch.zeros((len(rows), length, 1), dtype=torch.int64), torch.zeros((len(rows), length, 1)), queries
+        product = rows < self.num_products
+        own = np.where(product, rows, 0)
+        weights = torch.from_numpy(self._neighbours.weights[own]).float() * torch.from_numpy(product)[:, None, None]
+        ids = torch.from_numpy(self._neighbours.query_ids[own]).long()
+        of_ids = torch.from_numpy(self._neighbours.query_weights[own]).float() * torch.from_numpy(product)[:, None]
+        if self._num_queries:
+            queries.scatter_add_(1, ids.clamp(min=0), of_ids * (ids >= 0))
+            queries = (
+                queries / queries.sum(dim=1, keepdim=True).clamp(min=1e-6) * (queries.sum(dim=1, keepdim=True) > 0)
+            )
+        return torch.from_numpy(self._neighbours.tokens[own]).long(), weights, queries
+
     def training_rows(self, step: int, batch_size: int, seed: int) -> npt.NDArray[np.int64]:
-        """Which products optimiser step `step` sees: each epoch all of them, in another order."""
+        """Which rows optimiser step `step` sees: each epoch all of them, in another order."""
         epoch, position = divmod(step, self.steps_per_epoch(batch_size))
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
         return order[position * batch_size : (position + 1) * batch_size].numpy()
@@ -160,9 +315,58 @@ class CaptionDataset:
         """
         rows = np.array_split(self.training_rows(step, batch_size, seed), parts)[part]
         generator = torch.Generator().manual_seed(seed * 7_919 + 2_000_000_011 + step + part * 49_979_687)
-        batch = self.batch(rows)
-        return dataclasses.replace(batch, pixels=augment(batch.pixels, generator))
+        # Every other epoch shows the larger files, so that the encoder learns both sharp and blurred products.
+        large = (step // self.steps_per_epoch(batch_size)) % 2 == 1
+        pixels = torch.from_numpy(self._photos(rows, large=large)).permute(0, 3, 1, 2).float()
+        return Batch(self._augmented(pixels, rows, large, generator), self.targets(rows))
+
+    def _augmented(
+        self, pixels: torch.Tensor, rows: npt.NDArray[np.int64], large: bool, generator: torch.Generator
+    ) -> torch.Tensor:
+        product = rows < self.num_products
+        fine = ~product
+        if not self._half_size:
+            fine[:] = True
+        elif large:
+            fine |= self._large_index[np.where(product, rows, 0)] >= 0
+        result = torch.empty_like(pixels)
+        grounds = self._grounds(generator)
+        for chosen, halved in ((fine & product, False), (~fine & product, True)):
+            if chosen.any():
+                where = torch.from_numpy(chosen)
+                photos = functional.avg_pool2d(pixels[where], 2) if halved else pixels[where]
+                photos = augment(photos, generator, grounds)
+                if halved:
+                    photos = functional.interpolate(photos, scale_factor=2, mode="bicubic").clamp(0, 255)
+                result[where] = photos
+        if (~product).any():
+            where = torch.from_numpy(~product)
+            result[where] = augment_street(pixels[where], generator)
+        return result
+
+    def _grounds(self, generator: torch.Generator) -> torch.Tensor | None:
+        """A few phone photos, whose corners are floors, walls and beds; float32 [n, 3, height, width]."""
+        if self._phone is None:
+            return None
+        which = torch.randint(self._num_phone, (8,), generator=generator).numpy()
+        return torch.from_numpy(self._phone.pixels[which]).permute(0, 3, 1, 2).float()
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """The last, smaller batch is left out: its few photos come in another place next epoch."""
         return max(1, len(self) // batch_size)
+
+
+def phone_sets(
+    phone: PhonePhotoSet | None, classes: AuxiliaryClasses, queries: QueryClasses | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What each phone photo may be: articleTypes, bool [n, types], and query classes, bool [n, Q]."""
+    photos = [] if phone is None else phone.photos
+    values = classes.values.get("article_type", [])
+    types = torch.zeros((len(photos), len(values)), dtype=torch.bool)
+    sets = torch.zeros((len(photos), 0 if queries is None else len(queries)), dtype=torch.bool)
+    for row, photo in enumerate(photos):
+        for i, value in enumerate(values):
+            types[row, i] = value in photo.garment.types
+        if queries is not None:
+            sets[row, queries.ending_with(photo.garment.words)] = True
+    return types, sets

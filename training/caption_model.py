@@ -1,21 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """The captioner as Hugging Face sees it: a ViT encoder and a GPT-2 decoder with cross-attention.
 
-Two encoders: the plain `ViTModel` of the paper, and `ConvStemViTModel`, the same transformer behind a few small
-convolutions instead of one large patch projection. Importing this module registers the second with `AutoModel`, so that
-`VisionEncoderDecoderModel.from_pretrained` reads both. Knows nothing about data, optimisers or files.
+Three encoders: the plain `ViTModel` of the paper; `ConvStemViTModel`, the same transformer behind a few small
+convolutions instead of one large patch projection; and `HybridViTModel`, behind a pretrained EfficientNet-Lite0 with a
+small convolutional stem beside it. Importing this module registers the last two with `AutoModel`, so that
+`VisionEncoderDecoderModel.from_pretrained` reads all three. Knows nothing about data, optimisers or files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import AutoConfig, AutoModel, VisionEncoderDecoderModel, ViTConfig, ViTModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.vit.modeling_vit import ViTEmbeddings
+
+from training import efficientnet_lite
+from training.efficientnet_lite import EfficientNetLite0
 
 
 class ConvStemViTConfig(ViTConfig):
@@ -107,12 +113,107 @@ class ConvStemViTModel(ViTModel):
         self.post_init()
 
 
+class HybridViTConfig(ConvStemViTConfig):
+    """`ConvStemViTConfig` for an encoder behind EfficientNet-Lite0.
+
+    `stem_channels` are those of the convolutional stem beside it, which reads the photo at half its size: ImageNet
+    features hardly tell colours apart. `num_queries` is the number of classes of the query head; 0: there is none.
+    """
+
+    model_type = "hybrid-vit"
+
+    def __init__(self, num_queries: int = 0, **kwargs):
+        self.num_queries = num_queries
+        super().__init__(**kwargs)
+
+
+class HybridStem(nn.Module):
+    """Features of EfficientNet-Lite0 and of a small stem, side by side, projected to the transformer's width.
+
+    Both have one position for 32 x 32 pixels, rounded up: 6 x 5 for a photo of 192 x 144.
+    """
+
+    def __init__(self, config: HybridViTConfig):
+        super().__init__()
+        height, width = config.image_size
+        if 2 ** (len(config.stem_channels) + 1) != efficientnet_lite.STRIDE:
+            raise ValueError(
+                f"a stem of {len(config.stem_channels)} stages has another stride than the trunk: it needs 4 stages"
+            )
+        rows, columns = (-(-size // efficientnet_lite.STRIDE) for size in (height, width))
+        self.num_patches = rows * columns
+        self.trunk = EfficientNetLite0()
+        stages: list[nn.Module] = []
+        channels = config.num_channels
+        for stage_channels in config.stem_channels:
+            stages.append(_convolution(channels, stage_channels, stride=2))
+            channels = stage_channels
+        self.stages = nn.Sequential(*stages)
+        # `ViTModel.forward` reads the dtype it expects from a layer of this name.
+        self.projection = nn.Conv2d(efficientnet_lite.FEATURE_CHANNELS + channels, config.hidden_size, kernel_size=1)
+        self.num_frozen_blocks = len(self.trunk.blocks)  # of the trunk, its first ones; its stem is frozen with them
+
+    def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        """[B, 3, height, width] -> [B, num_patches, D]."""
+        if interpolate_pos_encoding:
+            raise ValueError("the stem's positions are fixed: interpolate_pos_encoding is not supported")
+        features = torch.cat([self._trunk_features(pixel_values), self.stem_features(pixel_values)], dim=1)
+        return self.projection(features).flatten(2).transpose(1, 2)
+
+    def stem_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """[B, 3, height, width] -> [B, last of stem_channels, rows, columns]."""
+        halved = functional.avg_pool2d(pixel_values, 2)
+        if not self.training:
+            return self.stages(halved)
+        # oneDNN's gradient of a strided 3x3 kernel takes up to 100 times as long in bfloat16 (training/LOG.md).
+        with torch.autocast(halved.device.type, enabled=False):
+            return self.stages(halved.float())
+
+    def _trunk_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """[B, 3, height, width] -> [B, 320, rows, columns]; the frozen part keeps nothing for a backward pass."""
+        frozen = self.num_frozen_blocks if self.training else 0
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            features = self.trunk.stem(pixel_values)
+            for block in self.trunk.blocks[:frozen]:
+                features = block(features)
+        for block in self.trunk.blocks[frozen:]:
+            features = block(features)
+        return features
+
+
+class HybridViTEmbeddings(ConvStemViTEmbeddings):
+    """Patches from a `HybridStem`."""
+
+    def __init__(self, config: HybridViTConfig):
+        # `ViTEmbeddings` counts its positions by a projection of its own, which has to fit the size.
+        super(ConvStemViTEmbeddings, self).__init__(config)
+        self.patch_embeddings = HybridStem(config)
+        self.patch_dropout = config.patch_dropout
+        positions = self.patch_embeddings.num_patches + 1
+        self.position_embeddings = nn.Parameter(torch.randn(1, positions, config.hidden_size) * 0.02)
+
+
+class HybridViTModel(ViTModel):
+    """`ViTModel` behind a `HybridStem`, with a linear head that names the query from the embedding."""
+
+    config_class = HybridViTConfig
+
+    def __init__(self, config: HybridViTConfig, add_pooling_layer: bool = False, **kwargs):
+        super().__init__(config, add_pooling_layer=False, **kwargs)
+        self.embeddings = HybridViTEmbeddings(config)
+        if config.num_queries:
+            self.query_head = nn.Linear(config.hidden_size, config.num_queries)
+        self.post_init()
+
+
 AutoConfig.register(ConvStemViTConfig.model_type, ConvStemViTConfig)
 AutoModel.register(ConvStemViTConfig, ConvStemViTModel)
+AutoConfig.register(HybridViTConfig.model_type, HybridViTConfig)
+AutoModel.register(HybridViTConfig, HybridViTModel)
 
 
 @torch.no_grad()
-def refresh_batch_statistics(stem: ConvStem, batches: Iterable[torch.Tensor]) -> None:
+def refresh_batch_statistics(stem: ConvStem | HybridStem, batches: Iterable[torch.Tensor]) -> None:
     """Measure the stem's BatchNorm statistics over `batches` of photos, float [B, 3, height, width] in 0 to 255.
 
     While weights still move fast, running averages lag behind them, and evaluation with them is far off (seen here:
@@ -127,7 +228,8 @@ def refresh_batch_statistics(stem: ConvStem, batches: Iterable[torch.Tensor]) ->
     was_training = stem.training
     stem.train()
     for pixels in batches:
-        stem.stages(normalise(pixels))
+        normalised = normalise(pixels)
+        stem.stem_features(normalised) if isinstance(stem, HybridStem) else stem.stages(normalised)
     stem.train(was_training)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
@@ -138,28 +240,87 @@ def embedding_of(hidden_states: torch.Tensor) -> torch.Tensor:
     return hidden_states.mean(dim=1)
 
 
-class CaptionerInTraining(nn.Module):
-    """The captioner and the linear heads that teach its encoder to name garment, colour and wearer.
+class TitleEncoder(nn.Module):
+    """Titles -> embeddings in the space of the photos: the mean of their tokens' vectors through two layers.
 
-    The heads read the embedding, so that photos of one kind and colour end up near each other; they are not part of
-    the checkpoint's captioner and are never served.
+    Word order does not matter, so a title says the same whichever way a shop orders its words.
     """
 
-    def __init__(self, captioner: VisionEncoderDecoderModel, classes_per_label: dict[str, int]):
+    def __init__(self, vocab_size: int, width: int):
+        super().__init__()
+        self.tokens = nn.Embedding(vocab_size, width)
+        self.layers = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        nn.init.normal_(self.tokens.weight, std=0.1)
+
+    def forward(self, tokens: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Tokens int64 [B, T'], weights float [B, T'] (0 where there is none) -> float [B, D], L2-normalised."""
+        summed = (self.tokens(tokens) * weights.unsqueeze(-1)).sum(dim=1)
+        mean = summed / weights.sum(dim=1, keepdim=True).clamp(min=1.0)
+        return functional.normalize(self.layers(mean), dim=-1)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a `CaptionerInTraining` says of a batch.
+
+    Attributes:
+        logits: of the next token, float [B, T', vocabulary].
+        labels: auxiliary label -> logits, float [B, classes].
+        queries: logits of the query classes, float [B, Q]; None where the encoder has no query head.
+        embedding: what photos are compared by, float [B, D].
+    """
+
+    logits: torch.Tensor
+    labels: dict[str, torch.Tensor]
+    queries: torch.Tensor | None
+    embedding: torch.Tensor
+
+
+class CaptionerInTraining(nn.Module):
+    """The captioner and what teaches its encoder beside the captions.
+
+    Linear heads on the embedding name garment, colour and wearer, so that photos of one kind and colour end up near
+    each other; a title encoder draws photo and name together. Neither is part of the captioner, but both are saved
+    beside it.
+    """
+
+    def __init__(
+        self, captioner: VisionEncoderDecoderModel, classes_per_label: dict[str, int], *, with_titles: bool = False
+    ):
         super().__init__()
         self.captioner = captioner
         width = captioner.config.encoder.hidden_size
         self.heads = nn.ModuleDict({label: nn.Linear(width, count) for label, count in classes_per_label.items()})
+        self.titles = TitleEncoder(captioner.config.decoder.vocab_size, width) if with_titles else None
+        self.title_scale = nn.Parameter(torch.tensor(2.7)) if with_titles else None  # log of the inverse temperature
 
-    def forward(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """float [B, 3, height, width] in 0 to 255, int64 [B, T'] -> token logits [B, T', vocabulary], logits per label.
+    def forward(
+        self,
+        pixels: torch.Tensor,
+        labels: torch.Tensor,
+        inputs: torch.Tensor | None = None,
+        choose_labels: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> Predictions:
+        """Predict the labels' tokens and classes.
 
-        T' is the length of the labels: the decoder reads BOS and all of them but the last.
+        Args:
+            pixels: float [B, 3, height, width], 0 to 255.
+            labels: int64 [B, T'], the tokens to be predicted.
+            inputs: int64 [B, T'], what the decoder reads; None: BOS and all labels but the last.
+            choose_labels: called with the query logits; returns the decoder's inputs, int64 [B, T'].
         """
         hidden = self.captioner.encoder(pixel_values=normalise(pixels)).last_hidden_state
-        logits = self.captioner(encoder_outputs=BaseModelOutput(last_hidden_state=hidden), labels=labels).logits
         embedding = embedding_of(hidden)
-        return logits, {label: head(embedding) for label, head in self.heads.items()}
+        query_head = getattr(self.captioner.encoder, "query_head", None)
+        queries = None if query_head is None else query_head(embedding)
+        if choose_labels is not None and queries is not None:
+            inputs = choose_labels(queries.detach().float())
+        encoded = BaseModelOutput(last_hidden_state=hidden)
+        if inputs is None:
+            logits = self.captioner(encoder_outputs=encoded, labels=labels).logits
+        else:
+            logits = self.captioner(encoder_outputs=encoded, decoder_input_ids=inputs).logits
+        return Predictions(logits, {name: head(embedding) for name, head in self.heads.items()}, queries, embedding)
 
 
 def normalise(pixels: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,8 @@
 config.json, generation_config.json, model.safetensors (FP16)   the captioner
 tokenizer.json, tokenizer_config.json, special_tokens_map.json  its tokenizer
 auxiliary_heads.safetensors, auxiliary_classes.json             what names type, colour and wearer (FP32)
+query_classes.json, query_captions.json                         what the query head can say, where there is one
+title_encoder.safetensors                                       titles -> embeddings of photos (FP16), where trained
 training.json                                                   preset, arguments, versions, best epoch
 history.csv, history.md                                         one row per epoch (Table I of the paper)
 loss.png, perplexity.png                                        the same over epochs (its figures 2 and 3)
@@ -31,9 +33,12 @@ from training.captioning import CLASSES_FILE, HEADS_FILE
 from training.curves import plot_curve
 from training.trainer import Trainer
 
+TITLES_FILE = "title_encoder.safetensors"
 HISTORY_FILE = "history.csv"
-HISTORY_COLUMNS = ("epoch", "training_loss", "training_perplexity", "validation_loss", "validation_perplexity",
-                   "article_type_accuracy", "colour_accuracy", "minutes")  # fmt: skip
+HISTORY_COLUMNS = (
+    "epoch", "training_loss", "training_perplexity", "validation_loss", "validation_perplexity",
+    "article_type_accuracy", "colour_accuracy", "query_accuracy", "phone_accuracy", "minutes",
+)  # fmt: skip
 
 
 def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
@@ -106,6 +111,11 @@ def _save_captioner(trainer: Trainer, folder: Path) -> None:
     # between processes.
     copy.deepcopy(trainer.model.captioner).half().save_pretrained(folder)
     trainer.tokenizer.save_pretrained(folder)
+    if trainer.queries is not None:
+        trainer.queries.save(folder)
+    if trainer.model.titles is not None:
+        titles = {name: value.half().contiguous() for name, value in trainer.model.titles.state_dict().items()}
+        save_file(titles, folder / TITLES_FILE)
 
 
 def _save_heads(trainer: Trainer, folder: Path) -> None:
@@ -122,7 +132,7 @@ def write_history(history: Sequence[Mapping[str, float]], folder: Path) -> None:
     with (folder / HISTORY_FILE).open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, HISTORY_COLUMNS)
         writer.writeheader()
-        writer.writerows({key: f"{row[key]:.5g}" for key in HISTORY_COLUMNS} for row in history)
+        writer.writerows({key: f"{row[key]:.5g}" if key in row else "" for key in HISTORY_COLUMNS} for row in history)
     (folder / "history.md").write_text(history_table(history), encoding="utf-8")
     for quantity in ("loss", "perplexity"):
         plot_curve(history, quantity, folder / f"{quantity}.png")

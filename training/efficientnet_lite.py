@@ -53,7 +53,7 @@ class FrozenNormConv2d(nn.Module):
     """A convolution and the BatchNorm behind it, whose statistics stay what they were when ImageNet was learned.
 
     A BatchNorm with fixed statistics multiplies each channel by a number and adds another, so `scale` multiplies the
-    kernels instead of the pixels: the same result without a pass over the features. Kernels, scale and bias are trained.
+    kernels instead of the pixels: the same result without a pass over the features. All three tensors are trained.
 
     The padding is TensorFlow's "SAME": ceil(size / stride) positions, the odd pixel at the bottom and at the right. It
     follows from the input's size when the module runs; an exported graph holds it as a constant.

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good a checkpoint is: `python -m training.evaluate --checkpoint DIR --data DIR [--split all] [--json]`.
+"""How good a checkpoint is: `python -m training.evaluate --checkpoint DIR --data DIR [--phone DIR] [--json]`.
 
 Prints every figure of the model card: perplexity of the raw names, words, labels and likeness of the greedy captions as
 served, beside the true names' own figures (ceiling) and captions without a captioner (baselines); determinism and
-robustness. What takes minutes can be skipped. Bars go to stderr; with --json stdout is one JSON object.
+robustness. `--phone` adds how often the garment on phone photos is named, how reliable the probabilities of the query's
+words are, and how well pictures without a product are told from photos of one. What takes minutes can be skipped.
+Progress bars go to stderr; with --json stdout is one JSON object.
 """
 
 from __future__ import annotations
@@ -25,12 +27,14 @@ from captioner.query import QUERY_WORDS, words_of
 from training.baselines import most_frequent_pair, nearest_names, pixel_features, unit_length
 from training.caption_metrics import caption_metrics
 from training.caption_model import embedding_of
-from training.captioning import CheckpointCaptioner, CheckpointError
+from training.captioning import CheckpointCaptioner, CheckpointError, DescribedPhotos
 from training.determinism import measure_determinism
 from training.evaluation_table import table
 from training.label_words import label_accuracy
 from training.new_captioner import gpt2_files_beside
 from training.perplexity import Gpt2Bpe, Gpt2FilesError, Perplexity, PerplexityMeter
+from training.phone_evaluation import phone_figures, write_pictures
+from training.phone_photos import load_phone_photos
 from training.prepare_data import DataError, Product, ProductSet, is_validation, load_products
 from training.product_files import open_files, read_photo
 from training.robustness import measure_robustness
@@ -60,37 +64,63 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--robustness-photos", type=int, default=ROBUSTNESS_PHOTOS, help="degrade the first N products of the split"
     )
+    parser.add_argument(
+        "--phone", type=Path, metavar="DIR", help="phone photos with images.csv: measure their validation senders, too"
+    )
+    parser.add_argument("--phone-limit", type=int, help="use only the first N phone photos of those senders")
+    parser.add_argument(
+        "--pictures", type=Path, metavar="DIR", help="with --phone: write confusion and reliability as pictures there"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(arguments)
-    for flag in ("limit", "training_limit", "robustness_photos"):
+    for flag in ("limit", "training_limit", "robustness_photos", "phone_limit"):
         value = getattr(args, flag)
         if value is not None and value < 1:
             parser.error(f"--{flag.replace('_', '-')} is {value}: give at least 1")
+    if args.pictures is not None and args.phone is None:
+        parser.error("--pictures needs --phone")
     return args
 
 
-@dataclass(frozen=True)
-class Described:
-    """What one pass over the photos gives."""
+@dataclass(frozen=True, eq=False)
+class Described(DescribedPhotos):
+    """What one pass over the photos gives, their true names being known."""
 
-    captions: list[str]
-    embeddings: npt.NDArray[np.float32]  # [n, D]
     perplexity: Perplexity
 
 
-def describe(captioner: CheckpointCaptioner, data: ProductSet, gpt2: Gpt2Bpe | None) -> Described:
-    """Caption, embed and score all photos, each encoded once."""
+def describe(
+    captioner: CheckpointCaptioner, data: ProductSet, gpt2: Gpt2Bpe | None, *, with_probabilities: bool
+) -> Described:
+    """Caption, embed and score all photos, each encoded once.
+
+    Args:
+        captioner: reads the photos.
+        data: n photos with their true names.
+        gpt2: for the perplexity per GPT-2 token; None leaves that out.
+        with_probabilities: also ask for those of the captions' words and of the queries; without it there are none.
+
+    Returns:
+        What the captioner says of the n photos.
+    """
     meter = PerplexityMeter(captioner.tokenizer, gpt2)
     captions: list[str] = []
-    embeddings: list[npt.NDArray[np.float32]] = []
+    words: list[list[tuple[str, float]]] = []
+    embeddings, queries = [], []
     for start, stop in captioner.batches(len(data), progress="captions"):
         hidden = captioner.encode(data.pixels[start:stop])
         names = [product.name for product in data.products[start:stop]]
         labels = captioner.labels(names)
         meter.add(captioner.logits(hidden, labels).log_softmax(dim=-1), labels, names)
-        captions += captioner.greedy(hidden)
+        greedy = captioner.greedy(hidden)
+        captions += greedy
         embeddings.append(embedding_of(hidden).numpy())
-    return Described(captions, np.concatenate(embeddings), meter.result())
+        if with_probabilities:
+            words += captioner.word_probabilities(hidden, greedy)
+        if with_probabilities and captioner.query_head is not None:
+            queries.append(captioner.query_log_probabilities(hidden).numpy())
+    log_probabilities = np.concatenate(queries) if queries else None
+    return Described(captions, words, np.concatenate(embeddings), log_probabilities, meter.result())
 
 
 def caption_figures(captions: Sequence[str], products: Sequence[Product]) -> dict[str, float]:
@@ -203,7 +233,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         limit=args.limit,
         only=lambda product: args.split == "all" or is_validation(product.name),
     )
-    described = describe(captioner, data, gpt2)
+    described = describe(captioner, data, gpt2, with_probabilities=args.phone is not None)
     notes = [f"{part}: skipped" for part in args.skip]
     if gpt2 is None:
         notes.append("perplexity per GPT-2 token: no --gpt2-tokenizer given and none beside the data")
@@ -232,6 +262,20 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         with open_files(args.data) as files:
             accuracies = measure_robustness(captioner, products, lambda product: read_photo(files, product.id)[1])
         figures["robustness"] = {"n": len(products), "accuracies": accuracies}
+    if args.phone is not None:
+        phone = load_phone_photos(
+            args.phone,
+            height=captioner.height,
+            width=captioner.width,
+            fit=captioner.fit,
+            validation=True,
+            limit=args.phone_limit,
+        )
+        of_phone = phone_figures(captioner, phone, described, [product.name for product in data.products])
+        figures["notes"] += of_phone.pop("notes")
+        figures |= of_phone
+        if args.pictures is not None:
+            write_pictures(figures, args.pictures)
     figures["examples"] = examples(described.captions, data.products)
     return figures
 

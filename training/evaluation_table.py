@@ -27,6 +27,9 @@ def table(figures: Mapping[str, Any]) -> str:
         _baselines(figures),
         _robustness(figures),
         _determinism(figures),
+        *_phone(figures),
+        _calibration(figures),
+        _no_product(figures),
         _examples(figures),
     ]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
@@ -83,6 +86,70 @@ def _determinism(figures: Mapping[str, Any]) -> list[str]:
         f"determinism: {found['captions_equal']} of {found['captions_compared']} captions equal, batches of "
         f"{', '.join(map(str, found['batch_sizes']))}; logits differ by {found['largest_logit_difference']:.1e} at most"
     ]
+
+
+def _phone(figures: Mapping[str, Any]) -> list[list[str]]:
+    """Tables of the phone photos: overall, per label, and the confusion of garment words."""
+    if "phone" not in figures:
+        return []
+    phone = figures["phone"]
+    ways = [name for name in phone["named"] if ", " not in name]
+    overall = [
+        _row(f"{phone['n']} phone photos", ["named", "low", "high", "strictly", "low", "high"]),
+        *(
+            _row(way, [_number(part[key]) for part in parts for key in ("mean", "low", "high")])
+            for way in ways
+            for parts in [[phone["named"][way], phone["named"][f"{way}, strictly"]]]
+        ),
+        f"95 % intervals over {phone['senders']} senders; left out: {_counts(phone['left_out'])}",
+    ]
+    labels = [
+        _row("label (photos)", [way.removesuffix(" words").removesuffix(" head") for way in ways]),
+        *(_row(f"{label} ({row['n']})", [_number(row[way]) for way in ways]) for label, row in phone["labels"].items()),
+    ]
+    return [overall, labels, *(_confusion(name, one) for name, one in phone["confusion"].items())]
+
+
+def _confusion(source: str, confusion: Mapping[str, Any]) -> list[str]:
+    """One line a label: its garment words, the most frequent first."""
+    lines = [f"first word that names a garment, {source}:"]
+    for label, counts in zip(confusion["labels"], confusion["counts"], strict=True):
+        words = sorted(zip(counts, confusion["words"], strict=True), key=lambda pair: -pair[0])
+        lines.append(f"  {label:<12}" + ", ".join(f"{word} {count}" for count, word in words if count))
+    lines.append(f"texts without a garment word end in: {_counts(confusion['other_last_words'])}")
+    return lines
+
+
+def _calibration(figures: Mapping[str, Any]) -> list[str]:
+    if "calibration" not in figures:
+        return []
+    lines = [_row("reliability of words", ["n", "probability", "right", "ECE width", "ECE mass"])]
+    for source, rows in figures["calibration"].items():
+        lines.append(f"{source}:")
+        for name, row in rows.items():
+            if row:
+                keys = ("mean_probability", "accuracy", "ece_equal_width", "ece_equal_mass")
+                cells = [str(row["n"]), *(_number(row[key]) for key in keys)]
+                lines += [f"  {name}", _row("", cells)]
+    return lines
+
+
+def _no_product(figures: Mapping[str, Any]) -> list[str]:
+    if "no_product" not in figures:
+        return []
+    found = figures["no_product"]
+    scores = list(found["auroc"])
+    lines = [_row("no product", [f"{score[:8]} {part}" for score in scores for part in ("1/4", "1/2", "3/4")])]
+    for name, group in found["groups"].items():
+        cells = [_number(value) for score in scores for value in group[score].values()]
+        lines.append(_row(f"{name} ({group['n']})", cells))
+    for score, values in found["auroc"].items():
+        lines += [f"AUROC, {score}:", *(_row(f"  {name}", [_number(value)]) for name, value in values.items())]
+    return lines
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
 
 
 def _examples(figures: Mapping[str, Any]) -> list[str]:

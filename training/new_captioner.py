@@ -18,8 +18,9 @@ from transformers import (
 )
 
 from training.caption_dataset import train_tokenizer
-from training.caption_model import ConvStemViTConfig
+from training.caption_model import ConvStemViTConfig, HybridViTConfig
 from training.presets import Preset
+from training.pretrained import PretrainedError, load_trunk
 
 
 class SourceError(ValueError):
@@ -54,7 +55,9 @@ def new_tokenizer(preset: Preset, names: Sequence[str], source: str | Path | Non
     return train_tokenizer(names, preset.vocab_size) if source is None else gpt2_tokenizer(source)
 
 
-def random_captioner(preset: Preset, tokenizer: PreTrainedTokenizerFast) -> VisionEncoderDecoderModel:
+def random_captioner(
+    preset: Preset, tokenizer: PreTrainedTokenizerFast, num_queries: int = 0
+) -> VisionEncoderDecoderModel:
     """A captioner of random weights (torch's generator), in the shape the preset gives."""
     shape = {
         "image_size": (preset.image_height, preset.image_width),
@@ -66,11 +69,15 @@ def random_captioner(preset: Preset, tokenizer: PreTrainedTokenizerFast) -> Visi
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
     }
-    encoder = (
-        ConvStemViTConfig(stem_channels=preset.stem_channels, patch_dropout=preset.patch_dropout, **shape)
-        if preset.stem_channels
-        else ViTConfig(**shape)
-    )
+    encoder: ViTConfig
+    if preset.trunk is not None:
+        encoder = HybridViTConfig(
+            num_queries=num_queries, stem_channels=preset.stem_channels, patch_dropout=preset.patch_dropout, **shape
+        )
+    elif preset.stem_channels:
+        encoder = ConvStemViTConfig(stem_channels=preset.stem_channels, patch_dropout=preset.patch_dropout, **shape)
+    else:
+        encoder = ViTConfig(**shape)
     decoder = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=preset.max_tokens,
@@ -178,6 +185,9 @@ def new_captioner(
     names: Sequence[str],
     *,
     init_from: Path | None = None,
+    decoder_from: Path | None = None,
+    trunk: Path | None = None,
+    num_queries: int = 0,
     tokenizer_source: str | Path | None = None,
 ) -> tuple[VisionEncoderDecoderModel, PreTrainedTokenizerFast]:
     """What a run begins with.
@@ -185,6 +195,9 @@ def new_captioner(
     Args:
         names: of the training products, for a tokenizer of our own.
         init_from: a checkpoint of ours to go on from, tokenizer included.
+        decoder_from: a checkpoint of ours whose decoder and tokenizer to begin with, under a new encoder.
+        trunk: file that `training.pretrained` wrote; None: random weights there, too.
+        num_queries: classes of the query head.
         tokenizer_source: folder or hub name of GPT-2's tokenizer; None: one is trained on the names.
 
     Raises:
@@ -203,7 +216,28 @@ def new_captioner(
             "random weights (--from-scratch)"
         )
     else:
-        tokenizer = new_tokenizer(preset, names, tokenizer_source)
-        model = random_captioner(preset, tokenizer)
+        decoder = None
+        if decoder_from is None:
+            tokenizer = new_tokenizer(preset, names, tokenizer_source)
+        else:
+            decoder, tokenizer = captioner_of_checkpoint(decoder_from)
+        model = random_captioner(preset, tokenizer, num_queries)
+        if decoder is not None:
+            _take_decoder(model, decoder, str(decoder_from))
+        if trunk is not None and preset.trunk is not None:
+            try:
+                load_trunk(model.encoder.embeddings.patch_embeddings.trunk, trunk)
+            except PretrainedError as error:
+                raise SourceError(str(error)) from None
     complete(model, tokenizer, preset)
     return model, tokenizer
+
+
+def _take_decoder(model: VisionEncoderDecoderModel, source: VisionEncoderDecoderModel, name: str) -> None:
+    try:
+        model.decoder.load_state_dict(source.decoder.state_dict())
+    except RuntimeError as error:
+        raise SourceError(
+            f"the decoder of {name} has another shape than the preset's: give --decoder-from a checkpoint of the same "
+            "width, layers and heads"
+        ) from error

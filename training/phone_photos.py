@@ -108,7 +108,9 @@ GARMENTS: dict[str, Garment] = {
         ("churidar", "salwar", "patiala", "pyjamas"),
         ("Churidar", "Salwar", "Patiala"),
     ),
-    "Shorts": Garment(("shorts", "boxers", "bermudas"), ("Shorts", "Lounge Shorts", "Boxers"), ("capris",), ("Capris",)),
+    "Shorts": Garment(
+        ("shorts", "boxers", "bermudas"), ("Shorts", "Lounge Shorts", "Boxers"), ("capris",), ("Capris",)
+    ),
     "Shoes": Garment(
         ("shoes", "sneakers", "sandals", "heels", "flats", "boots", "slippers", "flops", "loafers", "floaters",
          "booties", "chappals", "clogs", "pumps", "wedges", "mules", "trainers"),
@@ -144,6 +146,10 @@ class PhonePhotoSet:
 
     def __len__(self) -> int:
         return len(self.photos)
+
+    def subset(self, indices: list[int]) -> PhonePhotoSet:
+        """The photos at these places."""
+        return PhonePhotoSet([self.photos[i] for i in indices], self.pixels[indices], self.skipped)
 
 
 def is_validation_sender(sender: str) -> bool:

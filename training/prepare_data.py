@@ -24,7 +24,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from captioner.model_contract import Fit
-from captioner.preprocessing import ImageError, ImageTooLargeError, decode_photo
+from captioner.preprocessing import ImageError, ImageTooLargeError, decode_photo, fit_photo, open_photo
 from training.product_files import DataError as DataError  # raised here, so caught from here
 from training.product_files import ProductFiles, UnreadableFileError, open_files, read_photo
 
@@ -243,6 +243,7 @@ def load_products(
     fit: Fit,
     limit: int | None = None,
     only: Callable[[Product], bool] = lambda product: True,
+    aspect: float | None = None,
     progress: bool = True,
 ) -> ProductSet:
     """Read and decode a set; photos become [height, width, 3].
@@ -251,6 +252,7 @@ def load_products(
         folder: a folder in a Kaggle layout, or a ZIP file of one.
         limit: use only the first `limit` usable rows.
         only: which products to read; sees listed names.
+        aspect: width / height that the photos had before somebody changed it; None: they have it still.
 
     Raises:
         DataError: the set is not in such a layout, or not one photo could be read.
@@ -268,7 +270,12 @@ def load_products(
                 break
             try:
                 _, data = read_photo(files, product.id)
-                pixels[len(products)] = decode_photo(data, height=height, width=width, fit=fit)
+                if aspect is None:
+                    pixels[len(products)] = decode_photo(data, height=height, width=width, fit=fit)
+                else:
+                    picture = open_photo(data)
+                    picture = picture.resize((round(picture.height * aspect), picture.height))
+                    pixels[len(products)] = fit_photo(picture, height=height, width=width, fit=fit)
             except FileNotFoundError:
                 skipped["no photo"] += 1
             except ImageTooLargeError:

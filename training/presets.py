@@ -8,10 +8,11 @@ from typing import Literal
 
 from captioner.model_contract import Fit
 
-Part = Literal["cross_attention", "decoder", "encoder"]
+Part = Literal["cross_attention", "decoder", "encoder", "trunk"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
-EVERYTHING: tuple[Part, ...] = ("cross_attention", "decoder", "encoder")
+EVERYTHING: tuple[Part, ...] = ("cross_attention", "decoder", "encoder", "trunk")
+ALL_BUT_TRUNK: tuple[Part, ...] = ("cross_attention", "decoder", "encoder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,7 @@ class Preset:
     # encoder and decoder
     encoder: str | None = None  # a pretrained ViT, of the hub or in a folder; None: random weights
     decoder: str | None = None  # a pretrained GPT-2 with its tokenizer, likewise
+    trunk: str | None = None  # "efficientnet-lite0": a pretrained convolutional network before the ViT layers
     patch_size: int  # pixels a side
     stem_channels: tuple[int, ...] = ()  # one convolution of stride 2 each, their product the patch; none: plain ViT
     hidden_size: int
@@ -47,12 +49,61 @@ class Preset:
     query_weight: float = 1.0  # of the loss of the last two words' tokens and EOS; the others' is 1
     auxiliary_weight: float = 0.0  # of the loss of each label (gender: a third of it) beside the caption's; 0: no heads
     sketches: int = 0  # drawn samples mixed into the training photos
+    trunk_rate: float = 1.0  # learning rate of the trunk, relative to that of the rest
+    frozen_trunk_blocks: int = 0  # of the trunk's blocks, the first that are never trained, and its stem with them
+    query_head_weight: float = 0.0  # of the loss of the query head; 0: there is none
+    soft_target_share: float = 0.0  # of the names of similar photos in the targets of decoder and query head
+    title_weight: float = 0.0  # of the contrastive loss between photos and names; 0: no title encoder
+    word_dropout: float = 0.0  # share of the decoder's input tokens that are hidden in training
+    phone_repeats: int = 0  # how often an epoch shows each phone photo
+    phone_caption_weight: float = 0.0  # of the loss of the phone photos' captions
+    no_product_pictures: int = 0  # pictures without a product that an epoch shows
     seed: int
 
 
-# Our default: from scratch, small enough to train and serve on two cores.
+# Our default: a ViT behind a pretrained EfficientNet-Lite0, small enough to train and serve on two cores.
 SMALL = Preset(
     name="small",
+    image_height=192,
+    image_width=144,
+    fit="trim",
+    trunk="efficientnet-lite0",
+    patch_size=32,
+    stem_channels=(24, 48, 96, 192),
+    hidden_size=256,
+    encoder_layers=2,
+    decoder_layers=4,
+    num_heads=4,
+    dropout=0.1,
+    vocab_size=4096,
+    max_tokens=24,  # 99.9 % of the names are that short
+    stages=(ALL_BUT_TRUNK, EVERYTHING),
+    epochs=6,
+    batch_size=64,
+    precision="bf16",
+    peak_learning_rate=5e-4,
+    warmup_share=0.05,
+    weight_decay=0.05,
+    max_gradient_norm=1.0,
+    patch_dropout=0.2,
+    query_weight=1.5,
+    auxiliary_weight=0.5,
+    sketches=300,
+    trunk_rate=0.2,
+    frozen_trunk_blocks=5,
+    query_head_weight=0.5,
+    soft_target_share=0.3,
+    title_weight=0.2,
+    word_dropout=0.1,
+    phone_repeats=3,
+    phone_caption_weight=0.3,
+    no_product_pictures=1500,
+    seed=17,
+)
+
+# The same without a pretrained part: random weights, a stem of convolutions, photos of 80 x 64 pixels.
+SCRATCH = Preset(
+    name="scratch",
     image_height=80,
     image_width=64,
     fit="pad",
@@ -64,7 +115,7 @@ SMALL = Preset(
     num_heads=4,
     dropout=0.1,
     vocab_size=4096,
-    max_tokens=24,  # 99.9 % of the names are that short
+    max_tokens=24,
     stages=(EVERYTHING,),
     epochs=12,
     batch_size=64,
@@ -107,4 +158,4 @@ PAPER = Preset(
     seed=17,
 )
 
-PRESETS = {preset.name: preset for preset in (SMALL, PAPER)}
+PRESETS = {preset.name: preset for preset in (SMALL, SCRATCH, PAPER)}

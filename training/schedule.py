@@ -33,10 +33,12 @@ def part_of(name: str) -> Part | None:
     """Which part a parameter of `CaptionerInTraining` belongs to, by its name; None for what is never trained.
 
     The projection between encoder and decoder, where there is one, belongs to the cross-attention that reads it. The
-    heads belong to the encoder they teach. The encoder's pooler is no part of a caption.
+    heads and the title encoder belong to the encoder they teach. The encoder's pooler is no part of a caption.
     """
     if ".pooler." in name:
         return None
+    if ".trunk." in name:
+        return "trunk"
     if ".crossattention." in name or ".ln_cross_attn." in name or ".enc_to_dec_proj." in name:
         return "cross_attention"
     return "decoder" if ".decoder." in name else "encoder"

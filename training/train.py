@@ -14,24 +14,34 @@ import contextlib
 import dataclasses
 import hashlib
 import math
+import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import transformers
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
 
+from training.caption_dataset import OtherPhotos, tokenize
 from training.checkpoint import save_checkpoint
+from training.neighbour_names import NeighbourNames, neighbour_names
 from training.new_captioner import SourceError, gpt2_files_beside, new_captioner
-from training.prepare_data import DataError, load_products
+from training.no_product_pictures import no_product_pictures
+from training.phone_photos import load_phone_photos
+from training.prepare_data import DataError, ProductSet, load_products
 from training.presets import PRESETS, Preset
+from training.pretrained import DEFAULT_FILE
 from training.processes import Processes, processes_of_this_run
 from training.product_names import NAME_RULES
+from training.query_classes import QueryClasses, QueryClassesError
 from training.schedule import parts_that_move
-from training.trainer import BatchError, DivergedError, StateError, Trainer
+from training.similar_photos import similarity_features
+from training.trainer import BatchError, DivergedError, StateError, Trainer, TrainingExtras
 
 INTERRUPTED = 130  # exit code, as of a program that SIGINT ended
 
@@ -47,6 +57,8 @@ def parse_args() -> argparse.Namespace:
     data.add_argument(
         "--data", type=Path, required=True, help="Kaggle folder, or its packed form (training.packed_data)"
     )
+    data.add_argument("--large", type=Path, help="the same products in files with more pixels, squashed to a square")
+    data.add_argument("--phone", type=Path, help="folder of phone photos: images/ and images.csv")
     data.add_argument("--limit", type=int, help="use only the first N products")
     data.add_argument("--names", choices=sorted(NAME_RULES), default="raw", help="rule the captions are cleaned by")
     begin = parser.add_argument_group("what to begin with")
@@ -58,12 +70,18 @@ def parse_args() -> argparse.Namespace:
     begin.add_argument("--decoder", help="pretrained GPT-2, likewise")
     begin.add_argument("--gpt2-tokenizer", type=Path, help="folder with GPT-2's vocab.json and merges.txt")
     begin.add_argument("--init-from", type=Path, help="checkpoint of ours whose weights and tokenizer to begin with")
+    begin.add_argument("--decoder-from", type=Path, help="checkpoint of ours whose decoder and tokenizer to begin with")
+    begin.add_argument("--trunk", type=Path, help=f"file of `python -m training.pretrained` (default: {DEFAULT_FILE})")
+    begin.add_argument(
+        "--teacher", type=Path, help="checkpoint of ours whose embeddings also say which photos are alike"
+    )
     run = parser.add_argument_group("the run; each but --restart and --stop-after instead of the preset's")
     run.add_argument("--epochs", type=int)
     run.add_argument("--batch-size", type=int, help="photos per optimiser step, over all processes")
     run.add_argument("--accumulation", type=int, help="micro-batches per optimiser step and process")
     run.add_argument("--precision", choices=("bf16", "fp16", "fp32"))
     run.add_argument("--learning-rate", type=float, help="the peak")
+    run.add_argument("--seed", type=int)
     run.add_argument("--restart", action="store_true", help="forget a saved state and replace what is in OUTPUT")
     run.add_argument("--stop-after", type=int, help="stop after this step of the whole run, as Ctrl-C would")
     output = parser.add_argument_group("output")
@@ -80,7 +98,8 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"--learning-rate is {args.learning_rate}: it must be between 0 and 1")
     if args.from_scratch and (args.encoder or args.decoder):
         parser.error("--from-scratch takes random weights: leave out --encoder and --decoder")
-    if args.init_from and (args.from_scratch or args.encoder or args.decoder or args.gpt2_tokenizer):
+    begun = args.from_scratch or args.encoder or args.decoder or args.gpt2_tokenizer or args.decoder_from or args.trunk
+    if args.init_from and begun:
         parser.error("--init-from brings weights and tokenizer: leave out the other flags of what to begin with")
     args.output = args.output or Path(f".run/training/fashion-{args.preset}")
     return args
@@ -95,6 +114,7 @@ def preset_of(args: argparse.Namespace) -> Preset:
         "accumulation": args.accumulation,
         "precision": args.precision,
         "peak_learning_rate": args.learning_rate,
+        "seed": args.seed,
         "encoder": args.encoder,
         "decoder": args.decoder,
     }
@@ -217,6 +237,9 @@ def end_epoch(trainer: Trainer) -> None:
         if len(trainer.model.heads)
         else ""
     )
+    for name, label in (("query_accuracy", "query"), ("phone_accuracy", "phone photos")):
+        if name in row:
+            heads += f", {label} {row[name]:.1%}"
     tell(
         trainer.processes,
         f"epoch {row['epoch']:.0f} ({moved}): training {loss:.4f}, validation {row['validation_loss']:.4f} "
@@ -234,11 +257,99 @@ class OutputError(ValueError):
     """Another run's checkpoint would be replaced."""
 
 
-def origin_of(preset: Preset, init_from: Path | None) -> str:
-    """What a run begins with, as text: a hash of a checkpoint's weights, names of pretrained ones, or "random"."""
-    if init_from is not None and (init_from / "model.safetensors").is_file():
-        return hashlib.sha256((init_from / "model.safetensors").read_bytes()).hexdigest()
-    return "random" if preset.encoder is None else f"{preset.encoder}, {preset.decoder}"
+def origin_of(preset: Preset, args: argparse.Namespace, trunk: Path | None) -> str:
+    """What a run begins with, as text: hashes of weights of ours, names of pretrained ones, or "random"."""
+    parts = [] if preset.encoder is None else [f"{preset.encoder}, {preset.decoder}"]
+    for file in (
+        args.init_from and args.init_from / "model.safetensors",
+        args.decoder_from and args.decoder_from / "model.safetensors",
+        trunk,
+    ):
+        if file is not None and file.is_file():
+            parts.append(hashlib.sha256(file.read_bytes()).hexdigest())
+    return ", ".join(parts) or "random"
+
+
+def query_classes_of(preset: Preset, names: Sequence[str], init_from: Path | None) -> QueryClasses | None:
+    """The query head's classes: the checkpoint's that the run goes on from, or the names'."""
+    if not preset.query_head_weight:
+        return None
+    return QueryClasses.from_names(names) if init_from is None else QueryClasses.load(init_from)
+
+
+def load_extras(
+    args: argparse.Namespace,
+    preset: Preset,
+    training: ProductSet,
+    queries: QueryClasses | None,
+    tokenizer: PreTrainedTokenizerFast,
+    trunk: Path | None,
+    state: Path,
+    processes: Processes,
+) -> TrainingExtras:
+    """Everything to train on beside the products.
+
+    Raises:
+        DataError: a folder is not what its flag says.
+    """
+    shape = {"height": preset.image_height, "width": preset.image_width, "fit": preset.fit}
+    progress = processes.is_main
+    phone = phone_validation = large = large_rows = nothing = neighbours = None
+    if args.phone is not None:
+        phone = load_phone_photos(args.phone, validation=False, progress=progress, **shape)
+        phone_validation = load_phone_photos(args.phone, validation=True, progress=progress, **shape)
+        tell(processes, f"{len(phone)} training and {len(phone_validation)} validation phone photos")
+    if args.large is not None:
+        rows = {product.id: row for row, product in enumerate(training.products)}
+        again = load_products(
+            args.large, only=lambda product: product.id in rows, aspect=3 / 4, progress=progress, **shape
+        )
+        large, large_rows = again.pixels, np.array([rows[product.id] for product in again.products])
+    if preset.no_product_pictures and queries is not None:
+        known = training.pixels[: 4 * preset.no_product_pictures]
+        if phone is not None:
+            known = np.concatenate([phone.pixels, known])
+        nothing = no_product_pictures(
+            preset.no_product_pictures, preset.seed, preset.image_height, preset.image_width, known
+        )
+    if preset.soft_target_share and trunk is not None:
+        neighbours = soft_targets(args, training, queries, tokenizer, preset, trunk, state, processes)
+    others = OtherPhotos(large, large_rows, phone, preset.phone_repeats, nothing)
+    return TrainingExtras(
+        queries=queries,
+        others=others,
+        phone_validation=phone_validation,
+        neighbours=neighbours,
+        half_size=args.large is not None,
+    )
+
+
+def soft_targets(
+    args: argparse.Namespace,
+    training: ProductSet,
+    queries: QueryClasses | None,
+    tokenizer: PreTrainedTokenizerFast,
+    preset: Preset,
+    trunk: Path,
+    state: Path,
+    processes: Processes,
+) -> NeighbourNames:
+    """What the names of similar photos say; the features that say so take minutes and are kept beside the state."""
+    names = [product.name for product in training.products]
+    identity = repr((preset.image_height, preset.image_width, preset.fit, names, origin_of(preset, args, trunk)))
+    if args.teacher is not None:
+        identity += hashlib.sha256((args.teacher / "model.safetensors").read_bytes()).hexdigest()
+    file = state / f"features-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy"
+    if not file.is_file() and processes.is_main:
+        features = similarity_features(training, args.data, trunk, args.teacher)
+        state.mkdir(parents=True, exist_ok=True)
+        aside = file.with_suffix(".part.npy")
+        np.save(aside, features)
+        os.replace(aside, file)
+    processes.wait()
+    tokens = tokenize(names, tokenizer, preset.max_tokens).numpy()
+    ids = [None] * len(names) if queries is None else queries.ids(names)
+    return neighbour_names(np.load(file), names, tokens, ids)
 
 
 def train(args: argparse.Namespace, processes: Processes) -> bool:
@@ -271,13 +382,22 @@ def train(args: argparse.Namespace, processes: Processes) -> bool:
     del data  # the parts are copies
     tell(processes, f"{len(training)} training and {len(validation)} validation photos; left out: {left_out}")
     transformers.set_seed(preset.seed)
+    names = [product.name for product in training.products]
+    queries = query_classes_of(preset, names, args.init_from)
+    trunk = None if preset.trunk is None or args.from_scratch or args.init_from else args.trunk or DEFAULT_FILE
     captioner, tokenizer = new_captioner(
         preset,
-        [product.name for product in training.products],
+        names,
         init_from=args.init_from,
+        decoder_from=args.decoder_from,
+        trunk=trunk,
+        num_queries=0 if queries is None else len(queries),
         tokenizer_source=tokenizer_source(args, preset),
     )
-    trainer = Trainer(preset, training, validation, captioner, tokenizer, processes, origin_of(preset, args.init_from))
+    extras = load_extras(args, preset, training, queries, tokenizer, trunk, state, processes)
+    trainer = Trainer(
+        preset, training, validation, captioner, tokenizer, processes, origin_of(preset, args, trunk), extras
+    )
     if args.restart:
         trainer.forget_state(state)
     if trainer.load_state(state):
@@ -308,7 +428,7 @@ def main() -> None:
     with processes_of_this_run() as processes:
         try:
             finished = train(args, processes)
-        except (DataError, SourceError, StateError, BatchError, DivergedError, OutputError) as error:
+        except (DataError, SourceError, StateError, BatchError, DivergedError, OutputError, QueryClassesError) as error:
             raise SystemExit(f"training.train: {error}") from None
         except KeyboardInterrupt:
             finished = False

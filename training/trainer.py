@@ -14,19 +14,47 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerFast, VisionEncoderDecoderModel
 
-from demo.draw_samples import training_samples
-from training.caption_dataset import IGNORED, AuxiliaryClasses, Batch, CaptionDataset
-from training.caption_model import CaptionerInTraining, ConvStem, refresh_batch_statistics
-from training.losses import AUXILIARY_SHARE, label_loss, token_losses, token_weights
+from demo.draw_samples import SKETCH_BRAND, training_samples
+from training.caption_dataset import (
+    IGNORED,
+    AuxiliaryClasses,
+    Batch,
+    CaptionDataset,
+    OtherPhotos,
+    phone_sets,
+    tokenize,
+)
+from training.caption_model import (
+    CaptionerInTraining,
+    ConvStem,
+    HybridStem,
+    Predictions,
+    normalise,
+    refresh_batch_statistics,
+)
+from training.losses import (
+    AUXILIARY_SHARE,
+    contrastive_loss,
+    label_loss,
+    set_losses,
+    soft_token_losses,
+    token_losses,
+    token_weights,
+)
+from training.neighbour_names import NeighbourNames
+from training.phone_photos import PhonePhotoSet
 from training.prepare_data import Product, ProductSet
 from training.presets import Part, Precision, Preset
 from training.processes import Processes
-from training.schedule import apply_stage, learning_rate, parts_that_move
+from training.query_classes import QueryClasses
+from training.schedule import apply_stage, learning_rate, part_of, parts_that_move
 
 STATE_FILE = "training_state.pt"
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,19 +84,44 @@ def with_sketches(data: ProductSet, preset: Preset, count: int) -> ProductSet:
     samples = training_samples(count, preset.seed, width, preset.image_height)
     for i, (picture, row) in enumerate(samples):
         canvas[i, :, left : left + width] = np.asarray(picture)
-        products.append(
-            Product(f"sketch-{i}", row["productDisplayName"], row["articleType"], row["baseColour"], row["gender"])
-        )
+        # Without the brand of the demo's shop: it would be the brand of everything that the model has not seen.
+        name = row["productDisplayName"].removeprefix(f"{SKETCH_BRAND} ")
+        products.append(Product(f"sketch-{i}", name, row["articleType"], row["baseColour"], row["gender"]))
     pixels.append(canvas)
     return ProductSet(products, np.concatenate(pixels))
 
 
 def optimiser_of(model: torch.nn.Module, preset: Preset) -> torch.optim.AdamW:
-    """AdamW; matrices decay, biases, norms and one-dimensional rest do not."""
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": preset.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    """AdamW; matrices decay, biases, norms and one-dimensional rest do not; the trunk has a rate of its own."""
+    groups: list[dict[str, Any]] = []
+    for is_trunk in (False, True):
+        parameters = [p for name, p in model.named_parameters() if (part_of(name) == "trunk") == is_trunk]
+        rate = preset.trunk_rate if is_trunk else 1.0
+        for decayed in (True, False):
+            chosen = [p for p in parameters if (p.ndim >= 2) == decayed]
+            decay = preset.weight_decay if decayed else 0.0
+            groups.append({"params": chosen, "weight_decay": decay, "relative_rate": rate})
+    groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=preset.peak_learning_rate, betas=(0.9, 0.98), fused=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingExtras:
+    """What a run may have beside products.
+
+    Attributes:
+        queries: classes of the query head; None: the encoder has none.
+        others: further training photos.
+        phone_validation: phone photos to measure on.
+        neighbours: soft targets; rows of the training products, drawn samples not among them.
+        half_size: as of `CaptionDataset`.
+    """
+
+    queries: QueryClasses | None = None
+    others: OtherPhotos | None = None
+    phone_validation: PhonePhotoSet | None = None
+    neighbours: NeighbourNames | None = None
+    half_size: bool = False
 
 
 class Trainer:
@@ -88,7 +141,9 @@ class Trainer:
         tokenizer: PreTrainedTokenizerFast,
         processes: Processes | None = None,
         origin: str = "random",
+        extras: TrainingExtras | None = None,
     ):
+        extras = extras or TrainingExtras()
         self.preset = preset
         self.processes = processes or Processes(0, 1, torch.device("cpu"))
         self.tokenizer = tokenizer
@@ -99,28 +154,39 @@ class Trainer:
                 f"a batch of {preset.batch_size} photos cannot be cut into {self._micro_batches} equal micro-batches "
                 f"({self.processes.count} processes x accumulation {preset.accumulation}): choose another --batch-size"
             )
+        num_products = len(training)
         training = with_sketches(training, preset, min(preset.sketches, len(training)))
+        neighbours = _padded(extras.neighbours, len(training) - num_products)
         products = [dataclasses.astuple(product) for part in (training, validation) for product in part.products]
+        phone = extras.others.phone if extras.others is not None else None
         # Whether a saved state is of this run: as many photos under other names have other tokens.
         self._identity = {
             "preset": dataclasses.asdict(preset),
-            "data": hashlib.sha256(repr(products).encode()).hexdigest(),
+            "data": hashlib.sha256(repr((products, [] if phone is None else phone.photos)).encode()).hexdigest(),
             "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
             "micro-batches": self._micro_batches,
             "weights it began with": origin,
         }
         classes = AuxiliaryClasses.from_products(training.products)
         self.classes = classes.values if preset.auxiliary_weight else {}
-        self.training = CaptionDataset(training, tokenizer, classes, preset.max_tokens)
-        self.validation = CaptionDataset(validation, tokenizer, classes, preset.max_tokens)
+        self.queries = extras.queries
+        self.training = CaptionDataset(
+            training, tokenizer, classes, preset.max_tokens, queries=extras.queries, others=extras.others,
+            neighbours=neighbours, half_size=extras.half_size,
+        )  # fmt: skip
+        self.validation = CaptionDataset(validation, tokenizer, classes, preset.max_tokens, queries=extras.queries)
         if len(self.training) < self._micro_batches:
             raise BatchError(
                 f"{len(self.training)} photos cannot be cut into {self._micro_batches} micro-batches: give more photos"
             )
+        self._phone_validation = extras.phone_validation
+        self._phone_truth = phone_sets(extras.phone_validation, classes, extras.queries)
+        # What a caption of each query class alone is; the class says it of a phone photo.
+        self._class_labels = tokenize(extras.queries.captions, tokenizer, preset.max_tokens) if extras.queries else None
         # A label without one frequent value (few products, or a column that is empty) has nothing to teach.
         sizes = {label: len(values) for label, values in self.classes.items() if values}
         torch.manual_seed(preset.seed)
-        self.model = CaptionerInTraining(captioner, sizes)
+        self.model = CaptionerInTraining(captioner, sizes, with_titles=preset.title_weight > 0)
         # Channels last: 6 % of a step, in the stem.
         self.model.to(self._device, memory_format=torch.channels_last)
         self.optimiser = optimiser_of(self.model, preset)
@@ -140,18 +206,16 @@ class Trainer:
         shared = self._enter_stage()
         self.model.train()
         arguments = (self.step, self.preset.batch_size, self.preset.seed)
-        targets = self.training.targets(self.training.training_rows(*arguments))
-        weight = float(token_weights(targets.labels, targets.in_query, self.preset.query_weight).sum())
-        known = {name: int((ids != IGNORED).sum()) for name, ids in targets.auxiliary.items()}
+        whole = _Counts.of(self.training, self.training.training_rows(*arguments), self.preset)
         nats = 0.0
         for i in range(self.preset.accumulation):
             index = self.processes.rank * self.preset.accumulation + i
             part = self.training.training_batch(*arguments, index, self._micro_batches)
             torch.manual_seed(self.preset.seed * 15_485_863 + self.step + index * 32_452_843)  # dropout
             with self.processes.accumulating(shared, last=i == self.preset.accumulation - 1):
-                nats += self._backward(shared, part.to(self._device), weight, known)
+                nats += self._backward(shared, part.to(self._device), whole)
         for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.step, self.total_steps, self.preset)
+            group["lr"] = learning_rate(self.step, self.total_steps, self.preset) * group["relative_rate"]
         self._scaler.unscale_(self.optimiser)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.preset.max_gradient_norm)
         # The scaler leaves out a step of FP16 that overflowed and goes on with a smaller scale.
@@ -164,49 +228,123 @@ class Trainer:
         self._scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
-        return self.processes.sum(nats)[0] / int((targets.labels != IGNORED).sum())
+        return self.processes.sum(nats)[0] / max(1, whole.tokens)
 
     def _enter_stage(self) -> torch.nn.Module:
         """Freeze what this step's epoch leaves alone; returns the model with gradients shared between processes."""
         moving = parts_that_move(self.preset, self.step // self.steps_per_epoch)
         if moving != self._moving or self._shared is None:
             apply_stage(self.model, moving)
+            stem = self._stem
+            if isinstance(stem, HybridStem):
+                blocks = stem.trunk.blocks
+                frozen = self.preset.frozen_trunk_blocks if "trunk" in moving else len(blocks)
+                stem.num_frozen_blocks = frozen
+                for module in (stem.trunk.stem, *blocks[:frozen]) if frozen else ():
+                    module.requires_grad_(False)
             self._moving = moving
             self._shared = None  # its hooks on the gradients go with it
             gc.collect()
             self._shared = self.processes.share_gradients_of(self.model)
         return self._shared
 
-    def _backward(self, model: torch.nn.Module, batch: Batch, weight: float, known: dict[str, int]) -> float:
-        """Gradients of one micro-batch, as its share of the whole batch; returns its caption's nats.
+    @property
+    def _stem(self) -> torch.nn.Module:
+        stem: torch.nn.Module = self.model.captioner.encoder.embeddings.patch_embeddings
+        return stem
 
-        Args:
-            weight: sum of the token weights of the whole batch.
-            known: how many photos of the whole batch have a known class, per label.
-        """
-        losses, labels = self._forward(model, batch)
-        weights = token_weights(batch.labels, batch.in_query, self.preset.query_weight)
-        loss = (losses * weights).sum() / weight
-        for name, logits in labels.items():
+    def _backward(self, model: torch.nn.Module, batch: Batch, whole: _Counts) -> float:
+        """Gradients of one micro-batch, as its share of the whole batch; returns its caption's nats."""
+        targets = batch.targets
+        said = _SaidOfPhones(targets.labels, targets.query_sets, self._class_labels)
+        predictions = self._forward(model, batch, said)
+        hard = token_losses(predictions.logits, targets.labels)
+        losses = hard
+        if self.preset.soft_target_share:
+            losses = soft_token_losses(
+                predictions.logits, targets.labels, targets.soft_tokens, targets.soft_weights,
+                self.preset.soft_target_share,
+            )  # fmt: skip
+        loss = (losses * token_weights(targets.labels, targets.in_query, self.preset.query_weight)).sum()
+        loss = loss / max(1.0, whole.weight)
+        for name, logits in predictions.labels.items():
             share = self.preset.auxiliary_weight * AUXILIARY_SHARE[name]
-            loss = loss + share * label_loss(logits, batch.auxiliary[name]) / max(1, known[name])
+            nats = label_loss(logits, targets.auxiliary[name])
+            if name == "article_type" and targets.types.shape[1]:
+                nats = nats + set_losses(logits, targets.types).sum()
+            loss = loss + share * nats / max(1, whole.known[name])
+        if predictions.queries is not None and self.preset.query_head_weight:
+            loss = loss + self.preset.query_head_weight * self._query_loss(predictions, batch) / max(1, whole.queries)
+        if self.preset.title_weight and self.model.titles is not None:
+            loss = loss + self.preset.title_weight * self._title_loss(predictions, targets.labels) / max(1, whole.names)
+        if said.captions is not None and self.preset.phone_caption_weight:
+            of_phones = token_losses(predictions.logits, said.captions).sum()
+            loss = loss + self.preset.phone_caption_weight * of_phones / max(1, whole.phone)
         # Several processes' gradients are averaged; they are to be summed.
         self._scaler.scale(loss * self.processes.count).backward()
-        return float(losses.detach().sum())
+        return float(hard.detach().sum())
 
-    def _forward(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Nats of each token, float32 [B, T'], and logits per label."""
+    def _forward(self, model: torch.nn.Module, batch: Batch, said: _SaidOfPhones | None = None) -> Predictions:
+        """Predictions of a batch; with `said`, the decoder also reads what the query head says of phone photos."""
         precision = DTYPES[self.preset.precision]
+        labels = batch.labels
         with torch.autocast(self._device.type, dtype=precision, enabled=precision != torch.float32):
-            logits, labels = model(batch.pixels, batch.labels)
-        return token_losses(logits, batch.labels), labels
+            if said is None:
+                predictions: Predictions = model(batch.pixels, labels)
+                return predictions
+
+            def inputs(queries: torch.Tensor | None) -> torch.Tensor:
+                return self._decoder_inputs(said.with_captions(queries))
+
+            if said.is_needed:
+                return model(batch.pixels, labels, None, inputs)  # type: ignore[no-any-return]
+            return model(batch.pixels, labels, inputs(None))  # type: ignore[no-any-return]
+
+    def _decoder_inputs(self, labels: torch.Tensor) -> torch.Tensor:
+        """BOS and all labels but the last, some of them hidden behind PAD; int64 [B, T']."""
+        config = self.model.captioner.config
+        inputs = torch.cat([torch.full_like(labels[:, :1], config.decoder_start_token_id), labels[:, :-1]], dim=1)
+        if self.preset.word_dropout:
+            hidden = torch.rand(inputs.shape, device=inputs.device) < self.preset.word_dropout
+            hidden[:, 0] = False
+            inputs = inputs.masked_fill(hidden, config.pad_token_id)
+        return inputs.masked_fill(inputs == IGNORED, config.pad_token_id)
+
+    def _query_loss(self, predictions: Predictions, batch: Batch) -> torch.Tensor:
+        """Nats of the query classes, summed over the photos."""
+        assert predictions.queries is not None
+        targets = batch.targets
+        hard = torch.nn.functional.cross_entropy(
+            predictions.queries.float(), targets.queries, ignore_index=IGNORED, reduction="none"
+        )
+        log_probabilities = predictions.queries.float().log_softmax(dim=-1)
+        soft = -(log_probabilities * targets.soft_queries).sum(dim=-1)
+        share = self.preset.soft_target_share * ((targets.soft_queries.sum(dim=-1) > 0) & (targets.queries != IGNORED))
+        return ((1 - share) * hard + share * soft).sum() + set_losses(predictions.queries, targets.query_sets).sum()
+
+    def _title_loss(self, predictions: Predictions, labels: torch.Tensor) -> torch.Tensor:
+        """Nats of which name belongs to which photo, summed over the photos that have one."""
+        assert self.model.titles is not None
+        assert self.model.title_scale is not None
+        named = (labels != IGNORED).any(dim=1)
+        if int(named.sum()) < 2:
+            return predictions.embedding.sum() * 0.0
+        tokens = labels[named]
+        is_word = (tokens != IGNORED) & (tokens != self.tokenizer.eos_token_id)
+        # A title says the same with some of its words left out.
+        kept = is_word & (torch.rand(tokens.shape, device=tokens.device) > 0.2)
+        kept = torch.where(kept.any(dim=1, keepdim=True), kept, is_word)
+        titles = self.model.titles(tokens.clamp(min=0), kept.float())
+        photos = torch.nn.functional.normalize(predictions.embedding[named], dim=-1)
+        same = (tokens[:, None] == tokens[None, :]).all(dim=-1)
+        return contrastive_loss(photos, titles, self.model.title_scale.exp().clamp(max=100.0), same)
 
     def refresh_batch_statistics(self, batches: int = 40, size: int = 128) -> None:
         """Bring BatchNorm's statistics up to the present weights, on the first training photos as they are."""
-        stem = self.model.captioner.encoder.embeddings.patch_embeddings
-        if not isinstance(stem, ConvStem):
+        stem = self._stem
+        if not isinstance(stem, ConvStem | HybridStem):
             return  # a plain ViT has no BatchNorm
-        count = min(len(self.training), batches * size)
+        count = min(self.training.num_products, batches * size)
         starts = range(0, count, size)
         refresh_batch_statistics(
             stem, (self.training.batch(range(i, min(i + size, count))).pixels.to(self._device) for i in starts)
@@ -219,19 +357,47 @@ class Trainer:
         nats, tokens = 0.0, 0
         names = ("article_type", "colour")
         right, known = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+        query_hits, query_rows = [0.0, 0.0], 0
         for batch in self._validation_batches():
-            losses, labels = self._forward(self.model, batch)
-            nats += float(losses.sum())
+            predictions = self._forward(self.model, batch)
+            nats += float(token_losses(predictions.logits, batch.labels).sum())
             tokens += int((batch.labels != IGNORED).sum())
-            for name in right.keys() & labels.keys():
-                right[name] += int((labels[name].argmax(dim=1) == batch.auxiliary[name]).sum())
-                known[name] += int((batch.auxiliary[name] != IGNORED).sum())
+            for name in right.keys() & predictions.labels.keys():
+                truth = batch.targets.auxiliary[name]
+                right[name] += int((predictions.labels[name].argmax(dim=1) == truth).sum())
+                known[name] += int((truth != IGNORED).sum())
+            if predictions.queries is not None:
+                chosen = predictions.queries[:, 1:].argmax(dim=1) + 1
+                query_hits[0] += int((chosen == batch.targets.queries).sum())
+                query_rows += len(chosen)
         nats, tokens_everywhere, *counts = self.processes.sum(nats, tokens, *right.values(), *known.values())
         accuracies = {
             f"{name}_accuracy": hits / max(1.0, of)
             for name, hits, of in zip(names, counts[: len(names)], counts[len(names) :], strict=True)
         }
+        hits, rows = self.processes.sum(query_hits[0], query_rows)
+        if rows:
+            accuracies["query_accuracy"] = hits / rows
+        if self._phone_validation is not None:
+            accuracies["phone_accuracy"] = self._phone_accuracy(self._phone_validation)
         return {"validation_loss": nats / max(1.0, tokens_everywhere), **accuracies}
+
+    def _phone_accuracy(self, phone: PhonePhotoSet, size: int = 128) -> float:
+        """How often the likeliest query's last word, or without a query head the articleType, names the garment."""
+        types, queries = self._phone_truth
+        hits = 0
+        for start in range(0, len(phone), size):
+            rows = slice(start, start + size)
+            pixels = torch.from_numpy(phone.pixels[rows]).permute(0, 3, 1, 2).float().to(self._device)
+            hidden = self.model.captioner.encoder(pixel_values=normalise(pixels)).last_hidden_state
+            head = getattr(self.model.captioner.encoder, "query_head", None)
+            logits = self.model.heads["article_type"](hidden.mean(dim=1)) if head is None else head(hidden.mean(dim=1))
+            if head is not None:
+                logits = logits[:, 1:]
+            truth = types[rows] if head is None else queries[rows, 1:]
+            chosen = logits.argmax(dim=1, keepdim=True).cpu()
+            hits += int(truth.gather(1, chosen).sum())
+        return hits / len(phone)
 
     def _validation_batches(self, size: int = 128) -> Iterator[Batch]:
         """This process's share of the validation set."""
@@ -286,3 +452,65 @@ class Trainer:
             for name in (STATE_FILE, STATE_FILE + ".part"):
                 (folder / name).unlink(missing_ok=True)
         self.processes.wait()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Counts:
+    """What the sums over a whole batch are divided by, whichever process sees which part of it."""
+
+    tokens: int
+    weight: float  # of all tokens
+    known: dict[str, int]  # photos with a class, per label
+    queries: int  # photos that teach the query head
+    names: int
+    phone: int
+
+    @classmethod
+    def of(cls, data: CaptionDataset, rows: npt.NDArray[np.int64], preset: Preset) -> _Counts:
+        targets = data.targets(rows)
+        known = {name: int((ids != IGNORED).sum()) for name, ids in targets.auxiliary.items()}
+        if "article_type" in known:
+            known["article_type"] += int(targets.types.any(dim=1).sum())
+        is_label = targets.labels != IGNORED
+        return cls(
+            tokens=int(is_label.sum()),
+            weight=float(token_weights(targets.labels, targets.in_query, preset.query_weight).sum()),
+            known=known,
+            queries=int(((targets.queries != IGNORED) | targets.query_sets.any(dim=1)).sum()),
+            names=int(is_label.any(dim=1).sum()),
+            phone=int(data.is_phone(rows).sum()),
+        )
+
+
+class _SaidOfPhones:
+    """Captions of the phone photos of a batch, which have none: what the query head itself thinks likeliest among the
+    classes that name the garment. So the label decides the garment and the model the colour (self-training)."""
+
+    def __init__(self, labels: torch.Tensor, query_sets: torch.Tensor, class_labels: torch.Tensor | None):
+        self._labels, self._sets, self._class_labels = labels, query_sets, class_labels
+        self._rows = query_sets.any(dim=1) if query_sets.shape[1] else torch.zeros(len(labels), dtype=torch.bool)
+        self.captions: torch.Tensor | None = None  # int64 [B, T'], IGNORED elsewhere; after `with_captions`
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is a phone photo in the batch."""
+        return self._class_labels is not None and bool(self._rows.any())
+
+    def with_captions(self, queries: torch.Tensor | None) -> torch.Tensor:
+        """The labels with the phone photos' captions among them; queries float [B, Q]."""
+        if queries is None or self._class_labels is None:
+            return self._labels
+        chosen = queries.masked_fill(~self._sets, -torch.inf).argmax(dim=1).cpu()
+        captions = self._class_labels[chosen].to(self._labels.device)
+        length = self._labels.shape[1]
+        captions = torch.where(self._rows[:, None], captions[:, :length], IGNORED)
+        self.captions = captions
+        return torch.where(self._rows[:, None], captions, self._labels)
+
+
+def _padded(neighbours: NeighbourNames | None, rows: int) -> NeighbourNames | None:
+    """With `rows` more photos behind, of which nobody says anything."""
+    if neighbours is None or not rows:
+        return neighbours
+    arrays = (getattr(neighbours, field.name) for field in dataclasses.fields(neighbours))
+    return NeighbourNames(*(np.concatenate([one, np.zeros((rows, *one.shape[1:]), one.dtype)]) for one in arrays))

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reliability of the query's words on studio photos and on phone photos. Pure; knows no model and no file.
+
+Two sources of words are measured: the query head (the likeliest query; a word's probability is the sum over all queries
+with that word in that place) and the caption (its last two words; a word's probability is the decoder's, given the
+words before it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from captioner.query import QUERY_WORDS
+from training.captioning import NO_PRODUCT, DescribedPhotos
+from training.phone_photos import PhonePhoto
+from training.reliability import reliability, word_at, word_marginals
+
+LAST, FIRST = -1, -QUERY_WORDS
+
+# A word of each photo, folded ("" for none), with its probability.
+Words = tuple[list[str], npt.NDArray[np.float64]]
+
+
+def likeliest_queries(log_probabilities: npt.NDArray[np.float32], classes: Sequence[str]) -> list[str]:
+    """The likeliest query of each photo by the rule `likeliest_words`: "no product" is left out.
+
+    Args:
+        log_probabilities: float32 [n, Q] in nats.
+        classes: Q queries.
+
+    Returns:
+        n queries.
+    """
+    columns = np.delete(np.arange(len(classes)), NO_PRODUCT)
+    return [classes[column] for column in columns[log_probabilities[:, columns].argmax(axis=1)]]
+
+
+def head_words(described: DescribedPhotos, classes: Sequence[str], place: int) -> Words:
+    """The words at a place of the likeliest queries, with their marginal probabilities.
+
+    Args:
+        described: of n photos, with query probabilities.
+        classes: Q queries.
+        place: LAST or FIRST.
+
+    Returns:
+        n folded words, "" where the query has one word only and `place` is FIRST, and float64 [n].
+
+    Raises:
+        ValueError: there are no query probabilities.
+    """
+    if described.query_log_probabilities is None:
+        raise ValueError("the photos were described without a query head")
+    words = [word_at(query, place) for query in likeliest_queries(described.query_log_probabilities, classes)]
+    return words, word_marginals(np.exp(described.query_log_probabilities), classes, place, words)
+
+
+def caption_words(described: DescribedPhotos, place: int) -> Words:
+    """The words at a place of the captions, with the decoder's probabilities; as `head_words`."""
+    rows = [row[place] if len(row) >= -place else ("", 0.0) for row in described.word_probabilities]
+    return [word_at(word, LAST) for word, _ in rows], np.array([value for _, value in rows], np.float64)
+
+
+def studio_reliability(words: Words, names: Sequence[str], place: int) -> dict[str, Any]:
+    """Reliability of words on studio photos: right is the word of the true name in the same place.
+
+    Args:
+        words: of n photos, as `head_words` returns them; photos without a word are left out.
+        names: n true names.
+        place: LAST or FIRST.
+
+    Returns:
+        As `reliability`; empty where no photo has such a word.
+    """
+    right = np.array([word == word_at(name, place) for word, name in zip(words[0], names, strict=True)], bool)
+    return _of_those_with_a_word(words, right)
+
+
+def phone_reliability(words: Words, photos: Sequence[PhonePhoto]) -> dict[str, Any]:
+    """Reliability of last words on phone photos: right is a word that names the garment or a near one.
+
+    Several words are right for one photo, and the probability is that of one of them: a calibrated head is right more
+    often here than its probabilities say.
+
+    Args:
+        words: of n photos, as `head_words` returns them; photos without a word are left out.
+        photos: n of them.
+
+    Returns:
+        As `reliability`; empty where no photo has such a word.
+    """
+    right = np.array([photo.garment.is_named_by([word]) for word, photo in zip(words[0], photos, strict=True)], bool)
+    return _of_those_with_a_word(words, right)
+
+
+def calibration_figures(
+    studio: DescribedPhotos,
+    names: Sequence[str],
+    phone: DescribedPhotos,
+    photos: Sequence[PhonePhoto],
+    classes: Sequence[str],
+) -> dict[str, dict[str, Any]]:
+    """Reliability of every source, word and domain.
+
+    Args:
+        studio: of n studio photos.
+        names: their n true names.
+        phone: of m phone photos.
+        photos: those m photos.
+        classes: of the query head; empty where there is none.
+
+    Returns:
+        "caption" and, where there is a head, "query head" -> "studio, last word", "studio, first word of the pair",
+        "phone, last word names the garment" -> figures as `reliability` returns them.
+    """
+    sources = {"caption": caption_words}
+    if classes:
+        sources["query head"] = lambda described, place: head_words(described, classes, place)
+    return {
+        name: {
+            "studio, last word": studio_reliability(words_of_source(studio, LAST), names, LAST),
+            "studio, first word of the pair": studio_reliability(words_of_source(studio, FIRST), names, FIRST),
+            "phone, last word names the garment": phone_reliability(words_of_source(phone, LAST), photos),
+        }
+        for name, words_of_source in sources.items()
+    }
+
+
+def _of_those_with_a_word(words: Words, right: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    has_word = np.array([bool(word) for word in words[0]], bool)
+    return reliability(words[1][has_word], right[has_word]) if has_word.any() else {}

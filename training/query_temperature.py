@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make the query head as sure as it is right: `python -m training.query_temperature --checkpoint DIR ... [--write]`.
+
+The logits of the head are divided by one number, its temperature; no likeliest query changes (Guo et al. 2017, "On
+Calibration of Modern Neural Networks"). The number is fitted on the validation photos of the studio and of phones
+together, and both weigh the same, however many photos they have. A studio photo's query is that of its true name; one
+that the head has no class for is left out. A phone photo's query is any that names its garment. Each half of the names
+and of the senders is also scored with the temperature that fits the other half; that is the gain to believe. `--write`
+divides the head's weights and bias by the temperature and notes it in training.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from captioner.query import query_from_caption, words_of
+from training.captioning import (
+    QUERY_HEAD_BIAS,
+    QUERY_HEAD_WEIGHT,
+    WEIGHTS_FILE,
+    CheckpointCaptioner,
+    CheckpointError,
+)
+from training.phone_photos import GARMENTS, PhonePhoto, load_phone_photos
+from training.prepare_data import DataError, is_validation, load_products, split_share
+
+TEMPERATURES = tuple(float(value) for value in np.round(np.geomspace(0.25, 4.0, 201), 3))
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One domain's photos.
+
+    Attributes:
+        nats: of each photo's right queries together at each temperature, float64 [n, temperatures].
+        halves: which half each photo is of, bool [n].
+    """
+
+    nats: npt.NDArray[np.float64]
+    halves: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class QueryCalibration:
+    """Nats per photo, the mean of the domains' means and each domain's own.
+
+    Attributes:
+        temperature: fitted on all photos.
+        before: with a temperature of 1.
+        fitted: with that temperature, on the photos it was fitted on.
+        cross_fitted: each half with the other half's temperature.
+        domains: name -> the same three of one domain.
+    """
+
+    temperature: float
+    before: float
+    fitted: float
+    cross_fitted: float
+    domains: dict[str, tuple[float, float, float]]
+
+
+def photo_nats(
+    log_probabilities: npt.NDArray[np.float32], right: npt.NDArray[np.bool_], temperatures: Sequence[float]
+) -> npt.NDArray[np.float64]:
+    """Nats of the right queries of each photo at each temperature.
+
+    Args:
+        log_probabilities: float32 [n, Q] in nats, at a temperature of 1.
+        right: bool [n, Q], the queries that are right; one at least for each photo.
+        temperatures: t of them.
+
+    Returns:
+        float64 [n, t]: minus the logarithm of the probability of all right queries of the photo together.
+    """
+    logits = torch.from_numpy(log_probabilities).double()
+    hidden = torch.from_numpy(~right)
+    columns = []
+    for temperature in temperatures:
+        scaled = (logits / temperature).log_softmax(dim=1)
+        columns.append(-scaled.masked_fill(hidden, -torch.inf).logsumexp(dim=1))
+    return torch.stack(columns, dim=1).numpy()
+
+
+def studio_targets(names: Sequence[str], classes: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """bool [n, Q]: the class that is the query of each true name; none in a row where the head has no such class."""
+    places = {query: place for place, query in enumerate(classes) if query}
+    right = np.zeros((len(names), len(classes)), bool)
+    for row, name in enumerate(names):
+        place = places.get(query_from_caption(name))
+        if place is not None:
+            right[row, place] = True
+    return right
+
+
+def phone_targets(photos: Sequence[PhonePhoto], classes: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """bool [n, Q]: the classes that name each photo's garment or a near one; a row may have none."""
+    words = [words_of(query) for query in classes]
+    of_labels = {
+        label: np.array([GARMENTS[label].is_named_by(one) for one in words], bool)
+        for label in {photo.label for photo in photos}
+    }
+    return np.array([of_labels[photo.label] for photo in photos], bool).reshape(len(photos), len(classes))
+
+
+def is_of_first_half(sender: str) -> bool:
+    """Which half a sender is of; a hash of the sender alone, independent of the split into training and validation."""
+    return hashlib.sha256(f"phone sender half {sender}".encode()).digest()[0] % 2 == 0
+
+
+def calibrate(domains: Mapping[str, Domain], values: Sequence[float]) -> QueryCalibration:
+    """Choose among `values` for all domains together, each of equal weight.
+
+    Args:
+        domains: name -> its photos.
+        values: the temperatures that the columns of `Domain.nats` are of.
+
+    Returns:
+        The temperature with what it gains.
+
+    Raises:
+        ValueError: a domain has no photo in one of its halves.
+    """
+    for name, domain in domains.items():
+        if domain.halves.all() or not domain.halves.any():
+            raise ValueError(f"all {len(domain.halves)} photos of {name} are of one half: give more")
+
+    def best(of_first: bool | None) -> int:
+        """The column with the fewest nats over the photos of one half, or of both."""
+        means = [
+            (domain.nats if of_first is None else domain.nats[domain.halves == of_first]).mean(axis=0)
+            for domain in domains.values()
+        ]
+        return int(np.mean(means, axis=0).argmin())
+
+    whole, first, second = best(None), best(True), best(False)
+    plain = min(range(len(values)), key=lambda column: abs(values[column] - 1.0))
+    rows = {}
+    for name, domain in domains.items():
+        crossed = np.where(domain.halves, domain.nats[:, second], domain.nats[:, first])
+        rows[name] = (
+            float(domain.nats[:, plain].mean()), float(domain.nats[:, whole].mean()), float(crossed.mean())
+        )  # fmt: skip
+    before, fitted, cross_fitted = (float(value) for value in np.mean(list(rows.values()), axis=0))
+    return QueryCalibration(values[whole], before, fitted, cross_fitted, rows)
+
+
+def write(folder: Path, temperature: float) -> None:
+    """Divide the logits of the checkpoint's query head by `temperature`, and note it in its training.json.
+
+    Raises:
+        CheckpointError: the checkpoint has no query head.
+    """
+    path = folder / WEIGHTS_FILE
+    tensors = load_file(path)
+    for name in (QUERY_HEAD_WEIGHT, QUERY_HEAD_BIAS):
+        if name not in tensors:
+            raise CheckpointError(f"{path} has no {name}: only a query head can get a temperature")
+        tensors[name] = (tensors[name].float() / temperature).to(tensors[name].dtype)
+    save_file(tensors, path, metadata={"format": "pt"})
+    record_file = folder / "training.json"
+    record = json.loads(record_file.read_text(encoding="utf-8")) if record_file.is_file() else {}
+    record["query_temperature"] = round(record.get("query_temperature", 1.0) * temperature, 4)
+    record_file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def fit(args: argparse.Namespace) -> QueryCalibration:
+    """Read both domains' validation photos and fit the temperature; what is left out is printed.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read or has no query head.
+        DataError: a set cannot be read.
+        ValueError: a domain has too few photos.
+    """
+    captioner = CheckpointCaptioner.load(args.checkpoint)
+    if captioner.query_head is None:
+        raise CheckpointError(f"{args.checkpoint} has no query head: give --checkpoint one that was trained with it")
+    size = {"height": captioner.height, "width": captioner.width}
+    studio = load_products(args.data, **size, fit=captioner.fit, only=lambda product: is_validation(product.name))
+    phone = load_phone_photos(args.phone, **size, fit=captioner.fit, validation=True)
+    classes = captioner.query_classes
+    domains = {}
+    for name, pixels, right, halves in (
+        ("studio photos", studio.pixels, studio_targets([product.name for product in studio.products], classes),
+         [split_share(product.name) % 2 == 0 for product in studio.products]),
+        ("phone photos", phone.pixels, phone_targets(phone.photos, classes),
+         [is_of_first_half(photo.sender) for photo in phone.photos]),
+    ):  # fmt: skip
+        parts = [
+            captioner.query_log_probabilities(captioner.encode(pixels[start:stop])).numpy()
+            for start, stop in captioner.batches(len(pixels), progress=name)
+        ]
+        known = right.any(axis=1)
+        print(f"{name:<14}{int(known.sum())} of {len(known)}; the others have no right query among {len(classes)}")
+        domains[name] = Domain(
+            photo_nats(np.concatenate(parts)[known], right[known], TEMPERATURES), np.array(halves, bool)[known]
+        )
+    return calibrate(domains, TEMPERATURES)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="product set in a Kaggle layout, folder or ZIP file")
+    parser.add_argument("--phone", type=Path, required=True, help="folder of the phone photos with images.csv")
+    parser.add_argument("--write", action="store_true", help="put the temperature into the checkpoint")
+    args = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    try:
+        found = fit(args)
+    except (CheckpointError, DataError, ValueError) as error:
+        raise SystemExit(str(error)) from None
+    print(f"{'nats per photo':<16}{'before':>10}{'fitted':>10}{'cross-fitted':>14}")
+    for name, row in (("both", (found.before, found.fitted, found.cross_fitted)), *found.domains.items()):
+        print(f"{name:<16}{row[0]:>10.4f}{row[1]:>10.4f}{row[2]:>14.4f}")
+    print(f"temperature     {found.temperature:.3f}")
+    if found.temperature in (TEMPERATURES[0], TEMPERATURES[-1]):
+        print(f"this is the end of the range {TEMPERATURES[0]} to {TEMPERATURES[-1]}: the best one may lie beyond it")
+    if args.write:
+        write(args.checkpoint, found.temperature)
+        print(f"written into {args.checkpoint}")
+
+
+if __name__ == "__main__":
+    main()
