@@ -117,12 +117,15 @@ class QueryDistribution:
         )
 
     def _marginals(self, place: int) -> list[tuple[str, float]]:
-        words = QueryDistribution.of(
-            (_words(query)[place], probability)
-            for query, probability in self.probabilities.items()
-            if _has_word(query, place)
-        )
-        return words.top(len(words.probabilities))
+        sums: dict[str, float] = {}
+        spellings: dict[str, tuple[float, str]] = {}
+        for query, probability in self.probabilities.items():
+            if _has_word(query, place):
+                key = _folded(query)[place]
+                sums[key] = sums.get(key, 0.0) + probability
+                if key not in spellings or probability > spellings[key][0]:
+                    spellings[key] = (probability, _words(query)[place])
+        return sorted(((spellings[key][1], total) for key, total in sums.items()), key=lambda pair: -pair[1])
 
 
 def head_distribution(classes: Sequence[str], logprobs: npt.NDArray[np.float32]) -> QueryDistribution:
