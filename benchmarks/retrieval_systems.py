@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from captioner.query import QueryRule, query_from_caption, words_of
 from search_gateway.candidates import Candidate
-from search_gateway.captions import Caption
+from search_gateway.photo_words import PhotoWords
 from search_gateway.picture_reader import worth_reading
 from search_gateway.providers.catalog import CatalogProvider
 from search_gateway.providers.catalog_store import CatalogEntry, CatalogProduct, CatalogStore, PhotoStamp
@@ -48,8 +48,9 @@ class Query:
 
     embedding: Floats  # [D], length 1
     patch_mean: Floats  # [D], length 1
-    caption: Caption  # greedy
-    beams: Caption  # by beam search
+    words: PhotoWords  # greedy, the models' default rule
+    beams: PhotoWords  # by beam search
+    paper: PhotoWords  # greedy, the caption's last two words
     name: str
     product_id: str
 
@@ -119,20 +120,21 @@ class SearchedGallery:
     def answered(
         self,
         query: Query,
-        caption: Caption,
+        said: PhotoWords,
         seen: Sequence[Seen],
         limits: RefinementLimits,
-        rule: QueryRule = QueryRule.LAST_TWO_WORDS,
         picture_words: Sequence[str] | None = None,
     ) -> Ranking:
-        """What the pipeline makes of a caption and its candidates.
+        """What the pipeline makes of a photo's words and its candidates.
 
         Args:
             picture_words: what the picture at each place reads as; NUM_PICTURES in doubt are asked. None: nobody is.
         """
         found = [one.candidate for one in seen]
-        readings = photo_readings(caption, rule, query.embedding, found, limits.lookalike_weight)
-        words = query_from_caption(caption.text, rule)
+        readings = photo_readings(
+            said.caption, said.rule, query.embedding, found, limits.lookalike_weight, said.distribution
+        )
+        words = said.query
         refined = refine(query.embedding, words, readings, seen, limits, self._synonyms)
         if picture_words is None:
             return _places(refined)
@@ -178,24 +180,27 @@ def systems(
     visual_filter = replace(by_words, min_visual_score=limits.min_visual_score)
     semantic_filter = replace(by_words, min_semantic_score=limits.min_semantic_score)
     caption_alone = replace(limits, lookalike_weight=0.0)
-    two, full = QueryRule.LAST_TWO_WORDS, QueryRule.FULL_CAPTION
 
     def filtered(query: Query, filters: RefinementLimits) -> Ranking:
-        words = query_from_caption(query.caption.text)
+        words = query.words.query
         seen = gallery.candidates(words, most, None)
         return gallery.refined(query, words, Readings.certain(words), seen, filters)
 
-    def ours(query: Query, caption: Caption, rule: QueryRule = two, weights: RefinementLimits = limits) -> Ranking:
-        seen = gallery.candidates(query_from_caption(caption.text, rule), most, query.embedding)
-        return gallery.answered(query, caption, seen, weights, rule)
+    def ours(query: Query, said: PhotoWords, weights: RefinementLimits = limits) -> Ranking:
+        return gallery.answered(query, said, gallery.candidates(said.query, most, query.embedding), weights)
+
+    def whole(query: Query) -> PhotoWords:
+        caption = query.paper.caption
+        rule = QueryRule.FULL_CAPTION
+        return PhotoWords(caption, query_from_caption(caption.text, rule), rule, query.paper.distribution)
 
     def certain(query: Query, words: str) -> Ranking:
         seen = gallery.candidates(words, most, query.embedding)
         return gallery.refined(query, words, Readings.certain(words), seen, limits)
 
     def pictures_asked(query: Query) -> Ranking:
-        seen = gallery.candidates(query_from_caption(query.caption.text), most, query.embedding)
-        return gallery.answered(query, query.caption, seen, limits, picture_words=picture_words)
+        seen = gallery.candidates(query.words.query, most, query.embedding)
+        return gallery.answered(query, query.words, seen, limits, picture_words=picture_words)
 
     def named_by_lookalikes(query: Query) -> Ranking:
         # As ours with the likeliest name in the place of the caption: what can be had without a captioner.
@@ -209,16 +214,18 @@ def systems(
         VISUAL: lambda query: gallery.by_looks(query.embedding, count),
         PATCH_MEAN: lambda query: nearest(patch_mean, query.patch_mean, count),
         WHITENED: lambda query: nearest(whitened, whitening(query.embedding[None])[0], count),
-        "two words": lambda query: gallery.by_words(query_from_caption(query.caption.text), count),
+        "two words": lambda query: gallery.by_words(query.words.query, count),
+        "two words, the caption's last (the paper)": lambda query: gallery.by_words(query.paper.query, count),
         "two words + visual filter": lambda query: filtered(query, visual_filter),
         "two words + semantic filter": lambda query: filtered(query, semantic_filter),
-        OURS: lambda query: ours(query, query.caption),
+        OURS: lambda query: ours(query, query.words),
+        "ours, the caption's last two words": lambda query: ours(query, query.paper),
         "ours with beams": lambda query: ours(query, query.beams),
-        "ours, without lookalikes' names": lambda query: ours(query, query.caption, weights=caption_alone),
-        "ours, the two words taken as certain": lambda query: certain(query, query_from_caption(query.caption.text)),
+        "ours, without lookalikes' names": lambda query: ours(query, query.words, weights=caption_alone),
+        "ours, the two words taken as certain": lambda query: certain(query, query.words.query),
         "lookalikes' names, no captioner": named_by_lookalikes,
-        "full caption": lambda query: gallery.by_words(query_from_caption(query.caption.text, full), count),
-        "full caption, words and looks": lambda query: ours(query, query.caption, full),
+        "full caption": lambda query: gallery.by_words(whole(query).query, count),
+        "full caption, words and looks": lambda query: ours(query, whole(query)),
         "oracle words": lambda query: gallery.by_words(query_from_caption(query.name), count),
         "oracle words and looks": lambda query: certain(query, query_from_caption(query.name)),
     }
