@@ -151,7 +151,7 @@ def _record(words: PhotoWords) -> dict[str, Any]:
 
 def _photo_words(record: dict[str, Any]) -> PhotoWords:
     queries = record["queries"]
-    said = None if queries is None else QueryDistribution({"": record["no_product"], **dict(queries)})
+    said = None if queries is None else QueryDistribution.of([("", record["no_product"]), *map(tuple, queries)])
     return PhotoWords(_caption(record["caption"]), record["query"], QueryRule(record["rule"]), said)
 
 
