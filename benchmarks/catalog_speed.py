@@ -24,7 +24,7 @@ from benchmarks.process_memory import peak_bytes
 from benchmarks.provenance import provenance
 from captioner.model_contract import ModelContract
 from captioner.query import query_from_caption, words_of
-from search_gateway.providers.catalog_store import CatalogStore
+from search_gateway.catalog.store import CatalogStore
 from search_gateway.server import model_fingerprint
 from training.prepare_data import is_validation, read_styles
 

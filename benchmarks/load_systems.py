@@ -118,7 +118,7 @@ class PlainLoop:
     """`plain_loop.plain_caption` for many callers in one process, before a Triton of its own that sleeps in between."""
 
     def __init__(self, repository: Path, photos: Sequence[bytes], words: Words):
-        from search_gateway.embedded_triton import EmbeddedTriton
+        from search_gateway.triton.embedded import EmbeddedTriton
 
         self._photos, self._words = photos, words
         self._contract = ModelContract.load(repository)
@@ -137,7 +137,7 @@ class PlainLoop:
     async def _load(self, callers: int, warm_seconds: float, seconds: float) -> LoadTurn:
         from benchmarks.plain_loop import plain_caption
         from search_gateway.deadline import Deadline
-        from search_gateway.triton_inference import TritonInference
+        from search_gateway.triton.client import TritonInference
 
         contract = self._contract
         inference = TritonInference(self._triton.grpc_address, contract)

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from captioner.model_contract import ModelContract
 from search_gateway.deadline import Deadline
 from search_gateway.decoding import DecodingOptions, decoder_for
-from search_gateway.kv_arena import KvArena
-from search_gateway.triton_inference import TritonInference
+from search_gateway.engine.kv_slots import KvArena
+from search_gateway.triton.client import TritonInference
 
 
 async def plain_caption(

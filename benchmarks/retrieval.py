@@ -48,9 +48,9 @@ from benchmarks.retrieval_systems import (
 )
 from benchmarks.retrieval_table import table
 from captioner.query import query_from_caption
-from search_gateway.gateway_config import GatewayConfig
-from search_gateway.refinement import RefinementLimits
-from search_gateway.refinement_calibration import SETTINGS, RefinementCalibration, with_calibration
+from search_gateway.config import GatewayConfig
+from search_gateway.ranking.calibration import SETTINGS, RefinementCalibration, with_calibration
+from search_gateway.ranking.rerank import RefinementLimits
 from search_gateway.server import model_fingerprint
 from training.phone_photos import load_phone_photos
 from training.prepare_data import ProductSet, load_products

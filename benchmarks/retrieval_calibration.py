@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from benchmarks.retrieval_metrics import judge
 from benchmarks.retrieval_systems import NO_FILTER, Ranking
-from search_gateway.refinement import RefinementLimits
+from search_gateway.ranking.rerank import RefinementLimits
 
 WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))
 VISUAL_SCORES = (NO_FILTER, *(round(0.1 * step, 1) for step in range(10)))

@@ -19,14 +19,14 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from captioner.query import QueryRule, query_from_caption, words_of
-from search_gateway.candidates import Candidate
 from search_gateway.captions import Caption
+from search_gateway.catalog.store import CatalogEntry, CatalogProduct, CatalogStore, PhotoStamp
 from search_gateway.picture_reader import worth_reading
+from search_gateway.providers.base import Candidate
 from search_gateway.providers.catalog import CatalogProvider
-from search_gateway.providers.catalog_store import CatalogEntry, CatalogProduct, CatalogStore, PhotoStamp
-from search_gateway.readings import Readings, lookalike_readings, photo_readings
-from search_gateway.refinement import Refined, RefinementLimits, Seen, refine
-from search_gateway.word_agreement import Synonyms
+from search_gateway.ranking.query_hypotheses import Readings, lookalike_readings, photo_readings
+from search_gateway.ranking.rerank import Refined, RefinementLimits, Seen, refine
+from search_gateway.ranking.word_agreement import Synonyms
 
 Floats = npt.NDArray[np.float32]
 Ranking = list[int]

@@ -14,9 +14,9 @@ from captioner.caption_tokenizer import CaptionTokenizer
 from captioner.query import QUERY_WORDS, QueryRule, caption_words, query_from_caption, words_of
 from captioner.query_distribution import CaptionHypothesis, QueryDistribution, photo_distribution
 from captioner.word_folding import fold
-from search_gateway.caption_scheduler import DecodedPhoto
 from search_gateway.captions import MAX_WORD_ALTERNATIVES, Caption, Word, WordAlternative, caption_of
 from search_gateway.decoding import Hypothesis
+from search_gateway.engine.scheduler import DecodedPhoto
 
 
 @dataclass(frozen=True)

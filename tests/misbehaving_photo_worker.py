@@ -15,9 +15,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from search_gateway import photo_worker
+from search_gateway.imaging import worker_main
 
-_decode_photo = photo_worker.decode_photo
+_decode_photo = worker_main.decode_photo
 
 
 def misbehave(data: bytes, **options: Any) -> Any:
@@ -34,7 +34,7 @@ def misbehave(data: bytes, **options: Any) -> Any:
         case b"CRSH":
             os.kill(os.getpid(), signal.SIGSEGV)
         case b"LIES":
-            os.write(0, photo_worker.ANSWER.pack(photo_worker.Kind.PIXELS, 3) + b"abc")
+            os.write(0, worker_main.ANSWER.pack(worker_main.Kind.PIXELS, 3) + b"abc")
             time.sleep(3600)
         case b"QUIT":
             os._exit(0)
@@ -47,5 +47,5 @@ def misbehave(data: bytes, **options: Any) -> Any:
 
 
 if __name__ == "__main__":
-    photo_worker.decode_photo = misbehave  # type: ignore[assignment]
-    photo_worker.main()
+    worker_main.decode_photo = misbehave  # type: ignore[assignment]
+    worker_main.main()

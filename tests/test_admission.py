@@ -8,7 +8,7 @@ import contextlib
 import grpc
 import pytest
 
-from search_gateway.admission import Admission
+from search_gateway.api.admission import Admission
 from search_gateway.errors import BadRequestError, OverloadedError
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_gateway.call_spacing import CallSpacing
 from search_gateway.errors import ProviderNotAskedError
+from search_gateway.providers.guard.rate_limit import CallSpacing
 from tests.virtual_time import run_virtually
 
 

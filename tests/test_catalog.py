@@ -16,10 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from search_gateway.candidates import Candidate, Provider
-from search_gateway.errors import ProviderError, ProviderTimeoutError
-from search_gateway.providers.catalog import CatalogProvider
-from search_gateway.providers.catalog_store import (
+from search_gateway.catalog.store import (
     CatalogEntry,
     CatalogError,
     CatalogOutdatedError,
@@ -27,7 +24,10 @@ from search_gateway.providers.catalog_store import (
     CatalogStore,
     PhotoStamp,
 )
-from search_gateway.providers.catalog_vectors import CatalogVectors
+from search_gateway.catalog.vector_index import CatalogVectors
+from search_gateway.errors import ProviderError, ProviderTimeoutError
+from search_gateway.providers.base import Candidate, Provider
+from search_gateway.providers.catalog import CatalogProvider
 
 MODEL = "fashion-small:1234"
 

@@ -21,11 +21,11 @@ from PIL import Image
 
 from captioner.preprocessing import decode_photo
 from demo import draw_samples
-from search_gateway.catalog_builder import NO_EMBEDDING, build_catalog
-from search_gateway.catalog_photo import NOT_A_PHOTO, TOO_LARGE
-from search_gateway.catalog_report import BuildReport
-from search_gateway.photo_folder import BAD_NAME, CANNOT_READ
-from search_gateway.providers.catalog_store import CatalogError, CatalogRow, CatalogStore
+from search_gateway.catalog.build.builder import NO_EMBEDDING, build_catalog
+from search_gateway.catalog.build.photo import NOT_A_PHOTO, TOO_LARGE
+from search_gateway.catalog.build.photo_folder import BAD_NAME, CANNOT_READ
+from search_gateway.catalog.build.report import BuildReport
+from search_gateway.catalog.store import CatalogError, CatalogRow, CatalogStore
 
 ROOT = Path(__file__).parent.parent
 MODEL = "histogram:1"

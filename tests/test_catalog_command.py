@@ -17,8 +17,8 @@ from PIL import Image
 from captioner.model_contract import ModelContract
 from search_gateway import catalog_command
 from search_gateway.catalog_command import Embedder, build
-from search_gateway.embedded_triton import EmbeddedTriton
-from search_gateway.gateway_config import GatewayConfig
+from search_gateway.config import GatewayConfig
+from search_gateway.triton.embedded import EmbeddedTriton
 from tests.conftest import MODELS, ROOT
 
 CONFIG = GatewayConfig.from_env({"CAPTRIEVE_MODEL_REPOSITORY": str(MODELS)})

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from captioner.preprocessing import decode_photo
-from search_gateway.catalog_photo import (
+from search_gateway.catalog.build.photo import (
     NOT_A_PHOTO,
     DecodedPhoto,
     KnownPhoto,
@@ -22,8 +22,8 @@ from search_gateway.catalog_photo import (
     PreparedPhoto,
     prepare_photo,
 )
-from search_gateway.photo_folder import CANNOT_READ, PhotoFile
-from search_gateway.providers.catalog_store import CatalogEntry, PhotoStamp
+from search_gateway.catalog.build.photo_folder import CANNOT_READ, PhotoFile
+from search_gateway.catalog.store import CatalogEntry, PhotoStamp
 
 
 def decode(data: bytes) -> npt.NDArray[np.uint8]:

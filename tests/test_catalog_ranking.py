@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from search_gateway.providers import catalog_ranking
-from search_gateway.providers.catalog_file import CatalogFile
-from search_gateway.providers.catalog_ranking import CatalogRanking
-from search_gateway.providers.catalog_store import CatalogEntry, CatalogStore
-from search_gateway.providers.catalog_words import query_phrases
+from search_gateway.catalog import text_index
+from search_gateway.catalog.database import CatalogFile
+from search_gateway.catalog.store import CatalogEntry, CatalogStore
+from search_gateway.catalog.text_analysis import query_phrases
+from search_gateway.catalog.text_index import CatalogRanking
 from tests.test_catalog_store import MODEL, product, writer
 
 NUM_PRODUCTS = 1500
@@ -93,7 +93,7 @@ def test_answers_follow_changes_of_others_and_of_its_own(path: Path, tmp_path: P
 
 
 def test_what_is_remembered_has_a_bound(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog_ranking, "MOST_REMEMBERED", 1000)
+    monkeypatch.setattr(text_index, "MOST_REMEMBERED", 1000)
     file = CatalogFile.open_for_reading(path, model_fingerprint=MODEL)
     ranking = CatalogRanking(file)
     assert compare(file, ranking, seed=4, num_queries=50)

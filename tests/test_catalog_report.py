@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from search_gateway.catalog_photo import TOO_LARGE
-from search_gateway.catalog_report import BuildReport
-from search_gateway.photo_folder import UnreadablePhoto
+from search_gateway.catalog.build.photo import TOO_LARGE
+from search_gateway.catalog.build.photo_folder import UnreadablePhoto
+from search_gateway.catalog.build.report import BuildReport
 
 
 def test_report_tells_people_what_happened() -> None:

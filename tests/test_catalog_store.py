@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from search_gateway.providers.catalog_store import (
+from search_gateway.catalog.store import (
     CatalogEntry,
     CatalogError,
     CatalogOutdatedError,

@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from search_gateway.catalog_titles import TitleList, read_titles, title_from_name
-from search_gateway.providers.catalog_store import CatalogError
+from search_gateway.catalog.build.titles import TitleList, read_titles, title_from_name
+from search_gateway.catalog.store import CatalogError
 
 FOLDER = Path("/photos")
 

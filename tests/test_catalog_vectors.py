@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_gateway.providers.catalog_store import CatalogStore, SimilarRow
-from search_gateway.providers.catalog_vectors import CatalogVectors, largest
+from search_gateway.catalog.store import CatalogStore, SimilarRow
+from search_gateway.catalog.vector_index import CatalogVectors, largest
 from tests.test_catalog_store import product, reader, writer
 
 SIZE = 8

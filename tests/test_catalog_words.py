@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_gateway.providers.catalog_words import (
+from search_gateway.catalog.text_analysis import (
     MAX_QUERY_WORDS,
     index_words,
     one_line,

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 
-from search_gateway.circuit_breaker import BreakerSettings, BreakerState, CircuitBreaker, Permit
+from search_gateway.providers.guard.circuit_breaker import BreakerSettings, BreakerState, CircuitBreaker, Permit
 
 SETTINGS = BreakerSettings(
     window_seconds=60, min_calls=3, max_failure_ratio=0.5, first_open_seconds=10, max_open_seconds=100, jitter=0.2

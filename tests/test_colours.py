@@ -10,12 +10,12 @@ import pytest
 
 from captioner.query import words_of
 from captioner.word_folding import fold
-from search_gateway.colours import Colour, Colours
+from search_gateway.ranking.colours import Colour, Colours
 from training.label_words import LabelWords
 
 TRADE = Colours.of_the_trade()
 LISTS: dict[str, list[str]] = json.loads(
-    resources.files("search_gateway").joinpath("colours.json").read_text(encoding="utf-8")
+    resources.files("search_gateway.ranking").joinpath("colours.json").read_text(encoding="utf-8")
 )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from search_gateway.gateway_config import GatewayConfig
+from search_gateway.config import GatewayConfig
 from tests.compose_model import BASE, CPU, compose, load
 from tests.conftest import MODELS, ROOT
 
@@ -241,13 +241,13 @@ def test_variables_are_explained() -> None:
 def test_real_triton_takes_the_flags_and_its_health_check_tells_when_it_is_ready() -> None:
     """Triton 2.51 on the CPU, with our backend instead of the native one."""
     pytest.importorskip("pytriton", reason="THE REAL TRITON IS NOT TESTED: pip install nvidia-pytriton==0.7.0")
-    from search_gateway import embedded_triton
-    from search_gateway.triton_installation import find_installation
+    from search_gateway.triton import embedded
+    from search_gateway.triton.installation import find_installation
 
     installation = find_installation()
     service = CPU_STACK["services"]["triton"]
     flags = flags_of(CPU_STACK)
-    grpc_port, metrics_port = embedded_triton._free_ports(2)
+    grpc_port, metrics_port = embedded._free_ports(2)
     check = [sys.executable, *service["healthcheck"]["test"][2:]]
     assert f"{flags['metrics-port']}," in check[-1]
     check[-1] = check[-1].replace(flags["metrics-port"], str(metrics_port))
@@ -258,11 +258,11 @@ def test_real_triton_takes_the_flags_and_its_health_check_tells_when_it_is_ready
         *(f"--{name}={value}" for name, value in ours.items()),
     ]
     with tempfile.TemporaryDirectory(prefix="captrieve-compose-") as folder:
-        backends = embedded_triton._lay_out_backends(installation, Path(folder))
+        backends = embedded._lay_out_backends(installation, Path(folder))
         with (Path(folder) / "log").open("w+b") as log:
             triton = subprocess.Popen(
                 [*command, f"--backend-directory={backends}"],
-                env=embedded_triton._environment(installation),
+                env=embedded._environment(installation),
                 stdout=log,
                 stderr=log,
             )

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from search_gateway.candidates import Provider
-from search_gateway.configured_providers import cache_for, make_providers
+from search_gateway.config import GatewayConfig
 from search_gateway.deadline import Deadline
 from search_gateway.errors import ConfigError
-from search_gateway.gateway_config import GatewayConfig
-from search_gateway.provider_chain import Found, ProviderChain
-from search_gateway.recorded_answers import append_line, line_of
-from search_gateway.thumbnails import ThumbnailFetcher
+from search_gateway.providers.base import Provider
+from search_gateway.providers.chain import Found, ProviderChain
+from search_gateway.providers.factory import cache_for, make_providers
+from search_gateway.providers.recorded_answers import append_line, line_of
+from search_gateway.thumbnails.fetcher import ThumbnailFetcher
 from tests.fake_duckduckgo import FakeDuckDuckGo, rows_for
 
 QUERY = "blue shirt"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from search_gateway.gateway_config import GatewayConfig
+from search_gateway.config import GatewayConfig
 from search_gateway.healthcheck import SERVICE
 from tests.conftest import ROOT
 
@@ -171,7 +171,7 @@ def test_extras_exist_and_wheels_only_are_installed(dockerfile: Path) -> None:
 def test_extra_gateway_has_what_the_gateway_imports() -> None:
     folders = ("captioner", "search_api", "search_gateway")
     assert set(folders) < set(copied(GATEWAY))
-    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py") if "triton_backend" not in path.parts]
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py") if "backend" not in path.parts]
     assert third_party_imports(files) - packages_of("gateway") == set()
     # Triton is elsewhere: neither its binary nor what runs models is wanted.
     assert packages_of("gateway") & {"nvidia-pytriton", "onnxruntime", "torch", "onnx"} == set()

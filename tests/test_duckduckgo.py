@@ -15,8 +15,8 @@ from typing import Any
 import ddgs.cli
 import pytest
 
-from search_gateway.candidates import Candidate, Provider
 from search_gateway.errors import ConfigError, ProviderError, ProviderNotAskedError, ProviderTimeoutError
+from search_gateway.providers.base import Candidate, Provider
 from search_gateway.providers.duckduckgo import (
     COLOUR_FILTERS,
     MAX_THREADS,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from demo.draw_samples import draw_sample
-from search_gateway.duplicates import Picture, is_same_picture, normalised_url, small_copy
+from search_gateway.ranking.duplicates import Picture, is_same_picture, normalised_url, small_copy
 
 
 def same(one: Picture, other: Picture) -> bool:

@@ -25,8 +25,8 @@ import tritonclient.grpc
 from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from search_gateway import embedded_triton
-from search_gateway.embedded_triton import EmbeddedTriton, TritonStartError
+from search_gateway.triton import embedded
+from search_gateway.triton.embedded import EmbeddedTriton, TritonStartError
 
 pytestmark = [
     pytest.mark.triton,
@@ -386,7 +386,7 @@ def test_start_that_takes_too_long_is_given_up(model_folder: Path, tmp_path: Pat
 def test_taken_ports_are_tried_elsewhere(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         taken_port = taken.getsockname()[1]
-        find_free = embedded_triton._free_ports
+        find_free = embedded._free_ports
         plan = [0, 1]  # first the gRPC port is taken, then the metrics port
 
         def sometimes_taken(count: int) -> list[int]:
@@ -395,7 +395,7 @@ def test_taken_ports_are_tried_elsewhere(model_folder: Path, tmp_path: Path, mon
                 ports[plan.pop(0)] = taken_port
             return ports
 
-        monkeypatch.setattr(embedded_triton, "_free_ports", sometimes_taken)
+        monkeypatch.setattr(embedded, "_free_ports", sometimes_taken)
         with EmbeddedTriton(model_folder, log_file=tmp_path / "triton.log") as triton:
             assert not plan
             assert str(taken_port) not in triton.grpc_address + triton.metrics_address
@@ -423,7 +423,7 @@ def test_stop_leaves_no_process_no_memory_and_no_files(model_folder: Path) -> No
     triton.stop()  # again is harmless
 
 
-@pytest.mark.parametrize("victim", ["tritonserver", "triton_supervisor.py"])
+@pytest.mark.parametrize("victim", ["tritonserver", "supervisor.py"])
 def test_killed_triton_is_noticed_and_cleaned_up(model_folder: Path, tmp_path: Path, victim: str) -> None:
     triton = EmbeddedTriton(model_folder, log_file=tmp_path / "triton.log")
     triton.start()
@@ -439,7 +439,7 @@ OWNER_SCRIPT = """
     import os, signal, sys
     from pathlib import Path
     from threading import Thread
-    from search_gateway.embedded_triton import EmbeddedTriton
+    from search_gateway.triton.embedded import EmbeddedTriton
 
     triton = EmbeddedTriton(Path(sys.argv[1]), log_file=Path(sys.argv[2]))
     starter = Thread(target=triton.start)  # a thread that ends, as asyncio.to_thread may use

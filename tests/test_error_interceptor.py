@@ -14,7 +14,7 @@ from grpc_status import rpc_status
 
 from search_api import search_pb2, search_pb2_grpc
 from search_gateway import errors
-from search_gateway.error_interceptor import ErrorInterceptor
+from search_gateway.api.error_interceptor import ErrorInterceptor
 
 SECRET = "/etc/secret of class Foo"
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
-from search_gateway import embedded_triton, errors
+from search_gateway import errors
 from search_gateway.errors import ConfigError, OverloadedError, SearchError
+from search_gateway.triton import embedded
 
 # A line of the drawing: indentation and branches, the name, perhaps its base, perhaps its code.
 _LINE = re.compile(
@@ -37,7 +38,7 @@ def existing() -> dict[str, type[Exception]]:
     """The exceptions this module defines, and the one it draws from elsewhere."""
     own = inspect.getmembers(errors, lambda value: inspect.isclass(value) and issubclass(value, Exception))
     here = {name: value for name, value in own if value.__module__ == errors.__name__}
-    return {**here, "TritonStartError": embedded_triton.TritonStartError}
+    return {**here, "TritonStartError": embedded.TritonStartError}
 
 
 # Every module that could define an error of the tree has been imported by these.

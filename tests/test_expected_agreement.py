@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_gateway.colours import Colours
-from search_gateway.expected_agreement import Agreement, ExpectedAgreement
-from search_gateway.readings import Readings
-from search_gateway.word_agreement import Synonyms, WordWeights
+from search_gateway.ranking.colours import Colours
+from search_gateway.ranking.expected_agreement import Agreement, ExpectedAgreement
+from search_gateway.ranking.query_hypotheses import Readings
+from search_gateway.ranking.word_agreement import Synonyms, WordWeights
 
 COLOURED = Synonyms([["navy", "blue"]], Colours(["blue", "navy", "red", "white", "black"]))
 

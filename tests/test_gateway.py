@@ -31,12 +31,12 @@ from captioner.model_contract import ModelContract
 from captioner.query import words_of
 from demo.draw_samples import write_catalogue
 from search_api import search_pb2, search_pb2_grpc
-from search_gateway.candidates import Candidate
-from search_gateway.embedded_triton import EmbeddedTriton
+from search_gateway.catalog.store import CatalogStore
+from search_gateway.config import GatewayConfig
 from search_gateway.errors import ProviderError
-from search_gateway.gateway_config import GatewayConfig
-from search_gateway.providers.catalog_store import CatalogStore
+from search_gateway.providers.base import Candidate
 from search_gateway.server import Gateway, model_fingerprint
+from search_gateway.triton.embedded import EmbeddedTriton
 from tests.conftest import MODELS, GatewayThread, jpeg
 
 pytestmark = pytest.mark.triton

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from search_gateway.config import PREFIX, PROVIDER_NAMES, GatewayConfig
 from search_gateway.errors import ConfigError
-from search_gateway.gateway_config import PREFIX, PROVIDER_NAMES, GatewayConfig
 
 FIELDS = [field.name for field in dataclasses.fields(GatewayConfig)]
 
@@ -227,7 +227,7 @@ def test_ranges_include_their_ends(name: str, below: str, low: str, high: str, a
 
 def test_default_number_of_results_is_one_that_callers_may_ask_for() -> None:
     """Or every request that does not say would be refused for what it did not say."""
-    from search_gateway.request_validation import MAX_RESULTS
+    from search_gateway.api.request_validation import MAX_RESULTS
 
     assert GatewayConfig(default_max_results=MAX_RESULTS).default_max_results == MAX_RESULTS
     with pytest.raises(ConfigError):

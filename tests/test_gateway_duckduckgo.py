@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from search_api import search_pb2, search_pb2_grpc
-from search_gateway.thumbnails import ThumbnailFetcher, ThumbnailPolicy
+from search_gateway.thumbnails.fetcher import ThumbnailFetcher, ThumbnailPolicy
 from tests.conftest import jpeg
 from tests.fake_duckduckgo import FakeDuckDuckGo, Row, rows_for
 from tests.thumbnail_server import HOST, ThumbnailServer, always_the_server, answer, only_the_server

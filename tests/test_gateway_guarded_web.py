@@ -13,7 +13,7 @@ import pytest
 
 from demo.draw_samples import write_catalogue
 from search_api import search_pb2, search_pb2_grpc
-from search_gateway.thumbnails import ThumbnailFetcher, ThumbnailPolicy
+from search_gateway.thumbnails.fetcher import ThumbnailFetcher, ThumbnailPolicy
 from tests.conftest import MODELS, jpeg
 from tests.fake_duckduckgo import FakeDuckDuckGo, Row, hostile_rows_for, rows_for
 from tests.thumbnail_server import HOST, ThumbnailServer, always_the_server, answer, only_the_server

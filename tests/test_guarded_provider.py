@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from search_gateway.call_spacing import CallSpacing
-from search_gateway.candidates import Candidate, OldCandidates, Provider
-from search_gateway.circuit_breaker import BreakerSettings, BreakerState, CircuitBreaker
 from search_gateway.errors import ProviderError, ProviderNotAskedError, ProviderTimeoutError
-from search_gateway.guarded_provider import GuardedProvider
-from search_gateway.query_cache import CacheCounters, QueryCache
+from search_gateway.providers.base import Candidate, OldCandidates, Provider
+from search_gateway.providers.guard.circuit_breaker import BreakerSettings, BreakerState, CircuitBreaker
+from search_gateway.providers.guard.guarded import GuardedProvider
+from search_gateway.providers.guard.query_cache import CacheCounters, QueryCache
+from search_gateway.providers.guard.rate_limit import CallSpacing
 from tests.virtual_time import run_virtually
 
 BREAKER = BreakerSettings(min_calls=3, first_open_seconds=10, jitter=0.0)
@@ -418,5 +418,5 @@ def test_opening_and_closing_are_logged_once(caplog: pytest.LogCaptureFixture) -
 
     with caplog.at_level(logging.INFO):
         run(test)
-    ours = [record.message for record in caplog.records if record.name == "search_gateway.guarded_provider"]
+    ours = [record.message for record in caplog.records if record.name == "search_gateway.providers.guard.guarded"]
     assert ours == ["provider web fails too often and is left alone for 10 s", "provider web answers again"]

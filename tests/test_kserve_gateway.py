@@ -29,10 +29,10 @@ from grpc_status import rpc_status
 from tritonclient.utils import InferenceServerException
 
 from search_api import search_pb2, search_pb2_grpc
-from search_gateway.candidates import Candidate
-from search_gateway.gateway_config import GatewayConfig
+from search_gateway.config import GatewayConfig
 from search_gateway.kserve.model_statistics import STAGES
 from search_gateway.kserve.protocol import SERVICE, service_pb2, service_pb2_grpc
+from search_gateway.providers.base import Candidate
 from search_gateway.server import Gateway
 from tests.conftest import MODELS, ROOT, GatewayThread, jpeg
 from tests.test_gateway import ScriptedProvider, candidate, rejected

@@ -14,11 +14,11 @@ import pytest
 
 import captioner
 from captioner.model_contract import ModelContract
-from search_gateway.admission import Admission
+from search_gateway.api.admission import Admission
+from search_gateway.api.error_interceptor import ErrorInterceptor
 from search_gateway.captions import Caption
-from search_gateway.error_interceptor import ErrorInterceptor
+from search_gateway.config import GatewayConfig
 from search_gateway.errors import InvalidPhotoError
-from search_gateway.gateway_config import GatewayConfig
 from search_gateway.kserve.kserve_service import InferenceService
 from search_gateway.kserve.protocol import SERVICE, service_pb2, service_pb2_grpc
 from search_gateway.pipeline import CaptionAnswer

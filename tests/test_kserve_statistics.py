@@ -7,7 +7,7 @@ import pytest
 
 from search_gateway.kserve.model_declarations import CAPTION
 from search_gateway.kserve.model_statistics import ModelStatistics
-from search_gateway.query_cache import CacheCounters
+from search_gateway.providers.guard.query_cache import CacheCounters
 
 MS = 1_000_000
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from captioner.model_contract import ModelContract
-from search_gateway.kv_arena import KvArena, remove_orphans
+from search_gateway.engine.kv_slots import KvArena, remove_orphans
 
 CONTRACT = ModelContract(
     model="toy", image_height=8, image_width=8, fit="pad", num_positions=5, hidden_size=6, num_layers=2, num_heads=3,

@@ -21,7 +21,6 @@ from PIL import Image
 
 from captioner.model_contract import Fit, ModelContract
 from captioner.preprocessing import ImageError, ImageLimits, ImageTooLargeError, decode_photo
-from search_gateway import photo_decoder
 from search_gateway.deadline import Deadline
 from search_gateway.errors import (
     BadRequestError,
@@ -31,8 +30,9 @@ from search_gateway.errors import (
     PhotoTooLargeError,
     SearchError,
 )
-from search_gateway.photo_decoder import PhotoDecoder
-from search_gateway.photo_process import WORKER_COMMAND
+from search_gateway.imaging import decoder_pool
+from search_gateway.imaging.decoder_pool import PhotoDecoder
+from search_gateway.imaging.worker_process import WORKER_COMMAND
 from tests.event_loop import on_event_loop
 from tests.hostile_photos import BOMBS, odd_photos
 from tests.test_photo_process import is_there
@@ -241,7 +241,7 @@ async def test_picture_that_breaks_its_worker_fails_alone(
     data: bytes, kind: type[SearchError], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if data == b"HANG":
-        monkeypatch.setattr(photo_decoder, "_WORK_SECONDS", 1)
+        monkeypatch.setattr(decoder_pool, "_WORK_SECONDS", 1)
     async with decoding() as decoder:
         bad = [asyncio.create_task(outcome(decoder.decode(data, Deadline(60)))) for _ in range(3)]
         good = await asyncio.gather(*(is_right(decoder, seed) for seed in range(20)))
@@ -352,7 +352,7 @@ async def test_deadline_ends_the_wait_and_the_work() -> None:
             assert str(error) == "the deadline passed before the photo was decoded: allow more time"
         assert np.array_equal(pixels, expected(picture()))
         await until(lambda: decoder.num_replaced == 2)
-        assert time.monotonic() - started < photo_decoder._WORK_SECONDS / 2, "they were ended by the other limit"
+        assert time.monotonic() - started < decoder_pool._WORK_SECONDS / 2, "they were ended by the other limit"
 
 
 @on_event_loop

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from search_gateway.photo_folder import (
+from search_gateway.catalog.build.photo_folder import (
     BAD_NAME,
     CANNOT_READ,
     UnreadablePhoto,
     look_for_photos,
 )
-from search_gateway.providers.catalog_store import CatalogError
+from search_gateway.catalog.store import CatalogError
 
 
 def test_photos_are_found_in_all_folders_in_order(tmp_path: Path) -> None:

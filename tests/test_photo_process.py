@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from search_gateway.photo_process import WORKER_COMMAND, Answer, PhotoProcess, WorkerStartError, described
-from search_gateway.photo_worker import Kind
+from search_gateway.imaging.worker_main import Kind
+from search_gateway.imaging.worker_process import WORKER_COMMAND, Answer, PhotoProcess, WorkerStartError, described
 from tests.conftest import ROOT
 from tests.event_loop import on_event_loop
 from tests.test_photo_worker import MISBEHAVING
@@ -163,7 +163,7 @@ def test_it_dies_with_a_parent_that_is_killed(work: str) -> None:
     program = f"""
 import asyncio, sys
 sys.path.insert(0, {str(ROOT)!r})
-from search_gateway.photo_process import PhotoProcess
+from search_gateway.imaging.worker_process import PhotoProcess
 async def live():
     process = PhotoProcess({MISBEHAVING!r}, {ARGUMENTS!r}, print, print)
     await process.connect(60)

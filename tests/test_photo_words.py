@@ -11,9 +11,9 @@ import pytest
 
 from captioner.caption_tokenizer import CaptionTokenizer
 from captioner.query import QueryRule
-from search_gateway.caption_scheduler import DecodedPhoto
 from search_gateway.captions import Word, WordAlternative
 from search_gateway.decoding import DecodedToken, Hypothesis
+from search_gateway.engine.scheduler import DecodedPhoto
 from search_gateway.photo_words import PhotoWords, photo_words
 
 EMBEDDING = np.zeros(2, np.float32)

@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from captioner.preprocessing import ImageError, ImageLimits, ImageTooLargeError, decode_photo
-from search_gateway.photo_decoder import QUICK_BYTES
-from search_gateway.photo_process import WORKER_COMMAND
-from search_gateway.photo_worker import ANSWER, CPU_SECONDS, QUICK_CPU_SECONDS, REQUEST, Kind, memory_limit_bytes
+from search_gateway.imaging.decoder_pool import QUICK_BYTES
+from search_gateway.imaging.worker_main import ANSWER, CPU_SECONDS, QUICK_CPU_SECONDS, REQUEST, Kind, memory_limit_bytes
+from search_gateway.imaging.worker_process import WORKER_COMMAND
 from tests.conftest import ROOT
 from tests.hostile_photos import BOMBS, legal_25_megapixels, odd_photos
 from tests.test_preprocessing import BAD_IMAGES, encoded, noise, png, webp_header
@@ -249,7 +249,7 @@ def test_it_does_not_start_for_an_owner_that_is_gone() -> None:
 def test_it_imports_little() -> None:
     """No gRPC, no network library, no other part of the gateway: little to take over and quickly started."""
     program = (
-        "import sys, search_gateway.photo_worker\n"
+        "import sys, search_gateway.imaging.worker_main\n"
         "print(sorted({name for name in sys.modules if name.startswith(('grpc', 'asyncio', 'search_', 'captioner'))}))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -259,6 +259,7 @@ def test_it_imports_little() -> None:
             "captioner.model_contract",
             "captioner.preprocessing",
             "search_gateway",
-            "search_gateway.photo_worker",
+            "search_gateway.imaging",
+            "search_gateway.imaging.worker_main",
         ]
     )

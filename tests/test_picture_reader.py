@@ -11,17 +11,17 @@ import numpy.typing as npt
 import pytest
 
 from captioner.model_contract import ModelContract
-from search_gateway.candidates import Candidate
-from search_gateway.caption_scheduler import DecodedPhoto
-from search_gateway.colours import Colours
 from search_gateway.deadline import Deadline
 from search_gateway.decoding import DecodedToken, DecodingOptions, Hypothesis
+from search_gateway.engine.scheduler import DecodedPhoto
 from search_gateway.errors import InferenceError, InvalidPhotoError, OverloadedError, SearchError
 from search_gateway.picture_reader import PictureReader
-from search_gateway.provider_chain import Degradation
-from search_gateway.readings import Readings
-from search_gateway.refinement import Refined, RefinementLimits, Seen, Verdict, refine
-from search_gateway.word_agreement import Synonyms
+from search_gateway.providers.base import Candidate
+from search_gateway.providers.chain import Degradation
+from search_gateway.ranking.colours import Colours
+from search_gateway.ranking.query_hypotheses import Readings
+from search_gateway.ranking.rerank import Refined, RefinementLimits, Seen, Verdict, refine
+from search_gateway.ranking.word_agreement import Synonyms
 from tests.conftest import MODELS
 
 PHOTO = np.array([1.0, 0.0], np.float32)

@@ -13,7 +13,7 @@ from search_gateway.deadline import Deadline
 from search_gateway.decoding import DecodingOptions
 from search_gateway.errors import OverloadedError
 from search_gateway.pipeline import Pipeline, SearchOptions
-from search_gateway.refinement import RefinementLimits
+from search_gateway.ranking.rerank import RefinementLimits
 
 
 class Photos:

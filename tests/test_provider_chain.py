@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from search_gateway.candidates import Candidate, OldCandidates
 from search_gateway.deadline import Deadline
 from search_gateway.errors import BadRequestError, ProviderError, ProviderNotAskedError, ProviderTimeoutError
-from search_gateway.provider_chain import Degradation, Found, ProviderChain
+from search_gateway.providers.base import Candidate, OldCandidates
+from search_gateway.providers.chain import Degradation, Found, ProviderChain
 
 SHIRT = Candidate(title="Blue Shirt", url="https://shop.example/1", thumbnail_url="", source="shop")
 

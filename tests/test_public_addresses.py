@@ -7,7 +7,7 @@ import ipaddress
 
 import pytest
 
-from search_gateway.public_addresses import is_public
+from search_gateway.thumbnails.public_addresses import is_public
 
 REFUSED_NETWORKS = [
     "0.0.0.0/8",

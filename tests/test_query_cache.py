@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_gateway.candidates import Candidate
-from search_gateway.query_cache import CacheCounters, QueryCache, bytes_of
+from search_gateway.providers.base import Candidate
+from search_gateway.providers.guard.query_cache import CacheCounters, QueryCache, bytes_of
 
 WORDS = ("blue", "shirt")
 

@@ -18,14 +18,14 @@ from captioner.model_contract import ContractError, ModelContract
 from captioner.query import words_of
 from captioner.query_classes import QUERY_CLASSES_FILE
 from search_api import search_pb2, search_pb2_grpc
-from search_gateway.candidates import Candidate
-from search_gateway.caption_scheduler import CaptionScheduler
+from search_gateway.config import GatewayConfig
 from search_gateway.deadline import Deadline
 from search_gateway.decoding import DecodingOptions
-from search_gateway.embedded_triton import EmbeddedTriton
-from search_gateway.gateway_config import GatewayConfig
+from search_gateway.engine.scheduler import CaptionScheduler
+from search_gateway.providers.base import Candidate
 from search_gateway.server import Gateway
-from search_gateway.triton_inference import TritonInference
+from search_gateway.triton.client import TritonInference
+from search_gateway.triton.embedded import EmbeddedTriton
 from tests.conftest import MODELS, jpeg
 from tests.query_head_repository import CLASSES, expected_logprobs, write_repository_with_head
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_gateway.query_words import query_words
+from search_gateway.providers.query_key import query_words
 
 
 @pytest.mark.parametrize(

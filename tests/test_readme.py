@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from search_gateway.gateway_config import PREFIX, GatewayConfig
+from search_gateway.config import PREFIX, GatewayConfig
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,7 +31,7 @@ def shown(value: object) -> str:
 
 def settings_rows() -> list[str]:
     """The table's rows, from the code: name, default and the comment behind the field."""
-    source = (ROOT / "search_gateway" / "gateway_config.py").read_text(encoding="utf-8")
+    source = (ROOT / "search_gateway" / "config.py").read_text(encoding="utf-8")
     rows = []
     for field in dataclasses.fields(GatewayConfig):
         comment = re.search(rf"^    {field.name}: .*  # (.+)$", source, re.MULTILINE)

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_gateway import recorded_answers
-from search_gateway.candidates import Candidate
-from search_gateway.query_words import query_words
-from search_gateway.recorded_answers import RecordingError, answer_of, append_line, line_of, load_answers
+from search_gateway.providers import recorded_answers
+from search_gateway.providers.base import Candidate
+from search_gateway.providers.query_key import query_words
+from search_gateway.providers.recorded_answers import RecordingError, answer_of, append_line, line_of, load_answers
 
 SHIRT = Candidate(
     title="Blue Shirt",

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from search_gateway.candidates import Candidate
 from search_gateway.errors import ProviderError
+from search_gateway.providers.base import Candidate
+from search_gateway.providers.recorded_answers import load_answers
+from search_gateway.providers.recording import RecordingProvider
 from search_gateway.providers.replay import ReplayProvider
-from search_gateway.recorded_answers import load_answers
-from search_gateway.recording_provider import RecordingProvider
-from search_gateway.thumbnails import ThumbnailError
+from search_gateway.thumbnails.fetcher import ThumbnailError
 
 
 def shirt(number: int) -> Candidate:

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search_gateway.candidates import Candidate
-from search_gateway.colours import Colours
-from search_gateway.readings import Readings
-from search_gateway.refinement import Judged, Refined, RefinementLimits, Seen, Verdict, refine
-from search_gateway.word_agreement import Synonyms
+from search_gateway.providers.base import Candidate
+from search_gateway.ranking.colours import Colours
+from search_gateway.ranking.query_hypotheses import Readings
+from search_gateway.ranking.rerank import Judged, Refined, RefinementLimits, Seen, Verdict, refine
+from search_gateway.ranking.word_agreement import Synonyms
 
 PHOTO = np.array([1.0, 0.0], np.float32)
 SYNONYMS = Synonyms([], Colours(["blue", "red"]))

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from captioner.model_contract import CONTRACT_FILE, REFINEMENT_FILE, ModelContract
+from search_gateway.config import GatewayConfig
 from search_gateway.errors import ConfigError
-from search_gateway.gateway_config import GatewayConfig
-from search_gateway.refinement_calibration import RefinementCalibration, with_calibration
+from search_gateway.ranking.calibration import RefinementCalibration, with_calibration
 from tests.conftest import MODELS
 
 WEIGHTS = ModelContract.load(MODELS).weights

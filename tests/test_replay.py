@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from search_gateway.candidates import Candidate, Provider
 from search_gateway.errors import ProviderError, ProviderTimeoutError
+from search_gateway.providers.base import Candidate, Provider
+from search_gateway.providers.recorded_answers import RecordingError, append_line, line_of
 from search_gateway.providers.replay import ReplayProvider
-from search_gateway.recorded_answers import RecordingError, append_line, line_of
 from tests.virtual_time import run_virtually
 
 

@@ -12,11 +12,11 @@ import pytest
 from captioner.model_contract import ModelContract
 from captioner.query import QueryRule
 from search_api import search_pb2
+from search_gateway.api.request_validation import decoding_options, query_rule, search_options
+from search_gateway.config import GatewayConfig
 from search_gateway.decoding import DecodingOptions
 from search_gateway.errors import BadRequestError
-from search_gateway.gateway_config import GatewayConfig
 from search_gateway.pipeline import SearchOptions
-from search_gateway.request_validation import decoding_options, query_rule, search_options
 
 CONTRACT = ModelContract(
     model="toy", image_height=80, image_width=64, fit="pad", num_positions=81, hidden_size=32, num_layers=2,

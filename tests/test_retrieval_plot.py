@@ -10,7 +10,7 @@ from PIL import Image
 
 from benchmarks.retrieval_calibration import BY_WORDS, Calibrated, Point
 from benchmarks.retrieval_plot import plot_calibration, plot_systems
-from search_gateway.refinement import RefinementLimits
+from search_gateway.ranking.rerank import RefinementLimits
 
 
 def test_curves_of_each_setting_side_by_side(tmp_path: Path) -> None:

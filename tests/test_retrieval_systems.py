@@ -21,7 +21,7 @@ from benchmarks.retrieval_systems import (
     write_catalogue,
 )
 from search_gateway.captions import Caption, CaptionAlternative, Word
-from search_gateway.refinement import RefinementLimits
+from search_gateway.ranking.rerank import RefinementLimits
 
 TITLES = ["Puma Red Shirt", "Nike Men Blue Shirt", "Red Bag", "Old Red Shirt", "Green Hat"]
 PICTURE_WORDS = ["", "", "red shirt", "", ""]  # the bag's title does not say that it shows a shirt, too

@@ -25,9 +25,9 @@ from tritonclient.utils import InferenceServerException
 
 from captioner.model_contract import STEP
 from search_api import search_pb2, search_pb2_grpc
-from search_gateway.embedded_triton import EmbeddedTriton
-from search_gateway.gateway_config import GatewayConfig
+from search_gateway.config import GatewayConfig
 from search_gateway.server import Gateway, StartError
+from search_gateway.triton.embedded import EmbeddedTriton
 from tests.conftest import MODELS, GatewayThread, jpeg
 from tests.tcp_forwarder import TcpForwarder
 

@@ -19,7 +19,7 @@ import tritonclient.grpc
 from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 
-from search_gateway.embedded_triton import EmbeddedTriton
+from search_gateway.triton.embedded import EmbeddedTriton
 from tests.test_embedded_triton import add_model, request_inputs
 
 pytestmark = [

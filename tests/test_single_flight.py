@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from search_gateway.single_flight import FlightCancelledError, SingleFlight
+from search_gateway.providers.guard.single_flight import FlightCancelledError, SingleFlight
 from tests.virtual_time import run_virtually
 
 

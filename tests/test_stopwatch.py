@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from search_gateway.stopwatch import Stopwatch
+from search_gateway.stage_timer import Stopwatch
 
 
 def spin(milliseconds: float) -> None:

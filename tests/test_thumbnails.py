@@ -21,8 +21,7 @@ from typing import Any
 
 import pytest
 
-from search_gateway.public_addresses import is_public
-from search_gateway.thumbnails import (
+from search_gateway.thumbnails.fetcher import (
     BING_THUMBNAIL_HOSTS,
     MAX_PARALLEL_FETCHES,
     ThumbnailError,
@@ -30,6 +29,7 @@ from search_gateway.thumbnails import (
     ThumbnailPolicy,
     lookup,
 )
+from search_gateway.thumbnails.public_addresses import is_public
 from tests.thumbnail_server import (
     HOST,
     JPEG,

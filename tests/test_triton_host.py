@@ -16,13 +16,13 @@ import pytest
 import tritonclient.grpc
 
 from captioner.model_contract import ModelContract
-from search_gateway import triton_host
 from search_gateway.deadline import Deadline
 from search_gateway.decoding import DecodingOptions
-from search_gateway.embedded_triton import EmbeddedTriton
 from search_gateway.errors import InferenceError
-from search_gateway.triton_host import TritonHost
-from search_gateway.triton_inference import SharedMemory
+from search_gateway.triton import replica
+from search_gateway.triton.client import SharedMemory
+from search_gateway.triton.embedded import EmbeddedTriton
+from search_gateway.triton.replica import TritonHost
 from tests.conftest import MODELS
 from tests.tcp_forwarder import TcpForwarder
 
@@ -125,7 +125,7 @@ def test_a_triton_that_forgot_the_memory_faster_than_anybody_looks_fails_one_cap
 
 
 def test_a_triton_that_was_away_gets_new_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(triton_host, "_HEALTH_INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr(replica, "_HEALTH_INTERVAL_SECONDS", 0.05)
 
     async def use(host: TritonHost) -> None:
         watching = asyncio.create_task(host.watch(lambda: None))

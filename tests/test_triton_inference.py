@@ -21,15 +21,15 @@ import tritonclient.utils
 from tritonclient.utils import InferenceServerException
 
 from captioner.model_contract import PREFILL, STEP, ModelContract
-from search_gateway import kv_arena
-from search_gateway.caption_scheduler import CaptionScheduler
+from search_gateway.config import GatewayConfig
 from search_gateway.deadline import Deadline
 from search_gateway.decoding import DecodingOptions
+from search_gateway.engine import kv_slots
+from search_gateway.engine.kv_slots import KvArena
+from search_gateway.engine.scheduler import CaptionScheduler
 from search_gateway.errors import ConfigError, DeadlineError, InferenceError
-from search_gateway.gateway_config import GatewayConfig
-from search_gateway.kv_arena import KvArena
 from search_gateway.server import Gateway
-from search_gateway.triton_inference import SharedMemory, TritonInference
+from search_gateway.triton.client import SharedMemory, TritonInference
 from tests.conftest import MODELS
 
 pytestmark = pytest.mark.triton
@@ -109,7 +109,7 @@ def test_too_small_shared_memory_sends_the_caches_over_grpc(
     expected = run_with(
         triton_address, SharedMemory.NONE, "", lambda inference, scheduler: captions(inference, scheduler, 1)
     )
-    monkeypatch.setattr(kv_arena, "_map", full)
+    monkeypatch.setattr(kv_slots, "_map", full)
     got = run_with(
         triton_address, SharedMemory.SYSTEM, prefix(), lambda inference, scheduler: captions(inference, scheduler, 1)
     )

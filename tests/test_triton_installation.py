@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from search_gateway import triton_installation
-from search_gateway.triton_installation import TritonStartError, find_installation
+from search_gateway.triton import installation
+from search_gateway.triton.installation import TritonStartError, find_installation
 
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 STUB = Path("pytriton", "tritonserver", "python_backend_stubs", VERSION, "triton_python_backend_stub")
@@ -84,7 +84,7 @@ def test_numpy_2_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("site_packages")
 def test_own_libpython_comes_before_that_of_the_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / f"libpython{VERSION}.so.1.0").touch()
-    monkeypatch.setattr(triton_installation.sysconfig, "get_config_var", lambda name: str(tmp_path))
+    monkeypatch.setattr(installation.sysconfig, "get_config_var", lambda name: str(tmp_path))
     assert find_installation().libraries[1:] == (tmp_path,)
 
 
@@ -93,7 +93,7 @@ def test_python_without_any_libpython_is_told_what_to_install(
 ) -> None:
     for library in (site_packages / "nvidia_pytriton.libs").iterdir():
         library.unlink()
-    monkeypatch.setattr(triton_installation.sysconfig, "get_config_var", lambda name: str(site_packages))
-    monkeypatch.setattr(triton_installation.ctypes.util, "find_library", lambda name: None)
+    monkeypatch.setattr(installation.sysconfig, "get_config_var", lambda name: str(site_packages))
+    monkeypatch.setattr(installation.ctypes.util, "find_library", lambda name: None)
     with pytest.raises(TritonStartError, match=rf"install libpython{VERSION}, or a Python that is built with"):
         find_installation()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from search_gateway.triton_log import read_from, reason_in
+from search_gateway.triton.startup_log import read_from, reason_in
 
 FAILED = (
     "E1204 10:00:00.000000 1 model_lifecycle.cc:654] \"failed to load 'double' version 1: Internal: "

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from search_gateway import triton_pool
-from search_gateway.caption_lane import StepCalls
 from search_gateway.deadline import Deadline
 from search_gateway.decoding import DecodingOptions
+from search_gateway.engine.running_batch import StepCalls
 from search_gateway.errors import (
     BadRequestError,
     DeadlineError,
@@ -22,7 +21,8 @@ from search_gateway.errors import (
     OverloadedError,
     SearchError,
 )
-from search_gateway.triton_pool import TritonPool
+from search_gateway.triton import pool
+from search_gateway.triton.pool import TritonPool
 
 PIXELS = np.zeros((1, 1, 3), np.uint8)
 OPTIONS = DecodingOptions()
@@ -116,7 +116,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         def monotonic() -> float:
             return times[0]
 
-    monkeypatch.setattr(triton_pool, "time", Clock)
+    monkeypatch.setattr(pool, "time", Clock)
 
     def set_time(seconds: float) -> None:
         times[0] = 1000.0 + seconds

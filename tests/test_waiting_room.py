@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_gateway.waiting_room import WaitingRoom
+from search_gateway.engine.request_queue import WaitingRoom
 
 UNBOUNDED = 0
 

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 
 from captioner.query import words_of
 from captioner.word_folding import fold
-from search_gateway.colours import Colours
-from search_gateway.expected_agreement import Agreement, ExpectedAgreement
-from search_gateway.readings import Readings
-from search_gateway.word_agreement import QueryWords, Synonyms, WordWeights, with_words
+from search_gateway.ranking.colours import Colours
+from search_gateway.ranking.expected_agreement import Agreement, ExpectedAgreement
+from search_gateway.ranking.query_hypotheses import Readings
+from search_gateway.ranking.word_agreement import QueryWords, Synonyms, WordWeights, with_words
 
 NONE = Synonyms([])
 COLOURED = Synonyms([["navy", "blue"]], Colours(["blue", "navy", "red", "white", "black"], vague=["multi"]))
 TRADE = Synonyms.of_the_trade()
 GROUPS: list[list[str]] = json.loads(
-    resources.files("search_gateway").joinpath("synonyms.json").read_text(encoding="utf-8")
+    resources.files("search_gateway.ranking").joinpath("synonyms.json").read_text(encoding="utf-8")
 )["groups"]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import trustme
 
-from search_gateway.public_addresses import is_public
+from search_gateway.thumbnails.public_addresses import is_public
 
 HOST = "tse1.mm.bing.net"
 SERVER_ADDRESS = "127.0.0.2"
