@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from captioner.model_contract import ModelContract
 from search_gateway.deadline import Deadline
 from search_gateway.decoding import DecodingOptions
+from search_gateway.engine.inference import EncodedPhotos, StepOutput
 from search_gateway.engine.kv_slots import KvArena
 from search_gateway.engine.scheduler import CaptionScheduler, DecodedPhoto
 from search_gateway.errors import DeadlineError, InferenceError, OverloadedError
-from search_gateway.triton.client import EncodedPhotos, StepOutput
 
 BOS, EOS = 0, 1
 NUM_WORDS, NUM_CANDIDATES, MAX_TOKENS = 12, 10, 8

@@ -258,6 +258,7 @@ def test_it_imports_little() -> None:
             "captioner",
             "captioner.model_contract",
             "captioner.preprocessing",
+            "captioner.trimming",
             "search_gateway",
             "search_gateway.imaging",
             "search_gateway.imaging.worker_main",

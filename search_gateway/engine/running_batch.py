@@ -12,24 +12,17 @@ import logging
 import time
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from search_gateway.deadline import Deadline
 from search_gateway.decoding import Decoder
+from search_gateway.engine.inference import StepInference
 from search_gateway.engine.kv_slots import KvArena
 from search_gateway.errors import InferenceError, SearchError
 from search_gateway.kv_cache import Ids
-from search_gateway.triton.client import StepOutput
 
 _log = logging.getLogger(__name__)
-
-
-class StepInference(Protocol):
-    """What a lane needs of inference."""
-
-    async def step(self, arena: KvArena, rows: int, tokens: Ids, positions: Ids, deadline: Deadline) -> StepOutput: ...
 
 
 @dataclass

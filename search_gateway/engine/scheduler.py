@@ -17,23 +17,20 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from search_gateway.deadline import Deadline
 from search_gateway.decoding import Decoder, DecodingOptions, Hypothesis, decoder_for
+from search_gateway.engine.inference import CaptionInference, Pixels
 from search_gateway.engine.kv_slots import KvArena
 from search_gateway.engine.request_queue import WaitingRoom
-from search_gateway.engine.running_batch import CaptionLane, StepCalls, StepInference
+from search_gateway.engine.running_batch import CaptionLane, StepCalls
 from search_gateway.errors import DeadlineError, InferenceError, OverloadedError, SearchError
 from search_gateway.kv_cache import Floats
-from search_gateway.triton.client import EncodedPhotos
 
 _log = logging.getLogger(__name__)
-
-Pixels = npt.NDArray[np.uint8]
 
 SLOTS = 32  # captions of one lane at a time, the most Triton takes in one batch
 WAITING = 64  # photos of one kind that wait for a slot
@@ -48,20 +45,6 @@ _EMBEDDING_ONLY = 0  # the kind of photos that are not captioned; the others' ki
 # What a caller who is refused is told to wait: as long as those inside will take, within these bounds.
 _MIN_RETRY_SECONDS, _MAX_RETRY_SECONDS = 0.1, 5.0
 _RATE_WINDOW = 64  # captions
-
-
-class CaptionInference(StepInference, Protocol):
-    """What the scheduler needs of inference."""
-
-    async def new_arena(self, slots: int, beams: int) -> KvArena: ...
-
-    async def free_arena(self, arena: KvArena) -> None: ...
-
-    async def encode(self, pixels: Pixels, deadline: Deadline, *, embeddings_only: bool = False) -> EncodedPhotos: ...
-
-    async def prefill(
-        self, hidden_states: Floats, arena: KvArena, slots: Sequence[int], deadline: Deadline
-    ) -> None: ...
 
 
 @dataclass(frozen=True)

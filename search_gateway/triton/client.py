@@ -15,7 +15,6 @@ import math
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -33,6 +32,7 @@ from captioner.model_contract import (
     with_beams,
 )
 from search_gateway.deadline import Deadline
+from search_gateway.engine.inference import EncodedPhotos, StepOutput
 from search_gateway.engine.kv_slots import KvArena
 from search_gateway.errors import DeadlineError, InferenceError, OverloadedError
 from search_gateway.kv_cache import Floats, Ids
@@ -78,20 +78,6 @@ def load_cuda() -> Any:
     except (ImportError, RuntimeError) as error:  # the latter where cuda-python is missing
         raise InferenceError("sharing memory of a GPU needs the packages of tritonclient[cuda]") from error
     return cuda_shared_memory
-
-
-@dataclass(frozen=True)
-class EncodedPhotos:
-    hidden_states: Floats | None  # [n, S, D]; None where only embeddings were asked for
-    embeddings: npt.NDArray[np.float32]  # [n, D], L2-normalised
-    query_logprobs: npt.NDArray[np.float32] | None = None  # [n, Q]; None as above, or where there is no query head
-
-
-@dataclass(frozen=True)
-class StepOutput:
-    candidate_logprobs: npt.NDArray[np.float32]  # [B, K, C]
-    candidate_tokens: npt.NDArray[np.int32]  # [B, K, C]
-    new_kv: Floats  # [B, K, L, 2, H, d]
 
 
 class TritonInference:

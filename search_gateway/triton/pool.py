@@ -20,7 +20,8 @@ import numpy.typing as npt
 
 from search_gateway.deadline import Deadline
 from search_gateway.decoding import DecodingOptions
-from search_gateway.engine.scheduler import CaptionScheduler, DecodedPhoto, Pixels
+from search_gateway.engine.inference import Pixels
+from search_gateway.engine.scheduler import CaptionScheduler, DecodedPhoto
 from search_gateway.errors import InferenceError, OverloadedError
 
 _log = logging.getLogger(__name__)
