@@ -179,7 +179,7 @@ class InProcess:
         self._captioner = OnnxCaptioner(spec.source, providers=tuple(providers))
 
     def caption(self, photos: Photos, workload: Workload) -> list[list[int]]:
-        from search_gateway.decoding import DecodingOptions
+        from captioner.decoding import DecodingOptions
 
         options = DecodingOptions(num_beams=workload.beams, max_tokens=workload.tokens)
         answers = self._captioner.caption(photos.pixels, options)

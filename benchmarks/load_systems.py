@@ -22,9 +22,9 @@ from benchmarks.load_driver import Call, closed_loop, one_at_a_time, open_loop, 
 from benchmarks.load_outcomes import LoadFigures, LoadTurn, Outcome, Sample, figures_of
 from benchmarks.process_memory import process_tree
 from captioner.caption_tokenizer import CaptionTokenizer
+from captioner.decoding import DecodingOptions
 from captioner.model_contract import ModelContract
 from captioner.preprocessing import decode_photo
-from search_gateway.decoding import DecodingOptions
 
 CLOSED_TIMEOUT_SECONDS = 30.0  # of a caller in a closed loop: the gateway's own maximum
 _PLAIN_SECONDS = 60.0  # the plain loop is not to fail for slowness

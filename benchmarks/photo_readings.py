@@ -20,10 +20,10 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from captioner.caption_tokenizer import CaptionTokenizer
+from captioner.captions import Caption, CaptionAlternative, Word, WordAlternative, caption_of
+from captioner.decoding import DecodingOptions
 from captioner.model_contract import ENCODER, PREFILL, STEP
 from export.onnx_captioner import OnnxCaptioner
-from search_gateway.captions import Caption, CaptionAlternative, Word, WordAlternative, caption_of
-from search_gateway.decoding import DecodingOptions
 from training.baselines import unit_length
 from training.phone_photos import PhonePhotoSet
 from training.prepare_data import ProductSet

@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from captioner.decoding import DecodingOptions, decoder_for
 from captioner.model_contract import ModelContract
 from search_gateway.deadline import Deadline
-from search_gateway.decoding import DecodingOptions, decoder_for
 from search_gateway.engine.kv_slots import KvArena
 from search_gateway.triton.client import TritonInference
 

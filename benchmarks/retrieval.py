@@ -47,11 +47,11 @@ from benchmarks.retrieval_systems import (
     write_catalogue,
 )
 from benchmarks.retrieval_table import table
+from captioner.model_contract import model_fingerprint
 from captioner.query import query_from_caption
 from search_gateway.config import GatewayConfig
 from search_gateway.ranking.calibration import SETTINGS, RefinementCalibration, with_calibration
 from search_gateway.ranking.rerank import RefinementLimits
-from search_gateway.server import model_fingerprint
 from training.phone_photos import load_phone_photos
 from training.prepare_data import ProductSet, load_products
 

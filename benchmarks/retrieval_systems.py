@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from captioner.captions import Caption
 from captioner.query import QueryRule, query_from_caption, words_of
-from search_gateway.captions import Caption
 from search_gateway.catalog.store import CatalogEntry, CatalogProduct, CatalogStore, PhotoStamp
 from search_gateway.picture_reader import worth_reading
 from search_gateway.providers.base import Candidate

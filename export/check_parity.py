@@ -18,13 +18,13 @@ from tqdm import tqdm
 from transformers import VisionEncoderDecoderModel
 
 from captioner.caption_tokenizer import CaptionTokenizer
+from captioner.decoding import DecodingOptions
 from captioner.model_contract import ModelContract
 from export.calibration import drawn_photos
 from export.hosts import HOSTS, Caption
 from export.onnx_captioner import OnnxCaptioner
 from export.onnx_export import load_captioner
 from export.parity import Parity, Pixels, Tokens, falls_of, reference_tokens, share_equal, tensor_errors, tokens_of
-from search_gateway.decoding import DecodingOptions
 from training.evaluate import caption_figures
 from training.prepare_data import Product, is_validation, load_products
 

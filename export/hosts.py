@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from captioner.decoding import DecodingOptions, Hypothesis
 from captioner.model_contract import ModelContract
 from export.onnx_captioner import OnnxCaptioner
 from search_gateway.deadline import Deadline
-from search_gateway.decoding import DecodingOptions, Hypothesis
 from search_gateway.engine.scheduler import CaptionScheduler
 from search_gateway.triton.client import SharedMemory, TritonInference
 from search_gateway.triton.embedded import EmbeddedTriton

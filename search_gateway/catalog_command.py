@@ -15,14 +15,13 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from captioner.model_contract import ModelContract
+from captioner.model_contract import ModelContract, model_fingerprint
 from captioner.preprocessing import decode_photo
 from search_gateway.catalog.build.builder import build_catalog
 from search_gateway.catalog.build.photo import PHOTO_LIMITS
 from search_gateway.catalog.build.report import BuildReport
 from search_gateway.config import GatewayConfig
 from search_gateway.deadline import Deadline
-from search_gateway.server import model_fingerprint
 from search_gateway.triton.client import TritonInference
 from search_gateway.triton.embedded import EmbeddedTriton
 

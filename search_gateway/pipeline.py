@@ -15,14 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from captioner.caption_tokenizer import CaptionTokenizer
+from captioner.captions import Caption
+from captioner.decoding import DecodingOptions
 from captioner.model_contract import ModelContract
+from captioner.photo_words import PhotoWords, photo_words
 from captioner.query import QueryRule
-from search_gateway.captions import Caption
 from search_gateway.deadline import Deadline
-from search_gateway.decoding import DecodingOptions
 from search_gateway.errors import InvalidPhotoError, PhotoTooLargeError, SearchError
 from search_gateway.imaging.decoder_pool import PhotoDecoder
-from search_gateway.photo_words import PhotoWords, photo_words
 from search_gateway.picture_reader import PictureReader
 from search_gateway.providers.base import Candidate
 from search_gateway.providers.chain import Degradation, Found, ProviderChain

@@ -15,7 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from captioner.caption_tokenizer import CaptionTokenizer
-from captioner.model_contract import ContractError, ModelContract
+from captioner.model_contract import ContractError, ModelContract, model_fingerprint
 from captioner.preprocessing import ImageLimits
 from captioner.query_classes import load_query_classes
 from search_api import search_pb2, search_pb2_grpc
@@ -48,11 +48,6 @@ _THUMBNAIL_LIMITS = ImageLimits(max_bytes=2 * 2**20, max_pixels=4_000_000)
 
 class StartError(RuntimeError):
     """The gateway cannot start; one line fit for the terminal."""
-
-
-def model_fingerprint(contract: ModelContract) -> str:
-    """What must be equal for stored embeddings to be comparable."""
-    return f"{contract.model}/{contract.weights}/{contract.image_height}x{contract.image_width}/{contract.fit}"
 
 
 class Gateway:

@@ -19,11 +19,11 @@ import pytest
 import torch
 from torch import nn
 
+from captioner.decoding import Hypothesis
 from captioner.model_contract import ModelSpec, Precision
 from export import to_onnx
 from export.onnx_captioner import OnnxCaptioner
 from export.onnx_export import export_onnx, load_captioner
-from search_gateway.decoding import Hypothesis
 from tests.conftest import ROOT
 from tests.tiny_captioner import save_tiny_captioner
 

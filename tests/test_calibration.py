@@ -11,11 +11,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the export extra (torch)")
 
+from captioner.decoding import DecodingOptions  # noqa: E402
 from captioner.model_contract import ModelContract, ModelSpec  # noqa: E402
 from export.calibration import BATCH, drawn_photos, feeds_of  # noqa: E402
 from export.onnx_captioner import Feeds, OnnxCaptioner  # noqa: E402
 from export.to_onnx import calibration_photos  # noqa: E402
-from search_gateway.decoding import DecodingOptions  # noqa: E402
 from tests.conftest import SHARED_DATA  # noqa: E402
 from tests.exported_captioner import random_photos, tiny_captioner  # noqa: E402
 from tests.tiny_onnx_models import CONTRACT  # noqa: E402

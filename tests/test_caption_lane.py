@@ -11,13 +11,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from captioner.decoding import Decoder, DecodingOptions, decoder_for
+from captioner.kv_cache import Ids
 from search_gateway.deadline import Deadline
-from search_gateway.decoding import Decoder, DecodingOptions, decoder_for
 from search_gateway.engine.inference import StepOutput
 from search_gateway.engine.kv_slots import KvArena
 from search_gateway.engine.running_batch import CaptionLane, StepCalls
 from search_gateway.errors import InferenceError, OverloadedError
-from search_gateway.kv_cache import Ids
 from tests.test_caption_scheduler import BOS, CONTRACT, EOS, MAX_TOKENS, NUM_CANDIDATES
 
 GOING_ON = 5  # a token after which a caption goes on

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from captioner.decoding import DecodingOptions
 from captioner.model_contract import ModelContract
 from search_gateway.deadline import Deadline
-from search_gateway.decoding import DecodingOptions
 from search_gateway.engine.inference import EncodedPhotos, StepOutput
 from search_gateway.engine.kv_slots import KvArena
 from search_gateway.engine.scheduler import CaptionScheduler, DecodedPhoto

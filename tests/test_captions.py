@@ -10,8 +10,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 
 from captioner.caption_tokenizer import TOKENIZER_FILE, CaptionTokenizer
-from search_gateway.captions import MAX_WORD_ALTERNATIVES, Caption, CaptionAlternative, caption_of
-from search_gateway.decoding import DecodedToken, Hypothesis
+from captioner.captions import MAX_WORD_ALTERNATIVES, Caption, CaptionAlternative, caption_of
+from captioner.decoding import DecodedToken, Hypothesis
 
 SPACE = "\u0120"  # as byte-level BPE writes the space before a word
 PIECES = ["<s>", "</s>", "<pad>", f"{SPACE}Blue", f"{SPACE}Shirt", "s", f"{SPACE}Red", f"{SPACE}Navy", SPACE, "-T"]

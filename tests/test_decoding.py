@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from search_gateway.decoding import DecodingOptions, Hypothesis, decoder_for
-from search_gateway.kv_cache import KvCache
+from captioner.decoding import DecodingOptions, Hypothesis, decoder_for
+from captioner.kv_cache import KvCache
 
 BOS, EOS = 0, 1
 WORDS = range(5)  # EOS is one of them, and so is BOS: a model may say anything

@@ -27,7 +27,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 from PIL import Image
 
-from captioner.model_contract import ModelContract
+from captioner.model_contract import ModelContract, model_fingerprint
 from captioner.query import words_of
 from demo.draw_samples import write_catalogue
 from search_api import search_pb2, search_pb2_grpc
@@ -35,7 +35,7 @@ from search_gateway.catalog.store import CatalogStore
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import ProviderError
 from search_gateway.providers.base import Candidate
-from search_gateway.server import Gateway, model_fingerprint
+from search_gateway.server import Gateway
 from search_gateway.triton.embedded import EmbeddedTriton
 from tests.conftest import MODELS, GatewayThread, jpeg
 

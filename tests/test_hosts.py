@@ -10,8 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the export extra (torch)")
 
+from captioner.decoding import DecodingOptions  # noqa: E402
 from export.hosts import Caption, onnxruntime_host, triton_host  # noqa: E402
-from search_gateway.decoding import DecodingOptions  # noqa: E402
 from tests.exported_captioner import random_photos, tiny_repository, words  # noqa: E402
 from tests.tiny_captioner import TINY  # noqa: E402
 

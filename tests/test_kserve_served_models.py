@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from captioner.captions import Caption
+from captioner.decoding import DecodingOptions
 from captioner.model_contract import ModelContract
 from captioner.query import QueryRule
-from search_gateway.captions import Caption
 from search_gateway.deadline import Deadline
-from search_gateway.decoding import DecodingOptions
 from search_gateway.errors import BadRequestError, InferenceError, InvalidPhotoError
 from search_gateway.kserve.protocol import service_pb2
 from search_gateway.kserve.served_models import CaptionModel

@@ -13,10 +13,10 @@ import grpc
 import pytest
 
 import captioner
+from captioner.captions import Caption
 from captioner.model_contract import ModelContract
 from search_gateway.api.admission import Admission
 from search_gateway.api.error_interceptor import ErrorInterceptor
-from search_gateway.captions import Caption
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import InvalidPhotoError
 from search_gateway.kserve.kserve_service import InferenceService

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from captioner.kv_cache import Floats, KvCache, zeros
 from captioner.model_contract import Precision, TensorSpec
-from search_gateway.kv_cache import Floats, KvCache, zeros
 from tests.tiny_onnx_models import CONTRACT, tiny_contract
 
 HEADS, SIZE, LAYERS, TIMES = CONTRACT.num_heads, CONTRACT.head_size, CONTRACT.num_layers, CONTRACT.max_tokens

@@ -12,12 +12,12 @@ torch = pytest.importorskip("torch", reason="needs the export extra (torch)")
 
 from transformers import VisionEncoderDecoderModel  # noqa: E402
 
+from captioner.decoding import DecodingOptions, Hypothesis  # noqa: E402
 from captioner.model_contract import PRECISIONS, ContractError, Precision  # noqa: E402
 from export.check_parity import photos_for  # noqa: E402
 from export.onnx_captioner import OnnxCaptioner  # noqa: E402
 from export.onnx_export import load_captioner  # noqa: E402
 from export.parity import MAX_ERROR, reference_tokens, share_equal, tensor_errors, tokens_of  # noqa: E402
-from search_gateway.decoding import DecodingOptions, Hypothesis  # noqa: E402
 from tests.conftest import MODELS, ROOT, SHARED_DATA  # noqa: E402
 from tests.exported_captioner import random_photos, tiny_captioner, tiny_checkpoint, words  # noqa: E402
 from tests.tiny_captioner import TINY  # noqa: E402

@@ -17,6 +17,7 @@ torch = pytest.importorskip("torch", reason="needs the export extra (torch)")
 from onnx import numpy_helper  # noqa: E402
 from transformers import VisionEncoderDecoderModel  # noqa: E402
 
+from captioner.decoding import DecodedToken, DecodingOptions, Hypothesis  # noqa: E402
 from captioner.model_contract import PRECISIONS, Precision  # noqa: E402
 from export.onnx_captioner import OnnxCaptioner  # noqa: E402
 from export.onnx_export import load_captioner  # noqa: E402
@@ -30,7 +31,6 @@ from export.parity import (  # noqa: E402
     tensor_errors,
     tokens_of,
 )
-from search_gateway.decoding import DecodedToken, DecodingOptions, Hypothesis  # noqa: E402
 from tests.exported_captioner import random_photos, tiny_captioner, tiny_checkpoint, tiny_repository  # noqa: E402
 
 pytestmark = pytest.mark.torch

@@ -11,11 +11,11 @@ import pytest
 
 from benchmarks.photo_readings import PhotoReader
 from captioner.caption_tokenizer import CaptionTokenizer
+from captioner.captions import caption_of
+from captioner.decoding import DecodingOptions
 from captioner.model_contract import ModelContract
 from export.calibration import drawn_photos
 from export.onnx_captioner import OnnxCaptioner
-from search_gateway.captions import caption_of
-from search_gateway.decoding import DecodingOptions
 from tests.conftest import MODELS
 from training.prepare_data import Product, ProductSet
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from captioner.caption_tokenizer import CaptionTokenizer
+from captioner.captions import Word, WordAlternative
+from captioner.decoding import DecodedToken, Hypothesis
+from captioner.photo_words import PhotoWords, photo_words
 from captioner.query import QueryRule
-from search_gateway.captions import Word, WordAlternative
-from search_gateway.decoding import DecodedToken, Hypothesis
 from search_gateway.engine.scheduler import DecodedPhoto
-from search_gateway.photo_words import PhotoWords, photo_words
 
 EMBEDDING = np.zeros(2, np.float32)
 CLASSES = ("", "blue shirt", "navy shirt", "blue tshirts", "watch", "sports shoes")

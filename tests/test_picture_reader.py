@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from captioner.decoding import DecodedToken, DecodingOptions, Hypothesis
 from captioner.model_contract import ModelContract
 from search_gateway.deadline import Deadline
-from search_gateway.decoding import DecodedToken, DecodingOptions, Hypothesis
 from search_gateway.engine.scheduler import DecodedPhoto
 from search_gateway.errors import InferenceError, InvalidPhotoError, OverloadedError, SearchError
 from search_gateway.picture_reader import PictureReader

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from captioner.decoding import DecodingOptions
 from captioner.query import QueryRule
 from search_gateway.deadline import Deadline
-from search_gateway.decoding import DecodingOptions
 from search_gateway.errors import OverloadedError
 from search_gateway.pipeline import Pipeline, SearchOptions
 from search_gateway.ranking.rerank import RefinementLimits

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 
+from captioner.decoding import DecodingOptions
 from captioner.model_contract import ContractError, ModelContract
 from captioner.query import words_of
 from captioner.query_classes import QUERY_CLASSES_FILE
 from search_api import search_pb2, search_pb2_grpc
 from search_gateway.config import GatewayConfig
 from search_gateway.deadline import Deadline
-from search_gateway.decoding import DecodingOptions
 from search_gateway.engine.scheduler import CaptionScheduler
 from search_gateway.providers.base import Candidate
 from search_gateway.server import Gateway

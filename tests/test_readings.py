@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from captioner.captions import Caption, CaptionAlternative, Word, WordAlternative
 from captioner.query import QueryRule, query_from_caption
 from captioner.query_distribution import QueryDistribution
-from search_gateway.captions import Caption, CaptionAlternative, Word, WordAlternative
 from search_gateway.providers.base import Candidate
 from search_gateway.ranking.query_hypotheses import (
     MAX_READINGS,

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from captioner.decoding import DecodingOptions
 from captioner.model_contract import ModelContract
 from captioner.query import QueryRule
 from search_api import search_pb2
 from search_gateway.api.request_validation import decoding_options, query_rule, search_options
 from search_gateway.config import GatewayConfig
-from search_gateway.decoding import DecodingOptions
 from search_gateway.errors import BadRequestError
 from search_gateway.pipeline import SearchOptions
 

@@ -20,7 +20,7 @@ from benchmarks.retrieval_systems import (
     systems,
     write_catalogue,
 )
-from search_gateway.captions import Caption, CaptionAlternative, Word
+from captioner.captions import Caption, CaptionAlternative, Word
 from search_gateway.ranking.rerank import RefinementLimits
 
 TITLES = ["Puma Red Shirt", "Nike Men Blue Shirt", "Red Bag", "Old Red Shirt", "Green Hat"]

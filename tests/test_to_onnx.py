@@ -19,12 +19,18 @@ torch = pytest.importorskip("torch", reason="needs the export extra (torch)")
 
 from onnx import numpy_helper  # noqa: E402
 
-from captioner.model_contract import PRECISIONS, REFINEMENT_FILE, ContractError, ModelContract, Precision  # noqa: E402
+from captioner.model_contract import (  # noqa: E402
+    PRECISIONS,
+    REFINEMENT_FILE,
+    ContractError,
+    ModelContract,
+    Precision,
+    model_fingerprint,
+)
 from export import tensorrt_operators, to_onnx  # noqa: E402
 from export.onnx_export import contract_of, load_captioner  # noqa: E402
 from export.to_onnx import export_repository, products_kept  # noqa: E402
 from export.triton_config import EMBEDDED_CONFIG, embedded_config, onnx_config, tensorrt_config  # noqa: E402
-from search_gateway.server import model_fingerprint  # noqa: E402
 from tests.conftest import MODELS, ROOT  # noqa: E402
 from tests.exported_captioner import (  # noqa: E402
     export_graphs_once,

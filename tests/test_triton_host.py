@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 
+from captioner.decoding import DecodingOptions
 from captioner.model_contract import ModelContract
 from search_gateway.deadline import Deadline
-from search_gateway.decoding import DecodingOptions
 from search_gateway.errors import InferenceError
 from search_gateway.triton import replica
 from search_gateway.triton.client import SharedMemory

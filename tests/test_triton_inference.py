@@ -20,10 +20,10 @@ import pytest
 import tritonclient.utils
 from tritonclient.utils import InferenceServerException
 
+from captioner.decoding import DecodingOptions
 from captioner.model_contract import PREFILL, STEP, ModelContract
 from search_gateway.config import GatewayConfig
 from search_gateway.deadline import Deadline
-from search_gateway.decoding import DecodingOptions
 from search_gateway.engine import kv_slots
 from search_gateway.engine.kv_slots import KvArena
 from search_gateway.engine.scheduler import CaptionScheduler

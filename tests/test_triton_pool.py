@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from captioner.decoding import DecodingOptions
 from search_gateway.deadline import Deadline
-from search_gateway.decoding import DecodingOptions
 from search_gateway.engine.running_batch import StepCalls
 from search_gateway.errors import (
     BadRequestError,

@@ -6,11 +6,11 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from captioner.decoding import DecodingOptions
 from captioner.model_contract import ModelContract
 from captioner.query import QueryRule, words_of
 from search_api import search_pb2
 from search_gateway.config import GatewayConfig
-from search_gateway.decoding import DecodingOptions
 from search_gateway.errors import BadRequestError
 from search_gateway.pipeline import SearchOptions
 from search_gateway.ranking.rerank import RefinementLimits

@@ -8,10 +8,10 @@ from typing import Any, TypeAlias
 
 import grpc
 
+from captioner import captions
 from captioner.model_contract import ModelContract
 from captioner.query import QueryRule
 from search_api import search_pb2, search_pb2_grpc
-from search_gateway import captions
 from search_gateway.api.admission import Admission
 from search_gateway.api.request_validation import decoding_options, query_rule, search_options
 from search_gateway.config import GatewayConfig

@@ -15,9 +15,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from captioner.kv_cache import Floats, Ids
 from search_gateway.deadline import Deadline
 from search_gateway.engine.kv_slots import KvArena
-from search_gateway.kv_cache import Floats, Ids
 
 Pixels = npt.NDArray[np.uint8]  # [height, width, 3] of one photo, [n, height, width, 3] of several
 
@@ -45,8 +45,8 @@ class StepOutput:
     Attributes:
         candidate_logprobs: float32 [n, K, C], of each beam's C likeliest tokens.
         candidate_tokens: int32 [n, K, C], in the same order.
-        new_kv: float32 or float16 [n, K, L, 2, H, d], the keys and values of the input tokens; the caller stores them in the
-            cache at the position of the step.
+        new_kv: float32 or float16 [n, K, L, 2, H, d], the keys and values of the input tokens; the caller stores
+            them in the cache at the position of the step.
     """
 
     candidate_logprobs: npt.NDArray[np.float32]

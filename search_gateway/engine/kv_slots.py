@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from captioner.kv_cache import Floats, KvCache, zeros
 from captioner.model_contract import ModelContract, TensorSpec, with_beams
-from search_gateway.kv_cache import Floats, KvCache, zeros
 
 _SHARED_MEMORY = Path("/dev/shm")
 _ALIGNMENT = 64  # bytes: rows begin where a processor's vectors do

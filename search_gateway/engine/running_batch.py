@@ -15,12 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from captioner.decoding import Decoder
 from search_gateway.deadline import Deadline
-from search_gateway.decoding import Decoder
 from search_gateway.engine.inference import StepInference
 from search_gateway.engine.kv_slots import KvArena
 from search_gateway.errors import InferenceError, SearchError
-from search_gateway.kv_cache import Ids
 
 _log = logging.getLogger(__name__)
 

@@ -21,14 +21,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from captioner.decoding import Decoder, DecodingOptions, Hypothesis, decoder_for
+from captioner.kv_cache import Floats
 from search_gateway.deadline import Deadline
-from search_gateway.decoding import Decoder, DecodingOptions, Hypothesis, decoder_for
 from search_gateway.engine.inference import CaptionInference, Pixels
-from search_gateway.engine.kv_slots import KvArena
 from search_gateway.engine.request_queue import WaitingRoom
 from search_gateway.engine.running_batch import CaptionLane, StepCalls
 from search_gateway.errors import DeadlineError, InferenceError, OverloadedError, SearchError
-from search_gateway.kv_cache import Floats
 
 _log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from captioner.captions import Caption, Word
 from captioner.query import QUERY_WORDS, QueryRule, query_from_caption
 from captioner.query_distribution import CaptionHypothesis, QueryDistribution, hypothesis_weights
-from search_gateway.captions import Caption, Word
 from search_gateway.providers.base import Candidate
 
 _FEWEST_LETTERS = 3  # of what can be a word by itself

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
 
+from captioner.kv_cache import Floats, Ids
 from captioner.model_contract import (
     QUERY_LOGPROBS,
     ContractError,
@@ -35,7 +36,6 @@ from search_gateway.deadline import Deadline
 from search_gateway.engine.inference import EncodedPhotos, StepOutput
 from search_gateway.engine.kv_slots import KvArena
 from search_gateway.errors import DeadlineError, InferenceError, OverloadedError
-from search_gateway.kv_cache import Floats, Ids
 
 _log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from captioner.decoding import DecodingOptions
 from search_gateway.deadline import Deadline
-from search_gateway.decoding import DecodingOptions
 from search_gateway.engine.inference import Pixels
 from search_gateway.engine.scheduler import CaptionScheduler, DecodedPhoto
 from search_gateway.errors import InferenceError, OverloadedError

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from captioner.caption_tokenizer import CaptionTokenizer
-from search_gateway.decoding import DecodedToken, Hypothesis
+from captioner.decoding import DecodedToken, Hypothesis
 
 MAX_WORD_ALTERNATIVES = 3
 

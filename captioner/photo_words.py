@@ -9,14 +9,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from captioner.caption_tokenizer import CaptionTokenizer
+from captioner.captions import MAX_WORD_ALTERNATIVES, Caption, Word, WordAlternative, caption_of
+from captioner.decoding import Hypothesis
 from captioner.query import QUERY_WORDS, QueryRule, caption_words, query_from_caption, words_of
 from captioner.query_distribution import CaptionHypothesis, QueryDistribution, photo_distribution
 from captioner.word_folding import fold
-from search_gateway.captions import MAX_WORD_ALTERNATIVES, Caption, Word, WordAlternative, caption_of
-from search_gateway.decoding import Hypothesis
-from search_gateway.engine.scheduler import DecodedPhoto
+
+
+class DecodedPhoto(Protocol):
+    """What the engine returns for one photo."""
+
+    @property
+    def hypotheses(self) -> list[Hypothesis]:
+        """The decoded captions, best first."""
+        ...
+
+    @property
+    def query_logprobs(self) -> npt.NDArray[np.float32] | None:
+        """float32 [Q], the log-probability of each query class; None for a model without a query head."""
+        ...
 
 
 @dataclass(frozen=True)
