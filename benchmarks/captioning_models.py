@@ -232,7 +232,7 @@ def _photo_shape(checkpoint: Path) -> tuple[int, int, Fit]:
 
 
 def _drawn(count: int, height: int, width: int, seed: int) -> npt.NDArray[np.uint8]:
-    from demo.draw_samples import training_samples
+    from drawings.draw_samples import training_samples
 
     return np.stack([np.asarray(picture) for picture, _ in training_samples(count, seed, width, height)])
 

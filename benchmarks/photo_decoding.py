@@ -26,7 +26,7 @@ from tqdm import tqdm
 from benchmarks.provenance import provenance
 from captioner.model_contract import ModelContract
 from captioner.preprocessing import ImageLimits, decode_photo, fit_photo
-from demo.draw_samples import contact_sheet
+from drawings.draw_samples import contact_sheet
 from search_gateway.deadline import Deadline
 from search_gateway.imaging.decoder_pool import PhotoDecoder
 

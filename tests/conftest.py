@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from demo.draw_samples import draw_sample
+from drawings.draw_samples import draw_sample
 
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / "model_repository"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from demo.draw_samples import draw_sample
+from drawings.draw_samples import draw_sample
 from training.phone_photos import PhonePhoto, is_validation_sender
 
 # Label -> the drawing that shows it.

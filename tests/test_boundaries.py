@@ -55,7 +55,7 @@ def test_core_does_no_io(name: str) -> None:
 
 @pytest.mark.parametrize(("library", "homes"), ONE_FILE_EACH.items())
 def test_foreign_library_is_touched_in_its_file_only(library: str, homes: list[str]) -> None:
-    folders = ("captioner", "client", "demo", "export", "search_api", "search_gateway", "training")
+    folders = ("captioner", "client", "demo", "drawings", "export", "search_api", "search_gateway", "training")
     users = [
         str(path.relative_to(ROOT))
         for folder in folders
@@ -75,7 +75,7 @@ def test_serving_imports_no_torch() -> None:
 
 
 def test_every_module_says_its_licence_and_what_it_is() -> None:
-    for folder in ("captioner", "client", "demo", "export", "search_gateway", "training"):
+    for folder in ("captioner", "client", "demo", "drawings", "export", "search_gateway", "training"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             text = path.read_text(encoding="utf-8")
             assert text.startswith("# SPDX-License-Identifier: Apache-2.0\n"), path

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from demo.draw_samples import COLOURS, GARMENTS, sample_name, training_samples
+from drawings.draw_samples import COLOURS, GARMENTS, sample_name, training_samples
 from training.prepare_data import Product, ProductSet
 
 torch = pytest.importorskip("torch")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captioner.caption_tokenizer import CaptionTokenizer
-from demo.draw_samples import COLOURS, GARMENTS, sample_name
+from drawings.draw_samples import COLOURS, GARMENTS, sample_name
 
 pytest.importorskip("torch")
 

@@ -20,7 +20,7 @@ from transformers import (  # noqa: E402
     ViTConfig,
 )
 
-from demo.draw_samples import COLOURS, GARMENTS, sample_name  # noqa: E402
+from drawings.draw_samples import COLOURS, GARMENTS, sample_name  # noqa: E402
 from training.caption_dataset import IGNORED, train_tokenizer  # noqa: E402
 from training.caption_model import ConvStemViTConfig, embedding_of, normalise  # noqa: E402
 from training.captioning import (  # noqa: E402

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from captioner.preprocessing import decode_photo
-from demo import draw_samples
+from drawings import draw_samples
 from search_gateway.catalog.build.builder import NO_EMBEDDING, build_catalog
 from search_gateway.catalog.build.photo import NOT_A_PHOTO, TOO_LARGE
 from search_gateway.catalog.build.photo_folder import BAD_NAME, CANNOT_READ

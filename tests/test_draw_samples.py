@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo import draw_samples
-from demo.draw_samples import (
+from drawings import draw_samples
+from drawings.draw_samples import (
     COLOURS,
     GARMENTS,
     draw_sample,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from demo.drawing_pen import RGB, Pen, Whim
+from drawings.pen import RGB, Pen, Whim
 
 SQUARE = [(-20.0, -20.0), (20.0, -20.0), (20.0, 20.0), (-20.0, 20.0)]
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from demo.draw_samples import draw_sample
+from drawings.draw_samples import draw_sample
 from search_gateway.ranking.duplicates import Picture, is_same_picture, normalised_url, small_copy
 
 

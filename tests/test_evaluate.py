@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import save_file  # noqa: E402
 
-from demo.draw_samples import training_samples  # noqa: E402
+from drawings.draw_samples import training_samples  # noqa: E402
 from tests.phone_samples import write_phone_photos  # noqa: E402
 from tests.test_captioning import HEIGHT, WIDTH, D, add_query_head, checkpoint  # noqa: E402
 from tests.test_perplexity import NIKE, gpt2  # noqa: E402

@@ -29,7 +29,7 @@ from PIL import Image
 
 from captioner.model_contract import ModelContract, model_fingerprint
 from captioner.query import words_of
-from demo.draw_samples import write_catalogue
+from drawings.draw_samples import write_catalogue
 from search_api import search_pb2, search_pb2_grpc
 from search_gateway.catalog.store import CatalogStore
 from search_gateway.config import GatewayConfig

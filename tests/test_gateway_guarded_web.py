@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
-from demo.draw_samples import write_catalogue
+from drawings.draw_samples import write_catalogue
 from search_api import search_pb2, search_pb2_grpc
 from search_gateway.thumbnails.fetcher import ThumbnailFetcher, ThumbnailPolicy
 from tests.conftest import MODELS, jpeg

@@ -18,7 +18,7 @@ pytest.importorskip("matplotlib", reason="needs the training extra (matplotlib)"
 from tokenizers import ByteLevelBPETokenizer  # noqa: E402
 from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTModel  # noqa: E402
 
-from demo.draw_samples import COLOURS, GARMENTS, sample_name  # noqa: E402
+from drawings.draw_samples import COLOURS, GARMENTS, sample_name  # noqa: E402
 from tests.tiny_training import TINY, TINY_PAPER, drawn, new_trainer, train  # noqa: E402
 from tests.tiny_training import one_thread as one_thread  # noqa: E402
 from training.caption_model import ConvStemViTModel  # noqa: E402

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from demo.outlines import bend, both, ellipse, flip, mirrored
+from drawings.outlines import bend, both, ellipse, flip, mirrored
 
 
 def test_bend_passes_through_its_points_and_is_smooth_between() -> None:

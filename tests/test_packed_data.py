@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from demo import draw_samples
-from demo.draw_samples import write_catalogue
+from drawings import draw_samples
+from drawings.draw_samples import write_catalogue
 from training.packed_data import main, pack
 from training.prepare_data import STYLE_COLUMNS, ProductSet, load_products, read_styles
 from training.product_files import MAX_PHOTO_BYTES, DataError

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from captioner.preprocessing import decode_photo
-from demo import draw_samples
-from demo.draw_samples import COLUMNS, GARMENTS, write_catalogue
+from drawings import draw_samples
+from drawings.draw_samples import COLUMNS, GARMENTS, write_catalogue
 from training.prepare_data import (
     MAX_ID_CHARACTERS,
     VALIDATION_PER_MILLE,

@@ -31,7 +31,7 @@ from captioner.preprocessing import (
     fit_photo,
     open_photo,
 )
-from demo.draw_samples import draw_sample
+from drawings.draw_samples import draw_sample
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from captioner.preprocessing import decode_photo, fit_photo
 from captioner.trimming import find_content
-from demo.draw_samples import draw_sample
+from drawings.draw_samples import draw_sample
 
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]  # left, top, right, bottom

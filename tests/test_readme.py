@@ -60,7 +60,8 @@ def test_links_and_named_files_exist(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
     names = re.findall(
-        r"`((?:captioner|client|demo|docs|export|search_api|search_gateway|tests|training)/[\w/.]+\.\w+)`", text
+        r"`((?:captioner|client|demo|docs|drawings|export|search_api|search_gateway|tests|training)/[\w/.]+\.\w+)`",
+        text,
     )
     missing = [link for link in links if not (document.parent / link).exists()]
     missing += [name for name in names if not (ROOT / name).exists()]

@@ -16,7 +16,7 @@ pytest.importorskip("ir_measures", reason="needs the development group")
 
 from benchmarks.retrieval_calibration import BY_WORDS
 from captioner.model_contract import ModelContract
-from demo.draw_samples import training_samples
+from drawings.draw_samples import training_samples
 from search_gateway.ranking.calibration import RefinementCalibration
 from tests.conftest import MODELS, ROOT
 from training.prepare_data import STYLE_COLUMNS

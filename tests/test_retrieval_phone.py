@@ -17,7 +17,7 @@ pytest.importorskip("ir_measures", reason="needs the development group")
 from benchmarks.retrieval_phone import SYSTEMS, gateway_search, phone_grades, phone_record, phone_table
 from benchmarks.retrieval_systems import OURS, VISUAL, Query
 from captioner.captions import Caption
-from demo.draw_samples import training_samples
+from drawings.draw_samples import training_samples
 from tests.conftest import ROOT
 from tests.phone_samples import phone_photo, write_phone_photos
 from training.prepare_data import STYLE_COLUMNS, Product

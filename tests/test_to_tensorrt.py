@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from captioner.model_contract import ModelContract
-from demo.draw_samples import draw_sample
+from drawings.draw_samples import draw_sample
 from export import trtexec
 from export.engine_record import EngineRecord, sha256_of
 from export.tensorrt_plan import IMAGE

@@ -17,7 +17,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the training extra (torch)")
 pytest.importorskip("matplotlib", reason="needs the training extra (matplotlib)")
 
-from demo.draw_samples import COLUMNS, draw_sample  # noqa: E402
+from drawings.draw_samples import COLUMNS, draw_sample  # noqa: E402
 from tests.tiny_training import (  # noqa: E402
     STEPS_PER_EPOCH,
     TINY,

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast, VisionEncoderDecoderModel
 
-from demo.draw_samples import training_samples
+from drawings.draw_samples import training_samples
 from training.new_captioner import new_captioner
 from training.prepare_data import Product, ProductSet
 from training.presets import PAPER, SMALL, Preset

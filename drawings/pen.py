@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from demo.outlines import Points, ellipse
+from drawings.outlines import Points, ellipse
 
 RGB = tuple[int, int, int]
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from demo import accessories, clothes
-from demo.drawing_pen import RGB, Pen, Whim
+from drawings import accessories, clothes
+from drawings.pen import RGB, Pen, Whim
 
 COLOURS: dict[str, RGB] = {
     "Black": (30, 30, 34),
@@ -174,7 +174,7 @@ def contact_sheet(varied: bool = False, width: int = 120, height: int = 160) -> 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Writes what the command line asks for."""
-    parser = argparse.ArgumentParser(prog="python -m demo.draw_samples", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m drawings", description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", help="catalogue: images/ and styles.csv")
     parser.add_argument("--contact-sheet", type=Path, metavar="FILE.png", help="all on one picture")
     parser.add_argument("--varied", action="store_true", help="vary the drawings on the sheet")
@@ -185,7 +185,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{write_catalogue(options.folder)} pictures in {options.folder}")
     if options.contact_sheet is not None:
         contact_sheet(options.varied).save(options.contact_sheet)
-
-
-if __name__ == "__main__":
-    main()

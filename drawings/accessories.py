@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from demo.drawing_pen import GOLD, INK, RGB, SILVER, SOLE, Pen, Whim
-from demo.outlines import Points, bend, both, ellipse
+from drawings.outlines import Points, bend, both, ellipse
+from drawings.pen import GOLD, INK, RGB, SILVER, SOLE, Pen, Whim
 
 
 def draw_handbag(pen: Pen, whim: Whim) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from demo.drawing_pen import GOLD, INK, RGB, SOLE, STITCH, Pen, Whim
-from demo.outlines import Points, bend, both, flip, mirrored
+from drawings.outlines import Points, bend, both, flip, mirrored
+from drawings.pen import GOLD, INK, RGB, SOLE, STITCH, Pen, Whim
 
 
 def draw_t_shirt(pen: Pen, whim: Whim) -> None:
