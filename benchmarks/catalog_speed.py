@@ -20,8 +20,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from benchmarks.process_memory import peak_bytes
-from benchmarks.provenance import provenance
+from benchmarks.common.process_usage import peak_bytes
+from benchmarks.common.provenance import provenance
 from captioner.model_contract import ModelContract, model_fingerprint
 from captioner.query import query_from_caption, words_of
 from search_gateway.catalog.store import CatalogStore

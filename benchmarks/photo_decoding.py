@@ -23,7 +23,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from benchmarks.provenance import provenance
+from benchmarks.common.provenance import provenance
 from captioner.model_contract import ModelContract
 from captioner.preprocessing import ImageLimits, decode_photo, fit_photo
 from drawings.draw_samples import contact_sheet

@@ -6,8 +6,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from benchmarks.load_outcomes import HealthCheck, LoadTurn, Outcome, Sample, figures_of, stage_shares
-from benchmarks.load_phases import BATCHED, IN_FLIGHT, ONE_AT_A_TIME, PLAIN_LOOP, SINGLE
+from benchmarks.load.outcomes import HealthCheck, LoadTurn, Outcome, Sample, figures_of, stage_shares
+from benchmarks.load.phases import BATCHED, IN_FLIGHT, ONE_AT_A_TIME, PLAIN_LOOP, SINGLE
 
 STAGES = {"encode": 10.0, "decode": 30.0, "total": 50.0}
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import captioning
-from benchmarks.captioning_systems import SystemSpec
-from benchmarks.captioning_table import captioning_table
-from benchmarks.machine_limits import MachineLimits
+from benchmarks.captioning import command as captioning
+from benchmarks.captioning.systems import SystemSpec
+from benchmarks.captioning.table import captioning_table
+from benchmarks.common.machine_limits import MachineLimits
 
 LIMITS = MachineLimits(gemm={"fp32": {"PyTorch": 2e11}}, bandwidth={"read": 3e10})
 

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from benchmarks.captioning_costs import CaptionerShape, Cost, encoder_cost, least_seconds, prefill_cost, step_cost
+from benchmarks.captioning.costs import CaptionerShape, Cost, encoder_cost, least_seconds, prefill_cost, step_cost
 from tests.conftest import ROOT
 
 FULL = CaptionerShape(

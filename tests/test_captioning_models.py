@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the export extra (torch)")
 
-from benchmarks.captioning_models import (  # noqa: E402
+from benchmarks.captioning.models import (  # noqa: E402
     _make_once,
     count_parameters,
     make_photos,

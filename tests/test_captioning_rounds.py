@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from tqdm import tqdm
 
-from benchmarks import captioning_rounds
-from benchmarks.captioning_rounds import Entrant, Seconds, count_tokens, equal_parts, race, race_stages
-from benchmarks.captioning_systems import SystemSpec, Turn, Workload
-from benchmarks.own_process import OwnProcessError
+from benchmarks.captioning import rounds
+from benchmarks.captioning.rounds import Entrant, Seconds, count_tokens, equal_parts, race, race_stages
+from benchmarks.captioning.systems import SystemSpec, Turn, Workload
+from benchmarks.common.own_process import OwnProcessError
 
 
 class Letters:
@@ -47,7 +47,7 @@ def entrant(process: FakeProcess) -> Entrant:
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(captioning_rounds, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(rounds, "PAUSE_SECONDS", 0)
 
 
 def test_one_that_fails_leaves_and_the_others_go_on() -> None:

@@ -13,10 +13,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the export extra (torch)")
 
-from benchmarks import captioning_systems  # noqa: E402
-from benchmarks.captioning_models import Photos, make_photos, our_models  # noqa: E402
-from benchmarks.captioning_systems import MeasuredSystem, SystemSpec, Workload  # noqa: E402
-from benchmarks.process_memory import process_tree  # noqa: E402
+from benchmarks.captioning import systems  # noqa: E402
+from benchmarks.captioning.models import Photos, make_photos, our_models  # noqa: E402
+from benchmarks.captioning.systems import MeasuredSystem, SystemSpec, Workload  # noqa: E402
+from benchmarks.common.process_usage import process_tree  # noqa: E402
 from captioner.caption_tokenizer import CaptionTokenizer  # noqa: E402
 from tests.tiny_captioner import save_tiny_captioner  # noqa: E402
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.torch
 
 @pytest.fixture(autouse=True)
 def short_turns(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(captioning_systems, "TURN_SECONDS", 0.01)
+    monkeypatch.setattr(systems, "TURN_SECONDS", 0.01)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

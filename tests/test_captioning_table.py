@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.captioning_table import captioning_table, number, speed_table
+from benchmarks.captioning.table import captioning_table, number, speed_table
 
 
 def system(name: str, kind: str, precision: str = "fp32", failure: str | None = None) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def test_numbers_have_three_digits(value: float, text: str) -> None:
 
 def test_plot_is_a_png_also_without_any_figure(record: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs the training extra (matplotlib)")
-    from benchmarks.captioning_plot import plot_captioning
+    from benchmarks.captioning.plot import plot_captioning
 
     plot_captioning(record, tmp_path / "a.png")
     record["captioning"], record["systems"] = [], []

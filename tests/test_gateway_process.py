@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gateway_process import GatewayProcess
-from benchmarks.process_memory import process_tree
+from benchmarks.common.gateway_process import GatewayProcess
+from benchmarks.common.process_usage import process_tree
 
 
 def test_gateway_that_does_not_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

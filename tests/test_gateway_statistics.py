@@ -11,7 +11,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from benchmarks.gateway_statistics import BatchCount, batch_sizes, mean_batch, since
+from benchmarks.common.gateway_statistics import BatchCount, batch_sizes, mean_batch, since
 
 
 class Statistics(service_pb2_grpc.GRPCInferenceServiceServicer):

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import hostile_photos
-from benchmarks.hostile_photos import ALONE, BESIDE_GOOD, BESIDE_HOSTILE, hostile_files, parse_args
+from benchmarks.robustness import command as hostile_photos
+from benchmarks.robustness.command import ALONE, BESIDE_GOOD, BESIDE_HOSTILE, hostile_files, parse_args
+from benchmarks.robustness.hostile_photos import BOMBS
 from tests.conftest import MODELS, jpeg
-from tests.hostile_photos import BOMBS
 
 
 @pytest.mark.parametrize(

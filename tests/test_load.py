@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import load, load_phases
-from benchmarks.load import parse_args, read_photos
-from benchmarks.load_phases import complaints_in
-from benchmarks.load_table import load_table
+from benchmarks.common.photo_files import read_photos
+from benchmarks.load import command as load
+from benchmarks.load import phases
+from benchmarks.load.command import parse_args
+from benchmarks.load.phases import complaints_in
+from benchmarks.load.table import load_table
 from tests.conftest import MODELS, jpeg
 
 
@@ -73,9 +75,9 @@ def test_complaints_are_one_line_each() -> None:
 def test_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     if not (MODELS / "gpt2_step" / "1" / "model.onnx").is_file():
         pytest.skip("THE LOAD TEST IS NOT TESTED: model_repository has no models, run export.install_models")
-    monkeypatch.setattr(load_phases, "MANY", 4)
+    monkeypatch.setattr(phases, "MANY", 4)
     monkeypatch.setattr(load, "MANY", 4)
-    monkeypatch.setattr(load_phases, "_SOAK_PARTS", 2)
+    monkeypatch.setattr(phases, "_SOAK_PARTS", 2)
     for number, (garment, colour) in enumerate((("Handbag", "Red"), ("Shirt", "Blue"), ("Dress", "Black"))):
         (tmp_path / f"{number}.jpg").write_bytes(jpeg(garment, colour, seed=number))
     arguments = ["--data", str(tmp_path), "--model-repository", str(MODELS), "--quick", "--photos", "3"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.load_aims import load_aims, missed
+from benchmarks.load.aims import load_aims, missed
 from tests.load_record import load_record
 
 

@@ -15,8 +15,8 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
 from grpc_status import rpc_status
 
-from benchmarks.load_caller import Mixture, Plan, connected, health_check
-from benchmarks.load_outcomes import Outcome
+from benchmarks.load.caller import Mixture, Plan, connected, health_check
+from benchmarks.load.outcomes import Outcome
 from search_api import search_pb2
 
 PHOTOS = [b"shirt", b"shoe", b"full", b"full, without a hint", b"gone", b"slow", b"broken"]

@@ -8,8 +8,8 @@ from statistics import fmean
 
 import pytest
 
-from benchmarks.load_driver import closed_loop, one_at_a_time, open_loop, poisson_arrivals, watched_health
-from benchmarks.load_outcomes import LoadTurn, Outcome, figures_of
+from benchmarks.load.driver import closed_loop, one_at_a_time, open_loop, poisson_arrivals, watched_health
+from benchmarks.load.outcomes import LoadTurn, Outcome, figures_of
 from tests.virtual_time import run_virtually
 
 OK = Outcome("ok")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.load_outcomes import (  # fmt: skip
+from benchmarks.load.outcomes import (  # fmt: skip
     HealthCheck,
     Kind,
     Latency,

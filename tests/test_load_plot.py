@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib", reason="needs the training extra (matplotlib)"
 
 from PIL import Image
 
-from benchmarks.load_plot import plot_load
+from benchmarks.load.plot import plot_load
 from tests.load_record import load_record
 
 

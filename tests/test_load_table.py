@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from benchmarks.load_aims import load_aims
-from benchmarks.load_table import load_table
+from benchmarks.load.aims import load_aims
+from benchmarks.load.table import load_table
 from tests.load_record import load_record
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.machine_limits import MachineLimits, least_seconds, limits_text, measure_limits
+from benchmarks.common.machine_limits import MachineLimits, least_seconds, limits_text, measure_limits
 
 
 @pytest.mark.torch

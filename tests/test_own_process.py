@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.own_process import OwnProcess, OwnProcessError, in_own_process
+from benchmarks.common.own_process import OwnProcess, OwnProcessError, in_own_process
 
 
 class Living:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.robustness.hostile_photos import BOMBS, odd_photos
 from captioner.model_contract import Fit, ModelContract
 from captioner.preprocessing import ImageError, ImageLimits, ImageTooLargeError, decode_photo
 from search_gateway.deadline import Deadline
@@ -34,7 +35,6 @@ from search_gateway.imaging import decoder_pool
 from search_gateway.imaging.decoder_pool import PhotoDecoder
 from search_gateway.imaging.worker_process import WORKER_COMMAND
 from tests.event_loop import on_event_loop
-from tests.hostile_photos import BOMBS, odd_photos
 from tests.test_photo_process import is_there
 from tests.test_photo_worker import MISBEHAVING
 

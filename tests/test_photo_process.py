@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.robustness.image_files import encoded, noise
 from search_gateway.imaging.worker_main import Kind
 from search_gateway.imaging.worker_process import WORKER_COMMAND, Answer, PhotoProcess, WorkerStartError, described
 from tests.conftest import ROOT
 from tests.event_loop import on_event_loop
 from tests.test_photo_worker import MISBEHAVING
-from tests.test_preprocessing import encoded, noise
 
 ARGUMENTS = ["20", "16", "pad", str(8 * 2**20), "25000000", "16384"]
 

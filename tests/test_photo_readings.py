@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.photo_readings import PhotoReader
+from benchmarks.retrieval.photo_reader import PhotoReader
 from captioner.caption_tokenizer import CaptionTokenizer
 from captioner.captions import caption_of
 from captioner.decoding import DecodingOptions

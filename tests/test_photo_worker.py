@@ -16,13 +16,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks.robustness.hostile_photos import BOMBS, legal_25_megapixels, odd_photos
+from benchmarks.robustness.image_files import encoded, noise, png, webp_header
 from captioner.preprocessing import ImageError, ImageLimits, ImageTooLargeError, decode_photo
 from search_gateway.imaging.decoder_pool import QUICK_BYTES
 from search_gateway.imaging.worker_main import ANSWER, CPU_SECONDS, QUICK_CPU_SECONDS, REQUEST, Kind, memory_limit_bytes
 from search_gateway.imaging.worker_process import WORKER_COMMAND
 from tests.conftest import ROOT
-from tests.hostile_photos import BOMBS, legal_25_megapixels, odd_photos
-from tests.test_preprocessing import BAD_IMAGES, encoded, noise, png, webp_header
+from tests.test_preprocessing import BAD_IMAGES
 
 HEIGHT, WIDTH = 80, 64
 MISBEHAVING = (sys.executable, "-I", str(ROOT / "tests" / "misbehaving_photo_worker.py"))

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("ir_measures", reason="needs the development group")
 
-from benchmarks.retrieval_calibration import BY_WORDS
+from benchmarks.retrieval.calibration import BY_WORDS
 from captioner.model_contract import ModelContract
 from drawings.draw_samples import training_samples
 from search_gateway.ranking.calibration import RefinementCalibration

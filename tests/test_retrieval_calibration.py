@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.retrieval_calibration import NO_FILTER, Point, best, calibrate, most_even, strictest
+from benchmarks.retrieval.calibration import NO_FILTER, Point, best, calibrate, most_even, strictest
 from search_gateway.ranking.rerank import RefinementLimits
 
 START = RefinementLimits(min_visual_score=0.4, min_semantic_score=0.5, visual_weight=0.5, max_results=10)

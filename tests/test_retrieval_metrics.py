@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.retrieval_metrics import METRICS, Bootstrap, judge
+from benchmarks.retrieval.metrics import METRICS, Bootstrap, judge
 
 GRADES = np.array([2, 1, 0, 0, 2, 1])
 

@@ -14,8 +14,8 @@ import pytest
 
 pytest.importorskip("ir_measures", reason="needs the development group")
 
-from benchmarks.retrieval_phone import SYSTEMS, gateway_search, phone_grades, phone_record, phone_table
-from benchmarks.retrieval_systems import OURS, VISUAL, Query
+from benchmarks.retrieval.phone import SYSTEMS, gateway_search, phone_grades, phone_record, phone_table
+from benchmarks.retrieval.systems import OURS, VISUAL, Query
 from captioner.captions import Caption
 from drawings.draw_samples import training_samples
 from tests.conftest import ROOT

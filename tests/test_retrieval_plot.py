@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.retrieval_calibration import BY_WORDS, Calibrated, Point
-from benchmarks.retrieval_plot import plot_calibration, plot_systems
+from benchmarks.retrieval.calibration import BY_WORDS, Calibrated, Point
+from benchmarks.retrieval.plot import plot_calibration, plot_systems
 from search_gateway.ranking.rerank import RefinementLimits
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.retrieval_metrics import METRICS, Bootstrap
-from benchmarks.retrieval_record import by_frequency, by_type, by_words, slices, system_rows
-from benchmarks.retrieval_systems import OURS, VISUAL
+from benchmarks.retrieval.metrics import METRICS, Bootstrap
+from benchmarks.retrieval.record import by_frequency, by_type, by_words, slices, system_rows
+from benchmarks.retrieval.systems import OURS, VISUAL
 from training.prepare_data import Product
 
 

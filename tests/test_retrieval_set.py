@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.retrieval_set import Relevance, RetrievalSet, calibration_set, evaluation_set
+from benchmarks.retrieval.collection import Relevance, RetrievalSet, calibration_set, evaluation_set
 from training.prepare_data import Product, ProductSet, is_validation
 
 

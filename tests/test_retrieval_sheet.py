@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.retrieval_sheet import best_and_worst, row_picture, write_sheet
+from benchmarks.retrieval.sheet import best_and_worst, row_picture, write_sheet
 
 
 def test_best_come_first_and_worst_last() -> None:

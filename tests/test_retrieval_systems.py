@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.retrieval_systems import (
+from benchmarks.retrieval.systems import (
     OURS,
     VISUAL,
     Query,

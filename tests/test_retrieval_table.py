@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.retrieval_metrics import METRICS
-from benchmarks.retrieval_table import table
+from benchmarks.retrieval.metrics import METRICS
+from benchmarks.retrieval.table import table
 
 
 def estimate(mean: float, spread: float = 0.01) -> dict[str, float]:
