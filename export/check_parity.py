@@ -19,6 +19,7 @@ from tqdm import tqdm
 from transformers import VisionEncoderDecoderModel
 
 from captioner.caption_tokenizer import CaptionTokenizer
+from captioner.decoding import DecodingOptions
 from captioner.model_contract import ModelContract
 from captioner.query_classes import load_query_classes
 from export.calibration import drawn_photos
@@ -36,7 +37,6 @@ from export.parity import (
     tensor_errors,
     tokens_of,
 )
-from search_gateway.decoding import DecodingOptions
 from training.evaluate import caption_figures
 from training.prepare_data import Product, is_validation, load_products
 from training.word_metrics import word_metrics

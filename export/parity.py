@@ -14,11 +14,11 @@ import numpy.typing as npt
 import torch
 from transformers import VisionEncoderDecoderModel
 
+from captioner.decoding import DecodingOptions, Hypothesis
+from captioner.kv_cache import KvCache
 from captioner.model_contract import QUERY_LOGPROBS, ModelContract, Precision
 from export.caption_graphs import query_head_of
 from export.onnx_captioner import OnnxCaptioner
-from search_gateway.decoding import DecodingOptions, Hypothesis
-from search_gateway.kv_cache import KvCache
 from training.caption_model import embedding_of, normalise
 
 Pixels = npt.NDArray[np.uint8]

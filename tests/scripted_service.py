@@ -18,7 +18,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from demo.draw_samples import draw_sample
+from drawings.draw_samples import draw_sample
 from search_api import search_pb2, search_pb2_grpc
 
 ROOT = Path(__file__).parent.parent
