@@ -6,8 +6,8 @@ Shared by the sync and the async client, whose channels take the same. Opens not
 
 from google.protobuf import wrappers_pb2
 
-from client.messages import MAX_MESSAGE_BYTES
-from search_api import search_pb2
+from captrieve_client._generated import search_pb2
+from captrieve_client.messages import MAX_MESSAGE_BYTES
 
 DEFAULT_ADDRESS = "127.0.0.1:8001"
 DEFAULT_TIMEOUT_SECONDS = 30.0

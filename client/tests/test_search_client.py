@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from client import (
+from captrieve_client import (
     Caption,
     CaptionAnswer,
     PhotoFileError,
@@ -20,7 +20,8 @@ from client import (
     SearchClient,
     ServerUnavailableError,
 )
-from tests.scripted_service import Failure, ScriptedService, full_answer, serving
+
+from scripted_service import Failure, ScriptedService, full_answer, serving
 
 Code = grpc.StatusCode
 

@@ -16,9 +16,10 @@ from typing import Self, Unpack
 import grpc
 from google.protobuf import wrappers_pb2
 
-from client.caption_batch import DEFAULT_CONCURRENCY, CaptionOutcome, answer_of, check_batch
-from client.client_errors import SearchClientError, translated_errors
-from client.connection import (
+from captrieve_client._generated import search_pb2
+from captrieve_client.caption_batch import DEFAULT_CONCURRENCY, CaptionOutcome, answer_of, check_batch
+from captrieve_client.client_errors import SearchClientError, translated_errors
+from captrieve_client.connection import (
     CAPTION,
     CHANNEL_OPTIONS,
     CHECK_HEALTH,
@@ -29,7 +30,7 @@ from client.connection import (
     STREAM_SEARCH,
     health_name,
 )
-from client.messages import (
+from captrieve_client.messages import (
     CaptionAnswer,
     CaptionOptions,
     Photo,
@@ -44,7 +45,6 @@ from client.messages import (
     search_event,
     search_request,
 )
-from search_api import search_pb2
 
 
 class SearchClient:

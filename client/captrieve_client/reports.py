@@ -12,8 +12,8 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from client.client_errors import SearchClientError
-from client.messages import Caption, CaptionAnswer, Counts, Reading, Result, SearchAnswer
+from captrieve_client.client_errors import SearchClientError
+from captrieve_client.messages import Caption, CaptionAnswer, Counts, Reading, Result, SearchAnswer
 
 _MIN_TITLE_WIDTH = 16
 _MAX_SOURCE_WIDTH = 14

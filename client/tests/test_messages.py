@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from client import (
+from captrieve_client import (
     AlternativeCaption,
     Caption,
     CaptionAnswer,
@@ -25,9 +25,10 @@ from client import (
     Word,
     WordAlternative,
 )
-from client.messages import MAX_PHOTO_BYTES
-from search_api import search_pb2
-from tests.scripted_service import ScriptedService, empty_answer, full_answer, serving
+from captrieve_client._generated import search_pb2
+from captrieve_client.messages import MAX_PHOTO_BYTES
+
+from scripted_service import ScriptedService, empty_answer, full_answer, serving
 
 Code = grpc.StatusCode
 

@@ -17,9 +17,9 @@ import grpc
 import grpc.aio
 from google.protobuf import wrappers_pb2
 
-from client.caption_batch import DEFAULT_CONCURRENCY, CaptionOutcome, answer_of, check_batch
-from client.client_errors import SearchClientError, translated_errors
-from client.connection import (
+from captrieve_client.caption_batch import DEFAULT_CONCURRENCY, CaptionOutcome, answer_of, check_batch
+from captrieve_client.client_errors import SearchClientError, translated_errors
+from captrieve_client.connection import (
     CAPTION,
     CHANNEL_OPTIONS,
     CHECK_HEALTH,
@@ -30,7 +30,7 @@ from client.connection import (
     STREAM_SEARCH,
     health_name,
 )
-from client.messages import (
+from captrieve_client.messages import (
     CaptionAnswer,
     CaptionOptions,
     Photo,

@@ -3,8 +3,8 @@
 
 from collections.abc import Iterable
 
-from client.client_errors import SearchClientError
-from client.messages import CaptionAnswer, Photo
+from captrieve_client.client_errors import SearchClientError
+from captrieve_client.messages import CaptionAnswer, Photo
 
 DEFAULT_CONCURRENCY = 32
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from client import Caption, CaptionAnswer, PhotoFileError
-from client.caption_batch import answer_of, check_batch
+from captrieve_client import Caption, CaptionAnswer, PhotoFileError
+from captrieve_client.caption_batch import answer_of, check_batch
 
 
 @pytest.mark.parametrize("photo", ["shirt.jpg", b"photo"])

@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from client.caption_batch import DEFAULT_CONCURRENCY
-from client.client_errors import PhotoFileError, RequestRejectedError, SearchClientError
-from client.connection import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_SECONDS, HEALTH_TIMEOUT_SECONDS
-from client.messages import SearchAnswer, SearchOptions, read_photo
-from client.reports import (
+from captrieve_client.caption_batch import DEFAULT_CONCURRENCY
+from captrieve_client.client_errors import PhotoFileError, RequestRejectedError, SearchClientError
+from captrieve_client.connection import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_SECONDS, HEALTH_TIMEOUT_SECONDS
+from captrieve_client.messages import SearchAnswer, SearchOptions, read_photo
+from captrieve_client.reports import (
     TextStyle,
     caption_record,
     caption_text,
@@ -33,7 +33,7 @@ from client.reports import (
     search_record,
     search_text,
 )
-from client.search_client import SearchClient
+from captrieve_client.search_client import SearchClient
 
 FOUND, NOTHING_FOUND, REJECTED, TROUBLE = 0, 1, 2, 3
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -149,13 +149,13 @@ def _health(search_client: SearchClient, options: argparse.Namespace) -> int:
 
 def _import_contact_sheet() -> None:
     try:
-        import client.contact_sheet  # noqa: F401  (Pillow is needed for the picture only)
+        import captrieve_client.contact_sheet  # noqa: F401  (Pillow is needed for the picture only)
     except ImportError as error:
         raise PhotoFileError("--contact-sheet needs Pillow: pip install pillow") from error
 
 
 def _save_contact_sheet(path: Path, photo: bytes, answer: SearchAnswer) -> None:
-    from client.contact_sheet import draw_contact_sheet
+    from captrieve_client.contact_sheet import draw_contact_sheet
 
     try:
         draw_contact_sheet(photo, answer).save(path, quality=92)

@@ -19,11 +19,12 @@ import grpc
 import pytest
 from PIL import Image
 
-from client import cli, reports
-from client.reports import fitted, printable, split_caption, text_width
-from search_api import search_pb2
-from tests.scripted_service import (
-    ROOT,
+from captrieve_client import cli, reports
+from captrieve_client._generated import search_pb2
+from captrieve_client.reports import fitted, printable, split_caption, text_width
+
+from scripted_service import (
+    CLIENT,
     Failure,
     ScriptedService,
     client_environment,
@@ -79,11 +80,11 @@ def named_photos(folder: Path, *names: str) -> list[str]:
 
 def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     """The command line as a process; the caller says where its output goes."""
-    command = [sys.executable, "-W", "error", "-m", "client", *arguments]
+    command = [sys.executable, "-W", "error", "-m", "captrieve_client", *arguments]
     environment = client_environment(**options.pop("variables", {}))
     return subprocess.Popen(
         command,
-        cwd=ROOT,
+        cwd=CLIENT,
         env=environment,
         text=True,
         # What runs in the background of a script ignores Ctrl-C, and hands that on; a terminal's command does not.
@@ -365,7 +366,7 @@ def test_without_pillow_the_contact_sheet_is_refused_before_the_search(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "client.contact_sheet", None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "captrieve_client.contact_sheet", None)  # type: ignore[arg-type]
     assert cli.main(["search", photo, "--contact-sheet", "sheet.png"]) == 2
     assert capsys.readouterr().err == "error: --contact-sheet needs Pillow: pip install pillow\n"
     assert service.requests == []

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import grpc
 import pytest
 
-from client import (
+from captrieve_client import (
     AsyncSearchClient,
     RequestRejectedError,
     RequestTimeoutError,
@@ -22,8 +22,9 @@ from client import (
     ServerOverloadedError,
     ServerUnavailableError,
 )
-from client.client_errors import _CLASS_OF, translated_errors
-from tests.scripted_service import Failure, ScriptedService, full_answer, serving
+from captrieve_client.client_errors import _CLASS_OF, translated_errors
+
+from scripted_service import Failure, ScriptedService, full_answer, serving
 
 Code = grpc.StatusCode
 CLASS_BY_CODE = {

@@ -9,8 +9,8 @@ Usage:
 Needs grpcio and protobuf, and nothing of the server.
 """
 
-from client.async_search_client import AsyncSearchClient
-from client.client_errors import (
+from captrieve_client.async_search_client import AsyncSearchClient
+from captrieve_client.client_errors import (
     PhotoFileError,
     RequestRejectedError,
     RequestTimeoutError,
@@ -18,8 +18,8 @@ from client.client_errors import (
     ServerOverloadedError,
     ServerUnavailableError,
 )
-from client.connection import DEFAULT_ADDRESS
-from client.messages import (
+from captrieve_client.connection import DEFAULT_ADDRESS
+from captrieve_client.messages import (
     AlternativeCaption,
     Caption,
     CaptionAnswer,
@@ -34,7 +34,7 @@ from client.messages import (
     Word,
     WordAlternative,
 )
-from client.search_client import SearchClient
+from captrieve_client.search_client import SearchClient
 
 __all__ = [
     "DEFAULT_ADDRESS",
@@ -60,3 +60,4 @@ __all__ = [
     "Word",
     "WordAlternative",
 ]
+__version__ = "0.1.0"

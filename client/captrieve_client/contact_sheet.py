@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from client.messages import Result, SearchAnswer
-from client.reports import counts_text, no_product_text, printable, rule_text, split_caption
+from captrieve_client.messages import Result, SearchAnswer
+from captrieve_client.reports import counts_text, no_product_text, printable, rule_text, split_caption
 
 MAX_CARDS = 24
 

@@ -8,9 +8,10 @@ import time
 import pytest
 from google.protobuf import wrappers_pb2
 
-from client import SearchClient, ServerUnavailableError
-from client.connection import health_name
-from tests.scripted_service import ScriptedService, full_answer, serving
+from captrieve_client import SearchClient, ServerUnavailableError
+from captrieve_client.connection import health_name
+
+from scripted_service import ScriptedService, full_answer, serving
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from typing import Literal, TypedDict
 
 import grpc
 
-from client.client_errors import PhotoFileError, RequestRejectedError
-from search_api import search_pb2
+from captrieve_client._generated import search_pb2
+from captrieve_client.client_errors import PhotoFileError, RequestRejectedError
 
 MAX_MESSAGE_BYTES = 16 * 2**20
 # What a message can carry besides its options, which are far below 64 KiB.
