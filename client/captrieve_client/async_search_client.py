@@ -1,58 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client for asyncio: calls and their answers. Messages are built and read in `messages`.
-
-It may be shared by tasks: all its calls use one connection.
-"""
+"""The asyncio client. `calls` builds its calls and reads their answers."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import ExitStack, aclosing
 from types import TracebackType
-from typing import Self, Unpack
+from typing import TypeVar
 
 import grpc
 import grpc.aio
-from google.protobuf import wrappers_pb2
+from typing_extensions import Self, Unpack
 
-from captrieve_client.caption_batch import DEFAULT_CONCURRENCY, CaptionOutcome, answer_of, check_batch
-from captrieve_client.client_errors import SearchClientError, translated_errors
+from captrieve_client.calls import Call, Calls
+from captrieve_client.caption_batch import DEFAULT_CONCURRENCY, CaptionOutcome, OrderedFutures, answer_of, check_batch
+from captrieve_client.client_errors import SearchClientError
 from captrieve_client.connection import (
-    CAPTION,
     CHANNEL_OPTIONS,
-    CHECK_HEALTH,
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT_SECONDS,
     HEALTH_TIMEOUT_SECONDS,
-    SEARCH,
-    STREAM_SEARCH,
-    health_name,
 )
 from captrieve_client.messages import (
     CaptionAnswer,
     CaptionOptions,
     Photo,
-    Result,
     SearchAnswer,
     SearchEvent,
     SearchOptions,
-    caption_answer,
-    caption_request,
     read_photo,
-    search_answer,
-    search_event,
-    search_request,
 )
+
+Answer = TypeVar("Answer")
 
 
 class AsyncSearchClient:
-    """`SearchClient` for asyncio; made and used inside one running event loop.
+    """`SearchClient` for asyncio. Tasks may share one client; all calls use one connection.
+
+    Create and use it inside one running event loop.
 
     Args:
         address: HOST:PORT of the gateway.
-        credentials: for a gateway behind TLS, e.g. `grpc.ssl_channel_credentials()`.
+        credentials: for a gateway behind TLS, for example `grpc.ssl_channel_credentials()`.
     """
 
     def __init__(
@@ -66,10 +56,7 @@ class AsyncSearchClient:
             self._channel = grpc.aio.insecure_channel(address, CHANNEL_OPTIONS)
         else:
             self._channel = grpc.aio.secure_channel(address, credentials, CHANNEL_OPTIONS)
-        self._search = self._channel.unary_unary(*SEARCH)
-        self._stream_search = self._channel.unary_stream(*STREAM_SEARCH)
-        self._caption = self._channel.unary_unary(*CAPTION)
-        self._check_health = self._channel.unary_unary(*CHECK_HEALTH)
+        self._calls = Calls(address, self._channel)
 
     async def search(
         self,
@@ -78,15 +65,21 @@ class AsyncSearchClient:
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         **options: Unpack[SearchOptions],
     ) -> SearchAnswer:
-        """As `SearchClient.search`.
+        """Finds pictures as `SearchClient.search` does.
+
+        Args:
+            photo: an image file (JPEG, PNG, WebP or GIF) as bytes, or its path.
+            timeout_seconds: how long the gateway may take.
+            **options: see `SearchOptions`.
+
+        Returns:
+            The results, best first, with the caption, the query, the counts and the times.
 
         Raises:
-            SearchClientError: there is no answer; the subclass and its `code` say why.
-            ValueError: an option that no server would understand.
+            SearchClientError: the gateway gave no answer; the subclass and its `code` say why.
+            ValueError: an option has a value that cannot be sent.
         """
-        request = search_request(await asyncio.to_thread(read_photo, photo), **options)
-        with translated_errors(self.address, timeout_seconds):
-            return search_answer(await self._search(request, timeout=timeout_seconds))
+        return await self._send(self._calls.search(await _read_photo(photo), timeout_seconds, options))
 
     async def stream_search(
         self,
@@ -95,19 +88,26 @@ class AsyncSearchClient:
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         **options: Unpack[SearchOptions],
     ) -> AsyncGenerator[SearchEvent, None]:
-        """As `SearchClient.stream_search`.
+        """Searches and yields each part of the answer as `SearchClient.stream_search` does.
+
+        Args:
+            photo: an image file (JPEG, PNG, WebP or GIF) as bytes, or its path.
+            timeout_seconds: how long the gateway may take for the whole answer.
+            **options: see `SearchOptions`.
+
+        Yields:
+            The `Caption`, the `Query`, each `Result`, then the whole `SearchAnswer`.
 
         Raises:
-            SearchClientError: as `search`; may come after the first pieces.
-            ValueError: an option that no server would understand.
+            SearchClientError: as for `search`; it may follow the first parts.
+            ValueError: an option has a value that cannot be sent.
         """
-        request = search_request(await asyncio.to_thread(read_photo, photo), **options)
-        results: list[Result] = []
-        call = self._stream_search(request, timeout=timeout_seconds)
-        with ExitStack() as stack, translated_errors(self.address, timeout_seconds):
-            stack.callback(call.cancel)
-            async for message in call:
-                event = search_event(message, results)
+        call = self._calls.stream_search(await _read_photo(photo), timeout_seconds, options)
+        messages = call.start()
+        with ExitStack() as stack, call.translated_errors():
+            stack.callback(messages.cancel)
+            async for message in messages:
+                event = call.read(message)
                 if event is not None:
                     yield event
 
@@ -118,15 +118,21 @@ class AsyncSearchClient:
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         **options: Unpack[CaptionOptions],
     ) -> CaptionAnswer:
-        """As `SearchClient.caption`.
+        """Describes the photo as `SearchClient.caption` does.
+
+        Args:
+            photo: an image file (JPEG, PNG, WebP or GIF) as bytes, or its path.
+            timeout_seconds: how long the gateway may take.
+            **options: see `CaptionOptions`.
+
+        Returns:
+            The caption and the query that a search would use.
 
         Raises:
-            SearchClientError: there is no answer; the subclass and its `code` say why.
-            ValueError: an option that no server would understand.
+            SearchClientError: the gateway gave no answer; the subclass and its `code` say why.
+            ValueError: an option has a value that cannot be sent.
         """
-        request = caption_request(await asyncio.to_thread(read_photo, photo), **options)
-        with translated_errors(self.address, timeout_seconds):
-            return caption_answer(await self._caption(request, timeout=timeout_seconds))
+        return await self._send(self._calls.caption(await _read_photo(photo), timeout_seconds, options))
 
     async def captions(
         self,
@@ -136,11 +142,22 @@ class AsyncSearchClient:
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         **options: Unpack[CaptionOptions],
     ) -> list[CaptionAnswer]:
-        """As `SearchClient.captions`.
+        """Captions many photos at once as `SearchClient.captions` does.
+
+        Args:
+            photos: image files as bytes, or their paths.
+            concurrency: how many requests may be in flight at once.
+            timeout_seconds: how long the gateway may take for each photo.
+            **options: see `CaptionOptions`.
+
+        Returns:
+            One answer per photo, in the order of the photos.
 
         Raises:
-            SearchClientError: of the first photo without an answer; the others are cancelled.
-            ValueError: an option that no server would understand.
+            SearchClientError: the error of the first photo without an answer; the other requests
+                are cancelled. `stream_captions` keeps the other answers.
+            ValueError: `concurrency` is below 1, or an option has a value that cannot be sent.
+            TypeError: `photos` is one photo.
         """
         outcomes = self.stream_captions(photos, concurrency=concurrency, timeout_seconds=timeout_seconds, **options)
         async with aclosing(outcomes):
@@ -154,48 +171,51 @@ class AsyncSearchClient:
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         **options: Unpack[CaptionOptions],
     ) -> AsyncGenerator[CaptionOutcome, None]:
-        """As `SearchClient.stream_captions`.
+        """Captions many photos at once and yields each outcome as `SearchClient.stream_captions` does.
+
+        Args:
+            photos: image files as bytes, or their paths.
+            concurrency: how many requests may be in flight at once.
+            timeout_seconds: how long the gateway may take for each photo.
+            **options: see `CaptionOptions`.
+
+        Yields:
+            The photo's answer, or its `SearchClientError`.
 
         Raises:
-            ValueError: `concurrency` below 1, or an option that no server would understand.
-            TypeError: one photo instead of many.
+            ValueError: `concurrency` is below 1, or an option has a value that cannot be sent.
+            TypeError: `photos` is one photo.
         """
         check_batch(photos, concurrency)
         free = asyncio.Semaphore(concurrency)
-        waiting: deque[asyncio.Task[CaptionOutcome]] = deque()
-
-        async def outcome(photo: Photo) -> CaptionOutcome:
-            try:
-                return await self.caption(photo, timeout_seconds=timeout_seconds, **options)
-            except SearchClientError as error:
-                return error
-
+        tasks: OrderedFutures[asyncio.Task[CaptionOutcome]] = OrderedFutures()
         try:
             for photo in photos:
                 await free.acquire()
-                task = asyncio.create_task(outcome(photo))
-                task.add_done_callback(lambda _: free.release())
-                waiting.append(task)
-                while waiting and waiting[0].done():
-                    yield waiting.popleft().result()
-            while waiting:
-                yield await waiting.popleft()
+                tasks.add(asyncio.create_task(self._caption_outcome(photo, timeout_seconds, options)), free.release)
+                for task in tasks.finished():
+                    yield task.result()
+            for task in tasks.remaining():
+                yield await task
         finally:
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
+            await asyncio.gather(*tasks.cancel(), return_exceptions=True)
 
     async def health(self, *, timeout_seconds: float = HEALTH_TIMEOUT_SECONDS) -> str:
-        """As `SearchClient.health`.
+        """Asks whether the gateway is ready for requests.
+
+        Args:
+            timeout_seconds: how long the gateway may take.
+
+        Returns:
+            "serving", "not_serving" or "unknown".
 
         Raises:
-            SearchClientError: there is no answer; the subclass and its `code` say why.
+            SearchClientError: the gateway gave no answer; the subclass and its `code` say why.
         """
-        with translated_errors(self.address, timeout_seconds):
-            return health_name(await self._check_health(wrappers_pb2.StringValue(), timeout=timeout_seconds))
+        return await self._send(self._calls.health(timeout_seconds))
 
     async def close(self) -> None:
-        """Ends the connection and all calls on it."""
+        """Closes the connection and cancels all calls that use it."""
         await self._channel.close(None)
 
     async def __aenter__(self) -> Self:
@@ -208,3 +228,19 @@ class AsyncSearchClient:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
+
+    @staticmethod
+    async def _send(call: Call[Answer]) -> Answer:
+        with call.translated_errors():
+            return call.read(await call.start())
+
+    async def _caption_outcome(self, photo: Photo, timeout_seconds: float, options: CaptionOptions) -> CaptionOutcome:
+        try:
+            return await self.caption(photo, timeout_seconds=timeout_seconds, **options)
+        except SearchClientError as error:
+            return error
+
+
+async def _read_photo(photo: Photo) -> bytes:
+    # A file may lie on a slow disk, which must not block the event loop.
+    return await asyncio.to_thread(read_photo, photo)

@@ -1,61 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client: calls and their answers. Messages are built and read in `messages`.
-
-It may be shared by threads: all its calls use one connection.
-"""
+"""The blocking client. `calls` builds its calls and reads their answers."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import threading
-from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack, closing
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Any, TypeVar
 
 import grpc
-from google.protobuf import wrappers_pb2
+from typing_extensions import Self, Unpack
 
-from captrieve_client._generated import search_pb2
-from captrieve_client.caption_batch import DEFAULT_CONCURRENCY, CaptionOutcome, answer_of, check_batch
+from captrieve_client.calls import Call, Calls
+from captrieve_client.caption_batch import DEFAULT_CONCURRENCY, CaptionOutcome, OrderedFutures, answer_of, check_batch
 from captrieve_client.client_errors import SearchClientError, translated_errors
 from captrieve_client.connection import (
-    CAPTION,
     CHANNEL_OPTIONS,
-    CHECK_HEALTH,
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT_SECONDS,
     HEALTH_TIMEOUT_SECONDS,
-    SEARCH,
-    STREAM_SEARCH,
-    health_name,
 )
 from captrieve_client.messages import (
     CaptionAnswer,
     CaptionOptions,
     Photo,
-    Result,
     SearchAnswer,
     SearchEvent,
     SearchOptions,
     caption_answer,
-    caption_request,
     read_photo,
-    search_answer,
-    search_event,
-    search_request,
 )
+
+Answer = TypeVar("Answer")
 
 
 class SearchClient:
-    """Searches and captions, one call at a time or many at once.
+    """Searches with photos and captions them. Threads may share one client; all calls use one connection.
 
-    Every call takes the options of `SearchOptions` or `CaptionOptions` as keyword arguments, and
-    a photo as bytes or as the path of its file.
+    Every method takes a photo as bytes or as the path of its file, and the keyword arguments of
+    `SearchOptions` or `CaptionOptions`.
 
     Args:
         address: HOST:PORT of the gateway.
-        credentials: for a gateway behind TLS, e.g. `grpc.ssl_channel_credentials()`.
+        credentials: for a gateway behind TLS, for example `grpc.ssl_channel_credentials()`.
     """
 
     def __init__(
@@ -69,10 +58,7 @@ class SearchClient:
             self._channel = grpc.insecure_channel(address, CHANNEL_OPTIONS)
         else:
             self._channel = grpc.secure_channel(address, credentials, CHANNEL_OPTIONS)
-        self._search = self._channel.unary_unary(*SEARCH)
-        self._stream_search = self._channel.unary_stream(*STREAM_SEARCH)
-        self._caption = self._channel.unary_unary(*CAPTION)
-        self._check_health = self._channel.unary_unary(*CHECK_HEALTH)
+        self._calls = Calls(address, self._channel)
 
     def search(
         self,
@@ -81,15 +67,21 @@ class SearchClient:
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         **options: Unpack[SearchOptions],
     ) -> SearchAnswer:
-        """Finds pictures that look like the photo and agree with what it may be called.
+        """Finds pictures that look like the photo and whose titles agree with its description.
+
+        Args:
+            photo: an image file (JPEG, PNG, WebP or GIF) as bytes, or its path.
+            timeout_seconds: how long the gateway may take.
+            **options: see `SearchOptions`.
+
+        Returns:
+            The results, best first, with the caption, the query, the counts and the times.
 
         Raises:
-            SearchClientError: there is no answer; the subclass and its `code` say why.
-            ValueError: an option that no server would understand.
+            SearchClientError: the gateway gave no answer; the subclass and its `code` say why.
+            ValueError: an option has a value that cannot be sent.
         """
-        request = search_request(read_photo(photo), **options)
-        with translated_errors(self.address, timeout_seconds):
-            return search_answer(self._search(request, timeout=timeout_seconds))
+        return self._send(self._calls.search(read_photo(photo), timeout_seconds, options))
 
     def stream_search(
         self,
@@ -98,25 +90,23 @@ class SearchClient:
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         **options: Unpack[SearchOptions],
     ) -> Generator[SearchEvent, None, None]:
-        """The same search piece by piece: `Caption`, `Query`, each `Result`, then the whole answer.
+        """Searches and yields each part of the answer as soon as the gateway has it.
 
-        Closing the generator early cancels the search.
+        Close the generator to cancel the search.
+
+        Args:
+            photo: an image file (JPEG, PNG, WebP or GIF) as bytes, or its path.
+            timeout_seconds: how long the gateway may take for the whole answer.
+            **options: see `SearchOptions`.
+
+        Yields:
+            The `Caption`, the `Query`, each `Result`, then the whole `SearchAnswer`.
 
         Raises:
-            SearchClientError: as `search`; may come after the first pieces.
-            ValueError: an option that no server would understand.
+            SearchClientError: as for `search`; it may follow the first parts.
+            ValueError: an option has a value that cannot be sent.
         """
-        return self._events(search_request(read_photo(photo), **options), timeout_seconds)
-
-    def _events(self, request: search_pb2.SearchRequest, timeout_seconds: float) -> Generator[SearchEvent, None, None]:
-        results: list[Result] = []
-        call = self._stream_search(request, timeout=timeout_seconds)
-        with ExitStack() as stack, translated_errors(self.address, timeout_seconds):
-            stack.callback(call.cancel)
-            for message in call:
-                event = search_event(message, results)
-                if event is not None:
-                    yield event
+        return self._events(self._calls.stream_search(read_photo(photo), timeout_seconds, options))
 
     def caption(
         self,
@@ -125,15 +115,21 @@ class SearchClient:
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         **options: Unpack[CaptionOptions],
     ) -> CaptionAnswer:
-        """Says what the photo shows, without a search.
+        """Describes the photo in words, without a search.
+
+        Args:
+            photo: an image file (JPEG, PNG, WebP or GIF) as bytes, or its path.
+            timeout_seconds: how long the gateway may take.
+            **options: see `CaptionOptions`.
+
+        Returns:
+            The caption and the query that a search would use.
 
         Raises:
-            SearchClientError: there is no answer; the subclass and its `code` say why.
-            ValueError: an option that no server would understand.
+            SearchClientError: the gateway gave no answer; the subclass and its `code` say why.
+            ValueError: an option has a value that cannot be sent.
         """
-        request = caption_request(read_photo(photo), **options)
-        with translated_errors(self.address, timeout_seconds):
-            return caption_answer(self._caption(request, timeout=timeout_seconds))
+        return self._send(self._calls.caption(read_photo(photo), timeout_seconds, options))
 
     def captions(
         self,
@@ -143,12 +139,22 @@ class SearchClient:
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         **options: Unpack[CaptionOptions],
     ) -> list[CaptionAnswer]:
-        """Captions many photos at once; the answers are in the order of the photos.
+        """Captions many photos at once.
+
+        Args:
+            photos: image files as bytes, or their paths.
+            concurrency: how many requests may be in flight at once.
+            timeout_seconds: how long the gateway may take for each photo.
+            **options: see `CaptionOptions`.
+
+        Returns:
+            One answer per photo, in the order of the photos.
 
         Raises:
-            SearchClientError: of the first photo without an answer; the others are cancelled.
-                Use `stream_captions` to keep them.
-            ValueError: an option that no server would understand.
+            SearchClientError: the error of the first photo without an answer; the other requests
+                are cancelled. `stream_captions` keeps the other answers.
+            ValueError: `concurrency` is below 1, or an option has a value that cannot be sent.
+            TypeError: `photos` is one photo.
         """
         outcomes = self.stream_captions(photos, concurrency=concurrency, timeout_seconds=timeout_seconds, **options)
         with closing(outcomes):
@@ -162,71 +168,43 @@ class SearchClient:
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         **options: Unpack[CaptionOptions],
     ) -> Generator[CaptionOutcome, None, None]:
-        """Captions many photos at once and yields in their order as soon as each is ready.
+        """Captions many photos at once and yields each outcome in the order of the photos.
 
-        A photo without an answer yields its error; nothing is raised for it. Photos are read when
-        their turn comes, so there may be any number of them.
+        A photo is read shortly before it is sent, so `photos` may be an endless iterator. Close
+        the generator to cancel the requests in flight.
+
+        Args:
+            photos: image files as bytes, or their paths.
+            concurrency: how many requests may be in flight at once.
+            timeout_seconds: how long the gateway may take for each photo.
+            **options: see `CaptionOptions`.
+
+        Yields:
+            The photo's answer, or its `SearchClientError`.
 
         Raises:
-            ValueError: `concurrency` below 1, or an option that no server would understand.
-            TypeError: one photo instead of many.
+            ValueError: `concurrency` is below 1, or an option has a value that cannot be sent.
+            TypeError: `photos` is one photo.
         """
         check_batch(photos, concurrency)
         return self._caption_outcomes(photos, concurrency, timeout_seconds, options)
 
-    def _caption_outcomes(
-        self,
-        photos: Iterable[Photo],
-        concurrency: int,
-        timeout_seconds: float,
-        options: CaptionOptions,
-    ) -> Generator[CaptionOutcome, None, None]:
-        free = threading.Semaphore(concurrency)
-        waiting: deque[grpc.Future[search_pb2.CaptionResponse] | SearchClientError] = deque()
-        try:
-            for photo in photos:
-                try:
-                    request = caption_request(read_photo(photo), **options)
-                except SearchClientError as error:
-                    waiting.append(error)
-                else:
-                    free.acquire()
-                    call = self._caption.future(request, timeout=timeout_seconds)
-                    call.add_done_callback(lambda _: free.release())
-                    waiting.append(call)
-                while waiting and (isinstance(waiting[0], SearchClientError) or waiting[0].done()):
-                    yield self._caption_outcome(waiting.popleft(), timeout_seconds)
-            while waiting:
-                yield self._caption_outcome(waiting.popleft(), timeout_seconds)
-        finally:
-            for call_or_error in waiting:
-                if not isinstance(call_or_error, SearchClientError):
-                    call_or_error.cancel()
-
-    def _caption_outcome(
-        self,
-        call: grpc.Future[search_pb2.CaptionResponse] | SearchClientError,
-        timeout_seconds: float,
-    ) -> CaptionOutcome:
-        if isinstance(call, SearchClientError):
-            return call
-        try:
-            with translated_errors(self.address, timeout_seconds):
-                return caption_answer(call.result())
-        except SearchClientError as error:
-            return error
-
     def health(self, *, timeout_seconds: float = HEALTH_TIMEOUT_SECONDS) -> str:
-        """What the server says of itself: "serving", "not_serving" or "unknown".
+        """Asks whether the gateway is ready for requests.
+
+        Args:
+            timeout_seconds: how long the gateway may take.
+
+        Returns:
+            "serving", "not_serving" or "unknown".
 
         Raises:
-            SearchClientError: there is no answer; the subclass and its `code` say why.
+            SearchClientError: the gateway gave no answer; the subclass and its `code` say why.
         """
-        with translated_errors(self.address, timeout_seconds):
-            return health_name(self._check_health(wrappers_pb2.StringValue(), timeout=timeout_seconds))
+        return self._send(self._calls.health(timeout_seconds))
 
     def close(self) -> None:
-        """Ends the connection and all calls on it."""
+        """Closes the connection and cancels all calls that use it."""
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -239,3 +217,53 @@ class SearchClient:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    @staticmethod
+    def _send(call: Call[Answer]) -> Answer:
+        with call.translated_errors():
+            return call.read(call.start())
+
+    @staticmethod
+    def _events(call: Call[SearchEvent | None]) -> Generator[SearchEvent, None, None]:
+        messages = call.start()
+        with ExitStack() as stack, call.translated_errors():
+            stack.callback(messages.cancel)
+            for message in messages:
+                event = call.read(message)
+                if event is not None:
+                    yield event
+
+    def _caption_outcomes(
+        self,
+        photos: Iterable[Photo],
+        concurrency: int,
+        timeout_seconds: float,
+        options: CaptionOptions,
+    ) -> Generator[CaptionOutcome, None, None]:
+        free = threading.Semaphore(concurrency)
+        futures: OrderedFutures[Any] = OrderedFutures()  # of grpc.Future, or one that holds the photo's error
+        try:
+            for photo in photos:
+                free.acquire()
+                futures.add(self._caption_future(photo, timeout_seconds, options), free.release)
+                for future in futures.finished():
+                    yield self._caption_outcome(future, timeout_seconds)
+            for future in futures.remaining():
+                yield self._caption_outcome(future, timeout_seconds)
+        finally:
+            futures.cancel()
+
+    def _caption_future(self, photo: Photo, timeout_seconds: float, options: CaptionOptions) -> Any:
+        try:
+            return self._calls.caption(read_photo(photo), timeout_seconds, options).start_future()
+        except SearchClientError as error:
+            failed: concurrent.futures.Future[CaptionAnswer] = concurrent.futures.Future()
+            failed.set_exception(error)
+            return failed
+
+    def _caption_outcome(self, future: Any, timeout_seconds: float) -> CaptionOutcome:
+        try:
+            with translated_errors(self.address, timeout_seconds):
+                return caption_answer(future.result())
+        except SearchClientError as error:
+            return error

@@ -180,7 +180,7 @@ def test_one_photo_instead_of_many_is_refused(address: str) -> None:
     async def captions(search_client: AsyncSearchClient) -> list[CaptionAnswer]:
         return await search_client.captions("shirt.jpg")
 
-    with pytest.raises(TypeError, match="takes a sequence of photos"):
+    with pytest.raises(TypeError, match="photos is one photo"):
         run_async(address, captions)
 
 

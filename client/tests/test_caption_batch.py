@@ -11,7 +11,7 @@ from captrieve_client.caption_batch import answer_of, check_batch
 
 @pytest.mark.parametrize("photo", ["shirt.jpg", b"photo"])
 def test_one_photo_is_not_many(photo: str | bytes) -> None:
-    with pytest.raises(TypeError, match="takes a sequence of photos; use caption for one"):
+    with pytest.raises(TypeError, match="photos is one photo .*; pass a sequence, or call caption"):
         check_batch(photo, 1)  # type: ignore[arg-type]
 
 

@@ -525,7 +525,7 @@ def test_nothing_listening_is_service_trouble(photo: str) -> None:
         process = start("search", photo, "--address", address, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (3, "")
-    assert err == f'error: no server answers at {address}: start one with "make up"\n'
+    assert err == f"error: no gateway answers at {address}; start it, or check host and port\n"
 
 
 @pytest.mark.parametrize("command", ["search", "caption"])

@@ -248,7 +248,7 @@ def test_photo_larger_than_a_message_is_not_sent(
     path = tmp_path / "large.jpg"
     with path.open("wb") as file:
         file.truncate(100 * MAX_PHOTO_BYTES)
-    with pytest.raises(RequestRejectedError, match=r"large.jpg is larger than the 16\.7 MB a request can carry"):
+    with pytest.raises(RequestRejectedError, match=r"large.jpg is larger than the 16\.7 MB that a request can hold"):
         search_client.search(path)
     with pytest.raises(RequestRejectedError, match="the photo is larger"):
         search_client.caption(bytes(MAX_PHOTO_BYTES + 1))

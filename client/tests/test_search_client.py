@@ -131,7 +131,7 @@ def test_leaving_captions_early_cancels_the_rest(service: ScriptedService, searc
 
 
 def test_one_photo_instead_of_many_is_refused(search_client: SearchClient) -> None:
-    with pytest.raises(TypeError, match="takes a sequence of photos"):
+    with pytest.raises(TypeError, match="photos is one photo"):
         search_client.captions("shirt.jpg")
     with pytest.raises(ValueError, match="concurrency is 0"):
         search_client.captions([b"a"], concurrency=0)
