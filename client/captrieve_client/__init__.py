@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Client of the Captrieve reverse image search: `SearchClient`, `AsyncSearchClient`, their values.
+"""The Python client of the Captrieve reverse image search.
 
 Usage:
     with SearchClient("127.0.0.1:8001") as search_client:
         answer = search_client.search("shirt.jpg", max_results=5)
         print(answer.query, [result.title for result in answer.results])
-
-Needs grpcio and protobuf, and nothing of the server.
 """
 
 from captrieve_client.async_search_client import AsyncSearchClient
@@ -36,6 +34,8 @@ from captrieve_client.messages import (
 )
 from captrieve_client.search_client import SearchClient
 
+__version__ = "0.1.0"
+
 __all__ = [
     "DEFAULT_ADDRESS",
     "AlternativeCaption",
@@ -60,4 +60,3 @@ __all__ = [
     "Word",
     "WordAlternative",
 ]
-__version__ = "0.1.0"

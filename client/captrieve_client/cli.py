@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `search` one photo, `caption` many, ask for the server's `health`.
+"""The command `captrieve`: `search` with one photo, `caption` many, ask for the gateway's `health`.
 
-Exit codes: 0 found, 1 nothing found, 2 bad use or rejected request, 3 service trouble.
+Exit codes: 0 found, 1 nothing found, 2 wrong usage or rejected request, 3 gateway unavailable or
+failed. An error is one sentence on standard error, or with `--json` one object on standard output.
 """
 
 from __future__ import annotations
@@ -10,19 +11,17 @@ import argparse
 import contextlib
 import io
 import json
-import math
 import os
 import shutil
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import TextIO, cast
 
-from captrieve_client.caption_batch import DEFAULT_CONCURRENCY
+from captrieve_client.cli_parser import UsageError, completion_script, make_parser, program_name
 from captrieve_client.client_errors import PhotoFileError, RequestRejectedError, SearchClientError
-from captrieve_client.connection import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_SECONDS, HEALTH_TIMEOUT_SECONDS
-from captrieve_client.messages import SearchAnswer, SearchOptions, read_photo
+from captrieve_client.messages import QueryRuleName, SearchAnswer, SearchOptions, read_photo
 from captrieve_client.reports import (
     TextStyle,
     caption_record,
@@ -32,61 +31,82 @@ from captrieve_client.reports import (
     printable,
     search_record,
     search_text,
+    usage_error_record,
 )
 from captrieve_client.search_client import SearchClient
 
 FOUND, NOTHING_FOUND, REJECTED, TROUBLE = 0, 1, 2, 3
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
+INTERRUPTED = 130  # 128 + SIGINT, the shells' convention
 PIPE_CLOSED = 141  # 128 + SIGPIPE
-
-_QUERY_RULES = ("likeliest-words", "last-two-words", "full-caption")
-_SHEET_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code.
+    """Runs one command.
+
+    Args:
+        arguments: those of the command line; None takes them from `sys.argv`.
+
+    Returns:
+        The exit code.
 
     Raises:
-        SystemExit: for `--help` (code 0) and for bad use (code 2).
+        SystemExit: for `--help` and `--version` (code 0) and for wrong usage (code 2).
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A title in a script that the terminal's encoding lacks must not end the listing.
+        # A title with letters that the terminal's encoding lacks must not end the listing.
         sys.stdout.reconfigure(errors="replace")
+    if arguments is None:
+        arguments = sys.argv[1:]
     try:
-        options = _parser().parse_args(arguments)
-        code = _run(options)
+        code = _run(_parsed(arguments))
         sys.stdout.flush()
-    except SearchClientError as error:
-        _print_error(str(error))
-        return _exit_code(error)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Nobody reads on (`| head`). Python flushes once more at exit: into nothing, then.
+        # The reader has left (`| head`). Python flushes once more at exit, which must not fail again.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     return code
 
 
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    try:
+        return make_parser(program_name()).parse_args(arguments)
+    except UsageError as error:
+        if "--json" in arguments:
+            print(json.dumps(usage_error_record(str(error))), flush=True)
+        else:
+            _print_error(str(error))
+        raise SystemExit(REJECTED) from error
+
+
 def _run(options: argparse.Namespace) -> int:
     command: str = options.command
-    with SearchClient(options.address) as search_client:
-        if command == "search":
-            return _search(search_client, options)
-        if command == "caption":
-            return _caption(search_client, options)
-        return _health(search_client, options)
+    if command == "completion":
+        print(completion_script(options.shell))
+        return FOUND
+    run = {"search": _search, "caption": _caption, "health": _health}[command]
+    try:
+        with SearchClient(options.address) as search_client:
+            return run(search_client, options)
+    except SearchClientError as error:
+        if options.json:
+            subject = {"photo": options.photo} if command == "search" else {"address": options.address}
+            print(json.dumps(error_record(error, **subject)), flush=True)
+        else:
+            _print_error(str(error))
+        return _exit_code(error)
 
 
 def _search(search_client: SearchClient, options: argparse.Namespace) -> int:
     sheet: Path | None = options.contact_sheet
     if sheet is not None:
-        _import_contact_sheet()  # before the search, not after it
+        _import_contact_sheet()  # fails before the search instead of after it
     photo = read_photo(options.photo)
-    wanted: SearchOptions = {
+    search_options: SearchOptions = {
         "num_beams": options.beams,
-        "query_rule": options.query_rule,
+        "query_rule": _rule_name(options),
         "query_override": options.words,
         "override_colour": options.colour,
         "override_thing": options.thing,
@@ -96,7 +116,7 @@ def _search(search_client: SearchClient, options: argparse.Namespace) -> int:
         "min_semantic_score": options.min_semantic,
         "explain": options.explain,
     }
-    answer = search_client.search(photo, timeout_seconds=options.timeout, **wanted)
+    answer = search_client.search(photo, timeout_seconds=options.timeout, **search_options)
     if options.json:
         print(json.dumps(search_record(options.photo, answer, explain=options.explain)))
     else:
@@ -117,14 +137,14 @@ def _caption(search_client: SearchClient, options: argparse.Namespace) -> int:
         concurrency=options.concurrency,
         timeout_seconds=options.timeout,
         num_beams=options.beams,
-        query_rule=options.query_rule,
+        query_rule=_rule_name(options),
     )
     with contextlib.closing(outcomes):
         for photo, outcome in zip(photos, outcomes, strict=True):
             if isinstance(outcome, SearchClientError):
                 code = max(code, _exit_code(outcome))
                 if options.json:
-                    print(json.dumps(error_record(photo, outcome)), flush=True)
+                    print(json.dumps(error_record(outcome, photo=photo)), flush=True)
                 else:
                     _print_error(_with_photo(photo, outcome))
             elif options.json:
@@ -147,11 +167,18 @@ def _health(search_client: SearchClient, options: argparse.Namespace) -> int:
     return FOUND if status == "serving" else TROUBLE
 
 
+def _rule_name(options: argparse.Namespace) -> QueryRuleName | None:
+    rule: str | None = options.query_rule
+    return None if rule is None else cast("QueryRuleName", rule.replace("-", "_"))
+
+
 def _import_contact_sheet() -> None:
     try:
-        import captrieve_client.contact_sheet  # noqa: F401  (Pillow is needed for the picture only)
+        import captrieve_client.contact_sheet  # noqa: F401  (only the picture needs Pillow)
     except ImportError as error:
-        raise PhotoFileError("--contact-sheet needs Pillow: pip install pillow") from error
+        raise PhotoFileError(
+            '--contact-sheet needs Pillow; install it with: pip install "captrieve-client[contact-sheet]"'
+        ) from error
 
 
 def _save_contact_sheet(path: Path, photo: bytes, answer: SearchAnswer) -> None:
@@ -169,9 +196,9 @@ def _exit_code(error: SearchClientError) -> int:
 
 
 def _with_photo(photo: str, error: SearchClientError) -> str:
-    # An error of the file names it already.
-    names_it = isinstance(error, PhotoFileError) or str(error).startswith(photo)
-    return str(error) if names_it else f"{photo}: {error}"
+    # The message of a file error contains the path.
+    has_path = isinstance(error, PhotoFileError) or str(error).startswith(photo)
+    return str(error) if has_path else f"{photo}: {error}"
 
 
 def _print_error(message: str) -> None:
@@ -181,130 +208,3 @@ def _print_error(message: str) -> None:
 def _style(stream: TextIO) -> TextStyle:
     plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
     return TextStyle(coloured=stream.isatty() and not plain)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line instead of the whole usage."""
-        self.exit(REJECTED, f"error: {message} (see {self.prog} --help)\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    called = Path(sys.argv[0]).name
-    parser = _Parser(
-        prog="python -m client" if called in ("__main__.py", "", "-c", "pytest") else called,
-        description="Reverse image search through words.",
-        epilog="Exit codes: 0 found, 1 nothing found, 2 bad use or rejected, 3 service trouble.",
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    search = commands.add_parser("search", help="find pictures that look like a photo")
-    search.add_argument("photo", metavar="PHOTO", help="JPEG, PNG, WebP or GIF file")
-    _add_common(search, DEFAULT_TIMEOUT_SECONDS)
-    _add_beams(search)
-    rule = _add_query_rule(search)
-    rule.add_argument(
-        "--full-caption",
-        action="store_const",
-        const="full_caption",
-        dest="query_rule",
-        help="short for --query-rule full-caption",
-    )
-    search.add_argument(
-        "--provider",
-        choices=("duckduckgo", "catalog"),
-        help="ask this one (default: the server's chain)",
-    )
-    search.add_argument("--max-results", type=_whole, metavar="N", help="1 to 100 (default 10)")
-    search.add_argument("--min-visual", type=float, metavar="COSINE", help="least visual score, -1 to 1")
-    search.add_argument("--min-semantic", type=float, metavar="SHARE", help="least agreement with the words, 0 to 1")
-    search.add_argument("--words", metavar="WORDS", help="search for these, not for the caption's")
-    search.add_argument("--colour", metavar="WORD", help="search for this colour, not for the caption's")
-    search.add_argument("--thing", metavar="WORD", help="search for this thing, not for the caption's")
-    search.add_argument("--explain", action="store_true", help="also list what was dropped, and why")
-    search.add_argument(
-        "--contact-sheet",
-        type=_sheet_path,
-        metavar="FILE.png",
-        help="draw photo and results (.png or .jpg)",
-    )
-
-    caption = commands.add_parser("caption", help="say what photos show; one line each, in order")
-    caption.add_argument("photos", nargs="+", metavar="PHOTO", help="JPEG, PNG, WebP or GIF file")
-    _add_common(caption, DEFAULT_TIMEOUT_SECONDS)
-    _add_beams(caption)
-    _add_query_rule(caption)
-    caption.add_argument(
-        "--concurrency",
-        type=_whole,
-        default=DEFAULT_CONCURRENCY,
-        metavar="N",
-        help="most photos under way at once (default %(default)s)",
-    )
-
-    health = commands.add_parser("health", help="ask whether the server is ready")
-    _add_common(health, HEALTH_TIMEOUT_SECONDS)
-    return parser
-
-
-def _add_common(parser: argparse.ArgumentParser, timeout_seconds: float) -> None:
-    parser.add_argument(
-        "--address",
-        default=os.environ.get("CAPTRIEVE_ADDRESS") or DEFAULT_ADDRESS,
-        metavar="HOST:PORT",
-        help=f"the server (default: CAPTRIEVE_ADDRESS, else {DEFAULT_ADDRESS})",
-    )
-    parser.add_argument(
-        "--timeout",
-        type=_seconds,
-        default=timeout_seconds,
-        metavar="SECONDS",
-        help="of each request (default %(default)g)",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON, one object a line")
-
-
-def _add_beams(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--beams", type=_whole, default=1, metavar="N", help="1 is greedy decoding (default 1)")
-
-
-def _add_query_rule(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument(
-        "--query-rule",
-        type=_query_rule,
-        metavar="RULE",
-        help="what the query is: likeliest-words, last-two-words or full-caption (default: the first that the server's "
-        "model can)",
-    )
-    return group
-
-
-def _query_rule(text: str) -> str:
-    if text not in _QUERY_RULES:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(_QUERY_RULES)}")
-    return text.replace("-", "_")
-
-
-def _whole(text: str) -> int:
-    number = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
-    return number
-
-
-def _seconds(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number <= 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds up to 86400")
-    return number
-
-
-def _sheet_path(text: str) -> Path:
-    path = Path(text)
-    if path.suffix.lower() not in _SHEET_SUFFIXES:
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in {', '.join(_SHEET_SUFFIXES)}")
-    return path
