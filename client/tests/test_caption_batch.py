@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+
 import pytest
 
 from captrieve_client import Caption, CaptionAnswer, PhotoFileError
-from captrieve_client.caption_batch import answer_of, check_batch
+from captrieve_client.caption_batch import OrderedFutures, answer_of, check_batch
 
 
 @pytest.mark.parametrize("photo", ["shirt.jpg", b"photo"])
@@ -29,3 +31,19 @@ def test_outcome_is_an_answer_or_raises_its_error() -> None:
     with pytest.raises(PhotoFileError) as caught:
         answer_of(error)
     assert caught.value is error
+
+
+def test_futures_are_yielded_in_the_order_of_their_photos() -> None:
+    futures: OrderedFutures[Future[str]] = OrderedFutures()
+    first, second, third = Future[str](), Future[str](), Future[str]()
+    done: list[str] = []
+    for name, future in (("first", first), ("second", second), ("third", third)):
+        futures.add(future, lambda name=name: done.append(name))  # type: ignore[misc]
+    second.set_result("b")
+    assert list(futures.finished()) == []
+    first.set_result("a")
+    assert list(futures.finished()) == [first, second]
+    assert futures.cancel() == (third,)
+    assert third.cancelled()
+    assert list(futures.remaining()) == [third]
+    assert done == ["second", "first", "third"]
