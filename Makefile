@@ -55,10 +55,11 @@ load-test: $(VENV)/.development ## the gateway under load with the photos of DAT
 	@$(BIN)/python -m benchmarks.perf_analyzer --data "$$DATA" --output '$(RUN)/load-test/perf_analyzer'
 	@echo 'the reports are in $(RUN)/load-test'
 
-check: $(VENV)/.development ## ruff, mypy, and whether the generated stubs are current
+check: $(VENV)/.development ## ruff, mypy, import rules, and whether the generated stubs are current
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
 	@$(MAKE) --no-print-directory proto
 	@git diff --exit-code --stat -- search_api $(CLIENT_STUBS) || { echo 'the stubs are not current: commit what "make proto" wrote'; exit 1; }
 

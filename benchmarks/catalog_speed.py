@@ -20,12 +20,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from benchmarks.process_memory import peak_bytes
-from benchmarks.provenance import provenance
-from captioner.model_contract import ModelContract
+from benchmarks.common.process_usage import peak_bytes
+from benchmarks.common.provenance import provenance
+from captioner.model_contract import ModelContract, model_fingerprint
 from captioner.query import query_from_caption, words_of
-from search_gateway.providers.catalog_store import CatalogStore
-from search_gateway.server import model_fingerprint
+from search_gateway.catalog.store import CatalogStore
 from training.prepare_data import is_validation, read_styles
 
 _T = TypeVar("_T")

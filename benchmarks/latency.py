@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.provenance import provenance
+from benchmarks.common.provenance import provenance
 from captrieve_client import SearchClient
 
 WARM_UP = 5  # photos, not measured

@@ -24,8 +24,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.gateway_process import GatewayProcess
-from benchmarks.load import read_photos
+from benchmarks.common.gateway_process import GatewayProcess
+from benchmarks.common.photo_files import read_photos
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "tools" / "perf_analyzer"

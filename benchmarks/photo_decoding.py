@@ -23,12 +23,12 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from benchmarks.provenance import provenance
+from benchmarks.common.provenance import provenance
 from captioner.model_contract import ModelContract
 from captioner.preprocessing import ImageLimits, decode_photo, fit_photo
-from demo.draw_samples import contact_sheet
+from drawings.draw_samples import contact_sheet
 from search_gateway.deadline import Deadline
-from search_gateway.photo_decoder import PhotoDecoder
+from search_gateway.imaging.decoder_pool import PhotoDecoder
 
 PLAIN, OURS, WORKER = "plain Pillow", "in this process", "gateway's process"
 _LONGEST_SECONDS = 60.0

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.provenance import provenance
+from benchmarks.common.provenance import provenance
 from captioner.model_contract import ModelContract
 from export.onnx_captioner import OnnxCaptioner
 from training.prepare_data import ProductSet, is_validation, load_products

@@ -222,5 +222,10 @@ class ModelContract:
             raise ContractError(f"{path} does not fit this code: {error}") from error
 
 
+def model_fingerprint(contract: ModelContract) -> str:
+    """Name a model and its preprocessing: embeddings are comparable where their fingerprints are equal."""
+    return f"{contract.model}/{contract.weights}/{contract.image_height}x{contract.image_width}/{contract.fit}"
+
+
 def _wrong_version(version: object) -> str:
     return f"contract version {version} is not {CONTRACT_VERSION}, the one this code reads: export the model again"

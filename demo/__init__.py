@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sample pictures and data of our own, to try the server without anybody else's photos."""
+"""The demo: a sample catalogue and a gateway, started, searched and stopped."""

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from captioner.model_contract import ContractError
 from demo.sample_catalogue import sample_catalogue
-from search_gateway.embedded_triton import TritonStartError
+from search_gateway.catalog.store import CatalogError
+from search_gateway.config import GatewayConfig
 from search_gateway.errors import ConfigError
-from search_gateway.gateway_config import GatewayConfig
 from search_gateway.healthcheck import is_serving
-from search_gateway.providers.catalog_store import CatalogError
+from search_gateway.triton.embedded import TritonStartError
 
 _START_SECONDS = 150.0
 _STOP_SECONDS = 30.0

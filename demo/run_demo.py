@@ -18,10 +18,10 @@ from captioner.model_contract import ContractError
 from captrieve_client.cli import NOTHING_FOUND
 from captrieve_client.cli import main as client_main
 from demo.sample_catalogue import sample_catalogue
-from search_gateway.embedded_triton import TritonStartError
+from search_gateway.config import GatewayConfig
 from search_gateway.errors import ConfigError, SearchError
-from search_gateway.gateway_config import GatewayConfig
 from search_gateway.server import Gateway, StartError
+from search_gateway.triton.embedded import TritonStartError
 
 
 def parse_args() -> argparse.Namespace:

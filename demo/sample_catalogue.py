@@ -7,10 +7,10 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from demo.draw_samples import write_catalogue
+from drawings.draw_samples import write_catalogue
+from search_gateway.catalog.database import SCHEMA_VERSION
 from search_gateway.catalog_command import build
-from search_gateway.gateway_config import GatewayConfig
-from search_gateway.providers.catalog_file import SCHEMA_VERSION
+from search_gateway.config import GatewayConfig
 
 
 def sample_catalogue(config: GatewayConfig, folder: Path) -> Path:

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from captioner.decoding import DecodingOptions
 from captioner.model_contract import ENCODER, PREFILL, ModelContract
 from captioner.preprocessing import fit_photo
-from demo.draw_samples import training_samples
+from drawings.draw_samples import training_samples
 from export.onnx_captioner import Feeds, OnnxCaptioner
-from search_gateway.decoding import DecodingOptions
 
 BATCH = 16  # photos
 SAMPLES = 128  # photos

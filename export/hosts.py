@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from captioner.decoding import DecodingOptions, Hypothesis
 from captioner.model_contract import ModelContract
 from export.onnx_captioner import OnnxCaptioner
-from search_gateway.caption_scheduler import CaptionScheduler
 from search_gateway.deadline import Deadline
-from search_gateway.decoding import DecodingOptions, Hypothesis
-from search_gateway.embedded_triton import EmbeddedTriton
-from search_gateway.triton_inference import SharedMemory, TritonInference
+from search_gateway.engine.scheduler import CaptionScheduler
+from search_gateway.triton.client import SharedMemory, TritonInference
+from search_gateway.triton.embedded import EmbeddedTriton
 
 Pixels = npt.NDArray[np.uint8]
 Caption = Callable[[Pixels, DecodingOptions], list[list[Hypothesis]]]  # photos [B, height, width, 3], one batch

@@ -16,13 +16,13 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from captioner.decoding import DecodingOptions
 from captioner.model_contract import Precision
 from export.check_parity import Reference, measure, photos_for, table
 from export.onnx_captioner import OnnxCaptioner
 from export.onnx_export import contract_of, load_captioner
 from export.parity import Parity, Pixels
 from export.to_onnx import calibration_photos, export_repository, install
-from search_gateway.decoding import DecodingOptions
 
 CANDIDATES: tuple[Precision, ...] = ("fp32", "int8")
 _REPEATS = 15

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from captioner.decoding import Decoder, DecodingOptions, Hypothesis, decoder_for
+from captioner.kv_cache import Floats, KvCache
 from captioner.model_contract import ENCODER, PREFILL, QUERY_LOGPROBS, STEP, ModelContract
-from search_gateway.decoding import Decoder, DecodingOptions, Hypothesis, decoder_for
-from search_gateway.kv_cache import Floats, KvCache
 
 Feeds = dict[str, npt.NDArray[Any]]
 

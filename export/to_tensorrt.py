@@ -201,7 +201,7 @@ def photos(folder: Path | None, contract: ModelContract) -> npt.NDArray[np.uint8
     """As the encoder sees them, uint8 [B, height, width, 3]."""
     height, width, fit = contract.image_height, contract.image_width, contract.fit
     if folder is None:
-        from demo.draw_samples import training_samples
+        from drawings.draw_samples import training_samples
 
         samples = training_samples(PARITY_PHOTOS, seed=2, width=height * 3 // 4, height=height)
         return np.stack([fit_photo(picture, height=height, width=width, fit=fit) for picture, _ in samples])

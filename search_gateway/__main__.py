@@ -17,13 +17,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from captioner.model_contract import ContractError
+from search_gateway.catalog.store import CatalogError
 from search_gateway.catalog_command import build
-from search_gateway.embedded_triton import TritonStartError
+from search_gateway.config import GatewayConfig
 from search_gateway.errors import ConfigError, SearchError
-from search_gateway.gateway_config import GatewayConfig
-from search_gateway.providers.catalog_store import CatalogError
-from search_gateway.refinement_calibration import with_calibration
+from search_gateway.ranking.calibration import with_calibration
 from search_gateway.server import StartError, serve
+from search_gateway.triton.embedded import TritonStartError
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:

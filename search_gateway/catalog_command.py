@@ -15,16 +15,15 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from captioner.model_contract import ModelContract
+from captioner.model_contract import ModelContract, model_fingerprint
 from captioner.preprocessing import decode_photo
-from search_gateway.catalog_builder import build_catalog
-from search_gateway.catalog_photo import PHOTO_LIMITS
-from search_gateway.catalog_report import BuildReport
+from search_gateway.catalog.build.builder import build_catalog
+from search_gateway.catalog.build.photo import PHOTO_LIMITS
+from search_gateway.catalog.build.report import BuildReport
+from search_gateway.config import GatewayConfig
 from search_gateway.deadline import Deadline
-from search_gateway.embedded_triton import EmbeddedTriton
-from search_gateway.gateway_config import GatewayConfig
-from search_gateway.server import model_fingerprint
-from search_gateway.triton_inference import TritonInference
+from search_gateway.triton.client import TritonInference
+from search_gateway.triton.embedded import EmbeddedTriton
 
 _PHOTOS_PER_CALL = 16  # Triton takes 32 at most
 _BATCH_SECONDS = 120.0  # for one batch of photos, however slow the machine

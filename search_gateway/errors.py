@@ -15,7 +15,7 @@
         └── ProviderNotAskedError    UNAVAILABLE       we did not even ask it, and say when to come back
 
     ConfigError (ValueError)       start-up only; lists every wrong setting at once
-    TritonStartError               start-up only, see `embedded_triton`
+    TritonStartError               start-up only, see `triton.embedded`
 
 Messages say what happened, the value, and the limit or the remedy. What must not reach a caller (paths, addresses,
 class names) goes into `__cause__`, which is logged and never sent.

@@ -12,16 +12,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from captioner.caption_tokenizer import CaptionTokenizer
+from captioner.decoding import DecodingOptions
 from captioner.model_contract import ModelContract
+from captioner.photo_words import photo_words
 from captioner.query import QueryRule
 from search_gateway.deadline import Deadline
-from search_gateway.decoding import DecodingOptions
 from search_gateway.errors import InvalidPhotoError, PhotoTooLargeError, SearchError
-from search_gateway.photo_decoder import PhotoDecoder
-from search_gateway.photo_words import photo_words
-from search_gateway.provider_chain import Degradation
-from search_gateway.refinement import Judged, Refined, Seen, Verdict
-from search_gateway.triton_pool import TritonPool
+from search_gateway.imaging.decoder_pool import PhotoDecoder
+from search_gateway.providers.chain import Degradation
+from search_gateway.ranking.rerank import Judged, Refined, Seen, Verdict
+from search_gateway.triton.pool import TritonPool
 
 # What no word can help any more is not read.
 _WORTH_READING = (Verdict.KEPT, Verdict.DROPPED_SEMANTIC, Verdict.DROPPED_OVER_LIMIT)

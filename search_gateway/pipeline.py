@@ -15,25 +15,25 @@ import numpy as np
 import numpy.typing as npt
 
 from captioner.caption_tokenizer import CaptionTokenizer
+from captioner.captions import Caption
+from captioner.decoding import DecodingOptions
 from captioner.model_contract import ModelContract
+from captioner.photo_words import PhotoWords, photo_words
 from captioner.query import QueryRule
-from search_gateway.candidates import Candidate
-from search_gateway.captions import Caption
 from search_gateway.deadline import Deadline
-from search_gateway.decoding import DecodingOptions
-from search_gateway.duplicates import small_copy
-from search_gateway.empty_reason import empty_reason
 from search_gateway.errors import InvalidPhotoError, PhotoTooLargeError, SearchError
-from search_gateway.photo_decoder import PhotoDecoder
-from search_gateway.photo_words import PhotoWords, photo_words
+from search_gateway.imaging.decoder_pool import PhotoDecoder
 from search_gateway.picture_reader import PictureReader
-from search_gateway.provider_chain import Degradation, Found, ProviderChain
-from search_gateway.readings import Readings, photo_readings
-from search_gateway.refinement import Judged, Refined, RefinementLimits, Seen, Verdict, refine
-from search_gateway.stopwatch import Stopwatch
-from search_gateway.thumbnails import ThumbnailError, ThumbnailFetcher
-from search_gateway.triton_pool import TritonPool
-from search_gateway.word_agreement import Synonyms, with_words
+from search_gateway.providers.base import Candidate
+from search_gateway.providers.chain import Degradation, Found, ProviderChain
+from search_gateway.ranking.duplicates import small_copy
+from search_gateway.ranking.empty_reason import empty_reason
+from search_gateway.ranking.query_hypotheses import Readings, photo_readings
+from search_gateway.ranking.rerank import Judged, Refined, RefinementLimits, Seen, Verdict, refine
+from search_gateway.ranking.word_agreement import Synonyms, with_words
+from search_gateway.stage_timer import Stopwatch
+from search_gateway.thumbnails.fetcher import ThumbnailError, ThumbnailFetcher
+from search_gateway.triton.pool import TritonPool
 
 _log = logging.getLogger(__name__)
 

@@ -15,28 +15,28 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from captioner.caption_tokenizer import CaptionTokenizer
-from captioner.model_contract import ContractError, ModelContract
+from captioner.model_contract import ContractError, ModelContract, model_fingerprint
 from captioner.preprocessing import ImageLimits
 from captioner.query_classes import load_query_classes
 from search_api import search_pb2, search_pb2_grpc
-from search_gateway.admission import Admission
-from search_gateway.candidates import Provider
-from search_gateway.configured_providers import cache_for, make_providers
-from search_gateway.embedded_triton import EmbeddedTriton
-from search_gateway.error_interceptor import ErrorInterceptor
+from search_gateway.api.admission import Admission
+from search_gateway.api.error_interceptor import ErrorInterceptor
+from search_gateway.api.search_service import SearchService
+from search_gateway.config import GatewayConfig
 from search_gateway.errors import ConfigError, InferenceError
-from search_gateway.gateway_config import GatewayConfig
+from search_gateway.imaging.decoder_pool import PhotoDecoder
 from search_gateway.kserve import kserve_service, protocol
-from search_gateway.photo_decoder import PhotoDecoder
 from search_gateway.picture_reader import PictureReader
 from search_gateway.pipeline import Pipeline
-from search_gateway.provider_chain import ProviderChain
-from search_gateway.query_cache import QueryCache
-from search_gateway.search_service import SearchService
-from search_gateway.thumbnails import ThumbnailFetcher
-from search_gateway.triton_host import TritonHost
-from search_gateway.triton_inference import SharedMemory, load_cuda
-from search_gateway.triton_pool import TritonPool
+from search_gateway.providers.base import Provider
+from search_gateway.providers.chain import ProviderChain
+from search_gateway.providers.factory import cache_for, make_providers
+from search_gateway.providers.guard.query_cache import QueryCache
+from search_gateway.thumbnails.fetcher import ThumbnailFetcher
+from search_gateway.triton.client import SharedMemory, load_cuda
+from search_gateway.triton.embedded import EmbeddedTriton
+from search_gateway.triton.pool import TritonPool
+from search_gateway.triton.replica import TritonHost
 
 _log = logging.getLogger(__name__)
 
@@ -48,11 +48,6 @@ _THUMBNAIL_LIMITS = ImageLimits(max_bytes=2 * 2**20, max_pixels=4_000_000)
 
 class StartError(RuntimeError):
     """The gateway cannot start; one line fit for the terminal."""
-
-
-def model_fingerprint(contract: ModelContract) -> str:
-    """What must be equal for stored embeddings to be comparable."""
-    return f"{contract.model}/{contract.weights}/{contract.image_height}x{contract.image_width}/{contract.fit}"
 
 
 class Gateway:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from demo.draw_samples import draw_sample
+from drawings.draw_samples import draw_sample
 
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / "model_repository"
@@ -43,7 +43,7 @@ def triton_address() -> Iterator[str]:
         pytest.skip("THE REAL TRITON IS NOT TESTED: install the embedded extra (nvidia-pytriton)")
     if not (MODELS / "gpt2_step" / "1" / "model.onnx").is_file():
         pytest.skip("THE REAL TRITON IS NOT TESTED: model_repository has no models, run export.install_models")
-    from search_gateway.embedded_triton import EmbeddedTriton
+    from search_gateway.triton.embedded import EmbeddedTriton
 
     with EmbeddedTriton(MODELS) as triton:
         yield triton.grpc_address
@@ -99,7 +99,7 @@ class GatewayThread:
 @pytest.fixture
 def start_gateway(triton_address: str) -> Iterator[Callable[..., str]]:
     """Starts gateways before the shared Triton; returns HOST:PORT. Keyword arguments are settings."""
-    from search_gateway.gateway_config import GatewayConfig
+    from search_gateway.config import GatewayConfig
     from search_gateway.server import Gateway
 
     running: list[GatewayThread] = []

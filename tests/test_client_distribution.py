@@ -19,7 +19,9 @@ from tests.conftest import ROOT
 CLIENT = ROOT / "client"
 MODULES = sorted((CLIENT / "captrieve_client").glob("*.py"))
 PYTHONS = ("3.10", "3.13")
-FORBIDDEN = ("benchmarks", "captioner", "client", "demo", "export", "search_api", "search_gateway", "tests", "training")
+FORBIDDEN = (
+    "benchmarks", "captioner", "client", "demo", "drawings", "export", "search_api", "search_gateway", "tests", "training",
+)  # fmt: skip
 NOT_NEEDED = ("numpy", "torch", "tritonclient")
 
 

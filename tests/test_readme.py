@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from search_gateway.gateway_config import PREFIX, GatewayConfig
+from search_gateway.config import PREFIX, GatewayConfig
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,7 +31,7 @@ def shown(value: object) -> str:
 
 def settings_rows() -> list[str]:
     """The table's rows, from the code: name, default and the comment behind the field."""
-    source = (ROOT / "search_gateway" / "gateway_config.py").read_text(encoding="utf-8")
+    source = (ROOT / "search_gateway" / "config.py").read_text(encoding="utf-8")
     rows = []
     for field in dataclasses.fields(GatewayConfig):
         comment = re.search(rf"^    {field.name}: .*  # (.+)$", source, re.MULTILINE)
@@ -60,7 +60,8 @@ def test_links_and_named_files_exist(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
     names = re.findall(
-        r"`((?:captioner|client|demo|docs|export|search_api|search_gateway|tests|training)/[\w/.]+\.\w+)`", text
+        r"`((?:captioner|client|demo|docs|drawings|export|search_api|search_gateway|tests|training)/[\w/.]+\.\w+)`",
+        text,
     )
     missing = [link for link in links if not (document.parent / link).exists()]
     missing += [name for name in names if not (ROOT / name).exists()]

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerFast, VisionEncoderDecoderModel
 
-from demo.draw_samples import SKETCH_BRAND, training_samples
+from drawings.draw_samples import SKETCH_BRAND, training_samples
 from training.caption_dataset import (
     IGNORED,
     AuxiliaryClasses,

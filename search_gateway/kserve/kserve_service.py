@@ -15,11 +15,11 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 
 import captioner
-from search_gateway.admission import Admission
+from search_gateway.api.admission import Admission
+from search_gateway.api.error_interceptor import logged_cause, public_message, request_id
+from search_gateway.config import GatewayConfig
 from search_gateway.deadline import Deadline
-from search_gateway.error_interceptor import logged_cause, public_message, request_id
 from search_gateway.errors import BadRequestError, UnsupportedError
-from search_gateway.gateway_config import GatewayConfig
 from search_gateway.kserve import model_declarations
 from search_gateway.kserve.inference_stream import answer_in_order
 from search_gateway.kserve.model_declarations import CAPTION, MODELS, SEARCH, VERSION, declared
@@ -29,7 +29,7 @@ from search_gateway.kserve.request_parameters import timeout_seconds
 from search_gateway.kserve.served_models import CaptionModel, SearchModel, ServedModel
 from search_gateway.kserve.tensors import infer_response, read_photos, requested_outputs
 from search_gateway.pipeline import Pipeline
-from search_gateway.query_cache import CacheCounters
+from search_gateway.providers.guard.query_cache import CacheCounters
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from search_gateway.kserve.model_declarations import VERSION, ModelDeclaration
 from search_gateway.kserve.protocol import service_pb2
-from search_gateway.query_cache import CacheCounters
+from search_gateway.providers.guard.query_cache import CacheCounters
 
 # Captions in a call of the step model -> (number of such calls, their nanoseconds in all).
 StepBatches = Mapping[int, tuple[int, int]]

@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from captioner.decoding import DecodingOptions
 from captioner.query import QueryRule
+from search_gateway.api.request_validation import decoding_options, query_rule, search_options
+from search_gateway.config import GatewayConfig
 from search_gateway.deadline import Deadline
-from search_gateway.decoding import DecodingOptions
 from search_gateway.errors import BadRequestError
-from search_gateway.gateway_config import GatewayConfig
 from search_gateway.kserve.model_declarations import CAPTION, SEARCH, ModelDeclaration
 from search_gateway.kserve.request_parameters import caption_request, search_request
 from search_gateway.kserve.tensors import Columns
 from search_gateway.pipeline import CaptionAnswer, Pipeline, SearchAnswer
-from search_gateway.request_validation import decoding_options, query_rule, search_options
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from captioner.query import words_of
-from search_gateway.candidates import Candidate
-from search_gateway.errors import ProviderError, ProviderTimeoutError
-from search_gateway.providers.catalog_store import (
+from search_gateway.catalog.store import (
     CatalogError,
     CatalogRow,
     CatalogStore,
     CatalogTimeoutError,
 )
+from search_gateway.errors import ProviderError, ProviderTimeoutError
+from search_gateway.providers.base import Candidate
 
 NAME = "catalog"
 

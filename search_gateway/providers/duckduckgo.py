@@ -36,9 +36,9 @@ import primp
 from ddgs import DDGS
 from ddgs.exceptions import DDGSException, TimeoutException
 
-from search_gateway.candidates import Candidate
 from search_gateway.errors import ConfigError, ProviderError, ProviderNotAskedError, ProviderTimeoutError
-from search_gateway.query_words import query_words
+from search_gateway.providers.base import Candidate
+from search_gateway.providers.query_key import query_words
 
 MAX_THREADS = 4
 

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from search_gateway.candidates import Candidate
 from search_gateway.errors import ProviderError, ProviderTimeoutError
-from search_gateway.query_words import query_words
-from search_gateway.recorded_answers import load_answers
+from search_gateway.providers.base import Candidate
+from search_gateway.providers.query_key import query_words
+from search_gateway.providers.recorded_answers import load_answers
 
 _SEED = 0
 

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the captioning benchmark runs: checkpoint, photos, our exports and optimum's, all of the same weights.
+
+What takes long is made once in the benchmark's folder and used again while what it was made of is the same. The
+functions import PyTorch: call them in a process of their own. Knows nothing about timing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from captioner.model_contract import Fit, ModelContract, Precision
+from captioner.preprocessing import decode_photo
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+ROOT = Path(__file__).parents[2]
+SMALL_CHECKPOINT = ROOT / "checkpoints" / "fashion-small"
+# Random weights as they are initialised hardly look at the photo; twice as large, every photo has words of its own.
+GAIN = 2.0
+
+_MADE_OF = "made_of.json"
+_ENDLESS_CALIBRATION = 16  # photos
+_OUR_SOURCES = ("export", "captioner")
+
+
+@dataclass(frozen=True)
+class Photos:
+    """The same photos twice: what the encoder sees, and image files that decode to exactly that."""
+
+    pixels: npt.NDArray[np.uint8]  # [n, height, width, 3]
+    files: list[bytes]  # JPEG
+
+    def batch(self, first: int, count: int) -> Photos:
+        """`count` photos from number `first` on; after the last comes the first again."""
+        chosen = [(first + i) % len(self.files) for i in range(count)]
+        return Photos(self.pixels[chosen], [self.files[i] for i in chosen])
+
+
+def checkpoint_config(checkpoint: Path) -> dict[str, Any]:
+    """The config.json of a checkpoint."""
+    config: dict[str, Any] = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
+def count_parameters(checkpoint: Path) -> int:
+    """Numbers in model.safetensors, read from its header; weights that are shared count once."""
+    with (checkpoint / "model.safetensors").open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+    return sum(int(np.prod(shape)) for shape in shapes)
+
+
+def full_size_checkpoint(folder: Path) -> None:
+    """ViT-B/16 and GPT-2 with cross-attention in random weights, always the same ones, as a checkpoint folder."""
+
+    def make(target: Path) -> None:
+        import torch
+
+        from training.new_captioner import complete, random_captioner
+        from training.presets import PAPER
+
+        preset = dataclasses.replace(PAPER, encoder=None, decoder=None)
+        tokenizer = stand_in_tokenizer(preset.vocab_size)
+        torch.manual_seed(preset.seed)
+        model = random_captioner(preset, tokenizer)
+        complete(model, tokenizer, preset)
+        with torch.no_grad():
+            for name, weights in model.named_parameters():
+                if weights.ndim > 1 and not name.endswith(("wte.weight", "wpe.weight")):
+                    weights.mul_(GAIN)
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+
+    _make_once(folder, {"sources": _hash_of((ROOT / "training" / "presets.py", Path(__file__)))}, make)
+
+
+def stand_in_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    """As many pieces as GPT-2 has, each beyond the bytes a word of its own: random weights mean nothing by them."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    end = "<|endoftext|>"
+    pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces += [f"\u0120w{i}" for i in range(len(pieces), vocab_size - 1)]
+    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate([*pieces, end])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end, pad_token=end)
+
+
+def make_photos(checkpoint: Path, count: int, data: Path | None) -> Photos:
+    """Validation photos of `data`, or drawn samples where there is none."""
+    height, width, fit = _photo_shape(checkpoint)
+    if data is None:
+        pixels = _drawn(count, height, width, seed=2)
+    else:
+        from training.prepare_data import is_validation, load_products
+
+        pixels = load_products(
+            data, height=height, width=width, fit=fit, limit=count, only=lambda product: is_validation(product.name)
+        ).pixels
+    files = [_jpeg(one) for one in pixels]
+    return Photos(np.stack([decode_photo(file, height=height, width=width, fit=fit) for file in files]), files)
+
+
+def our_models(checkpoint: Path, folder: Path, precision: Precision, data: Path | None, endless: bool) -> None:
+    """A Triton model repository of ours in `folder`.
+
+    Args:
+        data: its training photos calibrate INT8; without it the export draws some.
+        endless: no token ends a caption, so that every caption has as many tokens as are asked for.
+    """
+
+    def make(target: Path) -> None:
+        from export.calibration import SAMPLES, drawn_photos
+        from export.onnx_export import contract_of, load_captioner
+        from export.to_onnx import calibration_photos, export_repository
+
+        calibration = None
+        if precision == "int8" and (endless or data is not None):
+            contract = contract_of(load_captioner(checkpoint)[0], "calibration")
+            # Random weights have no words to keep: a few photos, since every step of theirs takes a tenth of a second.
+            photos = _ENDLESS_CALIBRATION if endless else SAMPLES
+            calibration = drawn_photos(contract, photos) if data is None else calibration_photos(contract, data, photos)
+        export_repository(checkpoint, target, precision=precision, name=checkpoint.name, calibration=calibration)
+        if endless:
+            contract = ModelContract.load(target)
+            dataclasses.replace(contract, eos_token_id=contract.vocab_size).save(target)
+
+    sources = [path for name in _OUR_SOURCES for path in sorted((ROOT / name).glob("*.py"))]
+    made_of = {
+        "precision": precision,
+        "weights": _hash_of((checkpoint / "model.safetensors", checkpoint / "config.json")),
+        "sources": _hash_of((*sources, Path(__file__))),
+        "versions": _versions("torch", "onnx", "onnxruntime"),
+        "calibrated_with": "data" if data is not None and precision == "int8" else "",
+        "endless": endless,
+    }
+    _make_once(folder, made_of, make)
+
+
+def optimum_models(checkpoint: Path, folder: Path) -> None:
+    """optimum's own export with cache, as its documentation shows it.
+
+    Raises:
+        ImportError: optimum is not installed.
+        KeyError, ValueError: it cannot export this architecture.
+    """
+
+    def make(target: Path) -> None:
+        from optimum.onnxruntime import ORTModelForVision2Seq
+
+        import training.caption_model  # noqa: F401  # registers the small checkpoint's encoder
+
+        be_quiet()
+        ORTModelForVision2Seq.from_pretrained(checkpoint, export=True, use_cache=True).save_pretrained(target)
+
+    made_of = {
+        "weights": _hash_of((checkpoint / "model.safetensors", checkpoint / "config.json")),
+        "versions": _versions("torch", "onnx", "transformers", "optimum", "optimum-onnx"),
+    }
+    _make_once(folder, made_of, make)
+
+
+def be_quiet() -> None:
+    """transformers, optimum and the tracer tell a lot, over the progress bar."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    logging.getLogger("optimum").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+
+
+def _make_once(folder: Path, made_of: Mapping[str, object], make: Callable[[Path], None]) -> None:
+    """Fill `folder` unless it holds what was made of the same; a run that is cut short leaves nothing behind."""
+    record = json.dumps(made_of, sort_keys=True)
+    stamp = folder / _MADE_OF
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == record:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        make(part)
+        (part / _MADE_OF).write_text(record, encoding="utf-8")
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _hash_of(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _versions(*names: str) -> dict[str, str]:
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _photo_shape(checkpoint: Path) -> tuple[int, int, Fit]:
+    """Height, width and fit of the encoder's photos."""
+    config = checkpoint_config(checkpoint)
+    size = config["encoder"]["image_size"]
+    height, width = size if isinstance(size, list) else (size, size)
+    return height, width, config.get("image_fit", "squash")
+
+
+def _drawn(count: int, height: int, width: int, seed: int) -> npt.NDArray[np.uint8]:
+    from drawings.draw_samples import training_samples
+
+    return np.stack([np.asarray(picture) for picture, _ in training_samples(count, seed, width, height)])
+
+
+def _jpeg(pixels: npt.NDArray[np.uint8]) -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=92)
+    return file.getvalue()

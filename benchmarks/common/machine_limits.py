@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this machine can do at best: GEMM peak per precision, memory bandwidth.
+
+`python -m benchmarks.common.machine_limits` prints it.
+
+Measured through the libraries that the captioner uses too (ONNX Runtime and PyTorch), on shapes such as the encoder has
+and on large square ones, with all cores; the best time counts, since anything slower is the machine's other business.
+Knows nothing about captions. PyTorch must be there; where it sees a CUDA GPU, that is what is measured.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# [M, K] x [K, N]: MLP and attention projections of 8 photos and of one in ViT-B/16, and two squares.
+SHAPES = ((1576, 768, 3072), (1576, 3072, 768), (197, 768, 3072), (1024, 1024, 1024), (2048, 2048, 2048))
+READ_BYTES = 2**29  # far more than any cache
+SECONDS = 0.6  # per shape and way
+
+Limits = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineLimits:
+    """The best of everything measured.
+
+    Attributes:
+        gemm: precision ("fp32", "fp16", "int8") -> way ("ONNX Runtime", "PyTorch") -> operations per second.
+        bandwidth: pattern ("read", "copy") -> bytes per second; a copied byte counts twice.
+    """
+
+    gemm: Limits
+    bandwidth: dict[str, float]
+
+    def peak(self, precision: str) -> float | None:
+        """Operations per second of the fastest way."""
+        return max(self.gemm.get(precision, {}).values(), default=None)
+
+    @property
+    def read_bandwidth(self) -> float:
+        """Bytes per second of the fastest pattern."""
+        return max(self.bandwidth.values())
+
+    def or_better(self, other: MachineLimits) -> MachineLimits:
+        """The better of two measurements, figure by figure."""
+        return MachineLimits(
+            gemm={
+                name: _better(self.gemm.get(name, {}), other.gemm.get(name, {}))
+                for name in dict.fromkeys([*self.gemm, *other.gemm])
+            },
+            bandwidth=_better(self.bandwidth, other.bandwidth),
+        )
+
+
+def _better(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {name: max(one.get(name, 0.0), other.get(name, 0.0)) for name in dict.fromkeys([*one, *other])}
+
+
+def measure_limits(
+    shapes: tuple[tuple[int, int, int], ...] = SHAPES, read_bytes: int = READ_BYTES, seconds: float = SECONDS
+) -> MachineLimits:
+    """Measure all of it; ten seconds to half a minute."""
+    import torch
+
+    if torch.cuda.is_available():
+        return _cuda_limits(shapes, read_bytes, seconds)
+    gemm: Limits = {"fp32": {}, "int8": {}}
+    # One library after the other: the threads of the one would spin while the other works.
+    gemm["fp32"]["ONNX Runtime"] = max(_rate(shape, _onnx_product(shape, "fp32"), seconds) for shape in shapes)
+    gemm["int8"]["ONNX Runtime"] = max(_rate(shape, _onnx_product(shape, "int8"), seconds) for shape in shapes)
+    gemm["fp32"]["PyTorch"] = max(_rate(shape, _torch_product(shape, "fp32"), seconds) for shape in shapes)
+    return MachineLimits(gemm=gemm, bandwidth=_bandwidth("cpu", read_bytes, seconds))
+
+
+def _cuda_limits(shapes: tuple[tuple[int, int, int], ...], read_bytes: int, seconds: float) -> MachineLimits:
+    larger = (*shapes, (8192, 8192, 8192))
+    gemm = {
+        precision: {"PyTorch": max(_rate(shape, _torch_product(shape, precision, "cuda"), seconds) for shape in larger)}
+        for precision in ("fp32", "fp16")
+    }
+    return MachineLimits(gemm=gemm, bandwidth=_bandwidth("cuda", read_bytes, seconds))
+
+
+def _rate(shape: tuple[int, int, int], product: Callable[[], object], seconds: float) -> float:
+    rows, inner, columns = shape
+    return 2 * rows * inner * columns / least_seconds(product, seconds)
+
+
+def least_seconds(call: Callable[[], object], seconds: float) -> float:
+    """Shortest time of one call, of as many as fit into `seconds`, at least three; the first is not timed."""
+    call()
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < seconds:
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def _onnx_product(shape: tuple[int, int, int], precision: str) -> Callable[[], object]:
+    """ONNX Runtime's matrix product with constant weights, as in a model: FP32, or U8 x S8 with FP32 out."""
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    rows, inner, columns = shape
+    rng = np.random.default_rng(0)
+    if precision == "fp32":
+        weights: dict[str, npt.NDArray[Any]] = {"weights": rng.standard_normal((inner, columns), dtype=np.float32)}
+        node = helper.make_node("MatMul", ["input", "weights"], ["output"])
+        values: npt.NDArray[Any] = rng.standard_normal((rows, inner), dtype=np.float32)
+        kind = TensorProto.FLOAT
+    else:
+        weights = {
+            "weights": rng.integers(-127, 128, (inner, columns), dtype=np.int8),
+            "input_scale": np.array(0.02, np.float32),
+            "weight_scale": np.full(columns, 0.01, np.float32),
+            "input_zero": np.array(128, np.uint8),
+            "weight_zero": np.zeros(columns, np.int8),
+        }
+        node = helper.make_node("MatMulIntegerToFloat", ["input", *weights], ["output"], domain="com.microsoft")
+        values, kind = rng.integers(0, 256, (rows, inner), dtype=np.uint8), TensorProto.UINT8
+    graph = helper.make_graph(
+        [node],
+        "product",
+        [helper.make_tensor_value_info("input", kind, [rows, inner])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, [rows, columns])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, {"input": values})
+
+
+def _torch_product(shape: tuple[int, int, int], precision: str, device: str = "cpu") -> Callable[[], object]:
+    import torch
+
+    rows, inner, columns = shape
+    dtype = torch.float16 if precision == "fp16" else torch.float32
+    left = torch.randn(rows, inner, device=device).to(dtype)
+    right = torch.randn(inner, columns, device=device).to(dtype)
+    output = torch.empty(rows, columns, device=device, dtype=dtype)
+
+    def product() -> None:
+        torch.mm(left, right, out=output)
+        _wait(device)
+
+    return product
+
+
+def _bandwidth(device: str, read_bytes: int, seconds: float) -> dict[str, float]:
+    import torch
+
+    columns = 1024
+    matrix = torch.ones(read_bytes // 4 // columns, columns, device=device)
+    vector, target = torch.ones(columns, device=device), torch.empty_like(matrix)
+
+    def timed(call: Callable[[], Any]) -> float:
+        def call_and_wait() -> None:
+            call()
+            _wait(device)
+
+        return least_seconds(call_and_wait, seconds)
+
+    # A matrix times a vector, and a sum: what a decoding step does with its weights is to read them.
+    return {
+        "read": matrix.nbytes / min(timed(lambda: torch.mv(matrix, vector)), timed(matrix.sum)),
+        "copy": 2 * matrix.nbytes / timed(lambda: target.copy_(matrix)),
+    }
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def limits_text(limits: MachineLimits) -> str:
+    """One line: every figure with its way."""
+    products = [
+        f"{precision.upper()} {rate / 1e9:.0f} {'GOP/s' if precision == 'int8' else 'GFLOP/s'} ({way})"
+        for precision, ways in limits.gemm.items()
+        for way, rate in ways.items()
+    ]
+    memory = [f"{pattern} {rate / 1e9:.1f} GB/s" for pattern, rate in limits.bandwidth.items()]
+    return ", ".join(itertools.chain(products, memory))
+
+
+def main() -> None:
+    limits = measure_limits()
+    print(json.dumps({"gemm": limits.gemm, "bandwidth": limits.bandwidth}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a load test is to show, and whether it does. Pure: a record in, a list of aims out."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.load.phases import BATCHED, IN_FLIGHT, MANY, ONE_AT_A_TIME, PLAIN_LOOP, SINGLE
+
+BUSY, FLOODED = 0.6, 4.0  # shares of the capacity the aims of the open loop are about
+LEAST_OVER_ONE_AT_A_TIME = 4.0
+LEAST_OF_IN_PROCESS = 0.85
+MOST_P99_OF_UNLOADED_P50 = 3.0
+LEAST_GOODPUT_OF_CAPACITY = 0.85
+MOST_SHED_MS = 100.0
+MOST_HEALTH_MS = 200.0
+
+
+@dataclass(frozen=True)
+class LoadAim:
+    """One aim.
+
+    Attributes:
+        passed: None where it is told, but nothing is aimed at.
+        sides: the figures that make up the value.
+    """
+
+    name: str
+    value: float
+    aim: str
+    passed: bool | None
+    sides: str
+
+
+def load_aims(record: Mapping[str, Any]) -> list[LoadAim]:
+    """The aims of all phases that were run."""
+    aims = [*_comparisons(record), *_open(record)]
+    points = [*record.get("curve", []), *record.get("compare", []), *record.get("open", {}).get("points", [])]
+    if "soak" in record:
+        points.append(record["soak"])
+    if points:
+        lost, wrong = (sum(point[name] for point in points) for name in ("lost", "wrong_words"))
+        sent = sum(point["sent"] for point in points)
+        aims.append(_most("lost requests", lost, 0, f"of {sent} sent"))
+        aims.append(_most("wrong words", wrong, 0, f"of {sum(point['answered'] for point in points)} answered"))
+    return aims
+
+
+def _comparisons(record: Mapping[str, Any]) -> list[LoadAim]:
+    speeds = {point["name"]: point["throughput"] for point in record.get("compare", [])}
+    wanted: list[tuple[str, float | None]] = [
+        (ONE_AT_A_TIME, LEAST_OVER_ONE_AT_A_TIME),
+        (PLAIN_LOOP, None),
+        (BATCHED, LEAST_OF_IN_PROCESS),
+        (SINGLE, None),
+    ]
+    aims = []
+    for other, least in wanted:
+        if IN_FLIGHT in speeds and speeds.get(other):
+            name = f"{MANY} callers ÷ {other}"
+            sides = f"{speeds[IN_FLIGHT]:.1f} ÷ {speeds[other]:.1f} captions/s"
+            ratio = speeds[IN_FLIGHT] / speeds[other]
+            aims.append(LoadAim(name, ratio, "", None, sides) if least is None else _least(name, ratio, least, sides))
+    return aims
+
+
+def _open(record: Mapping[str, Any]) -> list[LoadAim]:
+    if "open" not in record:
+        return []
+    run = record["open"]
+    points: dict[float, Mapping[str, Any]] = {point["share"]: point for point in run["points"]}
+    aims = []
+    if (busy := points.get(BUSY)) and busy["latency"] and run["unloaded_p50_ms"]:
+        p99, unloaded = busy["latency"]["p99"], run["unloaded_p50_ms"]
+        aims.append(
+            _most(
+                f"p99 at {BUSY:.0%} ÷ unloaded p50",
+                p99 / unloaded,
+                MOST_P99_OF_UNLOADED_P50,
+                f"{p99:.0f} ms ÷ {unloaded:.0f} ms",
+            )
+        )
+    if flooded := points.get(FLOODED):
+        goodput, capacity = flooded["goodput"], run["capacity"]
+        aims.append(
+            _least(
+                f"goodput at {FLOODED:.0%} ÷ capacity",
+                goodput / capacity,
+                LEAST_GOODPUT_OF_CAPACITY,
+                f"{goodput:.1f} ÷ {capacity:.1f} captions/s",
+            )
+        )
+        if sheds := flooded["shed_latency"]:
+            told = f"{sheds['count']} refusals, p50 {sheds['p50']:.0f} ms, max {sheds['max']:.0f} ms"
+            aims.append(_most(f"ms to a refusal at {FLOODED:.0%}, p99", sheds["p99"], MOST_SHED_MS, told))
+            aims.append(_most(f"ms to a refusal at {FLOODED:.0%}, max", sheds["max"], MOST_SHED_MS, told))
+            missing = flooded["counts"]["shed"] - flooded["sheds_with_retry"]
+            aims.append(_most("refusals without RetryInfo", missing, 0, f"of {sheds['count']}"))
+        if health := flooded["health_latency"]:
+            told = f"{health['count']} checks, p50 {health['p50']:.0f} ms, p99 {health['p99']:.0f} ms"
+            aims.append(_most(f"ms to a health answer at {FLOODED:.0%}, max", health["max"], MOST_HEALTH_MS, told))
+            aims.append(_most(f"failed health checks at {FLOODED:.0%}", flooded["health_failures"], 0, told))
+    return aims
+
+
+def _least(name: str, value: float, least: float, sides: str) -> LoadAim:
+    return _judged(name, value, "≥", least, operator.ge, sides)
+
+
+def _most(name: str, value: float, most: float, sides: str) -> LoadAim:
+    return _judged(name, value, "≤", most, operator.le, sides)
+
+
+def _judged(
+    name: str, value: float, sign: str, bound: float, holds: Callable[[float, float], bool], sides: str
+) -> LoadAim:
+    return LoadAim(name, value, f"{sign} {bound:g}", holds(value, bound), sides)
+
+
+def missed(aims: Sequence[LoadAim]) -> int:
+    """How many were not reached."""
+    return sum(aim.passed is False for aim in aims)

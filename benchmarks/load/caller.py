@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Callers of the gateway, as light as they can be: raw gRPC calls of requests that were serialised before.
+
+Knows the words each photo is to get, and says of every answer what it was. Knows nothing about when to call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2
+
+from benchmarks.load.outcomes import Kind, Outcome
+from search_api import search_pb2
+
+CONNECTIONS = 4  # so that no limit of one connection is mistaken for one of the server
+_CAPTION = "/captrieve.v1.SearchService/Caption"
+_HEALTH = "/grpc.health.v1.Health/Check"
+_HEALTH_SECONDS = 5.0  # then the answer counts as a failure
+_CONNECT_SECONDS = 20.0
+_OPTIONS = [
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),  # or channels to the same address would share one connection
+    ("grpc.max_receive_message_length", -1),
+]
+_KINDS: dict[grpc.StatusCode, Kind] = {
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "shed",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "deadline",
+    grpc.StatusCode.UNAVAILABLE: "unavailable",
+}
+Words = dict[tuple[int, int], str]  # by number of the photo and beams
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one request asks, and what its caller does to it.
+
+    Attributes:
+        cancel_seconds: the caller takes its request back after so long.
+        intended: it may fail, since its caller wants it so.
+    """
+
+    photo: int
+    beams: int = 1
+    timeout_seconds: float = 30.0
+    cancel_seconds: float | None = None
+    intended: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Shares of a mixed load; the rest is greedy and left in peace."""
+
+    beams: Mapping[int, float]  # share of requests by beams
+    cancelled: float
+    hurried: float  # with a deadline they can hardly keep
+    timeout_seconds: float
+    seed: int = 1
+
+    def plan(self, number: int, photos: int) -> Plan:
+        """Of request `number`; always the same."""
+        generator = random.Random(self.seed * 1_000_003 + number)
+        photo, lot = number % photos, generator.random()
+        for beams, share in self.beams.items():
+            if lot < share:
+                return Plan(photo, beams, self.timeout_seconds)
+            lot -= share
+        if lot < self.cancelled:
+            # From before it arrives to when it is nearly done.
+            return Plan(photo, 1, self.timeout_seconds, cancel_seconds=generator.uniform(0.0, 0.4), intended=True)
+        lot -= self.cancelled
+        if lot < self.hurried:
+            return Plan(photo, 1, generator.uniform(0.002, 0.2), intended=True)
+        return Plan(photo, 1, self.timeout_seconds)
+
+
+class GatewayCaller:
+    """Calls of one gateway over several connections. Made by `connected`."""
+
+    def __init__(self, channels: Sequence[grpc.aio.Channel], photos: Sequence[bytes], words: Words):
+        self._methods = itertools.cycle([channel.unary_unary(_CAPTION, None, None) for channel in channels])
+        self._photos = photos
+        self._words = words
+        self._requests: dict[tuple[int, int], bytes] = {}
+
+    async def call(self, plan: Plan) -> Outcome:
+        """Send one request; never raises for what the server does."""
+        call = next(self._methods)(self._request(plan.photo, plan.beams), timeout=plan.timeout_seconds)
+        timer = None
+        if plan.cancel_seconds is not None:
+            timer = asyncio.get_running_loop().call_later(plan.cancel_seconds, call.cancel)
+        try:
+            answer = search_pb2.CaptionResponse.FromString(await call)
+        except grpc.aio.AioRpcError as error:
+            return failure(error, intended=plan.intended)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # it is not the request that was cancelled, but we
+                call.cancel()
+                raise
+            return Outcome("cancelled", plan.intended)
+        finally:
+            if timer is not None:
+                timer.cancel()
+        stages = {time.stage: time.milliseconds for time in answer.timings}
+        expected = self._words.get((plan.photo, plan.beams))
+        if expected is not None and answer.caption.text != expected:
+            detail = f"photo {plan.photo}, {plan.beams} beams: {answer.caption.text!r}, alone {expected!r}"
+            return Outcome("wrong", plan.intended, stages, detail=detail)
+        return Outcome("ok", plan.intended, stages)
+
+    async def words(self, photo: int, beams: int, timeout_seconds: float = 30.0) -> str:
+        """The caption of one photo.
+
+        Raises:
+            grpc.aio.AioRpcError: the gateway has none.
+        """
+        request = self._request(photo, beams)
+        answer = await next(self._methods)(request, timeout=timeout_seconds)
+        return str(search_pb2.CaptionResponse.FromString(answer).caption.text)
+
+    def _request(self, photo: int, beams: int) -> bytes:
+        key = photo, beams
+        if key not in self._requests:
+            options = search_pb2.DecodingOptions(num_beams=beams)
+            message = search_pb2.CaptionRequest(photo=self._photos[photo], decoding=options)
+            self._requests[key] = message.SerializeToString()
+        return self._requests[key]
+
+    def serialise(self, beams: Sequence[int]) -> None:
+        """All requests, so that none is serialised during the load."""
+        for one in beams:
+            for photo in range(len(self._photos)):
+                self._request(photo, one)
+
+
+@contextlib.asynccontextmanager
+async def connected(address: str, photos: Sequence[bytes], words: Words) -> AsyncIterator[GatewayCaller]:
+    """A caller whose connections are there already."""
+    async with contextlib.AsyncExitStack() as stack:
+        channels = [
+            await stack.enter_async_context(grpc.aio.insecure_channel(address, options=_OPTIONS))
+            for _ in range(CONNECTIONS)
+        ]
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            for channel in channels:
+                await channel.channel_ready()
+        yield GatewayCaller(channels, photos, words)
+
+
+@contextlib.asynccontextmanager
+async def health_check(address: str) -> AsyncIterator[Any]:
+    """A coroutine function: whether the gateway says it serves, asked on a connection of its own."""
+    request = health_pb2.HealthCheckRequest().SerializeToString()
+    async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            await channel.channel_ready()
+        method = channel.unary_unary(_HEALTH, None, health_pb2.HealthCheckResponse.FromString)
+
+        async def check() -> bool:
+            try:
+                answer = await method(request, timeout=_HEALTH_SECONDS)
+            except grpc.aio.AioRpcError:
+                return False
+            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+        yield check
+
+
+def failure(error: grpc.aio.AioRpcError, *, intended: bool = False) -> Outcome:
+    """What an error of the server was."""
+    kind = _KINDS.get(error.code(), "other")
+    detail = "" if intended else " ".join(f"{error.code().name}: {error.details()}".split())
+    return Outcome(kind, intended, retry_seconds=_retry_seconds(error) if kind == "shed" else None, detail=detail)
+
+
+def _retry_seconds(error: grpc.aio.AioRpcError) -> float | None:
+    for name, value in error.trailing_metadata() or ():
+        if name == "grpc-status-details-bin":
+            for detail in status_pb2.Status.FromString(value).details:
+                retry = error_details_pb2.RetryInfo()
+                if detail.Unpack(retry):
+                    return float(retry.retry_delay.ToTimedelta().total_seconds())
+    return None

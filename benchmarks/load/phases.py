@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The phases of a load test: who is asked when, and what that costs the server's processes.
+
+curve    closed loop with ever more callers
+compare  32 callers in flight, the same one at a time, a plain loop before Triton, our models in-process
+open     Poisson arrivals, from a tenth of the capacity to four times as much
+soak     many mixed requests; none may be lost or get wrong words
+
+Systems that are compared take turns in every round: the machine is not equally fast all the time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from tqdm import tqdm
+
+from benchmarks.common.gateway_process import GatewayProcess
+from benchmarks.common.gateway_statistics import BatchSizes, batch_sizes, mean_batch, since
+from benchmarks.common.own_process import OwnProcess
+from benchmarks.common.process_usage import cpu_seconds, cpu_seconds_by_part, peak_bytes, resident_bytes_by_part
+from benchmarks.load.caller import Mixture
+from benchmarks.load.outcomes import LoadFigures, combined, medians, stage_shares
+from benchmarks.load.systems import InProcess, LoadDriver, PlainLoop
+
+Phase = Literal["curve", "compare", "open", "soak"]
+PHASES: tuple[Phase, ...] = ("curve", "compare", "open", "soak")
+Record = dict[str, Any]
+
+MANY = 32  # callers, and the in-process batch, of comparisons and of the capacity
+IN_FLIGHT, ONE_AT_A_TIME, PLAIN_LOOP = "in flight", "one at a time", "plain loop on Triton"
+BATCHED, SINGLE = f"in-process, batch {MANY}", "in-process, batch 1"
+_LEARNED_AT_ONCE = 20  # photos, between two signs of progress
+_SOAK_BEAMS = {2: 0.05, 4: 0.05}
+_SOAK_CANCELLED = 0.02
+_SOAK_HURRIED = 0.02
+_SOAK_PARTS = 20  # of the requests, memory is read after each
+_TURN_LIMIT_SECONDS = 3600.0
+_COMPLAINT = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadSettings:
+    """How a load test is done; seconds where not said otherwise."""
+
+    repository: Path
+    rounds: int = 3
+    callers: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    warm_seconds: float = 1.0
+    turn_seconds: float = 6.0
+    rates: tuple[float, ...] = (0.1, 0.3, 0.6, 0.8, 0.9, 1.0, 1.5, 2.0, 4.0)  # of the capacity
+    open_seconds: float = 8.0
+    deadline_seconds: float = 2.0
+    soak_requests: int = 30_000
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class TurnCost:
+    """What a turn took, warming up and connecting included: CPU seconds by part, and executions by batch size."""
+
+    wall_seconds: float
+    cpu_seconds: dict[str, float]
+    batches: BatchSizes | None
+
+
+class LoadTest:
+    """A gateway, its driver and what it is compared with, all started; the phases are its methods.
+
+    Raises:
+        RuntimeError, OwnProcessError: something does not start.
+    """
+
+    def __init__(self, settings: LoadSettings, photos: Sequence[bytes], *, compares: bool, progress: tqdm[Any]):
+        self._settings, self._photos, self._progress = settings, photos, progress
+        self._compares = compares
+        self._stack = contextlib.ExitStack()
+        with contextlib.ExitStack() as stack:
+            progress.set_description_str("starting")
+            self._in_process = stack.enter_context(OwnProcess(InProcess, settings.repository, photos, {}))
+            self._gateway = stack.enter_context(contextlib.closing(GatewayProcess(settings.repository, {})))
+            self._driver = stack.enter_context(OwnProcess(LoadDriver, self._gateway.address, photos))
+            with self._gateway.awake():
+                self.oracle = self._learn()
+            self._plain: OwnProcess | None = None
+            if compares:
+                self._plain = stack.enter_context(OwnProcess(PlainLoop, settings.repository, photos, self._words()))
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def curve_and_compare(self, callers: Sequence[int]) -> tuple[list[Record], list[Record]]:
+        """Points of the closed loop by callers, and of what is compared (empty unless asked for), round by round."""
+        settings = self._settings
+        figures: dict[str, list[LoadFigures]] = defaultdict(list)
+        costs: dict[str, list[TurnCost]] = defaultdict(list)
+        times = settings.warm_seconds, settings.turn_seconds
+
+        def turn(name: str, measure: Callable[[], LoadFigures]) -> None:
+            self._progress.set_description_str(name)
+            one, cost = self._costed(measure)
+            figures[name].append(one)
+            costs[name].append(cost)
+            self._progress.update()
+
+        for _ in range(settings.rounds):
+            with self._gateway.awake():
+                for many in callers:
+                    turn(f"{many} callers", functools.partial(self._ask_driver, "closed", many, *times))
+                if self._compares:
+                    if MANY not in callers:
+                        turn(IN_FLIGHT, functools.partial(self._ask_driver, "closed", MANY, *times))
+                    turn(ONE_AT_A_TIME, functools.partial(self._ask_driver, "closed", MANY, *times, True))
+            if self._plain is not None:
+                turn(PLAIN_LOOP, functools.partial(self._plain.ask, "closed", MANY, *times))
+                for name, batch in ((BATCHED, MANY), (SINGLE, 1)):
+                    turn(name, functools.partial(self._in_process.ask, "closed", batch, *times))
+
+        points = {name: _point(name, figures[name], costs[name]) for name in figures}
+        curve = [{**points[f"{many} callers"], "callers": many} for many in callers]
+        if not self._compares:
+            return curve, []
+        points.setdefault(IN_FLIGHT, {**points.get(f"{MANY} callers", {}), "name": IN_FLIGHT})
+        return curve, [points[name] for name in (IN_FLIGHT, ONE_AT_A_TIME, PLAIN_LOOP, BATCHED, SINGLE)]
+
+    def open(self, capacity: float) -> list[Record]:
+        """Points of Poisson arrivals at shares of the capacity (requests per second), in rounds."""
+        settings = self._settings
+        figures: dict[float, list[LoadFigures]] = defaultdict(list)
+        costs: dict[float, list[TurnCost]] = defaultdict(list)
+        with self._gateway.awake():
+            for turn in range(settings.rounds):
+                for place, share in enumerate(settings.rates):
+                    self._progress.set_description_str(f"arrivals at {share:.0%} of {capacity:.0f}/s")
+                    arguments = (
+                        *(share * capacity, settings.warm_seconds, settings.open_seconds, settings.deadline_seconds),
+                        settings.seed + 1000 * turn + place,
+                    )
+                    one, cost = self._costed(functools.partial(self._ask_driver, "open", *arguments))
+                    figures[share].append(one)
+                    costs[share].append(cost)
+                    self._progress.update()
+        return [
+            {
+                **_point(f"{share:.0%}", figures[share], costs[share]),
+                "share": share,
+                "offered": share * capacity,
+            }
+            for share in settings.rates
+        ]
+
+    def soak(self) -> Record:
+        """Mixed requests, 32 callers; memory of each part of the server as it goes on."""
+        settings = self._settings
+        mixture = Mixture(
+            beams=_SOAK_BEAMS,
+            cancelled=_SOAK_CANCELLED,
+            hurried=_SOAK_HURRIED,
+            timeout_seconds=30.0,
+            seed=settings.seed,
+        )
+        figures, costs, first = [], [], 0
+        with self._gateway.awake():
+            memory = [{"requests": 0, **resident_bytes_by_part(self._gateway.pid)}]
+            for part in range(_SOAK_PARTS):
+                self._progress.set_description_str("soak")
+                requests = settings.soak_requests * (part + 1) // _SOAK_PARTS - first
+                if not requests:
+                    continue
+                one, cost = self._costed(functools.partial(self._ask_driver, "mixed", MANY, mixture, first, requests))
+                first += requests
+                figures.append(one)
+                costs.append(cost)
+                memory.append({"requests": first, **resident_bytes_by_part(self._gateway.pid)})
+                self._progress.update()
+        mixture_record = dataclasses.asdict(mixture) | {"beams": {str(k): v for k, v in _SOAK_BEAMS.items()}}
+        return {**_point("soak", figures, costs), "mixture": mixture_record, "resident_bytes": memory}
+
+    def peak_memory(self) -> int:
+        """Bytes of the gateway and all processes below it."""
+        return peak_bytes(self._gateway.pid)
+
+    def complaints(self) -> list[str]:
+        """Lines of the gateway's log that are warnings or worse; of a traceback its last line."""
+        return complaints_in(self._gateway.log)
+
+    def turns(self, phases: Sequence[Phase], callers: Sequence[int]) -> int:
+        """How many the progress bar has to show, learning left out."""
+        rounds = self._settings.rounds
+        total = rounds * len(callers)
+        if self._compares:
+            total += rounds * (4 + (MANY not in callers))
+        if "open" in phases:
+            total += rounds * len(self._settings.rates)
+        return total + (_SOAK_PARTS if "soak" in phases else 0)
+
+    def learn_beams(self) -> None:
+        """Also what beam search says of every photo, for the soak."""
+        with self._gateway.awake():
+            for beams in _SOAK_BEAMS:
+                self._learn_from_gateway(beams)
+
+    def _learn(self) -> Record:
+        """The captions that count as right: each photo asked alone. Returns how far our models in-process agree."""
+        self._greedy = self._learn_from_gateway(1)
+        alone: list[str] = []
+        for first in range(0, len(self._photos), _LEARNED_AT_ONCE):
+            self._progress.set_description_str(f"in-process words of photo {first}")
+            count = min(_LEARNED_AT_ONCE, len(self._photos) - first)
+            alone += self._in_process.ask("captions", first, count)
+        self._in_process.ask("learn", self._words())
+        differing = [photo for photo, words in enumerate(self._greedy) if alone[photo] != words]
+        return {
+            "photos": len(self._photos),
+            "differ_from_in_process": len(differing),
+            "examples": [{"gateway": self._greedy[photo], "in_process": alone[photo]} for photo in differing[:5]],
+        }
+
+    def _learn_from_gateway(self, beams: int) -> list[str]:
+        captions: list[str] = []
+        for first in range(0, len(self._photos), _LEARNED_AT_ONCE):
+            self._progress.set_description_str(f"words of photo {first}, {beams} beams")
+            count = min(_LEARNED_AT_ONCE, len(self._photos) - first)
+            captions += self._driver.ask("learn", beams, first, count)
+        return captions
+
+    def _words(self) -> dict[tuple[int, int], str]:
+        return {(photo, 1): words for photo, words in enumerate(self._greedy)}
+
+    def _ask_driver(self, method: str, *arguments: Any) -> LoadFigures:
+        figures: LoadFigures = self._driver.ask(method, *arguments, timeout_seconds=_TURN_LIMIT_SECONDS)
+        return figures
+
+    def _costed(self, measure: Callable[[], LoadFigures]) -> tuple[LoadFigures, TurnCost]:
+        sizes = self._batch_sizes()
+        before, started = self._cpu(), time.monotonic()
+        figures = measure()
+        seconds, after = time.monotonic() - started, self._cpu()
+        spent = {part: round(after[part] - before.get(part, 0.0), 2) for part in after}
+        return figures, TurnCost(seconds, spent, since(sizes, self._batch_sizes()))
+
+    def _cpu(self) -> dict[str, float]:
+        return {**cpu_seconds_by_part(self._gateway.pid), "driver": cpu_seconds(self._driver.pid)}
+
+    def _batch_sizes(self) -> BatchSizes | None:
+        """None where it sleeps, too: nothing is executed then."""
+        return batch_sizes(self._gateway.address) if self._gateway.is_awake else None
+
+
+def _point(name: str, figures: Sequence[LoadFigures], costs: Sequence[TurnCost]) -> Record:
+    """The rounds of one turn as one record."""
+    one = combined(figures)
+    batches = _all_batches([cost.batches for cost in costs])
+    return {
+        "name": name,
+        **dataclasses.asdict(one),
+        "wrong_words": one.wrong_words,
+        "stage_shares": stage_shares(one.stages_ms),
+        "throughput_rounds": [round(each.throughput, 2) for each in figures],
+        "cores": medians([{part: cpu / cost.wall_seconds for part, cpu in cost.cpu_seconds.items()} for cost in costs]),
+        "batches": None
+        if batches is None
+        else {size: dataclasses.asdict(count) for size, count in sorted(batches.items())},
+        "mean_batch": mean_batch(batches),
+    }
+
+
+def _all_batches(rounds: Sequence[Mapping[int, Any] | None]) -> BatchSizes | None:
+    if any(one is None for one in rounds):
+        return None
+    total: BatchSizes = {}
+    for one in rounds:
+        for size, count in (one or {}).items():
+            before = total.get(size)
+            total[size] = (
+                count
+                if before is None
+                else type(count)(before.executions + count.executions, before.seconds + count.seconds)
+            )
+    return total
+
+
+def complaints_in(log: str) -> list[str]:
+    """What is a warning or worse, each traceback as its last line."""
+    complaints, is_trace = [], False
+    for line in log.splitlines():
+        if line.startswith("Traceback"):
+            is_trace = True
+        elif is_trace and line and not line.startswith(" "):
+            is_trace = False
+            complaints.append(line)
+        elif _COMPLAINT.search(line):
+            complaints.append(line)
+    return complaints

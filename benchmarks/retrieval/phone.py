@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Street to shop: phone photos of people's own clothes ask a catalogue of studio photos.
+
+The queries are the photos of validation senders, the gallery is every product of the studio set. A result is right
+where its articleType is the garment of the photo's label or a near one (`Garment.accepts_type`); colour is not known.
+Intervals are over senders, since photos of one sender resemble each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.retrieval.metrics import Floats, judge
+from benchmarks.retrieval.systems import OURS, VISUAL, Query, Ranking
+from benchmarks.retrieval.table import interval
+from training.phone_accuracy import SenderBootstrap
+from training.phone_photos import GARMENTS, PhonePhoto
+from training.prepare_data import Product
+
+WORDS = "two words"
+SYSTEMS = (VISUAL, WORDS, OURS)  # of those of `retrieval_systems.systems`
+METRICS = ("P@1", "P@5", "P@10", "nDCG@10")
+
+
+def phone_grades(photos: Sequence[PhonePhoto], gallery: Sequence[Product]) -> list[npt.NDArray[np.int64]]:
+    """Grade every product for every photo.
+
+    Args:
+        photos: n that ask.
+        gallery: m products.
+
+    Returns:
+        Of each photo int64 [m]: 1 where the product is the garment or a near one, else 0. Photos of one label share
+        one array.
+    """
+    kinds = np.array([product.article_type for product in gallery])
+    accepted = {
+        label: np.isin(kinds, [kind for kind in np.unique(kinds) if GARMENTS[label].accepts_type(kind)])
+        for label in {photo.label for photo in photos}
+    }
+    grades = {label: right.astype(np.int64) for label, right in accepted.items()}
+    return [grades[photo.label] for photo in photos]
+
+
+def phone_record(
+    rankings: Mapping[str, Sequence[Ranking]],
+    photos: Sequence[PhonePhoto],
+    gallery: Sequence[Product],
+    milliseconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """Score the answers of every system.
+
+    Args:
+        rankings: system -> for each photo places in the gallery, best first.
+        photos: n that ask.
+        gallery: m products.
+        milliseconds: system -> mean time of a query.
+
+    Returns:
+        "queries", "senders", "gallery", "systems" (system -> metric -> mean and interval over senders, "empty", "ms
+        per query", and "ours minus this" by nDCG@10) and "labels" (label -> "queries", the share of the gallery that
+        is right, and system -> metric -> mean).
+
+    Raises:
+        ValueError: there is no photo, or nothing in the gallery is right for one.
+    """
+    grades = phone_grades(photos, gallery)
+    for photo, grade in zip(photos, grades, strict=True):
+        if not grade.any():
+            raise ValueError(f"no product of the gallery is a {photo.label!r}: the set is too small to be asked")
+    scores: dict[str, dict[str, Floats]] = {}
+    for name, found in rankings.items():
+        every = judge(found, grades)
+        scores[name] = {metric: every[metric] for metric in METRICS}
+    bootstrap = SenderBootstrap([photo.sender for photo in photos])
+    labels = np.array([photo.label for photo in photos])
+    names, counts = np.unique(labels, return_counts=True)
+    return {
+        "queries": len(photos),
+        "senders": bootstrap.num_senders,
+        "gallery": len(gallery),
+        "systems": {
+            name: {
+                **{metric: asdict(bootstrap.interval(values)) for metric, values in metrics.items()},
+                "empty": float(np.mean([not ranking for ranking in rankings[name]])),
+                "ms per query": milliseconds[name],
+                "ours minus this": asdict(bootstrap.interval(scores[OURS]["nDCG@10"] - metrics["nDCG@10"])),
+            }
+            for name, metrics in scores.items()
+        },
+        "labels": {
+            str(label): {
+                "queries": int(count),
+                "share of the gallery": float(grades[int(np.argmax(labels == label))].mean()),
+                **{
+                    name: {metric: float(values[labels == label].mean()) for metric, values in metrics.items()}
+                    for name, metrics in scores.items()
+                },
+            }
+            for count, label in sorted(zip(counts.tolist(), names.tolist(), strict=True), reverse=True)
+        },
+    }
+
+
+def phone_table(record: Mapping[str, Any]) -> str:
+    """The record as Markdown tables."""
+    lines = [
+        f"{record['queries']:,} phone photos of {record['senders']} senders ask {record['gallery']:,} studio products; "
+        "right: an articleType that the label accepts; intervals over senders",
+        "",
+        "| system | " + " | ".join(METRICS) + " | empty | ms |",
+        "| --- |" + " ---: |" * (len(METRICS) + 2),
+    ]
+    for name, row in record["systems"].items():
+        cells = [interval(row[metric]) for metric in METRICS]
+        cells += [f"{row['empty']:.1%}".replace("%", " %"), f"{row['ms per query']:.1f}"]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    systems = list(record["systems"])
+    lines += [
+        "",
+        "| label | n | share of the gallery | " + " | ".join(f"{name}, P@1" for name in systems) + " |",
+        "| --- |" + " ---: |" * (len(systems) + 2),
+    ]
+    for label, row in record["labels"].items():
+        share = f"{row['share of the gallery']:.1%}".replace("%", " %")
+        cells = [str(row["queries"]), share, *(f"{row[name]['P@1']:.3f}" for name in systems)]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def gateway_search(answer: Callable[[bytes, int], Ranking], folder: Path, count: int) -> Callable[[Query], Ranking]:
+    """A search through a gateway with the photos' own files.
+
+    Args:
+        answer: takes a photo's bytes and the number of results, returns places in the gallery.
+        folder: of the phone photos.
+        count: results of a search.
+
+    Returns:
+        A search by query, whose `product_id` is the photo's `image`.
+    """
+
+    def search(query: Query) -> Ranking:
+        return answer((folder / "images" / f"{query.product_id}.jpg").read_bytes(), count)
+
+    return search

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the served models make of a product set's photos, kept in a file so that a second run need not read them again.
+
+One process, ONNX Runtime, no Triton. Knows nothing about queries, galleries or searching.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from captioner.caption_tokenizer import CaptionTokenizer
+from captioner.captions import Caption, CaptionAlternative, Word, WordAlternative
+from captioner.decoding import DecodingOptions
+from captioner.model_contract import ENCODER, PREFILL, STEP
+from captioner.photo_words import PhotoWords, photo_words
+from captioner.query import QueryRule
+from captioner.query_classes import load_query_classes
+from captioner.query_distribution import QueryDistribution
+from export.onnx_captioner import OnnxCaptioner
+from search_gateway.engine.scheduler import DecodedPhoto
+from training.baselines import unit_length
+from training.phone_photos import PhonePhotoSet
+from training.prepare_data import ProductSet
+
+BATCH = 64  # photos
+
+Floats = npt.NDArray[np.float32]
+Photos = ProductSet | PhonePhotoSet
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """Of n photos, rows of length 1."""
+
+    served: Floats  # [n, D], what the gateway compares
+    patch_mean: Floats  # [n, D], mean of the patches' hidden states
+
+
+class PhotoReader:
+    """Embeds and captions photos, or remembers how it did.
+
+    Args:
+        repository: folder of the models, as `export.install_models` writes it.
+        folder: where what was read is kept; a file is named by the models and the photos it is of.
+        threads: of ONNX Runtime, 0 is one per core.
+
+    Raises:
+        ContractError: the repository cannot be used.
+    """
+
+    def __init__(self, repository: Path, folder: Path, *, threads: int = 0) -> None:
+        self._captioner = OnnxCaptioner(repository, threads=threads)
+        self._tokenizer = CaptionTokenizer(repository)
+        self._folder = folder
+        models = hashlib.sha256()
+        for name in (ENCODER, PREFILL, STEP):
+            models.update((repository / name / "1" / "model.onnx").read_bytes())
+        self._models = models.hexdigest()
+        self.contract = self._captioner.contract
+        self._query_classes = load_query_classes(repository, self.contract.num_queries)
+        self.rule = QueryRule.LIKELIEST_WORDS if self.contract.num_queries else QueryRule.LAST_TWO_WORDS
+
+    def embeddings(self, data: Photos) -> Embeddings:
+        """Of all photos, in their order."""
+        path = self._folder / f"embeddings-{self._key(data)}.npz"
+        if not path.exists():
+            served, patch_mean = [], []
+            for batch in _batches(data, "embeddings"):
+                states, embedding = self._captioner.encode(batch)
+                served.append(embedding)
+                patch_mean.append(states[:, 1:].mean(axis=1))  # position 0 is CLS
+            with _new_file(path) as scratch:
+                np.savez(scratch, served=np.concatenate(served), patch_mean=unit_length(np.concatenate(patch_mean)))
+        with np.load(path) as stored:
+            return Embeddings(stored["served"], stored["patch_mean"])
+
+    def words(self, data: Photos, *, num_beams: int = 1, rule: QueryRule | None = None) -> list[PhotoWords]:
+        """Caption, query and query distribution of all photos, in their order.
+
+        Args:
+            rule: None: the models' default one.
+        """
+        rule = rule or self.rule
+        path = self._folder / f"words-{rule.value}-{num_beams}-{self._key(data)}.json"
+        if not path.exists():
+            what = "captions" if num_beams == 1 else f"captions, {num_beams} beams"
+            records = [_record(one) for batch in _batches(data, what) for one in self._words(batch, num_beams, rule)]
+            with _new_file(path) as scratch:
+                scratch.write_text(json.dumps(records), encoding="utf-8")
+        return [_photo_words(record) for record in json.loads(path.read_text(encoding="utf-8"))]
+
+    def _words(self, pixels: npt.NDArray[np.uint8], num_beams: int, rule: QueryRule) -> Iterator[PhotoWords]:
+        options = DecodingOptions(num_beams=num_beams, max_tokens=self.contract.max_tokens)
+        logprobs = self._captioner.query_logprobs(pixels) if self._query_classes else [None] * len(pixels)
+        nothing = np.empty(0, np.float32)
+        for hypotheses, said in zip(self._captioner.caption(pixels, options), logprobs, strict=True):
+            decoded = DecodedPhoto(nothing, hypotheses, {}, said)
+            yield photo_words(decoded, self._tokenizer, self._query_classes, rule)
+
+    def _key(self, data: Photos) -> str:
+        digest = hashlib.sha256(self._models.encode())
+        digest.update(np.ascontiguousarray(data.pixels).data)
+        digest.update(str(data.pixels.shape).encode())
+        return digest.hexdigest()[:16]
+
+
+def _batches(data: Photos, what: str) -> Iterator[npt.NDArray[np.uint8]]:
+    for start in tqdm(range(0, len(data), BATCH), desc=what, unit="batch"):
+        yield data.pixels[start : start + BATCH]
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[Path]:
+    """A name to write to; it becomes `path` where nothing goes wrong.
+
+    A run that is interrupted must not leave half a file under the name of a whole one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    try:
+        yield scratch
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+_MAX_QUERIES = 100  # of a distribution that are kept
+
+
+def _record(words: PhotoWords) -> dict[str, Any]:
+    said = words.distribution
+    return {
+        "caption": asdict(words.caption),
+        "query": words.query,
+        "rule": words.rule.value,
+        "no_product": words.no_product_probability,
+        "queries": None if said is None else said.top(_MAX_QUERIES),
+    }
+
+
+def _photo_words(record: dict[str, Any]) -> PhotoWords:
+    queries = record["queries"]
+    said = None if queries is None else QueryDistribution.of([("", record["no_product"]), *map(tuple, queries)])
+    return PhotoWords(_caption(record["caption"]), record["query"], QueryRule(record["rule"]), said)
+
+
+def _caption(record: dict[str, Any]) -> Caption:
+    words = [
+        Word(**{**one, "alternatives": tuple(WordAlternative(**other) for other in one["alternatives"])})
+        for one in record["words"]
+    ]
+    alternatives = [CaptionAlternative(**one) for one in record["alternatives"]]
+    return Caption(**{**record, "words": tuple(words), "alternatives": tuple(alternatives)})

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of all systems -> the record of a run: means, intervals, paired differences, slices. Knows no model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.retrieval.metrics import METRICS, Bootstrap, Floats
+from benchmarks.retrieval.systems import OURS, VISUAL, Ranking
+from training.label_words import LabelWords
+from training.prepare_data import Product
+
+MAIN = "nDCG@10"
+MIN_SLICE = 20  # queries: below it a mean says nothing
+_COMMON, _RARE = 1000, 200  # products of an articleType in the gallery
+
+Scores = Mapping[str, Mapping[str, Floats]]  # system -> metric -> [queries]
+Record = dict[str, object]
+
+
+def system_rows(
+    scores: Scores, rankings: Mapping[str, Sequence[Ranking]], milliseconds: Mapping[str, float], bootstrap: Bootstrap
+) -> dict[str, Record]:
+    """System -> its metrics with intervals, share of empty answers, ranking time, and how ours differs from it."""
+    rows: dict[str, Record] = {}
+    for name, metrics in scores.items():
+        difference = bootstrap.estimate(scores[OURS][MAIN] - metrics[MAIN])
+        rows[name] = {
+            **{metric: asdict(bootstrap.estimate(metrics[metric])) for metric in METRICS},
+            "empty": float(np.mean([not ranking for ranking in rankings[name]])),
+            "ms per query": milliseconds[name],
+            "ours minus this": asdict(difference),
+        }
+    return rows
+
+
+def slices(
+    scores: Scores, queries: Sequence[Product], captions: Sequence[str], gallery: Sequence[Product]
+) -> dict[str, Record]:
+    """Kind of query -> how many there are, and how ours and looking alone do on them."""
+    found = {**by_frequency(queries, gallery), **by_words(queries, captions)}
+    return {name: _compared(scores, chosen) for name, chosen in found.items() if chosen.any()}
+
+
+def by_type(scores: Scores, queries: Sequence[Product]) -> dict[str, Record]:
+    """articleType with enough queries -> the same; where looking alone wins comes first."""
+    types = np.array([one.article_type for one in queries])
+    rows = {
+        kind: _compared(scores, types == kind) for kind, count in Counter(types.tolist()).items() if count >= MIN_SLICE
+    }
+    return dict(sorted(rows.items(), key=lambda row: row[1]["difference"]["mean"]))  # type: ignore[index]
+
+
+def by_frequency(queries: Sequence[Product], gallery: Sequence[Product]) -> dict[str, npt.NDArray[np.bool_]]:
+    """Queries [n] by how many products of their articleType there are to be found."""
+    known = Counter(one.article_type for one in gallery)
+    counts = np.array([known[one.article_type] for one in queries])
+    return {
+        f"type with at least {_COMMON:,} products": counts >= _COMMON,
+        f"type with {_RARE} to {_COMMON - 1} products": (counts >= _RARE) & (counts < _COMMON),
+        f"type with fewer than {_RARE} products": counts < _RARE,
+    }
+
+
+def by_words(queries: Sequence[Product], captions: Sequence[str]) -> dict[str, npt.NDArray[np.bool_]]:
+    """Queries [n] by whether the caption's words name the product's type and colour (`label_words.json`)."""
+    words = LabelWords.load()
+    types = np.array([words.type_of(text) == one.article_type for text, one in zip(captions, queries, strict=True)])
+    colours = np.array([words.colour_of(text) == one.colour for text, one in zip(captions, queries, strict=True)])
+    return {
+        "caption: type and colour right": types & colours,
+        "caption: type right, colour not": types & ~colours,
+        "caption: colour right, type not": ~types & colours,
+        "caption: both wrong": ~types & ~colours,
+    }
+
+
+def _compared(scores: Scores, chosen: npt.NDArray[np.bool_]) -> Record:
+    ours, visual = scores[OURS][MAIN][chosen], scores[VISUAL][MAIN][chosen]
+    bootstrap = Bootstrap(len(ours))
+    return {
+        "queries": len(ours),
+        "ours": float(ours.mean()),
+        "visual only": float(visual.mean()),
+        "difference": asdict(bootstrap.estimate(ours - visual)),
+    }

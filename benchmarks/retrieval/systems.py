@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ways to search that are compared, each a function from a query to places in the gallery, best first.
+
+Words, looks and refinement are the product's own: the catalogue file, its provider, `refine`. Knows nothing about
+relevance.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from captioner.photo_words import PhotoWords
+from captioner.query import QueryRule, query_from_caption, words_of
+from search_gateway.catalog.store import CatalogEntry, CatalogProduct, CatalogStore, PhotoStamp
+from search_gateway.picture_reader import worth_reading
+from search_gateway.providers.base import Candidate
+from search_gateway.providers.catalog import CatalogProvider
+from search_gateway.ranking.query_hypotheses import Readings, lookalike_readings, photo_readings
+from search_gateway.ranking.rerank import Refined, RefinementLimits, Seen, refine
+from search_gateway.ranking.word_agreement import Synonyms
+
+Floats = npt.NDArray[np.float32]
+Ranking = list[int]
+
+TIMEOUT_SECONDS = 60.0  # of one find: on a busy machine nothing may be lost to time
+NO_FILTER = -1.0  # cosine
+NUM_PICTURES = 20  # the most that CAPTRIEVE_CAPTION_THUMBNAILS takes
+_BATCH = 2000  # products a transaction
+
+VISUAL = "visual only"
+PATCH_MEAN = "visual only, mean of patches"
+WHITENED = "visual only, whitened"
+OURS = "ours: words and looks"
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """A photo as the models read it, with its true name for the oracle."""
+
+    embedding: Floats  # [D], length 1
+    patch_mean: Floats  # [D], length 1
+    words: PhotoWords  # greedy, the models' default rule
+    beams: PhotoWords  # by beam search
+    paper: PhotoWords  # greedy, the caption's last two words
+    name: str
+    product_id: str
+
+
+class Whitening:
+    """Embeddings with every direction of the gallery's spread made equal, then of length 1.
+
+    PCA whitening with the variances shrunk towards their mean, as small ones are noise.
+    """
+
+    def __init__(self, gallery: Floats, shrinkage: float) -> None:
+        self._mean = gallery.mean(axis=0)
+        variances, directions = np.linalg.eigh(np.cov(gallery - self._mean, rowvar=False).astype(np.float64))
+        shrunk = (1 - shrinkage) * variances + shrinkage * variances.mean()
+        self._matrix = (directions / np.sqrt(shrunk)).astype(np.float32)  # [D, D]
+
+    def __call__(self, embeddings: Floats) -> Floats:
+        """[n, D] -> [n, D]."""
+        whitened = (embeddings - self._mean) @ self._matrix
+        return np.asarray(whitened / np.maximum(np.linalg.norm(whitened, axis=1, keepdims=True), 1e-12), np.float32)
+
+
+class SearchedGallery:
+    """A gallery as the product stores and searches it; use it in a `with`."""
+
+    def __init__(self, catalogue: Path, fingerprint: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._store = CatalogStore.open_for_reading(catalogue, model_fingerprint=fingerprint)
+        self._provider = CatalogProvider(catalogue, fingerprint)
+        self._synonyms = Synonyms.of_the_trade()
+
+    def __enter__(self) -> SearchedGallery:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.run_until_complete(self._provider.close())
+        self._store.close()
+        self._loop.close()
+
+    def by_looks(self, embedding: Floats, count: int) -> Ranking:
+        """By cosine: the traditional way."""
+        return [place_of(one.row.path) for one in self._store.similar(embedding, count, TIMEOUT_SECONDS)]
+
+    def by_words(self, words: str, count: int) -> Ranking:
+        """By BM25; among equals in the catalogue's own order."""
+        return [place_of(row.path) for row in self._store.find(words_of(words), count, TIMEOUT_SECONDS)]
+
+    def candidates(self, words: str, count: int, embedding: Floats | None) -> list[Seen]:
+        """What the pipeline would refine: found by words and, where an embedding is given, by looks."""
+        if not words:
+            return []  # as `pipeline.py`: nothing to search for
+        found = self._loop.run_until_complete(self._provider.find(words, count, TIMEOUT_SECONDS, embedding))
+        return [Seen(one, one.embedding, one.thumbnail) for one in found]
+
+    def lookalikes(self, embedding: Floats, count: int) -> list[Candidate]:
+        """Those of `count` candidates that come by looks."""
+        return self._loop.run_until_complete(self._provider.find("", count, TIMEOUT_SECONDS, embedding))
+
+    def refined(
+        self, query: Query, words: str, readings: Readings, seen: Sequence[Seen], limits: RefinementLimits
+    ) -> Ranking:
+        """The places `refine` keeps."""
+        return _places(refine(query.embedding, words, readings, seen, limits, self._synonyms))
+
+    def answered(
+        self,
+        query: Query,
+        said: PhotoWords,
+        seen: Sequence[Seen],
+        limits: RefinementLimits,
+        picture_words: Sequence[str] | None = None,
+    ) -> Ranking:
+        """What the pipeline makes of a photo's words and its candidates.
+
+        Args:
+            picture_words: what the picture at each place reads as; NUM_PICTURES in doubt are asked. None: nobody is.
+        """
+        found = [one.candidate for one in seen]
+        readings = photo_readings(
+            said.caption, said.rule, query.embedding, found, limits.lookalike_weight, said.distribution
+        )
+        words = said.query
+        refined = refine(query.embedding, words, readings, seen, limits, self._synonyms)
+        if picture_words is None:
+            return _places(refined)
+        asked = {place_of(one.candidate.url) for one in worth_reading(refined)[:NUM_PICTURES]}
+        places = [place_of(one.candidate.url) for one in seen]
+        read = [
+            replace(one, picture_words=picture_words[place]) if place in asked else one
+            for one, place in zip(seen, places, strict=True)
+        ]
+        return self.refined(query, words, readings, read, limits)
+
+
+def _places(refined: Refined) -> Ranking:
+    return [place_of(one.candidate.url) for one in refined.kept]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the gateway would be started with."""
+
+    limits: RefinementLimits
+    max_candidates: int
+
+
+def systems(
+    gallery: SearchedGallery,
+    patch_mean: Floats,
+    whitening: Whitening,
+    embeddings: Floats,
+    picture_words: Sequence[str],
+    settings: Settings,
+) -> dict[str, Callable[[Query], Ranking]]:
+    """Name -> search.
+
+    Args:
+        patch_mean: of the gallery, [n, D].
+        embeddings: of the gallery, [n, D].
+        picture_words: of the gallery, n; empty where no picture was captioned.
+    """
+    limits, most, count = settings.limits, settings.max_candidates, settings.limits.max_results
+    whitened = whitening(embeddings)
+    by_words = replace(limits, min_visual_score=NO_FILTER, min_semantic_score=0.0, visual_weight=0.0)
+    visual_filter = replace(by_words, min_visual_score=limits.min_visual_score)
+    semantic_filter = replace(by_words, min_semantic_score=limits.min_semantic_score)
+    caption_alone = replace(limits, lookalike_weight=0.0)
+
+    def filtered(query: Query, filters: RefinementLimits) -> Ranking:
+        words = query.words.query
+        seen = gallery.candidates(words, most, None)
+        return gallery.refined(query, words, Readings.certain(words), seen, filters)
+
+    def ours(query: Query, said: PhotoWords, weights: RefinementLimits = limits) -> Ranking:
+        return gallery.answered(query, said, gallery.candidates(said.query, most, query.embedding), weights)
+
+    def whole(query: Query) -> PhotoWords:
+        caption = query.paper.caption
+        rule = QueryRule.FULL_CAPTION
+        return PhotoWords(caption, query_from_caption(caption.text, rule), rule, query.paper.distribution)
+
+    def certain(query: Query, words: str) -> Ranking:
+        seen = gallery.candidates(words, most, query.embedding)
+        return gallery.refined(query, words, Readings.certain(words), seen, limits)
+
+    def pictures_asked(query: Query) -> Ranking:
+        seen = gallery.candidates(query.words.query, most, query.embedding)
+        return gallery.answered(query, query.words, seen, limits, picture_words=picture_words)
+
+    def named_by_lookalikes(query: Query) -> Ranking:
+        # As ours with the likeliest name in the place of the caption: what can be had without a captioner.
+        names = lookalike_readings(query.embedding, gallery.lookalikes(query.embedding, most))
+        if names is None:
+            return []
+        words = names.readings[0].query
+        return gallery.refined(query, words, names, gallery.candidates(words, most, query.embedding), limits)
+
+    every: dict[str, Callable[[Query], Ranking]] = {
+        VISUAL: lambda query: gallery.by_looks(query.embedding, count),
+        PATCH_MEAN: lambda query: nearest(patch_mean, query.patch_mean, count),
+        WHITENED: lambda query: nearest(whitened, whitening(query.embedding[None])[0], count),
+        "two words": lambda query: gallery.by_words(query.words.query, count),
+        "two words, the caption's last (the paper)": lambda query: gallery.by_words(query.paper.query, count),
+        "two words + visual filter": lambda query: filtered(query, visual_filter),
+        "two words + semantic filter": lambda query: filtered(query, semantic_filter),
+        OURS: lambda query: ours(query, query.words),
+        "ours, the caption's last two words": lambda query: ours(query, query.paper),
+        "ours with beams": lambda query: ours(query, query.beams),
+        "ours, without lookalikes' names": lambda query: ours(query, query.words, weights=caption_alone),
+        "ours, the two words taken as certain": lambda query: certain(query, query.words.query),
+        "lookalikes' names, no captioner": named_by_lookalikes,
+        "full caption": lambda query: gallery.by_words(whole(query).query, count),
+        "full caption, words and looks": lambda query: ours(query, whole(query)),
+        "oracle words": lambda query: gallery.by_words(query_from_caption(query.name), count),
+        "oracle words and looks": lambda query: certain(query, query_from_caption(query.name)),
+    }
+    if picture_words:
+        every["ours, pictures in doubt captioned"] = pictures_asked
+    return every
+
+
+def nearest(gallery: Floats, embedding: Floats, count: int) -> Ranking:
+    """Places of the rows [n, D] of the highest cosine with embedding [D], all of length 1."""
+    ranking: Ranking = np.argsort(-(gallery @ embedding), kind="stable")[:count].tolist()
+    return ranking
+
+
+def write_catalogue(path: Path, titles: Sequence[str], embeddings: Floats, fingerprint: str) -> None:
+    """A catalogue file of a gallery, product i at the path "i"; without pictures, which ranking does not need.
+
+    Raises:
+        CatalogError: it cannot be written.
+        OSError: its folder cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A run that is interrupted must not leave half a catalogue under the name of a whole one.
+    scratch = path.with_name(f"{path.name}.{os.getpid()}")
+    stamp = PhotoStamp(size_bytes=0, mtime_ns=0, sha256="")
+    with CatalogStore.open_for_writing(scratch, photos_folder=path.parent, model_fingerprint=fingerprint) as store:
+        for start in tqdm(range(0, len(titles), _BATCH), desc="catalogue", unit="batch"):
+            store.add(
+                [
+                    CatalogProduct(
+                        entry=CatalogEntry(path=str(place), title=titles[place], stamp=stamp),
+                        width=1,
+                        height=1,
+                        embedding=embeddings[place],
+                        thumbnail=b"",
+                    )
+                    for place in range(start, min(start + _BATCH, len(titles)))
+                ]
+            )
+        store.optimize()
+    scratch.replace(path)
+
+
+def place_of(path: str) -> int:
+    """A product's place in the gallery."""
+    return int(path)

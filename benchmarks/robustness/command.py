@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Good callers beside hostile pictures: `python -m benchmarks.robustness --data FOLDER [--bad-images FOLDER]`.
+
+Starts a gateway with its own defaults. First every hostile picture (the bombs and odd files of hostile_photos.py,
+and those of --bad-images) is sent alone: which status it gets, and what it costs the gateway and its photo workers in
+processor time, a worker that has to be replaced included; captions, which Triton makes of whatever is a picture, are
+not counted. Then a closed loop of good callers is timed in alternating turns: alone, beside callers who send hostile
+pictures without a pause, and beside as many callers more with good photos, which is what any caller costs the others.
+Callers are in processes of their own, on the same machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import re
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import grpc
+from tqdm import tqdm
+
+from benchmarks.common.gateway_process import GatewayProcess
+from benchmarks.common.own_process import OwnProcess
+from benchmarks.common.photo_files import read_photos
+from benchmarks.common.process_usage import cpu_seconds, cpu_seconds_of_ended_children, processes_with
+from benchmarks.common.provenance import provenance
+from benchmarks.load.outcomes import Latency, LoadFigures
+from benchmarks.load.systems import LoadDriver
+from benchmarks.robustness.hostile_photos import BOMBS, odd_photos
+from search_api import search_pb2, search_pb2_grpc
+
+PARTS = ("one-by-one", "turns")
+PHOTOS = 50
+MOST_CPU_SECONDS = 2.0
+MOST_P99_RATIO = 2.0
+ALONE, BESIDE_HOSTILE, BESIDE_GOOD = "alone", "beside hostile callers", "beside as many good ones"
+EXPECTED = ("OK", "INVALID_ARGUMENT")
+_TIMEOUT_SECONDS = 30.0
+_QUIET_SECONDS = 0.15  # in which nothing was computed: a worker is replaced in the background
+_MOST_EXPENSIVE = 8  # pictures that the record names
+Record = dict[str, Any]
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.robustness",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of good photos, or with a folder images/")
+    parser.add_argument("--bad-images", type=Path, metavar="FOLDER", help="more hostile files, in folders of any depth")
+    parser.add_argument("--only", default="", metavar="REGEX", help="hostile files whose name has this")
+    parser.add_argument("--model-repository", type=Path, default=Path("model_repository"))
+    parser.add_argument("--callers", type=int, default=4, help="good ones, default 4")
+    parser.add_argument("--attackers", type=int, default=2, help="hostile ones, default 2")
+    parser.add_argument("--rounds", type=int, default=3, help="of three turns, default 3")
+    parser.add_argument("--parts", default=",".join(PARTS), help="of one-by-one,turns; default both")
+    parser.add_argument("--turn-seconds", type=float, default=6.0, help="default 6")
+    parser.add_argument("--warm-seconds", type=float, default=1.0, help="before each turn, default 1")
+    parser.add_argument("--json", action="store_true", help="print the record instead of the table")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the record there")
+    args = parser.parse_args(argv)
+    args.parts = [part for part in args.parts.split(",") if part]
+    if not args.parts or not {*args.parts} <= {*PARTS}:
+        parser.error(f"--parts is {','.join(args.parts)!r}: choose from {', '.join(PARTS)}")
+    if min(args.callers, args.attackers, args.rounds) < 1:
+        parser.error("--callers, --attackers and --rounds begin at 1")
+    try:
+        re.compile(args.only)
+    except re.error as error:
+        parser.error(f"--only is no regular expression: {error}")
+    if args.turn_seconds <= 0 or args.warm_seconds < 0:
+        parser.error("--turn-seconds must be more than 0 and --warm-seconds not less")
+    return args
+
+
+def hostile_files(bad_images: Path | None, only: str = "") -> Iterator[tuple[str, bytes]]:
+    """Name and content of those whose name has the expression `only`. Bombs come between the others, spread evenly.
+
+    Raises:
+        OSError: a file of the folder cannot be read.
+    """
+    bombs = [(name, make()) for name, make in BOMBS.items() if re.search(only, name)]
+    others = [(name, data) for name, data in odd_photos() if re.search(only, name)]
+    if bad_images is not None:
+        for path in sorted(bad_images.rglob("*")):
+            name = path.relative_to(bad_images).as_posix()
+            if path.is_file() and re.search(only, name):
+                others.append((name, path.read_bytes()))
+    apart = len(others) / max(1, len(bombs))
+    for place, bomb in enumerate(bombs):
+        yield bomb
+        yield from others[round(place * apart) : round((place + 1) * apart)]
+    if not bombs:
+        yield from others
+
+
+class Attacker:
+    """Callers who send hostile pictures; to live in a process of its own."""
+
+    def __init__(self, address: str, bad_images: Path | None, only: str = ""):
+        self._address = address
+        self._files = list(hostile_files(bad_images, only))
+        if not self._files:
+            raise ValueError(f"no hostile file has {only!r} in its name")
+        kinds = [[data for name, data in self._files if (name in BOMBS) == is_bomb] for is_bomb in (True, False)]
+        self._kinds = [files for files in kinds if files]
+        self._next = itertools.count()
+
+    def names(self) -> list[str]:
+        """Of all files."""
+        return [name for name, _ in self._files]
+
+    def send(self, place: int) -> str:
+        """The status that one file gets."""
+        return asyncio.run(self._send_one(self._files[place][1]))
+
+    def stream(self, attackers: int, seconds: float) -> dict[str, int]:
+        """How often each status came back. Every second file is a bomb, since bombs are few."""
+        return dict(asyncio.run(self._stream(attackers, time.monotonic() + seconds)))
+
+    async def _send_one(self, data: bytes) -> str:
+        async with self._stub() as stub:
+            return await _status_of(stub, data)
+
+    async def _stream(self, attackers: int, end: float) -> Counter[str]:
+        statuses: Counter[str] = Counter()
+
+        async def attack() -> None:
+            async with self._stub() as stub:
+                while time.monotonic() < end:
+                    number = next(self._next)
+                    files = self._kinds[number % len(self._kinds)]
+                    statuses[await _status_of(stub, files[number // len(self._kinds) % len(files)])] += 1
+
+        await asyncio.gather(*(attack() for _ in range(attackers)))
+        return statuses
+
+    @contextlib.asynccontextmanager
+    async def _stub(self) -> Any:
+        options = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(self._address, options=options) as channel:
+            yield search_pb2_grpc.SearchServiceStub(channel)
+
+
+async def _status_of(stub: Any, data: bytes) -> str:
+    try:
+        await stub.Caption(search_pb2.CaptionRequest(photo=data), timeout=_TIMEOUT_SECONDS)
+    except grpc.aio.AioRpcError as error:
+        return str(error.code().name)
+    return "OK"
+
+
+def one_by_one(gateway: GatewayProcess, attacker: OwnProcess) -> Record:
+    """Status and processor time of every hostile file."""
+    names = attacker.ask("names")
+    statuses: Counter[str] = Counter()
+    costs: list[tuple[float, str, str]] = []
+    for place, name in enumerate(tqdm(names, desc="one by one", unit="file")):
+        workers, before = photo_worker_pids(gateway.pid), photo_cpu_seconds(gateway.pid)
+        status = attacker.ask("send", place)
+        if photo_worker_pids(gateway.pid) != workers:
+            _wait_until_quiet(gateway.pid)
+        costs.append((round(photo_cpu_seconds(gateway.pid) - before, 2), name, status))
+        statuses[status] += 1
+    costs.sort(reverse=True)
+    return {
+        "files": len(names),
+        "statuses": dict(statuses),
+        "unexpected": sorted(name for _, name, status in costs if status not in EXPECTED),
+        "most_cpu_seconds": costs[0][0],
+        "most_expensive": [
+            {"cpu_seconds": seconds, "name": name, "status": status}
+            for seconds, name, status in costs[:_MOST_EXPENSIVE]
+        ],
+    }
+
+
+def photo_worker_pids(pid: int) -> set[int]:
+    """Of a gateway."""
+    return processes_with(pid, "imaging.worker_main")
+
+
+def photo_cpu_seconds(pid: int) -> float:
+    """What a gateway itself, its photo workers and those it has replaced have taken so far; to the hundredth."""
+    replaced = cpu_seconds_of_ended_children(pid)
+    return replaced + cpu_seconds(pid) + sum(cpu_seconds(worker) for worker in photo_worker_pids(pid))
+
+
+def _wait_until_quiet(pid: int) -> None:
+    last = -1.0
+    while (now := photo_cpu_seconds(pid)) != last:
+        last = now
+        time.sleep(_QUIET_SECONDS)
+
+
+def in_turns(args: argparse.Namespace, driver: OwnProcess, attacker: OwnProcess) -> Record:
+    """Latency of the good callers in all three situations."""
+    figures: dict[str, list[LoadFigures]] = defaultdict(list)
+    statuses: Counter[str] = Counter()
+    callers = {ALONE: args.callers, BESIDE_HOSTILE: args.callers, BESIDE_GOOD: args.callers + args.attackers}
+    times = args.warm_seconds, args.turn_seconds
+    with ThreadPoolExecutor(1) as background, tqdm(total=3 * args.rounds, unit="turn") as progress:
+        for number in range(args.rounds):
+            order = [ALONE, BESIDE_HOSTILE, BESIDE_GOOD]
+            # Each comes first, second and last equally often: the machine is not equally fast all the time.
+            for name in order[number % 3 :] + order[: number % 3]:
+                progress.set_description_str(name)
+                attack = None
+                if name == BESIDE_HOSTILE:
+                    attack = background.submit(attacker.ask, "stream", args.attackers, sum(times))
+                figures[name].append(driver.ask("closed", callers[name], *times))
+                if attack is not None:
+                    statuses.update(attack.result())
+                progress.update()
+    return {
+        "turns": {name: _turns_record(rounds) for name, rounds in figures.items()},
+        "p99_ratio": _p99(figures[BESIDE_HOSTILE]) / _p99(figures[ALONE]),
+        "hostile_statuses": dict(statuses),
+    }
+
+
+def _turns_record(rounds: Sequence[LoadFigures]) -> Record:
+    latencies = [_latency(one) for one in rounds]
+    return {
+        "answers": sum(one.count for one in latencies),
+        "throughput": median(one.throughput for one in rounds),
+        "p50_ms": median(one.p50 for one in latencies),
+        "p99_ms": median(one.p99 for one in latencies),
+        "p99_ms_of_rounds": [one.p99 for one in latencies],
+        "failures": {
+            kind: count
+            for kind in rounds[0].counts
+            if kind != "ok" and (count := sum(one.counts[kind] for one in rounds))
+        },
+    }
+
+
+def _latency(figures: LoadFigures) -> Latency:
+    if figures.latency is None:
+        raise RuntimeError(f"the gateway answered no good caller: {figures.details}")
+    return figures.latency
+
+
+def _p99(rounds: Sequence[LoadFigures]) -> float:
+    return median(_latency(one).p99 for one in rounds)
+
+
+def measure(args: argparse.Namespace, photos: Sequence[bytes]) -> Record:
+    """The whole run.
+
+    Raises:
+        RuntimeError, OwnProcessError: something does not start, or no good caller is answered.
+    """
+    names = ("callers", "attackers", "only", "rounds", "turn_seconds", "warm_seconds")
+    record: Record = {"settings": {name: getattr(args, name) for name in names}, **provenance()}
+    with (
+        contextlib.closing(GatewayProcess(args.model_repository, {})) as gateway,
+        OwnProcess(LoadDriver, gateway.address, photos) as driver,
+        OwnProcess(Attacker, gateway.address, args.bad_images, args.only) as attacker,
+        gateway.awake(),
+    ):
+        driver.ask("learn", 1, 0, len(photos))
+        if "one-by-one" in args.parts:
+            record["one_by_one"] = one_by_one(gateway, attacker)
+        if "turns" in args.parts:
+            record |= in_turns(args, driver, attacker)
+    return record
+
+
+def table(record: Record) -> str:
+    """The record for people."""
+    lines = []
+    if "one_by_one" in record:
+        alone = record["one_by_one"]
+        lines += [
+            f"{alone['files']:,} hostile files, one by one: {_counts(alone['statuses'])}",
+            f"most processor time: {alone['most_cpu_seconds']:.2f} s (limit {MOST_CPU_SECONDS:g} s), of",
+            *(f"  {one['cpu_seconds']:5.2f} s  {one['status']:<17} {one['name']}" for one in alone["most_expensive"]),
+            "",
+        ]
+    if "turns" in record:
+        settings = record["settings"]
+        lines += [
+            f"{settings['callers']} good callers, {settings['attackers']} others; {settings['rounds']} rounds' medians",
+            f"{'':<26}{'answers':>8}{'per second':>12}{'p50 ms':>9}{'p99 ms':>9}",
+        ]
+        for name, turn in record["turns"].items():
+            lines.append(
+                f"{name:<26}{turn['answers']:>8}{turn['throughput']:>12.1f}{turn['p50_ms']:>9.1f}{turn['p99_ms']:>9.1f}"
+                + (f"  {_counts(turn['failures'])}" if turn["failures"] else "")
+            )
+        lines += [
+            f"p99 beside hostile callers: {record['p99_ratio']:.2f} times that alone (aim: {MOST_P99_RATIO:g})",
+            f"they got {_counts(record['hostile_statuses'])}",
+        ]
+    lines.append(f"{record['commit']}, {record['machine']}, load {record['load_average']:.1f}")
+    return "\n".join(lines)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items())) or "nothing"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        photos = read_photos(args.data, PHOTOS)
+        if args.bad_images is not None and not args.bad_images.is_dir():
+            raise NotADirectoryError(f"{args.bad_images} is no folder")
+    except OSError as error:
+        print(f"benchmarks.robustness: {error}", file=sys.stderr)
+        return 2
+    record = measure(args, photos)
+    text = json.dumps(record, indent=2, ensure_ascii=False)
+    print(text if args.json else table(record))
+    if args.output is not None:
+        args.output.write_text(text + "\n", encoding="utf-8")
+    # Slowness beside others is a result; a wrong status or price is a defect.
+    alone = record.get("one_by_one", {"unexpected": [], "most_cpu_seconds": 0.0})
+    unexpected = [*alone["unexpected"], *({*record.get("hostile_statuses", {})} - {*EXPECTED})]
+    return 1 if unexpected or alone["most_cpu_seconds"] > MOST_CPU_SECONDS else 0

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image files made byte by byte: parts of PNG, JPEG, WebP and Exif that no encoder writes."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Pixels = npt.NDArray[np.uint8]
+ORIENTATION = 0x0112  # Exif tag
+
+
+def noise(height: int, width: int, channels: int = 3, seed: int = 1) -> Pixels:
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def encoded(picture: Image.Image | Pixels, file_format: str, **options: Any) -> bytes:
+    if isinstance(picture, np.ndarray):
+        picture = Image.fromarray(np.ascontiguousarray(picture))
+    file = io.BytesIO()
+    picture.save(file, file_format, **options)
+    return file.getvalue()
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(
+    width: int, height: int, bits: int, colour_type: int, rows: bytes = b"", transparency: bytes | None = None
+) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
+    body = chunk(b"IHDR", header)
+    if transparency is not None:
+        body += chunk(b"tRNS", transparency)
+    return b"\x89PNG\r\n\x1a\n" + body + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def webp_header(width: int, height: int) -> bytes:
+    """A lossless WebP that is all promise."""
+    body = b"\x2f" + struct.pack("<I", width - 1 | height - 1 << 14) + bytes(11)
+    return b"RIFF" + struct.pack("<I", 12 + len(body)) + b"WEBPVP8L" + struct.pack("<I", len(body)) + body
+
+
+def with_segment(jpeg: bytes, marker: int, body: bytes) -> bytes:
+    """The JPEG with one more segment behind its first two bytes."""
+    return jpeg[:2] + bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body + jpeg[2:]
+
+
+def with_scans(jpeg: bytes, count: int) -> bytes:
+    """A progressive JPEG whose last scan is repeated until there are `count`."""
+    end = jpeg.index(b"\xff\xd9")
+    last = jpeg.rindex(b"\xff\xda", 0, end)
+    more = count - jpeg.count(b"\xff\xda", 0, end)
+    return jpeg[:end] + jpeg[last:end] * more + jpeg[end:]
+
+
+def with_hidden_scans(side: int, count: int, marker: int = 0x02) -> bytes:
+    """A progressive JPEG of side x side pixels with scans inside a scan, behind a marker that means nothing there.
+
+    Who skips that marker's "length" does not see them; libjpeg, which looks for a restart marker, runs into the first.
+    """
+    colour = Image.new("RGB", (side, side), (90, 120, 20))
+    jpeg = encoded(colour, "JPEG", progressive=True, quality=50, restart_marker_rows=1)
+    end = jpeg.index(b"\xff\xd9")
+    last = jpeg.rindex(b"\xff\xda", 0, end)
+    empty_scan = jpeg[last : last + 2 + int.from_bytes(jpeg[last + 2 : last + 4], "big")]
+    restart = re.compile(rb"\xff[\xd0-\xd7]").search(jpeg, last)
+    assert restart is not None
+    return jpeg[: restart.start()] + bytes([0xFF, marker, 0xFF, 0xFF]) + empty_scan * count + bytes(65_533) + jpeg[end:]
+
+
+def exif_of_many_tags(count: int, orientation: int = 1) -> bytes:
+    """TIFF whose first tag is the orientation."""
+    others = b"".join(struct.pack("<HHII", 0x200 + place & 0xFFFF, 3, 1, 8) for place in range(count - 1))
+    tags = struct.pack("<HHII", ORIENTATION, 3, 1, orientation) + others
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", count) + tags + bytes(8)
+
+
+def with_many_tags(jpeg: bytes, count: int, orientation: int = 1) -> bytes:
+    """The JPEG with Exif in as many segments as it needs."""
+    exif = exif_of_many_tags(count, orientation)
+    for start in reversed(range(0, len(exif), 65_000)):
+        jpeg = with_segment(jpeg, 0xE1, b"Exif\0\0" + exif[start : start + 65_000])
+    return jpeg

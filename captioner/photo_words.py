@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A decoded photo -> its caption, its query, and how likely each query is.
+
+With the rule `LIKELIEST_WORDS` the query is the likeliest one of the distribution, and the caption that is shown ends
+with it. Pure; knows the tokenizer and the query classes, not the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from captioner.caption_tokenizer import CaptionTokenizer
+from captioner.captions import MAX_WORD_ALTERNATIVES, Caption, Word, WordAlternative, caption_of
+from captioner.decoding import Hypothesis
+from captioner.query import QUERY_WORDS, QueryRule, caption_words, query_from_caption, words_of
+from captioner.query_distribution import CaptionHypothesis, QueryDistribution, photo_distribution
+from captioner.word_folding import fold
+
+
+class DecodedPhoto(Protocol):
+    """What the engine returns for one photo."""
+
+    @property
+    def hypotheses(self) -> list[Hypothesis]:
+        """The decoded captions, best first."""
+        ...
+
+    @property
+    def query_logprobs(self) -> npt.NDArray[np.float32] | None:
+        """float32 [Q], the log-probability of each query class; None for a model without a query head."""
+        ...
+
+
+@dataclass(frozen=True)
+class PhotoWords:
+    """Attributes:
+    query: what a search for the photo looks for.
+    rule: what made the query.
+    distribution: None where the model has no query head.
+    """
+
+    caption: Caption
+    query: str
+    rule: QueryRule
+    distribution: QueryDistribution | None = None
+
+    @property
+    def no_product_probability(self) -> float:
+        """How likely it is that the photo shows no product, 0 to 1; 0 where the model has no query head."""
+        return 0.0 if self.distribution is None else self.distribution.no_product_probability
+
+
+def photo_words(
+    decoded: DecodedPhoto, tokenizer: CaptionTokenizer, query_classes: Sequence[str], rule: QueryRule
+) -> PhotoWords:
+    """Read what was decoded of one photo.
+
+    Args:
+        query_classes: of the model's query head; empty where it has none.
+        rule: `LIKELIEST_WORDS` only of a model with a query head.
+    """
+    distribution = None
+    if query_classes:
+        assert decoded.query_logprobs is not None, "a model with a query head says how likely each query is"
+        hypotheses = [_caption_hypothesis(one, tokenizer) for one in decoded.hypotheses]
+        distribution = photo_distribution(query_classes, decoded.query_logprobs, hypotheses)
+    if rule is not QueryRule.LIKELIEST_WORDS:
+        caption = caption_of(decoded.hypotheses, tokenizer)
+        return PhotoWords(caption, query_from_caption(caption.text, rule), rule, distribution)
+    assert distribution is not None, "the rule was checked against the contract"
+    query = distribution.likeliest()
+    caption = ending_with(_best_caption(decoded.hypotheses, tokenizer, query), query, distribution)
+    return PhotoWords(caption, query, rule, distribution)
+
+
+def ending_with(caption: Caption, query: str, distribution: QueryDistribution) -> Caption:
+    """Make a caption end with a query, as sure of its words as the distribution is.
+
+    Where the caption ends with other words, its last two words are replaced by the query's; where it spells them
+    otherwise ("Shirts"), they are spelled as the query spells them. Its log-probability stays that of what was decoded.
+
+    Args:
+        query: one or two words in lower case.
+        distribution: gives the probabilities and the alternatives of the query's words.
+    """
+    wanted = caption_words(query)
+    places = [place for place, word in enumerate(caption.words) if words_of(word.text)]
+    is_end = _ends_with(caption.text, query)
+    last = places[-len(wanted) :] if is_end else places[-QUERY_WORDS:]
+    own = [" ".join(words_of(caption.words[place].text)) for place in last]
+    if [word.lower() for word in own] == query.split():
+        words = list(caption.words)
+        for place, word in zip(
+            last, _query_words([caption.words[place].text for place in last], distribution), strict=True
+        ):
+            words[place] = word
+        return replace(caption, words=tuple(words))
+    kept = caption.words[: last[0]] if last else caption.words
+    words = [*kept, *_query_words(wanted, distribution)]
+    text = " ".join(word.text for word in words if word.text)
+    return replace(caption, text=text, words=tuple(words), ends_edited=True)
+
+
+def _query_words(texts: Sequence[str], distribution: QueryDistribution) -> list[Word]:
+    """The words of a query as words of a caption."""
+    likeliest = MAX_WORD_ALTERNATIVES + 1
+    probability = distribution.last_word_probability(texts[-1])
+    last = _word(texts[-1], probability, distribution.last_words(likeliest))
+    if len(texts) == 1:
+        return [last]
+    probability = distribution.first_word_probability(texts[0])
+    return [_word(texts[0], probability, distribution.first_words(likeliest)), last]
+
+
+def _word(text: str, probability: float, words: Sequence[tuple[str, float]]) -> Word:
+    """A word and its alternatives, of the likeliest words that there may be in its place."""
+    others = [
+        WordAlternative(" ".join(caption_words(other)), share)
+        for other, share in words
+        if fold(other) != fold(text) and share > 0
+    ]
+    return Word(text, probability, tuple(others[:MAX_WORD_ALTERNATIVES]), probability)
+
+
+def _best_caption(hypotheses: Sequence[Hypothesis], tokenizer: CaptionTokenizer, query: str) -> Caption:
+    """The caption of the best hypothesis that ends with the query, else of the best; the others in their order."""
+    texts = [_caption_hypothesis(one, tokenizer).text for one in hypotheses]
+    place = next((place for place, text in enumerate(texts) if _ends_with(text, query)), 0)
+    return caption_of([hypotheses[place], *hypotheses[:place], *hypotheses[place + 1 :]], tokenizer)
+
+
+def _ends_with(text: str, query: str) -> bool:
+    """Whether the last words of a caption are those of a query, both folded."""
+    wanted = [fold(word) for word in words_of(query)]
+    return bool(wanted) and [fold(word) for word in words_of(text)[-len(wanted) :]] == wanted
+
+
+def _caption_hypothesis(hypothesis: Hypothesis, tokenizer: CaptionTokenizer) -> CaptionHypothesis:
+    text = tokenizer.text([token.token for token in hypothesis.tokens])
+    return CaptionHypothesis(text, hypothesis.log_probability, len(hypothesis.tokens) + hypothesis.complete)

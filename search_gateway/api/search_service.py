@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`captrieve.v1.SearchService`: protobuf on the outside, the pipeline inside. Errors are raised, never built here."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import grpc
+
+from captioner import captions
+from captioner.model_contract import ModelContract
+from captioner.query import QueryRule
+from search_api import search_pb2, search_pb2_grpc
+from search_gateway.api.admission import Admission
+from search_gateway.api.request_validation import decoding_options, query_rule, search_options
+from search_gateway.config import GatewayConfig
+from search_gateway.pipeline import CaptionAnswer, Pipeline, SearchAnswer
+from search_gateway.ranking.rerank import Judged, Verdict
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+# An answer must not grow with what strangers' servers send as thumbnails.
+_MAX_THUMBNAIL_BYTES = 256 * 1024
+
+_QUERY_RULES = {
+    None: search_pb2.QUERY_RULE_UNSPECIFIED,
+    QueryRule.LAST_TWO_WORDS: search_pb2.QUERY_RULE_LAST_TWO_WORDS,
+    QueryRule.FULL_CAPTION: search_pb2.QUERY_RULE_FULL_CAPTION,
+    QueryRule.LIKELIEST_WORDS: search_pb2.QUERY_RULE_LIKELIEST_WORDS,
+}
+_VERDICTS = {verdict: f"VERDICT_{verdict.name}" for verdict in Verdict}
+
+
+class SearchService(search_pb2_grpc.SearchServiceServicer):
+    def __init__(self, pipeline: Pipeline, admission: Admission, config: GatewayConfig):
+        self._pipeline = pipeline
+        self._admission = admission
+        self._config = config
+
+    async def Search(self, request: search_pb2.SearchRequest, context: Context) -> search_pb2.SearchResponse:
+        answer: SearchAnswer | None = None
+        async for event in self._events(request, context):
+            if isinstance(event, SearchAnswer):
+                answer = event
+        assert answer is not None, "the pipeline ends with the whole answer"
+        return _search_response(answer, self._model, explain=request.explain, with_results=True)
+
+    async def StreamSearch(
+        self, request: search_pb2.SearchRequest, context: Context
+    ) -> AsyncIterator[search_pb2.SearchEvent]:
+        async for event in self._events(request, context):
+            match event:
+                case captions.Caption():
+                    yield search_pb2.SearchEvent(caption=_caption_message(event))
+                case str():
+                    yield search_pb2.SearchEvent(query=event)
+                case Judged():
+                    yield search_pb2.SearchEvent(result=_result_message(event, explain=request.explain))
+                case SearchAnswer():
+                    summary = _search_response(event, self._model, explain=request.explain, with_results=False)
+                    yield search_pb2.SearchEvent(summary=summary)
+
+    async def Caption(self, request: search_pb2.CaptionRequest, context: Context) -> search_pb2.CaptionResponse:
+        with self._admission.admitted():
+            decoding = decoding_options(request.decoding, self._contract)
+            rule = query_rule(request.query_rule, self._contract)
+            answer = await self._pipeline.caption(request.photo, decoding, rule, self._admission.deadline(context))
+        return _caption_response(answer, self._model)
+
+    async def _events(
+        self, request: search_pb2.SearchRequest, context: Context
+    ) -> AsyncIterator[captions.Caption | str | Judged | SearchAnswer]:
+        with self._admission.admitted():
+            options = search_options(request, self._contract, self._config)
+            async for event in self._pipeline.search(request.photo, options, self._admission.deadline(context)):
+                yield event
+
+    @property
+    def _contract(self) -> ModelContract:
+        return self._pipeline.contract
+
+    @property
+    def _model(self) -> str:
+        return self._pipeline.contract.model
+
+
+def _caption_response(answer: CaptionAnswer, model: str) -> search_pb2.CaptionResponse:
+    return search_pb2.CaptionResponse(
+        caption=_caption_message(answer.caption),
+        query=answer.query,
+        timings=_timings(answer.timings_ms),
+        model=model,
+        query_rule=_QUERY_RULES[answer.query_rule],
+        no_product_probability=answer.no_product_probability,
+    )
+
+
+def _search_response(
+    answer: SearchAnswer, model: str, *, explain: bool, with_results: bool
+) -> search_pb2.SearchResponse:
+    refined = answer.refined
+    response = search_pb2.SearchResponse(
+        query=answer.query,
+        provider=answer.found.provider,
+        results=_results(refined.kept if with_results else (), explain=explain),
+        counts=_counts(answer),
+        empty_reason=answer.empty_reason,
+        timings=_timings(answer.timings_ms),
+        degraded=[search_pb2.Degradation(part=one.part, reason=one.reason) for one in answer.degraded],
+        dropped=_results(refined.dropped if explain else (), explain=explain),
+        model=model,
+        readings=[search_pb2.Reading(query=one.query, probability=one.probability) for one in answer.readings.readings],
+        query_rule=_QUERY_RULES[answer.query_rule],
+        no_product_probability=answer.no_product_probability,
+    )
+    if answer.caption is not None:
+        response.caption.CopyFrom(_caption_message(answer.caption))
+    if not refined.kept and refined.dropped:
+        response.nearest_miss.CopyFrom(_result_message(refined.dropped[0], explain=explain))
+    return response
+
+
+def _counts(answer: SearchAnswer) -> search_pb2.Counts:
+    counts = answer.refined.counts
+    found = len(answer.found.candidates)
+    return search_pb2.Counts(
+        found=found,
+        fetched=found - counts[Verdict.DROPPED_UNFETCHABLE],
+        unfetchable=counts[Verdict.DROPPED_UNFETCHABLE],
+        undecodable=counts[Verdict.DROPPED_UNDECODABLE],
+        dropped_visual=counts[Verdict.DROPPED_VISUAL],
+        dropped_semantic=counts[Verdict.DROPPED_SEMANTIC],
+        over_limit=counts[Verdict.DROPPED_OVER_LIMIT],
+        kept=counts[Verdict.KEPT],
+        duplicates=counts[Verdict.DROPPED_DUPLICATE],
+    )
+
+
+def _caption_message(caption: captions.Caption) -> search_pb2.Caption:
+    return search_pb2.Caption(
+        text=caption.text,
+        words=[
+            search_pb2.Word(
+                text=word.text,
+                probability=word.probability,
+                alternatives=[
+                    search_pb2.WordAlternative(text=other.text, probability=other.probability)
+                    for other in word.alternatives
+                ],
+            )
+            for word in caption.words
+        ],
+        log_probability=caption.log_probability,
+        complete=caption.complete,
+        alternatives=[
+            search_pb2.AlternativeCaption(text=other.text, log_probability=other.log_probability)
+            for other in caption.alternatives
+        ],
+    )
+
+
+def _results(judged: Sequence[Judged], *, explain: bool) -> Iterable[search_pb2.Result]:
+    return [_result_message(one, explain=explain) for one in judged]
+
+
+def _result_message(judged: Judged, *, explain: bool) -> search_pb2.Result:
+    candidate = judged.candidate
+    thumbnail = judged.thumbnail or b""
+    return search_pb2.Result(
+        title=candidate.title,
+        url=candidate.url,
+        image_url=candidate.image_url,
+        thumbnail_url=candidate.thumbnail_url,
+        source=candidate.source,
+        width=candidate.width,
+        height=candidate.height,
+        visual_score=judged.visual_score,
+        semantic_score=judged.semantic_score,
+        score=judged.score,
+        verdict=_VERDICTS[judged.verdict],
+        reason=judged.reason,
+        thumbnail=thumbnail if len(thumbnail) <= _MAX_THUMBNAIL_BYTES else b"",
+        duplicates=[
+            search_pb2.Duplicate(source=other.source, url=other.url, title=other.title) for other in judged.duplicates
+        ],
+        picture_words=judged.picture_words if explain else "",
+    )
+
+
+def _timings(milliseconds: Mapping[str, float]) -> Iterable[search_pb2.StageTime]:
+    return [search_pb2.StageTime(stage=stage, milliseconds=value) for stage, value in milliseconds.items()]

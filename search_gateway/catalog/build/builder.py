@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder of photos -> the catalogue file. Only what has changed since the last build is done.
+
+Every batch is a transaction in the file itself: a build that is stopped, however hard, has lost the batches it was at,
+and the next one goes on from there. While one batch is stored the next ones are at the model already, and those after
+them are being decoded. Knows nothing about the model: how to decode and to embed is given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from search_gateway.catalog.build.photo import (
+    Decode,
+    DecodedPhoto,
+    KnownPhoto,
+    LeftOutPhoto,
+    PhotoJob,
+    PreparedPhoto,
+    entry_of,
+    left_out,
+    prepare_photo,
+)
+from search_gateway.catalog.build.photo_folder import PHOTO_SUFFIXES, PhotoFile, look_for_photos
+from search_gateway.catalog.build.report import BuildReport
+from search_gateway.catalog.build.titles import TitleLine, TitleList, read_titles, title_from_name
+from search_gateway.catalog.store import (
+    CatalogEntry,
+    CatalogError,
+    CatalogOutdatedError,
+    CatalogProduct,
+    CatalogStore,
+)
+
+NO_EMBEDDING = "the model gives no embedding"
+
+# Pixels [H, W, 3] of each photo -> embeddings [n, D]; called from several threads at once
+Embed = Callable[[Sequence[npt.NDArray[np.uint8]]], npt.NDArray[np.float32]]
+
+_MAX_DECODERS = 4  # threads; the model needs the other cores
+# Batches at the model at a time. With one the model would wait while the next one is put together; with a second one
+# in its queue there is always something to batch.
+_BATCHES_EMBEDDED_AT_ONCE = 2
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    photos: list[PreparedPhoto]
+    embeddings: npt.NDArray[np.float32]  # [n, D], of those that are decoded
+
+
+def build_catalog(
+    photos_folder: Path,
+    titles_csv: Path | None,
+    output: Path,
+    embed: Embed,
+    decode: Decode,
+    *,
+    model_fingerprint: str,
+    model_name: str = "",
+    progress: bool = True,
+    batch: int = 64,
+    report: BuildReport | None = None,
+) -> BuildReport:
+    """Bring the catalogue `output` up to date with the photos in a folder and the folders in it.
+
+    A catalogue of another model, or of another version of this code, is built anew beside the old
+    one (`<output>.new`) and takes its place when it is complete.
+
+    Args:
+        batch: photos that are embedded by one call and stored in one transaction.
+        report: is filled as things are stored, for whom the build ends with an error or Ctrl-C.
+
+    Raises:
+        CatalogError: no folder, no photo in it, unusable titles, or a file that cannot be written.
+    """
+    started = time.monotonic()
+    folder = photos_folder.resolve()
+    photos, unreadable = look_for_photos(folder)
+    if not photos:
+        # A folder that is not mounted looks like this; it must not empty the catalogue.
+        raise CatalogError(f"no photo ({', '.join(sorted(PHOTO_SUFFIXES))}) in {photos_folder}")
+    titles = TitleList([]) if titles_csv is None else read_titles(titles_csv, folder)
+
+    def opened(path: Path) -> CatalogStore:
+        return CatalogStore.open_for_writing(
+            path,
+            photos_folder=folder,
+            model_fingerprint=model_fingerprint,
+            model_name=model_name,
+        )
+
+    target = output
+    try:
+        store = opened(output)
+    except CatalogOutdatedError:
+        target = output.with_name(f"{output.name}.new")
+        try:
+            store = opened(target)
+        except CatalogOutdatedError:
+            target.unlink()
+            store = opened(target)
+    report = BuildReport() if report is None else report
+    report.unreadable += unreadable
+    with store:
+        build = _Build(store, embed, decode, report)
+        jobs = build.plan(photos, titles, has_list=titles_csv is not None)
+        build.work_off(jobs, batch, progress)
+    if target != output:
+        target.replace(output)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+class _Build:
+    """One run over the photos."""
+
+    def __init__(self, store: CatalogStore, embed: Embed, decode: Decode, report: BuildReport) -> None:
+        self._store = store
+        self._embed = embed
+        self._decode = decode
+        self._report = report
+        # By SHA-256: products whose photo is not there any more, but may be there under another name.
+        self._gone: dict[str, list[CatalogEntry]] = {}
+
+    def plan(self, photos: Iterable[PhotoFile], titles: TitleList, *, has_list: bool) -> list[PhotoJob]:
+        """Forget deleted photos, take over new titles, and return what must be read."""
+        report = self._report
+        known = {entry.path: entry for entry in self._store.entries()}
+        jobs: list[PhotoJob] = []
+        retitled: list[CatalogEntry] = []
+        used: set[str] = set()
+        for photo in photos:
+            path = PurePosixPath(photo.path)
+            line = titles.line_of(path)
+            if line is None:
+                line = TitleLine("", title_from_name(path), "")
+                report.untitled += has_list
+            else:
+                used.add(line.key)
+            old = known.pop(photo.path, None)
+            job = PhotoJob(photo, line.title, line.url, old)
+            if old is None or (photo.size_bytes, photo.mtime_ns) != (old.stamp.size_bytes, old.stamp.mtime_ns):
+                jobs.append(job)
+            elif (old.title, old.url) != (job.title, job.url):
+                retitled.append(entry_of(job, old.stamp))
+            else:
+                report.unchanged += 1
+        report.titles_without_photo = len(titles) - len(used)
+        report.remaining = len(jobs)
+        sizes = {job.photo.size_bytes for job in jobs if job.old is None}
+        for entry in known.values():
+            if entry.stamp.size_bytes in sizes:
+                self._gone.setdefault(entry.stamp.sha256, []).append(entry)
+        self._remove([path for path, entry in known.items() if entry.stamp.size_bytes not in sizes])
+        if retitled:
+            self._store.refresh(retitled)
+            report.updated += len(retitled)
+        return jobs
+
+    def work_off(self, jobs: Sequence[PhotoJob], batch: int, progress: bool) -> None:
+        """Read, embed and store the photos; what is stored after each batch stays stored."""
+        decoders = ThreadPoolExecutor(min(_MAX_DECODERS, os.cpu_count() or 1), thread_name_prefix="decode")
+        embedders = ThreadPoolExecutor(_BATCHES_EMBEDDED_AT_ONCE, thread_name_prefix="embed")
+        try:
+            hidden = not progress or not jobs
+            with tqdm(total=len(jobs), desc="catalogue", unit="photo", disable=hidden) as bar:
+                prepared = _ahead(decoders, self._prepared, jobs, 2 * batch)
+                batches = iter(lambda: list(itertools.islice(prepared, batch)), [])
+                for done in _ahead(embedders, self._embedded, batches, _BATCHES_EMBEDDED_AT_ONCE + 1):
+                    self._store_batch(done)
+                    self._report.remaining -= len(done.photos)
+                    bar.update(len(done.photos))
+        finally:
+            embedders.shutdown(cancel_futures=True)
+            decoders.shutdown(cancel_futures=True)
+        self._remove([entry.path for entries in self._gone.values() for entry in entries])
+        if jobs:
+            self._store.optimize()
+
+    def _prepared(self, job: PhotoJob) -> PreparedPhoto:
+        return prepare_photo(job, self._decode, self._renamed_from)
+
+    def _renamed_from(self, sha256: str) -> CatalogEntry | None:
+        with contextlib.suppress(KeyError, IndexError):
+            return self._gone[sha256].pop()
+        return None
+
+    def _embedded(self, photos: list[PreparedPhoto]) -> _Batch:
+        pixels = [photo.pixels for photo in photos if isinstance(photo, DecodedPhoto)]
+        if not pixels:
+            return _Batch(photos, np.empty((0, 0), np.float32))
+        embeddings = self._embed(pixels)
+        if embeddings.ndim != 2 or len(embeddings) != len(pixels):
+            raise ValueError(f"embed returned {embeddings.shape} for {len(pixels)} photos")
+        return _Batch(photos, embeddings)
+
+    def _store_batch(self, batch: _Batch) -> None:
+        decoded = [photo for photo in batch.photos if isinstance(photo, DecodedPhoto)]
+        known = [photo for photo in batch.photos if isinstance(photo, KnownPhoto)]
+        bad = [photo for photo in batch.photos if isinstance(photo, LeftOutPhoto)]
+        lengths = np.linalg.norm(batch.embeddings, axis=1)
+        good = [
+            (photo, embedding)
+            for photo, embedding, length in zip(decoded, batch.embeddings, lengths, strict=True)
+            if np.isfinite(length) and length > 0
+        ]
+        with_embedding = {photo.job.photo.path for photo, _ in good}
+        bad += [left_out(one.job, NO_EMBEDDING) for one in decoded if one.job.photo.path not in with_embedding]
+        report = self._report
+        if good:
+            self._store.add([_product(photo, embedding) for photo, embedding in good])
+            num_new = sum(photo.job.old is None for photo, _ in good)
+            report.added += num_new
+            report.updated += len(good) - num_new
+        if known:
+            self._store.move((photo.old.path, photo.entry) for photo in known)
+            for photo in known:
+                if photo.job.old is None:
+                    report.renamed += 1
+                elif (photo.old.title, photo.old.url) != (photo.entry.title, photo.entry.url):
+                    report.updated += 1
+                else:
+                    report.unchanged += 1
+        self._remove([one.job.photo.path for one in bad if one.job.old is not None])
+        report.unreadable += [one.unreadable for one in bad]
+
+    def _remove(self, paths: Sequence[str]) -> None:
+        if paths:
+            self._store.remove(paths)
+            self._report.removed += len(paths)
+
+
+def _product(photo: DecodedPhoto, embedding: npt.NDArray[np.float32]) -> CatalogProduct:
+    return CatalogProduct(
+        entry=photo.entry,
+        width=photo.width,
+        height=photo.height,
+        embedding=embedding,
+        thumbnail=photo.thumbnail,
+    )
+
+
+def _ahead(pool: ThreadPoolExecutor, work: Callable[[_In], _Out], jobs: Iterable[_In], window: int) -> Iterator[_Out]:
+    """The results of the work in the order of the jobs, up to `window` jobs ahead of the reader."""
+    running: deque[Future[_Out]] = deque()
+    for job in jobs:
+        running.append(pool.submit(work, job))
+        if len(running) == window:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()

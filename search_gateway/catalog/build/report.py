@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a build of a catalogue did, for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from search_gateway.catalog.build.photo_folder import UnreadablePhoto
+
+
+@dataclass(kw_only=True)
+class BuildReport:
+    """Counts what is stored already, not what is being done. A photo that became unreadable is in `removed`, too."""
+
+    added: int = 0
+    updated: int = 0  # photo, title or URL changed
+    renamed: int = 0  # the same photo under another name
+    unchanged: int = 0
+    removed: int = 0
+    remaining: int = 0  # photos to be looked at, until the build is complete
+    untitled: int = 0  # photos the titles file does not know: titled by their file name
+    titles_without_photo: int = 0  # lines of the titles file
+    unreadable: list[UnreadablePhoto] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def counts(self) -> str:
+        """What became of the products, in a few words."""
+        renamed = f"{self.renamed:,} renamed, " if self.renamed else ""
+        return (
+            f"{self.added:,} added, {self.updated:,} updated, {renamed}{self.unchanged:,} unchanged, "
+            f"{self.removed:,} removed"
+        )
+
+    def summary(self) -> str:
+        """Some lines for people."""
+        lines = [f"{self.counts()} in {self.seconds:.1f} s"]
+        if self.untitled:
+            lines.append(f"{self.untitled:,} photos have no title in the list: file name used")
+        if self.titles_without_photo:
+            lines.append(f"{self.titles_without_photo:,} titles of the list have no photo")
+        for kind, count in Counter(bad.kind for bad in self.unreadable).most_common():
+            example = next(bad.path for bad in self.unreadable if bad.kind == kind)
+            lines.append(f"{count:,} left out, {kind} (e.g. {example})")
+        return "\n".join(lines)

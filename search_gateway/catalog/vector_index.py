@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The embeddings of a catalogue in memory, and which are most like a photo's: all are compared, none is skipped.
+
+Knows nothing about words, rows and pictures. Belongs to the thread that opened the file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from search_gateway.catalog.database import CatalogFile
+
+# A read through `products` would walk over every picture of the file for the sake of 8 bytes a row.
+_IDS = "SELECT id FROM products INDEXED BY products_by_revision"
+_CHANGED = "SELECT id, embedding FROM products WHERE revision > ?"
+_COPIED_AT_ONCE = 4096  # rows; a copy of all at once would need the memory of all once more
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """The products most like a photo, the most alike first, equal ones in the order of their ids."""
+
+    ids: list[int]
+    cosines: list[float]  # -1 to 1
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    """What is in memory of which state of the file."""
+
+    version: int  # SQLite's count of changes by others
+    revision: int  # ours, of the last embeddings read
+    ids: npt.NDArray[np.int64]  # [N], ascending
+    matrix: npt.NDArray[np.float32]  # [N, D], each L2-normalised
+
+
+class CatalogVectors:
+    """The embeddings of an open catalogue: N x D x 4 bytes, for a moment twice that when products come or go."""
+
+    def __init__(self, file: CatalogFile) -> None:
+        self._file = file
+        self._state: _State | None = None
+        self._is_stale = False
+
+    def changed(self) -> None:
+        """This connection writes: SQLite's count of changes leaves those out."""
+        self._is_stale = True
+
+    def load(self) -> None:
+        """Read what is not in memory yet; inside `CatalogFile.reading`."""
+        self._current()
+
+    def nearest(self, unit: npt.NDArray[np.float32], limit: int) -> Neighbours:
+        """The products with the largest cosine to an L2-normalised embedding [D]; inside `CatalogFile.reading`.
+
+        The first call reads all embeddings, one after a change those that are new.
+
+        Raises:
+            ValueError: the embedding is of another size than those stored.
+        """
+        state = self._current()
+        if not len(state.ids):
+            return Neighbours([], [])
+        check_size(unit.size, state.matrix.shape[1])
+        cosines = state.matrix @ unit
+        best = largest(cosines, limit)
+        return Neighbours(state.ids[best].tolist(), cosines[best].tolist())
+
+    def _current(self) -> _State:
+        version = self._file.integer("PRAGMA data_version")
+        if self._state is None or self._is_stale or self._state.version != version:
+            self._state = self._read(self._state, version)
+            self._is_stale = False
+        return self._state
+
+    def _read(self, old: _State | None, version: int) -> _State:
+        file = self._file
+        revision, size = int(file.meta("revision", "0")), int(file.meta("embedding_size", "0"))
+        ids = np.fromiter((found for (found,) in file.connection.execute(_IDS)), np.int64)
+        ids.sort()
+        if old is not None and np.array_equal(ids, old.ids):
+            matrix = old.matrix
+        else:
+            matrix = np.empty((len(ids), size), np.float32)
+            if old is not None:
+                _, here, there = np.intersect1d(ids, old.ids, assume_unique=True, return_indices=True)
+                for start in range(0, len(here), _COPIED_AT_ONCE):
+                    end = start + _COPIED_AT_ONCE
+                    matrix[here[start:end]] = old.matrix[there[start:end]]
+        for product_id, embedding in file.connection.execute(_CHANGED, (0 if old is None else old.revision,)):
+            matrix[ids.searchsorted(product_id)] = np.frombuffer(embedding, "<f4")
+        return _State(version, revision, ids, matrix)
+
+
+def largest(values: npt.NDArray[np.floating[Any]], limit: int) -> npt.NDArray[np.intp]:
+    """Where the `limit` largest of the values [N] are, the largest first, the first of equal ones first.
+
+    What a stable sort of all would begin with, without sorting all.
+    """
+    if 0 < limit < len(values):
+        least = np.partition(values, -limit)[-limit]
+        at = np.flatnonzero(values >= least)
+    else:
+        at = np.arange(len(values))
+    return at[np.argsort(-values[at], kind="stable")][:limit]
+
+
+def check_size(size: int, stored: int) -> None:
+    """Raises:
+    ValueError: an embedding is of another size than those stored.
+    """
+    if size != stored:
+        raise ValueError(f"the embedding has {size} numbers; those stored have {stored}")

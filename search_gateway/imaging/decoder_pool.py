@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decodes photos and thumbnails in processes of their own, and turns image errors into the gateway's.
+
+A picture that takes too long, too much memory or its process with it fails alone: the process is replaced in the
+background, and who waits is served by the others. Pictures that take long (many bytes or pixels) leave one process to
+all others, so that a stream of them keeps nobody waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import logging
+import math
+import signal
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from captioner.model_contract import ModelContract
+from captioner.preprocessing import ImageError, ImageLimits, ImageTooLargeError, check_number_of_bytes
+from search_gateway.deadline import Deadline
+from search_gateway.errors import DeadlineError, InferenceError, InvalidPhotoError, PhotoTooLargeError, SearchError
+from search_gateway.imaging.worker_main import CPU_SECONDS, QUICK_CPU_SECONDS, Kind
+from search_gateway.imaging.worker_process import WORKER_COMMAND, Answer, PhotoProcess, WorkerStartError, described
+
+_log = logging.getLogger(__name__)
+
+QUICK_BYTES = 2**20  # a larger file may take long, whatever is in it
+_WORK_SECONDS = 10  # for one picture by the clock, should the process hang instead of computing
+# What a picture may go on when its caller has left. Starting another process costs as much.
+_GRACE_SECONDS = 0.25
+_START_SECONDS = 30
+_FAILED_STARTS_UNTIL_TOLD = 2  # one may be an accident, and who waits can wait for the next
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0  # between attempts to start what does not start
+
+
+@dataclass(eq=False)
+class _Picture:
+    data: bytes
+    number: int  # of its arrival
+    may_take_long: bool
+    pixels: asyncio.Future[bytearray]  # or the SearchError
+    timer: asyncio.TimerHandle | None = None
+    was_killed: bool = False  # its process, from outside, once
+
+
+class PhotoDecoder:
+    """Made on the event loop and used there; starts its processes at once.
+
+    Args:
+        num_workers: pictures decoded at a time, each in its process.
+        command: the program of a process, see `PhotoProcess`.
+    """
+
+    def __init__(
+        self,
+        contract: ModelContract,
+        limits: ImageLimits,
+        *,
+        num_workers: int = 2,
+        command: Sequence[str] = WORKER_COMMAND,
+    ):
+        self._shape = (contract.image_height, contract.image_width, 3)
+        self._limits = limits
+        self._command = command
+        shape = (contract.image_height, contract.image_width, contract.fit)
+        self._arguments = [str(value) for value in (*shape, limits.max_bytes, limits.max_pixels, limits.max_side)]
+        self._loop = asyncio.get_running_loop()
+        self._num_workers = num_workers
+        self._idle: list[PhotoProcess] = []
+        self._at_work: dict[PhotoProcess, _Picture] = {}
+        self._proven: set[PhotoProcess] = set()  # those that have answered or ended because of a picture
+        self._quick: deque[_Picture] = deque()
+        self._long: deque[_Picture] = deque()
+        self._numbers = itertools.count()
+        self._processes: set[PhotoProcess] = set()
+        self._starting: set[asyncio.Task[None]] = set()
+        self._one_start_at_a_time = asyncio.Lock()
+        self._failed_starts = 0  # in a row
+        self._is_closed = False
+        self.num_replaced = 0  # processes since the start
+        for _ in range(num_workers):
+            self._start_one()
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the processes there are now."""
+        return [process.pid for process in self._processes]
+
+    async def decode(self, data: bytes, deadline: Deadline) -> npt.NDArray[np.uint8]:
+        """Image file -> uint8 [height, width, 3] as the encoder sees it.
+
+        Raises:
+            PhotoTooLargeError, InvalidPhotoError.
+            DeadlineError: the time is over.
+            InferenceError: no process can be started, or the decoder is closed.
+        """
+        try:
+            check_number_of_bytes(data, self._limits)
+        except ImageTooLargeError as error:
+            raise PhotoTooLargeError(str(error)) from error
+        except ImageError as error:
+            raise InvalidPhotoError(str(error)) from error
+        if self._is_closed or self._is_broken():
+            raise _unavailable()
+        picture = _Picture(data, next(self._numbers), len(data) > QUICK_BYTES, self._loop.create_future())
+        self._queue_of(picture).append(picture)
+        self._serve()
+        try:
+            async with asyncio.timeout(deadline.remaining_seconds()):
+                pixels = await picture.pixels
+        except TimeoutError as error:
+            raise DeadlineError("the deadline passed before the photo was decoded: allow more time") from error
+        finally:
+            if picture.pixels.cancelled():
+                self._leave(picture)
+            elif picture.pixels.done():
+                picture.pixels.exception()  # looked at, even where the caller is cancelled in this very moment
+        return np.frombuffer(pixels, np.uint8).reshape(self._shape)
+
+    def close(self) -> None:
+        """End all processes, and return when they are gone. Who still waits is told that the server is stopping."""
+        self._is_closed = True
+        for task in self._starting:
+            task.cancel()
+        for process in self._processes:
+            process.kill()  # all at once before waiting for each
+        for process in self._processes:
+            process.close()
+        for picture in [*self._at_work.values(), *self._quick, *self._long]:
+            self._fail(picture, InferenceError("the server is stopping: try another one"))
+        self._processes.clear()
+        self._idle.clear()
+        self._at_work.clear()
+        self._quick.clear()
+        self._long.clear()
+
+    # Who is decoded next
+
+    def _queue_of(self, picture: _Picture) -> deque[_Picture]:
+        return self._long if picture.may_take_long else self._quick
+
+    def _serve(self) -> None:
+        while self._idle and (queue := self._next_queue()):
+            picture, process = queue.popleft(), self._idle.pop()
+            self._at_work[process] = picture
+            picture.timer = self._loop.call_later(_WORK_SECONDS, self._end_if_at, process, picture)
+            process.ask(picture.data, may_take_long=picture.may_take_long)
+
+    def _next_queue(self) -> deque[_Picture] | None:
+        """That of the first to come, among those who may go now."""
+        if not self._long or not self._has_room_for_a_long_one():
+            return self._quick or None
+        return self._long if not self._quick or self._long[0].number < self._quick[0].number else self._quick
+
+    def _has_room_for_a_long_one(self) -> bool:
+        long_ones = sum(picture.may_take_long for picture in self._at_work.values())
+        # One that lives is left over; those being replaced do not count, unless that fails.
+        return self._num_workers == 1 or self._failed_starts > 0 or long_ones + 1 < len(self._at_work) + len(self._idle)
+
+    def _leave(self, picture: _Picture) -> None:
+        """The caller is gone: what it waits for is not decoded, or soon ended."""
+        if picture in self._queue_of(picture):
+            self._queue_of(picture).remove(picture)
+        for process, current in self._at_work.items():
+            if current is picture:
+                self._loop.call_later(_GRACE_SECONDS, self._end_if_at, process, picture)
+
+    def _end_if_at(self, process: PhotoProcess, picture: _Picture) -> None:
+        if self._at_work.get(process) is picture:
+            self._fail(picture, _takes_too_long(f"{_WORK_SECONDS} s"))
+            process.kill()
+
+    # What processes say
+
+    def _answered(self, process: PhotoProcess, answer: Answer) -> None:
+        if answer.kind is Kind.PIXELS and len(answer.body) != math.prod(self._shape):
+            self._fail(self._at_work[process], _cannot_be_decoded(self._at_work[process]))
+            process.kill()  # hostile bytes have taken it over
+            return
+        picture = self._finished(process)
+        self._proven.add(process)
+        self._idle.append(process)
+        if answer.kind is Kind.TAKES_LONG:
+            if not picture.pixels.done():
+                picture.may_take_long = True
+                self._put_back(picture)
+        elif answer.kind is Kind.PIXELS:
+            if not picture.pixels.done():
+                picture.pixels.set_result(answer.body)
+        else:
+            kind = PhotoTooLargeError if answer.kind is Kind.TOO_LARGE else InvalidPhotoError
+            self._fail(picture, kind(answer.body.decode(errors="replace")))
+        self._serve()
+
+    def _ended(self, process: PhotoProcess, exit_code: int) -> None:
+        """Replace it. Its picture, if it had one, is the cause, unless somebody killed it for the first time."""
+        self._processes.discard(process)
+        is_proven = process in self._proven
+        self._proven.discard(process)
+        if process in self._at_work:
+            picture = self._finished(process)
+            self._log_end(process, exit_code, picture)
+            if picture.pixels.done():
+                pass  # we ended it, or its caller has left
+            elif exit_code == -signal.SIGPROF:
+                seconds = CPU_SECONDS if picture.may_take_long else QUICK_CPU_SECONDS
+                self._fail(picture, _takes_too_long(f"{seconds} s of processor time"))
+            elif exit_code == -signal.SIGKILL and not picture.was_killed:
+                picture.was_killed = True
+                self._put_back(picture)
+            else:
+                self._fail(picture, _cannot_be_decoded(picture))
+        else:
+            self._idle.remove(process)
+            self._log_end(process, exit_code, None)
+            if not is_proven:
+                self._failed_starts += 1
+        self.num_replaced += 1
+        self._start_one()
+
+    def _finished(self, process: PhotoProcess) -> _Picture:
+        picture = self._at_work.pop(process)
+        if picture.timer is not None:
+            picture.timer.cancel()
+        self._failed_starts = 0
+        return picture
+
+    def _put_back(self, picture: _Picture) -> None:
+        """Where it would be, had it not been taken."""
+        queue = self._queue_of(picture)
+        place = sum(other.number < picture.number for other in queue)
+        queue.insert(place, picture)
+
+    def _fail(self, picture: _Picture, error: SearchError) -> None:
+        if not picture.pixels.done():
+            picture.pixels.set_exception(error)
+
+    def _log_end(self, process: PhotoProcess, exit_code: int, picture: _Picture | None) -> None:
+        # The picture's fingerprint lets it be found again among those a caller has sent; it is not kept.
+        work = "without work" if picture is None else (
+            f"at a picture of {len(picture.data):,} bytes, sha256 {hashlib.sha256(picture.data).hexdigest()}"
+        )  # fmt: skip
+        _log.warning("photo worker %d ended %s: %s", process.pid, work, described(exit_code))
+
+    # Starting and replacing
+
+    def _start_one(self) -> None:
+        if not self._is_closed:
+            task = self._loop.create_task(self._keep_starting())
+            self._starting.add(task)
+            task.add_done_callback(self._starting.discard)
+
+    async def _keep_starting(self) -> None:
+        """Until one is ready. One at a time: replacing those that hostile pictures end takes one processor at most."""
+        async with self._one_start_at_a_time:
+            while True:
+                if self._failed_starts:
+                    pause = _FIRST_PAUSE_SECONDS * 2 ** min(self._failed_starts - 1, 10)
+                    await asyncio.sleep(min(pause, _LONGEST_PAUSE_SECONDS))
+                try:
+                    process = await self._start()
+                except WorkerStartError as error:
+                    self._failed_starts += 1
+                    _log.error("a photo worker cannot be started (attempt %d): %s", self._failed_starts, error)
+                    if self._is_broken():
+                        self._fail_all_waiting()
+                else:
+                    self._idle.append(process)
+                    self._serve()
+                    return
+
+    async def _start(self) -> PhotoProcess:
+        """Raises:
+        WorkerStartError.
+        """
+        process = PhotoProcess(self._command, self._arguments, self._answered, self._ended)
+        self._processes.add(process)
+        try:
+            await process.connect(_START_SECONDS)
+        except WorkerStartError:
+            self._processes.discard(process)
+            process.close()
+            raise
+        return process
+
+    def _is_broken(self) -> bool:
+        return self._failed_starts >= _FAILED_STARTS_UNTIL_TOLD and not self._idle and not self._at_work
+
+    def _fail_all_waiting(self) -> None:
+        for picture in (*self._quick, *self._long):
+            self._fail(picture, _unavailable())
+        self._quick.clear()
+        self._long.clear()
+
+
+def _unavailable() -> InferenceError:
+    return InferenceError("photos cannot be decoded at the moment: try again shortly")
+
+
+def _takes_too_long(limit: str) -> InvalidPhotoError:
+    return InvalidPhotoError(
+        f"the photo takes too long to decode; the limit is {limit}: save it again or send a smaller one"
+    )
+
+
+def _cannot_be_decoded(picture: _Picture) -> InvalidPhotoError:
+    return InvalidPhotoError(
+        f"the photo ({len(picture.data):,} bytes) ended the process that decoded it, most likely for want of memory: "
+        "save it again or send a smaller one"
+    )

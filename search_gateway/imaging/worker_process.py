@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One process of `worker_main.py` as the event loop sees it: started, asked one thing at a time, killed.
+
+It does not know who asks or what a photo is. Asking costs a write and a read on a socket: no thread, no pickling.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from search_gateway.imaging.worker_main import ANSWER, REQUEST, Kind
+
+# In isolated mode (-I: no PYTHON* variables, nothing from the working directory) the package is found by its folder.
+_PROGRAM = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); from search_gateway.imaging.worker_main import main; main()"
+)
+WORKER_COMMAND = (sys.executable, "-I", "-c", _PROGRAM, str(Path(__file__).parents[2]))
+
+# The gateway's settings and secrets are not a decoder's business.
+_VARIABLES = ("LD_LIBRARY_PATH", "LANG", "LC_ALL", "PATH")
+_ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    # Pixels of a large photo go back to the system at once, instead of counting against the next one's limit.
+    "MALLOC_MMAP_THRESHOLD_": str(2**20),
+}
+
+_BUFFER_BYTES = 2**20  # of the socket: most photos and all pixels pass in one piece
+_MOST_ANSWER_BYTES = 64 * 2**20
+_END_SECONDS = 0.1
+
+
+class WorkerStartError(Exception):
+    """The worker did not become ready; for the log, not for a caller."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    kind: Kind
+    body: bytearray  # pixels, or a message in UTF-8
+
+
+class PhotoProcess(asyncio.Protocol):
+    """A started worker. Call `connect` next; it may be killed at any time.
+
+    The process dies with the thread that makes this object, the event loop's, and at the latest with this process.
+
+    Args:
+        command: a program that keeps to the protocol of `worker_main.py`; `arguments` are appended.
+        answered: called with each answer, on the event loop.
+        ended: called once when the process is gone, with its exit status (negative: the signal); not before `connect`
+            has returned.
+
+    Raises:
+        WorkerStartError: it cannot be executed.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        arguments: Sequence[str],
+        answered: Callable[[PhotoProcess, Answer], None],
+        ended: Callable[[PhotoProcess, int], None],
+    ):
+        self._answered = answered
+        self._ended = ended
+        self._received = bytearray()
+        self._is_expected = True  # an answer; anything else that arrives is no worker of ours any more
+        self._ready: asyncio.Future[None] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            for end in (self._socket, theirs):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+            try:
+                self._process = subprocess.Popen(
+                    [*command, str(os.getpid()), *arguments],
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    env=_environment(),
+                    start_new_session=True,  # out of reach of the terminal's Ctrl-C from the first moment
+                )
+            except OSError as error:
+                self._socket.close()
+                raise WorkerStartError(f"it cannot be executed: {error}") from error
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def connect(self, timeout_seconds: float) -> None:
+        """Return when the worker is ready.
+
+        Raises:
+            WorkerStartError: it ended, or took too long and was killed.
+        """
+        loop = asyncio.get_running_loop()
+        self._ready = loop.create_future()
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await loop.create_unix_connection(lambda: self, sock=self._socket)
+                await self._ready
+        except TimeoutError as error:
+            self.kill()
+            raise WorkerStartError(f"it was not ready after {timeout_seconds:g} s") from error
+        finally:
+            self._ready.cancel()  # whoever waited has left; nothing where it has a result
+
+    def ask(self, data: bytes, *, may_take_long: bool) -> None:
+        """Send a file to decode. Only one at a time: the answer must have come first."""
+        assert self._transport is not None
+        assert not self._is_expected
+        self._is_expected = True
+        self._transport.write(REQUEST.pack(len(data), may_take_long))
+        self._transport.write(data)
+
+    def kill(self) -> None:
+        """End it wherever it is. `ended` is called as for any end."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    def close(self) -> None:
+        """Kill it, and return when it is gone; on the event loop. Nothing is called any more."""
+        self._answered, self._ended = _ignore, _ignore
+        self.kill()
+        self._process.wait()
+        if self._transport is None:
+            self._socket.close()
+        else:
+            self._transport.abort()
+
+    # What asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        # All of the request is on its way; nobody needs to be told to pause.
+        transport.set_write_buffer_limits(high=2**31)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        if len(self._received) < ANSWER.size:
+            return
+        kind, num_bytes = ANSWER.unpack_from(self._received)
+        expected = ANSWER.size + num_bytes
+        if not self._is_expected or num_bytes > _MOST_ANSWER_BYTES or len(self._received) > expected:
+            self.kill()  # a decoder that hostile bytes have taken over
+        elif len(self._received) == expected:
+            body, self._received = self._received, bytearray()
+            del body[: ANSWER.size]
+            self._is_expected = False
+            self._take(kind, body)
+
+    def _take(self, kind: int, body: bytearray) -> None:
+        assert self._ready is not None
+        if not self._ready.done():
+            self._ready.set_result(None)
+        elif kind in _ANSWERS:
+            self._answered(self, Answer(Kind(kind), body))
+        else:
+            self.kill()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        assert self._ready is not None
+        try:
+            exit_code = self._process.wait(_END_SECONDS)  # nearly always at once: the kernel closes its files last
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            exit_code = self._process.wait()
+        if not self._ready.done():
+            self._ready.set_exception(WorkerStartError(f"it ended before it was ready, {described(exit_code)}"))
+        elif not self._ready.cancelled() and self._ready.exception() is None:
+            self._ended(self, exit_code)
+
+
+_ANSWERS = frozenset(Kind) - {Kind.READY}
+
+
+def _environment() -> dict[str, str]:
+    return {name: os.environ[name] for name in _VARIABLES if name in os.environ} | _ENVIRONMENT
+
+
+def described(exit_code: int) -> str:
+    """An exit status in words, for the log."""
+    if exit_code >= 0:
+        return f"status {exit_code}"
+    try:
+        return signal.Signals(-exit_code).name
+    except ValueError:
+        return f"signal {-exit_code}"
+
+
+def _ignore(*_: object) -> None:
+    """Stands for a callback whose owner has closed."""

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asks one provider after the other until one answers, and says which ones failed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from search_gateway.deadline import Deadline
+from search_gateway.errors import BadRequestError, ProviderError, ProviderNotAskedError
+from search_gateway.providers.base import Candidate, OldCandidates, Provider
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """A part of the answer that is missing or second best, and why; fit for the caller."""
+
+    part: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Found:
+    provider: str  # empty where none answered
+    candidates: list[Candidate]
+    degraded: list[Degradation] = field(default_factory=list)
+
+
+class ProviderChain:
+    def __init__(self, providers: Sequence[Provider], timeout_seconds: float):
+        self._providers = list(providers)
+        self._timeout_seconds = timeout_seconds
+
+    @property
+    def names(self) -> list[str]:
+        return [provider.name for provider in self._providers]
+
+    def check(self, name: str | None) -> None:
+        """Raises:
+        BadRequestError: no provider has this name.
+        """
+        if name is not None and name not in self.names:
+            raise BadRequestError(
+                f"there is no provider {_shown(name)}; this server has: {', '.join(self.names) or 'none'}"
+            )
+
+    async def find(
+        self,
+        query: str,
+        name: str | None,
+        max_candidates: int,
+        deadline: Deadline,
+        embedding: npt.NDArray[np.float32] | None = None,
+        *,
+        after: str | None = None,
+    ) -> Found:
+        """Candidates of the named provider, or of the first that answers. Failures are reported, not raised.
+
+        Args:
+            embedding: the photo's, for providers that can also look.
+            after: ask only those behind this one.
+
+        Raises:
+            BadRequestError: no provider has this name.
+        """
+        self.check(name)
+        start = 0 if after is None else self.names.index(after) + 1
+        asked = [provider for provider in self._providers[start:] if name in (None, provider.name)]
+        degraded = []
+        for i, provider in enumerate(asked):
+            # Whoever is asked first must leave time for those after it.
+            share = deadline.remaining_seconds() / (2 if i + 1 < len(asked) else 1.1)
+            timeout_seconds = min(self._timeout_seconds, share)
+            try:
+                candidates = await provider.find(query, max_candidates, timeout_seconds, embedding)
+            except ProviderNotAskedError as error:
+                # One of many while a provider is left alone; that it is was logged when it began.
+                _log.debug("provider %s was not asked: %s", provider.name, error)
+                degraded.append(Degradation(provider.name, str(error)))
+            except ProviderError as error:
+                # Without the cause's text: it may hold the URL, and with it the query.
+                _log.warning("provider %s failed: %s (%s)", provider.name, error, type(error.__cause__).__name__)
+                degraded.append(Degradation(provider.name, str(error)))
+            except Exception:
+                # A provider is somebody else's code behind somebody else's web page; what it breaks must not be ours.
+                _log.exception("provider %s broke", provider.name)
+                degraded.append(Degradation(provider.name, "the provider failed unexpectedly"))
+            else:
+                if isinstance(candidates, OldCandidates):
+                    degraded.append(Degradation(provider.name, candidates.remark))
+                return Found(provider.name, candidates, degraded)
+        return Found("", [], degraded)
+
+    async def close(self) -> None:
+        for provider in self._providers:
+            await provider.close()
+
+
+def _shown(name: str) -> str:
+    """A name from outside, short and printable."""
+    return repr(name if len(name) <= 40 else name[:40] + "…")

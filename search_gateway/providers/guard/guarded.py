@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A provider in front of one on the web: cache, then circuit breaker, then turns, then the provider itself.
+
+Chain and pipeline see a provider like others. For providers that are asked by words alone. Lives in one event loop.
+
+- The same words at the same time are one call (`single_flight.py`), which has `call_timeout_seconds` whatever time its
+  callers have; each of them is let go at its own deadline.
+- An empty answer is handed on but not remembered: on the web it may be a refusal in disguise.
+- A failure is answered with an old answer where there is one, and says so.
+- A call that was given up before `fair_seconds` says nothing about the provider: callers in a hurry must not close it
+  for the others. One that has been silent for longer counts as failed, whoever stopped waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from search_gateway.errors import ProviderError, ProviderNotAskedError, ProviderTimeoutError
+from search_gateway.providers.base import Candidate, OldCandidates, Provider
+from search_gateway.providers.guard.circuit_breaker import BreakerState, CircuitBreaker, Permit
+from search_gateway.providers.guard.query_cache import QueryCache
+from search_gateway.providers.guard.rate_limit import CallSpacing
+from search_gateway.providers.guard.single_flight import FlightCancelledError, SingleFlight
+from search_gateway.providers.query_key import query_words
+
+_log = logging.getLogger(__name__)
+
+
+class GuardedProvider:
+    """Args:
+    cache: may be shared with other providers.
+    call_timeout_seconds: for waiting for a turn and for the answer.
+    num_candidates: asked for in every call, so that one answer serves callers who want more and who want less.
+    fair_seconds: see above.
+    clock: seconds, as the event loop counts them.
+    """
+
+    def __init__(
+        self,
+        provider: Provider,
+        *,
+        cache: QueryCache,
+        breaker: CircuitBreaker,
+        spacing: CallSpacing,
+        call_timeout_seconds: float,
+        num_candidates: int = 100,
+        fair_seconds: float = 2.0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._provider = provider
+        self._cache = cache
+        self._breaker = breaker
+        self._spacing = spacing
+        self._call_timeout_seconds = call_timeout_seconds
+        self._num_candidates = num_candidates
+        self._fair_seconds = fair_seconds
+        self._clock = clock
+        self._calls: SingleFlight[list[Candidate]] = SingleFlight()
+
+    @property
+    def name(self) -> str:
+        return self._provider.name
+
+    async def find(
+        self,
+        query: str,
+        max_candidates: int,
+        timeout_seconds: float,
+        embedding: npt.NDArray[np.float32] | None = None,
+    ) -> list[Candidate]:
+        """Pictures for a query, best first, remembered or found. `embedding` is not used.
+
+        Raises:
+            ProviderTimeoutError: no answer within `timeout_seconds`.
+            ProviderNotAskedError: at once; the provider is left alone, or its turn would come too late.
+            ProviderError: as the provider's own.
+        """
+        words = query_words(query)
+        if not words or max_candidates < 1:
+            return []
+        cached = self._cache.fresh(self.name, words)
+        if cached is not None:
+            return list(cached.candidates[:max_candidates])
+        try:
+            candidates = await self._find_now(query, words, timeout_seconds)
+        except Exception as error:
+            old = self._cache.stale(self.name, words)
+            if old is None:
+                raise
+            age = _age(self._cache.age_seconds(old))
+            return OldCandidates(old.candidates[:max_candidates], f"answer of {age} ago: {self._told(error)}")
+        return candidates[:max_candidates]
+
+    async def close(self) -> None:
+        await self._calls.close()
+        await self._provider.close()
+
+    async def _find_now(self, query: str, words: tuple[str, ...], timeout_seconds: float) -> list[Candidate]:
+        if timeout_seconds <= 0:
+            raise ProviderTimeoutError("no time is left to ask it")
+        if self._calls.is_under_way(words):
+            self._cache.counters.shared += 1
+        else:
+            # Whoever would begin a call is told at once that it cannot be answered.
+            if not self._breaker.would_permit():
+                raise self._refusal()
+            self._spacing.check(timeout_seconds)
+        try:
+            return await self._calls.join(words, lambda: self._call(query, words), timeout_seconds)
+        except TimeoutError:
+            raise ProviderTimeoutError(f"no answer within {timeout_seconds:.3g} s") from None
+        except FlightCancelledError:
+            raise ProviderError("the search was broken off: try again") from None
+
+    async def _call(self, query: str, words: tuple[str, ...]) -> list[Candidate]:
+        """One call, for all who wait for it."""
+        deadline = self._clock() + self._call_timeout_seconds
+        try:
+            async with asyncio.timeout(self._call_timeout_seconds):
+                await self._spacing.turn(self._call_timeout_seconds)
+                # Not before the turn: while this one waited, others may have failed.
+                permit = self._breaker.permit()
+                if permit is None:
+                    raise self._refusal()
+                candidates = await self._permitted_call(permit, query, deadline - self._clock())
+        except TimeoutError:
+            raise ProviderTimeoutError(f"no answer within {self._call_timeout_seconds:.3g} s") from None
+        if candidates:
+            self._cache.put(self.name, words, candidates)
+        return candidates
+
+    async def _permitted_call(self, permit: Permit, query: str, timeout_seconds: float) -> list[Candidate]:
+        before = self._breaker.state
+        began = self._clock()
+        try:
+            candidates = await self._provider.find(query, self._num_candidates, timeout_seconds)
+        except ProviderNotAskedError:
+            permit.abandoned()
+            raise
+        except (ProviderTimeoutError, TimeoutError, asyncio.CancelledError):
+            if self._clock() - began >= self._fair_seconds:
+                permit.failed()
+            else:
+                permit.abandoned()
+            raise
+        except BaseException:
+            permit.failed()
+            raise
+        else:
+            permit.succeeded()
+        finally:
+            self._log_change(before)
+        return candidates
+
+    def _told(self, error: Exception) -> str:
+        """What a caller may read of a failure. Logged here, as the chain behind us does not see it."""
+        if not isinstance(error, ProviderError):
+            # Without its text: somebody else's error may hold the query.
+            _log.error("provider %s broke: %s", self.name, type(error).__name__)
+            return "the provider failed unexpectedly"
+        if not isinstance(error, ProviderNotAskedError):
+            _log.warning("provider %s failed, an old answer is used: %s", self.name, error)
+        return str(error)
+
+    def _refusal(self) -> ProviderNotAskedError:
+        seconds = self._breaker.seconds_until_probe
+        if seconds > 0:
+            return ProviderNotAskedError(
+                f"it failed too often and is not asked for another {seconds:.0f} s: use another provider meanwhile"
+            )
+        return ProviderNotAskedError(
+            "it failed too often and is being tried with another search: try again later or use another provider"
+        )
+
+    def _log_change(self, before: BreakerState) -> None:
+        after = self._breaker.state
+        if after is BreakerState.OPEN and before is not after:
+            _log.warning(
+                "provider %s fails too often and is left alone for %.0f s",
+                self.name,
+                self._breaker.seconds_until_probe,
+            )
+        elif after is BreakerState.CLOSED and before is not after:
+            _log.info("provider %s answers again", self.name)
+
+
+def _age(seconds: float) -> str:
+    """ "12 minutes", "1 hour"; less than a minute is told in seconds."""
+    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= size:
+            number = int(seconds // size)
+            return f"{number} {unit}{'s' if number > 1 else ''}"
+    return f"{seconds:.0f} seconds"

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which results stay, in what order, and why."""

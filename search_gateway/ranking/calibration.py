@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`refinement.json`, stored with a model: the refinement's settings as calibrated for its embeddings and words.
+
+    {"version": 2, "weights": "f0a0b024b4017add", "settings": {"visual_weight": 0.6, ...}, "calibration": {...}}
+
+`settings` are fields of the gateway's configuration, `weights` is the model contract's, and `calibration` says how they
+were found, for people. Knows nothing about how they are found.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from captioner.model_contract import REFINEMENT_FILE, ModelContract
+from search_gateway.config import PREFIX, GatewayConfig
+from search_gateway.errors import ConfigError
+
+VERSION = 2
+SETTINGS = ("min_visual_score", "min_semantic_score", "visual_weight", "lookalike_weight")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefinementCalibration:
+    """The content of the file."""
+
+    weights: str  # of the model they are for, as in its contract
+    settings: Mapping[str, float]  # each of SETTINGS
+    calibration: Mapping[str, Any] = field(default_factory=dict)  # on what, with what result
+
+    @classmethod
+    def load(cls, folder: Path) -> RefinementCalibration | None:
+        """What lies in a folder of a model; None where there is no such file.
+
+        Raises:
+            ConfigError: the file is not of this form.
+        """
+        path = folder / REFINEMENT_FILE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} cannot be read ({error}): calibrate again, or remove it") from None
+        problem = _problem(content)
+        if problem:
+            raise ConfigError(f"{path} {problem}: calibrate again, or remove it")
+        return cls(
+            weights=content["weights"],
+            settings={name: float(content["settings"][name]) for name in SETTINGS},
+            calibration=content.get("calibration", {}),
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the file.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        text = json.dumps({"version": VERSION, **dataclasses.asdict(self)}, indent=2)
+        (folder / REFINEMENT_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def with_calibration(config: GatewayConfig, environ: Mapping[str, str]) -> GatewayConfig:
+    """The configuration with what was calibrated for its model, where the environment does not say otherwise.
+
+    A calibration of other weights says nothing about these embeddings: it is left aside, with a warning.
+
+    Raises:
+        ConfigError: the file is not of its form, or a value is outside its limits.
+        ContractError: there is a file but no model contract beside it.
+    """
+    calibrated = RefinementCalibration.load(config.model_repository)
+    if calibrated is None:
+        return config
+    weights = ModelContract.load(config.model_repository).weights
+    if calibrated.weights != weights:
+        _log.warning("%s is of weights %s, the models of %s: not used", REFINEMENT_FILE, calibrated.weights, weights)
+        return config
+    unset = {name: value for name, value in calibrated.settings.items() if PREFIX + name.upper() not in environ}
+    try:
+        return dataclasses.replace(config, **unset)  # type: ignore[arg-type]
+    except ConfigError as error:
+        raise ConfigError(f"{REFINEMENT_FILE} of the models: {error}") from None
+
+
+def _problem(content: object) -> str:
+    """What is wrong with the content; empty if nothing."""
+    if not isinstance(content, dict) or content.get("version") != VERSION:
+        return f"is not of version {VERSION}"
+    if not isinstance(content.get("weights"), str):
+        return "does not say of which weights it is"
+    settings = content.get("settings")
+    if not isinstance(settings, dict) or set(settings) != set(SETTINGS):
+        return f"must have exactly the settings {', '.join(SETTINGS)}"
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in settings.values()):
+        return "has a setting that is no number"
+    return ""

@@ -1,0 +1,405 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The three models behind Triton: arrays in, arrays out. The only file that calls tritonclient.
+
+Knows nothing about captions or searches; errors become the project's own here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import json
+import logging
+import math
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+import tritonclient.grpc.aio as triton
+from tritonclient.utils import InferenceServerException
+
+from captioner.kv_cache import Floats, Ids
+from captioner.model_contract import (
+    QUERY_LOGPROBS,
+    ContractError,
+    ModelContract,
+    ModelSpec,
+    TensorSpec,
+    with_beams,
+)
+from search_gateway.deadline import Deadline
+from search_gateway.engine.inference import EncodedPhotos, StepOutput
+from search_gateway.engine.kv_slots import KvArena
+from search_gateway.errors import DeadlineError, InferenceError, OverloadedError
+
+_log = logging.getLogger(__name__)
+
+_HEALTH_TIMEOUT_SECONDS = 2.0
+_SHARED_TENSORS = "shared_tensors"  # parameter of triton/backend/onnxruntime/model.py
+_UNKNOWN_REGION = "Unable to find shared memory region"  # so Triton says
+_CUDA_DEVICE = 0
+_CHANNEL_ARGUMENTS = [
+    ("grpc.max_send_message_length", -1),  # the cache of many beams is larger than gRPC's 4 MiB
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_http_proxy", 0),  # the environment's proxy is not for us
+    # A restarted Triton is found again within half a second instead of gRPC's minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 2000),  # also the least time a connection attempt may take
+    ("grpc.max_reconnect_backoff_ms", 500),
+]
+
+
+class SharedMemory(enum.Enum):
+    """How the caches reach Triton."""
+
+    NONE = "none"  # over gRPC, with every step
+    SYSTEM = "system"  # in /dev/shm, which a Triton on this host maps too (it must allow clients to register regions)
+    CUDA = "cuda"  # the cross-attention's on the GPU, the rest as SYSTEM
+    EMBEDDED = "embedded"  # in /dev/shm, where the backend of the embedded Triton reads them without a copy
+
+
+class _CudaMemoryError(Exception):
+    """The GPU has no memory to share."""
+
+
+def load_cuda() -> Any:
+    """What SharedMemory.CUDA needs beyond tritonclient.
+
+    Raises:
+        InferenceError: CUDA's packages for Python are not installed.
+    """
+    try:
+        from tritonclient.utils import cuda_shared_memory  # imports them
+    except (ImportError, RuntimeError) as error:  # the latter where cuda-python is missing
+        raise InferenceError("sharing memory of a GPU needs the packages of tritonclient[cuda]") from error
+    return cuda_shared_memory
+
+
+class TritonInference:
+    """Each model takes as many photos per call as the caller has. Triton's dynamic batcher puts calls together, too:
+    those of several gateways.
+
+    Args:
+        region_prefix: how regions in /dev/shm are named; unused with SharedMemory.NONE.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        contract: ModelContract,
+        *,
+        shared_memory: SharedMemory = SharedMemory.NONE,
+        region_prefix: str = "",
+    ):
+        self.contract = contract
+        self._shared_memory = shared_memory
+        self._region_prefix = region_prefix
+        self._arenas: set[KvArena] = set()
+        self._cuda_regions: dict[str, Any] = {}
+        self._last_success: dict[str, float] = {}  # by model, time.monotonic()
+        self._client = triton.InferenceServerClient(address, channel_args=_CHANNEL_ARGUMENTS)
+
+    async def encode(
+        self, pixels: npt.NDArray[np.uint8], deadline: Deadline, *, embeddings_only: bool = False
+    ) -> EncodedPhotos:
+        """uint8 [n, height, width, 3] -> hidden states, embeddings, and what the query head says where there is one.
+
+        Args:
+            embeddings_only: ask for nothing else.
+
+        Raises:
+            InferenceError, OverloadedError, DeadlineError.
+        """
+        spec = self.contract.encoder
+        wanted = [tensor for tensor in spec.outputs if not embeddings_only or tensor.name == "embedding"]
+        outputs = [triton.InferRequestedOutput(tensor.name) for tensor in wanted]
+        result = await self._call(spec, [_input(spec.inputs[0], pixels)], outputs, deadline)
+        arrays = {tensor.name: _array(result, tensor) for tensor in wanted}
+        return EncodedPhotos(arrays.get("hidden_states"), arrays["embedding"], arrays.get(QUERY_LOGPROBS))
+
+    async def new_arena(self, slots: int, beams: int) -> KvArena:
+        """Slots for captions with `beams` beams, in memory Triton maps too where it can.
+
+        Raises:
+            InferenceError: Triton does not answer, or does not map our memory.
+        """
+        arena = KvArena(self.contract, slots=slots, beams=beams)
+        if self._shared_memory is not SharedMemory.NONE:
+            try:
+                arena = await self._new_shared_arena(slots, beams)
+            except OSError as error:
+                size = KvArena.byte_size(self.contract.caches, slots, beams)
+                _log.warning("no %.0f MB in /dev/shm for the caches, they go over gRPC: %s", size / 1e6, error)
+            except _CudaMemoryError as error:
+                _log.warning("no memory on GPU %d for the caches, they go over gRPC: %s", _CUDA_DEVICE, error)
+            except (InferenceServerException, grpc.RpcError) as error:
+                if "disabled" in str(error):
+                    raise InferenceError("the inference server does not let clients share memory with it") from error
+                raise InferenceError("the inference server cannot be reached: try again shortly") from error
+        self._arenas.add(arena)
+        return arena
+
+    async def _new_shared_arena(self, slots: int, beams: int) -> KvArena:
+        region = f"{self._region_prefix}kv_{beams}_{secrets.token_hex(4)}"
+        is_cuda = self._shared_memory is SharedMemory.CUDA
+        cross_region = f"{region}_cross" if is_cuda else ""
+        arena = KvArena(self.contract, slots=slots, beams=beams, region=region, cross_region=cross_region)
+        if self._shared_memory is not SharedMemory.EMBEDDED:
+            tensors = self.contract.self_caches if is_cuda else self.contract.caches
+            try:
+                await self._client.register_system_shared_memory(
+                    region, f"/{region}", arena.byte_size(tensors, slots, beams), client_timeout=_HEALTH_TIMEOUT_SECONDS
+                )
+            except BaseException:
+                self._close_arena(arena)
+                raise
+        if is_cuda:
+            try:
+                await self._register_cuda(cross_region, arena.byte_size(self.contract.cross_caches, slots, beams))
+            except BaseException:
+                await self.free_arena(arena)
+                raise
+        return arena
+
+    async def _register_cuda(self, name: str, size: int) -> None:
+        """Memory of GPU 0 that only Triton writes and reads.
+
+        All that is done with it is to allocate and register it: the client's functions that read or write such memory
+        take no offset, and none of them may be called from two threads.
+        """
+        cuda = load_cuda()
+        try:
+            region = self._cuda_regions[name] = cuda.create_shared_memory_region(name, size, _CUDA_DEVICE)
+            handle = cuda.get_raw_handle(region)
+        except Exception as error:  # of as many kinds as CUDA's packages have versions
+            raise _CudaMemoryError(str(error)) from error
+        await self._client.register_cuda_shared_memory(
+            name,
+            handle,
+            _CUDA_DEVICE,
+            size,
+            client_timeout=_HEALTH_TIMEOUT_SECONDS,
+        )
+
+    async def free_arena(self, arena: KvArena) -> None:
+        """Give an arena's memory back; nothing may be decoded in it any more."""
+        self._arenas.discard(arena)
+        if arena.region and not arena.is_stale and self._shared_memory is not SharedMemory.EMBEDDED:
+            with contextlib.suppress(InferenceServerException, grpc.RpcError):
+                await self._client.unregister_system_shared_memory(arena.region, client_timeout=_HEALTH_TIMEOUT_SECONDS)
+            if arena.cross_region:
+                with contextlib.suppress(InferenceServerException, grpc.RpcError):
+                    await self._client.unregister_cuda_shared_memory(
+                        arena.cross_region, client_timeout=_HEALTH_TIMEOUT_SECONDS
+                    )
+        self._close_arena(arena)
+
+    def _close_arena(self, arena: KvArena) -> None:
+        arena.close()
+        if region := self._cuda_regions.pop(arena.cross_region, None):
+            load_cuda().destroy_shared_memory_region(region)
+
+    async def prefill(self, hidden_states: Floats, arena: KvArena, slots: Sequence[int], deadline: Deadline) -> None:
+        """[n, S, D] -> cross_key and cross_value [H, S, d] of each layer, in these n slots. Raises as `encode`."""
+        if arena.region and self._shared_memory is not SharedMemory.EMBEDDED:
+            # An output in shared memory is one piece: slots that are no neighbours need calls of their own.
+            calls = (
+                self._prefill_in_place(one[None], arena, slot, deadline)
+                for one, slot in zip(hidden_states, slots, strict=True)
+            )
+            await asyncio.gather(*calls)
+            return
+        spec = self.contract.prefill
+        inputs = [_input(spec.inputs[0], hidden_states)]
+        if arena.region:
+            places = {tensor.name: [arena.place(tensor.name)[0], list(slots)] for tensor in spec.outputs}
+            shared = json.dumps({"region": arena.region, "outputs": places})
+            await self._call(spec, inputs, [], deadline, arena, {_SHARED_TENSORS: shared})
+            return
+        outputs = [triton.InferRequestedOutput(tensor.name) for tensor in spec.outputs]
+        result = await self._call(spec, inputs, outputs, deadline, arena)
+        for tensor in spec.outputs:
+            arena.tensor(tensor.name)[list(slots)] = _array(result, tensor)
+
+    async def _prefill_in_place(self, hidden_states: Floats, arena: KvArena, slot: int, deadline: Deadline) -> None:
+        spec = self.contract.prefill
+        outputs = []
+        for tensor in spec.outputs:
+            offset, size = arena.place(tensor.name)
+            output = triton.InferRequestedOutput(tensor.name)
+            output.set_shared_memory(arena.cross_region or arena.region, size, offset + slot * size)
+            outputs.append(output)
+        await self._call(spec, [_input(spec.inputs[0], hidden_states)], outputs, deadline, arena)
+
+    async def step(self, arena: KvArena, rows: int, tokens: Ids, positions: Ids, deadline: Deadline) -> StepOutput:
+        """One token for each beam of the slots below `rows`: tokens int32 [rows, K], positions int32 [rows, 1].
+
+        Raises as `encode`.
+        """
+        spec = self.contract.step
+        small = {"tokens": tokens, "ancestors": arena.cache.ancestors[:rows], "position": positions}
+        parameters = None
+        if arena.region and self._shared_memory is SharedMemory.EMBEDDED:
+            parameters = {_SHARED_TENSORS: _step_inputs(arena, rows, self.contract)}
+        inputs = []
+        for tensor in spec.inputs:
+            if tensor.name in small:
+                inputs.append(_input(tensor, small[tensor.name]))
+            elif parameters is not None:
+                continue
+            elif arena.region:
+                shape = with_beams(tensor, arena.beams)
+                one = triton.InferInput(tensor.name, [rows, *shape], tensor.datatype)
+                offset, size = arena.place(tensor.name)
+                is_cross = arena.cross_region and tensor in self.contract.cross_caches
+                one.set_shared_memory(arena.cross_region if is_cross else arena.region, rows * size, offset)
+                inputs.append(one)
+            else:
+                inputs.append(_input(tensor, arena.tensor(tensor.name)[:rows]))
+        outputs = [triton.InferRequestedOutput(tensor.name) for tensor in spec.outputs]
+        result = await self._call(spec, inputs, outputs, deadline, arena, parameters)
+        return StepOutput(*(_array(result, tensor) for tensor in spec.outputs))
+
+    async def is_ready(self) -> bool:
+        """Whether Triton answers and all three models are loaded."""
+        try:
+            for spec in self.contract.models:
+                if not await self._client.is_model_ready(spec.name, client_timeout=_HEALTH_TIMEOUT_SECONDS):
+                    return False
+        except (InferenceServerException, grpc.RpcError):
+            return False
+        return True
+
+    async def works(self, deadline: Deadline) -> bool:
+        """Whether all three models compute, asked with a photo of zeros. A full queue or a slow answer is no fault."""
+        contract = self.contract
+        try:
+            black = np.zeros((1, contract.image_height, contract.image_width, 3), np.uint8)
+            encoded = await self.encode(black, deadline)
+            assert encoded.hidden_states is not None
+            arena = KvArena(contract, slots=1, beams=1)
+            await self.prefill(encoded.hidden_states, arena, [0], deadline)
+            bos, start = np.full((1, 1), contract.bos_token_id, np.int32), np.zeros((1, 1), np.int32)
+            await self.step(arena, 1, bos, start, deadline)
+        except InferenceError:
+            return False
+        except (OverloadedError, DeadlineError):
+            return True
+        return True
+
+    async def check_contract(self) -> None:
+        """Compare what Triton serves with the contract.
+
+        Raises:
+            ContractError: a tensor differs in name, type or shape.
+            InferenceError: Triton does not answer.
+        """
+        for spec in self.contract.models:
+            try:
+                metadata = await self._client.get_model_metadata(spec.name, client_timeout=10)
+            except (InferenceServerException, grpc.RpcError) as error:
+                raise InferenceError(f"the inference server does not serve the model {spec.name}") from error
+            served = {tensor.name: (tensor.datatype, tuple(tensor.shape)[1:]) for tensor in metadata.inputs}
+            served |= {tensor.name: (tensor.datatype, tuple(tensor.shape)[1:]) for tensor in metadata.outputs}
+            expected = {tensor.name: (tensor.datatype, tensor.shape) for tensor in (*spec.inputs, *spec.outputs)}
+            if served != expected:
+                wrong = sorted(name for name in served | expected if served.get(name) != expected.get(name))
+                details = ", ".join(
+                    f"{name}: served {served.get(name)}, contract {expected.get(name)}" for name in wrong
+                )
+                raise ContractError(f"Triton's {spec.name} does not honour the contract ({details}): export it again")
+
+    def seconds_since_success(self) -> float:
+        """Since all three models have answered; infinite where one never has."""
+        if len(self._last_success) < len(self.contract.models):
+            return math.inf
+        return time.monotonic() - min(self._last_success.values())
+
+    async def reconnect(self, address: str, *, region_prefix: str = "") -> None:
+        """Go on with a Triton at another address; calls to the old one fail, and so do captions in its memory."""
+        self.forget_arenas()
+        self._region_prefix = region_prefix
+        old, self._client = self._client, triton.InferenceServerClient(address, channel_args=_CHANNEL_ARGUMENTS)
+        await old.close()
+
+    def forget_arenas(self) -> None:
+        """Whoever maps them is gone, or has forgotten them: no new caption may begin in their memory."""
+        for arena in list(self._arenas):
+            self._forget(arena)
+        self._last_success.clear()
+
+    def _forget(self, arena: KvArena) -> None:
+        arena.is_stale = True
+        self._arenas.discard(arena)
+        self._close_arena(arena)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def _call(
+        self,
+        spec: ModelSpec,
+        inputs: list[Any],
+        outputs: list[Any],
+        deadline: Deadline,
+        arena: KvArena | None = None,
+        parameters: dict[str, str] | None = None,
+    ) -> triton.InferResult:
+        deadline.check("inference")
+        try:
+            result = await self._client.infer(
+                spec.name,
+                inputs,
+                outputs=outputs,
+                client_timeout=deadline.remaining_seconds(),
+                parameters=parameters,
+            )
+        except InferenceServerException as error:
+            # A Triton that was started again between two looks of `watch` knows nothing of what was registered.
+            if arena is not None and arena in self._arenas and _UNKNOWN_REGION in str(error.message()):
+                _log.warning("Triton has forgotten the memory of the caches: new captions get another one")
+                self._forget(arena)
+            raise _translated(error) from error
+        except grpc.RpcError as error:
+            raise InferenceError("the inference server cannot be reached: try again shortly") from error
+        self._last_success[spec.name] = time.monotonic()
+        return result
+
+
+def _input(tensor: TensorSpec, array: npt.NDArray[Any]) -> triton.InferInput:
+    """[B, ...] to be sent along."""
+    one = triton.InferInput(tensor.name, list(array.shape), tensor.datatype)
+    one.set_data_from_numpy(array)
+    return one
+
+
+def _step_inputs(arena: KvArena, rows: int, contract: ModelContract) -> str:
+    """Where the rows of all caches lie, as the embedded Triton's backend reads it (its module says how)."""
+    places = {
+        tensor.name: [arena.place(tensor.name)[0], [rows, *with_beams(tensor, arena.beams)]]
+        for tensor in contract.caches
+    }
+    return json.dumps({"region": arena.region, "inputs": places})
+
+
+def _array(result: triton.InferResult, tensor: TensorSpec) -> npt.NDArray[Any]:
+    """[B, ...] that was sent back."""
+    array: npt.NDArray[Any] | None = result.as_numpy(tensor.name)
+    if array is None:
+        raise InferenceError("the inference server gave an incomplete answer: try again")
+    return array
+
+
+def _translated(error: InferenceServerException) -> InferenceError | OverloadedError | DeadlineError:
+    status, message = str(error.status() or ""), str(error.message() or "")
+    if "DEADLINE_EXCEEDED" in status:
+        return DeadlineError("the deadline passed before inference was done: allow more time")
+    # Triton answers UNAVAILABLE for a full queue; only its text tells that from a server that is gone.
+    if "Exceeds maximum queue size" in message:
+        return OverloadedError("the inference queue is full: try again shortly", retry_after_seconds=1.0)
+    return InferenceError("the inference server failed or cannot be reached: try again shortly")

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One Triton of the gateway: connected to, watched, and started again where it is our own.
+
+Knows nothing about other Tritons (`pool.py`) or about callers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from captioner.model_contract import STEP, ContractError, ModelContract
+from search_gateway.deadline import Deadline
+from search_gateway.engine.kv_slots import remove_orphans
+from search_gateway.engine.scheduler import CaptionScheduler
+from search_gateway.errors import InferenceError
+from search_gateway.triton.client import SharedMemory, TritonInference
+from search_gateway.triton.embedded import EmbeddedTriton, TritonStartError
+
+_log = logging.getLogger(__name__)
+
+_HEALTH_INTERVAL_SECONDS = 0.5
+
+# A Triton whose worker process died still calls itself ready: only asking the models tells. A probe takes some 20 ms.
+_PROBE_INTERVAL_SECONDS = 3.0
+_PROBE_TIMEOUT_SECONDS = 5.0
+_FAILED_PROBES_TO_RESTART = 2
+
+_RESTART_BACKOFF_SECONDS = (0.0, 1.0, 5.0, 15.0, 60.0)
+
+# Regions for a Triton that is not our own; its own supervisor removes those of the embedded one.
+_REGION_PREFIX = "captrieve_gateway_"
+
+
+class TritonHost:
+    """`await start()`, then `watch()` as a task for as long as it is needed, then `await close()`.
+
+    Args:
+        address: HOST:PORT; empty for an embedded one.
+        shared_memory: how the caches reach a Triton that is not embedded.
+
+    Attributes:
+        captions: what is asked of it.
+        is_serving: whether it answered when it was last watched, with all models of the contract.
+    """
+
+    def __init__(
+        self,
+        contract: ModelContract,
+        *,
+        address: str = "",
+        model_repository: Path = Path(),
+        log_file: Path | None = None,
+        shared_memory: SharedMemory = SharedMemory.NONE,
+        slots: int,
+        waiting: int,
+    ):
+        self._contract = contract
+        self._address = address
+        self.embedded = None if address else EmbeddedTriton(model_repository, log_file=log_file)
+        self._shared_memory = shared_memory if address else _embedded_memory(model_repository)
+        self._slots, self._waiting = slots, waiting
+        self._closing = contextlib.AsyncExitStack()
+        self._is_checked = False
+        self._failed_probes = 0
+        self._restarts = 0
+        self._next_probe = 0.0
+        self.is_serving = False
+
+    @property
+    def name(self) -> str:
+        """For the log."""
+        return self._address or "embedded"
+
+    async def start(self) -> None:
+        """Start the embedded Triton, or connect to the other and compare its models with the contract.
+
+        Raises:
+            TritonStartError, ContractError.
+            InferenceError: nobody answers at the address; `watch` goes on trying.
+        """
+        prefix = f"{_REGION_PREFIX}{os.getpid()}_{secrets.token_hex(4)}_"
+        if self.embedded is not None:
+            self._closing.push_async_callback(asyncio.to_thread, self.embedded.stop)
+            await asyncio.to_thread(self.embedded.start)
+            # Named like Triton's own regions: who removes those when it ends removes these.
+            prefix = self.embedded.shm_prefix
+        elif self._shared_memory is not SharedMemory.NONE:
+            for region in remove_orphans(_REGION_PREFIX):
+                _log.info("removed %s from /dev/shm: its gateway is dead", region)
+        self._inference = TritonInference(
+            self.embedded.grpc_address if self.embedded is not None else self._address,
+            self._contract,
+            shared_memory=self._shared_memory,
+            region_prefix=prefix,
+        )
+        self._closing.push_async_callback(self._inference.close)
+        self.captions = CaptionScheduler(
+            self._inference,
+            bos_token_id=self._contract.bos_token_id,
+            eos_token_id=self._contract.eos_token_id,
+            slots=self._slots,
+            waiting=self._waiting,
+        )
+        self._closing.push_async_callback(self.captions.close)
+        await self._inference.check_contract()
+        self._is_checked = self.is_serving = True
+
+    async def close(self) -> None:
+        """End what is under way. May be called whatever `start` did."""
+        await self._closing.aclose()
+
+    async def watch(self, changed: Callable[[], object]) -> None:
+        """Keep `is_serving` as it is, and start the embedded Triton again where it died or its models did.
+
+        Args:
+            changed: called whenever `is_serving` was looked at.
+        """
+        while True:
+            await asyncio.sleep(_HEALTH_INTERVAL_SECONDS)
+            try:
+                if self._must_restart():
+                    self.is_serving = False
+                    changed()
+                    await self._restart()
+                was_serving, self.is_serving = self.is_serving, await self._works()
+                if was_serving and not self.is_serving:
+                    _log.error("Triton %s does not serve", self.name)
+                elif self.is_serving and not was_serving:
+                    _log.info("Triton %s serves", self.name)
+            except TritonStartError as error:
+                _log.error("the embedded Triton did not start: %s", error)
+            except ContractError as error:
+                self.is_serving = False
+                _log.error("Triton %s is not used: %s", self.name, error)
+                await asyncio.sleep(_PROBE_INTERVAL_SECONDS)
+            except Exception:
+                # Without this task `is_serving` would stay as it is for ever, whatever Triton does.
+                _log.exception("watching Triton %s failed; it goes on", self.name)
+            changed()
+
+    def _must_restart(self) -> bool:
+        return self.embedded is not None and (
+            not self.embedded.is_running() or self._failed_probes >= _FAILED_PROBES_TO_RESTART
+        )
+
+    async def _restart(self) -> None:
+        assert self.embedded is not None
+        pause = _RESTART_BACKOFF_SECONDS[min(self._restarts, len(_RESTART_BACKOFF_SECONDS) - 1)]
+        self._restarts += 1
+        _log.error("the embedded Triton or one of its models died: starting it again in %.0f s", pause)
+        await asyncio.sleep(pause)
+        await asyncio.to_thread(self.embedded.stop)
+        await asyncio.to_thread(self.embedded.start)
+        await self._inference.reconnect(self.embedded.grpc_address, region_prefix=self.embedded.shm_prefix)
+        self._failed_probes = 0
+
+    async def _works(self) -> bool:
+        is_ready = await self._inference.is_ready()
+        if not is_ready:
+            # Whatever comes back at this address may be another Triton, with other models and no memory of ours.
+            self._is_checked = self._is_checked and self.embedded is not None
+            return False
+        if not self._is_checked:
+            try:
+                await self._inference.check_contract()
+            except InferenceError:
+                return False
+            self._inference.forget_arenas()
+            self._is_checked = True
+        if self._inference.seconds_since_success() < _PROBE_INTERVAL_SECONDS:
+            # Requests have just shown it: at full size a probe is a fifteenth of the machine.
+            self._failed_probes = self._restarts = 0
+        elif time.monotonic() >= self._next_probe:
+            works = await self._inference.works(Deadline(_PROBE_TIMEOUT_SECONDS))
+            self._failed_probes = 0 if works else self._failed_probes + 1
+            self._restarts = 0 if works else self._restarts
+            # It may have been exchanged for another one faster than anybody looked.
+            self._is_checked = works or self.embedded is not None
+            self._next_probe = time.monotonic() + (_PROBE_INTERVAL_SECONDS if works else 0.0)
+        return not self._failed_probes
+
+
+def _embedded_memory(model_repository: Path) -> SharedMemory:
+    """What the repository's step allows: one that was exported without a configuration for us wants all its inputs."""
+    is_ours = (model_repository / STEP / "configs" / "embedded.pbtxt").is_file()
+    return SharedMemory.EMBEDDED if is_ours else SharedMemory.SYSTEM

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole benchmark on a small set of drawings: a run, a calibration, and what is left of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ir_measures", reason="needs the development group")
+
+from benchmarks.retrieval.calibration import BY_WORDS
+from captioner.model_contract import ModelContract
+from drawings.draw_samples import training_samples
+from search_gateway.ranking.calibration import RefinementCalibration
+from tests.conftest import MODELS, ROOT
+from training.prepare_data import STYLE_COLUMNS
+
+pytestmark = pytest.mark.slow
+
+PRODUCTS = 240
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("drawings")
+    (folder / "images").mkdir()
+    with (folder / "styles.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, STYLE_COLUMNS)
+        writer.writeheader()
+        for picture, row in training_samples(PRODUCTS, seed=3, width=60, height=80):
+            picture.save(folder / "images" / f"{row['id']}.jpg")
+            # Names of their own, or all products that are alike would be on one side of the split.
+            writer.writerow({**row, "productDisplayName": f"{row['id']} {row['productDisplayName']}"})
+    return folder
+
+
+def retrieval(data: Path, run: Path, *arguments: str | Path) -> str:
+    command = [sys.executable, "-m", "benchmarks.retrieval", "--data", data, "--run", run, "--threads", "1", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_run_compares_all_systems_and_is_the_same_again(data: Path, tmp_path: Path) -> None:
+    files = {
+        name: tmp_path / f"{name}.{kind}" for name, kind in (("sheet", "png"), ("plot", "png"), ("output", "json"))
+    }
+    flags = [part for name, path in files.items() for part in (f"--{name}", path)]
+    record = json.loads(retrieval(data, tmp_path / "run", "--json", *flags))
+    assert all(path.stat().st_size > 0 for path in files.values())
+    assert json.loads(files["output"].read_text(encoding="utf-8")) == record
+    asked = record["queries"] + record["queries without a relevant product"]
+    assert 0 < asked < PRODUCTS - record["gallery"], "the others of those held back are there to calibrate"
+    assert len(record["systems"]) == 17
+    for row in record["systems"].values():
+        assert 0 <= row["nDCG@10"]["low"] <= row["nDCG@10"]["mean"] <= row["nDCG@10"]["high"] <= 1
+    # The same questions again, from the kept readings.
+    again = json.loads(retrieval(data, tmp_path / "run", "--json"))
+    for name, row in record["systems"].items():
+        assert {**row, "ms per query": 0} == {**again["systems"][name], "ms per query": 0}
+    assert "| ours: words and looks |" in retrieval(data, tmp_path / "run")
+
+
+def test_calibration_is_stored_with_the_checkpoint(data: Path, tmp_path: Path) -> None:
+    retrieval(data, tmp_path / "run", "--calibrate", "--checkpoint", tmp_path, "--curves", tmp_path / "curves.png")
+    found = RefinementCalibration.load(tmp_path)
+    assert found is not None
+    assert found.weights == ModelContract.load(MODELS).weights
+    assert 0 <= found.settings["visual_weight"] <= 1
+    assert set(found.calibration["curves"]) == {*found.settings, BY_WORDS}
+    assert (tmp_path / "curves.png").stat().st_size > 0
+    # A run with these models takes over what was found.
+    models = Path(shutil.copytree(MODELS, tmp_path / "models"))
+    found.save(models)
+    record = json.loads(retrieval(data, tmp_path / "run", "--json", "--models", models))
+    assert record["settings"]["visual_weight"] == found.settings["visual_weight"]

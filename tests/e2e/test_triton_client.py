@@ -1,0 +1,406 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real Triton: caches in shared memory and over gRPC are the same to it, and what fails has a name."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import importlib.abc
+import os
+import secrets
+import sys
+from collections.abc import Awaitable, Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import tritonclient.utils
+from tritonclient.utils import InferenceServerException
+
+from captioner.decoding import DecodingOptions
+from captioner.model_contract import PREFILL, STEP, ModelContract
+from search_gateway.config import GatewayConfig
+from search_gateway.deadline import Deadline
+from search_gateway.engine import kv_slots
+from search_gateway.engine.kv_slots import KvArena
+from search_gateway.engine.scheduler import CaptionScheduler
+from search_gateway.errors import ConfigError, DeadlineError, InferenceError
+from search_gateway.server import Gateway
+from search_gateway.triton.client import SharedMemory, TritonInference
+from tests.conftest import MODELS
+
+pytestmark = pytest.mark.triton
+
+CONTRACT = ModelContract.load(MODELS)
+PIXELS = np.random.default_rng(7).integers(
+    0, 256, (6, CONTRACT.image_height, CONTRACT.image_width, 3), dtype=np.uint8
+)  # fmt: skip
+
+Tokens = list[list[int]]
+
+
+def prefix() -> str:
+    return f"captrieve_test_{os.getpid()}_{secrets.token_hex(4)}_"
+
+
+def regions(start: str) -> list[str]:
+    return [path.name for path in Path("/dev/shm").glob(f"{start}*")]
+
+
+def size_of(region: str) -> int:
+    return Path("/dev/shm", region).stat().st_size
+
+
+def run_with(
+    address: str,
+    memory: SharedMemory,
+    region_prefix: str,
+    use: Callable[[TritonInference, CaptionScheduler], Awaitable[Any]],
+) -> Any:
+    async def run() -> Any:
+        inference = TritonInference(address, CONTRACT, shared_memory=memory, region_prefix=region_prefix)
+        scheduler = CaptionScheduler(inference, bos_token_id=CONTRACT.bos_token_id, eos_token_id=CONTRACT.eos_token_id)
+        try:
+            return await use(inference, scheduler)
+        finally:
+            await scheduler.close()
+            await inference.close()
+
+    return asyncio.run(run())
+
+
+async def captions(inference: TritonInference, scheduler: CaptionScheduler, beams: int) -> Tokens:
+    async def one(pixels: npt.NDArray[np.uint8]) -> list[int]:
+        options = DecodingOptions(num_beams=beams, max_tokens=CONTRACT.max_tokens)
+        decoded = await scheduler.caption(pixels, options, Deadline(30.0))
+        return [token.token for token in decoded.hypotheses[0].tokens]
+
+    return await asyncio.gather(*(one(pixels) for pixels in PIXELS))
+
+
+@pytest.mark.parametrize("memory", [SharedMemory.SYSTEM, SharedMemory.EMBEDDED])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_shared_memory_and_grpc_give_the_same_captions(triton_address: str, memory: SharedMemory, beams: int) -> None:
+    start = prefix()
+    used: list[list[str]] = []
+
+    async def use(inference: TritonInference, scheduler: CaptionScheduler) -> Tokens:
+        answer = await captions(inference, scheduler, beams)
+        used.append(regions(start))
+        return answer
+
+    shared = run_with(triton_address, memory, start, use)
+    over_grpc = run_with(triton_address, SharedMemory.NONE, "", use)
+    assert shared == over_grpc
+    assert len({tuple(one) for one in shared}) > 1, "all captions are the same: the test shows little"
+    assert len(used[0]) == 1
+    assert regions(start) == [], "the region was left behind"
+
+
+def test_too_small_shared_memory_sends_the_caches_over_grpc(
+    triton_address: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(region: str, size: int) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    expected = run_with(
+        triton_address, SharedMemory.NONE, "", lambda inference, scheduler: captions(inference, scheduler, 1)
+    )
+    monkeypatch.setattr(kv_slots, "_map", full)
+    got = run_with(
+        triton_address, SharedMemory.SYSTEM, prefix(), lambda inference, scheduler: captions(inference, scheduler, 1)
+    )
+    assert got == expected
+    assert "MB in /dev/shm for the caches, they go over gRPC" in caplog.text
+
+
+def test_triton_elsewhere_makes_the_memory_stale_and_captions_go_on(triton_address: str) -> None:
+    start, later = prefix(), prefix()
+
+    async def use(inference: TritonInference, scheduler: CaptionScheduler) -> None:
+        before = await captions(inference, scheduler, 1)
+        assert inference.seconds_since_success() < 30
+        await inference.reconnect(triton_address, region_prefix=later)
+        assert inference.seconds_since_success() == float("inf")
+        assert regions(start) == []
+        assert await captions(inference, scheduler, 1) == before
+        assert len(regions(later)) == 1
+
+    run_with(triton_address, SharedMemory.EMBEDDED, start, use)
+
+
+def test_models_are_known_to_work_without_shared_memory(triton_address: str) -> None:
+    start = prefix()
+
+    async def use(inference: TritonInference, scheduler: CaptionScheduler) -> None:
+        assert await inference.is_ready()
+        assert await inference.works(Deadline(30.0))
+        assert regions(start) == []
+
+    run_with(triton_address, SharedMemory.EMBEDDED, start, use)
+
+
+def test_nobody_there_is_an_inference_error() -> None:
+    async def use(inference: TritonInference, scheduler: CaptionScheduler) -> None:
+        assert not await inference.is_ready()
+        assert not await inference.works(Deadline(1.0))
+        with pytest.raises(InferenceError, match="cannot be reached"):
+            await inference.encode(PIXELS[:1], Deadline(1.0))
+        with pytest.raises(InferenceError, match="cannot be reached"):
+            await scheduler.caption(PIXELS[0], DecodingOptions(), Deadline(1.0))
+
+    start = prefix()
+    run_with("127.0.0.1:1", SharedMemory.SYSTEM, start, use)
+    assert regions(start) == []
+
+
+def test_deadline_that_has_passed_asks_nobody() -> None:
+    async def use(inference: TritonInference, scheduler: CaptionScheduler) -> None:
+        with pytest.raises(DeadlineError, match="inference"):
+            await inference.encode(PIXELS[:1], Deadline(0.0))
+
+    run_with("127.0.0.1:1", SharedMemory.NONE, "", use)
+
+
+# Memory of a GPU: both Triton and CUDA are fakes that record what they are told.
+
+
+class FakeCuda:
+    """In the place of tritonclient.utils.cuda_shared_memory."""
+
+    def __init__(self, failing: str = "") -> None:
+        self.failing = failing
+        self.regions: dict[str, tuple[int, int]] = {}  # those that live: name -> size, device
+        self.was_made: list[str] = []
+
+    def create_shared_memory_region(self, name: str, size: int, device: int) -> str:
+        if self.failing == "create":
+            raise RuntimeError("out of memory")
+        self.regions[name] = size, device
+        self.was_made.append(name)
+        return name
+
+    def get_raw_handle(self, region: str) -> bytes:
+        if self.failing == "handle":
+            raise RuntimeError("no handle")
+        return f"handle of {region}".encode()
+
+    def destroy_shared_memory_region(self, region: str) -> None:
+        del self.regions[region]
+
+
+class FakeTriton:
+    """In the place of tritonclient's client; answers no inference."""
+
+    def __init__(self, failing: str = "") -> None:
+        self.failing = failing
+        self.system: dict[str, tuple[str, int]] = {}  # registered: name -> key, size
+        self.cuda: dict[str, tuple[bytes, int, int]] = {}  # name -> handle, device, size
+        self.asked: list[tuple[str, list[Any], list[Any]]] = []
+
+    def _may_fail(self, what: str) -> None:
+        if self.failing == what:
+            raise InferenceServerException("failed to open the CUDA IPC handle", status="StatusCode.INVALID_ARGUMENT")
+
+    async def register_system_shared_memory(self, name: str, key: str, size: int, **_: Any) -> None:
+        self._may_fail("system")
+        self.system[name] = key, size
+
+    async def register_cuda_shared_memory(self, name: str, handle: bytes, device: int, size: int, **_: Any) -> None:
+        self._may_fail("cuda")
+        self.cuda[name] = handle, device, size
+
+    async def unregister_system_shared_memory(self, name: str, **_: Any) -> None:
+        del self.system[name]
+        self._may_fail("unregister")
+
+    async def unregister_cuda_shared_memory(self, name: str, **_: Any) -> None:
+        self.cuda.pop(name, None)  # Triton does not mind a name it does not know
+
+    async def infer(self, model: str, inputs: list[Any], *, outputs: list[Any], **_: Any) -> Any:
+        self.asked.append((model, inputs, outputs))
+        raise InferenceServerException("it was only asked", status="StatusCode.INTERNAL")
+
+    async def close(self) -> None:
+        pass
+
+
+def on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+    use: Callable[[TritonInference, FakeTriton, str], Awaitable[None]],
+    *,
+    cuda: FakeCuda,
+    triton: FakeTriton | None = None,
+) -> None:
+    monkeypatch.setitem(sys.modules, "tritonclient.utils.cuda_shared_memory", cuda)
+    monkeypatch.setattr(tritonclient.utils, "cuda_shared_memory", cuda, raising=False)
+    start = prefix()
+
+    async def run() -> None:
+        inference = TritonInference("127.0.0.1:1", CONTRACT, shared_memory=SharedMemory.CUDA, region_prefix=start)
+        client = inference._client
+        inference._client = fake = triton or FakeTriton()
+        await client.close()
+        await use(inference, fake, start)
+
+    asyncio.run(run())
+    assert regions(start) == []
+
+
+def place_of(tensor: Any) -> tuple[str, int, int] | None:
+    """Where an input or output of a request lies: region, offset, size."""
+    parameters = tensor._get_tensor().parameters
+    if "shared_memory_region" not in parameters:
+        return None
+    values = {name: parameters[name] for name in parameters}
+    offset = values["shared_memory_offset"].int64_param if "shared_memory_offset" in values else 0
+    return values["shared_memory_region"].string_param, offset, values["shared_memory_byte_size"].int64_param
+
+
+def test_caches_on_a_gpu_are_allocated_registered_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda()
+
+    async def use(inference: TritonInference, triton: FakeTriton, start: str) -> None:
+        arenas = [await inference.new_arena(4, beams) for beams in (1, 3)]
+        for arena, beams in zip(arenas, (1, 3), strict=True):
+            size = KvArena.byte_size(CONTRACT.cross_caches, 4, beams)
+            assert size > 0
+            assert arena.region.startswith(start)
+            assert cuda.regions[arena.cross_region] == (size, 0)
+            assert triton.cuda[arena.cross_region] == (f"handle of {arena.cross_region}".encode(), 0, size)
+            system_size = KvArena.byte_size(CONTRACT.self_caches, 4, beams)
+            assert triton.system[arena.region] == (f"/{arena.region}", system_size)
+            assert size_of(arena.region) == system_size
+        assert len(cuda.regions) == len(triton.system) == len(triton.cuda) == 2
+        for arena in arenas:
+            await inference.free_arena(arena)
+        assert (cuda.regions, triton.system, triton.cuda) == ({}, {}, {})
+
+    on_a_gpu(monkeypatch, use, cuda=cuda)
+
+
+def test_prefill_writes_into_the_gpu_and_the_step_reads_it_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use(inference: TritonInference, triton: FakeTriton, start: str) -> None:
+        arena = await inference.new_arena(4, 2)
+        hidden_states = np.zeros((2, CONTRACT.num_positions, CONTRACT.hidden_size), np.float32)
+        with pytest.raises(InferenceError):
+            await inference.prefill(hidden_states, arena, [3, 1], Deadline(30.0))
+        await asyncio.sleep(0)
+        assert len(triton.asked) == 2
+        for (model, inputs, outputs), slot in zip(triton.asked, (3, 1), strict=True):
+            assert model == PREFILL
+            assert [place_of(one) for one in inputs] == [None]
+            assert len(outputs) == len(CONTRACT.cross_caches)
+            for output in outputs:
+                offset, size = arena.place(output.name())
+                assert place_of(output) == (arena.cross_region, offset + slot * size, size)
+        triton.asked.clear()
+        rows = 3
+        tokens, positions = np.zeros((rows, 2), np.int32), np.zeros((rows, 1), np.int32)
+        with pytest.raises(InferenceError):
+            await inference.step(arena, rows, tokens, positions, Deadline(30.0))
+        [(model, inputs, outputs)] = triton.asked
+        assert model == STEP
+        assert [place_of(output) for output in outputs] == [None] * 3
+        places = {one.name(): place_of(one) for one in inputs}
+        assert {name for name, place in places.items() if place is None} == {"tokens", "ancestors", "position"}
+        for caches, region in ((CONTRACT.self_caches, arena.region), (CONTRACT.cross_caches, arena.cross_region)):
+            for tensor in caches:
+                offset, size = arena.place(tensor.name)
+                assert places[tensor.name] == (region, offset, rows * size)
+        ends = sorted((offset, offset + size) for region, offset, size in filter(None, places.values())
+                      if region == arena.cross_region)  # fmt: skip
+        assert all(end <= start for (_, end), (start, _) in pairwise(ends)), "two tensors overlap"
+        assert ends[-1][1] <= triton.cuda[arena.cross_region][2]
+        await inference.free_arena(arena)
+
+    on_a_gpu(monkeypatch, use, cuda=FakeCuda())
+
+
+@pytest.mark.parametrize("failing", ["system", "cuda"])
+def test_a_triton_that_does_not_map_the_gpu_is_an_error_and_nothing_leaks(
+    monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    cuda = FakeCuda()
+
+    async def use(inference: TritonInference, triton: FakeTriton, start: str) -> None:
+        with pytest.raises(InferenceError):
+            await inference.new_arena(4, 1)
+        assert (cuda.regions, triton.system, triton.cuda) == ({}, {}, {})
+        triton.failing = ""
+        await inference.free_arena(await inference.new_arena(4, 1))
+
+    on_a_gpu(monkeypatch, use, cuda=cuda, triton=FakeTriton(failing))
+    assert cuda.regions == {}
+
+
+@pytest.mark.parametrize("failing", ["create", "handle"])
+def test_a_gpu_without_memory_sends_the_caches_over_grpc(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failing: str
+) -> None:
+    cuda = FakeCuda(failing)
+
+    async def use(inference: TritonInference, triton: FakeTriton, start: str) -> None:
+        arena = await inference.new_arena(4, 1)
+        assert (arena.region, arena.cross_region) == ("", "")
+        assert (cuda.regions, triton.system, triton.cuda) == ({}, {}, {})
+        await inference.free_arena(arena)
+
+    on_a_gpu(monkeypatch, use, cuda=cuda)
+    assert "no memory on GPU 0 for the caches, they go over gRPC" in caplog.text
+
+
+def test_one_region_that_cannot_be_given_back_does_not_keep_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda()
+
+    async def use(inference: TritonInference, triton: FakeTriton, start: str) -> None:
+        await inference.free_arena(await inference.new_arena(4, 1))
+        assert triton.cuda == {}
+
+    on_a_gpu(monkeypatch, use, cuda=cuda, triton=FakeTriton("unregister"))
+    assert cuda.was_made
+    assert cuda.regions == {}
+
+
+def test_forgotten_caches_free_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda()
+
+    async def use(inference: TritonInference, triton: FakeTriton, start: str) -> None:
+        arena = await inference.new_arena(4, 1)
+        inference.forget_arenas()
+        assert arena.is_stale
+        assert cuda.regions == {}
+        await inference.free_arena(arena)  # as its lane does later
+
+    on_a_gpu(monkeypatch, use, cuda=cuda)
+    assert cuda.was_made
+
+
+@pytest.mark.parametrize("error", [ImportError("no such package"), RuntimeError("cuda-python is not installed")])
+def test_missing_packages_of_cuda_keep_the_gateway_from_starting(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    class Missing(importlib.abc.MetaPathFinder):
+        def find_spec(self, name: str, path: Any, target: Any = None) -> None:
+            if name == "tritonclient.utils.cuda_shared_memory":
+                raise error
+
+    monkeypatch.delitem(sys.modules, "tritonclient.utils.cuda_shared_memory", raising=False)
+    monkeypatch.delattr(tritonclient.utils, "cuda_shared_memory", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
+    config = GatewayConfig(
+        listen_address="127.0.0.1:0",
+        triton_address=("127.0.0.1:1",),
+        triton_shared_memory="cuda",
+        model_repository=MODELS,
+    )
+
+    async def run() -> None:
+        async with Gateway(config, providers=[]):
+            pass
+
+    with pytest.raises(ConfigError, match=r"CAPTRIEVE_TRITON_SHARED_MEMORY is 'cuda'.*tritonclient\[cuda\]"):
+        asyncio.run(run())

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tiny captioner in every precision, exported once for all tests of a run. Torch must be there.
+
+PyTorch's exporter takes seconds per graph, whatever its size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import nn
+
+from captioner.decoding import Hypothesis
+from captioner.model_contract import ModelSpec, Precision
+from export import to_onnx
+from export.onnx_captioner import OnnxCaptioner
+from export.onnx_export import export_onnx, load_captioner
+from tests.conftest import ROOT
+from tests.fakes.tiny_captioner import save_tiny_captioner
+
+Tokens = list[int]
+
+
+def tiny_checkpoint(factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint. Not to be written into."""
+    return _made_once(factory, "checkpoint", save_talkative_captioner)
+
+
+def save_talkative_captioner(folder: Path) -> None:
+    """The tiny captioner with nearly as many captions as photos, of many words and lengths.
+
+    As it comes it repeats one word for every photo, so that no mistake in a cache or a beam would show.
+    """
+    save_tiny_captioner(folder)
+    model, _ = load_captioner(folder)
+    decoder = model.decoder.transformer
+    with torch.no_grad():
+        model.encoder.embeddings.patch_embeddings.projection.weight.mul_(30)  # else the positions drown the photo
+        for block in decoder.h:
+            block.crossattention.q_attn.weight.mul_(8)  # look at few patches, not at their mean
+            block.crossattention.c_attn.weight.mul_(8)
+            block.crossattention.c_proj.weight.mul_(6)
+            block.mlp.c_fc.weight.mul_(2)
+        decoder.wte.weight.mul_(2)
+        end = decoder.wte.weight[model.config.eos_token_id]
+        decoder.ln_f.bias.add_(2.5 * end / end.norm())  # one token of 289 would hardly ever be the best
+    model.save_pretrained(folder)
+
+
+def tiny_repository(factory: pytest.TempPathFactory, precision: Precision) -> Path:
+    """The checkpoint's model repository. Not to be written into."""
+    checkpoint = tiny_checkpoint(factory)
+
+    def make(folder: Path) -> None:
+        if precision == "fp32":
+            export_by_command(checkpoint, folder)
+        else:
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                export_graphs_once(factory, monkeypatch)
+                to_onnx.export_repository(checkpoint, folder, precision=precision, name="tiny")
+
+    return _made_once(factory, precision, make)
+
+
+def tiny_captioner(factory: pytest.TempPathFactory, precision: Precision) -> OnnxCaptioner:
+    return OnnxCaptioner(tiny_repository(factory, precision), threads=1)
+
+
+def export_by_command(checkpoint: Path, folder: Path) -> str:
+    """As a user does; what it printed is also in a file beside `folder`."""
+    command = [sys.executable, "-m", "export.to_onnx", "--checkpoint", checkpoint, "--output", folder, "--name", "tiny"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    folder.with_suffix(".txt").write_text(done.stdout, encoding="utf-8")
+    return done.stdout
+
+
+def export_graphs_once(factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the patch is undone a graph that this run has exported before is not exported again but copied.
+
+    All that comes after PyTorch's exporter still happens. INT8 begins with the same graphs as FP32.
+    """
+    cache = _folder(factory) / "graphs"
+    cache.mkdir(exist_ok=True)
+
+    def export(graph: nn.Module, spec: ModelSpec, path: Path) -> None:
+        digest = hashlib.sha256(repr((spec, graph)).encode())
+        for name, tensor in graph.state_dict().items():
+            digest.update(name.encode() + tensor.numpy().tobytes())
+        known = cache / f"{digest.hexdigest()}.onnx"
+        if not known.exists():
+            export_onnx(graph, spec, known)
+        shutil.copyfile(known, path)
+
+    monkeypatch.setattr(to_onnx, "export_onnx", export)
+
+
+def random_photos(count: int, seed: int) -> npt.NDArray[np.uint8]:
+    """Each patch of another colour: noise alone looks the same to convolutions."""
+    patches = np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+    return patches.repeat(4, axis=1).repeat(4, axis=2)
+
+
+def words(hypotheses: list[list[Hypothesis]]) -> list[Tokens]:
+    """Tokens of the best hypothesis of each photo."""
+    return [[token.token for token in one[0].tokens] for one in hypotheses]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Everything in a folder, by its path within."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def _folder(factory: pytest.TempPathFactory) -> Path:
+    folder = factory.getbasetemp() / "tiny-captioner"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    folder = _folder(factory) / name
+    if not folder.exists():
+        make(folder)
+    return folder

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A photo worker that does as the first bytes of a file say: hang, burn, eat, crash, lie, quit. For tests.
+
+Otherwise it is the real one. Run as a program, isolated from everything but this repository.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from search_gateway.imaging import worker_main
+
+_decode_photo = worker_main.decode_photo
+
+
+def misbehave(data: bytes, **options: Any) -> Any:
+    match data[:4]:
+        case b"HANG":
+            time.sleep(3600)
+        case b"BURN":
+            while True:
+                pass
+        case b"EATS":
+            eaten = []
+            while True:
+                eaten.append(bytes(2**26))  # counted, but never touched: it takes no time
+        case b"CRSH":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case b"LIES":
+            os.write(0, worker_main.ANSWER.pack(worker_main.Kind.PIXELS, 3) + b"abc")
+            time.sleep(3600)
+        case b"QUIT":
+            os._exit(0)
+        case b"FILE":
+            Path(data[4:].decode()).write_text("taken over", encoding="ascii")
+        case b"LATE":
+            time.sleep(float(data[4:12]))
+            data = data[12:]
+    return _decode_photo(data, **options)
+
+
+if __name__ == "__main__":
+    worker_main.decode_photo = misbehave  # type: ignore[assignment]
+    worker_main.main()

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Protobuf requests -> options: every limit from both sides, and what callers are told."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+from captioner.decoding import DecodingOptions
+from captioner.model_contract import ModelContract
+from captioner.query import QueryRule
+from search_api import search_pb2
+from search_gateway.api.request_validation import decoding_options, query_rule, search_options
+from search_gateway.config import GatewayConfig
+from search_gateway.errors import BadRequestError
+from search_gateway.pipeline import SearchOptions
+
+CONTRACT = ModelContract(
+    model="toy", image_height=80, image_width=64, fit="pad", num_positions=81, hidden_size=32, num_layers=2,
+    num_heads=4, head_size=8, max_tokens=24, num_candidates=16, max_beams=8, vocab_size=50, bos_token_id=0,
+    eos_token_id=1, pad_token_id=2,
+)  # fmt: skip
+WITH_HEAD = dataclasses.replace(CONTRACT, num_queries=3)
+CONFIG = GatewayConfig(
+    default_max_results=7, min_visual_score=0.25, min_semantic_score=0.75, visual_weight=0.5, lookalike_weight=0.125
+)
+
+
+def decoding(**fields: Any) -> DecodingOptions:
+    return decoding_options(search_pb2.DecodingOptions(**fields), CONTRACT)
+
+
+def options(config: GatewayConfig = CONFIG, **fields: Any) -> SearchOptions:
+    return search_options(search_pb2.SearchRequest(**fields), CONTRACT, config)
+
+
+def refinement(**fields: float) -> SearchOptions:
+    return options(refinement=search_pb2.RefinementOptions(**fields))
+
+
+def refusal(call: Any, **fields: Any) -> str:
+    with pytest.raises(BadRequestError) as caught:
+        call(**fields)
+    return str(caught.value)
+
+
+def test_request_that_says_nothing_gets_the_defaults() -> None:
+    result = options()
+    assert result.decoding == DecodingOptions(num_beams=1, length_penalty=1.0, max_tokens=24)
+    assert result.query_rule is QueryRule.LAST_TWO_WORDS
+    assert result.query_override is None
+    assert result.provider is None
+    assert result.max_candidates == CONFIG.max_candidates
+    limits = result.limits
+    assert (limits.min_visual_score, limits.min_semantic_score) == (0.25, 0.75)
+    assert (limits.max_results, limits.visual_weight, limits.lookalike_weight) == (7, 0.5, 0.125)
+
+
+def test_request_that_says_everything_gets_it() -> None:
+    result = options(
+        decoding=search_pb2.DecodingOptions(num_beams=4, length_penalty=0.5, max_tokens=9),
+        query_rule=search_pb2.QUERY_RULE_FULL_CAPTION,
+        query_override="red dress",
+        provider="catalog",
+        max_results=30,
+        refinement=search_pb2.RefinementOptions(min_visual_score=-0.5, min_semantic_score=0.0),
+    )
+    assert result.decoding == DecodingOptions(num_beams=4, length_penalty=0.5, max_tokens=9)
+    assert result.query_rule is QueryRule.FULL_CAPTION
+    assert (result.query_override, result.provider) == ("red dress", "catalog")
+    limits = result.limits
+    assert (limits.min_visual_score, limits.min_semantic_score, limits.max_results) == (-0.5, 0.0, 30)
+
+
+def test_zero_is_a_value_and_not_unset() -> None:
+    assert refinement(min_visual_score=0.0).limits.min_visual_score == 0.0
+    assert decoding(length_penalty=0.0).length_penalty == 0.0
+    assert refusal(decoding, num_beams=0) == "decoding.num_beams is 0: it goes from 1 to 8"
+    assert refusal(options, max_results=0) == "max_results is 0: it goes from 1 to 100"
+
+
+@pytest.mark.parametrize(
+    ("call", "name", "shown", "low", "high", "below", "above"),
+    [
+        (decoding, "num_beams", "decoding.num_beams", 1, 8, 0, 9),
+        (decoding, "max_tokens", "decoding.max_tokens", 1, 24, 0, 25),
+        (decoding, "length_penalty", "decoding.length_penalty", -2, 4, -2.5, 4.25),
+        (options, "max_results", "max_results", 1, 100, 0, 101),
+        (refinement, "min_visual_score", "refinement.min_visual_score", -1, 1, -1.25, 1.25),
+        (refinement, "min_semantic_score", "refinement.min_semantic_score", 0, 1, -0.25, 1.25),
+    ],
+)
+def test_every_limit_holds_on_both_sides(
+    call: Any, name: str, shown: str, low: float, high: float, below: float, above: float
+) -> None:
+    for value in (low, high):
+        call(**{name: value})
+    for value in (below, above):
+        assert refusal(call, **{name: value}) == f"{shown} is {value}: it goes from {low} to {high}"
+
+
+@pytest.mark.parametrize("name", ["num_beams", "max_tokens"])
+def test_huge_numbers_are_shown_as_they_were_sent(name: str) -> None:
+    assert f" is {2**32 - 1}: " in refusal(decoding, **{name: 2**32 - 1})
+    assert refusal(options, max_results=1_000_001) == "max_results is 1000001: it goes from 1 to 100"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_none_are_refused(value: float) -> None:
+    assert refusal(decoding, length_penalty=value) == f"decoding.length_penalty is {value}: it goes from -2 to 4"
+    assert refusal(refinement, min_visual_score=value).startswith(f"refinement.min_visual_score is {value}: ")
+    assert refusal(refinement, min_semantic_score=value).startswith(f"refinement.min_semantic_score is {value}: ")
+
+
+def test_limits_of_decoding_are_the_models() -> None:
+    small = ModelContract(
+        model="toy", image_height=80, image_width=64, fit="pad", num_positions=81, hidden_size=32, num_layers=2,
+        num_heads=4, head_size=8, max_tokens=5, num_candidates=4, max_beams=2, vocab_size=50, bos_token_id=0,
+        eos_token_id=1, pad_token_id=2,
+    )  # fmt: skip
+    assert decoding_options(search_pb2.DecodingOptions(), small).max_tokens == 5
+    with pytest.raises(BadRequestError, match="num_beams is 3: it goes from 1 to 2"):
+        decoding_options(search_pb2.DecodingOptions(num_beams=3), small)
+
+
+@pytest.mark.parametrize(
+    ("value", "rule"),
+    [
+        (search_pb2.QUERY_RULE_UNSPECIFIED, QueryRule.LAST_TWO_WORDS),
+        (search_pb2.QUERY_RULE_LAST_TWO_WORDS, QueryRule.LAST_TWO_WORDS),
+        (search_pb2.QUERY_RULE_FULL_CAPTION, QueryRule.FULL_CAPTION),
+    ],
+)
+def test_query_rules_are_those_of_the_proto(value: int, rule: QueryRule) -> None:
+    assert query_rule(value, CONTRACT) is rule
+    if value != search_pb2.QUERY_RULE_UNSPECIFIED:
+        assert query_rule(value, WITH_HEAD) is rule
+
+
+def test_model_with_a_query_head_uses_it_unless_told_otherwise() -> None:
+    assert query_rule(search_pb2.QUERY_RULE_UNSPECIFIED, WITH_HEAD) is QueryRule.LIKELIEST_WORDS
+    assert query_rule(search_pb2.QUERY_RULE_LIKELIEST_WORDS, WITH_HEAD) is QueryRule.LIKELIEST_WORDS
+
+
+def test_model_without_a_query_head_refuses_the_rule_that_needs_one() -> None:
+    assert refusal(options, query_rule=search_pb2.QUERY_RULE_LIKELIEST_WORDS) == (
+        "query_rule is likeliest_words: the model toy has no query head, use last_two_words or leave it unset"
+    )
+
+
+def test_every_query_rule_of_the_proto_is_known() -> None:
+    assert {query_rule(value, WITH_HEAD) for value in search_pb2.QueryRule.values()} == set(QueryRule)
+
+
+@pytest.mark.parametrize("value", [4, 99, -1, 2**31 - 1])
+def test_unknown_query_rule_is_refused(value: int) -> None:
+    """Protobuf lets any number through."""
+    assert refusal(options, query_rule=value) == f"query_rule is {value}: it goes from 0 to 3"
+
+
+def test_query_override_loses_superfluous_space() -> None:
+    assert options(query_override="  red \t\n dress ").query_override == "red dress"
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\t\n"])
+def test_empty_query_override_is_refused_with_the_remedy(text: str) -> None:
+    expected = "query_override is empty: give words, or leave it unset to use the caption's"
+    assert refusal(options, query_override=text) == expected
+
+
+def test_length_of_a_query_override_has_a_limit() -> None:
+    assert options(query_override="x" * 200).query_override == "x" * 200
+    assert options(query_override=" " + "é" * 200 + " ").query_override == "é" * 200
+    assert refusal(options, query_override="x" * 201) == "query_override has 201 characters; the limit is 200"
+
+
+def test_provider_is_passed_on_even_where_it_is_empty() -> None:
+    """The chain knows the names, and refuses this one."""
+    assert options(provider="").provider == ""
+
+
+def test_providers_are_asked_for_at_least_as_many_as_are_wanted() -> None:
+    config = GatewayConfig(max_candidates=20)
+    assert options(config, max_results=5).max_candidates == 20
+    assert options(config, max_results=50).max_candidates == 50
+
+
+def word_override(**words: str) -> SearchOptions:
+    return options(word_override=search_pb2.WordOverride(**words))
+
+
+def test_one_word_or_both_may_be_overridden() -> None:
+    result = word_override(colour=" red ")
+    assert (result.override_colour, result.override_thing, result.query_override) == ("red", None, None)
+    result = word_override(colour="navy  blue", thing="(T-Shirt)!")
+    assert (result.override_colour, result.override_thing) == ("navy blue", "T-Shirt")
+    assert options().override_colour is options().override_thing is None
+    assert options(word_override=search_pb2.WordOverride(), query_override="red dress").query_override == "red dress"
+
+
+@pytest.mark.parametrize("name", ["colour", "thing"])
+def test_bad_word_override_is_refused_with_the_remedy(name: str) -> None:
+    for text in ("", "  ", "- !"):
+        expected = f"word_override.{name} is {text!r}: give a word, or leave it unset"
+        assert refusal(word_override, **{name: text}) == expected
+    assert getattr(word_override(**{name: "x" * 50}), f"override_{name}") == "x" * 50
+    assert refusal(word_override, **{name: "x" * 51}) == f"word_override.{name} has 51 characters; the limit is 50"
+    override = search_pb2.WordOverride(**{name: "red"})
+    assert refusal(options, word_override=override, query_override="red dress") == (
+        f"word_override.{name} and query_override are both set: give one of them"
+    )

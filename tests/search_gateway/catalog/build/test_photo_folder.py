@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of looking for photos; none has to be one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from search_gateway.catalog.build.photo_folder import (
+    BAD_NAME,
+    CANNOT_READ,
+    UnreadablePhoto,
+    look_for_photos,
+)
+from search_gateway.catalog.store import CatalogError
+
+
+def test_photos_are_found_in_all_folders_in_order(tmp_path: Path) -> None:
+    for path in ("b/2.JPG", "b/1.webp", "a.png", "c d/e/f.gif", "g.jpeg", "b/notes.txt", "jpg"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"12345")
+    photos, unreadable = look_for_photos(tmp_path)
+    assert [photo.path for photo in photos] == ["a.png", "b/1.webp", "b/2.JPG", "c d/e/f.gif", "g.jpeg"]
+    assert unreadable == []
+    assert photos[1].file == tmp_path / "b" / "1.webp"
+    assert photos[1].size_bytes == 5
+    assert photos[1].mtime_ns == (tmp_path / "b" / "1.webp").stat().st_mtime_ns
+
+
+def test_hidden_files_folders_pipes_and_linked_folders_are_no_photos(tmp_path: Path) -> None:
+    (tmp_path / "._shirt.jpg").touch()
+    (tmp_path / ".trash").mkdir()
+    (tmp_path / ".trash" / "old.jpg").touch()
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "again").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert look_for_photos(tmp_path) == ([], [])
+
+
+def test_linked_photo_counts_and_a_dangling_link_is_listed(tmp_path: Path) -> None:
+    (tmp_path / "shirt.jpg").write_bytes(b"123")
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "shirt.jpg")
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    photos, unreadable = look_for_photos(tmp_path)
+    assert [(photo.path, photo.size_bytes) for photo in photos] == [("link.jpg", 3), ("shirt.jpg", 3)]
+    assert unreadable == [UnreadablePhoto("gone.jpg", f"{CANNOT_READ}: No such file or directory")]
+    assert unreadable[0].kind == CANNOT_READ
+
+
+def test_name_that_is_not_utf8_is_listed_so_that_it_can_be_shown(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")).touch()
+    assert look_for_photos(tmp_path) == ([], [UnreadablePhoto("caf\ufffd.jpg", BAD_NAME)])
+
+
+def test_missing_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CatalogError, match="none cannot be read: No such file or directory"):
+        look_for_photos(tmp_path / "none")

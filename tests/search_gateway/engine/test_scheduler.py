@@ -1,0 +1,528 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Captions decoded together equal those decoded alone, on a step model that is a function of its inputs only."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from captioner.decoding import DecodingOptions
+from captioner.model_contract import ModelContract
+from search_gateway.deadline import Deadline
+from search_gateway.engine.inference import EncodedPhotos, StepOutput
+from search_gateway.engine.kv_slots import KvArena
+from search_gateway.engine.scheduler import CaptionScheduler, DecodedPhoto
+from search_gateway.errors import DeadlineError, InferenceError, OverloadedError
+
+BOS, EOS = 0, 1
+NUM_WORDS, NUM_CANDIDATES, MAX_TOKENS = 12, 10, 8
+
+# A key and a value of one number each: the token itself.
+CONTRACT = ModelContract(
+    model="fake", image_height=1, image_width=1, fit="pad", num_positions=1, hidden_size=1, num_layers=1, num_heads=1,
+    head_size=1, max_tokens=MAX_TOKENS, num_candidates=NUM_CANDIDATES, max_beams=5, vocab_size=NUM_WORDS,
+    bos_token_id=BOS, eos_token_id=EOS, pad_token_id=EOS,
+)  # fmt: skip
+
+Floats = npt.NDArray[np.floating[Any]]
+
+
+@dataclass
+class FakeInference:
+    """What comes next is drawn from the photo and the beam's own tokens, found in the cache by its ancestors."""
+
+    failing_calls: set[int] = field(default_factory=set)  # numbers of calls of `step`, from 0
+    failure: Exception = field(default_factory=lambda: InferenceError("the inference server failed"))
+    rows: list[int] = field(default_factory=list)
+    arenas: list[KvArena] = field(default_factory=list)
+    is_running: dict[int, bool] = field(default_factory=dict)  # by beams
+    hangs: asyncio.Event | None = None  # set: steps wait for it
+    encoder_hangs: asyncio.Event | None = None
+    encoded: list[int] = field(default_factory=list)  # photos in each call of the encoder
+
+    async def new_arena(self, slots: int, beams: int) -> KvArena:
+        await asyncio.sleep(0)
+        self.arenas.append(KvArena(CONTRACT, slots=slots, beams=beams))
+        return self.arenas[-1]
+
+    async def free_arena(self, arena: KvArena) -> None:
+        self.arenas.remove(arena)
+
+    async def encode(
+        self, pixels: npt.NDArray[np.uint8], deadline: Deadline, *, embeddings_only: bool = False
+    ) -> EncodedPhotos:
+        self.encoded.append(len(pixels))
+        numbers = pixels[:, 0, 0, 0].astype(np.float32)
+        # How long it takes depends on the photos, so that calls overtake each other.
+        for _ in range(int(numbers[0]) % 4):
+            await asyncio.sleep(0)
+        if self.encoder_hangs is not None:
+            await self.encoder_hangs.wait()
+        return EncodedPhotos(None if embeddings_only else numbers[:, None, None], numbers[:, None])
+
+    async def prefill(self, hidden_states: Floats, arena: KvArena, slots: Sequence[int], deadline: Deadline) -> None:
+        for _ in range(int(hidden_states[0, 0, 0]) % 3):
+            await asyncio.sleep(0)
+        arena.cross[0][list(slots)] = hidden_states[:, 0, :, None, None]
+
+    async def step(
+        self, arena: KvArena, rows: int, tokens: npt.NDArray[np.int32], positions: npt.NDArray[np.int32],
+        deadline: Deadline,
+    ) -> StepOutput:  # fmt: skip
+        assert not self.is_running.get(arena.beams), "two calls in one lane at a time"
+        self.is_running[arena.beams] = True
+        call = len(self.rows)
+        self.rows.append(rows)
+        try:
+            for _ in range(5):  # others take their turn
+                await asyncio.sleep(0)
+            if self.hangs is not None:
+                await self.hangs.wait()
+            if call in self.failing_calls:
+                raise self.failure
+            shape = (rows, arena.beams, NUM_CANDIDATES)
+            logprobs, candidates = np.zeros(shape, np.float32), np.zeros(shape, np.int32)
+            for row, k in np.ndindex(rows, arena.beams):
+                position = int(positions[row, 0])
+                times = np.arange(position)
+                before = arena.cache.tensors[0][row, 0, times, arena.cache.ancestors[row, k, :position], 0]
+                history = tuple(np.append(before, tokens[row, k]).astype(int).tolist())
+                logprobs[row, k], candidates[row, k] = what_comes_next(int(arena.cross[0][row, 0, 0, 0]), history)
+            return StepOutput(logprobs, candidates, np.tile(tokens[:, :, None, None, None, None], (1, 1, 1, 2, 1, 1)))
+        finally:
+            self.is_running[arena.beams] = False
+
+
+@functools.cache
+def what_comes_next(number: int, history: tuple[int, ...]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+    """Log-probabilities and tokens [C], best first."""
+    generator = np.random.default_rng([number, *history])
+    logits = 2 * generator.standard_normal(NUM_WORDS)
+    logits[EOS] += 1
+    values = (logits - np.log(np.exp(logits).sum())).astype(np.float32)
+    order = np.argsort(-values, kind="stable")[:NUM_CANDIDATES]
+    return values[order], order.astype(np.int32)
+
+
+def photo(number: int) -> npt.NDArray[np.uint8]:
+    """Its pixels [height, width, 3]."""
+    return np.full((1, 1, 3), number, np.uint8)
+
+
+def scheduler(inference: FakeInference, slots: int = 32, waiting: int = 1000) -> CaptionScheduler:
+    return CaptionScheduler(inference, bos_token_id=BOS, eos_token_id=EOS, slots=slots, waiting=waiting)
+
+
+def shown(decoded: DecodedPhoto) -> list[tuple[list[int], float, bool]]:
+    """What a test can compare: arrays have no equality of their own."""
+    return [([token.token for token in one.tokens], one.log_probability, one.complete) for one in decoded.hypotheses]
+
+
+# Of every kind: greedy and beams, long and short, as requests come.
+REQUESTS = [
+    (number, DecodingOptions(num_beams=beams, length_penalty=penalty, max_tokens=max_tokens))
+    for number, (beams, penalty, max_tokens) in enumerate(
+        [(1, 1.0, 8), (4, 1.0, 8), (2, 0.0, 5), (1, 1.0, 3), (5, 2.0, 8), (3, -1.0, 6), (4, 0.6, 8), (1, 1.0, 1)] * 5
+    )
+]
+
+
+def decoded_alone(number: int, options: DecodingOptions) -> DecodedPhoto:
+    return asyncio.run(scheduler(FakeInference()).caption(photo(number), options, Deadline(30.0)))
+
+
+ALONE = {number: shown(decoded_alone(number, options)) for number, options in REQUESTS}
+
+
+def test_captions_of_the_fake_vary() -> None:
+    assert len({str(captions) for captions in ALONE.values()}) == len(REQUESTS)
+    assert len({len(captions[0][0]) for captions in ALONE.values()}) > 3
+
+
+def test_captions_decoded_together_equal_those_decoded_alone() -> None:
+    async def together() -> list[DecodedPhoto]:
+        captions = scheduler(inference)
+        return await asyncio.gather(
+            *(captions.caption(photo(number), options, Deadline(30.0)) for number, options in REQUESTS)
+        )
+
+    inference = FakeInference()
+    results = asyncio.run(together())
+    assert max(inference.rows) >= 8, "the captions were decoded one after the other: the test shows nothing"
+    assert {number: shown(result) for (number, _), result in zip(REQUESTS, results, strict=True)} == ALONE
+
+
+def test_captions_with_as_many_beams_share_their_calls() -> None:
+    async def together() -> None:
+        captions = scheduler(inference)
+        options = DecodingOptions(max_tokens=MAX_TOKENS)
+        await asyncio.gather(*(captions.caption(photo(number), options, Deadline(30.0)) for number in range(20)))
+
+    inference = FakeInference()
+    asyncio.run(together())
+    # Prefills end at four different times; without sharing there would be a call for each token of each caption.
+    assert len(inference.rows) <= MAX_TOKENS + 4
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One caller of a schedule; counted in turns of the event loop, since nothing here takes time."""
+
+    request: int | None  # of REQUESTS; None: the embedding only
+    pause: int  # turns before the next one comes
+    cancel: int | None  # turns after which the caller goes away
+    is_expired: bool
+
+
+def check_schedule(arrivals: Sequence[Arrival], slots: int, waiting: int) -> tuple[int, int]:
+    """Everybody gets the words they get alone or the error they asked for, and every slot comes back.
+
+    Returns:
+        How many got words, and how many were refused.
+    """
+    inference = FakeInference()
+
+    async def one(captions: CaptionScheduler, arrival: Arrival) -> DecodedPhoto | npt.NDArray[np.float32]:
+        deadline = Deadline(0.0 if arrival.is_expired else 30.0)
+        if arrival.request is None:
+            return await captions.embed(photo(7), deadline)
+        number, options = REQUESTS[arrival.request]
+        return await captions.caption(photo(number), options, deadline)
+
+    async def cancel(task: asyncio.Task[Any], after: int) -> None:
+        for _ in range(after):
+            await asyncio.sleep(0)
+        task.cancel()
+
+    results: list[DecodedPhoto | npt.NDArray[np.float32] | BaseException] = []
+
+    async def run() -> None:  # asyncio.run makes a text of what it returns, which takes longer than the schedule
+        captions = scheduler(inference, slots, waiting)
+        tasks, cancelling = [], []
+        for arrival in arrivals:
+            tasks.append(asyncio.create_task(one(captions, arrival)))
+            if arrival.cancel is not None:
+                cancelling.append(asyncio.create_task(cancel(tasks[-1], arrival.cancel)))
+            for _ in range(arrival.pause):
+                await asyncio.sleep(0)
+        results.extend(await asyncio.gather(*tasks, return_exceptions=True))
+        await asyncio.gather(*cancelling)
+        for _ in range(50):  # what was given up ends by itself
+            await asyncio.sleep(0)
+        assert captions.inside == 0
+
+    asyncio.run(run())
+    words = refused = 0
+    for arrival, result in zip(arrivals, results, strict=True):
+        if isinstance(result, asyncio.CancelledError):
+            assert arrival.cancel is not None
+        elif isinstance(result, DeadlineError):
+            assert arrival.is_expired
+        elif isinstance(result, OverloadedError):
+            assert arrival.request is not None
+            assert result.retry_after_seconds > 0
+            refused += 1
+        elif isinstance(result, DecodedPhoto):
+            assert arrival.request is not None
+            assert shown(result) == ALONE[arrival.request]
+            assert result.embedding.tolist() == [arrival.request]
+            words += 1
+        else:
+            assert not isinstance(result, BaseException), result
+            assert result.tolist() == [7]
+    for arena in inference.arenas:
+        free = [arena.acquire() for _ in range(slots)]
+        assert free == list(range(slots)), "a slot was lost or given twice"
+    return words, refused
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    arrivals=st.lists(
+        st.builds(
+            Arrival,
+            request=st.one_of(st.none(), st.integers(0, len(REQUESTS) - 1)),
+            pause=st.integers(0, 6),
+            cancel=st.sampled_from([None, 0, 1, 3, 8, 20]),
+            is_expired=st.booleans(),
+        ),
+        min_size=1,
+        max_size=14,
+    ),
+    slots=st.integers(1, 6),
+    waiting=st.integers(1, 14),
+)
+def test_any_schedule_gives_each_caption_its_own_words(arrivals: list[Arrival], slots: int, waiting: int) -> None:
+    check_schedule(arrivals, slots, waiting)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(10))
+def test_ten_thousand_random_schedules_give_each_caption_its_own_words(part: int) -> None:
+    """Hypothesis shrinks better; this is fast enough to try many."""
+    words = refused = 0
+    for seed in range(1000 * part, 1000 * (part + 1)):
+        chance = random.Random(seed)
+        arrivals = [
+            Arrival(
+                request=chance.choice([None, *range(len(REQUESTS))]),
+                pause=chance.choice([0, 0, 0, 1, 2, 6, 15]),
+                cancel=chance.choice([None, None, None, 0, 1, 3, 8, 20]),
+                is_expired=chance.random() < 0.1,
+            )
+            for _ in range(chance.randint(1, 12))
+        ]
+        some_words, some_refused = check_schedule(arrivals, chance.randint(1, 6), chance.randint(1, 6))
+        words, refused = words + some_words, refused + some_refused
+    assert words > 2000, "too few got as far as words: the test shows little"
+    assert refused > 20
+
+
+def test_lowest_slots_are_used_first_so_that_batches_stay_small() -> None:
+    async def one_after_the_other() -> None:
+        captions = scheduler(inference)
+        for number in range(5):
+            await captions.caption(photo(number), DecodingOptions(max_tokens=MAX_TOKENS), Deadline(30.0))
+
+    inference = FakeInference()
+    asyncio.run(one_after_the_other())
+    assert set(inference.rows) == {1}
+
+
+def test_who_finds_no_slot_waits_for_one_in_order() -> None:
+    async def run() -> list[int]:
+        captions = scheduler(FakeInference(), slots=1)
+        order: list[int] = []
+
+        async def one(number: int) -> None:
+            await captions.caption(photo(4 * number), DecodingOptions(max_tokens=MAX_TOKENS), Deadline(30.0))
+            order.append(number)
+
+        await asyncio.gather(*(one(number) for number in range(6)))
+        return order
+
+    assert asyncio.run(run()) == list(range(6))
+
+
+def test_who_finds_no_slot_in_time_is_told_so_and_the_slot_is_not_lost() -> None:
+    async def run() -> None:
+        inference = FakeInference(hangs=asyncio.Event())
+        captions = scheduler(inference, slots=1)
+        options = DecodingOptions(max_tokens=MAX_TOKENS)
+        first = asyncio.create_task(captions.caption(photo(0), options, Deadline(30.0)))
+        await asyncio.sleep(0.01)
+        with pytest.raises(DeadlineError, match="before decoding could begin"):
+            await captions.caption(photo(1), options, Deadline(0.02))
+        assert inference.hangs is not None
+        inference.hangs.set()
+        assert shown(await first)
+        assert await captions.caption(photo(2), options, Deadline(30.0))
+
+    asyncio.run(run())
+
+
+def test_deadline_ends_a_caption_while_a_call_hangs_and_the_others_go_on() -> None:
+    async def run() -> None:
+        inference = FakeInference(hangs=asyncio.Event())
+        captions = scheduler(inference)
+        number, options = REQUESTS[0]
+        patient = asyncio.create_task(captions.caption(photo(number), options, Deadline(30.0)))
+        with pytest.raises(DeadlineError, match="before decoding was done"):
+            await captions.caption(photo(8), options, Deadline(0.02))
+        assert inference.hangs is not None
+        inference.hangs.set()
+        assert shown(await patient) == ALONE[number]
+
+    asyncio.run(run())
+
+
+def test_cancelled_caption_takes_no_further_step() -> None:
+    async def run() -> None:
+        inference = FakeInference(hangs=asyncio.Event())
+        task = asyncio.create_task(scheduler(inference).caption(photo(0), REQUESTS[1][1], Deadline(30.0)))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert inference.hangs is not None
+        inference.hangs.set()
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert len(inference.rows) == 1
+
+    asyncio.run(run())
+
+
+def test_failing_call_fails_the_captions_in_it_and_nobody_after_them() -> None:
+    async def run() -> None:
+        captions = scheduler(inference)
+        options = DecodingOptions(max_tokens=MAX_TOKENS)
+        results = await asyncio.gather(
+            *(captions.caption(photo(number), options, Deadline(30.0)) for number in (0, 4)),
+            captions.caption(photo(1), REQUESTS[1][1], Deadline(30.0)),  # another lane
+            return_exceptions=True,
+        )
+        assert results[:2] == [inference.failure] * 2
+        assert shown(results[2]) == ALONE[1]  # type: ignore[arg-type]
+        inference.failing_calls = set()
+        assert await captions.caption(photo(0), options, Deadline(30.0))
+
+    inference = FakeInference(failing_calls={0})
+    asyncio.run(run())
+
+
+def test_what_no_one_foresaw_is_told_without_its_text() -> None:
+    async def run() -> None:
+        with pytest.raises(InferenceError, match="^decoding failed: try again$"):
+            await captions.caption(photo(0), REQUESTS[0][1], Deadline(30.0))
+
+    captions = scheduler(FakeInference(failing_calls={0}, failure=RuntimeError("/secret/path")))
+    asyncio.run(run())
+
+
+def test_stale_arena_takes_no_new_caption() -> None:
+    async def run() -> None:
+        captions = scheduler(inference)
+        options = DecodingOptions(max_tokens=MAX_TOKENS)
+        await captions.caption(photo(0), options, Deadline(30.0))
+        inference.arenas[0].is_stale = True
+        await captions.caption(photo(0), options, Deadline(30.0))
+        assert len(inference.arenas) == 2
+
+    inference = FakeInference()
+    asyncio.run(run())
+
+
+def test_closing_ends_captions_and_gives_the_arenas_back() -> None:
+    async def run() -> None:
+        inference = FakeInference(hangs=asyncio.Event())
+        captions = scheduler(inference)
+        task = asyncio.create_task(captions.caption(photo(0), REQUESTS[0][1], Deadline(30.0)))
+        await asyncio.sleep(0.01)
+        await captions.close()
+        with pytest.raises(InferenceError, match="stopping"):
+            await task
+        assert inference.arenas == []
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("num_beams", [1, 2, 5])
+def test_model_is_asked_once_per_token_and_never_after_the_end(num_beams: int) -> None:
+    for number in range(20):
+        inference = FakeInference()
+        options = DecodingOptions(num_beams=num_beams, max_tokens=MAX_TOKENS)
+        decoded = asyncio.run(scheduler(inference).caption(photo(number), options, Deadline(30.0)))
+        longest = max(len(one.tokens) + one.complete for one in decoded.hypotheses)
+        assert longest <= len(inference.rows) <= MAX_TOKENS
+        if num_beams == 1:
+            assert len(inference.rows) == longest
+
+
+def test_full_waiting_room_refuses_at_once_and_says_when_to_come_back() -> None:
+    async def run() -> None:
+        inference = FakeInference(encoder_hangs=asyncio.Event())
+        captions = scheduler(inference, slots=2, waiting=3)
+        greedy, beams = DecodingOptions(max_tokens=MAX_TOKENS), DecodingOptions(num_beams=4, max_tokens=MAX_TOKENS)
+        tasks = [asyncio.create_task(captions.caption(photo(4 * n), greedy, Deadline(30.0))) for n in range(5)]
+        await asyncio.sleep(0.01)
+        with pytest.raises(OverloadedError, match="3 photos wait to be captioned, the limit") as refusal:
+            await captions.caption(photo(1), greedy, Deadline(30.0))
+        with pytest.raises(OverloadedError, match="3 photos wait to be captioned, the limit"):
+            captions.check_room(greedy)
+        captions.check_room(beams)
+        assert 0 < refusal.value.retry_after_seconds <= 5
+        # Greedy callers fill the room of greedy callers only.
+        tasks.append(asyncio.create_task(captions.caption(photo(1), beams, Deadline(30.0))))
+        tasks.append(asyncio.create_task(captions.embed(photo(2), Deadline(30.0))))
+        assert inference.encoder_hangs is not None
+        inference.encoder_hangs.set()
+        assert all(await asyncio.gather(*tasks[:-1]))
+        assert (await tasks[-1]).tolist() == [2]
+        assert await captions.caption(photo(1), greedy, Deadline(30.0))
+
+    asyncio.run(run())
+
+
+def test_beam_callers_who_fill_their_room_do_not_keep_a_greedy_caller_waiting() -> None:
+    """The greedy caption is done after about as many steps as it has tokens, whatever the queue of the others."""
+
+    async def run() -> tuple[int, int]:
+        captions = scheduler(FakeInference(), slots=2)
+        beams = DecodingOptions(num_beams=4, max_tokens=MAX_TOKENS)
+        others = [asyncio.create_task(captions.caption(photo(4 * n + 1), beams, Deadline(30.0))) for n in range(10)]
+        await asyncio.sleep(0)
+        await captions.caption(photo(0), DecodingOptions(max_tokens=MAX_TOKENS), Deadline(30.0))
+        done = sum(task.done() for task in others)
+        await asyncio.gather(*others)
+        return done, len(others)
+
+    done, all_of_them = asyncio.run(run())
+    assert done <= 4, f"{done} of {all_of_them} beam captions came first"
+
+
+def test_photos_that_come_while_the_encoder_works_share_its_next_call() -> None:
+    async def together() -> None:
+        captions = scheduler(inference)
+        options = DecodingOptions(max_tokens=MAX_TOKENS)
+        await captions.caption(photo(0), options, Deadline(30.0))  # opens the lane
+        await asyncio.gather(*(captions.caption(photo(number), options, Deadline(30.0)) for number in range(20)))
+
+    inference = FakeInference()
+    asyncio.run(together())
+    assert inference.encoded == [1, 8, 8, 4]
+
+
+def test_steps_compute_few_rows_that_nobody_reads() -> None:
+    """Slots are taken only when decoding begins: photos that wait for the encoder must not spread the others."""
+
+    async def run() -> None:
+        inference = FakeInference()
+        captions = scheduler(inference, slots=16)
+        options = DecodingOptions(max_tokens=MAX_TOKENS)
+        await asyncio.gather(*(captions.caption(photo(number % 40), options, Deadline(30.0)) for number in range(64)))
+        computed = sum(inference.rows)
+        wanted = sum(size * calls.count for size, calls in captions.step_calls.items())
+        assert computed < 1.5 * wanted
+
+    asyncio.run(run())
+
+
+def test_calls_of_the_step_are_counted_by_their_captions() -> None:
+    async def run() -> None:
+        inference = FakeInference()
+        captions = scheduler(inference)
+        await captions.caption(photo(0), DecodingOptions(max_tokens=MAX_TOKENS), Deadline(30.0))
+        assert set(captions.step_calls) == {1}
+        assert captions.step_calls[1].count == len(inference.rows)
+        assert captions.step_calls[1].nanoseconds > 0
+
+    asyncio.run(run())
+
+
+def test_everybody_inside_can_be_told_that_triton_is_gone() -> None:
+    async def run() -> None:
+        inference = FakeInference(hangs=asyncio.Event())
+        captions = scheduler(inference, slots=1)
+        options = DecodingOptions(max_tokens=MAX_TOKENS)
+        tasks = [asyncio.create_task(captions.caption(photo(0), options, Deadline(30.0))) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        captions.fail_all(InferenceError("gone"))
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [str(result) for result in results] == ["gone"] * 3
+        assert captions.inside == 0
+        assert inference.hangs is not None
+        inference.hangs.set()
+        assert await captions.caption(photo(1), options, Deadline(30.0))
+
+    asyncio.run(run())

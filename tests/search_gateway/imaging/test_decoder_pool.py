@@ -1,0 +1,449 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Photos decoded in processes that may be killed: who is served, who fails alone, and that nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.robustness.hostile_photos import BOMBS, odd_photos
+from captioner.model_contract import Fit, ModelContract
+from captioner.preprocessing import ImageError, ImageLimits, ImageTooLargeError, decode_photo
+from search_gateway.deadline import Deadline
+from search_gateway.errors import (
+    BadRequestError,
+    DeadlineError,
+    InferenceError,
+    InvalidPhotoError,
+    PhotoTooLargeError,
+    SearchError,
+)
+from search_gateway.imaging import decoder_pool
+from search_gateway.imaging.decoder_pool import PhotoDecoder
+from search_gateway.imaging.worker_process import WORKER_COMMAND
+from tests.fakes.event_loop import on_event_loop
+from tests.search_gateway.imaging.test_worker_main import MISBEHAVING
+from tests.search_gateway.imaging.test_worker_process import is_there
+
+SMALL_LIMITS = ImageLimits(max_bytes=2000, max_pixels=400)
+HUGE = ImageLimits(max_bytes=16 * 2**20)
+
+
+def contract(fit: Fit) -> ModelContract:
+    return ModelContract(
+        model="toy", image_height=20, image_width=16, fit=fit, num_positions=21, hidden_size=8, num_layers=1,
+        num_heads=1, head_size=8, max_tokens=4, num_candidates=4, max_beams=2, vocab_size=50, bos_token_id=0,
+        eos_token_id=1, pad_token_id=2,
+    )  # fmt: skip
+
+
+def picture(width: int = 12, height: int = 9, seed: int = 1) -> bytes:
+    file = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def expected(data: bytes, fit: Fit = "pad") -> np.ndarray[Any, Any]:
+    return decode_photo(data, height=20, width=16, fit=fit)
+
+
+def late(seconds: float, data: bytes) -> bytes:
+    """For the misbehaving worker: a picture that takes so long."""
+    return b"LATE" + f"{seconds:8.3f}".encode() + data
+
+
+@contextlib.asynccontextmanager
+async def decoding(
+    command: Sequence[str] = MISBEHAVING,
+    limits: ImageLimits = HUGE,
+    fit: Fit = "pad",
+    num_workers: int = 2,
+    must_start: bool = True,
+) -> AsyncIterator[PhotoDecoder]:
+    """A decoder whose workers are ready; none of them is there afterwards."""
+    decoder = PhotoDecoder(contract(fit), limits, num_workers=num_workers, command=command)
+    try:
+        if must_start:
+            await until(lambda: len(decoder._idle) == num_workers)
+        yield decoder
+    finally:
+        pids = decoder.pids
+        decoder.close()
+        assert not any(is_there(pid) for pid in pids)
+
+
+async def until(is_true: Callable[[], bool], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < end, "it did not come to pass"
+        await asyncio.sleep(0.01)
+
+
+async def is_right(decoder: PhotoDecoder, seed: int, seconds: float = 60) -> bool:
+    data = picture(seed=seed)
+    return np.array_equal(await decoder.decode(data, Deadline(seconds)), expected(data))
+
+
+async def outcome(work: Awaitable[Any]) -> Any:
+    try:
+        return await work
+    except SearchError as error:
+        return error
+
+
+# As if it were done here
+
+
+@pytest.mark.parametrize("fit", ["pad", "trim", "squash"])
+@on_event_loop
+async def test_photo_becomes_what_the_encoder_sees(fit: Fit) -> None:
+    async with decoding(WORKER_COMMAND, fit=fit) as decoder:
+        pixels = await decoder.decode(picture(), Deadline(60))
+    assert pixels.shape == (20, 16, 3)
+    assert pixels.flags.writeable
+    assert np.array_equal(pixels, expected(picture(), fit))
+
+
+@on_event_loop
+async def test_image_errors_become_bad_requests_in_the_same_words() -> None:
+    cases: list[tuple[bytes, type[BadRequestError]]] = [
+        (b"", InvalidPhotoError),
+        (b"hello", InvalidPhotoError),
+        (picture()[:60], InvalidPhotoError),
+        (picture() + bytes(2000), PhotoTooLargeError),
+        (picture(21, 20), PhotoTooLargeError),
+    ]
+    async with decoding(WORKER_COMMAND, SMALL_LIMITS) as decoder:
+        for data, kind in cases:
+            error = await outcome(decoder.decode(data, Deadline(60)))
+            assert type(error) is kind
+            with pytest.raises(ImageError) as here:
+                decode_photo(data, height=20, width=16, fit="pad", limits=SMALL_LIMITS)
+            assert str(error) == str(here.value)
+            assert (kind is PhotoTooLargeError) == isinstance(here.value, ImageTooLargeError)
+
+
+@on_event_loop
+async def test_photos_decoded_at_once_do_not_mix() -> None:
+    files = [b"broken" if seed % 4 == 0 else picture(seed=seed) for seed in range(60)]
+    async with decoding(WORKER_COMMAND) as decoder:
+        results = await asyncio.gather(*(outcome(decoder.decode(file, Deadline(60))) for file in files))
+    for file, result in zip(files, results, strict=True):
+        if file == b"broken":
+            assert isinstance(result, InvalidPhotoError)
+        else:
+            assert np.array_equal(result, expected(file))
+
+
+@on_event_loop
+async def test_every_odd_or_hostile_photo_is_pixels_or_a_bad_request() -> None:
+    async with decoding(WORKER_COMMAND, ImageLimits()) as decoder:
+        files = dict(odd_photos()) | {name: make() for name, make in BOMBS.items()}
+        results = await asyncio.gather(*(outcome(decoder.decode(file, Deadline(200))) for file in files.values()))
+        for name, result in zip(files, results, strict=True):
+            if isinstance(result, BadRequestError):
+                assert not re.search(r"[/\\]|PIL|Pillow|Error|worker", str(result)), name
+            else:
+                assert result.shape == (20, 16, 3), name
+        assert await is_right(decoder, 1)
+
+
+@on_event_loop
+async def test_event_loop_goes_on_while_a_photo_is_decoded() -> None:
+    async with decoding() as decoder:
+        work = asyncio.create_task(decoder.decode(late(0.3, picture()), Deadline(60)))
+        turns = 0
+        while not work.done():
+            await asyncio.sleep(0.01)
+            turns += 1
+        await work
+    assert turns > 5
+
+
+# Who is next
+
+
+@on_event_loop
+async def test_photos_are_decoded_in_the_order_they_came() -> None:
+    done: list[int] = []
+
+    async def one(decoder: PhotoDecoder, number: int) -> None:
+        await decoder.decode(late(0.02, picture(seed=number)), Deadline(60))
+        done.append(number)
+
+    async with decoding(num_workers=1) as decoder:
+        await asyncio.gather(*(one(decoder, number) for number in range(10)))
+    assert done == list(range(10))
+
+
+@on_event_loop
+async def test_photos_that_take_long_leave_one_worker_to_the_others() -> None:
+    """Small ones that come after many large ones do not wait for them; large ones are all served nevertheless."""
+    large = late(1, picture() + bytes(2 * 2**20))
+    async with decoding() as decoder:
+        slow = [asyncio.create_task(decoder.decode(large, Deadline(60))) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert all(await asyncio.gather(*(is_right(decoder, seed) for seed in range(20))))
+        assert not any(task.done() for task in slow)
+        for pixels in await asyncio.gather(*slow):
+            assert pixels.shape == (20, 16, 3)
+
+
+@on_event_loop
+async def test_photo_of_few_bytes_and_many_pixels_is_one_that_takes_long() -> None:
+    async with decoding(WORKER_COMMAND) as decoder:
+        flat = BOMBS["png of 25 MP, grey"]()
+        assert len(flat) < 2**20
+        assert (await decoder.decode(flat, Deadline(60))).shape == (20, 16, 3)
+
+
+@on_event_loop
+async def test_one_worker_serves_everybody_where_there_is_only_one() -> None:
+    async with decoding(num_workers=1) as decoder:
+        large = picture() + bytes(2 * 2**20)
+        assert (await decoder.decode(large, Deadline(60))).shape == (20, 16, 3)
+        assert await is_right(decoder, 3)
+
+
+# Who fails alone
+
+LONG_BURN = b"BURN" + bytes(2 * 2**20)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "words"),
+    [
+        (b"BURN", InvalidPhotoError, "takes too long to decode; the limit is 0.5 s of processor time: save it again"),
+        (LONG_BURN, InvalidPhotoError, "takes too long to decode; the limit is 1.6 s of processor time: save it again"),
+        (b"HANG", InvalidPhotoError, "takes too long to decode; the limit is 1 s: save it again"),
+        (b"EATS", PhotoTooLargeError, "takes too much memory to decode: the limit is 731 MiB: send a smaller one"),
+        (b"CRSH", InvalidPhotoError, r"\(4 bytes\) ended the process that decoded it"),
+        (b"QUIT", InvalidPhotoError, r"\(4 bytes\) ended the process that decoded it"),
+        (b"LIES", InvalidPhotoError, r"\(4 bytes\) ended the process that decoded it"),
+    ],
+)
+@on_event_loop
+async def test_picture_that_breaks_its_worker_fails_alone(
+    data: bytes, kind: type[SearchError], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if data == b"HANG":
+        monkeypatch.setattr(decoder_pool, "_WORK_SECONDS", 1)
+    async with decoding() as decoder:
+        bad = [asyncio.create_task(outcome(decoder.decode(data, Deadline(60)))) for _ in range(3)]
+        good = await asyncio.gather(*(is_right(decoder, seed) for seed in range(20)))
+        assert all(good)
+        for error in await asyncio.gather(*bad):
+            assert type(error) is kind
+            assert re.search(words, str(error))
+        # And all workers are back.
+        await until(lambda: len(decoder.pids) == 2)
+        assert all(await asyncio.gather(*(is_right(decoder, seed) for seed in range(20))))
+        assert decoder.num_replaced == (0 if data == b"EATS" else 3)
+
+
+@on_event_loop
+async def test_worker_killed_from_outside_costs_no_picture() -> None:
+    """It was not the picture's fault: it is decoded by another one."""
+    async with decoding() as decoder:
+        for seed in range(10):
+            await until(lambda: len(decoder._idle) == 2)
+            work = asyncio.create_task(decoder.decode(late(0.1, picture(seed=seed)), Deadline(60)))
+            others = [asyncio.create_task(is_right(decoder, other)) for other in range(100, 110)]
+            await asyncio.sleep(0.03)
+            for pid in decoder.pids[:1] if seed % 2 else decoder.pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            assert np.array_equal(await work, expected(picture(seed=seed)))
+            assert all(await asyncio.gather(*others))
+        await until(lambda: len(decoder.pids) == 2)
+        assert decoder.num_replaced >= 5
+
+
+@on_event_loop
+async def test_picture_whose_worker_is_killed_again_and_again_is_refused() -> None:
+    async with decoding(num_workers=1) as decoder:
+        work = asyncio.create_task(outcome(decoder.decode(b"HANG", Deadline(60))))
+        for times in range(2):
+            await until(lambda: bool(decoder._at_work))
+            os.kill(decoder.pids[0], signal.SIGKILL)
+            await until(lambda times=times: decoder.num_replaced > times)  # type: ignore[misc]
+        assert isinstance(await work, InvalidPhotoError)
+        assert await is_right(decoder, 1)
+
+
+@on_event_loop
+async def test_idle_workers_killed_from_outside_come_back() -> None:
+    async with decoding() as decoder:
+        before = decoder.pids
+        assert len(before) == 2
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        await until(lambda: len(decoder.pids) == 2 and not set(decoder.pids) & set(before))
+        assert all(await asyncio.gather(*(is_right(decoder, seed) for seed in range(8))))
+
+
+async def p99_ms(decoder: PhotoDecoder, count: int = 300) -> float:
+    """Of one caller's good pictures, one after the other."""
+    times = []
+    for seed in range(count):
+        started = time.perf_counter()
+        assert await is_right(decoder, seed % 10)
+        times.append(1000 * (time.perf_counter() - started))
+    return float(np.percentile(times, 99))
+
+
+@on_event_loop
+async def test_good_photos_are_as_fast_beside_a_stream_of_bombs() -> None:
+    """Allowed is twice the time and 50 ms, since bombs and good photos may share one core of a busy machine.
+
+    Four callers who send bombs without a pause; each of these bombs takes a worker 0.2 to 2 s.
+    """
+    names = ["scans 20 of 25 MP", "png of 25 MP, colour and alpha", "gif of 1.5 million extensions", "webp of 25 MP"]
+    bombs = [BOMBS[name]() for name in names]
+    sent = 0
+
+    async def attack(decoder: PhotoDecoder, number: int) -> None:
+        nonlocal sent
+        while True:
+            result = await outcome(decoder.decode(bombs[(number + sent) % len(bombs)], Deadline(60)))
+            assert isinstance(result, BadRequestError | np.ndarray)
+            sent += 1
+
+    async with decoding(WORKER_COMMAND, ImageLimits()) as decoder:
+        alone = await p99_ms(decoder)
+        attacks = [asyncio.create_task(attack(decoder, number)) for number in range(4)]
+        beside = []
+        while sent < 8:
+            beside.append(await p99_ms(decoder, 100))
+        for task in attacks:
+            task.cancel()
+        ends = await asyncio.gather(*attacks, return_exceptions=True)
+        assert all(isinstance(end, asyncio.CancelledError) for end in ends), ends
+    print(f"p99 of good photos: {alone:.1f} ms alone, {np.median(beside):.1f} ms beside {sent} bombs")
+    assert np.median(beside) < 2 * alone + 50
+
+
+# Who leaves
+
+
+@on_event_loop
+async def test_deadline_ends_the_wait_and_the_work() -> None:
+    async with decoding() as decoder:
+        started = time.monotonic()
+        hanging = [outcome(decoder.decode(b"HANG", Deadline(0.2))) for _ in range(2)]
+        waiting = decoder.decode(picture(), Deadline(60))
+        *errors, pixels = await asyncio.gather(*hanging, waiting)
+        for error in errors:
+            assert isinstance(error, DeadlineError)
+            assert str(error) == "the deadline passed before the photo was decoded: allow more time"
+        assert np.array_equal(pixels, expected(picture()))
+        await until(lambda: decoder.num_replaced == 2)
+        assert time.monotonic() - started < decoder_pool._WORK_SECONDS / 2, "they were ended by the other limit"
+
+
+@on_event_loop
+async def test_time_that_is_over_is_told_at_once() -> None:
+    async with decoding() as decoder:
+        with pytest.raises(DeadlineError):
+            await decoder.decode(picture(), Deadline(0))
+        assert await is_right(decoder, 1)
+
+
+@on_event_loop
+async def test_picture_whose_caller_left_is_ended_or_never_begun() -> None:
+    async with decoding(num_workers=1) as decoder:
+        at_work = asyncio.create_task(decoder.decode(b"HANG", Deadline(60)))
+        waiting = [asyncio.create_task(decoder.decode(b"HANG", Deadline(60))) for _ in range(5)]
+        await until(lambda: bool(decoder._at_work))
+        for task in (at_work, *waiting):
+            task.cancel()
+        results = await asyncio.gather(at_work, *waiting, return_exceptions=True)
+        assert all(isinstance(result, asyncio.CancelledError) for result in results)
+        assert await is_right(decoder, 1)
+        assert decoder.num_replaced == 1
+
+
+@on_event_loop
+async def test_callers_who_leave_early_cost_no_worker_where_the_picture_is_quick() -> None:
+    async with decoding() as decoder:
+        for seed in range(50):
+            work = asyncio.create_task(decoder.decode(picture(seed=seed), Deadline(60)))
+            await asyncio.sleep(0)
+            work.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await work
+            assert await is_right(decoder, seed)
+        assert decoder.num_replaced == 0
+
+
+# Start and end
+
+
+@on_event_loop
+async def test_workers_that_cannot_start_are_told_and_tried_with_growing_pauses(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    program = f"open({str(tmp_path / 'starts')!r}, 'a').write('x')"
+    async with decoding((sys.executable, "-c", program), must_start=False) as decoder:
+        started = time.monotonic()
+        for _ in range(2):  # the first one waits for the attempt, the second one is told at once
+            error = await outcome(decoder.decode(picture(), Deadline(60)))
+            assert type(error) is InferenceError
+            assert str(error) == "photos cannot be decoded at the moment: try again shortly"
+        await asyncio.sleep(1)
+        starts = (tmp_path / "starts").stat().st_size
+        assert 2 <= starts <= 2 + 5 * (time.monotonic() - started)
+    assert "a photo worker cannot be started (attempt 1): it ended before it was ready, status 0" in caplog.text
+
+
+@on_event_loop
+async def test_workers_that_become_startable_serve_again(tmp_path: Path) -> None:
+    flag = tmp_path / "may start"
+    program = f"import os, sys; os.path.exists({str(flag)!r}) or sys.exit(1); os.execv(sys.argv[1], sys.argv[1:])"
+    async with decoding((sys.executable, "-c", program, *WORKER_COMMAND), must_start=False) as decoder:
+        assert isinstance(await outcome(decoder.decode(picture(), Deadline(60))), InferenceError)
+        flag.touch()
+        await until(lambda: len(decoder._idle) == 2)
+        assert await is_right(decoder, 1)
+
+
+@on_event_loop
+async def test_closing_leaves_no_process_and_answers_everybody() -> None:
+    decoder = PhotoDecoder(contract("pad"), HUGE, command=MISBEHAVING)
+    await until(lambda: len(decoder._idle) == 2)
+    work = [asyncio.create_task(outcome(decoder.decode(b"HANG", Deadline(60)))) for _ in range(4)]
+    await until(lambda: len(decoder._at_work) == 2)
+    pids = decoder.pids
+    assert len(pids) == 2
+    decoder.close()
+    assert not any(is_there(pid) for pid in pids)
+    for error in await asyncio.wait_for(asyncio.gather(*work), 5):
+        assert str(error) == "the server is stopping: try another one"
+    assert isinstance(await outcome(decoder.decode(picture(), Deadline(60))), InferenceError)
+    decoder.close()
+
+
+@on_event_loop
+async def test_closing_while_workers_start_leaves_no_process() -> None:
+    for pause in (0, 0.01, 0.05, 0.1):
+        decoder = PhotoDecoder(contract("pad"), HUGE)
+        await asyncio.sleep(pause)
+        pids = decoder.pids
+        decoder.close()
+        await asyncio.sleep(0.02)
+        assert not any(is_there(pid) for pid in pids)
+        assert not decoder.pids

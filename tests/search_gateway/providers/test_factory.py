@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The providers that settings make, asked through the chain; ddgs and TLS are real, DuckDuckGo is on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search_gateway.config import GatewayConfig
+from search_gateway.deadline import Deadline
+from search_gateway.errors import ConfigError
+from search_gateway.providers.base import Provider
+from search_gateway.providers.chain import Found, ProviderChain
+from search_gateway.providers.factory import cache_for, make_providers
+from search_gateway.providers.recorded_answers import append_line, line_of
+from search_gateway.thumbnails.fetcher import ThumbnailFetcher
+from tests.fakes.fake_duckduckgo import FakeDuckDuckGo, rows_for
+
+QUERY = "blue shirt"
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDuckDuckGo]:
+    monkeypatch.delenv("DDGS_PROXY", raising=False)
+    with FakeDuckDuckGo() as fake:
+        yield fake
+
+
+def no_address(host: str, port: int) -> list[str]:
+    """Thumbnails are Bing's by name; no test may ask for them."""
+    raise OSError("no address")
+
+
+def made(**settings: Any) -> list[Provider]:
+    config = GatewayConfig(**settings)
+    return make_providers(config, "a model", cache_for(config), ThumbnailFetcher(resolve=no_address))
+
+
+def found(web: FakeDuckDuckGo, behaviours: list[Any], **settings: Any) -> list[Found]:
+    """The answers of one chain, asked once for each behaviour of the web."""
+
+    async def search() -> list[Found]:
+        given = {"duckduckgo_proxy": web.proxy_url, "duckduckgo_ca_file": web.ca_path}
+        given |= {"duckduckgo_min_interval_seconds": 0.0, "providers": ("duckduckgo",)}
+        chain = ProviderChain(made(**(given | settings)), 6.0)
+        answers = []
+        for web.behaviour in behaviours:
+            answers.append(await chain.find(QUERY, None, 40, Deadline(10.0)))
+        await chain.close()
+        return answers
+
+    return asyncio.run(search())
+
+
+def test_second_search_makes_no_call(web: FakeDuckDuckGo) -> None:
+    first, again = found(web, ["results", "forbidden"])
+    assert [one.title for one in first.candidates] == [row["title"] for row in rows_for(QUERY)]
+    assert again == first
+    assert web.queries == [QUERY]
+
+
+def test_old_answer_says_so(web: FakeDuckDuckGo) -> None:
+    first, old = found(web, ["results", "forbidden"], cache_ttl_seconds=0.0)
+    assert (old.provider, old.candidates) == ("duckduckgo", first.candidates)
+    assert old.degraded[0].reason.startswith("answer of 0 seconds ago: DuckDuckGo gave no results")
+
+
+def test_without_a_cache_nothing_is_remembered(web: FakeDuckDuckGo) -> None:
+    _, failed = found(web, ["results", "forbidden"], cache_bytes=0)
+    assert (failed.provider, failed.candidates) == ("", [])
+
+
+def test_next_provider_answers_at_once_after_failures(web: FakeDuckDuckGo, tmp_path: Path) -> None:
+    recording = tmp_path / "answers.jsonl"
+    append_line(recording, line_of(("blue", "shirt"), []))
+    began = time.monotonic()
+    answers = found(web, ["forbidden"] * 10, providers=("duckduckgo", "replay"), replay=recording)
+    assert {answer.provider for answer in answers} == {"replay"}
+    assert web.num_searches == 3
+    assert "failed too often" in answers[-1].degraded[0].reason
+    assert time.monotonic() - began < 30
+
+
+def test_turn_that_comes_too_late_is_told(web: FakeDuckDuckGo) -> None:
+    _, late = found(web, ["results", "results"], cache_bytes=0, duckduckgo_min_interval_seconds=60.0)
+    assert "at most once every 60 s" in late.degraded[0].reason
+    assert web.num_searches == 1
+
+
+def test_colour_filter_and_recording_are_set(web: FakeDuckDuckGo, tmp_path: Path) -> None:
+    recording = tmp_path / "answers.jsonl"
+    (live,) = found(web, ["results"], duckduckgo_colour_filter=True, record=recording, provider_timeout_seconds=1.0)
+    assert web.parameters[0]["f"] == ",,color:Blue,,,"
+    (replayed,) = found(web, ["forbidden"], providers=("replay",), replay=recording)
+    assert [one.title for one in replayed.candidates] == [one.title for one in live.candidates]
+    assert web.num_searches == 1
+
+
+def test_wrong_files_are_named(tmp_path: Path) -> None:
+    async def make(**settings: Any) -> None:
+        made(**settings)
+
+    with pytest.raises(ConfigError, match=r"CAPTRIEVE_REPLAY is .*: it cannot be read"):
+        asyncio.run(make(providers=("replay",), replay=tmp_path / "missing.jsonl"))
+    with pytest.raises(ConfigError, match="no provider is left"):
+        asyncio.run(make(providers=("catalog",)))

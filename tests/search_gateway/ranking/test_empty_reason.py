@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why an answer is empty: nothing is left out, and the nearest is named."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from search_gateway.providers.base import Candidate
+from search_gateway.ranking.empty_reason import empty_reason
+from search_gateway.ranking.query_hypotheses import Readings
+from search_gateway.ranking.rerank import Refined, RefinementLimits, Seen, Verdict, refine
+from search_gateway.ranking.word_agreement import Synonyms
+
+PHOTO = np.array([1.0, 0.0], np.float32)
+NOTHING = Refined([], [], Counter())
+
+
+def seen(cosine: float | None, title: str, failure: Verdict | None = None) -> Seen:
+    embedding = None if cosine is None else np.array([cosine, np.sqrt(1 - cosine**2)], np.float32)
+    return Seen(Candidate(title=title, url="", thumbnail_url="", source="shop"), embedding, None, failure)
+
+
+def refined(*candidates: Seen, min_visual_score: float = 0.5, min_semantic_score: float = 0.9) -> Refined:
+    limits = RefinementLimits(
+        min_visual_score=min_visual_score, min_semantic_score=min_semantic_score, max_results=2, visual_weight=0.5
+    )
+    return refine(PHOTO, "blue shirt", Readings.certain("blue shirt"), candidates, limits, Synonyms([]))
+
+
+@pytest.mark.parametrize(
+    ("query", "provider", "expected"),
+    [
+        ("", "", "the caption has no words to search for"),
+        ("", "catalog", "the caption has no words to search for"),
+        ("blue shirt", "", "no provider answered: see `degraded`"),
+        ("blue shirt", "catalog", "catalog has nothing for 'blue shirt'"),
+    ],
+)
+def test_nothing_to_refine(query: str, provider: str, expected: str) -> None:
+    assert empty_reason(query, provider, NOTHING) == expected
+
+
+def test_one_and_many_of_every_fate() -> None:
+    result = refined(
+        seen(0.4, "Blue Shirt"),
+        seen(0.3, "Blue Shirt"),
+        seen(0.7, "Jeans"),
+        seen(None, "Blue Shirt", Verdict.DROPPED_UNFETCHABLE),
+        seen(None, "Blue Shirt", Verdict.DROPPED_UNDECODABLE),
+        seen(None, "Blue Shirt", Verdict.DROPPED_UNDECODABLE),
+    )
+    assert empty_reason("blue shirt", "catalog", result) == (
+        "catalog found 6 for 'blue shirt', but 2 look too different, 1 does not agree with the words, 1 has no "
+        "thumbnail that could be fetched, 2 have a broken thumbnail; the nearest, 'Blue Shirt': looks too different: "
+        "0.40, the least is 0.50"
+    )
+
+
+def test_what_nobody_could_see_is_not_near() -> None:
+    result = refined(seen(None, "Blue Shirt", Verdict.DROPPED_UNFETCHABLE))
+    assert empty_reason("blue shirt", "catalog", result) == (
+        "catalog found 1 for 'blue shirt', but 1 has no thumbnail that could be fetched"
+    )
+
+
+def test_long_title_is_cut() -> None:
+    assert len(empty_reason("blue shirt", "catalog", refined(seen(0.1, "word " * 100)))) < 250
+
+
+ANY = st.one_of(
+    st.builds(seen, st.sampled_from([-1.0, 0.0, 0.5, 1.0]), st.sampled_from(["Blue Shirt", "Shirt", "7 Jeans", ""])),
+    st.builds(
+        seen,
+        st.none(),
+        st.just("Blue Shirt"),
+        st.sampled_from([None, Verdict.DROPPED_UNFETCHABLE, Verdict.DROPPED_UNDECODABLE]),
+    ),
+)
+
+
+@given(st.lists(ANY, max_size=10), st.floats(0.1, 1), st.floats(0.5, 1))
+@settings(deadline=None)
+def test_numbers_of_an_empty_answer_add_up(candidates: list[Seen], visual: float, semantic: float) -> None:
+    result = refined(*candidates, min_visual_score=visual, min_semantic_score=semantic)
+    assert sum(result.counts.values()) == len(candidates)
+    if result.kept or not candidates:
+        return
+    reason = empty_reason("blue shirt", "catalog", result)
+    numbers = re.findall(r"(?:but |, )(\d+) ", reason.split("; the nearest")[0])
+    assert sum(map(int, numbers)) == len(candidates)
+    if any(one.embedding is not None for one in candidates):
+        assert reason.endswith(result.dropped[0].reason)
+
+
+@pytest.mark.parametrize("verdict", [verdict for verdict in Verdict if verdict is not Verdict.KEPT])
+def test_every_verdict_has_its_words(verdict: Verdict) -> None:
+    (one,) = refined(seen(0.1, "Jeans")).dropped
+    result = Refined([], [one], Counter({verdict: 3}))
+    assert re.search(r"but 3 (look|do|have|are) ", empty_reason("blue shirt", "catalog", result))

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Titles against what a photo may be called; the agreement with one query is in `test_word_agreement.py`."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from search_gateway.ranking.colours import Colours
+from search_gateway.ranking.expected_agreement import Agreement, ExpectedAgreement
+from search_gateway.ranking.query_hypotheses import Readings
+from search_gateway.ranking.word_agreement import Synonyms, WordWeights
+
+COLOURED = Synonyms([["navy", "blue"]], Colours(["blue", "navy", "red", "white", "black"]))
+
+texts = st.lists(st.sampled_from(["blue", "navy", "red", "white", "shirt", "shirts", "bag", "men"]), max_size=4)
+
+
+def read(**queries: float) -> Readings:
+    found = Readings.weighted((query.replace("_", " "), weight) for query, weight in queries.items())
+    assert found is not None
+    return found
+
+
+def agreement(query: str, title: str, readings: Readings, picture_words: str = "") -> Agreement:
+    return ExpectedAgreement(query, readings, COLOURED, WordWeights()).of(title, picture_words)
+
+
+UNSURE = read(blue_shirt=0.5, red_shirt=0.3, blue_bag=0.2)
+# What "blue", "red", "shirt" and "bag" count; a colour that contradicts counts nothing, one left open a half.
+BLUE, RED, SHIRT, BAG = 0.4 * 0.7, 0.4 * 0.3, 0.6 * 0.8, 0.6 * 0.2
+BEST = BLUE + SHIRT
+
+
+@pytest.mark.parametrize(
+    ("title", "score", "says"),
+    [
+        ("Puma Blue Shirt", 1.0, "has every word"),
+        (
+            "Red Shirt",
+            (RED + SHIRT) / BEST,
+            "says red, not blue, but has every word of 'red shirt' (0.30), which the photo may be, too",
+        ),
+        (
+            "Blue Bag",
+            (BLUE + BAG) / BEST,
+            "lacks 'shirt', but has every word of 'blue bag' (0.20), which the photo may be, too",
+        ),
+        ("Shirt", (0.2 + SHIRT) / BEST, "lacks 'blue'"),
+        ("White Shirt", SHIRT / BEST, "says white, not blue"),
+        ("White Hat", 0.0, "says white, not blue, and lacks 'shirt'"),
+    ],
+)
+def test_title_counts_for_all_that_the_photo_may_be(title: str, score: float, says: str) -> None:
+    found = agreement("blue shirt", title, UNSURE)
+    assert (found.score, found.wording) == (pytest.approx(score), says)
+
+
+def test_title_with_the_query_is_told_what_is_more_likely() -> None:
+    readings = read(red_bag=0.8, blue_shirt=0.2)
+    found = agreement("blue shirt", "Blue Shirt", readings)
+    assert found.score == pytest.approx(0.25)
+    assert found.wording == "has every word, but the photo is rather 'red bag' (0.80)"
+    assert agreement("blue shirt", "Blue Shirt and Red Bag", readings).score == 1.0, "it has both"
+
+
+@given(texts.map(" ".join), texts.map(" ".join), st.sampled_from(["", "blue shirt", "red"]))
+def test_other_readings_without_probability_change_nothing(query: str, title: str, picture: str) -> None:
+    certain = agreement(query, title, Readings.certain(query), picture)
+    same = agreement(query, title, Readings.certain(query).mixed(UNSURE, 0.0), picture)
+    assert same == certain
+
+
+@given(texts.map(" ".join), texts.map(" ".join), st.floats(0, 1))
+def test_score_is_from_nothing_to_all_and_a_reading_as_title_has_all(query: str, title: str, share: float) -> None:
+    readings = Readings.certain(query).mixed(UNSURE, share)
+    assert 0 <= agreement(query, title, readings).score <= 1
+    assert max(agreement(query, one.query, readings).score for one in readings.readings) == pytest.approx(1.0)
+
+
+def test_a_reading_without_words_agrees_with_everything() -> None:
+    readings = Readings.certain("").mixed(read(blue_shirt=1.0), 0.4)
+    assert agreement("", "Blue Shirt", readings).score == pytest.approx(1.0)
+    assert agreement("", "White Hat", readings).score == pytest.approx(0.6)
+
+
+def test_picture_settles_what_a_title_leaves_open() -> None:
+    certain, unsure = Readings.certain("blue shirt"), UNSURE
+    for readings in (certain, unsure):
+        alone = agreement("blue shirt", "Shirt", readings)
+        assert alone.is_open
+        assert agreement("blue shirt", "Shirt", readings, "blue shirt").score > alone.score
+        assert agreement("blue shirt", "Shirt", readings, "white shirt").score < alone.score
+    assert not agreement("blue shirt", "Blue Shirt", unsure).is_open, "open is what the query's words leave open"

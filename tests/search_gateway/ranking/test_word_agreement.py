@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well a title agrees with a query, word by word."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from captioner.query import words_of
+from captioner.word_folding import fold
+from search_gateway.ranking.colours import Colours
+from search_gateway.ranking.expected_agreement import Agreement, ExpectedAgreement
+from search_gateway.ranking.query_hypotheses import Readings
+from search_gateway.ranking.word_agreement import QueryWords, Synonyms, WordWeights, with_words
+
+NONE = Synonyms([])
+COLOURED = Synonyms([["navy", "blue"]], Colours(["blue", "navy", "red", "white", "black"], vague=["multi"]))
+TRADE = Synonyms.of_the_trade()
+GROUPS: list[list[str]] = json.loads(
+    resources.files("search_gateway.ranking").joinpath("synonyms.json").read_text(encoding="utf-8")
+)["groups"]
+
+
+def agreement(
+    query: str, title: str, synonyms: Synonyms, weights: WordWeights | None = None, picture_words: str = ""
+) -> Agreement:
+    """Of a title with a query that is certain."""
+    certain = ExpectedAgreement(query, Readings.certain(query), synonyms, weights or WordWeights())
+    return certain.of(title, picture_words)
+
+
+def score(query: str, title: str, synonyms: Synonyms = COLOURED, **weights: float) -> float:
+    return agreement(query, title, synonyms, WordWeights(**weights)).score
+
+
+def wording(query: str, title: str, synonyms: Synonyms = COLOURED) -> str:
+    return agreement(query, title, synonyms).wording
+
+
+@pytest.mark.parametrize(
+    ("query", "title", "expected", "says"),
+    [
+        ("blue shirt", "Turtle Check Men Navy Blue Shirt", 1.0, "has every word"),
+        ("blue shirt", "SHIRTS, Blue", 1.0, "has every word"),
+        ("blue shirt", "Men Black Shirt", 0.6, "says black, not blue"),
+        ("blue shirt", "Checked Shirt", 0.8, "lacks 'blue'"),
+        ("blue shirt", "Blue and White Shirt", 0.9, "has every word and also says white"),
+        ("blue shirt", "Multi Shirt", 0.8, "lacks 'blue'"),
+        ("blue shirt", "Blue Bag", 0.4, "lacks 'shirt'"),
+        ("blue shirt", "Blue White Bag", 0.3, "also says white, and lacks 'shirt'"),
+        ("blue shirt", "Red White Bag", 0.0, "says red and white, not blue, and lacks 'shirt'"),
+        ("blue shirt", "", 0.2, "lacks 'blue' and 'shirt'"),
+        ("shirt", "Red Shirts", 1.0, "has every word"),
+        ("shirt", "Jeans", 0.0, "lacks 'shirt'"),
+        ("blue", "Navy Jeans", 1.0, "has every word"),
+        ("blue", "Red Jeans", 0.0, "says red, not blue"),
+        ("shoes black", "Black Sandals", 0.4, "lacks 'shoes'"),
+        ("women watches", "Titan Watch", 0.6, "lacks 'women'"),
+        ("women watches", "Women Bags", 0.4, "lacks 'watches'"),
+        ("navy shirt 2011", "Blue Shirt", 0.8, "lacks '2011'"),
+        ("red white shirt", "Red Shirt", 0.9, "lacks 'white'"),
+    ],
+)
+def test_every_part_of_the_query_counts_by_itself(query: str, title: str, expected: float, says: str) -> None:
+    found = agreement(query, title, COLOURED)
+    assert (found.score, found.wording) == (pytest.approx(expected), says)
+
+
+def test_another_colour_is_nearer_than_another_thing() -> None:
+    assert score("blue shirt", "Black Shirt", TRADE) > score("blue shirt", "Blue Bag", TRADE)
+
+
+def test_weights_say_what_a_part_is_worth() -> None:
+    assert score("blue shirt", "Black Shirt", thing_weight=0.3) == pytest.approx(0.3)
+    assert score("blue shirt", "Blue Bag", thing_weight=0.3) == pytest.approx(0.7)
+    assert score("blue shirt", "Shirt", thing_weight=0.5, unsaid_colour=0.2) == pytest.approx(0.6)
+    assert score("blue shirt", "Blue White Shirt", thing_weight=0.5, mixed_colour=0.6) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("name", ["thing_weight", "mixed_colour", "unsaid_colour", "picture_trust"])
+@pytest.mark.parametrize("value", [-0.01, 1.01, float("nan")])
+def test_weight_outside_its_range_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {value}: it goes from 0 to 1"):
+        WordWeights(**{name: value})
+
+
+def test_naming_the_colour_never_costs() -> None:
+    with pytest.raises(ValueError, match=r"unsaid_colour is 0\.8: it is at most mixed_colour, 0\.75"):
+        WordWeights(unsaid_colour=0.8)
+
+
+@pytest.mark.parametrize("query", ["", "  ", "- !"])
+def test_a_query_without_words_agrees_with_everything(query: str) -> None:
+    assert agreement(query, "Blue Shirt", NONE).score == 1.0
+    assert agreement(query, "", NONE).score == 1.0
+
+
+@pytest.mark.parametrize("title", ["Light-blue Shirt", "Blue/Navy Shirt", "Slim-fit blue shirts", "(Blue) Shirt!"])
+def test_parts_of_joined_words_count(title: str) -> None:
+    assert wording("blue shirt", title) == "has every word"
+
+
+def test_words_inside_other_words_do_not_count() -> None:
+    assert wording("tie cap", "Hoodies and Capris") == "lacks 'tie' and 'cap'"
+
+
+@pytest.mark.parametrize("title", ["Navy T-Shirt", "Navy T Shirts", "Navy Tshirt", "Navy Tee", "Navy Tee-Shirt"])
+@pytest.mark.parametrize("query", ["navy t-shirt", "navy tshirts", "navy t shirt", "navy tee"])
+def test_every_spelling_of_a_t_shirt_is_one_word(query: str, title: str) -> None:
+    assert score(query, title, TRADE) == 1.0
+
+
+@pytest.mark.parametrize("title", ["Blue T-Shirt", "Blue T Shirt", "Blue Tshirt", "Blue Tee Shirt", "Blue Sweatshirt"])
+def test_a_t_shirt_is_no_shirt(title: str) -> None:
+    assert wording("blue shirt", title, TRADE) == "lacks 'shirt'"
+
+
+@pytest.mark.parametrize("title", ["Red Tape Men Shirt", "Pink Floyd Men Shirt", "Multicoloured Shirt", "Mauve Shirt"])
+def test_brands_and_vague_colours_contradict_nobody(title: str) -> None:
+    assert wording("blue shirt", title, TRADE) == "lacks 'blue'"
+
+
+@pytest.mark.parametrize(
+    ("title", "words", "expected"),
+    [
+        ("Checked Shirt", "blue shirt", 0.8 + 0.4 * 0.7 * 0.5),
+        ("Checked Shirt", "black shirt", 0.8 - 0.4 * 0.7 * 0.5),
+        ("Checked Shirt", "men shirt", 0.8),
+        ("Checked Shirt", "", 0.8),
+        ("Blue White Shirt", "blue shirt", 0.9 + 0.4 * 0.7 * 0.25),
+        ("Blue 8903", "blue shirt", 0.4 + 0.6 * 0.7),
+        ("Blue 8903", "blue jeans", 0.4),
+        ("Black Shirt", "blue shirt", 0.6),
+        ("Blue Shirt", "black jeans", 1.0),
+    ],
+)
+def test_picture_is_asked_only_where_the_title_leaves_a_word_open(title: str, words: str, expected: float) -> None:
+    assert agreement("blue shirt", title, COLOURED, picture_words=words).score == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("title", "is_open"), [("Blue Shirt", False), ("Black Shirt", False), ("Shirt", True), ("Blue 8903", True)]
+)
+def test_agreement_says_whether_a_word_is_open(title: str, is_open: bool) -> None:
+    assert agreement("blue shirt", title, COLOURED).is_open is is_open
+
+
+@pytest.mark.parametrize(
+    ("query", "colour", "thing", "expected"),
+    [
+        ("blue shirt", "red", None, "red shirt"),
+        ("blue shirt", None, "Jeans", "blue jeans"),
+        ("blue shirt", "Red", "jeans", "red jeans"),
+        ("shoes black", "red", None, "shoes red"),
+        ("women watches", "red", None, "red women watches"),
+        ("navy blue shirt", "red", None, "red shirt"),
+        ("blue t-shirt", "red", None, "red t-shirt"),
+        ("blue", None, "shirt", "blue shirt"),
+        ("shirt", "navy blue", None, "navy blue shirt"),
+        ("", "red", "shirt", "red shirt"),
+        ("", None, "shirt", "shirt"),
+        ("blue shirt", None, None, "blue shirt"),
+        ("turtle men blue shirt", "red", "jeans", "turtle men red jeans"),
+    ],
+)
+def test_one_word_of_a_query_is_changed(query: str, colour: str | None, thing: str | None, expected: str) -> None:
+    assert with_words(query, COLOURED.colours, colour=colour, thing=thing) == expected
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("navy", "Blue"), ("grey", "Gray"), ("sneakers", "Shoe"), ("purse", "Handbags"), ("offwhite", "Off-White")],
+)
+def test_synonyms_of_the_trade_agree(one: str, other: str) -> None:
+    assert TRADE.agree(one, other)
+    assert TRADE.agree(other, one)
+    assert not NONE.agree(one, other) or fold(one) == fold(other)
+
+
+def test_synonyms_do_not_reach_through_a_common_one() -> None:
+    """A handbag is a purse and a handbag is a bag; that makes no backpack of a purse."""
+    assert TRADE.agree("handbag", "bag")
+    assert TRADE.agree("handbag", "purse")
+    assert not TRADE.agree("bag", "purse")
+    assert not TRADE.agree("bag", "backpack")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("red", "blue"), ("black", "navy"), ("shirt", "tshirt"), ("shoe", "sandal"), ("black", "white"), ("top", "tee")],
+)
+def test_what_shoppers_tell_apart_stays_apart(one: str, other: str) -> None:
+    assert not TRADE.agree(one, other)
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group[0])
+def test_every_group_holds_different_words_that_agree(group: list[str]) -> None:
+    assert len({fold(word) for word in group}) == len(group) > 1
+    assert all(word == word.lower() and words_of(word) == [word] for word in group)
+    assert all(TRADE.agree(one, other) for one in group for other in group)
+
+
+WORDS = st.sampled_from(
+    ["Navy", "blue", "red", "White", "T-Shirt", "Tee", "Watches", "3/4", "Light-blue", "shoe", "-", "multi"]
+)
+TITLES = st.lists(WORDS).map(" ".join)
+SHARES = st.floats(0, 1)
+WEIGHTS = st.tuples(SHARES, SHARES, SHARES, SHARES).map(
+    lambda values: WordWeights(
+        thing_weight=values[0],
+        mixed_colour=max(values[1:3]),
+        unsaid_colour=min(values[1:3]),
+        picture_trust=values[3],
+    )
+)
+
+
+@given(TITLES, TITLES, TITLES, WEIGHTS)
+@settings(deadline=None)
+def test_score_is_a_share_and_one_for_every_word(query: str, title: str, picture: str, weights: WordWeights) -> None:
+    found = agreement(query, title, TRADE, weights, picture)
+    assert 0 <= found.score <= 1
+    if found.wording == "has every word":
+        assert found.score == pytest.approx(1)
+
+
+@given(TITLES, TITLES, WEIGHTS, st.data())
+@settings(deadline=None)
+def test_a_wanted_word_more_never_costs(query: str, title: str, weights: WordWeights, data: st.DataObject) -> None:
+    words = QueryWords.of(query, TRADE.colours).words
+    if words:
+        more = f"{title} {data.draw(st.sampled_from(words))}"
+        assert agreement(query, more, TRADE, weights).score >= agreement(query, title, TRADE, weights).score - 1e-9
+
+
+@given(TITLES, st.sampled_from(["black", "green", "purple"]), WEIGHTS)
+@settings(deadline=None)
+def test_a_colour_nobody_asked_for_never_helps(title: str, colour: str, weights: WordWeights) -> None:
+    for query in ("blue shoe", "red", "navy white tee"):
+        before = agreement(query, title, TRADE, weights).score
+        assert agreement(query, f"{title} {colour}", TRADE, weights).score <= before + 1e-9
+
+
+@given(TITLES, TITLES, WEIGHTS)
+@settings(deadline=None)
+def test_a_picture_that_agrees_never_costs(query: str, title: str, weights: WordWeights) -> None:
+    words = query if len({"red", "White", "blue", "Navy", "Light-blue"} & set(query.split())) < 2 else ""
+    with_picture = agreement(query, title, TRADE, weights, words).score
+    assert with_picture >= agreement(query, title, TRADE, weights).score - 1e-9
+
+
+@given(TITLES)
+@settings(deadline=None)
+def test_a_title_lacks_no_word_of_its_own(title: str) -> None:
+    assert "lacks" not in agreement(title, title, TRADE).wording
+    assert ", not " not in agreement(title, title, TRADE).wording
+
+
+def test_a_colour_inside_a_joined_word_of_the_query_contradicts_nothing() -> None:
+    assert wording("light-blue red", "Light-Blue", TRADE) == "lacks 'red'"
