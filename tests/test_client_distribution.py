@@ -20,7 +20,8 @@ CLIENT = ROOT / "client"
 MODULES = sorted((CLIENT / "captrieve_client").glob("*.py"))
 PYTHONS = ("3.10", "3.13")
 FORBIDDEN = (
-    "benchmarks", "captioner", "client", "demo", "drawings", "export", "search_api", "search_gateway", "tests", "training",
+    "benchmarks", "captioner", "client", "demo", "drawings", "export", "search_api", "search_gateway", "tests",
+    "training",
 )  # fmt: skip
 NOT_NEEDED = ("numpy", "torch", "tritonclient")
 
@@ -52,7 +53,7 @@ def environment_with_client(version: str, folder: Path) -> Path:
         [*pip, str(CLIENT), *group],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=400,
         env=isolated_environment(),
         check=False,
     )
@@ -65,6 +66,7 @@ def environment_with_client(version: str, folder: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("version", PYTHONS)
 def test_client_alone_passes_its_tests(version: str, tmp_path: Path) -> None:
     python = environment_with_client(version, tmp_path / "environment")
@@ -82,7 +84,7 @@ def test_client_alone_passes_its_tests(version: str, tmp_path: Path) -> None:
 
     # A copy, so that the tests find the installed package and not the source beside them.
     shutil.copytree(CLIENT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__"))
-    tests = subprocess.run([python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"], timeout=240, **run)
+    tests = subprocess.run([python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"], timeout=400, **run)
     assert tests.returncode == 0, tests.stdout[-5000:] + tests.stderr[-1000:]
 
 
