@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModel, VisionEncoderDecoderModel, ViTCo
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.vit.modeling_vit import ViTEmbeddings
 
-from training import efficientnet_lite
+from training import lite0_shapes
 from training.efficientnet_lite import EfficientNetLite0
 
 
@@ -136,11 +136,11 @@ class HybridStem(nn.Module):
     def __init__(self, config: HybridViTConfig):
         super().__init__()
         height, width = config.image_size
-        if 2 ** (len(config.stem_channels) + 1) != efficientnet_lite.STRIDE:
+        if 2 ** (len(config.stem_channels) + 1) != lite0_shapes.STRIDE:
             raise ValueError(
                 f"a stem of {len(config.stem_channels)} stages has another stride than the trunk: it needs 4 stages"
             )
-        rows, columns = (-(-size // efficientnet_lite.STRIDE) for size in (height, width))
+        rows, columns = (-(-size // lite0_shapes.STRIDE) for size in (height, width))
         self.num_patches = rows * columns
         self.trunk = EfficientNetLite0()
         stages: list[nn.Module] = []
@@ -150,7 +150,7 @@ class HybridStem(nn.Module):
             channels = stage_channels
         self.stages = nn.Sequential(*stages)
         # `ViTModel.forward` reads the dtype it expects from a layer of this name.
-        self.projection = nn.Conv2d(efficientnet_lite.FEATURE_CHANNELS + channels, config.hidden_size, kernel_size=1)
+        self.projection = nn.Conv2d(lite0_shapes.FEATURE_CHANNELS + channels, config.hidden_size, kernel_size=1)
         self.num_frozen_blocks = len(self.trunk.blocks)  # of the trunk, its first ones; its stem is frozen with them
 
     def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:

@@ -199,8 +199,8 @@ def dataset(data: Data, queries: QueryClasses) -> CaptionDataset:
 def test_phone_photo_teaches_that_one_of_some_classes_is_right(dataset: CaptionDataset, queries: QueryClasses) -> None:
     rows = np.array([0, 50, 51, 56])  # a product, a T-shirt, shoes, the T-shirt again
     targets = dataset.targets(rows)
-    assert targets.query_sets[0].sum() == 0
-    named = [[queries.captions[i] for i in row.nonzero().flatten().tolist()] for row in targets.query_sets[1:]]
+    assert targets.query_weights[0].sum() == 0
+    named = [[queries.captions[i] for i in row.nonzero().flatten().tolist()] for row in targets.query_weights[1:]]
     assert all("T-shirt" in one for one in named[0])
     assert all("Shoes" in one for one in named[1])
     assert named[2] == named[0]
@@ -214,7 +214,7 @@ def test_picture_of_nothing_teaches_the_empty_class(dataset: CaptionDataset) -> 
     targets = dataset.targets(np.array([62, 71]))
     assert targets.queries.tolist() == [NO_PRODUCT, NO_PRODUCT]
     assert (targets.labels == IGNORED).all()
-    assert not targets.query_sets.any()
+    assert not targets.query_weights.any()
     assert all((ids == IGNORED).all() for ids in targets.auxiliary.values())
 
 
