@@ -102,7 +102,7 @@ class Pipeline:
             SearchError: any leaf of the tree but ProviderError.
         """
         watch = Stopwatch()
-        self.tritons.check_room(decoding)
+        self.tritons.check_capacity(decoding)
         pixels = await self._preprocess(data, watch, deadline)
         words, _ = await self._words(pixels, decoding, rule, watch, deadline)
         return CaptionAnswer(words.caption, words.query, watch.milliseconds(), words.rule, words.no_product_probability)
@@ -116,7 +116,7 @@ class Pipeline:
         watch = Stopwatch()
         self.providers.check(options.provider)
         if options.query_override is None:
-            self.tritons.check_room(options.decoding)
+            self.tritons.check_capacity(options.decoding)
         pixels = await self._preprocess(data, watch, deadline)  # 1
         words: PhotoWords | None = None
         query = options.query_override

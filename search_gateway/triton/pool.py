@@ -92,8 +92,8 @@ class TritonPool:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
-    def check_room(self, options: DecodingOptions) -> None:
-        """As `CaptionScheduler.check_room`, of the Triton with the most room.
+    def check_capacity(self, options: DecodingOptions) -> None:
+        """As `CaptionScheduler.check_capacity`, of the Triton with the most room.
 
         Raises:
             OverloadedError: not one has room.
@@ -103,7 +103,7 @@ class TritonPool:
         refusals = []
         for host in serving:
             try:
-                host.captions.check_room(options)
+                host.captions.check_capacity(options)
                 return
             except OverloadedError as error:
                 refusals.append(error)
@@ -136,4 +136,4 @@ class TritonPool:
     def _rank(self, host: Host) -> tuple[bool, bool, int]:
         failed = self._failures.get(host)
         is_suspect = failed is not None and time.monotonic() - failed < _SUSPECT_SECONDS
-        return not host.is_serving, is_suspect, host.captions.inside
+        return not host.is_serving, is_suspect, host.captions.num_in_flight

@@ -172,7 +172,7 @@ class TritonHost:
                 await self._inference.check_contract()
             except InferenceError:
                 return False
-            self._inference.forget_arenas()
+            self._inference.forget_slot_pools()
             self._is_checked = True
         if self._inference.seconds_since_success() < _PROBE_INTERVAL_SECONDS:
             # Requests have just shown it: at full size a probe is a fifteenth of the machine.
