@@ -28,7 +28,7 @@ Caption = list[int] | str  # tokens without EOS, or text
 Stage = Literal["encoder", "prefill", "step"]
 
 TURN_SECONDS = 0.5  # a turn goes on for so long, one call at least
-MOST_CALLS = 20  # of a turn
+MAX_CALLS = 20  # of a turn
 WARM_BELOW_SECONDS = 2.0  # calls shorter than this are done once before the turn: others had the caches meanwhile
 _CUDA = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
@@ -113,7 +113,7 @@ def _turn(call: Callable[[], Any], *, ignore: bool = False) -> Turn:
     if seconds >= WARM_BELOW_SECONDS:
         return Turn([seconds], [] if ignore else answer)
     times: list[float] = []
-    while not times or (sum(times) < TURN_SECONDS and len(times) < MOST_CALLS):
+    while not times or (sum(times) < TURN_SECONDS and len(times) < MAX_CALLS):
         seconds, answer = _timed(call)
         times.append(seconds)
     return Turn(times, [] if ignore else answer)

@@ -20,7 +20,7 @@ Check = Callable[[], Awaitable[bool]]
 HEALTH_INTERVAL_SECONDS = 0.05
 # A refused caller of the closed loop comes back when it is told to, but is not to sit out the turn.
 _DEFAULT_RETRY_SECONDS = 0.1
-_MOST_RETRY_SECONDS = 1.0
+_MAX_RETRY_SECONDS = 1.0
 
 
 async def closed_loop(
@@ -70,7 +70,7 @@ async def closed_loop(
                 begin = clock()
             if outcome is not None and outcome.kind == "shed":
                 pause = _DEFAULT_RETRY_SECONDS if outcome.retry_seconds is None else outcome.retry_seconds
-                await asyncio.sleep(min(pause, _MOST_RETRY_SECONDS))
+                await asyncio.sleep(min(pause, _MAX_RETRY_SECONDS))
 
     async with asyncio.TaskGroup() as group:
         for _ in range(callers):

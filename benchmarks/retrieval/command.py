@@ -161,7 +161,7 @@ def limits_of(config: GatewayConfig) -> RefinementLimits:
         min_visual_score=config.min_visual_score,
         min_semantic_score=config.min_semantic_score,
         visual_weight=config.visual_weight,
-        lookalike_weight=config.lookalike_weight,
+        neighbour_weight=config.neighbour_weight,
         max_results=DEPTH,
     )
 

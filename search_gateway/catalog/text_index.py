@@ -16,7 +16,7 @@ from search_gateway.catalog.vector_index import largest
 
 # A title costs SQLite about a microsecond to score, "black" in 40,000 products ten milliseconds. Colours and things
 # come again in most queries, so what it says of a word is remembered until the file changes.
-MOST_REMEMBERED = 500_000  # titles, of all words together: 16 bytes each
+MAX_REMEMBERED = 500_000  # titles, of all words together: 16 bytes each
 
 # BM25 as FTS5 has it: the smaller, the better.
 _HITS = "SELECT rowid, rank FROM titles WHERE titles MATCH ?"
@@ -74,7 +74,7 @@ class CatalogRanking:
             hits = np.fromiter(self._file.connection.execute(_HITS, (phrase,)), _HIT)
             self._num_remembered += len(hits)
         self._remembered[phrase] = hits
-        while self._num_remembered > MOST_REMEMBERED:
+        while self._num_remembered > MAX_REMEMBERED:
             oldest = next(iter(self._remembered))
             self._num_remembered -= len(self._remembered.pop(oldest))
         return hits

@@ -35,7 +35,7 @@ _ENVIRONMENT = {
 }
 
 _BUFFER_BYTES = 2**20  # of the socket: most photos and all pixels pass in one piece
-_MOST_ANSWER_BYTES = 64 * 2**20
+_MAX_ANSWER_BYTES = 64 * 2**20
 _END_SECONDS = 0.1
 
 
@@ -152,7 +152,7 @@ class PhotoProcess(asyncio.Protocol):
             return
         kind, num_bytes = ANSWER.unpack_from(self._received)
         expected = ANSWER.size + num_bytes
-        if not self._is_expected or num_bytes > _MOST_ANSWER_BYTES or len(self._received) > expected:
+        if not self._is_expected or num_bytes > _MAX_ANSWER_BYTES or len(self._received) > expected:
             self.kill()  # a decoder that hostile bytes have taken over
         elif len(self._received) == expected:
             body, self._received = self._received, bytearray()

@@ -103,7 +103,7 @@ class SearchModel:
 
 
 def _search_columns(answer: SearchAnswer) -> Columns:
-    kept = answer.refined.kept
+    kept = answer.reranked.kept
     return {
         "CAPTION": ["" if answer.caption is None else answer.caption.text],
         "QUERY": [answer.query],

@@ -46,7 +46,7 @@ class Colours:
         self._not_colours = {tuple(map(fold, phrase.split())) for phrase in not_colours}
 
     @classmethod
-    def of_the_trade(cls) -> Colours:
+    def builtin(cls) -> Colours:
         """The words in `colours.json`."""
         text = resources.files("search_gateway.ranking").joinpath("colours.json").read_text(encoding="utf-8")
         return cls(**json.loads(text))

@@ -286,7 +286,7 @@ class TritonInference:
             return False
         return True
 
-    async def works(self, deadline: Deadline) -> bool:
+    async def probe(self, deadline: Deadline) -> bool:
         """Whether all three models compute, asked with a photo of zeros. A full queue or a slow answer is no fault."""
         contract = self.contract
         try:

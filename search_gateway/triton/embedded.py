@@ -87,7 +87,7 @@ class EmbeddedTriton:
 
         A caller that names its own regions like this leaks none, even when it is killed.
         """
-        return self._running().mark
+        return self._running().instance_id
 
     @property
     def pid(self) -> int:
@@ -189,7 +189,7 @@ class EmbeddedTriton:
 class _Run:
     """One started Triton."""
 
-    mark: str  # unique: in the command line of all its processes, first part of its /dev/shm names
+    instance_id: str  # unique: in the command line of all its processes, first part of its /dev/shm names
     workspace: Path
     grpc_port: int
     metrics_port: int
@@ -204,7 +204,7 @@ def _check_model_repository(folder: Path) -> None:
 
 
 def _launch(installation: TritonInstallation, model_repository: Path, log_file: Path) -> _Run:
-    mark = f"captrieve_{os.getpid()}_{secrets.token_hex(6)}_"
+    instance_id = f"captrieve_{os.getpid()}_{secrets.token_hex(6)}_"
     workspace = Path(tempfile.mkdtemp(prefix="captrieve-triton-"))
     try:
         backends = _lay_out_backends(installation, workspace)
@@ -217,10 +217,10 @@ def _launch(installation: TritonInstallation, model_repository: Path, log_file: 
                     f"--owner-pid={os.getpid()}",
                     f"--grace-seconds={_GRACE_SECONDS}",
                     f"--workspace={workspace}",
-                    f"--shm-prefix={mark}",
+                    f"--shm-prefix={instance_id}",
                     "--",
                     str(installation.server),
-                    *_flags(model_repository, backends, grpc_port, metrics_port, mark),
+                    *_flags(model_repository, backends, grpc_port, metrics_port, instance_id),
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -238,7 +238,7 @@ def _launch(installation: TritonInstallation, model_repository: Path, log_file: 
         shutil.rmtree(workspace, ignore_errors=True)
         raise
     return _Run(
-        mark=mark,
+        instance_id=instance_id,
         workspace=workspace,
         grpc_port=grpc_port,
         metrics_port=metrics_port,
@@ -260,13 +260,13 @@ def _lay_out_backends(installation: TritonInstallation, workspace: Path) -> Path
     return backends
 
 
-def _flags(model_repository: Path, backends: Path, grpc_port: int, metrics_port: int, mark: str) -> list[str]:
+def _flags(model_repository: Path, backends: Path, grpc_port: int, metrics_port: int, instance_id: str) -> list[str]:
     return [
-        f"--id={mark}",  # tells our server from another one that took the port before us
+        f"--id={instance_id}",  # tells our server from another one that took the port before us
         f"--model-repository={model_repository.resolve()}",
         "--model-config-name=embedded",  # configs/embedded.pbtxt where a model has one, else its config.pbtxt
         f"--backend-directory={backends}",
-        f"--backend-config=python,shm-region-prefix-name={mark}",
+        f"--backend-config=python,shm-region-prefix-name={instance_id}",
         f"--grpc-address={_LOOPBACK}",
         f"--grpc-port={grpc_port}",
         "--reuse-grpc-port=false",  # else two servers share a port and each gets half the calls
@@ -333,7 +333,7 @@ def _is_ready(channel: grpc.Channel, run: _Run) -> bool:
         ready = channel.unary_unary(f"{service}ServerReady", bytes, bytes)(b"", timeout=1)
     except grpc.RpcError:
         return False
-    return run.mark.encode() in metadata and ready == b"\x08\x01" and _has_metrics(run.metrics_port)
+    return run.instance_id.encode() in metadata and ready == b"\x08\x01" and _has_metrics(run.metrics_port)
 
 
 def _has_metrics(port: int) -> bool:
@@ -363,16 +363,16 @@ def _end(run: _Run, *, is_graceful: bool) -> int:
         process.kill()
         exit_code = process.wait()
     if exit_code < 0:  # somebody killed the supervisor: do its work
-        _kill_marked(run.mark)
-        supervisor.remove_leftovers(run.workspace, run.mark)
+        _kill_instance(run.instance_id)
+        supervisor.remove_leftovers(run.workspace, run.instance_id)
     return exit_code
 
 
-def _kill_marked(mark: str) -> None:
-    """Kill what has the mark in its command line: safe where a remembered pid may be reused."""
+def _kill_instance(instance_id: str) -> None:
+    """Kill what has the instance_id in its command line: safe where a remembered pid may be reused."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if mark.encode() in (process / "cmdline").read_bytes():
+            if instance_id.encode() in (process / "cmdline").read_bytes():
                 os.kill(int(process.name), signal.SIGKILL)
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue  # ended meanwhile, or not ours

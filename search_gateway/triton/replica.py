@@ -129,7 +129,7 @@ class TritonHost:
                     self.is_serving = False
                     changed()
                     await self._restart()
-                was_serving, self.is_serving = self.is_serving, await self._works()
+                was_serving, self.is_serving = self.is_serving, await self._check_health()
                 if was_serving and not self.is_serving:
                     _log.error("Triton %s does not serve", self.name)
                 elif self.is_serving and not was_serving:
@@ -161,7 +161,7 @@ class TritonHost:
         await self._inference.reconnect(self.embedded.grpc_address, region_prefix=self.embedded.shm_prefix)
         self._failed_probes = 0
 
-    async def _works(self) -> bool:
+    async def _check_health(self) -> bool:
         is_ready = await self._inference.is_ready()
         if not is_ready:
             # Whatever comes back at this address may be another Triton, with other models and no memory of ours.
@@ -178,7 +178,7 @@ class TritonHost:
             # Requests have just shown it: at full size a probe is a fifteenth of the machine.
             self._failed_probes = self._restarts = 0
         elif time.monotonic() >= self._next_probe:
-            works = await self._inference.works(Deadline(_PROBE_TIMEOUT_SECONDS))
+            works = await self._inference.probe(Deadline(_PROBE_TIMEOUT_SECONDS))
             self._failed_probes = 0 if works else self._failed_probes + 1
             self._restarts = 0 if works else self._restarts
             # It may have been exchanged for another one faster than anybody looked.

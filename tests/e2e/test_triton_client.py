@@ -137,7 +137,7 @@ def test_models_are_known_to_work_without_shared_memory(triton_address: str) -> 
 
     async def use(inference: TritonInference, scheduler: CaptionScheduler) -> None:
         assert await inference.is_ready()
-        assert await inference.works(Deadline(30.0))
+        assert await inference.probe(Deadline(30.0))
         assert regions(start) == []
 
     run_with(triton_address, SharedMemory.EMBEDDED, start, use)
@@ -146,7 +146,7 @@ def test_models_are_known_to_work_without_shared_memory(triton_address: str) -> 
 def test_nobody_there_is_an_inference_error() -> None:
     async def use(inference: TritonInference, scheduler: CaptionScheduler) -> None:
         assert not await inference.is_ready()
-        assert not await inference.works(Deadline(1.0))
+        assert not await inference.probe(Deadline(1.0))
         with pytest.raises(InferenceError, match="cannot be reached"):
             await inference.encode(PIXELS[:1], Deadline(1.0))
         with pytest.raises(InferenceError, match="cannot be reached"):

@@ -93,7 +93,7 @@ def test_answers_follow_changes_of_others_and_of_its_own(path: Path, tmp_path: P
 
 
 def test_what_is_remembered_has_a_bound(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_index, "MOST_REMEMBERED", 1000)
+    monkeypatch.setattr(text_index, "MAX_REMEMBERED", 1000)
     file = CatalogFile.open_for_reading(path, model_fingerprint=MODEL)
     ranking = CatalogRanking(file)
     assert compare(file, ranking, seed=4, num_queries=50)
