@@ -2,7 +2,7 @@
 """Every size, tensor name and token id that two parts of the project must agree on, once.
 
 The export writes it as `model_contract.json` beside the models; the gateway reads it and compares it with what Triton
-reports. Knows nothing about where the models run.
+reports.
 
 Shape legend, used in all docstrings: B photos (Triton's batch axis, not listed in shapes below), K beams of one photo,
 S encoder positions, D width, L decoder layers, H heads, d width of a head, T most tokens of a caption, C candidates

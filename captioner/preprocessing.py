@@ -3,7 +3,7 @@
 
 What arrives is hostile: the format is checked against an allow-list, size and scan count before anything is decoded
 (Pillow's own threat model; libjpeg-turbo's "Two Issues with the JPEG Standard" for the scans). Normalisation is not
-done here: it is part of the encoder graph. Knows nothing about gRPC.
+done here: it is part of the encoder graph.
 """
 
 from __future__ import annotations

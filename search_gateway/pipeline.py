@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way of a request, in eight named steps. Knows nothing about gRPC or protobuf.
+"""The way of a request, in eight named steps.
 
 Each step is one method below `search`; what they need is made once in `server.py`.
 """
@@ -38,7 +38,7 @@ from search_gateway.ranking.rerank import (
     rerank,
 )
 from search_gateway.ranking.word_agreement import Synonyms, with_words
-from search_gateway.stage_timer import Stopwatch
+from search_gateway.stage_timer import StageTimer
 from search_gateway.thumbnails.fetcher import ThumbnailError, ThumbnailFetcher
 from search_gateway.triton.pool import TritonPool
 
@@ -108,7 +108,7 @@ class Pipeline:
         Raises:
             SearchError: any leaf of the tree but ProviderError.
         """
-        watch = Stopwatch()
+        watch = StageTimer()
         self.tritons.check_capacity(decoding)
         pixels = await self._preprocess(data, watch, deadline)
         words, _ = await self._words(pixels, decoding, rule, watch, deadline)
@@ -120,7 +120,7 @@ class Pipeline:
         Raises:
             SearchError: any leaf of the tree; a provider that fails is no error but part of the answer.
         """
-        watch = Stopwatch()
+        watch = StageTimer()
         self.providers.check(options.provider)
         if options.query_override is None:
             self.tritons.check_capacity(options.decoding)
@@ -163,7 +163,7 @@ class Pipeline:
             0.0 if words is None else words.no_product_probability,
         )
 
-    async def _preprocess(self, data: bytes, watch: Stopwatch, deadline: Deadline) -> npt.NDArray[np.uint8]:
+    async def _preprocess(self, data: bytes, watch: StageTimer, deadline: Deadline) -> npt.NDArray[np.uint8]:
         with watch.stage("preprocess"):
             return await self.photos.decode(data, deadline)
 
@@ -172,7 +172,7 @@ class Pipeline:
         pixels: npt.NDArray[np.uint8],
         decoding: DecodingOptions,
         rule: QueryRule,
-        watch: Stopwatch,
+        watch: StageTimer,
         deadline: Deadline,
     ) -> tuple[PhotoWords, npt.NDArray[np.float32]]:
         """Words and embedding; encoder, prefill and decoding, after waiting for a place among those decoded."""
@@ -188,7 +188,7 @@ class Pipeline:
         query: str,
         options: SearchOptions,
         embedding: npt.NDArray[np.float32],
-        watch: Stopwatch,
+        watch: StageTimer,
         deadline: Deadline,
     ) -> tuple[ProviderResult, list[InspectedCandidate], list[Degradation]]:
         """Candidates and their thumbnails, of the first provider one of whose candidates could be looked at."""

@@ -36,7 +36,7 @@ from search_gateway.thumbnails.fetcher import ThumbnailFetcher
 from search_gateway.triton.client import SharedMemory, load_cuda
 from search_gateway.triton.embedded import EmbeddedTriton
 from search_gateway.triton.pool import TritonPool
-from search_gateway.triton.replica import TritonHost
+from search_gateway.triton.replica import TritonReplica
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Gateway:
         self._make_thumbnails = thumbnails
         self._closing = contextlib.AsyncExitStack()
         self._stopped = asyncio.Event()
-        self._hosts: list[TritonHost] = []
+        self._hosts: list[TritonReplica] = []
         self.address = ""  # HOST:PORT it listens on
 
     async def __aenter__(self) -> Gateway:
@@ -225,7 +225,7 @@ class Gateway:
             except InferenceError as error:
                 raise ConfigError(f"CAPTRIEVE_TRITON_SHARED_MEMORY is 'cuda': {error}") from error
         self._hosts = [
-            TritonHost(
+            TritonReplica(
                 contract,
                 address=address,
                 model_repository=config.model_repository,

@@ -2,8 +2,7 @@
 """The systems that caption, each behind the same three questions; every one lives in a process of its own.
 
 `generate` and optimum are what users would take instead of ours; ours runs in-process and through Triton and gateway.
-Each imports its libraries when it is made, so that the process of one never holds those of another. Knows nothing about
-turns, tables or other systems.
+Each imports its libraries when it is made, so that the process of one never holds those of another.
 """
 
 from __future__ import annotations

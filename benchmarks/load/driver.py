@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load by the clock: callers who wait for their answers (closed loop), and arrivals that wait for nobody (open loop).
 
-Calls are any coroutine function from a request's number to its outcome. Time is the event loop's own. Knows nothing
-about gRPC, photos or words.
+Calls are any coroutine function from a request's number to its outcome. Time is the event loop's own.
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What became of every request of a load, and what that amounts to: counts, percentiles, rates. Pure.
-
-Knows nothing about gRPC or about how load is made.
-"""
+"""What became of every request of a load, and what that amounts to: counts, percentiles, rates. Pure."""
 
 from __future__ import annotations
 

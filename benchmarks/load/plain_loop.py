@@ -14,11 +14,11 @@ from captioner.decoding import DecodingOptions, decoder_for
 from captioner.model_contract import ModelContract
 from search_gateway.deadline import Deadline
 from search_gateway.engine.kv_slots import KvSlotPool
-from search_gateway.triton.client import TritonInference
+from search_gateway.triton.client import TritonClient
 
 
 async def plain_caption(
-    inference: TritonInference,
+    inference: TritonClient,
     contract: ModelContract,
     pixels: npt.NDArray[np.uint8],
     options: DecodingOptions,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The refinement's weights and thresholds by nDCG@10 on queries whose answers are known. Knows no file and no model.
+"""The refinement's weights and thresholds by nDCG@10 on queries whose answers are known.
 
 First the weights without filters. Their curves are flat around the best, so it is not the best by chance that is taken,
 but of those that cannot be told from it the one that divides most evenly: the one-standard-error rule (Breiman et al.,

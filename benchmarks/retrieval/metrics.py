@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rankings and graded relevance -> precision, nDCG, reciprocal rank a query, and their intervals over queries.
 
-The measures are ir-measures' (trec_eval's: gains are the grades, discount log2(rank + 1)). Knows no system.
+The measures are ir-measures' (trec_eval's: gains are the grades, discount log2(rank + 1)).
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ways to search that are compared, each a function from a query to places in the gallery, best first.
 
-Words, looks and refinement are the product's own: the catalogue file, its provider, `refine`. Knows nothing about
-relevance.
+Words, looks and refinement are the product's own: the catalogue file, its provider, `rerank`.
 """
 
 from __future__ import annotations

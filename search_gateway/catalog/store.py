@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The catalogue: products with their embeddings and small pictures, found by words or by likeness.
 
-Knows nothing about models, decoding or gRPC: embeddings come in as numbers and are compared as
-numbers. An open store belongs to the thread that opened it.
+An open store belongs to the thread that opened it.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from search_gateway.catalog.database import (
+    CatalogDatabase,
     CatalogError,
-    CatalogFile,
     CatalogOutdatedError,
     CatalogTimeoutError,
 )
@@ -111,7 +110,7 @@ class SimilarRow:
 class CatalogStore:
     """An open catalogue. Close it, or use it in a `with`."""
 
-    def __init__(self, file: CatalogFile) -> None:
+    def __init__(self, file: CatalogDatabase) -> None:
         self._file = file
         self._ranking = CatalogRanking(file)
         self._vectors = CatalogVectors(file)
@@ -124,7 +123,7 @@ class CatalogStore:
             CatalogOutdatedError: its embeddings are of another model, or it is of another version.
             CatalogError: no such file, or not a catalogue.
         """
-        return cls(CatalogFile.open_for_reading(path, model_fingerprint=model_fingerprint))
+        return cls(CatalogDatabase.open_for_reading(path, model_fingerprint=model_fingerprint))
 
     @classmethod
     def open_for_writing(
@@ -140,7 +139,7 @@ class CatalogStore:
             CatalogError: the file cannot be written, or is something else than a catalogue.
         """
         return cls(
-            CatalogFile.open_for_writing(
+            CatalogDatabase.open_for_writing(
                 path,
                 photos_folder=photos_folder,
                 model_fingerprint=model_fingerprint,

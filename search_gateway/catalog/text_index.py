@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which titles have the words of a query: more of the words before fewer, then by BM25, then the older ones first.
 
-Knows nothing about embeddings and rows. Belongs to the thread that opened the file.
+Belongs to the thread that opened the file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from search_gateway.catalog.database import CatalogFile
+from search_gateway.catalog.database import CatalogDatabase
 from search_gateway.catalog.vector_index import largest
 
 # A title costs SQLite about a microsecond to score, "black" in 40,000 products ten milliseconds. Colours and things
@@ -29,7 +29,7 @@ _HIT = np.dtype([("id", np.int64), ("score", np.float64)])
 class CatalogRanking:
     """The word index of an open catalogue."""
 
-    def __init__(self, file: CatalogFile) -> None:
+    def __init__(self, file: CatalogDatabase) -> None:
         self._file = file
         self._remembered: dict[str, _Hits] = {}  # the word used last stands last
         self._num_remembered = 0
@@ -41,7 +41,7 @@ class CatalogRanking:
         self._num_remembered = 0
 
     def best(self, phrases: Sequence[str], limit: int) -> list[int]:
-        """Ids of at most `limit` products for FTS5 expressions, one a word; inside `CatalogFile.reading`."""
+        """Ids of at most `limit` products for FTS5 expressions, one a word; inside `CatalogDatabase.reading`."""
         version = self._file.integer("PRAGMA data_version")
         if version != self._version:
             self.changed()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two models: photos and parameters in, columns of values out, through the pipeline. Knows nothing about gRPC."""
+"""The two models: photos and parameters in, columns of values out, through the pipeline."""
 
 from __future__ import annotations
 

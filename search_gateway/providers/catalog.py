@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The provider `catalog`: the user's own products, offline. Knows nothing of how they are stored.
+"""The provider `catalog`: the user's own products, offline.
 
 SQLite blocks and binds a connection to its thread, so the store lives in a thread of its own.
 """

@@ -15,8 +15,6 @@ What ddgs 9.16 does, and what that means here:
 - Titles and URLs are strangers' text, types included: all is checked before it is a candidate's.
 - It reads an answer of any size, and follows DuckDuckGo's redirects anywhere: it trusts DuckDuckGo
   itself, whose certificate is checked, and so must we.
-
-Knows nothing about photos, captions, caches, retries and how often DuckDuckGo may be asked.
 """
 
 from __future__ import annotations

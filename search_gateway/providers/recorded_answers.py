@@ -3,8 +3,7 @@
 
     {"words": ["red", "handbag"], "candidates": [{"title": ..., "url": ..., "thumbnail": <base64>, ...}, ...]}
 
-A line is appended whole or not at all. Of two lines with the same words the later one counts. Knows neither providers
-nor event loops; everything here blocks.
+A line is appended whole or not at all. Of two lines with the same words the later one counts. Everything here blocks.
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@
   must go on to the next provider.
 - Pictures are recorded, too. A candidate without one has no address of one either: nothing is fetched from the web.
 - Time and failures of a real provider can be imitated. Which calls fail is drawn from a fixed seed: runs compare.
-
-Knows nothing of how answers are stored.
 """
 
 from __future__ import annotations

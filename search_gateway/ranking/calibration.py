@@ -3,8 +3,8 @@
 
     {"version": 2, "weights": "f0a0b024b4017add", "settings": {"visual_weight": 0.6, ...}, "calibration": {...}}
 
-`settings` are fields of the gateway's configuration, `weights` is the model contract's, and `calibration` says how they
-were found, for people. Knows nothing about how they are found.
+`settings` are fields of the gateway's configuration, `weights` is the model contract's, and `calibration` says how
+they were found, for people.
 """
 
 from __future__ import annotations

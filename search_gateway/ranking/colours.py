@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which words of a query or a title are colours, by the list of the trade in `colours.json`. Pure text.
 
-Knows no synonyms and no scores. The list holds five kinds of words:
+The list holds five kinds of words:
     colours: a title with such a word is of that colour.
     vague: the same, but sellers disagree on it ("mauve") or it may stand beside any ("multi").
     shades: directly before another colour they only shade it ("turquoise blue").

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which IP addresses belong to the public internet. Knows nothing about names, sockets or photos.
+"""Which IP addresses belong to the public internet.
 
 The tables are our own because `ipaddress` is no such filter: Python 3.11.7 calls ::7f00:1,
 64:ff9b::7f00:1, 2002:7f00:1::, fec0::1, 3fff::1, 192.0.0.8 and all multicast `is_global`

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The three models behind Triton: arrays in, arrays out. The only file that calls tritonclient.
 
-Knows nothing about captions or searches; errors become the project's own here.
+Errors of Triton and gRPC become those of `search_gateway.errors` here.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def load_cuda() -> Any:
     return cuda_shared_memory
 
 
-class TritonInference:
+class TritonClient:
     """Each model takes as many photos per call as the caller has. Triton's dynamic batcher puts calls together, too:
     those of several gateways.
 

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts and stops the real `tritonserver` from the nvidia-pytriton wheel: no Docker, GPU or root.
 
-It knows nothing about captions, tensors or what the models are for: a folder of models goes in, an
-address on loopback comes out. `supervisor.py` stands between this process and Triton, so
-that nothing is left running, in /dev/shm or in /tmp however this process ends, kill -9 included. So
-any thread may call `start` too (a parent death signal would follow the thread instead).
+`supervisor.py` stands between this process and Triton, so that nothing is left running, in /dev/shm or in /tmp however
+this process ends, kill -9 included. So any thread may call `start` too (a parent death signal would follow the thread
+instead).
 
 Triton is in a session of its own: Ctrl-C reaches the gateway alone, which first finishes what it
 has begun. Under systemd set KillMode=mixed for the same reason.

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """All Tritons of a gateway as one: each photo goes to the one with the least to do, and to another where that fails.
 
-A photo stays with one Triton from the encoder to the last word, since its caches lie there. Knows nothing about what is
-asked.
+A photo stays with one Triton from the encoder to the last word, since its caches lie there.
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One Triton of the gateway: connected to, watched, and started again where it is our own.
-
-Knows nothing about other Tritons (`pool.py`) or about callers.
-"""
+"""One Triton of the gateway: connected to, watched, and started again where it is our own."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from search_gateway.deadline import Deadline
 from search_gateway.engine.kv_slots import remove_orphans
 from search_gateway.engine.scheduler import CaptionScheduler
 from search_gateway.errors import InferenceError
-from search_gateway.triton.client import SharedMemory, TritonInference
+from search_gateway.triton.client import SharedMemory, TritonClient
 from search_gateway.triton.embedded import EmbeddedTriton, TritonStartError
 
 _log = logging.getLogger(__name__)
@@ -38,7 +35,7 @@ _RESTART_BACKOFF_SECONDS = (0.0, 1.0, 5.0, 15.0, 60.0)
 _REGION_PREFIX = "captrieve_gateway_"
 
 
-class TritonHost:
+class TritonReplica:
     """`await start()`, then `watch()` as a task for as long as it is needed, then `await close()`.
 
     Args:
@@ -94,7 +91,7 @@ class TritonHost:
         elif self._shared_memory is not SharedMemory.NONE:
             for region in remove_orphans(_REGION_PREFIX):
                 _log.info("removed %s from /dev/shm: its gateway is dead", region)
-        self._inference = TritonInference(
+        self._inference = TritonClient(
             self.embedded.grpc_address if self.embedded is not None else self._address,
             self._contract,
             shared_memory=self._shared_memory,

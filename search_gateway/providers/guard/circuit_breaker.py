@@ -5,7 +5,7 @@
     open       no call goes through, for a time that doubles with every failed probe
     half-open  one call at a time, the probe: its success closes, its failure opens again
 
-Counts what it is told. Knows neither what is called nor what a failure is; does not wait and reads no clock of its own.
+Counts what it is told; it neither waits nor reads a clock of its own.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 """Keeps the beginnings of calls apart: at least so many seconds, for all callers together, in the order they came.
 
 Own lines instead of a library: aiolimiter 1.3.0 lets nobody know that a turn would come too late, lets the queue grow
-without bound and has no jitter. Lives in one event loop. Knows nothing about what is called.
+without bound and has no jitter. Lives in one event loop.
 """
 
 from __future__ import annotations

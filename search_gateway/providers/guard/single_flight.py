@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Callers who want the same thing at the same time share one call. Lives in one event loop; knows nothing of the calls.
+"""Callers who want the same thing at the same time share one call. Lives in one event loop.
 
 A shared call is a task of its own: it goes on when the caller who began it leaves, and ends when the last one leaves.
 """
