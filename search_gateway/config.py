@@ -41,8 +41,8 @@ class GatewayConfig:
     duckduckgo_colour_filter: bool = False  # ask for pictures in the one colour that the query names
     duckduckgo_min_interval_seconds: float = 1.0  # between two calls to DuckDuckGo, of all requests together
     cache_bytes: int = 64 * 2**20  # of remembered answers from the web, in memory; 0: none
-    cache_ttl_seconds: float = 3600.0  # for so long an answer is given again without asking
-    cache_stale_seconds: float = 86400.0  # for so much longer it is given while the provider fails
+    cache_ttl_seconds: float = 3600.0  # how long a cached answer counts as fresh
+    cache_stale_seconds: float = 86400.0  # how much longer it may replace a failure of the provider
     replay: Path | None = None  # recording for the provider "replay"
     replay_latency_seconds: float = 0.0  # that the provider "replay" takes for an answer
     replay_failure_ratio: float = 0.0  # share of its answers that are failures, 0 to 1

@@ -18,7 +18,7 @@ from captioner.photo_words import photo_words
 from captioner.query import QueryRule
 from search_gateway.deadline import Deadline
 from search_gateway.errors import InvalidPhotoError, PhotoTooLargeError, SearchError
-from search_gateway.imaging.decoder_pool import PhotoDecoder
+from search_gateway.imaging.decoder_pool import DecoderPool
 from search_gateway.providers.chain import Degradation
 from search_gateway.ranking.rerank import InspectedCandidate, RerankResult, ScoredResult, Verdict
 from search_gateway.triton.pool import TritonPool
@@ -43,7 +43,7 @@ class PictureReader:
 
     def __init__(
         self,
-        photos: PhotoDecoder,
+        photos: DecoderPool,
         tritons: TritonPool,
         tokenizer: CaptionTokenizer,
         contract: ModelContract,

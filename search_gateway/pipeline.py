@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way of a request, in eight named steps.
+"""The eight steps of a request.
 
 Each step is one method below `search`; what they need is made once in `server.py`.
 """
@@ -22,7 +22,7 @@ from captioner.photo_words import PhotoWords, photo_words
 from captioner.query import QueryRule
 from search_gateway.deadline import Deadline
 from search_gateway.errors import InvalidPhotoError, PhotoTooLargeError, SearchError
-from search_gateway.imaging.decoder_pool import PhotoDecoder
+from search_gateway.imaging.decoder_pool import DecoderPool
 from search_gateway.picture_reader import PictureReader
 from search_gateway.providers.base import Candidate
 from search_gateway.providers.chain import Degradation, ProviderChain, ProviderResult
@@ -73,7 +73,7 @@ class CaptionAnswer:
 class SearchAnswer:
     caption: Caption | None  # None where the query was given
     query: str
-    hypotheses: QueryHypotheses  # what the photo may be called, most likely first
+    hypotheses: QueryHypotheses  # most likely first
     found: ProviderResult
     reranked: RerankResult
     empty_reason: str
@@ -90,8 +90,8 @@ SearchEvent = Caption | str | ScoredResult | SearchAnswer
 class Pipeline:
     contract: ModelContract
     tokenizer: CaptionTokenizer
-    photos: PhotoDecoder
-    small_photos: PhotoDecoder  # for thumbnails: tighter limits, and processes that no photo waits for
+    photos: DecoderPool
+    small_photos: DecoderPool  # for thumbnails: tighter limits, and processes that no photo waits for
     tritons: TritonPool
     providers: ProviderChain
     thumbnails: ThumbnailFetcher
@@ -175,7 +175,7 @@ class Pipeline:
         watch: StageTimer,
         deadline: Deadline,
     ) -> tuple[PhotoWords, npt.NDArray[np.float32]]:
-        """Words and embedding; encoder, prefill and decoding, after waiting for a place among those decoded."""
+        """Words and embedding: queue, encoder, prefill, decoding, and the query."""
         decoded = await self.tritons.caption(pixels, decoding, deadline)
         for stage, seconds in decoded.seconds.items():
             watch.add(stage, seconds)
@@ -221,7 +221,7 @@ class Pipeline:
         embedding: npt.NDArray[np.float32],
         candidates: Sequence[Candidate],
     ) -> QueryHypotheses:
-        """What the photo may be called; a query that somebody gave is all that it may be."""
+        """The query hypotheses; a query that the caller gave is the only one."""
         if words is None:
             return QueryHypotheses.certain(query)
         weight = options.limits.neighbour_weight
@@ -280,6 +280,6 @@ class Pipeline:
     async def _embedding(
         self, thumbnail: bytes, deadline: Deadline
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-        """A thumbnail as embedding and as small copy."""
+        """A thumbnail's embedding and colour grid."""
         pixels = await self.small_photos.decode(thumbnail, deadline)
         return await self.tritons.embed(pixels, deadline), colour_grid(pixels)

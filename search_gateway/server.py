@@ -24,7 +24,7 @@ from search_gateway.api.error_interceptor import ErrorInterceptor
 from search_gateway.api.search_service import SearchService
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import ConfigError, InferenceError
-from search_gateway.imaging.decoder_pool import PhotoDecoder
+from search_gateway.imaging.decoder_pool import DecoderPool
 from search_gateway.kserve import kserve_service, protocol
 from search_gateway.picture_reader import PictureReader
 from search_gateway.pipeline import Pipeline
@@ -144,8 +144,8 @@ class Gateway:
         self.address = f"{config.listen_address.rpartition(':')[0]}:{port}"
         _log.info("ready on %s: model %s, providers %s", self.address, contract.model, ", ".join(providers.names))
 
-    def _photo_decoder(self, contract: ModelContract, limits: ImageLimits) -> PhotoDecoder:
-        decoder = PhotoDecoder(contract, limits, num_workers=self._config.photo_workers)
+    def _photo_decoder(self, contract: ModelContract, limits: ImageLimits) -> DecoderPool:
+        decoder = DecoderPool(contract, limits, num_workers=self._config.photo_workers)
         self._closing.callback(decoder.close)
         return decoder
 

@@ -68,7 +68,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--queries", type=int, help="a sample of so many (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample and of the bootstrap")
     parser.add_argument("--threads", type=int, default=0, help="of ONNX Runtime; 0: one per core")
-    parser.add_argument("--run", type=Path, default=Path(".run/retrieval"), help="where readings are kept")
+    parser.add_argument(
+        "--run", type=Path, default=Path(".run/retrieval"), help="where embeddings and captions of photos are kept"
+    )
     # Evaluation
     parser.add_argument("--beams", type=int, default=4, help="of the row with beam search")
     parser.add_argument("--pictures", action="store_true", help="caption the gallery as well, some minutes more")

@@ -21,8 +21,8 @@ from search_gateway.catalog.database import (
     CatalogTimeoutError,
 )
 from search_gateway.catalog.text_analysis import index_words, one_line, query_phrases
-from search_gateway.catalog.text_index import CatalogRanking
-from search_gateway.catalog.vector_index import CatalogVectors, check_size
+from search_gateway.catalog.text_index import TextIndex
+from search_gateway.catalog.vector_index import VectorIndex, check_size
 
 __all__ = [
     "CatalogEntry",
@@ -112,8 +112,8 @@ class CatalogStore:
 
     def __init__(self, file: CatalogDatabase) -> None:
         self._file = file
-        self._ranking = CatalogRanking(file)
-        self._vectors = CatalogVectors(file)
+        self._ranking = TextIndex(file)
+        self._vectors = VectorIndex(file)
 
     @classmethod
     def open_for_reading(cls, path: Path, *, model_fingerprint: str) -> CatalogStore:

@@ -26,7 +26,7 @@ _Hits = npt.NDArray[np.void]  # [n] of _HIT
 _HIT = np.dtype([("id", np.int64), ("score", np.float64)])
 
 
-class CatalogRanking:
+class TextIndex:
     """The word index of an open catalogue."""
 
     def __init__(self, file: CatalogDatabase) -> None:

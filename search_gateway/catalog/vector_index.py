@@ -38,7 +38,7 @@ class _State:
     matrix: npt.NDArray[np.float32]  # [N, D], each L2-normalised
 
 
-class CatalogVectors:
+class VectorIndex:
     """The embeddings of an open catalogue: N x D x 4 bytes, for a moment twice that when products come or go."""
 
     def __init__(self, file: CatalogDatabase) -> None:

@@ -49,7 +49,7 @@ class Answer:
     body: bytearray  # pixels, or a message in UTF-8
 
 
-class PhotoProcess(asyncio.Protocol):
+class WorkerProcess(asyncio.Protocol):
     """A started worker. Call `connect` next; it may be killed at any time.
 
     The process dies with the thread that makes this object, the event loop's, and at the latest with this process.
@@ -68,8 +68,8 @@ class PhotoProcess(asyncio.Protocol):
         self,
         command: Sequence[str],
         arguments: Sequence[str],
-        answered: Callable[[PhotoProcess, Answer], None],
-        ended: Callable[[PhotoProcess, int], None],
+        answered: Callable[[WorkerProcess, Answer], None],
+        ended: Callable[[WorkerProcess, int], None],
     ):
         self._answered = answered
         self._ended = ended

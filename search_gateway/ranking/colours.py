@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which words of a query or a title are colours, by the list of the trade in `colours.json`. Pure text.
+"""Which words of a query or a title are colours, by the list in `colours.json`.
 
 The list holds five kinds of words:
     colours: a title with such a word is of that colour.

@@ -261,7 +261,7 @@ def _lay_out_backends(installation: TritonInstallation, workspace: Path) -> Path
 
 def _flags(model_repository: Path, backends: Path, grpc_port: int, metrics_port: int, instance_id: str) -> list[str]:
     return [
-        f"--id={instance_id}",  # tells our server from another one that took the port before us
+        f"--id={instance_id}",  # distinguishes our server from another one on the same port
         f"--model-repository={model_repository.resolve()}",
         "--model-config-name=embedded",  # configs/embedded.pbtxt where a model has one, else its config.pbtxt
         f"--backend-directory={backends}",
@@ -368,7 +368,7 @@ def _end(run: _Run, *, is_graceful: bool) -> int:
 
 
 def _kill_instance(instance_id: str) -> None:
-    """Kill what has the instance_id in its command line: safe where a remembered pid may be reused."""
+    """Kill the processes with the id in their command line: unlike a stored pid, it is never reused."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if instance_id.encode() in (process / "cmdline").read_bytes():

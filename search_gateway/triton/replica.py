@@ -175,12 +175,12 @@ class TritonReplica:
             # Requests have just shown it: at full size a probe is a fifteenth of the machine.
             self._failed_probes = self._restarts = 0
         elif time.monotonic() >= self._next_probe:
-            works = await self._inference.probe(Deadline(_PROBE_TIMEOUT_SECONDS))
-            self._failed_probes = 0 if works else self._failed_probes + 1
-            self._restarts = 0 if works else self._restarts
+            is_healthy = await self._inference.probe(Deadline(_PROBE_TIMEOUT_SECONDS))
+            self._failed_probes = 0 if is_healthy else self._failed_probes + 1
+            self._restarts = 0 if is_healthy else self._restarts
             # It may have been exchanged for another one faster than anybody looked.
-            self._is_checked = works or self.embedded is not None
-            self._next_probe = time.monotonic() + (_PROBE_INTERVAL_SECONDS if works else 0.0)
+            self._is_checked = is_healthy or self.embedded is not None
+            self._next_probe = time.monotonic() + (_PROBE_INTERVAL_SECONDS if is_healthy else 0.0)
         return not self._failed_probes
 
 

@@ -25,7 +25,7 @@ from search_gateway.errors import ProviderError, ProviderNotAskedError, Provider
 from search_gateway.providers.base import Candidate, Provider, StaleCandidates
 from search_gateway.providers.guard.circuit_breaker import BreakerState, CircuitBreaker, Permit
 from search_gateway.providers.guard.query_cache import QueryCache
-from search_gateway.providers.guard.rate_limit import CallSpacing
+from search_gateway.providers.guard.rate_limit import RateLimit
 from search_gateway.providers.guard.single_flight import FlightCancelledError, SingleFlight
 from search_gateway.providers.query_key import query_words
 
@@ -47,7 +47,7 @@ class GuardedProvider:
         *,
         cache: QueryCache,
         breaker: CircuitBreaker,
-        spacing: CallSpacing,
+        spacing: RateLimit,
         call_timeout_seconds: float,
         num_candidates: int = 100,
         min_observation_seconds: float = 2.0,

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from search_gateway.errors import ProviderNotAskedError
 
 
-class CallSpacing:
+class RateLimit:
     """Args:
     min_seconds: between the beginnings of two calls; 0: they are not kept apart.
     jitter: a pause is lengthened by at most this share; never shortened.

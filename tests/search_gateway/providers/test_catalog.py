@@ -24,7 +24,7 @@ from search_gateway.catalog.store import (
     CatalogStore,
     PhotoStamp,
 )
-from search_gateway.catalog.vector_index import CatalogVectors
+from search_gateway.catalog.vector_index import VectorIndex
 from search_gateway.errors import ProviderError, ProviderTimeoutError
 from search_gateway.providers.base import Candidate, Provider
 from search_gateway.providers.catalog import CatalogProvider
@@ -284,7 +284,7 @@ def test_embeddings_that_cannot_be_read_are_told_by_the_search(path: Path, monke
     def fail(*_: object) -> None:
         raise CatalogError("broken")
 
-    monkeypatch.setattr(CatalogVectors, "_read", fail)
+    monkeypatch.setattr(VectorIndex, "_read", fail)
     assert find(path, "navy shirt"), "words need none"
     with pytest.raises(ProviderError, match="the catalogue cannot be read"):
         found_with_photo(path, "navy shirt", 5)

@@ -16,7 +16,7 @@ from search_gateway.providers.base import Candidate, Provider, StaleCandidates
 from search_gateway.providers.guard.circuit_breaker import BreakerSettings, BreakerState, CircuitBreaker
 from search_gateway.providers.guard.guarded import GuardedProvider
 from search_gateway.providers.guard.query_cache import CacheCounters, QueryCache
-from search_gateway.providers.guard.rate_limit import CallSpacing
+from search_gateway.providers.guard.rate_limit import RateLimit
 from tests.fakes.virtual_time import run_virtually
 
 BREAKER = BreakerSettings(min_calls=3, first_open_seconds=10, jitter=0.0)
@@ -80,7 +80,7 @@ class Guarded:
             web,
             cache=self.cache,
             breaker=self.breaker,
-            spacing=CallSpacing(min_seconds, clock=clock, jitter=0.0),
+            spacing=RateLimit(min_seconds, clock=clock, jitter=0.0),
             call_timeout_seconds=TIMEOUT,
             clock=clock,
         )
