@@ -39,7 +39,7 @@ class GatewayConfig:
     duckduckgo_region: str = "us-en"  # DuckDuckGo's region code
     duckduckgo_safesearch: str = "moderate"  # on, moderate or off
     duckduckgo_colour_filter: bool = False  # ask for pictures in the one colour that the query names
-    duckduckgo_min_interval_seconds: float = 1.0  # between two calls to DuckDuckGo, of all requests together
+    duckduckgo_min_interval_seconds: float = 1.0  # minimum time between two calls to DuckDuckGo
     cache_bytes: int = 64 * 2**20  # of remembered answers from the web, in memory; 0: none
     cache_ttl_seconds: float = 3600.0  # how long a cached answer counts as fresh
     cache_stale_seconds: float = 86400.0  # how much longer it may replace a failure of the provider
