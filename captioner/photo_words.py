@@ -108,16 +108,20 @@ def ending_with(caption: Caption, query: str, distribution: QueryDistribution) -
 
 def _query_words(texts: Sequence[str], distribution: QueryDistribution) -> list[Word]:
     """The words of a query as words of a caption."""
-    last = _word(texts[-1], distribution.last_word_probability(texts[-1]), distribution.last_words())
+    likeliest = MAX_WORD_ALTERNATIVES + 1
+    probability = distribution.last_word_probability(texts[-1])
+    last = _word(texts[-1], probability, distribution.last_words(likeliest))
     if len(texts) == 1:
         return [last]
-    return [_word(texts[0], distribution.first_word_probability(texts[0]), distribution.first_words()), last]
+    probability = distribution.first_word_probability(texts[0])
+    return [_word(texts[0], probability, distribution.first_words(likeliest)), last]
 
 
 def _word(text: str, probability: float, words: Sequence[tuple[str, float]]) -> Word:
+    """A word and its alternatives, of the likeliest words that there may be in its place."""
     others = [
         WordAlternative(" ".join(caption_words(other)), share)
-        for other, share in words[: MAX_WORD_ALTERNATIVES + 1]
+        for other, share in words
         if fold(other) != fold(text) and share > 0
     ]
     return Word(text, probability, tuple(others[:MAX_WORD_ALTERNATIVES]), probability)

@@ -7,10 +7,8 @@ Queries whose words are equal when folded (`captioner.word_folding`) are one que
 from __future__ import annotations
 
 import functools
-import heapq
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,25 +37,65 @@ class CaptionHypothesis:
     num_tokens: int
 
 
-@dataclass(frozen=True)
-class QueryDistribution:
-    """Attributes:
-    probabilities: query -> probability; they add up to 1. The query "" means that the photo shows no product.
+class QueryVocabulary:
+    """Queries, and which of them are equal or share a word; made once for the classes of a query head.
+
+    Args:
+        queries: in the order of the shares of a `QueryDistribution`; "" means that the photo shows no product.
     """
 
-    probabilities: Mapping[str, float]
+    def __init__(self, queries: Sequence[str]):
+        self.queries = tuple(queries)
+        self._keys = [_folded(query) for query in self.queries]
+        self.groups, self.group_of = _numbered(self._keys)
+        self.last, self.last_ids = _numbered([key[-1] if key else None for key in self._keys])
+        self.first, self.first_ids = _numbered([key[0] if len(key) > 1 else None for key in self._keys])
+        self.no_product = self.group_of.get((), -1)
+
+    def word(self, query: int, place: int) -> str:
+        """The word of a query at a place, 0 or -1, as it is spelled."""
+        return _words(self.queries[query])[place]
+
+
+def _numbered(keys: Sequence[Hashable]) -> tuple[npt.NDArray[np.int64], dict[Hashable, int]]:
+    """A number for each key, the same for equal ones, -1 for None; and the numbers by key, in their order."""
+    ids: dict[Hashable, int] = {}
+    numbers = [-1 if key is None else ids.setdefault(key, len(ids)) for key in keys]
+    return np.array(numbers, dtype=np.int64), ids
+
+
+@functools.lru_cache(maxsize=8)
+def _vocabulary(queries: tuple[str, ...]) -> QueryVocabulary:
+    return QueryVocabulary(queries)
+
+
+class QueryDistribution:
+    """Args:
+    vocabulary: n queries.
+    shares: float [n], their probabilities; they add up to 1.
+    """
+
+    def __init__(self, vocabulary: QueryVocabulary, shares: npt.NDArray[np.float64]):
+        self._vocabulary, self._shares = vocabulary, shares
 
     @classmethod
     def of(cls, weighted: Iterable[tuple[str, float]]) -> QueryDistribution:
         """Build a distribution from queries with probabilities that add up to 1; equal queries are added up."""
-        sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
-        spellings: dict[tuple[str, ...], tuple[float, str]] = {}
-        for query, probability in weighted:
-            key = _folded(query)
-            sums[key] += probability
-            if key not in spellings or probability > spellings[key][0]:
-                spellings[key] = (probability, query)
-        return cls({spellings[key][1]: probability for key, probability in sums.items()})
+        pairs = list(weighted)
+        return cls(
+            QueryVocabulary([query for query, _ in pairs]), np.array([share for _, share in pairs], dtype=np.float64)
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, QueryDistribution) and self.probabilities == other.probabilities
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """Query -> probability, each query in its likeliest spelling."""
+        sums, spellings = self._sums(self._vocabulary.groups, len(self._vocabulary.group_of))
+        return {self._vocabulary.queries[spelt]: float(sums[group]) for group, spelt in enumerate(spellings)}
 
     def mixed(self, captions: QueryDistribution | None, weight: float) -> QueryDistribution:
         """Mix this distribution with that of the captions.
@@ -69,14 +107,17 @@ class QueryDistribution:
         if captions is None or weight == 0:
             return self
         return QueryDistribution.of(
-            [(query, (1 - weight) * probability) for query, probability in self.probabilities.items()]
-            + [(query, weight * probability) for query, probability in captions.probabilities.items()]
+            [(query, (1 - weight) * share) for query, share in zip(*self._parts(), strict=True)]
+            + [(query, weight * share) for query, share in zip(*captions._parts(), strict=True)]
         )
+
+    def _parts(self) -> tuple[tuple[str, ...], list[float]]:
+        return self._vocabulary.queries, self._shares.tolist()
 
     @property
     def no_product_probability(self) -> float:
         """How likely it is that the photo shows no product."""
-        return self.probabilities.get(NO_PRODUCT, 0.0)
+        return float(self._shares[self._vocabulary.groups == self._vocabulary.no_product].sum())
 
     def likeliest(self) -> str:
         """The likeliest query of a product; "" only where there is no other."""
@@ -84,45 +125,61 @@ class QueryDistribution:
 
     def top(self, count: int) -> list[tuple[str, float]]:
         """The `count` likeliest queries of products with their probabilities, likeliest first."""
-        products = ((query, probability) for query, probability in self.probabilities.items() if query != NO_PRODUCT)
-        return heapq.nlargest(count, products, key=lambda pair: pair[1])
+        vocabulary = self._vocabulary
+        sums, spellings = self._sums(vocabulary.groups, len(vocabulary.group_of))
+        order = [group for group in _largest(sums, count + 1) if group != vocabulary.no_product][:count]
+        return [(vocabulary.queries[spellings[group]], float(sums[group])) for group in order]
 
     def probability_of(self, query: str) -> float:
         """The probability of a query, folded; 0 where it is not known."""
-        key = _folded(query)
-        return sum(probability for other, probability in self.probabilities.items() if _folded(other) == key)
+        return self._share_of(self._vocabulary.groups, self._vocabulary.group_of.get(_folded(query)))
 
     def last_word_probability(self, word: str) -> float:
         """The probability that the query's last (or only) word is this one, folded."""
-        return self._marginal(word, -1)
+        return self._share_of(self._vocabulary.last, self._vocabulary.last_ids.get(fold(word)))
 
     def first_word_probability(self, word: str) -> float:
         """The probability that the query has two words and the first is this one, folded."""
-        return self._marginal(word, 0)
+        return self._share_of(self._vocabulary.first, self._vocabulary.first_ids.get(fold(word)))
 
-    def last_words(self) -> list[tuple[str, float]]:
-        """Every last (or only) word of a query with its probability, likeliest first."""
-        return self._marginals(-1)
+    def _share_of(self, numbers: npt.NDArray[np.int64], number: int | None) -> float:
+        return 0.0 if number is None else float(self._shares[numbers == number].sum())
 
-    def first_words(self) -> list[tuple[str, float]]:
-        """Every first word of a query of two words with its probability, likeliest first."""
-        return self._marginals(0)
+    def last_words(self, count: int | None = None) -> list[tuple[str, float]]:
+        """The `count` likeliest last (or only) words of a query with their probabilities; None: all."""
+        return self._words(self._vocabulary.last, len(self._vocabulary.last_ids), -1, count)
 
-    def _marginal(self, word: str, place: int) -> float:
-        folded = fold(word)
-        return sum(
-            probability
-            for query, probability in self.probabilities.items()
-            if _has_word(query, place) and _folded(query)[place] == folded
-        )
+    def first_words(self, count: int | None = None) -> list[tuple[str, float]]:
+        """The `count` likeliest first words of a query of two words with their probabilities; None: all."""
+        return self._words(self._vocabulary.first, len(self._vocabulary.first_ids), 0, count)
 
-    def _marginals(self, place: int) -> list[tuple[str, float]]:
-        words = QueryDistribution.of(
-            (_words(query)[place], probability)
-            for query, probability in self.probabilities.items()
-            if _has_word(query, place)
-        )
-        return words.top(len(words.probabilities))
+    def _words(
+        self, numbers: npt.NDArray[np.int64], num_words: int, place: int, count: int | None
+    ) -> list[tuple[str, float]]:
+        sums, spellings = self._sums(numbers, num_words)
+        return [
+            (self._vocabulary.word(int(spellings[number]), place), float(sums[number]))
+            for number in _largest(sums, count)
+        ]
+
+    def _sums(
+        self, numbers: npt.NDArray[np.int64], count: int
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        """Probability of each number, [count], and the place of the likeliest query that has it, [count]."""
+        known = numbers >= 0
+        places = np.flatnonzero(known)
+        sums: npt.NDArray[np.float64] = np.bincount(numbers[known], self._shares[known], minlength=count).astype(float)
+        # Of several assignments to one place the last one counts: the likeliest query, the first of equals.
+        order = places[np.lexsort((-places, self._shares[places]))]
+        spellings = np.zeros(count, dtype=np.int64)
+        spellings[numbers[order]] = order
+        return sums, spellings
+
+
+def _largest(sums: npt.NDArray[np.float64], count: int | None) -> list[int]:
+    """Places of the largest values, largest first; of equals the first comes first."""
+    found: list[int] = np.argsort(-sums, kind="stable")[:count].tolist()
+    return found
 
 
 def head_distribution(classes: Sequence[str], logprobs: npt.NDArray[np.float32]) -> QueryDistribution:
@@ -132,7 +189,7 @@ def head_distribution(classes: Sequence[str], logprobs: npt.NDArray[np.float32])
         classes: the Q queries of the head.
         logprobs: float [Q], natural logarithms.
     """
-    return QueryDistribution.of(zip(classes, np.exp(logprobs.astype(np.float64)).tolist(), strict=True))
+    return QueryDistribution(_vocabulary(tuple(classes)), np.exp(logprobs.astype(np.float64)))
 
 
 def caption_distribution(hypotheses: Sequence[CaptionHypothesis]) -> QueryDistribution | None:
@@ -181,8 +238,3 @@ def _words(query: str) -> tuple[str, ...]:
 @functools.lru_cache(maxsize=2**16)
 def _folded(query: str) -> tuple[str, ...]:
     return tuple(fold(word) for word in _words(query))
-
-
-def _has_word(query: str, place: int) -> bool:
-    """Whether a query has a last word (place -1), or a first one beside it (place 0)."""
-    return len(_folded(query)) >= (2 if place == 0 else 1)

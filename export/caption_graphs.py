@@ -26,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 
 from captioner.model_contract import ModelContract
 from training.caption_model import embedding_of, normalise
+from training.efficientnet_lite import FrozenNormConv2d
 
 # Large enough that exp() of it is zero, small enough for FP16 (whose least number is -65504).
 MASKED = -1e4
@@ -49,6 +50,7 @@ class EncoderGraph(nn.Module):
         super().__init__()
         self.embeddings = copy.deepcopy(captioner.encoder.embeddings)
         _fold_batch_norms(self.embeddings)
+        _fold_frozen_norms(self.embeddings)
         self.layers = captioner.encoder.encoder.layer
         self.norm = captioner.encoder.layernorm
         self.query_head = query_head_of(captioner)
@@ -87,6 +89,28 @@ class EncoderGraph(nn.Module):
             scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])  # [B, H, S, S]
             attended = (_softmax(scores) @ value).transpose(1, 2).flatten(2)
         return layer.attention.output.dense(attended)
+
+
+class FoldedConv2d(nn.Module):
+    """A `FrozenNormConv2d` whose kernels were multiplied by its scale once, in FP32, instead of in every call.
+
+    Args:
+        layer: stays as it is.
+    """
+
+    def __init__(self, layer: FrozenNormConv2d):
+        super().__init__()
+        self.weight = nn.Parameter(layer.folded_weight().detach())
+        self.bias = nn.Parameter(layer.bias.detach().clone())
+        self.stride, self.groups, self.padding = layer.stride, layer.groups, layer.padding
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """float [B, C, height, width] -> float [B, C', ceil(height / stride), ceil(width / stride)]."""
+        left, right, top, bottom = self.padding(pixels.shape[-2], pixels.shape[-1])
+        if left == right and top == bottom:
+            return functional.conv2d(pixels, self.weight, self.bias, self.stride, (top, left), 1, self.groups)
+        padded = functional.pad(pixels, (left, right, top, bottom))
+        return functional.conv2d(padded, self.weight, self.bias, self.stride, 0, 1, self.groups)
 
 
 class PrefillGraph(nn.Module):
@@ -242,6 +266,15 @@ def _vit_mlp(layer: ViTLayer, hidden: torch.Tensor) -> torch.Tensor:
 def _gpt2_mlp(block: GPT2Block, hidden: torch.Tensor) -> torch.Tensor:
     # GPT-2's own activation is the same formula, spelled out in seven operators.
     return _conv1d(block.mlp.c_proj, functional.gelu(_conv1d(block.mlp.c_fc, hidden), approximate="tanh"))
+
+
+def _fold_frozen_norms(module: nn.Module) -> None:
+    """Every convolution with a frozen BatchNorm -> `FoldedConv2d`, in place."""
+    for name, child in module.named_children():
+        if isinstance(child, FrozenNormConv2d):
+            setattr(module, name, FoldedConv2d(child))
+        else:
+            _fold_frozen_norms(child)
 
 
 def _fold_batch_norms(module: nn.Module) -> None:

@@ -14,19 +14,32 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 from transformers import VisionEncoderDecoderModel
 
 from captioner.caption_tokenizer import CaptionTokenizer
 from captioner.decoding import DecodingOptions
 from captioner.model_contract import ModelContract
+from captioner.query_classes import load_query_classes
 from export.calibration import drawn_photos
 from export.hosts import HOSTS, Caption
 from export.onnx_captioner import OnnxCaptioner
 from export.onnx_export import load_captioner
-from export.parity import Parity, Pixels, Tokens, falls_of, reference_tokens, share_equal, tensor_errors, tokens_of
+from export.parity import (
+    Parity,
+    Pixels,
+    Tokens,
+    falls_of,
+    reference_logprobs,
+    reference_tokens,
+    share_equal,
+    tensor_errors,
+    tokens_of,
+)
 from training.evaluate import caption_figures
 from training.prepare_data import Product, is_validation, load_products
+from training.word_metrics import word_metrics
 
 BATCH = 25  # photos; a small odd size, so that the last batch differs
 
@@ -94,7 +107,9 @@ def measure(repository: Path, reference: Reference, hosts: Sequence[str]) -> lis
         with HOSTS[host](repository) as caption:
             row = _captions(caption, repository, host, reference)
         if host == "onnxruntime":
-            row.errors = tensor_errors(reference.model, OnnxCaptioner(repository), reference.photos.pixels[:BATCH])
+            captioner = OnnxCaptioner(repository)
+            row.errors = tensor_errors(reference.model, captioner, reference.photos.pixels[:BATCH])
+            _compare_queries(row, captioner, load_query_classes(repository, captioner.contract.num_queries), reference)
         rows.append(row)
     return rows
 
@@ -114,23 +129,44 @@ def _captions(caption: Caption, repository: Path, host: str, reference: Referenc
     return parity
 
 
+def _compare_queries(row: Parity, captioner: OnnxCaptioner, classes: Sequence[str], reference: Reference) -> None:
+    """Compare the likeliest queries of products; nothing where the model has no query head."""
+    if not classes:
+        return
+    likeliest: list[list[str]] = [[], []]  # of the checkpoint, of the variant
+    for batch in _batches(reference.photos.pixels, f"{row.precision} {row.host}, queries"):
+        for queries, logprobs in zip(
+            likeliest, (reference_logprobs(reference.model, batch), captioner.query_logprobs(batch)), strict=True
+        ):
+            queries += [classes[1 + int(place)] for place in logprobs[:, 1:].argmax(axis=-1)]
+    row.queries_equal = float(np.mean([one == other for one, other in zip(*likeliest, strict=True)]))
+    if reference.photos.products is not None:
+        names = [product.name for product in reference.photos.products]
+        before, after = ({"right queries": word_metrics(one, names).last_two_normalised} for one in likeliest)
+        row.query_falls = falls_of(before, after)
+
+
 def table(rows: Sequence[Parity]) -> str:
     """One line per variant and host."""
     tensors = list(dict.fromkeys(name for row in rows for name in row.errors))
     beams = list(dict.fromkeys(count for row in rows for count in row.equal))
-    header = ["precision", "host", *tensors, *(f"equal, {count} beams" for count in beams), "worst metric", "verdict"]
+    has_queries = any(row.queries_equal is not None for row in rows)
+    header = ["precision", "host", *tensors, *(f"equal, {count} beams" for count in beams)]
+    header += [*(["equal queries"] if has_queries else []), "worst metric", "verdict"]
     lines = [header]
     for row in rows:
-        worst = max(
-            ((fall, name, count) for count, falls in row.falls.items() for name, fall in falls.items()), default=None
-        )
+        falls = [(fall, f"{name} ({count} beams)") for count, some in row.falls.items() for name, fall in some.items()]
+        falls += [(fall, name) for name, fall in (row.query_falls or {}).items()]
+        worst = max(falls, default=None)
+        queries = "-" if row.queries_equal is None else f"{row.queries_equal:.2%}"
         lines.append(
             [
                 row.precision,
                 row.host,
                 *(f"{row.errors[name]:.1e}" if name in row.errors else "-" for name in tensors),
                 *(f"{row.equal[count]:.2%}" for count in beams),
-                "-" if worst is None else f"{-worst[0]:+.2f} {worst[1]} ({worst[2]} beams)",
+                *([queries] if has_queries else []),
+                "-" if worst is None else f"{-worst[0]:+.2f} {worst[1]}",
                 "refused" if row.problems else "passes",
             ]
         )

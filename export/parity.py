@@ -27,9 +27,9 @@ Tokens = list[int]  # of one caption, EOS included where it was reached
 # Largest error of a tensor: |difference| / |tensor|, both as Euclidean norms over a batch of photos. Seen here on real
 # photos: 1e-6, 5e-4 and 0.09 (docs/engines.md); a graph that computes something else is off by about 1.
 MAX_ERROR: dict[Precision, float] = {"fp32": 1e-4, "fp16": 5e-3, "int8": 0.15}
-# Share of captions that must be the checkpoint's own, token for token...
+# Share of captions that must be the checkpoint's own, token for token, and of likeliest queries...
 MIN_EQUAL: dict[Precision, float] = {"fp32": 1.0, "fp16": 0.99, "int8": 0.99}
-# ...or else how far a caption metric may fall, in points: of 100, and of CIDEr times 100, as papers print it.
+# ...or else how far a metric of them may fall, in points: of 100, and of CIDEr times 100, as papers print it.
 MAX_FALL = 0.5
 MIN_PHOTOS = 1000  # for metrics to count: of 200 photos one alone is half a point
 
@@ -42,6 +42,9 @@ class Parity:
         errors: tensor -> its error, see MAX_ERROR; empty for hosts that show no tensors.
         equal: beams -> share of captions that equal the checkpoint's.
         falls: beams -> metric -> by how many points it is below the checkpoint's (negative: above).
+        queries_equal: share of photos whose likeliest query is the checkpoint's; None without a query head, and for
+            hosts that show no tensors.
+        query_falls: as `falls`, of the likeliest queries; None where the photos have no names.
     """
 
     precision: Precision
@@ -50,6 +53,8 @@ class Parity:
     errors: dict[str, float] = field(default_factory=dict)
     equal: dict[int, float] = field(default_factory=dict)
     falls: dict[int, dict[str, float]] = field(default_factory=dict)
+    queries_equal: float | None = None
+    query_falls: dict[str, float] | None = None
 
     @property
     def problems(self) -> list[str]:
@@ -60,17 +65,23 @@ class Parity:
             if not error <= MAX_ERROR[self.precision]  # so that NaN is one
         ]
         for beams, share in self.equal.items():
-            if share >= MIN_EQUAL[self.precision]:
-                continue
-            what = f"{beams} beams: {share:.2%} of captions are equal, wanted {MIN_EQUAL[self.precision]:.0%}"
-            falls = self.falls.get(beams)
-            if falls is None or self.precision == "fp32":
-                found.append(what)
-            elif self.photos < MIN_PHOTOS:
-                found.append(f"{what}; metrics of {self.photos} photos say little, give {MIN_PHOTOS} or more")
-            elif worst := [f"{name} by {fall:.2f}" for name, fall in falls.items() if not fall <= MAX_FALL]:
-                found.append(f"{what}, and metrics fall by more than {MAX_FALL} points: {', '.join(worst)}")
+            found += self._words_problem(f"{beams} beams: {share:.2%} of captions", share, self.falls.get(beams))
+        if self.queries_equal is not None:
+            what = f"{self.queries_equal:.2%} of likeliest queries"
+            found += self._words_problem(what, self.queries_equal, self.query_falls)
         return found
+
+    def _words_problem(self, what: str, share: float, falls: Mapping[str, float] | None) -> list[str]:
+        """At most one, of words of which a share equals the checkpoint's."""
+        if share >= MIN_EQUAL[self.precision]:
+            return []
+        what = f"{what} are equal, wanted {MIN_EQUAL[self.precision]:.0%}"
+        if falls is None or self.precision == "fp32":
+            return [what]
+        if self.photos < MIN_PHOTOS:
+            return [f"{what}; metrics of {self.photos} photos say little, give {MIN_PHOTOS} or more"]
+        worst = [f"{name} by {fall:.2f}" for name, fall in falls.items() if not fall <= MAX_FALL]
+        return [f"{what}, and metrics fall by more than {MAX_FALL} points: {', '.join(worst)}"] if worst else []
 
 
 def reference_tokens(model: VisionEncoderDecoderModel, pixels: Pixels, options: DecodingOptions) -> list[Tokens]:
@@ -89,6 +100,16 @@ def reference_tokens(model: VisionEncoderDecoderModel, pixels: Pixels, options: 
         length = row.index(end) + 1 if end in row else len(row)
         tokens.append([token for token in row[:length] if token == end or token != pad])
     return tokens
+
+
+@torch.no_grad()
+def reference_logprobs(model: VisionEncoderDecoderModel, pixels: Pixels) -> npt.NDArray[np.float32]:
+    """What the checkpoint's query head says of uint8 photos [B, height, width, 3], as float32 [B, Q]."""
+    head = query_head_of(model)
+    assert head is not None, "the contract says that there is one"
+    mean = embedding_of(model.encoder(_photo(pixels)).last_hidden_state)
+    logprobs: npt.NDArray[np.float32] = head(mean).log_softmax(dim=-1).numpy()
+    return logprobs
 
 
 def tokens_of(hypotheses: Sequence[Hypothesis], eos_token_id: int) -> Tokens:
@@ -111,8 +132,7 @@ def tensor_errors(model: VisionEncoderDecoderModel, captioner: OnnxCaptioner, pi
     """Errors of what the three models return for one batch: encoder, prefill, and the step at BOS with two beams."""
     contract = captioner.contract
     hidden = model.encoder(_photo(pixels)).last_hidden_state
-    mean = embedding_of(hidden)
-    embedding = torch.nn.functional.normalize(mean, dim=-1)
+    embedding = torch.nn.functional.normalize(embedding_of(hidden), dim=-1)
     projection = getattr(model, "enc_to_dec_proj", None)
     attended = hidden if projection is None else projection(hidden)
     start = torch.full((len(pixels), 1), contract.bos_token_id)
@@ -131,10 +151,8 @@ def tensor_errors(model: VisionEncoderDecoderModel, captioner: OnnxCaptioner, pi
         "new_kv": 0.0,
         "candidate_logprobs": _error(chosen, step["candidate_logprobs"]),
     }
-    head = query_head_of(model)
-    if head is not None:
-        wanted = head(mean).log_softmax(dim=-1).numpy()
-        errors[QUERY_LOGPROBS] = _error(wanted, captioner.query_logprobs(pixels))
+    if contract.num_queries:
+        errors[QUERY_LOGPROBS] = _error(reference_logprobs(model, pixels), captioner.query_logprobs(pixels))
     for layer in range(contract.num_layers):
         for part, of_cross, of_self in (
             (0, cache.cross_attention_cache.layers[layer].keys, cache.self_attention_cache.layers[layer].keys),

@@ -212,6 +212,8 @@ def frame(pixels: torch.Tensor, generator: torch.Generator, share: float) -> tor
     chosen = torch.rand(len(pixels), generator=generator) < share
     result = pixels.clone()
     height, width = pixels.shape[-2:]
+    if min(height, width) < 16:
+        return result  # there is no room for a frame
     for i in chosen.nonzero().flatten().tolist():
         size = float(_uniform(1, 0.55, 0.85, generator))
         inner = (max(2, round(height * size)), max(2, round(width * size)))

@@ -213,6 +213,9 @@ class CaptionDataset:
         self._phone, self._phone_repeats = others.phone, others.phone_repeats
         self._nothing = others.nothing
         self._phone_types, self._phone_queries = phone_sets(others.phone, classes, queries)
+        # A phone photo's caption is that of a query class: rows with one leave room for the longest of these.
+        captions = tokenize(queries.captions, tokenizer, max_tokens) if queries is not None else self._labels[:0]
+        self._longest_query = int((captions != IGNORED).sum(dim=1).max()) if len(captions) else 1
 
     @property
     def num_products(self) -> int:
@@ -261,13 +264,14 @@ class CaptionDataset:
         product = torch.from_numpy(rows < self.num_products)
         own = torch.from_numpy(np.where(rows < self.num_products, rows, 0))
         labels = torch.where(product[:, None], self._labels[own], IGNORED)
-        longest = max(1, int((labels != IGNORED).sum(dim=1).max()))
+        phone = self.is_phone(rows)
+        least = self._longest_query if phone.any() else 1
+        longest = max(least, int((labels != IGNORED).sum(dim=1).max()))
         auxiliary = {name: torch.where(product, ids[own], IGNORED) for name, ids in self._auxiliary.items()}
         queries = torch.where(product, self._queries[own], IGNORED)
         queries[torch.from_numpy(rows >= self._first_nothing)] = NO_PRODUCT
         types = torch.zeros((len(rows), self._phone_types.shape[1]), dtype=torch.bool)
         query_sets = torch.zeros((len(rows), self._num_queries), dtype=torch.bool)
-        phone = self.is_phone(rows)
         if phone.any():
             which = torch.from_numpy((rows[phone] - self.num_products) % self._num_phone)
             types[torch.from_numpy(phone)] = self._phone_types[which]

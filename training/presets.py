@@ -11,8 +11,8 @@ from captioner.model_contract import Fit
 Part = Literal["cross_attention", "decoder", "encoder", "trunk"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
-EVERYTHING: tuple[Part, ...] = ("cross_attention", "decoder", "encoder", "trunk")
-ALL_BUT_TRUNK: tuple[Part, ...] = ("cross_attention", "decoder", "encoder")
+EVERYTHING: tuple[Part, ...] = ("cross_attention", "decoder", "encoder")
+WITH_TRUNK: tuple[Part, ...] = (*EVERYTHING, "trunk")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ SMALL = Preset(
     dropout=0.1,
     vocab_size=4096,
     max_tokens=24,  # 99.9 % of the names are that short
-    stages=(ALL_BUT_TRUNK, EVERYTHING),
+    stages=(EVERYTHING, WITH_TRUNK),
     epochs=6,
     batch_size=64,
     precision="bf16",

@@ -47,7 +47,7 @@ from benchmarks.retrieval.systems import (
 )
 from benchmarks.retrieval.table import table
 from captioner.model_contract import model_fingerprint
-from captioner.query import query_from_caption
+from captioner.query import QueryRule
 from search_gateway.config import GatewayConfig
 from search_gateway.ranking.calibration import SETTINGS, RefinementCalibration, with_calibration
 from search_gateway.ranking.rerank import RefinementLimits
@@ -125,11 +125,12 @@ def prepare(
     if not len(chosen.query_rows):
         raise SystemExit(f"{args.data} has no validation photo to ask with: it takes more products than {len(data)}")
     asking = data.subset(chosen.query_rows.tolist())
-    captions = dict(zip(chosen.query_rows.tolist(), reader.captions(asking), strict=True))
+    words = dict(zip(chosen.query_rows.tolist(), reader.words(asking), strict=True))
+    paper = dict(zip(chosen.query_rows.tolist(), reader.words(asking, rule=QueryRule.LAST_TWO_WORDS), strict=True))
     # The calibration does not ask for them, and beams take four times as long.
-    beams = captions
+    beams = words
     if num_beams > 1:
-        beams = dict(zip(chosen.query_rows.tolist(), reader.captions(asking, num_beams=num_beams), strict=True))
+        beams = dict(zip(chosen.query_rows.tolist(), reader.words(asking, num_beams=num_beams), strict=True))
     if count is not None:
         chosen = chosen.sample(count, args.seed)
     embeddings = reader.embeddings(data)
@@ -138,14 +139,17 @@ def prepare(
     catalogue = _catalogue(args.run, [product.name for product in chosen.gallery], gallery, fingerprint)
     relevance = Relevance(chosen.gallery)
     queries = [
-        Query(embeddings.served[row], embeddings.patch_mean[row], captions[row], beams[row], product.name, product.id)
+        Query(
+            embeddings.served[row], embeddings.patch_mean[row], words[row], beams[row], paper[row], product.name,
+            product.id,
+        )
         for row, product in zip(chosen.query_rows.tolist(), chosen.queries, strict=True)
-    ]
+    ]  # fmt: skip
     grades = [relevance.grades(one) for one in chosen.queries]
-    words = []
+    picture_words = []
     if with_pictures:
-        words = [query_from_caption(one.text) for one in reader.captions(data.subset(chosen.gallery_rows.tolist()))]
-    return Prepared(chosen, queries, grades, gallery, words, catalogue, fingerprint)
+        picture_words = [one.query for one in reader.words(data.subset(chosen.gallery_rows.tolist()))]
+    return Prepared(chosen, queries, grades, gallery, picture_words, catalogue, fingerprint)
 
 
 def _catalogue(folder: Path, titles: Sequence[str], gallery: Embeddings, fingerprint: str) -> Path:
@@ -192,7 +196,7 @@ def evaluate(args: argparse.Namespace, reader: PhotoReader) -> None:
     places = np.flatnonzero(scored).tolist()
     scores = {name: {metric: values[scored] for metric, values in one.items()} for name, one in every.items()}
     asked = [ready.chosen.queries[place] for place in places]
-    captions = [ready.queries[place].caption.text for place in places]
+    captions = [ready.queries[place].words.caption.text for place in places]
     record = {
         "queries": len(places),
         "queries without a relevant product": int((~scored).sum()),
@@ -227,12 +231,13 @@ def evaluate_phone(args: argparse.Namespace, reader: PhotoReader) -> None:
         drawn = np.sort(np.random.default_rng(args.seed).choice(len(phone), args.queries, replace=False))
         phone = phone.subset(drawn.tolist())
     data = load_products(args.data, **size, fit=contract.fit)
-    captions, asking = reader.captions(phone), reader.embeddings(phone)
+    words, asking = reader.words(phone), reader.embeddings(phone)
+    paper = reader.words(phone, rule=QueryRule.LAST_TWO_WORDS)
     gallery = reader.embeddings(data)
     fingerprint = model_fingerprint(contract)
     catalogue = _catalogue(args.run, [product.name for product in data.products], gallery, fingerprint)
     queries = [
-        Query(asking.served[row], asking.patch_mean[row], captions[row], captions[row], photo.label, photo.image)
+        Query(asking.served[row], asking.patch_mean[row], words[row], words[row], paper[row], photo.label, photo.image)
         for row, photo in enumerate(phone.photos)
     ]
     config = with_calibration(GatewayConfig(model_repository=args.models), {})
@@ -279,11 +284,10 @@ def calibrate_settings(args: argparse.Namespace, reader: PhotoReader) -> None:
         def ranked_by(embeddings: Sequence[npt.NDArray[np.float32] | None]) -> RankAll:
             asked = zip(tqdm(ready.queries, desc="candidates", unit="query"), embeddings, strict=True)
             seen = [
-                gallery.candidates(query_from_caption(query.caption.text), config.max_candidates, embedding)
-                for query, embedding in asked
+                gallery.candidates(query.words.query, config.max_candidates, embedding) for query, embedding in asked
             ]
             return lambda limits: [
-                gallery.answered(query, query.caption, found, limits)
+                gallery.answered(query, query.words, found, limits)
                 for query, found in zip(ready.queries, seen, strict=True)
             ]
 
@@ -320,7 +324,7 @@ def _write_sheet(
         query = ready.queries[place]
         lines = [
             query.name,
-            f"caption: {query.caption.text}",
+            f"caption: {query.words.caption.text}",
             f"nDCG@10 {gains[place]:+.2f}",
             "above ours, below by looks",
         ]

@@ -20,10 +20,15 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from captioner.caption_tokenizer import CaptionTokenizer
-from captioner.captions import Caption, CaptionAlternative, Word, WordAlternative, caption_of
+from captioner.captions import Caption, CaptionAlternative, Word, WordAlternative
 from captioner.decoding import DecodingOptions
 from captioner.model_contract import ENCODER, PREFILL, STEP
+from captioner.photo_words import PhotoWords, photo_words
+from captioner.query import QueryRule
+from captioner.query_classes import load_query_classes
+from captioner.query_distribution import QueryDistribution
 from export.onnx_captioner import OnnxCaptioner
+from search_gateway.engine.scheduler import DecodedPhoto
 from training.baselines import unit_length
 from training.phone_photos import PhonePhotoSet
 from training.prepare_data import ProductSet
@@ -63,6 +68,8 @@ class PhotoReader:
             models.update((repository / name / "1" / "model.onnx").read_bytes())
         self._models = models.hexdigest()
         self.contract = self._captioner.contract
+        self._query_classes = load_query_classes(repository, self.contract.num_queries)
+        self.rule = QueryRule.LIKELIEST_WORDS if self.contract.num_queries else QueryRule.LAST_TWO_WORDS
 
     def embeddings(self, data: Photos) -> Embeddings:
         """Of all photos, in their order."""
@@ -78,19 +85,28 @@ class PhotoReader:
         with np.load(path) as stored:
             return Embeddings(stored["served"], stored["patch_mean"])
 
-    def captions(self, data: Photos, *, num_beams: int = 1) -> list[Caption]:
-        """Captions of all photos, in their order."""
-        path = self._folder / f"captions-{num_beams}-{self._key(data)}.json"
+    def words(self, data: Photos, *, num_beams: int = 1, rule: QueryRule | None = None) -> list[PhotoWords]:
+        """Caption, query and query distribution of all photos, in their order.
+
+        Args:
+            rule: None: the models' default one.
+        """
+        rule = rule or self.rule
+        path = self._folder / f"words-{rule.value}-{num_beams}-{self._key(data)}.json"
         if not path.exists():
-            options = DecodingOptions(num_beams=num_beams, max_tokens=self.contract.max_tokens)
-            records = [
-                asdict(caption_of(hypotheses, self._tokenizer))
-                for batch in _batches(data, "captions" if num_beams == 1 else f"captions, {num_beams} beams")
-                for hypotheses in self._captioner.caption(batch, options)
-            ]
+            what = "captions" if num_beams == 1 else f"captions, {num_beams} beams"
+            records = [_record(one) for batch in _batches(data, what) for one in self._words(batch, num_beams, rule)]
             with _new_file(path) as scratch:
                 scratch.write_text(json.dumps(records), encoding="utf-8")
-        return [_caption(record) for record in json.loads(path.read_text(encoding="utf-8"))]
+        return [_photo_words(record) for record in json.loads(path.read_text(encoding="utf-8"))]
+
+    def _words(self, pixels: npt.NDArray[np.uint8], num_beams: int, rule: QueryRule) -> Iterator[PhotoWords]:
+        options = DecodingOptions(num_beams=num_beams, max_tokens=self.contract.max_tokens)
+        logprobs = self._captioner.query_logprobs(pixels) if self._query_classes else [None] * len(pixels)
+        nothing = np.empty(0, np.float32)
+        for hypotheses, said in zip(self._captioner.caption(pixels, options), logprobs, strict=True):
+            decoded = DecodedPhoto(nothing, hypotheses, {}, said)
+            yield photo_words(decoded, self._tokenizer, self._query_classes, rule)
 
     def _key(self, data: Photos) -> str:
         digest = hashlib.sha256(self._models.encode())
@@ -117,6 +133,26 @@ def _new_file(path: Path) -> Iterator[Path]:
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+_MAX_QUERIES = 100  # of a distribution that are kept
+
+
+def _record(words: PhotoWords) -> dict[str, Any]:
+    said = words.distribution
+    return {
+        "caption": asdict(words.caption),
+        "query": words.query,
+        "rule": words.rule.value,
+        "no_product": words.no_product_probability,
+        "queries": None if said is None else said.top(_MAX_QUERIES),
+    }
+
+
+def _photo_words(record: dict[str, Any]) -> PhotoWords:
+    queries = record["queries"]
+    said = None if queries is None else QueryDistribution.of([("", record["no_product"]), *map(tuple, queries)])
+    return PhotoWords(_caption(record["caption"]), record["query"], QueryRule(record["rule"]), said)
 
 
 def _caption(record: dict[str, Any]) -> Caption:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from captioner.captions import Caption
+from captioner.photo_words import PhotoWords
 from captioner.query import QueryRule, query_from_caption, words_of
 from search_gateway.catalog.store import CatalogEntry, CatalogProduct, CatalogStore, PhotoStamp
 from search_gateway.picture_reader import worth_reading
@@ -47,8 +47,9 @@ class Query:
 
     embedding: Floats  # [D], length 1
     patch_mean: Floats  # [D], length 1
-    caption: Caption  # greedy
-    beams: Caption  # by beam search
+    words: PhotoWords  # greedy, the models' default rule
+    beams: PhotoWords  # by beam search
+    paper: PhotoWords  # greedy, the caption's last two words
     name: str
     product_id: str
 
@@ -99,7 +100,7 @@ class SearchedGallery:
         return [place_of(row.path) for row in self._store.find(words_of(words), count, TIMEOUT_SECONDS)]
 
     def candidates(self, words: str, count: int, embedding: Floats | None) -> list[InspectedCandidate]:
-        """What the pipeline would refine: found by words and, where an embedding is given, by looks."""
+        """What the pipeline would rerank: found by words and, where an embedding is given, by looks."""
         if not words:
             return []  # as `pipeline.py`: nothing to search for
         found = self._loop.run_until_complete(self._provider.find(words, count, TIMEOUT_SECONDS, embedding))
@@ -117,26 +118,27 @@ class SearchedGallery:
         seen: Sequence[InspectedCandidate],
         limits: RefinementLimits,
     ) -> Ranking:
-        """The places `refine` keeps."""
+        """The places that `rerank` keeps."""
         return _places(rerank(query.embedding, words, hypotheses, seen, limits, self._synonyms))
 
     def answered(
         self,
         query: Query,
-        caption: Caption,
+        said: PhotoWords,
         seen: Sequence[InspectedCandidate],
         limits: RefinementLimits,
-        rule: QueryRule = QueryRule.LAST_TWO_WORDS,
         picture_words: Sequence[str] | None = None,
     ) -> Ranking:
-        """What the pipeline makes of a caption and its candidates.
+        """What the pipeline makes of a photo's words and its candidates.
 
         Args:
             picture_words: what the picture at each place reads as; NUM_PICTURES in doubt are asked. None: nobody is.
         """
         found = [one.candidate for one in seen]
-        hypotheses = photo_hypotheses(caption, rule, query.embedding, found, limits.neighbour_weight)
-        words = query_from_caption(caption.text, rule)
+        hypotheses = photo_hypotheses(
+            said.caption, said.rule, query.embedding, found, limits.neighbour_weight, said.distribution
+        )
+        words = said.query
         reranked = rerank(query.embedding, words, hypotheses, seen, limits, self._synonyms)
         if picture_words is None:
             return _places(reranked)
@@ -182,24 +184,27 @@ def systems(
     visual_filter = replace(by_words, min_visual_score=limits.min_visual_score)
     semantic_filter = replace(by_words, min_semantic_score=limits.min_semantic_score)
     caption_alone = replace(limits, neighbour_weight=0.0)
-    two, full = QueryRule.LAST_TWO_WORDS, QueryRule.FULL_CAPTION
 
     def filtered(query: Query, filters: RefinementLimits) -> Ranking:
-        words = query_from_caption(query.caption.text)
+        words = query.words.query
         seen = gallery.candidates(words, most, None)
         return gallery.reranked(query, words, QueryHypotheses.certain(words), seen, filters)
 
-    def ours(query: Query, caption: Caption, rule: QueryRule = two, weights: RefinementLimits = limits) -> Ranking:
-        seen = gallery.candidates(query_from_caption(caption.text, rule), most, query.embedding)
-        return gallery.answered(query, caption, seen, weights, rule)
+    def ours(query: Query, said: PhotoWords, weights: RefinementLimits = limits) -> Ranking:
+        return gallery.answered(query, said, gallery.candidates(said.query, most, query.embedding), weights)
+
+    def whole(query: Query) -> PhotoWords:
+        caption = query.paper.caption
+        rule = QueryRule.FULL_CAPTION
+        return PhotoWords(caption, query_from_caption(caption.text, rule), rule, query.paper.distribution)
 
     def certain(query: Query, words: str) -> Ranking:
         seen = gallery.candidates(words, most, query.embedding)
         return gallery.reranked(query, words, QueryHypotheses.certain(words), seen, limits)
 
     def pictures_asked(query: Query) -> Ranking:
-        seen = gallery.candidates(query_from_caption(query.caption.text), most, query.embedding)
-        return gallery.answered(query, query.caption, seen, limits, picture_words=picture_words)
+        seen = gallery.candidates(query.words.query, most, query.embedding)
+        return gallery.answered(query, query.words, seen, limits, picture_words=picture_words)
 
     def named_by_neighbours(query: Query) -> Ranking:
         # As ours with the likeliest name in the place of the caption: what can be had without a captioner.
@@ -213,16 +218,18 @@ def systems(
         VISUAL: lambda query: gallery.by_looks(query.embedding, count),
         PATCH_MEAN: lambda query: nearest(patch_mean, query.patch_mean, count),
         WHITENED: lambda query: nearest(whitened, whitening(query.embedding[None])[0], count),
-        "two words": lambda query: gallery.by_words(query_from_caption(query.caption.text), count),
+        "two words": lambda query: gallery.by_words(query.words.query, count),
+        "two words, the caption's last (the paper)": lambda query: gallery.by_words(query.paper.query, count),
         "two words + visual filter": lambda query: filtered(query, visual_filter),
         "two words + semantic filter": lambda query: filtered(query, semantic_filter),
-        OURS: lambda query: ours(query, query.caption),
+        OURS: lambda query: ours(query, query.words),
+        "ours, the caption's last two words": lambda query: ours(query, query.paper),
         "ours with beams": lambda query: ours(query, query.beams),
-        "ours, without lookalikes' names": lambda query: ours(query, query.caption, weights=caption_alone),
-        "ours, the two words taken as certain": lambda query: certain(query, query_from_caption(query.caption.text)),
+        "ours, without lookalikes' names": lambda query: ours(query, query.words, weights=caption_alone),
+        "ours, the two words taken as certain": lambda query: certain(query, query.words.query),
         "lookalikes' names, no captioner": named_by_neighbours,
-        "full caption": lambda query: gallery.by_words(query_from_caption(query.caption.text, full), count),
-        "full caption, words and looks": lambda query: ours(query, query.caption, full),
+        "full caption": lambda query: gallery.by_words(whole(query).query, count),
+        "full caption, words and looks": lambda query: ours(query, whole(query)),
         "oracle words": lambda query: gallery.by_words(query_from_caption(query.name), count),
         "oracle words and looks": lambda query: certain(query, query_from_caption(query.name)),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,10 +16,11 @@ from torch import Tensor, nn  # noqa: E402
 from transformers import VisionEncoderDecoderModel  # noqa: E402
 
 from captioner.model_contract import ModelContract  # noqa: E402
-from export.caption_graphs import EncoderGraph, PrefillGraph, StepGraph, to_half  # noqa: E402
+from export.caption_graphs import EncoderGraph, FoldedConv2d, PrefillGraph, StepGraph, to_half  # noqa: E402
 from export.onnx_export import contract_of, graphs_of, load_captioner  # noqa: E402
 from tests.fakes.exported_captioner import random_photos, tiny_checkpoint  # noqa: E402
-from training.caption_model import embedding_of, normalise  # noqa: E402
+from training.caption_model import HybridViTConfig, HybridViTModel, embedding_of, normalise  # noqa: E402
+from training.efficientnet_lite import FrozenNormConv2d  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -209,6 +211,29 @@ def test_batch_norms_are_folded_into_the_convolutions(model: VisionEncoderDecode
     assert [m for m in model.encoder.modules() if isinstance(m, nn.BatchNorm2d)] == norms, "the captioner was changed"
     hidden, _ = graph(torch.from_numpy(random_photos(PHOTOS, 8)))
     assert relative_error(model.encoder(_photo(8)).last_hidden_state, hidden) < 1e-5
+
+
+@torch.no_grad()
+def test_hybrid_encoder_equals_its_graph_with_its_scales_folded() -> None:
+    config = HybridViTConfig(
+        num_queries=5, stem_channels=(4, 8, 8, 8), image_size=[80, 64], patch_size=32, hidden_size=16,
+        num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    encoder = HybridViTModel(config).eval()
+    layers = [module for module in encoder.modules() if isinstance(module, FrozenNormConv2d)]
+    assert layers
+    for layer in layers:
+        layer.scale.uniform_(0.5, 1.5)
+        layer.bias.normal_(std=0.1)
+    graph = EncoderGraph(SimpleNamespace(encoder=encoder)).eval()  # type: ignore[arg-type]
+    assert not any(isinstance(module, FrozenNormConv2d) for module in graph.modules())
+    assert sum(isinstance(module, FoldedConv2d) for module in graph.modules()) == len(layers)
+    pixels = torch.randint(0, 256, (3, 80, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
+    hidden, _, logprobs = graph(pixels)
+    wanted = encoder(normalise(pixels.permute(0, 3, 1, 2).float())).last_hidden_state
+    torch.testing.assert_close(hidden, wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logprobs, encoder.query_head(embedding_of(wanted)).log_softmax(-1), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -40,6 +40,18 @@ def test_table_has_one_line_per_variant_and_host() -> None:
     ]
 
 
+def test_queries_have_a_column_where_a_model_has_a_query_head() -> None:
+    rows = [
+        Parity("fp32", "onnxruntime", 8, {}, {1: 1.0}, queries_equal=1.0),
+        Parity("int8", "triton", 8, {}, {1: 1.0}, queries_equal=0.98, query_falls={"right queries": 0.25}),
+    ]
+    assert table(rows).splitlines() == [
+        "precision  host         equal, 1 beams  equal queries  worst metric         verdict",
+        "fp32       onnxruntime  100.00%         100.00%        -                    passes",
+        "int8       triton       100.00%         98.00%         -0.25 right queries  refused",
+    ]
+
+
 def test_exit_code_is_0_where_all_pass(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:

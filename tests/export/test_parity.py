@@ -92,6 +92,21 @@ def test_metrics_of_other_beams_do_not_count() -> None:
     assert parity.problems == ["1 beams: 95.00% of captions are equal, wanted 99%"]
 
 
+def test_queries_are_judged_as_captions_are() -> None:
+    def parity(photos: int, equal: float, fall: float | None, precision: Precision = "int8") -> Parity:
+        falls = None if fall is None else {"right queries": fall}
+        return Parity(precision, "onnxruntime", photos, queries_equal=equal, query_falls=falls)
+
+    assert parity(10, 0.99, None).problems == []
+    assert parity(10, 0.98, None).problems == ["98.00% of likeliest queries are equal, wanted 99%"]
+    assert parity(MIN_PHOTOS, 0.98, 0.4).problems == []
+    assert parity(MIN_PHOTOS, 0.98, 0.6).problems == [
+        "98.00% of likeliest queries are equal, wanted 99%, and metrics fall by more than 0.5 points: "
+        "right queries by 0.60"
+    ]
+    assert parity(MIN_PHOTOS, 0.999, 0.0, "fp32").problems == ["99.90% of likeliest queries are equal, wanted 100%"]
+
+
 @pytest.mark.parametrize("error", [MAX_ERROR["int8"] * 1.01, math.inf, math.nan])
 def test_error_over_its_limit_refuses_even_where_captions_are_equal(error: float) -> None:
     parity = Parity("int8", "onnxruntime", 10, {"embedding": 0.01, "new_kv": error}, {1: 1.0})

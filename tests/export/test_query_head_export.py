@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from captioner.model_contract import PRECISIONS, ContractError, ModelContract, P
 from captioner.query_classes import QUERY_CLASSES_FILE, load_query_classes  # noqa: E402
 from export import to_onnx  # noqa: E402
 from export.caption_graphs import EncoderGraph, to_half  # noqa: E402
+from export.check_parity import Photos, Reference, measure  # noqa: E402
 from export.onnx_captioner import OnnxCaptioner  # noqa: E402
 from export.onnx_export import contract_of, load_captioner  # noqa: E402
 from export.parity import MAX_ERROR, tensor_errors  # noqa: E402
@@ -95,6 +97,22 @@ def test_weights_of_the_head_are_the_checkpoints_own(
         and (np.array_equal(one, weights) or np.array_equal(one, weights.T))
         for one in stored
     )  # fmt: skip
+
+
+def test_parity_compares_the_likeliest_queries(
+    model: VisionEncoderDecoderModel, checkpoint: Path, tmp_path: Path
+) -> None:
+    export_repository(checkpoint, tmp_path / "models", name="tiny")
+    reference = Reference(model, Photos(random_photos(40, 2), None), {})
+    (row,) = measure(tmp_path / "models", reference, ["onnxruntime"])
+    assert (row.queries_equal, row.query_falls, row.problems) == (1.0, None, [])
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.encoder.query_head.bias[3] += 2
+    (row,) = measure(tmp_path / "models", Reference(other, reference.photos, {}), ["onnxruntime"])
+    assert row.queries_equal is not None
+    assert row.queries_equal < 0.95
+    assert any("of likeliest queries are equal, wanted 100%" in problem for problem in row.problems)
 
 
 def test_model_that_loses_its_head_loses_its_list(

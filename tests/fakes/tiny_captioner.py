@@ -15,10 +15,10 @@ from captioner.query_classes import QUERY_CLASSES_FILE
 from training.caption_dataset import train_tokenizer
 from training.caption_model import embedding_of, normalise
 from training.new_captioner import complete, random_captioner
-from training.presets import SMALL
+from training.presets import SCRATCH
 
 TINY = dataclasses.replace(
-    SMALL, name="tiny", image_height=16, image_width=16, patch_size=4, stem_channels=(4, 8), hidden_size=32,
+    SCRATCH, name="tiny", image_height=16, image_width=16, patch_size=4, stem_channels=(4, 8), hidden_size=32,
     encoder_layers=1, decoder_layers=2, num_heads=2, vocab_size=300, max_tokens=7,
 )  # fmt: skip
 

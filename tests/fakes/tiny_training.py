@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast, VisionEncoderDecoderModel
 from drawings.draw_samples import training_samples
 from training.new_captioner import new_captioner
 from training.prepare_data import Product, ProductSet
-from training.presets import PAPER, SMALL, Preset
+from training.presets import PAPER, SCRATCH, SMALL, Preset
 from training.processes import Processes
 from training.train import run
 from training.trainer import Trainer
@@ -24,8 +24,14 @@ from training.trainer import Trainer
 Data = tuple[ProductSet, ProductSet]  # training, validation
 
 TINY = dataclasses.replace(
-    SMALL, name="tiny", image_height=32, image_width=24, stem_channels=(4, 8, 8), hidden_size=16, encoder_layers=1,
+    SCRATCH, name="tiny", image_height=32, image_width=24, stem_channels=(4, 8, 8), hidden_size=16, encoder_layers=1,
     decoder_layers=1, num_heads=2, vocab_size=300, epochs=2, batch_size=8, sketches=0,
+)  # fmt: skip
+# As SMALL in all that has to do with what it learns from; two rows and two columns of positions.
+TINY_HYBRID = dataclasses.replace(
+    SMALL, name="tiny-hybrid", image_height=64, image_width=48, stem_channels=(4, 4, 8, 8), hidden_size=16,
+    encoder_layers=1, decoder_layers=1, num_heads=2, vocab_size=300, epochs=2, batch_size=8, sketches=0,
+    no_product_pictures=10, phone_repeats=2, precision="bf16",
 )  # fmt: skip
 # As PAPER in all that has to do with its parts and stages; FP32, since FP16 leaves out steps that overflow.
 TINY_PAPER = dataclasses.replace(

@@ -181,8 +181,8 @@ def test_batch_holds_the_photos_as_they_are(dataset: CaptionDataset, data: Produ
     batch = dataset.batch([4, 0, 4])
     assert batch.pixels.dtype == torch.float32
     assert np.array_equal(batch.pixels.permute(0, 2, 3, 1).numpy(), data.pixels[[4, 0, 4]])
-    assert set(batch.auxiliary) == set(AUXILIARY_LABELS)
-    assert all(ids.shape == (3,) for ids in batch.auxiliary.values())
+    assert set(batch.targets.auxiliary) == set(AUXILIARY_LABELS)
+    assert all(ids.shape == (3,) for ids in batch.targets.auxiliary.values())
 
 
 def test_labels_of_a_batch_are_as_long_as_its_longest(
@@ -197,10 +197,10 @@ def test_labels_of_a_batch_are_as_long_as_its_longest(
 
 def test_batch_marks_the_query_of_its_labels(dataset: CaptionDataset, tokenizer: Any) -> None:
     for batch in (dataset.batch([0, 7, 29]), dataset.training_batch(2, 10, 17)):
-        assert batch.in_query.shape == batch.labels.shape
-        assert torch.equal(batch.in_query, in_query(batch.labels, tokenizer))
-        assert batch.in_query.any(dim=1).all()
-    assert torch.equal(batch.to(torch.device("cpu")).in_query, batch.in_query)
+        assert batch.targets.in_query.shape == batch.labels.shape
+        assert torch.equal(batch.targets.in_query, in_query(batch.labels, tokenizer))
+        assert batch.targets.in_query.any(dim=1).all()
+    assert torch.equal(batch.to(torch.device("cpu")).targets.in_query, batch.targets.in_query)
 
 
 def test_an_epoch_shows_every_product_once(dataset: CaptionDataset, data: ProductSet) -> None:
@@ -208,12 +208,12 @@ def test_an_epoch_shows_every_product_once(dataset: CaptionDataset, data: Produc
     assert dataset.steps_per_epoch(10) == 3
     for epoch in range(3):
         batches = [dataset.training_batch(3 * epoch + step, 10, 17) for step in range(3)]
-        colours = torch.cat([batch.auxiliary["colour"] for batch in batches])
-        assert sorted(colours.tolist()) == sorted(dataset.batch(range(30)).auxiliary["colour"].tolist())
+        colours = torch.cat([batch.targets.auxiliary["colour"] for batch in batches])
+        assert sorted(colours.tolist()) == sorted(dataset.batch(range(30)).targets.auxiliary["colour"].tolist())
 
 
 def test_epochs_are_shuffled_differently(dataset: CaptionDataset) -> None:
-    first, second = (dataset.training_batch(step, 30, 17).auxiliary["colour"] for step in (0, 1))
+    first, second = (dataset.training_batch(step, 30, 17).targets.auxiliary["colour"] for step in (0, 1))
     assert not torch.equal(first, second)
 
 
@@ -231,7 +231,9 @@ def test_parts_of_a_batch_are_together_its_products_once(dataset: CaptionDataset
     parts = [dataset.training_batch(1, 10, 17, part, 3) for part in range(3)]
     assert [len(part.labels) for part in parts] == [4, 3, 3]
     whole = dataset.batch(dataset.training_rows(1, 10, 17))
-    assert torch.equal(torch.cat([part.auxiliary["colour"] for part in parts]), whole.auxiliary["colour"])
+    assert torch.equal(
+        torch.cat([part.targets.auxiliary["colour"] for part in parts]), whole.targets.auxiliary["colour"]
+    )
 
 
 def test_parts_of_a_batch_are_augmented_differently(data: ProductSet, tokenizer: Any) -> None:

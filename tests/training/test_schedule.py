@@ -13,7 +13,7 @@ pytest.importorskip("matplotlib", reason="needs the training extra (matplotlib)"
 
 from transformers import GPT2Config, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, ViTConfig  # noqa: E402
 
-from tests.fakes.tiny_training import TINY, TINY_PAPER  # noqa: E402
+from tests.fakes.tiny_training import TINY, TINY_HYBRID, TINY_PAPER  # noqa: E402
 from tests.fakes.tiny_training import one_thread as one_thread  # noqa: E402
 from training.caption_dataset import train_tokenizer  # noqa: E402
 from training.caption_model import CaptionerInTraining  # noqa: E402
@@ -33,7 +33,7 @@ def parts_of(model: CaptionerInTraining) -> dict[str, Part | None]:
     return {name: part_of(name) for name, _ in model.named_parameters()}
 
 
-@pytest.mark.parametrize("preset", [TINY, TINY_PAPER], ids=lambda preset: preset.name)
+@pytest.mark.parametrize("preset", [TINY, TINY_PAPER, TINY_HYBRID], ids=lambda preset: preset.name)
 def test_every_parameter_belongs_to_the_part_whose_module_holds_it(preset: Preset) -> None:
     model = model_of(preset)
     captioner = model.captioner
@@ -52,10 +52,14 @@ def test_every_parameter_belongs_to_the_part_whose_module_holds_it(preset: Prese
             expected[name] = "decoder"
         elif pooler is not None and any(parameter is other for other in pooler.parameters()):
             expected[name] = None
+        elif ".trunk." in name:
+            expected[name] = "trunk"
         else:
             expected[name] = "encoder"  # and the heads that teach it
     assert parts_of(model) == expected
-    assert {part for part in expected.values() if part} == set(get_args(Part))
+    assert {part for part in expected.values() if part} == set(get_args(Part)) - (
+        {"trunk"} - {preset.trunk and "trunk"}
+    )
     assert (None in expected.values()) == (pooler is not None) == (not preset.stem_channels)
 
 
@@ -84,7 +88,9 @@ def test_stage_lets_its_parts_be_trained_and_no_other(moving: set[Part]) -> None
 
 
 def test_part_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"no such part: \['head'\]; there are cross_attention, decoder, encoder"):
+    with pytest.raises(
+        ValueError, match=r"no such part: \['head'\]; there are cross_attention, decoder, encoder, trunk"
+    ):
         apply_stage(model_of(TINY), ["head"])  # type: ignore[list-item]
 
 
@@ -97,8 +103,9 @@ def test_paper_has_three_stages_and_stays_in_the_third() -> None:
     assert PAPER.epochs == 5
 
 
-def test_small_moves_everything_from_the_start() -> None:
-    assert {parts_that_move(SMALL, epoch) for epoch in range(SMALL.epochs)} == {frozenset(get_args(Part))}
+def test_small_moves_the_trunk_from_the_second_epoch_on() -> None:
+    assert parts_that_move(SMALL, 0) == frozenset(get_args(Part)) - {"trunk"}
+    assert {parts_that_move(SMALL, epoch) for epoch in range(1, SMALL.epochs)} == {frozenset(get_args(Part))}
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=lambda preset: preset.name)

@@ -57,7 +57,7 @@ def test_run_compares_all_systems_and_is_the_same_again(data: Path, tmp_path: Pa
     assert json.loads(files["output"].read_text(encoding="utf-8")) == record
     asked = record["queries"] + record["queries without a relevant product"]
     assert 0 < asked < PRODUCTS - record["gallery"], "the others of those held back are there to calibrate"
-    assert len(record["systems"]) == 15
+    assert len(record["systems"]) == 17
     for row in record["systems"].values():
         assert 0 <= row["nDCG@10"]["low"] <= row["nDCG@10"]["mean"] <= row["nDCG@10"]["high"] <= 1
     # The same questions again, from the kept hypotheses.

@@ -17,6 +17,8 @@ pytest.importorskip("ir_measures", reason="needs the development group")
 from benchmarks.retrieval.phone import SYSTEMS, gateway_search, phone_grades, phone_record, phone_table
 from benchmarks.retrieval.systems import OURS, VISUAL, Query
 from captioner.captions import Caption
+from captioner.photo_words import PhotoWords
+from captioner.query import QueryRule
 from drawings.draw_samples import training_samples
 from tests.conftest import ROOT
 from tests.fakes.phone_samples import phone_photo, write_phone_photos
@@ -66,9 +68,10 @@ def test_gateway_gets_the_file_as_it_is(tmp_path: Path) -> None:
         asked.append((photo, count))
         return [3]
 
-    vector, caption = np.zeros(2, np.float32), Caption("", (), 0.0, True, (), 0)
+    vector = np.zeros(2, np.float32)
+    words = PhotoWords(Caption("", (), 0.0, True, (), 0), "", QueryRule.LAST_TWO_WORDS)
     search = gateway_search(answer, tmp_path, 10)
-    assert search(Query(vector, vector, caption, caption, "Hat", "a")) == [3]
+    assert search(Query(vector, vector, words, words, words, "Hat", "a")) == [3]
     assert asked == [(b"bytes of a photo", 10)]
 
 

@@ -14,6 +14,7 @@ from captioner.caption_tokenizer import CaptionTokenizer
 from captioner.captions import caption_of
 from captioner.decoding import DecodingOptions
 from captioner.model_contract import ModelContract
+from captioner.query import QueryRule, query_from_caption
 from export.calibration import drawn_photos
 from export.onnx_captioner import OnnxCaptioner
 from tests.conftest import MODELS
@@ -35,16 +36,19 @@ def test_hypotheses_are_the_captioners(tmp_path: Path) -> None:
     means = states[:, 1:].mean(axis=1)
     assert found.patch_mean == pytest.approx(means / np.linalg.norm(means, axis=1, keepdims=True), abs=1e-5)
     tokenizer, options = CaptionTokenizer(MODELS), DecodingOptions(max_tokens=captioner.contract.max_tokens)
-    assert reader.captions(data) == [caption_of(one, tokenizer) for one in captioner.caption(data.pixels, options)]
+    said = [one.caption for one in reader.words(data, rule=QueryRule.LAST_TWO_WORDS)]
+    assert said == [caption_of(one, tokenizer) for one in captioner.caption(data.pixels, options)]
     beams = replace(options, num_beams=2)
     expected = [caption_of(one, tokenizer) for one in captioner.caption(data.pixels, beams)]
     assert all(caption.alternatives for caption in expected)
-    assert reader.captions(data, num_beams=2) == expected
+    found_words = reader.words(data, num_beams=2, rule=QueryRule.LAST_TWO_WORDS)
+    assert [one.caption for one in found_words] == expected
+    assert [one.query for one in found_words] == [query_from_caption(one.text) for one in expected]
 
 
 def test_second_reading_comes_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = PhotoReader(MODELS, tmp_path, threads=1)
-    first, captions = reader.embeddings(photos(2)), reader.captions(photos(2))
+    first, captions = reader.embeddings(photos(2)), reader.words(photos(2))
     assert len(list(tmp_path.iterdir())) == 2, "nothing but the two files"
 
     def refuse(*_: object) -> None:
@@ -53,6 +57,6 @@ def test_second_reading_comes_from_the_file(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(OnnxCaptioner, "encode", refuse)
     again = PhotoReader(MODELS, tmp_path, threads=1)
     assert np.array_equal(again.embeddings(photos(2)).served, first.served)
-    assert again.captions(photos(2)) == captions
+    assert again.words(photos(2)) == captions
     with pytest.raises(AssertionError, match="asked again"):
         again.embeddings(photos(2, seed=4))

@@ -21,6 +21,8 @@ from benchmarks.retrieval.systems import (
     write_catalogue,
 )
 from captioner.captions import Caption, CaptionAlternative, Word
+from captioner.photo_words import PhotoWords
+from captioner.query import QueryRule, query_from_caption
 from search_gateway.ranking.rerank import RefinementLimits
 
 TITLES = ["Puma Red Shirt", "Nike Men Blue Shirt", "Red Bag", "Old Red Shirt", "Green Hat"]
@@ -35,11 +37,16 @@ def caption(text: str, *alternatives: CaptionAlternative) -> Caption:
     return Caption(text, words, log_probability=-0.5, complete=True, alternatives=alternatives, num_tokens=4)
 
 
+def said(text: str, *alternatives: CaptionAlternative) -> PhotoWords:
+    return PhotoWords(caption(text, *alternatives), query_from_caption(text), QueryRule.LAST_TWO_WORDS)
+
+
 QUERY = Query(
     embedding=np.array([1, 0], np.float32),
     patch_mean=np.array([0, 1], np.float32),
-    caption=caption("Adidas Red Shirt"),
-    beams=caption("Adidas Red Shirt", CaptionAlternative("Adidas Blue Shirt", -0.6, num_tokens=4)),
+    words=said("Adidas Red Shirt"),
+    beams=said("Adidas Red Shirt", CaptionAlternative("Adidas Blue Shirt", -0.6, num_tokens=4)),
+    paper=said("Adidas Red Shirt"),
     name="Fine Blue Shirt",
     product_id="7",
 )
@@ -82,13 +89,15 @@ def test_systems_answer_what_they_are_named_for(gallery: SearchedGallery) -> Non
 
 def test_caption_without_words_finds_nothing_by_words(gallery: SearchedGallery) -> None:
     found = answers(
-        gallery, Query(QUERY.embedding, QUERY.patch_mean, caption("..."), caption("..."), "Blue Shirt", "8")
+        gallery, Query(QUERY.embedding, QUERY.patch_mean, said("..."), said("..."), said("..."), "Blue Shirt", "8")
     )
     assert [name for name, answer in found.items() if not answer] == [
         "two words",
+        "two words, the caption's last (the paper)",
         "two words + visual filter",
         "two words + semantic filter",
         OURS,
+        "ours, the caption's last two words",
         "ours with beams",
         "ours, without lookalikes' names",
         "ours, the two words taken as certain",

@@ -106,11 +106,7 @@ def test_unknown_parameter_is_named_and_the_known_ones_listed() -> None:
         ("num_beams", -1, "num_beams is -1: it must be a whole number of 32 bits, 0 or more"),
         ("max_results", 2**32, "max_results is 4294967296: it must be a whole number of 32 bits, 0 or more"),
         ("length_penalty", "long", "length_penalty is 'long': it must be a number"),
-        (
-            "query_rule",
-            "first_word",
-            "query_rule is 'first_word': write last_two_words, full_caption or likeliest_words",
-        ),
+        ("query_rule", "first", "query_rule is 'first': write last_two_words, full_caption or likeliest_words"),
         ("query_rule", 1, "query_rule is 1: write last_two_words, full_caption or likeliest_words"),
         ("provider", True, "provider is True: it must be a text"),
         ("query_override", 2.5, "query_override is 2.5: it must be a text"),
