@@ -40,7 +40,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photo", type=Path, nargs="+", default=[], help="files of yours beside the drawn ones")
     parser.add_argument("--models", type=Path, default=Path("model_repository"))
-    parser.add_argument("--repeats", type=int, default=15, help="of each photo and way; medians are told")
+    parser.add_argument("--repeats", type=int, default=15, help="of each photo and way; the report has medians")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 

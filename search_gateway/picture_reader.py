@@ -63,7 +63,7 @@ class PictureReader:
     ) -> tuple[list[InspectedCandidate], list[Degradation]]:
         """The same candidates in the same order, the best of those in doubt with their picture's words.
 
-        A picture that cannot be read in time is left without words; that is told, not raised.
+        A picture that cannot be read in time is left without words, which the answer reports as degraded.
         """
         places = {id(one.candidate): place for place, one in enumerate(seen)}
         readable = (one for one in worth_reading(reranked) if one.thumbnail)

@@ -109,13 +109,13 @@ class Gateway:
         self._closing.push_async_callback(thumbnails.close)
         cache = cache_for(config)
         made = self._extra_providers
-        # Before Triton starts: wrong settings are told at once.
+        # Before Triton starts, so that wrong settings fail at once.
         if made is None:
             made = make_providers(config, model_fingerprint(contract), cache, thumbnails)
         providers = ProviderChain(made, config.provider_timeout_seconds)
         self._closing.push_async_callback(providers.close)
         server = self._make_server()
-        # Bound before Triton starts: a taken port is told at once, and found ports cannot take ours.
+        # Bound before Triton starts: a port in use fails at once, and Triton's free ports cannot be ours.
         port = self._bind(server)
         # Their processes start while Triton does.
         photos = self._photo_decoder(

@@ -133,7 +133,7 @@ def _live(pipe: Connection, make: Callable[..., Any], arguments: tuple[Any, ...]
                 answer = (True, first_line(error))
             pipe.send(answer)
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
-        pass  # the one who asks is gone
+        pass  # the parent has ended
     except Exception as error:
         with contextlib.suppress(OSError):
             pipe.send((True, first_line(error)))

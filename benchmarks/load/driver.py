@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load by the clock: callers who wait for their answers (closed loop), and arrivals that wait for nobody (open loop).
+"""Load by the clock: callers who wait for their answers (closed loop), and arrivals at given times (open loop).
 
 Calls are any coroutine function from a request's number to its outcome. Time is the event loop's own.
 """
@@ -17,7 +17,7 @@ Call = Callable[[int], Awaitable[Outcome]]
 Check = Callable[[], Awaitable[bool]]
 
 HEALTH_INTERVAL_SECONDS = 0.05
-# A refused caller of the closed loop comes back when it is told to, but is not to sit out the turn.
+# A refused caller of the closed loop waits as long as the server asks, but at most this long.
 _DEFAULT_RETRY_SECONDS = 0.1
 _MAX_RETRY_SECONDS = 1.0
 

@@ -169,7 +169,7 @@ class PlainLoop:
             self._signal(signal.SIGSTOP)
 
     def _signal(self, number: signal.Signals) -> None:
-        """To all processes of Triton; not to who watches over it, which does nothing anyway."""
+        """To all processes of Triton, but not to its supervisor, which is idle anyway."""
         for pid in process_tree(self._triton.pid):
             try:
                 os.kill(pid, number)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who asks and who is searched: products -> queries, a gallery without their names, and graded relevance.
+"""The test collection: products -> queries, a gallery without their names, and graded relevance.
 
 The gallery is the training split: the catalogue of a shop is what its captioner would be trained on. The queries are
 of the validation split, photos the model never saw: half of its names to calibrate, the other half to evaluate.

@@ -104,7 +104,7 @@ class Prepared:
     queries: list[Query]
     grades: list[npt.NDArray[np.int64]]  # of each query, [gallery]
     gallery: Embeddings
-    picture_words: list[str]  # of the gallery; empty where nobody asked for them
+    picture_words: list[str]  # of the gallery; empty where they were not computed
     catalogue: Path
     fingerprint: str
 

@@ -48,7 +48,7 @@ _SCHEMA = (
 
 
 class CatalogError(Exception):
-    """The catalogue cannot be used. One line for whoever runs the gateway: it may name files."""
+    """The catalogue cannot be used. The message is one line for the operator and may name files."""
 
 
 class CatalogOutdatedError(CatalogError):

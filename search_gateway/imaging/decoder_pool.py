@@ -35,7 +35,7 @@ _WORK_SECONDS = 10  # for one picture by the clock, should the process hang inst
 # What a picture may go on when its caller has left. Starting another process costs as much.
 _GRACE_SECONDS = 0.25
 _START_SECONDS = 30
-_FAILED_STARTS_UNTIL_TOLD = 2  # one may be an accident, and who waits can wait for the next
+_FAILED_STARTS_UNTIL_TOLD = 2  # one may be an accident, and callers can wait for the next start
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0  # between attempts to start what does not start
 
 
@@ -124,7 +124,7 @@ class DecoderPool:
         return np.frombuffer(pixels, np.uint8).reshape(self._shape)
 
     def close(self) -> None:
-        """End all processes, and return when they are gone. Who still waits is told that the server is stopping."""
+        """End all processes, and return when they are gone. Calls that still wait fail: the server is stopping."""
         self._is_closed = True
         for task in self._starting:
             task.cancel()
@@ -140,7 +140,7 @@ class DecoderPool:
         self._quick.clear()
         self._long.clear()
 
-    # Who is decoded next
+    # Which picture is decoded next
 
     def _queue_of(self, picture: _Picture) -> deque[_Picture]:
         return self._long if picture.may_take_long else self._quick
@@ -199,7 +199,7 @@ class DecoderPool:
         self._serve()
 
     def _ended(self, process: WorkerProcess, exit_code: int) -> None:
-        """Replace it. Its picture, if it had one, is the cause, unless somebody killed it for the first time."""
+        """Replace an ended process. Its picture is the cause, unless it was killed from outside for the first time."""
         self._processes.discard(process)
         is_proven = process in self._proven
         self._proven.discard(process)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One process of `worker_main.py` as the event loop sees it: started, asked one thing at a time, killed.
 
-It does not know who asks or what a photo is. Asking costs a write and a read on a socket: no thread, no pickling.
+A request costs a write and a read on a socket: no thread, no pickling.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class WorkerProcess(asyncio.Protocol):
             self.kill()
             raise WorkerStartError(f"it was not ready after {timeout_seconds:g} s") from error
         finally:
-            self._ready.cancel()  # whoever waited has left; nothing where it has a result
+            self._ready.cancel()  # its caller has left; no effect where it has a result
 
     def ask(self, data: bytes, *, may_take_long: bool) -> None:
         """Send a file to decode. Only one at a time: the answer must have come first."""
@@ -143,7 +143,7 @@ class WorkerProcess(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        # All of the request is on its way; nobody needs to be told to pause.
+        # The whole request is already in the buffer: there is no writer to pause.
         transport.set_write_buffer_limits(high=2**31)
 
     def data_received(self, data: bytes) -> None:

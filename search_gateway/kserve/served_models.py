@@ -49,7 +49,7 @@ class CaptionModel:
         self._pipeline = pipeline
 
     async def infer(self, photos: Sequence[bytes], parameters: Mapping[str, Any], deadline: Deadline) -> Inference:
-        """All photos side by side. One that fails ends the others, which nobody would get an answer for."""
+        """All photos side by side. One that fails cancels the others, whose answers would not be sent."""
         request = caption_request(parameters)
         decoding = decoding_options(request.decoding, self._pipeline.contract)
         rule = query_rule(request.query_rule, self._pipeline.contract)

@@ -20,7 +20,7 @@ class Candidate:
     thumbnail_url: (
         str  # where a small version can be fetched; empty where `thumbnail` or `embedding` makes that needless
     )
-    source: str  # who indexed it
+    source: str  # the site or index it comes from
     image_url: str = ""
     width: int = 0  # pixels of the full picture; 0 where unknown
     height: int = 0
@@ -64,7 +64,7 @@ class Provider(Protocol):
         Raises:
             ProviderTimeoutError: no answer within `timeout_seconds`.
             ProviderNotAskedError: it was not asked, on purpose.
-            ProviderError: the provider failed, refused, or cannot be told from one that did.
+            ProviderError: the provider failed, refused, or cannot be distinguished from one that did.
         """
 
     async def close(self) -> None:

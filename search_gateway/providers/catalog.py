@@ -49,7 +49,7 @@ class CatalogProvider:
         except CatalogError:
             self._thread.shutdown()
             raise
-        # The first photo need not wait for the embeddings. What goes wrong here is told by the search that needs them.
+        # The first photo need not wait for the embeddings. A failure here is reported by the search that needs them.
         self._thread.submit(self._store.load)
 
     @property
@@ -115,7 +115,7 @@ class CatalogProvider:
 def _candidate(row: CatalogRow, *, is_nearest_neighbour: bool = False) -> Candidate:
     return Candidate(
         title=row.title,
-        # Where the folder lies on the server is nobody's business; the owner of the photos knows it.
+        # Callers are not to learn where the folder is on the server.
         url=row.url or row.path,
         thumbnail_url="",
         source=NAME,

@@ -90,7 +90,7 @@ class ProviderChain:
                 _log.warning("provider %s failed: %s (%s)", provider.name, error, type(error.__cause__).__name__)
                 degraded.append(Degradation(provider.name, str(error)))
             except Exception:
-                # A provider is somebody else's code behind somebody else's web page; what it breaks must not be ours.
+                # A provider depends on foreign code and foreign web pages; its defects must not fail the request.
                 _log.exception("provider %s broke", provider.name)
                 degraded.append(Degradation(provider.name, "the provider failed unexpectedly"))
             else:

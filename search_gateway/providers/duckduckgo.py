@@ -189,7 +189,7 @@ def colour_filter_for(query: str) -> str | None:
 
 
 def _translated(error: BaseException, request_timeout_seconds: int) -> ProviderError:
-    """What went wrong, told by types: ddgs hands on the engine's exception as its own argument."""
+    """What went wrong, by the types of exceptions: ddgs passes the engine's exception as its own argument."""
     if isinstance(error, TimeoutException):
         return ProviderTimeoutError(f"DuckDuckGo gave no answer within {request_timeout_seconds} s")
     inner = error.args[0] if error.args else None

@@ -25,7 +25,7 @@ def empty_reason(query: str, provider: str, reranked: RerankResult) -> str:
     """The sentence for an answer without results.
 
     Args:
-        provider: who answered; empty where nobody did.
+        provider: the one that answered; empty where none did.
     """
     if not query:
         return "the caption has no words to search for"

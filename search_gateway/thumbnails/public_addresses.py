@@ -7,7 +7,7 @@ The tables are our own because `ipaddress` is no such filter: Python 3.11.7 call
 IPv6 lists what is allowed, because most of its space means nothing yet.
 
 Not seen from here: a network's own NAT64 prefix (RFC 6052), or public ranges routed to private
-machines. Who has such must refuse them in `ThumbnailPolicy.address_is_allowed`. The other way round,
+machines. An operator with such addresses must refuse them in `ThumbnailPolicy.address_is_allowed`. The other way round,
 where IPv4 is reached through NAT64 and DNS64 alone, all of IPv4 is refused until a policy allows it.
 """
 

@@ -339,7 +339,7 @@ class TritonClient:
         await old.close()
 
     def forget_slot_pools(self) -> None:
-        """Whoever maps them is gone, or has forgotten them: no new caption may begin in their memory."""
+        """Mark all slot pools as stale: the Triton that maps them is gone or was restarted."""
         for slot_pool in list(self._slot_pools):
             self._forget(slot_pool)
         self._last_success.clear()
@@ -371,7 +371,7 @@ class TritonClient:
                 parameters=parameters,
             )
         except InferenceServerException as error:
-            # A Triton that was started again between two looks of `watch` knows nothing of what was registered.
+            # A Triton that was restarted between two checks of `watch` has no registered regions.
             if slot_pool is not None and slot_pool in self._slot_pools and _UNKNOWN_REGION in str(error.message()):
                 _log.warning("Triton has forgotten the memory of the caches: new captions get another one")
                 self._forget(slot_pool)

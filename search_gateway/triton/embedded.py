@@ -361,7 +361,7 @@ def _end(run: _Run, *, is_graceful: bool) -> int:
     except subprocess.TimeoutExpired:
         process.kill()
         exit_code = process.wait()
-    if exit_code < 0:  # somebody killed the supervisor: do its work
+    if exit_code < 0:  # the supervisor was killed: do its work
         _kill_instance(run.instance_id)
         supervisor.remove_leftovers(run.workspace, run.instance_id)
     return exit_code

@@ -25,7 +25,7 @@ from search_gateway.errors import InferenceError, OverloadedError
 
 _log = logging.getLogger(__name__)
 
-# Who failed a moment ago is asked last, until it was watched again.
+# A replica that has just failed is chosen last, until its next health check.
 _SUSPECT_SECONDS = 1.0
 
 Answer = TypeVar("Answer")
@@ -73,7 +73,7 @@ class TritonPool:
         return total
 
     def watch(self, changed: Callable[[], object]) -> None:
-        """Begin to keep track of who serves; `changed` is called whenever one was looked at."""
+        """Start watching the replicas; `changed` is called after each health check."""
 
         def look(host: Host) -> None:
             self._failures.pop(host, None)

@@ -80,13 +80,13 @@ class TritonReplica:
 
         Raises:
             TritonStartError, ContractError.
-            InferenceError: nobody answers at the address; `watch` goes on trying.
+            InferenceError: no server answers at the address; `watch` keeps trying.
         """
         prefix = f"{_REGION_PREFIX}{os.getpid()}_{secrets.token_hex(4)}_"
         if self.embedded is not None:
             self._closing.push_async_callback(asyncio.to_thread, self.embedded.stop)
             await asyncio.to_thread(self.embedded.start)
-            # Named like Triton's own regions: who removes those when it ends removes these.
+            # Named like Triton's own regions, which the supervisor removes at the end.
             prefix = self.embedded.shm_prefix
         elif self._shared_memory is not SharedMemory.NONE:
             for region in remove_orphans(_REGION_PREFIX):

@@ -128,7 +128,7 @@ def main() -> int:
             is_stop_asked = os.read(0, 1) != b""
             is_owner_gone = not is_stop_asked
         if is_owner_gone:
-            break  # nobody waits for answers any more: no grace
+            break  # no caller waits for answers any more: no grace period
         if is_stop_asked:
             command.terminate(options.grace_seconds)
             break

@@ -107,7 +107,7 @@ class GuardedProvider:
         if self._calls.is_under_way(words):
             self._cache.counters.shared += 1
         else:
-            # Whoever would begin a call is told at once that it cannot be answered.
+            # A caller that would begin a call fails immediately.
             if not self._breaker.would_permit():
                 raise self._refusal()
             self._spacing.check(timeout_seconds)
@@ -119,7 +119,7 @@ class GuardedProvider:
             raise ProviderError("the search was broken off: try again") from None
 
     async def _call(self, query: str, words: tuple[str, ...]) -> list[Candidate]:
-        """One call, for all who wait for it."""
+        """One call, shared by all callers that wait for it."""
         deadline = self._clock() + self._call_timeout_seconds
         try:
             async with asyncio.timeout(self._call_timeout_seconds):
@@ -161,7 +161,7 @@ class GuardedProvider:
     def _told(self, error: Exception) -> str:
         """What a caller may read of a failure. Logged here, as the chain behind us does not see it."""
         if not isinstance(error, ProviderError):
-            # Without its text: somebody else's error may hold the query.
+            # Without its text: a foreign error message may contain the query.
             _log.error("provider %s broke: %s", self.name, type(error).__name__)
             return "the provider failed unexpectedly"
         if not isinstance(error, ProviderNotAskedError):
@@ -191,7 +191,7 @@ class GuardedProvider:
 
 
 def _age(seconds: float) -> str:
-    """ "12 minutes", "1 hour"; less than a minute is told in seconds."""
+    """ "12 minutes", "1 hour"; less than a minute is given in seconds."""
     for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if seconds >= size:
             number = int(seconds // size)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keeps the beginnings of calls apart: at least so many seconds, for all callers together, in the order they came.
 
-Own lines instead of a library: aiolimiter 1.3.0 lets nobody know that a turn would come too late, lets the queue grow
+Own lines instead of a library: aiolimiter 1.3.0 does not report that a turn would come too late, lets the queue grow
 without bound and has no jitter. Lives in one event loop.
 """
 
@@ -43,7 +43,7 @@ class RateLimit:
 
     def check(self, timeout_seconds: float) -> None:
         """Raises:
-        ProviderNotAskedError: whoever asks for a turn now has to wait longer than this, or cannot wait at all.
+        ProviderNotAskedError: the next free turn comes later than this, or the queue is full.
         """
         if self._num_waiting >= self._max_waiting:
             raise ProviderNotAskedError(
@@ -67,7 +67,7 @@ class RateLimit:
         self._num_waiting += 1
         try:
             async with self._queue:
-                # Only whoever holds the queue moves the time; a timer may be a little early.
+                # Only the holder of the lock moves the time; a timer may be a little early.
                 while (seconds := self._next - self._clock()) > 0:  # noqa: ASYNC110
                     await asyncio.sleep(seconds)
                 self._next = self._clock() + self._min_seconds * (1 + self._jitter * self._random())
