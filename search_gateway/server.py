@@ -69,7 +69,7 @@ class Gateway:
         self._make_thumbnails = thumbnails
         self._closing = contextlib.AsyncExitStack()
         self._stopped = asyncio.Event()
-        self._hosts: list[TritonReplica] = []
+        self._replicas: list[TritonReplica] = []
         self.address = ""  # HOST:PORT it listens on
 
     async def __aenter__(self) -> Gateway:
@@ -86,7 +86,7 @@ class Gateway:
     @property
     def triton(self) -> EmbeddedTriton | None:
         """The embedded one, where there is one."""
-        return next((host.embedded for host in self._hosts), None)
+        return next((replica.embedded for replica in self._replicas), None)
 
     async def wait(self) -> None:
         """Return when `stop` was called."""
@@ -224,7 +224,7 @@ class Gateway:
                 load_cuda()
             except InferenceError as error:
                 raise ConfigError(f"CAPTRIEVE_TRITON_SHARED_MEMORY is 'cuda': {error}") from error
-        self._hosts = [
+        self._replicas = [
             TritonReplica(
                 contract,
                 address=address,
@@ -237,17 +237,17 @@ class Gateway:
             for address in config.triton_address or ("",)
         ]
         unreachable: list[InferenceError] = []
-        for host in self._hosts:
-            self._closing.push_async_callback(host.close)
+        for replica in self._replicas:
+            self._closing.push_async_callback(replica.close)
             try:
-                await host.start()
+                await replica.start()
             except InferenceError as error:
-                _log.error("Triton %s cannot be used yet: %s", host.name, error)
+                _log.error("Triton %s cannot be used yet: %s", replica.name, error)
                 unreachable.append(error)
-        if len(unreachable) == len(self._hosts):
-            names = ", ".join(host.name for host in self._hosts)
+        if len(unreachable) == len(self._replicas):
+            names = ", ".join(replica.name for replica in self._replicas)
             raise StartError(f"Triton at {names} cannot be used: {unreachable[0]}") from unreachable[0]
-        tritons = TritonPool(self._hosts)
+        tritons = TritonPool(self._replicas)
         self._closing.push_async_callback(tritons.close)
         return tritons
 
