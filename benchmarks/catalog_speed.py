@@ -37,7 +37,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--models", type=Path, default=Path("model_repository"))
     parser.add_argument("--count", type=int, default=500, help="questions of each kind")
     parser.add_argument("--limit", type=int, default=40, help="products asked for by words")
-    parser.add_argument("--lookalikes", type=int, default=20, help="products asked for by looks")
+    parser.add_argument("--neighbours", type=int, default=20, help="products asked for by looks")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
@@ -60,11 +60,11 @@ def milliseconds(ask: Callable[[_T], object], asked: Iterable[_T]) -> dict[str, 
     return {"p50": p50, "p99": p99, "longest": longest, "first": times[0]}
 
 
-def measure(store: CatalogStore, words: list[list[str]], limit: int, lookalikes: int) -> dict[str, dict[str, float]]:
+def measure(store: CatalogStore, words: list[list[str]], limit: int, neighbours: int) -> dict[str, dict[str, float]]:
     """Milliseconds by kind of question. By looks the best product of each question is asked for others like it."""
     found, again = (milliseconds(lambda one: store.find(one, limit), words) for _ in range(2))
     photos = [row.embedding for one in words for row in store.find(one, 1)]
-    similar = milliseconds(lambda photo: store.similar(photo, lookalikes), photos)
+    similar = milliseconds(lambda photo: store.similar(photo, neighbours), photos)
     return {"find": found, "find again": again, "similar": similar}
 
 
@@ -73,7 +73,7 @@ def main() -> None:
     fingerprint = model_fingerprint(ModelContract.load(args.models))
     with CatalogStore.open_for_reading(args.catalog, model_fingerprint=fingerprint) as store:
         words = questions(args.data, args.count)
-        measured = measure(store, words, args.limit, args.lookalikes)
+        measured = measure(store, words, args.limit, args.neighbours)
         num_products = len(store)
     peak_mb = peak_bytes(os.getpid()) / 1e6
     if args.json:

@@ -43,7 +43,7 @@ class PerfAnalyzer:
     root: str = ""
 
     def path(self, path: Path) -> str:
-        """A path as it is to be told."""
+        """A path as perf_analyzer sees it."""
         return f"{self.root}{path.resolve()}"
 
 

@@ -28,7 +28,7 @@ from captioner.model_contract import ModelContract
 from captioner.preprocessing import ImageLimits, decode_photo, fit_photo
 from drawings.draw_samples import contact_sheet
 from search_gateway.deadline import Deadline
-from search_gateway.imaging.decoder_pool import PhotoDecoder
+from search_gateway.imaging.decoder_pool import DecoderPool
 
 PLAIN, OURS, WORKER = "plain Pillow", "in this process", "gateway's process"
 _LONGEST_SECONDS = 60.0
@@ -40,7 +40,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photo", type=Path, nargs="+", default=[], help="files of yours beside the drawn ones")
     parser.add_argument("--models", type=Path, default=Path("model_repository"))
-    parser.add_argument("--repeats", type=int, default=15, help="of each photo and way; medians are told")
+    parser.add_argument("--repeats", type=int, default=15, help="of each photo and way; the report has medians")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
@@ -74,7 +74,7 @@ def plain_pillow(data: bytes, contract: ModelContract) -> Pixels:
 
 async def measure(photos: dict[str, bytes], contract: ModelContract, repeats: int) -> dict[str, dict[str, float]]:
     """Photo -> way -> median milliseconds; and "pixels", the mean absolute difference from plain Pillow, of 255."""
-    decoder = PhotoDecoder(contract, ImageLimits(), num_workers=2)
+    decoder = DecoderPool(contract, ImageLimits(), num_workers=2)
 
     async def plain(data: bytes) -> Pixels:
         return plain_pillow(data, contract)

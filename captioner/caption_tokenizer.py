@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Token ids -> words: the file `tokenizer.json` that Hugging Face writes, read without transformers.
 
-Knows nothing about models; the ids of BOS and EOS come from the model contract.
+The ids of BOS and EOS come from the model contract.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoded tokens -> a caption of words with probabilities. Pure; knows the tokenizer, not the model."""
+"""Decoded tokens -> a caption of words with probabilities."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Greedy and beam decoding of one caption: which tokens to try next, given what the step model returned.
 
-Pure: arrays in, values out. Knows nothing about Triton, about batches or about words. Token for token the same as
-`transformers.GenerationMixin.generate(do_sample=False, num_beams=K, length_penalty=p, early_stopping=False)`.
+Pure: arrays in, values out. Token for token the same as `transformers.GenerationMixin.generate(do_sample=False,
+num_beams=K, length_penalty=p, early_stopping=False)`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys and values of the tokens decoded so far, for captions that are decoded together. Pure arrays.
+"""Keys and values of the tokens decoded so far, for captions that are decoded together.
 
-Append-only: a step's own keys and values are written once, in the column of its time and its beam, and never move.
-When beams change places, a table changes instead: `ancestors[b, k, t]` is the beam in whose column of time t the token
-lies that beam k of row b has there (the "cache indirection" of faster decoders). A gather of the cache, which at full
-size costs more than a step's attention, is never done.
+The cache is append-only: a step's keys and values are written once, in the column of their time and beam, and never
+move. When beams change places, only the table `ancestors` changes: `ancestors[b, k, t]` is the beam whose column at
+time t holds the token of row b's beam k. Faster decoders call this cache indirection. It replaces a gather of the
+cache, which at full size costs more than a step's attention.
 """
 
 from __future__ import annotations
@@ -23,20 +23,22 @@ Rows = npt.NDArray[np.intp]
 
 
 def zeros(spec: TensorSpec, shape: tuple[int, ...]) -> Floats:
-    """Where a cache lives unless somebody knows a better place."""
+    """Allocate a tensor of zeros in this process's own memory: the default of `KvCache`."""
     return np.zeros(shape, np.float16 if spec.datatype == "FP16" else np.float32)
 
 
 class KvCache:
-    """Of `rows` captions with `beams` beams each, every one at its own position.
+    """The self-attention's cache of `rows` captions with `beams` beams each, every one at its own position.
 
     Args:
-        allocate: gives the memory of one tensor [rows, ...], all zero: what is masked is multiplied by zero, which
-            only a number survives.
+        contract: gives names, types and shapes of the tensors.
+        rows: number of captions.
+        beams: number of beams of each caption.
+        allocate: allocates a tensor [rows, ...] of zeros; masked values are multiplied by zero and must be numbers.
 
     Attributes:
         tensors: self_key, self_value [rows, H, T, K, d] of each layer, in the order of the contract's step model.
-        ancestors: int32 [rows, K, T]; what lies at a time that is not yet decoded means nothing.
+        ancestors: int32 [rows, K, T], the cache indirection; values at times not yet decoded have no meaning.
     """
 
     def __init__(
@@ -54,20 +56,32 @@ class KvCache:
         ]
         self.ancestors: Ids = np.zeros((rows, beams, contract.max_tokens), np.int32)
 
-    def follow(self, rows: Rows, parents: Ids, positions: Ids) -> None:
-        """Before the step at `positions` [n]: beam k of rows[i] goes on from beam parents[i, k]; int32 [n, K]."""
+    def reorder_beams(self, rows: Rows, parents: Ids, positions: Ids) -> None:
+        """Let each beam continue another one; called before each step.
+
+        Args:
+            rows: the n rows of the step.
+            parents: int32 [n, K]; beam k of rows[i] continues beam parents[i, k].
+            positions: int32 [n], the position of the step in each row.
+        """
         ancestors = np.take_along_axis(self.ancestors[rows], parents[:, :, None], axis=1)
-        later = np.flatnonzero(positions)  # at the beginning there is nothing to go on from
+        later = np.flatnonzero(positions)  # at position 0 there is nothing to continue
         ancestors[later, :, positions[later] - 1] = parents[later]
         self.ancestors[rows] = ancestors
 
     def append(self, rows: Rows, new_kv: Floats, positions: Ids) -> None:
-        """After the step at `positions` [n]: the rows' own keys and values, [n, K, L, 2, H, d]."""
+        """Store the keys and values of a step.
+
+        Args:
+            rows: the n rows of the step.
+            new_kv: [n, K, L, 2, H, d], as the step model returned them.
+            positions: int32 [n], the position of the step in each row.
+        """
         for number, tensor in enumerate(self.tensors):
             layer, part = divmod(number, 2)
             tensor[rows, :, positions] = new_kv[:, :, layer, part].transpose(0, 2, 1, 3)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows only, in this order."""
+        """Keep only these rows, in this order."""
         self.tensors = [tensor[rows] for tensor in self.tensors]
         self.ancestors = self.ancestors[rows]

@@ -2,7 +2,7 @@
 """Every size, tensor name and token id that two parts of the project must agree on, once.
 
 The export writes it as `model_contract.json` beside the models; the gateway reads it and compares it with what Triton
-reports. Knows nothing about where the models run.
+reports.
 
 Shape legend, used in all docstrings: B photos (Triton's batch axis, not listed in shapes below), K beams of one photo,
 S encoder positions, D width, L decoder layers, H heads, d width of a head, T most tokens of a caption, C candidates
@@ -22,7 +22,7 @@ from typing import Literal, get_args
 
 CONTRACT_FILE = "model_contract.json"
 REFINEMENT_FILE = "refinement.json"  # beside it, where the checkpoint was calibrated
-# 2: caches per layer, append-only, beams told apart by their ancestors. 3: the encoder may have a query head.
+# 2: caches per layer, append-only, beams distinguished by their ancestors. 3: the encoder may have a query head.
 CONTRACT_VERSION = 3
 
 ENCODER = "vit_encoder"
@@ -164,7 +164,7 @@ class ModelContract:
         """One token per beam: attends to the beam's ancestors in the cache, returns the C best next tokens.
 
         `ancestors[k, t]` is the beam in whose column of time t < position the token lies that beam k has there. So
-        the cache is only ever appended to: whoever owns it writes `new_kv` at `position`, and no beam is ever moved.
+        the cache is append-only: its owner writes `new_kv` at `position`, and no beam is ever moved.
         """
         return ModelSpec(
             STEP,

@@ -2,7 +2,7 @@
 """A decoded photo -> its caption, its query, and how likely each query is.
 
 With the rule `LIKELIEST_WORDS` the query is the likeliest one of the distribution, and the caption that is shown ends
-with it. Pure; knows the tokenizer and the query classes, not the model.
+with it.
 """
 
 from __future__ import annotations

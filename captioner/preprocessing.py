@@ -3,7 +3,7 @@
 
 What arrives is hostile: the format is checked against an allow-list, size and scan count before anything is decoded
 (Pillow's own threat model; libjpeg-turbo's "Two Issues with the JPEG Standard" for the scans). Normalisation is not
-done here: it is part of the encoder graph. Knows nothing about gRPC.
+done here: it is part of the encoder graph.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MAX_EXIF_BYTES = 128 * 1024
 # fit into a megabyte. A PNG of 8 MB in libpng's chunks takes 4,000, other real files far fewer.
 MAX_READS = 40_000
 
-# Pillow inflates a PNG's texts, which nobody here reads; it would accept 64 MB of them.
+# Pillow inflates a PNG's texts, which are not used here; it would accept 64 MB of them.
 PngImagePlugin.MAX_TEXT_MEMORY = 8 * 2**20
 
 # The markers that libjpeg skips with what follows them. At a damaged place inside a scan it steps over any other (those
@@ -118,7 +118,7 @@ def decode_photo(
 
 
 def check_number_of_bytes(data: bytes, limits: ImageLimits) -> None:
-    """The first check of `decode_photo`, for who would otherwise send the bytes to another process in vain.
+    """The first check of `decode_photo`, before the bytes are sent to another process.
 
     Raises:
         ImageError: there are none.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Caption -> search query: the paper's last two words, and back. Pure text; knows no model and no search engine."""
+"""Caption -> search query: the paper's last two words, and back. Pure text."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Outlines of garments as points: smooth lines, ellipses, and shapes from their right halves.
 
-Knows nothing about pictures; the units are the garment's own (see `drawing_pen`).
+The units are the garment's own (see `pen.py`).
 """
 
 from __future__ import annotations

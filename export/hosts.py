@@ -19,7 +19,7 @@ from captioner.model_contract import ModelContract
 from export.onnx_captioner import OnnxCaptioner
 from search_gateway.deadline import Deadline
 from search_gateway.engine.scheduler import CaptionScheduler
-from search_gateway.triton.client import SharedMemory, TritonInference
+from search_gateway.triton.client import SharedMemory, TritonClient
 from search_gateway.triton.embedded import EmbeddedTriton
 
 Pixels = npt.NDArray[np.uint8]
@@ -60,9 +60,9 @@ def triton_host(repository: Path) -> Iterator[Caption]:
             runner.run(inference.close())
 
 
-async def _connect(triton: EmbeddedTriton, contract: ModelContract) -> TritonInference:
+async def _connect(triton: EmbeddedTriton, contract: ModelContract) -> TritonClient:
     # gRPC's asynchronous channel belongs to the loop it is made in.
-    inference = TritonInference(
+    inference = TritonClient(
         triton.grpc_address, contract, shared_memory=SharedMemory.EMBEDDED, region_prefix=triton.shm_prefix
     )
     await inference.check_contract()

@@ -112,7 +112,7 @@ class OnnxCaptioner:
             position = inputs[0].position
             every = np.arange(len(active))
             positions = np.full(len(active), position, np.int32)
-            cache.follow(every, np.stack([one.parents for one in inputs]), positions)
+            cache.reorder_beams(every, np.stack([one.parents for one in inputs]), positions)
             tokens = np.stack([one.tokens for one in inputs])
             feeds = self._step_feeds(tokens, position, cache, cross)
             yield feeds

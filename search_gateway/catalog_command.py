@@ -22,7 +22,7 @@ from search_gateway.catalog.build.photo import PHOTO_LIMITS
 from search_gateway.catalog.build.report import BuildReport
 from search_gateway.config import GatewayConfig
 from search_gateway.deadline import Deadline
-from search_gateway.triton.client import TritonInference
+from search_gateway.triton.client import TritonClient
 from search_gateway.triton.embedded import EmbeddedTriton
 
 _PHOTOS_PER_CALL = 16  # Triton takes 32 at most
@@ -83,7 +83,7 @@ class Embedder:
         self._contract = contract
         self._closing = contextlib.ExitStack()
         self._one_start = threading.Lock()
-        self._inference: TritonInference | None = None
+        self._inference: TritonClient | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="embedder", daemon=True)
 
@@ -107,7 +107,7 @@ class Embedder:
                 self._inference = self._started()
         return self._run(self._embed(self._inference, photos))
 
-    def _started(self) -> TritonInference:
+    def _started(self) -> TritonClient:
         if self._config.triton_address:
             address = self._config.triton_address[0]
         else:
@@ -117,14 +117,12 @@ class Embedder:
         self._closing.callback(lambda: self._run(inference.close()))
         return inference
 
-    async def _connected(self, address: str) -> TritonInference:
-        inference = TritonInference(address, self._contract)
+    async def _connected(self, address: str) -> TritonClient:
+        inference = TritonClient(address, self._contract)
         await inference.check_contract()
         return inference
 
-    async def _embed(
-        self, inference: TritonInference, photos: Sequence[npt.NDArray[np.uint8]]
-    ) -> npt.NDArray[np.float32]:
+    async def _embed(self, inference: TritonClient, photos: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
         deadline = Deadline(_BATCH_SECONDS)
         calls = [
             inference.encode(np.stack(photos[start : start + _PHOTOS_PER_CALL]), deadline, embeddings_only=True)

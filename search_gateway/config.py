@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -14,6 +15,11 @@ from search_gateway.errors import ConfigError
 
 PREFIX = "CAPTRIEVE_"
 PROVIDER_NAMES = ("duckduckgo", "catalog", "replay")
+
+_log = logging.getLogger(__name__)
+
+# Former names of variables: they still work, with a warning.
+_RENAMED = {f"{PREFIX}LOOKALIKE_WEIGHT": f"{PREFIX}NEIGHBOUR_WEIGHT"}
 
 # Read by the client's command line, not by the gateway; not a typing error here.
 _OTHERS = {"CAPTRIEVE_ADDRESS"}
@@ -33,10 +39,10 @@ class GatewayConfig:
     duckduckgo_region: str = "us-en"  # DuckDuckGo's region code
     duckduckgo_safesearch: str = "moderate"  # on, moderate or off
     duckduckgo_colour_filter: bool = False  # ask for pictures in the one colour that the query names
-    duckduckgo_min_interval_seconds: float = 1.0  # between two calls to DuckDuckGo, of all requests together
+    duckduckgo_min_interval_seconds: float = 1.0  # minimum time between two calls to DuckDuckGo
     cache_bytes: int = 64 * 2**20  # of remembered answers from the web, in memory; 0: none
-    cache_ttl_seconds: float = 3600.0  # for so long an answer is given again without asking
-    cache_stale_seconds: float = 86400.0  # for so much longer it is given while the provider fails
+    cache_ttl_seconds: float = 3600.0  # how long a cached answer counts as fresh
+    cache_stale_seconds: float = 86400.0  # how much longer it may replace a failure of the provider
     replay: Path | None = None  # recording for the provider "replay"
     replay_latency_seconds: float = 0.0  # that the provider "replay" takes for an answer
     replay_failure_ratio: float = 0.0  # share of its answers that are failures, 0 to 1
@@ -55,7 +61,7 @@ class GatewayConfig:
     min_visual_score: float = 0.4  # cosine, -1 to 1; what it keeps: benchmarks/visual_threshold.py
     min_semantic_score: float = 0.5  # agreement with what the photo may be called, 0 to 1
     visual_weight: float = 0.5  # of the visual score in the final one, 0 to 1; the semantic score has the rest
-    lookalike_weight: float = 0.5  # of lookalikes' names in what the photo may be, 0 to 1; the caption has the rest
+    neighbour_weight: float = 0.5  # of the nearest neighbours' names, 0 to 1; the caption has the rest
     caption_thumbnails: int = 0  # of the best results whose titles leave a word open, 0 to 20: see docs/refinement.md
     reflection: bool = True  # serve gRPC reflection
     drain_seconds: float = 10.0  # at SIGTERM, for requests in flight to finish
@@ -98,7 +104,7 @@ class GatewayConfig:
             ("min_visual_score", -1, 1),
             ("min_semantic_score", 0, 1),
             ("visual_weight", 0, 1),
-            ("lookalike_weight", 0, 1),
+            ("neighbour_weight", 0, 1),
             ("caption_thumbnails", 0, 20),
             ("drain_seconds", 0, 600),
             ("duckduckgo_min_interval_seconds", 0, 3600),
@@ -126,7 +132,12 @@ class GatewayConfig:
         fields = {field.name: field for field in dataclasses.fields(cls)}
         values: dict[str, object] = {}
         problems = []
-        for variable, text in environ.items():
+        for old, new in _RENAMED.items():
+            if old in environ and new in environ:
+                problems.append(f"{old} is the former name of {new}: set one of them")
+            elif old in environ:
+                _log.warning("%s is deprecated: it is called %s now", old, new)
+        for variable, text in with_current_names(environ).items():
             if not variable.startswith(PREFIX) or variable in _OTHERS:
                 continue
             name = variable.removeprefix(PREFIX).lower()
@@ -144,6 +155,11 @@ class GatewayConfig:
         if problems:
             raise ConfigError("\n".join(problems))
         return config
+
+
+def with_current_names(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables, each former name replaced by the current one."""
+    return {_RENAMED.get(name, name): text for name, text in environ.items()}
 
 
 def _parse(annotation: str, text: str) -> object:

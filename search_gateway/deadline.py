@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one deadline of a request, handed to every stage. Knows nothing about gRPC."""
+"""The one deadline of a request, handed to every stage."""
 
 from __future__ import annotations
 

@@ -18,18 +18,20 @@ from captioner.photo_words import photo_words
 from captioner.query import QueryRule
 from search_gateway.deadline import Deadline
 from search_gateway.errors import InvalidPhotoError, PhotoTooLargeError, SearchError
-from search_gateway.imaging.decoder_pool import PhotoDecoder
+from search_gateway.imaging.decoder_pool import DecoderPool
 from search_gateway.providers.chain import Degradation
-from search_gateway.ranking.rerank import Judged, Refined, Seen, Verdict
+from search_gateway.ranking.rerank import InspectedCandidate, RerankResult, ScoredResult, Verdict
 from search_gateway.triton.pool import TritonPool
 
 # What no word can help any more is not read.
 _WORTH_READING = (Verdict.KEPT, Verdict.DROPPED_SEMANTIC, Verdict.DROPPED_OVER_LIMIT)
 
 
-def worth_reading(refined: Refined) -> list[Judged]:
+def worth_reading(reranked: RerankResult) -> list[ScoredResult]:
     """Those whose titles leave open what their pictures might settle, best first."""
-    doubtful = [one for one in refined.kept + refined.dropped if one.is_open and one.verdict in _WORTH_READING]
+    doubtful = [
+        one for one in reranked.kept + reranked.dropped if one.is_undetermined and one.verdict in _WORTH_READING
+    ]
     return sorted(doubtful, key=lambda one: -one.score)
 
 
@@ -41,7 +43,7 @@ class PictureReader:
 
     def __init__(
         self,
-        photos: PhotoDecoder,
+        photos: DecoderPool,
         tritons: TritonPool,
         tokenizer: CaptionTokenizer,
         contract: ModelContract,
@@ -57,14 +59,14 @@ class PictureReader:
         self._rule = QueryRule.LIKELIEST_WORDS if query_classes else QueryRule.LAST_TWO_WORDS
 
     async def read(
-        self, refined: Refined, seen: Sequence[Seen], deadline: Deadline
-    ) -> tuple[list[Seen], list[Degradation]]:
+        self, reranked: RerankResult, seen: Sequence[InspectedCandidate], deadline: Deadline
+    ) -> tuple[list[InspectedCandidate], list[Degradation]]:
         """The same candidates in the same order, the best of those in doubt with their picture's words.
 
-        A picture that cannot be read in time is left without words; that is told, not raised.
+        A picture that cannot be read in time is left without words, which the answer reports as degraded.
         """
         places = {id(one.candidate): place for place, one in enumerate(seen)}
-        readable = (one for one in worth_reading(refined) if one.thumbnail)
+        readable = (one for one in worth_reading(reranked) if one.thumbnail)
         wanted = [places[id(one.candidate)] for one in itertools.islice(readable, self._max_pictures)]
         problems: list[SearchError] = []
         words = await asyncio.gather(*(self._words(seen[place], deadline, problems) for place in wanted))
@@ -76,7 +78,7 @@ class PictureReader:
         reason = f"{len(problems)} of {len(wanted)} thumbnails could not be captioned: {problems[0]}"
         return read, [Degradation("picture words", reason)]
 
-    async def _words(self, seen: Seen, deadline: Deadline, problems: list[SearchError]) -> str:
+    async def _words(self, seen: InspectedCandidate, deadline: Deadline, problems: list[SearchError]) -> str:
         """The thumbnail's query by the model's usual rule; empty, and a problem added, where there is none in time."""
         try:
             deadline.check("reading the thumbnails")

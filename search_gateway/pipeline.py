@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way of a request, in eight named steps. Knows nothing about gRPC or protobuf.
+"""The eight steps of a request.
 
 Each step is one method below `search`; what they need is made once in `server.py`.
 """
@@ -22,16 +22,23 @@ from captioner.photo_words import PhotoWords, photo_words
 from captioner.query import QueryRule
 from search_gateway.deadline import Deadline
 from search_gateway.errors import InvalidPhotoError, PhotoTooLargeError, SearchError
-from search_gateway.imaging.decoder_pool import PhotoDecoder
+from search_gateway.imaging.decoder_pool import DecoderPool
 from search_gateway.picture_reader import PictureReader
 from search_gateway.providers.base import Candidate
-from search_gateway.providers.chain import Degradation, Found, ProviderChain
-from search_gateway.ranking.duplicates import small_copy
+from search_gateway.providers.chain import Degradation, ProviderChain, ProviderResult
+from search_gateway.ranking.duplicates import colour_grid
 from search_gateway.ranking.empty_reason import empty_reason
-from search_gateway.ranking.query_hypotheses import Readings, photo_readings
-from search_gateway.ranking.rerank import Judged, Refined, RefinementLimits, Seen, Verdict, refine
+from search_gateway.ranking.query_hypotheses import QueryHypotheses, photo_hypotheses
+from search_gateway.ranking.rerank import (
+    InspectedCandidate,
+    RefinementLimits,
+    RerankResult,
+    ScoredResult,
+    Verdict,
+    rerank,
+)
 from search_gateway.ranking.word_agreement import Synonyms, with_words
-from search_gateway.stage_timer import Stopwatch
+from search_gateway.stage_timer import StageTimer
 from search_gateway.thumbnails.fetcher import ThumbnailError, ThumbnailFetcher
 from search_gateway.triton.pool import TritonPool
 
@@ -47,7 +54,7 @@ class SearchOptions:
     query_rule: QueryRule
     query_override: str | None  # search for these words, do not caption
     override_colour: str | None = None  # in the place of the query's own colour
-    override_thing: str | None = None  # in the place of the query's own thing
+    override_product_type: str | None = None  # replaces the query's own product type
     provider: str | None  # None: the chain
     max_candidates: int
     limits: RefinementLimits
@@ -66,9 +73,9 @@ class CaptionAnswer:
 class SearchAnswer:
     caption: Caption | None  # None where the query was given
     query: str
-    readings: Readings  # what the photo may be called, most likely first
-    found: Found
-    refined: Refined
+    hypotheses: QueryHypotheses  # most likely first
+    found: ProviderResult
+    reranked: RerankResult
     empty_reason: str
     degraded: list[Degradation]
     timings_ms: dict[str, float]
@@ -76,21 +83,21 @@ class SearchAnswer:
     no_product_probability: float = 0.0  # 0 where the model has no query head, or the photo was not captioned
 
 
-SearchEvent = Caption | str | Judged | SearchAnswer
+SearchEvent = Caption | str | ScoredResult | SearchAnswer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
     contract: ModelContract
     tokenizer: CaptionTokenizer
-    photos: PhotoDecoder
-    small_photos: PhotoDecoder  # for thumbnails: tighter limits, and processes that no photo waits for
+    photos: DecoderPool
+    small_photos: DecoderPool  # for thumbnails: tighter limits, and processes that no photo waits for
     tritons: TritonPool
     providers: ProviderChain
     thumbnails: ThumbnailFetcher
     thumbnail_timeout_seconds: float
     pictures: PictureReader | None = None  # a second opinion on the best candidates; None: titles alone count
-    synonyms: Synonyms = field(default_factory=Synonyms.of_the_trade)
+    synonyms: Synonyms = field(default_factory=Synonyms.builtin)
     query_classes: Sequence[str] = ()  # of the model's query head; empty where it has none
 
     async def caption(
@@ -101,8 +108,8 @@ class Pipeline:
         Raises:
             SearchError: any leaf of the tree but ProviderError.
         """
-        watch = Stopwatch()
-        self.tritons.check_room(decoding)
+        watch = StageTimer()
+        self.tritons.check_capacity(decoding)
         pixels = await self._preprocess(data, watch, deadline)
         words, _ = await self._words(pixels, decoding, rule, watch, deadline)
         return CaptionAnswer(words.caption, words.query, watch.milliseconds(), words.rule, words.no_product_probability)
@@ -113,10 +120,10 @@ class Pipeline:
         Raises:
             SearchError: any leaf of the tree; a provider that fails is no error but part of the answer.
         """
-        watch = Stopwatch()
+        watch = StageTimer()
         self.providers.check(options.provider)
         if options.query_override is None:
-            self.tritons.check_room(options.decoding)
+            self.tritons.check_capacity(options.decoding)
         pixels = await self._preprocess(data, watch, deadline)  # 1
         words: PhotoWords | None = None
         query = options.query_override
@@ -132,31 +139,31 @@ class Pipeline:
         yield query
         found, seen, degraded = await self._search(query, options, embedding, watch, deadline)  # 6, 7
         with watch.stage("refine"):  # 8
-            readings = self._readings(words, query, options, embedding, found.candidates)
-            refined = refine(embedding, query, readings, seen, options.limits, self.synonyms)
+            hypotheses = self._hypotheses(words, query, options, embedding, found.candidates)
+            reranked = rerank(embedding, query, hypotheses, seen, options.limits, self.synonyms)
         if self.pictures is not None:
             with watch.stage("read"):
                 reading = Deadline(max(0.0, deadline.remaining_seconds() - _RESERVE_SECONDS))
-                read, problems = await self.pictures.read(refined, seen, reading)
+                read, problems = await self.pictures.read(reranked, seen, reading)
             with watch.stage("refine"):
-                refined = refine(embedding, query, readings, read, options.limits, self.synonyms)
+                reranked = rerank(embedding, query, hypotheses, read, options.limits, self.synonyms)
             degraded = degraded + problems
-        for result in refined.kept:
+        for result in reranked.kept:
             yield result
         yield SearchAnswer(
             None if words is None else words.caption,
             query,
-            readings,
+            hypotheses,
             found,
-            refined,
-            "" if refined.kept else empty_reason(query, found.provider, refined),
+            reranked,
+            "" if reranked.kept else empty_reason(query, found.provider, reranked),
             degraded,
             watch.milliseconds(),
             None if words is None else words.rule,
             0.0 if words is None else words.no_product_probability,
         )
 
-    async def _preprocess(self, data: bytes, watch: Stopwatch, deadline: Deadline) -> npt.NDArray[np.uint8]:
+    async def _preprocess(self, data: bytes, watch: StageTimer, deadline: Deadline) -> npt.NDArray[np.uint8]:
         with watch.stage("preprocess"):
             return await self.photos.decode(data, deadline)
 
@@ -165,10 +172,10 @@ class Pipeline:
         pixels: npt.NDArray[np.uint8],
         decoding: DecodingOptions,
         rule: QueryRule,
-        watch: Stopwatch,
+        watch: StageTimer,
         deadline: Deadline,
     ) -> tuple[PhotoWords, npt.NDArray[np.float32]]:
-        """Words and embedding; encoder, prefill and decoding, after waiting for a place among those decoded."""
+        """Words and embedding: queue, encoder, prefill, decoding, and the query."""
         decoded = await self.tritons.caption(pixels, decoding, deadline)
         for stage, seconds in decoded.seconds.items():
             watch.add(stage, seconds)
@@ -181,14 +188,14 @@ class Pipeline:
         query: str,
         options: SearchOptions,
         embedding: npt.NDArray[np.float32],
-        watch: Stopwatch,
+        watch: StageTimer,
         deadline: Deadline,
-    ) -> tuple[Found, list[Seen], list[Degradation]]:
+    ) -> tuple[ProviderResult, list[InspectedCandidate], list[Degradation]]:
         """Candidates and their thumbnails, of the first provider one of whose candidates could be looked at."""
         if not query:
-            return Found("", []), [], []
-        found: Found | None = None
-        seen: list[Seen] = []
+            return ProviderResult("", []), [], []
+        found: ProviderResult | None = None
+        seen: list[InspectedCandidate] = []
         degraded: list[Degradation] = []
         while True:
             with watch.stage("search"):  # 6
@@ -206,28 +213,32 @@ class Pipeline:
             if not found.candidates or any(one.embedding is not None for one in seen):
                 return found, seen, degraded
 
-    def _readings(
+    def _hypotheses(
         self,
         words: PhotoWords | None,
         query: str,
         options: SearchOptions,
         embedding: npt.NDArray[np.float32],
         candidates: Sequence[Candidate],
-    ) -> Readings:
-        """What the photo may be called; a query that somebody gave is all that it may be."""
+    ) -> QueryHypotheses:
+        """The query hypotheses; a query that the caller gave is the only one."""
         if words is None:
-            return Readings.certain(query)
-        weight = options.limits.lookalike_weight
-        readings = photo_readings(words.caption, words.rule, embedding, candidates, weight, words.distribution)
-        return readings.changed(lambda one: self._overridden(one, options))
+            return QueryHypotheses.certain(query)
+        weight = options.limits.neighbour_weight
+        hypotheses = photo_hypotheses(words.caption, words.rule, embedding, candidates, weight, words.distribution)
+        return hypotheses.changed(lambda one: self._overridden(one, options))
 
     def _overridden(self, query: str, options: SearchOptions) -> str:
         """The query with the words that the caller wants instead of its own."""
-        if options.override_colour is None and options.override_thing is None:
+        if options.override_colour is None and options.override_product_type is None:
             return query
-        return with_words(query, self.synonyms.colours, colour=options.override_colour, thing=options.override_thing)
+        return with_words(
+            query, self.synonyms.colours, colour=options.override_colour, product_type=options.override_product_type
+        )
 
-    async def _see(self, candidates: Sequence[Candidate], deadline: Deadline) -> tuple[list[Seen], list[Degradation]]:
+    async def _see(
+        self, candidates: Sequence[Candidate], deadline: Deadline
+    ) -> tuple[list[InspectedCandidate], list[Degradation]]:
         """Embeddings of all candidates' thumbnails, fetched where the provider does not bring them."""
         deadline = Deadline(max(0.0, deadline.remaining_seconds() - _RESERVE_SECONDS))
         problems: list[SearchError] = []
@@ -241,32 +252,34 @@ class Pipeline:
             degraded.append(Degradation("inference", reason))
         return list(seen), degraded
 
-    async def _see_one(self, candidate: Candidate, deadline: Deadline, problems: list[SearchError]) -> Seen:
+    async def _see_one(
+        self, candidate: Candidate, deadline: Deadline, problems: list[SearchError]
+    ) -> InspectedCandidate:
         """One candidate; what is not its own fault is added to `problems`."""
         if candidate.embedding is not None:
-            return Seen(candidate, candidate.embedding, candidate.thumbnail)
+            return InspectedCandidate(candidate, candidate.embedding, candidate.thumbnail)
         thumbnail = candidate.thumbnail
         try:
             if thumbnail is None:
                 seconds = min(self.thumbnail_timeout_seconds, deadline.remaining_seconds())
                 if seconds <= 0:
-                    return Seen(candidate, None, None, Verdict.DROPPED_UNFETCHABLE)
+                    return InspectedCandidate(candidate, None, None, Verdict.DROPPED_UNFETCHABLE)
                 thumbnail = await self.thumbnails.fetch(candidate.thumbnail_url, seconds)
             embedding, copy = await self._embedding(thumbnail, deadline)
         except (InvalidPhotoError, PhotoTooLargeError):
-            return Seen(candidate, None, None, Verdict.DROPPED_UNDECODABLE)
+            return InspectedCandidate(candidate, None, None, Verdict.DROPPED_UNDECODABLE)
         except ThumbnailError as error:
             _log.info("thumbnail not fetched: %s", error)
-            return Seen(candidate, None, None, Verdict.DROPPED_UNFETCHABLE)
+            return InspectedCandidate(candidate, None, None, Verdict.DROPPED_UNFETCHABLE)
         except SearchError as error:
             # Triton went away or time ran out: the words are still worth an answer.
             problems.append(error)
-            return Seen(candidate, None, None, Verdict.DROPPED_UNFETCHABLE)
-        return Seen(candidate, embedding, thumbnail, small_copy=copy)
+            return InspectedCandidate(candidate, None, None, Verdict.DROPPED_UNFETCHABLE)
+        return InspectedCandidate(candidate, embedding, thumbnail, colour_grid=copy)
 
     async def _embedding(
         self, thumbnail: bytes, deadline: Deadline
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-        """A thumbnail as embedding and as small copy."""
+        """A thumbnail's embedding and colour grid."""
         pixels = await self.small_photos.decode(thumbnail, deadline)
-        return await self.tritons.embed(pixels, deadline), small_copy(pixels)
+        return await self.tritons.embed(pixels, deadline), colour_grid(pixels)

@@ -24,7 +24,7 @@ from search_gateway.api.error_interceptor import ErrorInterceptor
 from search_gateway.api.search_service import SearchService
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import ConfigError, InferenceError
-from search_gateway.imaging.decoder_pool import PhotoDecoder
+from search_gateway.imaging.decoder_pool import DecoderPool
 from search_gateway.kserve import kserve_service, protocol
 from search_gateway.picture_reader import PictureReader
 from search_gateway.pipeline import Pipeline
@@ -36,7 +36,7 @@ from search_gateway.thumbnails.fetcher import ThumbnailFetcher
 from search_gateway.triton.client import SharedMemory, load_cuda
 from search_gateway.triton.embedded import EmbeddedTriton
 from search_gateway.triton.pool import TritonPool
-from search_gateway.triton.replica import TritonHost
+from search_gateway.triton.replica import TritonReplica
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Gateway:
         self._make_thumbnails = thumbnails
         self._closing = contextlib.AsyncExitStack()
         self._stopped = asyncio.Event()
-        self._hosts: list[TritonHost] = []
+        self._replicas: list[TritonReplica] = []
         self.address = ""  # HOST:PORT it listens on
 
     async def __aenter__(self) -> Gateway:
@@ -86,7 +86,7 @@ class Gateway:
     @property
     def triton(self) -> EmbeddedTriton | None:
         """The embedded one, where there is one."""
-        return next((host.embedded for host in self._hosts), None)
+        return next((replica.embedded for replica in self._replicas), None)
 
     async def wait(self) -> None:
         """Return when `stop` was called."""
@@ -109,13 +109,13 @@ class Gateway:
         self._closing.push_async_callback(thumbnails.close)
         cache = cache_for(config)
         made = self._extra_providers
-        # Before Triton starts: wrong settings are told at once.
+        # Before Triton starts, so that wrong settings fail at once.
         if made is None:
             made = make_providers(config, model_fingerprint(contract), cache, thumbnails)
         providers = ProviderChain(made, config.provider_timeout_seconds)
         self._closing.push_async_callback(providers.close)
         server = self._make_server()
-        # Bound before Triton starts: a taken port is told at once, and found ports cannot take ours.
+        # Bound before Triton starts: a port in use fails at once, and Triton's free ports cannot be ours.
         port = self._bind(server)
         # Their processes start while Triton does.
         photos = self._photo_decoder(
@@ -144,8 +144,8 @@ class Gateway:
         self.address = f"{config.listen_address.rpartition(':')[0]}:{port}"
         _log.info("ready on %s: model %s, providers %s", self.address, contract.model, ", ".join(providers.names))
 
-    def _photo_decoder(self, contract: ModelContract, limits: ImageLimits) -> PhotoDecoder:
-        decoder = PhotoDecoder(contract, limits, num_workers=self._config.photo_workers)
+    def _photo_decoder(self, contract: ModelContract, limits: ImageLimits) -> DecoderPool:
+        decoder = DecoderPool(contract, limits, num_workers=self._config.photo_workers)
         self._closing.callback(decoder.close)
         return decoder
 
@@ -224,8 +224,8 @@ class Gateway:
                 load_cuda()
             except InferenceError as error:
                 raise ConfigError(f"CAPTRIEVE_TRITON_SHARED_MEMORY is 'cuda': {error}") from error
-        self._hosts = [
-            TritonHost(
+        self._replicas = [
+            TritonReplica(
                 contract,
                 address=address,
                 model_repository=config.model_repository,
@@ -237,17 +237,17 @@ class Gateway:
             for address in config.triton_address or ("",)
         ]
         unreachable: list[InferenceError] = []
-        for host in self._hosts:
-            self._closing.push_async_callback(host.close)
+        for replica in self._replicas:
+            self._closing.push_async_callback(replica.close)
             try:
-                await host.start()
+                await replica.start()
             except InferenceError as error:
-                _log.error("Triton %s cannot be used yet: %s", host.name, error)
+                _log.error("Triton %s cannot be used yet: %s", replica.name, error)
                 unreachable.append(error)
-        if len(unreachable) == len(self._hosts):
-            names = ", ".join(host.name for host in self._hosts)
+        if len(unreachable) == len(self._replicas):
+            names = ", ".join(replica.name for replica in self._replicas)
             raise StartError(f"Triton at {names} cannot be used: {unreachable[0]}") from unreachable[0]
-        tritons = TritonPool(self._hosts)
+        tritons = TritonPool(self._replicas)
         self._closing.push_async_callback(tritons.close)
         return tritons
 

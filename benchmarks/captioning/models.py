@@ -2,7 +2,7 @@
 """What the captioning benchmark runs: checkpoint, photos, our exports and optimum's, all of the same weights.
 
 What takes long is made once in the benchmark's folder and used again while what it was made of is the same. The
-functions import PyTorch: call them in a process of their own. Knows nothing about timing.
+functions import PyTorch: call them in a process of their own.
 """
 
 from __future__ import annotations

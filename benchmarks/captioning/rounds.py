@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Systems take turns on the same photos: one is busy, the others sleep; a figure is the median of a system's turns.
 
-What warms or slows the machine over minutes so meets all alike. A system that fails leaves, with its reason; the others
-go on. Knows nothing about what the systems are.
+What warms or slows the machine over minutes so meets all alike. A system that fails leaves, with its reason; the
+others go on.
 """
 
 from __future__ import annotations

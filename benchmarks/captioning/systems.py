@@ -2,8 +2,7 @@
 """The systems that caption, each behind the same three questions; every one lives in a process of its own.
 
 `generate` and optimum are what users would take instead of ours; ours runs in-process and through Triton and gateway.
-Each imports its libraries when it is made, so that the process of one never holds those of another. Knows nothing about
-turns, tables or other systems.
+Each imports its libraries when it is made, so that the process of one never holds those of another.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ Caption = list[int] | str  # tokens without EOS, or text
 Stage = Literal["encoder", "prefill", "step"]
 
 TURN_SECONDS = 0.5  # a turn goes on for so long, one call at least
-MOST_CALLS = 20  # of a turn
+MAX_CALLS = 20  # of a turn
 WARM_BELOW_SECONDS = 2.0  # calls shorter than this are done once before the turn: others had the caches meanwhile
 _CUDA = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
@@ -113,7 +112,7 @@ def _turn(call: Callable[[], Any], *, ignore: bool = False) -> Turn:
     if seconds >= WARM_BELOW_SECONDS:
         return Turn([seconds], [] if ignore else answer)
     times: list[float] = []
-    while not times or (sum(times) < TURN_SECONDS and len(times) < MOST_CALLS):
+    while not times or (sum(times) < TURN_SECONDS and len(times) < MAX_CALLS):
         seconds, answer = _timed(call)
         times.append(seconds)
     return Turn(times, [] if ignore else answer)

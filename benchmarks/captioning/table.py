@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of a captioning run as Markdown for the README: `python -m benchmarks.captioning.table FILE.json`.
-
-Knows nothing about how figures come about.
-"""
+"""The record of a captioning run as Markdown for the README: `python -m benchmarks.captioning.table FILE.json`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A gateway and its embedded Triton, started for a benchmark and stopped like a clock between its turns.
-
-Knows nothing about captions.
-"""
+"""A gateway and its embedded Triton, started for a benchmark and stopped like a clock between its turns."""
 
 from __future__ import annotations
 

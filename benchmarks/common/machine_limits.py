@@ -3,9 +3,9 @@
 
 `python -m benchmarks.common.machine_limits` prints it.
 
-Measured through the libraries that the captioner uses too (ONNX Runtime and PyTorch), on shapes such as the encoder has
-and on large square ones, with all cores; the best time counts, since anything slower is the machine's other business.
-Knows nothing about captions. PyTorch must be there; where it sees a CUDA GPU, that is what is measured.
+Measured through the libraries that the captioner uses too (ONNX Runtime and PyTorch), on shapes such as the encoder
+has and on large square ones, with all cores; the best time counts, since anything slower is the machine's other
+business. PyTorch must be there; where it sees a CUDA GPU, that is what is measured.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 """An object that lives in a process of its own: asked through a pipe, asleep between questions.
 
 Thread pools of PyTorch and ONNX Runtime in one process spin against each other, and their memory cannot be told apart;
-a crash of one system must not end the others. Knows nothing about what it runs.
+a crash of one system must not end the others.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _live(pipe: Connection, make: Callable[..., Any], arguments: tuple[Any, ...]
                 answer = (True, first_line(error))
             pipe.send(answer)
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
-        pass  # the one who asks is gone
+        pass  # the parent has ended
     except Exception as error:
         with contextlib.suppress(OSError):
             pipe.send((True, first_line(error)))

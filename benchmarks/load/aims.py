@@ -11,12 +11,12 @@ from typing import Any
 from benchmarks.load.phases import BATCHED, IN_FLIGHT, MANY, ONE_AT_A_TIME, PLAIN_LOOP, SINGLE
 
 BUSY, FLOODED = 0.6, 4.0  # shares of the capacity the aims of the open loop are about
-LEAST_OVER_ONE_AT_A_TIME = 4.0
-LEAST_OF_IN_PROCESS = 0.85
-MOST_P99_OF_UNLOADED_P50 = 3.0
-LEAST_GOODPUT_OF_CAPACITY = 0.85
-MOST_SHED_MS = 100.0
-MOST_HEALTH_MS = 200.0
+MIN_OVER_ONE_AT_A_TIME = 4.0
+MIN_OF_IN_PROCESS = 0.85
+MAX_P99_OF_UNLOADED_P50 = 3.0
+MIN_GOODPUT_OF_CAPACITY = 0.85
+MAX_SHED_MS = 100.0
+MAX_HEALTH_MS = 200.0
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ def load_aims(record: Mapping[str, Any]) -> list[LoadAim]:
 def _comparisons(record: Mapping[str, Any]) -> list[LoadAim]:
     speeds = {point["name"]: point["throughput"] for point in record.get("compare", [])}
     wanted: list[tuple[str, float | None]] = [
-        (ONE_AT_A_TIME, LEAST_OVER_ONE_AT_A_TIME),
+        (ONE_AT_A_TIME, MIN_OVER_ONE_AT_A_TIME),
         (PLAIN_LOOP, None),
-        (BATCHED, LEAST_OF_IN_PROCESS),
+        (BATCHED, MIN_OF_IN_PROCESS),
         (SINGLE, None),
     ]
     aims = []
@@ -79,7 +79,7 @@ def _open(record: Mapping[str, Any]) -> list[LoadAim]:
             _most(
                 f"p99 at {BUSY:.0%} ÷ unloaded p50",
                 p99 / unloaded,
-                MOST_P99_OF_UNLOADED_P50,
+                MAX_P99_OF_UNLOADED_P50,
                 f"{p99:.0f} ms ÷ {unloaded:.0f} ms",
             )
         )
@@ -89,19 +89,19 @@ def _open(record: Mapping[str, Any]) -> list[LoadAim]:
             _least(
                 f"goodput at {FLOODED:.0%} ÷ capacity",
                 goodput / capacity,
-                LEAST_GOODPUT_OF_CAPACITY,
+                MIN_GOODPUT_OF_CAPACITY,
                 f"{goodput:.1f} ÷ {capacity:.1f} captions/s",
             )
         )
         if sheds := flooded["shed_latency"]:
             told = f"{sheds['count']} refusals, p50 {sheds['p50']:.0f} ms, max {sheds['max']:.0f} ms"
-            aims.append(_most(f"ms to a refusal at {FLOODED:.0%}, p99", sheds["p99"], MOST_SHED_MS, told))
-            aims.append(_most(f"ms to a refusal at {FLOODED:.0%}, max", sheds["max"], MOST_SHED_MS, told))
+            aims.append(_most(f"ms to a refusal at {FLOODED:.0%}, p99", sheds["p99"], MAX_SHED_MS, told))
+            aims.append(_most(f"ms to a refusal at {FLOODED:.0%}, max", sheds["max"], MAX_SHED_MS, told))
             missing = flooded["counts"]["shed"] - flooded["sheds_with_retry"]
             aims.append(_most("refusals without RetryInfo", missing, 0, f"of {sheds['count']}"))
         if health := flooded["health_latency"]:
             told = f"{health['count']} checks, p50 {health['p50']:.0f} ms, p99 {health['p99']:.0f} ms"
-            aims.append(_most(f"ms to a health answer at {FLOODED:.0%}, max", health["max"], MOST_HEALTH_MS, told))
+            aims.append(_most(f"ms to a health answer at {FLOODED:.0%}, max", health["max"], MAX_HEALTH_MS, told))
             aims.append(_most(f"failed health checks at {FLOODED:.0%}", flooded["health_failures"], 0, told))
     return aims
 

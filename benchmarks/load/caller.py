@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Callers of the gateway, as light as they can be: raw gRPC calls of requests that were serialised before.
 
-Knows the words each photo is to get, and says of every answer what it was. Knows nothing about when to call.
+Knows the words each photo is to get, and says of every answer what it was.
 """
 
 from __future__ import annotations

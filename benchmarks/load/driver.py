@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load by the clock: callers who wait for their answers (closed loop), and arrivals that wait for nobody (open loop).
+"""Load by the clock: callers who wait for their answers (closed loop), and arrivals at given times (open loop).
 
-Calls are any coroutine function from a request's number to its outcome. Time is the event loop's own. Knows nothing
-about gRPC, photos or words.
+Calls are any coroutine function from a request's number to its outcome. Time is the event loop's own.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ Call = Callable[[int], Awaitable[Outcome]]
 Check = Callable[[], Awaitable[bool]]
 
 HEALTH_INTERVAL_SECONDS = 0.05
-# A refused caller of the closed loop comes back when it is told to, but is not to sit out the turn.
+# A refused caller of the closed loop waits as long as the server asks, but at most this long.
 _DEFAULT_RETRY_SECONDS = 0.1
-_MOST_RETRY_SECONDS = 1.0
+_MAX_RETRY_SECONDS = 1.0
 
 
 async def closed_loop(
@@ -70,7 +69,7 @@ async def closed_loop(
                 begin = clock()
             if outcome is not None and outcome.kind == "shed":
                 pause = _DEFAULT_RETRY_SECONDS if outcome.retry_seconds is None else outcome.retry_seconds
-                await asyncio.sleep(min(pause, _MOST_RETRY_SECONDS))
+                await asyncio.sleep(min(pause, _MAX_RETRY_SECONDS))
 
     async with asyncio.TaskGroup() as group:
         for _ in range(callers):

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What became of every request of a load, and what that amounts to: counts, percentiles, rates. Pure.
-
-Knows nothing about gRPC or about how load is made.
-"""
+"""What became of every request of a load, and what that amounts to: counts, percentiles, rates. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from typing import Any, Literal
 # ok: the right words. wrong: an answer with others. shed: refused for fullness. cancelled: by the caller.
 Kind = Literal["ok", "wrong", "shed", "deadline", "unavailable", "cancelled", "other"]
 KINDS: tuple[Kind, ...] = ("ok", "wrong", "shed", "deadline", "unavailable", "cancelled", "other")
-_MOST_DETAILS = 12  # different messages that are kept
+_MAX_DETAILS = 12  # different messages that are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +171,7 @@ def figures_of(turn: LoadTurn, *, deadline_seconds: float = math.inf) -> LoadFig
         stages_ms={stage: fmean(one.get(stage, 0.0) for one in answered) for stage in stages},
         health_latency=Latency.of(check.seconds for check in turn.health),
         health_failures=sum(not check.is_serving for check in turn.health),
-        details=dict(details.most_common(_MOST_DETAILS)),
+        details=dict(details.most_common(_MAX_DETAILS)),
     )
 
 
@@ -197,7 +194,7 @@ def combined(rounds: Sequence[LoadFigures]) -> LoadFigures:
         stages_ms=medians([one.stages_ms for one in rounds]),
         health_latency=_combined_latency([one.health_latency for one in rounds]),
         health_failures=sum(one.health_failures for one in rounds),
-        details=dict(Counter(_sums(one.details for one in rounds)).most_common(_MOST_DETAILS)),
+        details=dict(Counter(_sums(one.details for one in rounds)).most_common(_MAX_DETAILS)),
     )
 
 

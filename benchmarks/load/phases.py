@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The phases of a load test: who is asked when, and what that costs the server's processes.
+"""The phases of a load test: which system is called when, and what that costs the server's processes.
 
 curve    closed loop with ever more callers
 compare  32 callers in flight, the same one at a time, a plain loop before Triton, our models in-process

@@ -13,12 +13,12 @@ import numpy.typing as npt
 from captioner.decoding import DecodingOptions, decoder_for
 from captioner.model_contract import ModelContract
 from search_gateway.deadline import Deadline
-from search_gateway.engine.kv_slots import KvArena
-from search_gateway.triton.client import TritonInference
+from search_gateway.engine.kv_slots import KvSlotPool
+from search_gateway.triton.client import TritonClient
 
 
 async def plain_caption(
-    inference: TritonInference,
+    inference: TritonClient,
     contract: ModelContract,
     pixels: npt.NDArray[np.uint8],
     options: DecodingOptions,
@@ -30,16 +30,16 @@ async def plain_caption(
         InferenceError, OverloadedError, DeadlineError.
     """
     encoded = await inference.encode(pixels[None], deadline)
-    arena = KvArena(contract, slots=1, beams=options.num_beams)  # no region: it goes over gRPC
+    slot_pool = KvSlotPool(contract, slots=1, beams=options.num_beams)  # no region: it goes over gRPC
     assert encoded.hidden_states is not None
-    await inference.prefill(encoded.hidden_states, arena, [0], deadline)
+    await inference.prefill(encoded.hidden_states, slot_pool, [0], deadline)
     decoder = decoder_for(options, contract.bos_token_id, contract.eos_token_id)
     slot = np.zeros(1, np.int64)
     while not decoder.finished:
         asked = decoder.next_input()
         position = np.array([asked.position], np.int32)
-        arena.cache.follow(slot, asked.parents[None], position)
-        answer = await inference.step(arena, 1, asked.tokens[None], position[:, None], deadline)
-        arena.cache.append(slot, answer.new_kv, position)
+        slot_pool.cache.reorder_beams(slot, asked.parents[None], position)
+        answer = await inference.step(slot_pool, 1, asked.tokens[None], position[:, None], deadline)
+        slot_pool.cache.append(slot, answer.new_kv, position)
         decoder.update(answer.candidate_logprobs[0], answer.candidate_tokens[0])
     return [token.token for token in decoder.hypotheses()[0].tokens]

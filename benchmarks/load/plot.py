@@ -14,11 +14,11 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from benchmarks.load.aims import BUSY, MOST_P99_OF_UNLOADED_P50
+from benchmarks.load.aims import BUSY, MAX_P99_OF_UNLOADED_P50
 from benchmarks.load.phases import BATCHED, MANY, ONE_AT_A_TIME, PLAIN_LOOP, SINGLE
 
 _OURS, _TAIL, _SHED, _GREY = "#08519c", "#9ecae1", "#d94801", "#525252"
-_LEAST_APART = 1.2  # factor between labels of the logarithmic axis
+_MIN_APART = 1.2  # factor between labels of the logarithmic axis
 _OTHERS = {
     BATCHED: ("s", "#238b45"),
     SINGLE: ("^", "#74c476"),
@@ -92,7 +92,7 @@ def _open(run: Mapping[str, Any] | None, speed: Axes, latency: Axes) -> None:
         values = [point[kind][percentile] if point[kind] else None for point in points]
         if any(value is not None for value in values):
             latency.plot(shares, values, "o-", color=colour, label=name)
-    aim = MOST_P99_OF_UNLOADED_P50 * run["unloaded_p50_ms"]
+    aim = MAX_P99_OF_UNLOADED_P50 * run["unloaded_p50_ms"]
     latency.plot(
         [100 * BUSY], [aim], "_", color=_GREY, markersize=18, markeredgewidth=2, label=f"aim for p99: {aim:.0f}"
     )
@@ -119,7 +119,7 @@ def _labels(shares: Sequence[float]) -> list[str]:
     """Of a logarithmic axis; those too near to the one before stay empty."""
     labels, last = [], 0.0
     for share in shares:
-        is_apart = share > _LEAST_APART * last
+        is_apart = share > _MIN_APART * last
         labels.append(f"{share:g}" if is_apart else "")
         last = share if is_apart else last
     return labels

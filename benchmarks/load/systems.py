@@ -2,7 +2,7 @@
 """What takes part in a load test, each to live in a process of its own (own_process.py).
 
 LoadDriver calls a gateway. PlainLoop and InProcess caption the same photos without one: a loop per request on a Triton
-of its own, and our ONNX models in batches. Knows nothing about turns or tables.
+of its own, and our ONNX models in batches.
 """
 
 from __future__ import annotations
@@ -137,10 +137,10 @@ class PlainLoop:
     async def _load(self, callers: int, warm_seconds: float, seconds: float) -> LoadTurn:
         from benchmarks.load.plain_loop import plain_caption
         from search_gateway.deadline import Deadline
-        from search_gateway.triton.client import TritonInference
+        from search_gateway.triton.client import TritonClient
 
         contract = self._contract
-        inference = TritonInference(self._triton.grpc_address, contract)
+        inference = TritonClient(self._triton.grpc_address, contract)
 
         async def call(number: int) -> Outcome:
             photo = number % len(self._photos)
@@ -169,7 +169,7 @@ class PlainLoop:
             self._signal(signal.SIGSTOP)
 
     def _signal(self, number: signal.Signals) -> None:
-        """To all processes of Triton; not to who watches over it, which does nothing anyway."""
+        """To all processes of Triton, but not to its supervisor, which is idle anyway."""
         for pid in process_tree(self._triton.pid):
             try:
                 os.kill(pid, number)

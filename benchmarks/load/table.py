@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of a load test as text: a table for each phase, then the aims. Knows nothing about measuring."""
+"""The record of a load test as text: a table for each phase, then the aims."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The refinement's weights and thresholds by nDCG@10 on queries whose answers are known. Knows no file and no model.
+"""The refinement's weights and thresholds by nDCG@10 on queries whose answers are known.
 
 First the weights without filters. Their curves are flat around the best, so it is not the best by chance that is taken,
 but of those that cannot be told from it the one that divides most evenly: the one-standard-error rule (Breiman et al.,
@@ -32,7 +32,7 @@ TOLERANCE = 0.005  # of nDCG@10: what keeping wrong pictures out may cost
 
 BY_WORDS = "min_semantic_score, candidates by words alone"  # the name of its curve
 
-# All queries, refined with these limits.
+# All queries, reranked with these limits.
 RankAll = Callable[[RefinementLimits], list[Ranking]]
 
 
@@ -61,7 +61,7 @@ def calibrate(
     *,
     progress: bool = True,
 ) -> Calibrated:
-    """Choose lookalike_weight, visual_weight and min_semantic_score, in this order; the rest of `start` stays.
+    """Choose neighbour_weight, visual_weight and min_semantic_score, in this order; the rest of `start` stays.
 
     Args:
         rank_by_words: of candidates that were found by words alone, as a web search finds them.
@@ -76,7 +76,7 @@ def calibrate(
         curves[what] = found
         return found
 
-    for name in ("lookalike_weight", "visual_weight"):
+    for name in ("neighbour_weight", "visual_weight"):
         chosen = most_even(curve_of(name, WEIGHTS, rank_all, name))
         limits = replace(limits, **{name: chosen.value})  # type: ignore[arg-type]
     curve_of("min_visual_score", VISUAL_SCORES, rank_all, "min_visual_score")

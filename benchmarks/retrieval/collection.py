@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who asks and who is searched: products -> queries, a gallery without their names, and graded relevance.
+"""The test collection: products -> queries, a gallery without their names, and graded relevance.
 
 The gallery is the training split: the catalogue of a shop is what its captioner would be trained on. The queries are
 of the validation split, photos the model never saw: half of its names to calibrate, the other half to evaluate.
-(Training photos would not do: their captions are right more often, and the words would be trusted too much.) All splits
-are by name (`prepare_data.split_share`), so nothing of a query's name is in its gallery.
-Knows no model and no search.
+(Training photos would not do: their captions are right more often, and the words would be trusted too much.) All
+splits are by name (`prepare_data.split_share`), so nothing of a query's name is in its gallery.
 """
 
 from __future__ import annotations

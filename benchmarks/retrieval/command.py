@@ -68,7 +68,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--queries", type=int, help="a sample of so many (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample and of the bootstrap")
     parser.add_argument("--threads", type=int, default=0, help="of ONNX Runtime; 0: one per core")
-    parser.add_argument("--run", type=Path, default=Path(".run/retrieval"), help="where readings are kept")
+    parser.add_argument(
+        "--run", type=Path, default=Path(".run/retrieval"), help="where embeddings and captions of photos are kept"
+    )
     # Evaluation
     parser.add_argument("--beams", type=int, default=4, help="of the row with beam search")
     parser.add_argument("--pictures", action="store_true", help="caption the gallery as well, some minutes more")
@@ -102,7 +104,7 @@ class Prepared:
     queries: list[Query]
     grades: list[npt.NDArray[np.int64]]  # of each query, [gallery]
     gallery: Embeddings
-    picture_words: list[str]  # of the gallery; empty where nobody asked for them
+    picture_words: list[str]  # of the gallery; empty where they were not computed
     catalogue: Path
     fingerprint: str
 
@@ -165,7 +167,7 @@ def limits_of(config: GatewayConfig) -> RefinementLimits:
         min_visual_score=config.min_visual_score,
         min_semantic_score=config.min_semantic_score,
         visual_weight=config.visual_weight,
-        lookalike_weight=config.lookalike_weight,
+        neighbour_weight=config.neighbour_weight,
         max_results=DEPTH,
     )
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A running gateway as one more system: photos go in as files, and what its catalogue answers becomes places.
 
-Its catalogue is built of what `write_gallery` writes. Knows no model and no relevance.
+Its catalogue is built of what `write_gallery` writes.
 """
 
 from __future__ import annotations

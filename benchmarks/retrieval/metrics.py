@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rankings and graded relevance -> precision, nDCG, reciprocal rank a query, and their intervals over queries.
 
-The measures are ir-measures' (trec_eval's: gains are the grades, discount log2(rank + 1)). Knows no system.
+The measures are ir-measures' (trec_eval's: gains are the grades, discount log2(rank + 1)).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def judge(rankings: Sequence[Sequence[int]], grades: Sequence[npt.NDArray[np.int
         rankings: for each query places in the gallery, best first; what is behind the tenth does not count.
         grades: for each query the grade of every place of the gallery, int64 [m].
 
-    A query nothing in the gallery is relevant to is nobody's fault: it scores NaN, leave it out.
+    A query without relevant products in the gallery scores NaN: leave it out.
     """
     scores = {name: np.full(len(rankings), np.nan) for name in METRICS}
     relevant: dict[str, dict[str, int]] = {}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the served models make of a product set's photos, kept in a file so that a second run need not read them again.
 
-One process, ONNX Runtime, no Triton. Knows nothing about queries, galleries or searching.
+One process, ONNX Runtime, no Triton.
 """
 
 from __future__ import annotations

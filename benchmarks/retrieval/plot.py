@@ -16,7 +16,7 @@ from benchmarks.retrieval.calibration import BY_WORDS, Calibrated
 from benchmarks.retrieval.systems import OURS
 
 _LABELS = {
-    "lookalike_weight": "weight of the lookalikes' names",
+    "neighbour_weight": "weight of the nearest neighbours' names",
     "visual_weight": "weight of the visual score",
     "min_visual_score": "least visual score",
     "min_semantic_score": "least semantic score",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of all systems -> the record of a run: means, intervals, paired differences, slices. Knows no model."""
+"""Scores of all systems -> the record of a run: means, intervals, paired differences, slices."""
 
 from __future__ import annotations
 

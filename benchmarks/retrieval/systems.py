@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ways to search that are compared, each a function from a query to places in the gallery, best first.
 
-Words, looks and refinement are the product's own: the catalogue file, its provider, `refine`. Knows nothing about
-relevance.
+Words, looks and refinement are the product's own: the catalogue file, its provider, `rerank`.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from search_gateway.catalog.store import CatalogEntry, CatalogProduct, CatalogSt
 from search_gateway.picture_reader import worth_reading
 from search_gateway.providers.base import Candidate
 from search_gateway.providers.catalog import CatalogProvider
-from search_gateway.ranking.query_hypotheses import Readings, lookalike_readings, photo_readings
-from search_gateway.ranking.rerank import Refined, RefinementLimits, Seen, refine
+from search_gateway.ranking.query_hypotheses import QueryHypotheses, neighbour_hypotheses, photo_hypotheses
+from search_gateway.ranking.rerank import InspectedCandidate, RefinementLimits, RerankResult, rerank
 from search_gateway.ranking.word_agreement import Synonyms
 
 Floats = npt.NDArray[np.float32]
@@ -80,7 +79,7 @@ class SearchedGallery:
         self._loop = asyncio.new_event_loop()
         self._store = CatalogStore.open_for_reading(catalogue, model_fingerprint=fingerprint)
         self._provider = CatalogProvider(catalogue, fingerprint)
-        self._synonyms = Synonyms.of_the_trade()
+        self._synonyms = Synonyms.builtin()
 
     def __enter__(self) -> SearchedGallery:
         return self
@@ -100,28 +99,33 @@ class SearchedGallery:
         """By BM25; among equals in the catalogue's own order."""
         return [place_of(row.path) for row in self._store.find(words_of(words), count, TIMEOUT_SECONDS)]
 
-    def candidates(self, words: str, count: int, embedding: Floats | None) -> list[Seen]:
-        """What the pipeline would refine: found by words and, where an embedding is given, by looks."""
+    def candidates(self, words: str, count: int, embedding: Floats | None) -> list[InspectedCandidate]:
+        """What the pipeline would rerank: found by words and, where an embedding is given, by looks."""
         if not words:
             return []  # as `pipeline.py`: nothing to search for
         found = self._loop.run_until_complete(self._provider.find(words, count, TIMEOUT_SECONDS, embedding))
-        return [Seen(one, one.embedding, one.thumbnail) for one in found]
+        return [InspectedCandidate(one, one.embedding, one.thumbnail) for one in found]
 
-    def lookalikes(self, embedding: Floats, count: int) -> list[Candidate]:
+    def nearest_neighbours(self, embedding: Floats, count: int) -> list[Candidate]:
         """Those of `count` candidates that come by looks."""
         return self._loop.run_until_complete(self._provider.find("", count, TIMEOUT_SECONDS, embedding))
 
-    def refined(
-        self, query: Query, words: str, readings: Readings, seen: Sequence[Seen], limits: RefinementLimits
+    def reranked(
+        self,
+        query: Query,
+        words: str,
+        hypotheses: QueryHypotheses,
+        seen: Sequence[InspectedCandidate],
+        limits: RefinementLimits,
     ) -> Ranking:
-        """The places `refine` keeps."""
-        return _places(refine(query.embedding, words, readings, seen, limits, self._synonyms))
+        """The places that `rerank` keeps."""
+        return _places(rerank(query.embedding, words, hypotheses, seen, limits, self._synonyms))
 
     def answered(
         self,
         query: Query,
         said: PhotoWords,
-        seen: Sequence[Seen],
+        seen: Sequence[InspectedCandidate],
         limits: RefinementLimits,
         picture_words: Sequence[str] | None = None,
     ) -> Ranking:
@@ -131,24 +135,24 @@ class SearchedGallery:
             picture_words: what the picture at each place reads as; NUM_PICTURES in doubt are asked. None: nobody is.
         """
         found = [one.candidate for one in seen]
-        readings = photo_readings(
-            said.caption, said.rule, query.embedding, found, limits.lookalike_weight, said.distribution
+        hypotheses = photo_hypotheses(
+            said.caption, said.rule, query.embedding, found, limits.neighbour_weight, said.distribution
         )
         words = said.query
-        refined = refine(query.embedding, words, readings, seen, limits, self._synonyms)
+        reranked = rerank(query.embedding, words, hypotheses, seen, limits, self._synonyms)
         if picture_words is None:
-            return _places(refined)
-        asked = {place_of(one.candidate.url) for one in worth_reading(refined)[:NUM_PICTURES]}
+            return _places(reranked)
+        asked = {place_of(one.candidate.url) for one in worth_reading(reranked)[:NUM_PICTURES]}
         places = [place_of(one.candidate.url) for one in seen]
         read = [
             replace(one, picture_words=picture_words[place]) if place in asked else one
             for one, place in zip(seen, places, strict=True)
         ]
-        return self.refined(query, words, readings, read, limits)
+        return self.reranked(query, words, hypotheses, read, limits)
 
 
-def _places(refined: Refined) -> Ranking:
-    return [place_of(one.candidate.url) for one in refined.kept]
+def _places(reranked: RerankResult) -> Ranking:
+    return [place_of(one.candidate.url) for one in reranked.kept]
 
 
 @dataclass(frozen=True)
@@ -179,12 +183,12 @@ def systems(
     by_words = replace(limits, min_visual_score=NO_FILTER, min_semantic_score=0.0, visual_weight=0.0)
     visual_filter = replace(by_words, min_visual_score=limits.min_visual_score)
     semantic_filter = replace(by_words, min_semantic_score=limits.min_semantic_score)
-    caption_alone = replace(limits, lookalike_weight=0.0)
+    caption_alone = replace(limits, neighbour_weight=0.0)
 
     def filtered(query: Query, filters: RefinementLimits) -> Ranking:
         words = query.words.query
         seen = gallery.candidates(words, most, None)
-        return gallery.refined(query, words, Readings.certain(words), seen, filters)
+        return gallery.reranked(query, words, QueryHypotheses.certain(words), seen, filters)
 
     def ours(query: Query, said: PhotoWords, weights: RefinementLimits = limits) -> Ranking:
         return gallery.answered(query, said, gallery.candidates(said.query, most, query.embedding), weights)
@@ -196,19 +200,19 @@ def systems(
 
     def certain(query: Query, words: str) -> Ranking:
         seen = gallery.candidates(words, most, query.embedding)
-        return gallery.refined(query, words, Readings.certain(words), seen, limits)
+        return gallery.reranked(query, words, QueryHypotheses.certain(words), seen, limits)
 
     def pictures_asked(query: Query) -> Ranking:
         seen = gallery.candidates(query.words.query, most, query.embedding)
         return gallery.answered(query, query.words, seen, limits, picture_words=picture_words)
 
-    def named_by_lookalikes(query: Query) -> Ranking:
+    def named_by_neighbours(query: Query) -> Ranking:
         # As ours with the likeliest name in the place of the caption: what can be had without a captioner.
-        names = lookalike_readings(query.embedding, gallery.lookalikes(query.embedding, most))
+        names = neighbour_hypotheses(query.embedding, gallery.nearest_neighbours(query.embedding, most))
         if names is None:
             return []
-        words = names.readings[0].query
-        return gallery.refined(query, words, names, gallery.candidates(words, most, query.embedding), limits)
+        words = names.hypotheses[0].query
+        return gallery.reranked(query, words, names, gallery.candidates(words, most, query.embedding), limits)
 
     every: dict[str, Callable[[Query], Ranking]] = {
         VISUAL: lambda query: gallery.by_looks(query.embedding, count),
@@ -223,7 +227,7 @@ def systems(
         "ours with beams": lambda query: ours(query, query.beams),
         "ours, without lookalikes' names": lambda query: ours(query, query.words, weights=caption_alone),
         "ours, the two words taken as certain": lambda query: certain(query, query.words.query),
-        "lookalikes' names, no captioner": named_by_lookalikes,
+        "lookalikes' names, no captioner": named_by_neighbours,
         "full caption": lambda query: gallery.by_words(whole(query).query, count),
         "full caption, words and looks": lambda query: ours(query, whole(query)),
         "oracle words": lambda query: gallery.by_words(query_from_caption(query.name), count),

@@ -41,13 +41,13 @@ from search_api import search_pb2, search_pb2_grpc
 
 PARTS = ("one-by-one", "turns")
 PHOTOS = 50
-MOST_CPU_SECONDS = 2.0
-MOST_P99_RATIO = 2.0
+MAX_CPU_SECONDS = 2.0
+MAX_P99_RATIO = 2.0
 ALONE, BESIDE_HOSTILE, BESIDE_GOOD = "alone", "beside hostile callers", "beside as many good ones"
 EXPECTED = ("OK", "INVALID_ARGUMENT")
 _TIMEOUT_SECONDS = 30.0
 _QUIET_SECONDS = 0.15  # in which nothing was computed: a worker is replaced in the background
-_MOST_EXPENSIVE = 8  # pictures that the record names
+_MAX_EXPENSIVE = 8  # pictures that the record names
 Record = dict[str, Any]
 
 
@@ -180,8 +180,7 @@ def one_by_one(gateway: GatewayProcess, attacker: OwnProcess) -> Record:
         "unexpected": sorted(name for _, name, status in costs if status not in EXPECTED),
         "most_cpu_seconds": costs[0][0],
         "most_expensive": [
-            {"cpu_seconds": seconds, "name": name, "status": status}
-            for seconds, name, status in costs[:_MOST_EXPENSIVE]
+            {"cpu_seconds": seconds, "name": name, "status": status} for seconds, name, status in costs[:_MAX_EXPENSIVE]
         ],
     }
 
@@ -285,7 +284,7 @@ def table(record: Record) -> str:
         alone = record["one_by_one"]
         lines += [
             f"{alone['files']:,} hostile files, one by one: {_counts(alone['statuses'])}",
-            f"most processor time: {alone['most_cpu_seconds']:.2f} s (limit {MOST_CPU_SECONDS:g} s), of",
+            f"most processor time: {alone['most_cpu_seconds']:.2f} s (limit {MAX_CPU_SECONDS:g} s), of",
             *(f"  {one['cpu_seconds']:5.2f} s  {one['status']:<17} {one['name']}" for one in alone["most_expensive"]),
             "",
         ]
@@ -301,7 +300,7 @@ def table(record: Record) -> str:
                 + (f"  {_counts(turn['failures'])}" if turn["failures"] else "")
             )
         lines += [
-            f"p99 beside hostile callers: {record['p99_ratio']:.2f} times that alone (aim: {MOST_P99_RATIO:g})",
+            f"p99 beside hostile callers: {record['p99_ratio']:.2f} times that alone (aim: {MAX_P99_RATIO:g})",
             f"they got {_counts(record['hostile_statuses'])}",
         ]
     lines.append(f"{record['commit']}, {record['machine']}, load {record['load_average']:.1f}")
@@ -329,4 +328,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Slowness beside others is a result; a wrong status or price is a defect.
     alone = record.get("one_by_one", {"unexpected": [], "most_cpu_seconds": 0.0})
     unexpected = [*alone["unexpected"], *({*record.get("hostile_statuses", {})} - {*EXPECTED})]
-    return 1 if unexpected or alone["most_cpu_seconds"] > MOST_CPU_SECONDS else 0
+    return 1 if unexpected or alone["most_cpu_seconds"] > MAX_CPU_SECONDS else 0

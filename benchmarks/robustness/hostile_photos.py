@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files made here to cost whoever decodes them time or memory, and odd ones that are meant well."""
+"""Files that are made to cost a decoder time or memory, and unusual files that are legal."""
 
 from __future__ import annotations
 

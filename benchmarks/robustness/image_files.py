@@ -66,7 +66,8 @@ def with_scans(jpeg: bytes, count: int) -> bytes:
 def with_hidden_scans(side: int, count: int, marker: int = 0x02) -> bytes:
     """A progressive JPEG of side x side pixels with scans inside a scan, behind a marker that means nothing there.
 
-    Who skips that marker's "length" does not see them; libjpeg, which looks for a restart marker, runs into the first.
+    A parser that skips that marker's "length" does not see them; libjpeg, which looks for a restart marker, decodes
+    them.
     """
     colour = Image.new("RGB", (side, side), (90, 120, 20))
     jpeg = encoded(colour, "JPEG", progressive=True, quality=50, restart_marker_rows=1)

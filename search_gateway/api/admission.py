@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The door: how many requests are worked on at a time, whoever serves them, and how long each may take."""
+"""Admission: how many requests are in progress at a time, over all services, and how long each may take."""
 
 from __future__ import annotations
 

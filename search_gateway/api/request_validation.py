@@ -81,7 +81,7 @@ def search_options(request: search_pb2.SearchRequest, contract: ModelContract, c
         else config.min_semantic_score,
         max_results=max_results,
         visual_weight=config.visual_weight,
-        lookalike_weight=config.lookalike_weight,
+        neighbour_weight=config.neighbour_weight,
     )
     _check("refinement.min_visual_score", limits.min_visual_score, -1, 1)
     _check("refinement.min_semantic_score", limits.min_semantic_score, 0, 1)
@@ -90,7 +90,7 @@ def search_options(request: search_pb2.SearchRequest, contract: ModelContract, c
         query_rule=query_rule(request.query_rule, contract),
         query_override=_query_override(request),
         override_colour=_word_override(request, "colour"),
-        override_thing=_word_override(request, "thing"),
+        override_product_type=_word_override(request, "thing"),
         provider=request.provider if request.HasField("provider") else None,
         max_candidates=max(config.max_candidates, max_results),
         limits=limits,

@@ -16,7 +16,7 @@ from search_gateway.api.admission import Admission
 from search_gateway.api.request_validation import decoding_options, query_rule, search_options
 from search_gateway.config import GatewayConfig
 from search_gateway.pipeline import CaptionAnswer, Pipeline, SearchAnswer
-from search_gateway.ranking.rerank import Judged, Verdict
+from search_gateway.ranking.rerank import ScoredResult, Verdict
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -55,7 +55,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
                     yield search_pb2.SearchEvent(caption=_caption_message(event))
                 case str():
                     yield search_pb2.SearchEvent(query=event)
-                case Judged():
+                case ScoredResult():
                     yield search_pb2.SearchEvent(result=_result_message(event, explain=request.explain))
                 case SearchAnswer():
                     summary = _search_response(event, self._model, explain=request.explain, with_results=False)
@@ -70,7 +70,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
 
     async def _events(
         self, request: search_pb2.SearchRequest, context: Context
-    ) -> AsyncIterator[captions.Caption | str | Judged | SearchAnswer]:
+    ) -> AsyncIterator[captions.Caption | str | ScoredResult | SearchAnswer]:
         with self._admission.admitted():
             options = search_options(request, self._contract, self._config)
             async for event in self._pipeline.search(request.photo, options, self._admission.deadline(context)):
@@ -99,30 +99,32 @@ def _caption_response(answer: CaptionAnswer, model: str) -> search_pb2.CaptionRe
 def _search_response(
     answer: SearchAnswer, model: str, *, explain: bool, with_results: bool
 ) -> search_pb2.SearchResponse:
-    refined = answer.refined
+    reranked = answer.reranked
     response = search_pb2.SearchResponse(
         query=answer.query,
         provider=answer.found.provider,
-        results=_results(refined.kept if with_results else (), explain=explain),
+        results=_results(reranked.kept if with_results else (), explain=explain),
         counts=_counts(answer),
         empty_reason=answer.empty_reason,
         timings=_timings(answer.timings_ms),
         degraded=[search_pb2.Degradation(part=one.part, reason=one.reason) for one in answer.degraded],
-        dropped=_results(refined.dropped if explain else (), explain=explain),
+        dropped=_results(reranked.dropped if explain else (), explain=explain),
         model=model,
-        readings=[search_pb2.Reading(query=one.query, probability=one.probability) for one in answer.readings.readings],
+        readings=[
+            search_pb2.Reading(query=one.query, probability=one.probability) for one in answer.hypotheses.hypotheses
+        ],
         query_rule=_QUERY_RULES[answer.query_rule],
         no_product_probability=answer.no_product_probability,
     )
     if answer.caption is not None:
         response.caption.CopyFrom(_caption_message(answer.caption))
-    if not refined.kept and refined.dropped:
-        response.nearest_miss.CopyFrom(_result_message(refined.dropped[0], explain=explain))
+    if not reranked.kept and reranked.dropped:
+        response.nearest_miss.CopyFrom(_result_message(reranked.dropped[0], explain=explain))
     return response
 
 
 def _counts(answer: SearchAnswer) -> search_pb2.Counts:
-    counts = answer.refined.counts
+    counts = answer.reranked.counts
     found = len(answer.found.candidates)
     return search_pb2.Counts(
         found=found,
@@ -160,11 +162,11 @@ def _caption_message(caption: captions.Caption) -> search_pb2.Caption:
     )
 
 
-def _results(judged: Sequence[Judged], *, explain: bool) -> Iterable[search_pb2.Result]:
+def _results(judged: Sequence[ScoredResult], *, explain: bool) -> Iterable[search_pb2.Result]:
     return [_result_message(one, explain=explain) for one in judged]
 
 
-def _result_message(judged: Judged, *, explain: bool) -> search_pb2.Result:
+def _result_message(judged: ScoredResult, *, explain: bool) -> search_pb2.Result:
     candidate = judged.candidate
     thumbnail = judged.thumbnail or b""
     return search_pb2.Result(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The SQLite file a catalogue is: its tables, whom it belongs to, its transactions and errors.
 
-Knows nothing about searching. An open file belongs to the thread that opened it. One writer and any
-number of readers may have it open; the journal is SQLite's rollback journal, not a WAL, so that a
-reader needs no second file and the finished catalogue can be copied or mounted as the one it is.
+An open file belongs to the thread that opened it. One writer and any number of readers may have it open; the journal
+is SQLite's rollback journal, not a WAL, so that a reader needs no second file and the finished catalogue can be copied
+or mounted as the one it is.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _SCHEMA = (
 
 
 class CatalogError(Exception):
-    """The catalogue cannot be used. One line for whoever runs the gateway: it may name files."""
+    """The catalogue cannot be used. The message is one line for the operator and may name files."""
 
 
 class CatalogOutdatedError(CatalogError):
@@ -59,7 +59,7 @@ class CatalogTimeoutError(CatalogError):
     """No answer within the time given."""
 
 
-class CatalogFile:
+class CatalogDatabase:
     """An open catalogue file."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
@@ -67,7 +67,7 @@ class CatalogFile:
         self._path = path
 
     @classmethod
-    def open_for_reading(cls, path: Path, *, model_fingerprint: str) -> CatalogFile:
+    def open_for_reading(cls, path: Path, *, model_fingerprint: str) -> CatalogDatabase:
         """Open a file to read it.
 
         Raises:
@@ -89,7 +89,7 @@ class CatalogFile:
     @classmethod
     def open_for_writing(
         cls, path: Path, *, photos_folder: Path, model_fingerprint: str, model_name: str
-    ) -> CatalogFile:
+    ) -> CatalogDatabase:
         """Open a file to change it; a missing one is made.
 
         Raises:
@@ -209,13 +209,13 @@ class CatalogFile:
 
 
 @contextmanager
-def _opened(path: Path, mode: str, wait_seconds: float) -> Iterator[CatalogFile]:
+def _opened(path: Path, mode: str, wait_seconds: float) -> Iterator[CatalogDatabase]:
     """A file that stays open unless the block fails."""
     with _translated(path):
         uri = f"{path.resolve().as_uri()}?mode={mode}"
         connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=wait_seconds)
         try:
-            yield CatalogFile(path, connection)
+            yield CatalogDatabase(path, connection)
         except BaseException:
             connection.close()
             raise

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The catalogue: products with their embeddings and small pictures, found by words or by likeness.
 
-Knows nothing about models, decoding or gRPC: embeddings come in as numbers and are compared as
-numbers. An open store belongs to the thread that opened it.
+An open store belongs to the thread that opened it.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from search_gateway.catalog.database import (
+    CatalogDatabase,
     CatalogError,
-    CatalogFile,
     CatalogOutdatedError,
     CatalogTimeoutError,
 )
 from search_gateway.catalog.text_analysis import index_words, one_line, query_phrases
-from search_gateway.catalog.text_index import CatalogRanking
-from search_gateway.catalog.vector_index import CatalogVectors, check_size
+from search_gateway.catalog.text_index import TextIndex
+from search_gateway.catalog.vector_index import VectorIndex, check_size
 
 __all__ = [
     "CatalogEntry",
@@ -111,10 +110,10 @@ class SimilarRow:
 class CatalogStore:
     """An open catalogue. Close it, or use it in a `with`."""
 
-    def __init__(self, file: CatalogFile) -> None:
+    def __init__(self, file: CatalogDatabase) -> None:
         self._file = file
-        self._ranking = CatalogRanking(file)
-        self._vectors = CatalogVectors(file)
+        self._ranking = TextIndex(file)
+        self._vectors = VectorIndex(file)
 
     @classmethod
     def open_for_reading(cls, path: Path, *, model_fingerprint: str) -> CatalogStore:
@@ -124,7 +123,7 @@ class CatalogStore:
             CatalogOutdatedError: its embeddings are of another model, or it is of another version.
             CatalogError: no such file, or not a catalogue.
         """
-        return cls(CatalogFile.open_for_reading(path, model_fingerprint=model_fingerprint))
+        return cls(CatalogDatabase.open_for_reading(path, model_fingerprint=model_fingerprint))
 
     @classmethod
     def open_for_writing(
@@ -140,7 +139,7 @@ class CatalogStore:
             CatalogError: the file cannot be written, or is something else than a catalogue.
         """
         return cls(
-            CatalogFile.open_for_writing(
+            CatalogDatabase.open_for_writing(
                 path,
                 photos_folder=photos_folder,
                 model_fingerprint=model_fingerprint,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which titles have the words of a query: more of the words before fewer, then by BM25, then the older ones first.
 
-Knows nothing about embeddings and rows. Belongs to the thread that opened the file.
+Belongs to the thread that opened the file.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from search_gateway.catalog.database import CatalogFile
+from search_gateway.catalog.database import CatalogDatabase
 from search_gateway.catalog.vector_index import largest
 
 # A title costs SQLite about a microsecond to score, "black" in 40,000 products ten milliseconds. Colours and things
 # come again in most queries, so what it says of a word is remembered until the file changes.
-MOST_REMEMBERED = 500_000  # titles, of all words together: 16 bytes each
+MAX_REMEMBERED = 500_000  # titles, of all words together: 16 bytes each
 
 # BM25 as FTS5 has it: the smaller, the better.
 _HITS = "SELECT rowid, rank FROM titles WHERE titles MATCH ?"
@@ -26,10 +26,10 @@ _Hits = npt.NDArray[np.void]  # [n] of _HIT
 _HIT = np.dtype([("id", np.int64), ("score", np.float64)])
 
 
-class CatalogRanking:
+class TextIndex:
     """The word index of an open catalogue."""
 
-    def __init__(self, file: CatalogFile) -> None:
+    def __init__(self, file: CatalogDatabase) -> None:
         self._file = file
         self._remembered: dict[str, _Hits] = {}  # the word used last stands last
         self._num_remembered = 0
@@ -41,7 +41,7 @@ class CatalogRanking:
         self._num_remembered = 0
 
     def best(self, phrases: Sequence[str], limit: int) -> list[int]:
-        """Ids of at most `limit` products for FTS5 expressions, one a word; inside `CatalogFile.reading`."""
+        """Ids of at most `limit` products for FTS5 expressions, one a word; inside `CatalogDatabase.reading`."""
         version = self._file.integer("PRAGMA data_version")
         if version != self._version:
             self.changed()
@@ -74,7 +74,7 @@ class CatalogRanking:
             hits = np.fromiter(self._file.connection.execute(_HITS, (phrase,)), _HIT)
             self._num_remembered += len(hits)
         self._remembered[phrase] = hits
-        while self._num_remembered > MOST_REMEMBERED:
+        while self._num_remembered > MAX_REMEMBERED:
             oldest = next(iter(self._remembered))
             self._num_remembered -= len(self._remembered.pop(oldest))
         return hits

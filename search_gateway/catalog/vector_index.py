@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The embeddings of a catalogue in memory, and which are most like a photo's: all are compared, none is skipped.
 
-Knows nothing about words, rows and pictures. Belongs to the thread that opened the file.
+Belongs to the thread that opened the file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from search_gateway.catalog.database import CatalogFile
+from search_gateway.catalog.database import CatalogDatabase
 
 # A read through `products` would walk over every picture of the file for the sake of 8 bytes a row.
 _IDS = "SELECT id FROM products INDEXED BY products_by_revision"
@@ -38,10 +38,10 @@ class _State:
     matrix: npt.NDArray[np.float32]  # [N, D], each L2-normalised
 
 
-class CatalogVectors:
+class VectorIndex:
     """The embeddings of an open catalogue: N x D x 4 bytes, for a moment twice that when products come or go."""
 
-    def __init__(self, file: CatalogFile) -> None:
+    def __init__(self, file: CatalogDatabase) -> None:
         self._file = file
         self._state: _State | None = None
         self._is_stale = False
@@ -51,11 +51,11 @@ class CatalogVectors:
         self._is_stale = True
 
     def load(self) -> None:
-        """Read what is not in memory yet; inside `CatalogFile.reading`."""
+        """Read what is not in memory yet; inside `CatalogDatabase.reading`."""
         self._current()
 
     def nearest(self, unit: npt.NDArray[np.float32], limit: int) -> Neighbours:
-        """The products with the largest cosine to an L2-normalised embedding [D]; inside `CatalogFile.reading`.
+        """The products with the largest cosine to an L2-normalised embedding [D]; inside `CatalogDatabase.reading`.
 
         The first call reads all embeddings, one after a change those that are new.
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from captioner.kv_cache import Floats, Ids
 from search_gateway.deadline import Deadline
-from search_gateway.engine.kv_slots import KvArena
+from search_gateway.engine.kv_slots import KvSlotPool
 
 Pixels = npt.NDArray[np.uint8]  # [height, width, 3] of one photo, [n, height, width, 3] of several
 
@@ -57,11 +57,13 @@ class StepOutput:
 class StepInference(Protocol):
     """What a running batch needs: one decoding step."""
 
-    async def step(self, arena: KvArena, rows: int, tokens: Ids, positions: Ids, deadline: Deadline) -> StepOutput:
+    async def step(
+        self, slot_pool: KvSlotPool, rows: int, tokens: Ids, positions: Ids, deadline: Deadline
+    ) -> StepOutput:
         """Compute the next token's candidates for every beam of the slots below `rows`.
 
         Args:
-            arena: holds both caches and the ancestors; it is only read.
+            slot_pool: both caches and the ancestors; this call only reads them.
             rows: the slots 0 to rows - 1 take part, whether a caption uses them or not.
             tokens: int32 [rows, K], the last token of each beam.
             positions: int32 [rows, 1], the position of these tokens.
@@ -81,7 +83,7 @@ class StepInference(Protocol):
 class CaptionInference(StepInference, Protocol):
     """What the scheduler needs: encoder, prefill, step, and the memory of the caches."""
 
-    async def new_arena(self, slots: int, beams: int) -> KvArena:
+    async def new_slot_pool(self, slots: int, beams: int) -> KvSlotPool:
         """Allocate the caches of `slots` captions with `beams` beams each.
 
         Raises:
@@ -89,7 +91,7 @@ class CaptionInference(StepInference, Protocol):
         """
         ...
 
-    async def free_arena(self, arena: KvArena) -> None:
+    async def free_slot_pool(self, slot_pool: KvSlotPool) -> None:
         """Give the memory back. No caption may be decoded in it any more."""
         ...
 
@@ -106,12 +108,14 @@ class CaptionInference(StepInference, Protocol):
         """
         ...
 
-    async def prefill(self, hidden_states: Floats, arena: KvArena, slots: Sequence[int], deadline: Deadline) -> None:
+    async def prefill(
+        self, hidden_states: Floats, slot_pool: KvSlotPool, slots: Sequence[int], deadline: Deadline
+    ) -> None:
         """Compute the cross-attention's keys and values of n photos and write them to n slots.
 
         Args:
             hidden_states: [n, S, D], as `encode` returned them.
-            arena: its cross-attention caches are written, [H, S, d] per layer and slot.
+            slot_pool: its cross-attention caches are written, [H, S, d] per layer and slot.
             slots: n different slots; nothing else may use them until this returns.
             deadline: when the answer is no longer needed.
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slots for captions that are decoded together: both caches of a caption lie in the row of its slot.
+"""The KV slot pool: memory for the caches of the captions of one running batch; row s belongs to slot s.
 
-The memory may be a region in /dev/shm that Triton maps too. Then a step tells Triton where its inputs lie, and no
-cache ever crosses gRPC. Whoever owns a region holds a lock on its file for as long as it lives, so that one whose owner
-was killed can be told and removed. Knows nothing about Triton itself.
+The memory may be a region in /dev/shm that Triton maps too. A step then tells Triton where its inputs are, and no cache
+crosses gRPC. The owner of a region holds a lock on its file while it lives, so that `remove_orphans` recognises and
+removes regions whose owner was killed.
 """
 
 from __future__ import annotations
@@ -26,16 +26,24 @@ _SHARED_MEMORY = Path("/dev/shm")
 _ALIGNMENT = 64  # bytes: rows begin where a processor's vectors do
 
 
-class KvArena:
-    """`slots` captions of `beams` beams each.
+class KvSlotPool:
+    """The caches of `slots` captions with `beams` beams each.
+
+    Args:
+        contract: gives names, types and shapes of the tensors.
+        slots: number of captions.
+        beams: number of beams of each caption.
+        region: name of a new file in /dev/shm for the tensors; empty for memory of this process alone.
+        cross_region: name of a region that another owner has allocated for the cross-attention's caches and that only
+            Triton reads and writes (GPU memory); empty where these caches are in `region` too.
 
     Attributes:
-        cache: self-attention's keys and values, and the ancestors; row s belongs to slot s.
-        cross: cross_key, cross_value [slots, H, S, d] of each layer.
-        region: name of the file in /dev/shm the tensors lie in; empty where they are this process's own.
-        cross_region: name of a region of somebody else's that has the cross-attention's caches, which only Triton
-            writes and reads (memory of a GPU); empty where they lie with the others.
-        is_stale: whoever else maps the region is gone, so no new caption may begin here.
+        cache: the self-attention's keys and values, and the ancestors.
+        cross: cross_key, cross_value [slots, H, S, d] of each layer; empty with `cross_region`.
+        is_stale: the Triton that maps the region is gone, so no new caption may begin here.
+
+    Raises:
+        OSError: /dev/shm is too small or not writable.
     """
 
     def __init__(self, contract: ModelContract, *, slots: int, beams: int, region: str = "", cross_region: str = ""):
@@ -45,57 +53,58 @@ class KvArena:
         self._lock: int | None = None
         self._free = list(range(slots))
         here = contract.self_caches if cross_region else contract.caches
-        self._places = _layout(here, slots, beams)
+        self._locations = _layout(here, slots, beams)
         if cross_region:
-            self._places |= _layout(contract.cross_caches, slots, beams)
+            self._locations |= _layout(contract.cross_caches, slots, beams)
         if region:
             self._file, self._lock = _map(region, self.byte_size(here, slots, beams))
-        allocate: Callable[[TensorSpec, tuple[int, ...]], Floats] = self._at_its_place if region else zeros
+        allocate: Callable[[TensorSpec, tuple[int, ...]], Floats] = self._at_its_location if region else zeros
         self.cache = KvCache(contract, rows=slots, beams=beams, allocate=allocate)
         self.cross = [] if cross_region else [allocate(spec, (slots, *spec.shape)) for spec in contract.cross_caches]
         self._tensors = dict(zip([spec.name for spec in here], [*self.cache.tensors, *self.cross], strict=True))
 
     @staticmethod
     def byte_size(tensors: Sequence[TensorSpec], slots: int, beams: int) -> int:
-        """Of a region with these caches."""
+        """Size of a region with these caches."""
         return sum(_aligned(slots * size) for _, size in _layout(tensors, slots, beams).values())
 
     def acquire(self) -> int:
-        """The lowest free slot, so that the rows in use stay few.
+        """Take the lowest free slot, so that a step computes few rows.
 
         Raises:
-            IndexError: all are taken.
+            IndexError: all slots are taken.
         """
         return heapq.heappop(self._free)
 
     def release(self, slot: int) -> None:
+        """Return a slot that `acquire` gave."""
         heapq.heappush(self._free, slot)
 
     def tensor(self, name: str) -> Floats:
-        """[slots, ...] by the contract's name."""
+        """A tensor by its name in the contract, [slots, ...]."""
         return self._tensors[name]
 
-    def place(self, name: str) -> tuple[int, int]:
-        """Where a tensor lies in its region: (offset, bytes of one slot)."""
-        return self._places[name]
+    def location(self, name: str) -> tuple[int, int]:
+        """Where a tensor is in its region: (offset, size of one slot), in bytes."""
+        return self._locations[name]
 
     def close(self) -> None:
-        """Give the region back; the arrays must not be used afterwards."""
+        """Remove the region; the arrays must not be used afterwards."""
         if self._file is not None and self._lock is not None:
-            with contextlib.suppress(FileNotFoundError):  # whoever watches over Triton may have been faster
+            with contextlib.suppress(FileNotFoundError):  # Triton's supervisor may have been faster
                 (_SHARED_MEMORY / self.region).unlink()
             os.close(self._lock)
             self._file = self._lock = None  # unmapped with the last array on it
 
-    def _at_its_place(self, spec: TensorSpec, shape: tuple[int, ...]) -> Floats:
+    def _at_its_location(self, spec: TensorSpec, shape: tuple[int, ...]) -> Floats:
         assert self._file is not None
         datatype = np.float16 if spec.datatype == "FP16" else np.float32
-        flat: Floats = np.frombuffer(self._file, datatype, int(np.prod(shape)), self._places[spec.name][0])
+        flat: Floats = np.frombuffer(self._file, datatype, int(np.prod(shape)), self._locations[spec.name][0])
         return flat.reshape(shape)
 
 
 def remove_orphans(prefix: str) -> list[str]:
-    """Remove regions whose name begins so and whose owner is dead (kill -9); their names."""
+    """Remove the regions with this prefix whose owner is dead (kill -9), and return their names."""
     removed = []
     for path in _SHARED_MEMORY.glob(f"{prefix}*"):
         try:
@@ -114,14 +123,14 @@ def remove_orphans(prefix: str) -> list[str]:
 
 
 def _layout(tensors: Sequence[TensorSpec], slots: int, beams: int) -> dict[str, tuple[int, int]]:
-    """Name -> (offset, bytes of one slot), one tensor after the other."""
-    places, end = {}, 0
+    """Name -> (offset, size of one slot) in bytes, one tensor after the other."""
+    locations, end = {}, 0
     for spec in tensors:
         width = 2 if spec.datatype == "FP16" else 4
         size = width * math.prod(with_beams(spec, beams))
-        places[spec.name] = end, size
+        locations[spec.name] = end, size
         end += _aligned(slots * size)
-    return places
+    return locations
 
 
 def _aligned(size: int) -> int:
@@ -129,9 +138,9 @@ def _aligned(size: int) -> int:
 
 
 def _map(region: str, size: int) -> tuple[mmap.mmap, int]:
-    """A new region of zeros, and the descriptor that holds its lock.
+    """Create a region of zeros; returns it and the descriptor that holds its lock.
 
-    Reserved whole: what does not fit must be told now, not kill the process later.
+    All its memory is reserved now: a page that did not fit later would kill the process.
 
     Raises:
         OSError: /dev/shm is too small or cannot be written.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All captions with as many beams, decoded together: one call of the step model per iteration for all of them.
+"""The captions with one number of beams that are decoded together: one call of the step model per iteration.
 
-They join and leave between iterations, whatever position each is at. Knows nothing about photos or words.
+Captions join and leave between iterations, whatever position each is at.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from captioner.decoding import Decoder
 from search_gateway.deadline import Deadline
 from search_gateway.engine.inference import StepInference
-from search_gateway.engine.kv_slots import KvArena
+from search_gateway.engine.kv_slots import KvSlotPool
 from search_gateway.errors import InferenceError, SearchError
 
 _log = logging.getLogger(__name__)
@@ -26,7 +26,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class StepCalls:
-    """How often the step model was called for so many captions at a time, and how long that took together."""
+    """Calls of the step model with one number of captions.
+
+    Attributes:
+        count: number of calls.
+        nanoseconds: their total duration.
+    """
 
     count: int = 0
     nanoseconds: int = 0
@@ -39,35 +44,46 @@ class _Caption:
     done: asyncio.Future[None]
 
 
-class CaptionLane:
-    """Args:
-        calls: is kept up to date, by the number of captions in a call.
+class RunningBatch:
+    """Decodes all captions with one number of beams.
+
+    Args:
+        inference: computes the steps.
+        slot_pool: the captions' caches.
+        calls: updated with every call, by the number of captions in it.
 
     Attributes:
-        places: how many more may be on their way here; whoever lets one in counts it. Never more than free slots.
+        num_unreserved: slots that are neither in use nor reserved by the scheduler, which changes this number.
     """
 
-    def __init__(self, inference: StepInference, arena: KvArena, calls: defaultdict[int, StepCalls]):
-        self.arena = arena
-        self.places = arena.slots
+    def __init__(self, inference: StepInference, slot_pool: KvSlotPool, calls: defaultdict[int, StepCalls]):
+        self.slot_pool = slot_pool
+        self.num_unreserved = slot_pool.slots
         self._inference = inference
         self._calls = calls
         self._captions: dict[int, _Caption] = {}  # by slot
         self._running: asyncio.Task[None] | None = None
 
     def join(self, slot: int, decoder: Decoder, deadline: Deadline, done: asyncio.Future[None]) -> None:
-        """Decode from the next iteration on; `done` tells the end, or what went wrong. The slot has been prefilled."""
+        """Add a caption, which is decoded from the next iteration on.
+
+        Args:
+            slot: already prefilled.
+            decoder: gives the tokens of each step.
+            deadline: the caption's own.
+            done: completes when the caption has ended, or fails with what went wrong.
+        """
         self._captions[slot] = _Caption(decoder, deadline, done)
         if self._running is None or self._running.done():
             self._running = asyncio.create_task(self._run())
 
     def leave(self, slot: int) -> None:
-        """Give the slot back, whether its caption is done or not."""
-        self._captions.pop(slot, None)  # an iteration under way finds it gone and drops what it made
-        self.arena.release(slot)
+        """Remove a caption, finished or not, and release its slot."""
+        self._captions.pop(slot, None)  # an iteration in progress discards its result for this caption
+        self.slot_pool.release(slot)
 
     async def close(self) -> None:
-        """End what still decodes."""
+        """Stop decoding; captions that are not finished fail with InferenceError."""
         if self._running is not None:
             self._running.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -77,14 +93,14 @@ class CaptionLane:
                 caption.done.set_exception(InferenceError("the server is stopping: try another one"))
 
     async def _run(self) -> None:
-        """Iterate until nobody is left."""
+        """Iterate until no caption is left."""
         while batch := {slot: one for slot, one in self._captions.items() if not one.done.done()}:
             try:
                 await self._iterate(batch)
             except Exception as error:
                 known = isinstance(error, SearchError)
                 if not known:
-                    _log.exception("decoding failed in a way nobody foresaw")
+                    _log.exception("decoding failed unexpectedly")
                 for caption in batch.values():
                     if not caption.done.done():
                         caption.done.set_exception(error if known else InferenceError("decoding failed: try again"))
@@ -94,24 +110,24 @@ class CaptionLane:
         inputs = {slot: caption.decoder.next_input() for slot, caption in batch.items()}
         slots = np.fromiter(inputs, np.intp)
         positions = np.array([one.position for one in inputs.values()], np.int32)
-        self.arena.cache.follow(slots, np.stack([one.parents for one in inputs.values()]), positions)
-        # Rows up to the highest slot; what lies between is computed along and read by nobody.
+        self.slot_pool.cache.reorder_beams(slots, np.stack([one.parents for one in inputs.values()]), positions)
+        # Rows up to the highest slot; the free ones between are computed and their output is not used.
         rows = int(slots.max()) + 1
-        all_tokens = np.zeros((rows, self.arena.beams), np.int32)
+        all_tokens = np.zeros((rows, self.slot_pool.beams), np.int32)
         all_positions = np.zeros((rows, 1), np.int32)
         all_tokens[slots] = np.stack([one.tokens for one in inputs.values()])
         all_positions[slots, 0] = positions
         latest = max((caption.deadline for caption in batch.values()), key=Deadline.remaining_seconds)
         started = time.perf_counter_ns()
-        output = await self._inference.step(self.arena, rows, all_tokens, all_positions, latest)
+        output = await self._inference.step(self.slot_pool, rows, all_tokens, all_positions, latest)
         calls = self._calls[len(batch)]
         calls.count += 1
         calls.nanoseconds += time.perf_counter_ns() - started
         here = np.array([self._captions.get(slot) is caption for slot, caption in batch.items()])
-        self.arena.cache.append(slots[here], output.new_kv[slots[here]], positions[here])
+        self.slot_pool.cache.append(slots[here], output.new_kv[slots[here]], positions[here])
         for slot, caption in batch.items():
             if self._captions.get(slot) is not caption:
-                continue  # cancelled or out of time
+                continue  # cancelled, or its deadline passed
             caption.decoder.update(output.candidate_logprobs[slot], output.candidate_tokens[slot])
             if caption.decoder.finished and not caption.done.done():
                 caption.done.set_result(None)

@@ -26,7 +26,7 @@ from captioner.preprocessing import ImageError, ImageLimits, ImageTooLargeError,
 from search_gateway.deadline import Deadline
 from search_gateway.errors import DeadlineError, InferenceError, InvalidPhotoError, PhotoTooLargeError, SearchError
 from search_gateway.imaging.worker_main import CPU_SECONDS, QUICK_CPU_SECONDS, Kind
-from search_gateway.imaging.worker_process import WORKER_COMMAND, Answer, PhotoProcess, WorkerStartError, described
+from search_gateway.imaging.worker_process import WORKER_COMMAND, Answer, WorkerProcess, WorkerStartError, described
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ _WORK_SECONDS = 10  # for one picture by the clock, should the process hang inst
 # What a picture may go on when its caller has left. Starting another process costs as much.
 _GRACE_SECONDS = 0.25
 _START_SECONDS = 30
-_FAILED_STARTS_UNTIL_TOLD = 2  # one may be an accident, and who waits can wait for the next
+_FAILED_STARTS_UNTIL_TOLD = 2  # one may be an accident, and callers can wait for the next start
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0  # between attempts to start what does not start
 
 
@@ -49,12 +49,12 @@ class _Picture:
     was_killed: bool = False  # its process, from outside, once
 
 
-class PhotoDecoder:
+class DecoderPool:
     """Made on the event loop and used there; starts its processes at once.
 
     Args:
         num_workers: pictures decoded at a time, each in its process.
-        command: the program of a process, see `PhotoProcess`.
+        command: the program of a process, see `WorkerProcess`.
     """
 
     def __init__(
@@ -72,13 +72,13 @@ class PhotoDecoder:
         self._arguments = [str(value) for value in (*shape, limits.max_bytes, limits.max_pixels, limits.max_side)]
         self._loop = asyncio.get_running_loop()
         self._num_workers = num_workers
-        self._idle: list[PhotoProcess] = []
-        self._at_work: dict[PhotoProcess, _Picture] = {}
-        self._proven: set[PhotoProcess] = set()  # those that have answered or ended because of a picture
+        self._idle: list[WorkerProcess] = []
+        self._at_work: dict[WorkerProcess, _Picture] = {}
+        self._proven: set[WorkerProcess] = set()  # those that have answered or ended because of a picture
         self._quick: deque[_Picture] = deque()
         self._long: deque[_Picture] = deque()
         self._numbers = itertools.count()
-        self._processes: set[PhotoProcess] = set()
+        self._processes: set[WorkerProcess] = set()
         self._starting: set[asyncio.Task[None]] = set()
         self._one_start_at_a_time = asyncio.Lock()
         self._failed_starts = 0  # in a row
@@ -124,7 +124,7 @@ class PhotoDecoder:
         return np.frombuffer(pixels, np.uint8).reshape(self._shape)
 
     def close(self) -> None:
-        """End all processes, and return when they are gone. Who still waits is told that the server is stopping."""
+        """End all processes, and return when they are gone. Calls that still wait fail: the server is stopping."""
         self._is_closed = True
         for task in self._starting:
             task.cancel()
@@ -140,7 +140,7 @@ class PhotoDecoder:
         self._quick.clear()
         self._long.clear()
 
-    # Who is decoded next
+    # Which picture is decoded next
 
     def _queue_of(self, picture: _Picture) -> deque[_Picture]:
         return self._long if picture.may_take_long else self._quick
@@ -171,14 +171,14 @@ class PhotoDecoder:
             if current is picture:
                 self._loop.call_later(_GRACE_SECONDS, self._end_if_at, process, picture)
 
-    def _end_if_at(self, process: PhotoProcess, picture: _Picture) -> None:
+    def _end_if_at(self, process: WorkerProcess, picture: _Picture) -> None:
         if self._at_work.get(process) is picture:
             self._fail(picture, _takes_too_long(f"{_WORK_SECONDS} s"))
             process.kill()
 
     # What processes say
 
-    def _answered(self, process: PhotoProcess, answer: Answer) -> None:
+    def _answered(self, process: WorkerProcess, answer: Answer) -> None:
         if answer.kind is Kind.PIXELS and len(answer.body) != math.prod(self._shape):
             self._fail(self._at_work[process], _cannot_be_decoded(self._at_work[process]))
             process.kill()  # hostile bytes have taken it over
@@ -198,8 +198,8 @@ class PhotoDecoder:
             self._fail(picture, kind(answer.body.decode(errors="replace")))
         self._serve()
 
-    def _ended(self, process: PhotoProcess, exit_code: int) -> None:
-        """Replace it. Its picture, if it had one, is the cause, unless somebody killed it for the first time."""
+    def _ended(self, process: WorkerProcess, exit_code: int) -> None:
+        """Replace an ended process. Its picture is the cause, unless it was killed from outside for the first time."""
         self._processes.discard(process)
         is_proven = process in self._proven
         self._proven.discard(process)
@@ -224,7 +224,7 @@ class PhotoDecoder:
         self.num_replaced += 1
         self._start_one()
 
-    def _finished(self, process: PhotoProcess) -> _Picture:
+    def _finished(self, process: WorkerProcess) -> _Picture:
         picture = self._at_work.pop(process)
         if picture.timer is not None:
             picture.timer.cancel()
@@ -241,7 +241,7 @@ class PhotoDecoder:
         if not picture.pixels.done():
             picture.pixels.set_exception(error)
 
-    def _log_end(self, process: PhotoProcess, exit_code: int, picture: _Picture | None) -> None:
+    def _log_end(self, process: WorkerProcess, exit_code: int, picture: _Picture | None) -> None:
         # The picture's fingerprint lets it be found again among those a caller has sent; it is not kept.
         work = "without work" if picture is None else (
             f"at a picture of {len(picture.data):,} bytes, sha256 {hashlib.sha256(picture.data).hexdigest()}"
@@ -275,11 +275,11 @@ class PhotoDecoder:
                     self._serve()
                     return
 
-    async def _start(self) -> PhotoProcess:
+    async def _start(self) -> WorkerProcess:
         """Raises:
         WorkerStartError.
         """
-        process = PhotoProcess(self._command, self._arguments, self._answered, self._ended)
+        process = WorkerProcess(self._command, self._arguments, self._answered, self._ended)
         self._processes.add(process)
         try:
             await process.connect(_START_SECONDS)

@@ -3,7 +3,7 @@
 
 A decoder of pictures is where hostile bytes do their work, and a thread that runs one cannot be stopped. So it runs
 here, where the kernel bounds its memory, files and processor time, and from where it can be killed. It knows no
-network, no settings and nobody's secrets; `worker_process.py` starts it and talks to it.
+network, no settings and no secrets; `worker_process.py` starts it and talks to it.
 
 Protocol, on file descriptor 0, a socket: the first answer says that the worker is ready. Then, one at a time, a request
 (`REQUEST`, then the file) and its answer (`ANSWER`, then pixels or a message). The end of the socket means that the
@@ -117,7 +117,7 @@ def _send(connection: socket.socket, kind: Kind, body: bytes) -> None:
 
 
 def _die_with(owner_pid: int) -> None:
-    """Also while a photo is decoded, when nobody looks whether the socket has ended."""
+    """Also while a photo is decoded and the socket is not read."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the gateway's affair
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

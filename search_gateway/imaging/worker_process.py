@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One process of `worker_main.py` as the event loop sees it: started, asked one thing at a time, killed.
 
-It does not know who asks or what a photo is. Asking costs a write and a read on a socket: no thread, no pickling.
+A request costs a write and a read on a socket: no thread, no pickling.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ENVIRONMENT = {
 }
 
 _BUFFER_BYTES = 2**20  # of the socket: most photos and all pixels pass in one piece
-_MOST_ANSWER_BYTES = 64 * 2**20
+_MAX_ANSWER_BYTES = 64 * 2**20
 _END_SECONDS = 0.1
 
 
@@ -49,7 +49,7 @@ class Answer:
     body: bytearray  # pixels, or a message in UTF-8
 
 
-class PhotoProcess(asyncio.Protocol):
+class WorkerProcess(asyncio.Protocol):
     """A started worker. Call `connect` next; it may be killed at any time.
 
     The process dies with the thread that makes this object, the event loop's, and at the latest with this process.
@@ -68,8 +68,8 @@ class PhotoProcess(asyncio.Protocol):
         self,
         command: Sequence[str],
         arguments: Sequence[str],
-        answered: Callable[[PhotoProcess, Answer], None],
-        ended: Callable[[PhotoProcess, int], None],
+        answered: Callable[[WorkerProcess, Answer], None],
+        ended: Callable[[WorkerProcess, int], None],
     ):
         self._answered = answered
         self._ended = ended
@@ -113,7 +113,7 @@ class PhotoProcess(asyncio.Protocol):
             self.kill()
             raise WorkerStartError(f"it was not ready after {timeout_seconds:g} s") from error
         finally:
-            self._ready.cancel()  # whoever waited has left; nothing where it has a result
+            self._ready.cancel()  # its caller has left; no effect where it has a result
 
     def ask(self, data: bytes, *, may_take_long: bool) -> None:
         """Send a file to decode. Only one at a time: the answer must have come first."""
@@ -143,7 +143,7 @@ class PhotoProcess(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        # All of the request is on its way; nobody needs to be told to pause.
+        # The whole request is already in the buffer: there is no writer to pause.
         transport.set_write_buffer_limits(high=2**31)
 
     def data_received(self, data: bytes) -> None:
@@ -152,7 +152,7 @@ class PhotoProcess(asyncio.Protocol):
             return
         kind, num_bytes = ANSWER.unpack_from(self._received)
         expected = ANSWER.size + num_bytes
-        if not self._is_expected or num_bytes > _MOST_ANSWER_BYTES or len(self._received) > expected:
+        if not self._is_expected or num_bytes > _MAX_ANSWER_BYTES or len(self._received) > expected:
             self.kill()  # a decoder that hostile bytes have taken over
         elif len(self._received) == expected:
             body, self._received = self._received, bytearray()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many requests of one stream at a time, their answers in the order of the requests. Knows no message and no gRPC."""
+"""Many requests of one stream at a time, their answers in the order of the requests."""
 
 from __future__ import annotations
 

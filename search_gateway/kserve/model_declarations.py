@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the two models are called and take and give, once: metadata and configuration are made of it.
-
-Knows nothing about what the models do.
-"""
+"""What the two models are called and take and give, once: metadata and configuration are made of it."""
 
 from __future__ import annotations
 

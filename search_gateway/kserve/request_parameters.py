@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters of a ModelInferRequest -> the request of search.proto that says the same. Pure.
 
-The limits of the values are not known here: `request_validation` checks the requests, whoever built them. A value may
+The limits of the values are not known here: `request_validation` checks all requests. A value may
 come as any of protobuf's kinds that says it without loss: 4, 4.0 and "4" are the same number.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two models: photos and parameters in, columns of values out, through the pipeline. Knows nothing about gRPC."""
+"""The two models: photos and parameters in, columns of values out, through the pipeline."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class CaptionModel:
         self._pipeline = pipeline
 
     async def infer(self, photos: Sequence[bytes], parameters: Mapping[str, Any], deadline: Deadline) -> Inference:
-        """All photos side by side. One that fails ends the others, which nobody would get an answer for."""
+        """All photos side by side. One that fails cancels the others, whose answers would not be sent."""
         request = caption_request(parameters)
         decoding = decoding_options(request.decoding, self._pipeline.contract)
         rule = query_rule(request.query_rule, self._pipeline.contract)
@@ -103,7 +103,7 @@ class SearchModel:
 
 
 def _search_columns(answer: SearchAnswer) -> Columns:
-    kept = answer.refined.kept
+    kept = answer.reranked.kept
     return {
         "CAPTION": ["" if answer.caption is None else answer.caption.text],
         "QUERY": [answer.query],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a provider is and what it returns. Knows neither the providers nor what becomes of the candidates."""
+"""What a provider is and what it returns."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A picture some provider found for a query; not yet compared with the photo."""
+    """A picture that a provider found for a query; not yet compared with the photo."""
 
     title: str
     url: str  # page or file the picture belongs to; in a catalogue without URLs its path in the photos folder
     thumbnail_url: (
         str  # where a small version can be fetched; empty where `thumbnail` or `embedding` makes that needless
     )
-    source: str  # who indexed it
+    source: str  # the site or index it comes from
     image_url: str = ""
     width: int = 0  # pixels of the full picture; 0 where unknown
     height: int = 0
     embedding: npt.NDArray[np.float32] | None = None  # [D], L2-normalised, where the provider has stored it
     thumbnail: bytes | None = None  # an image file, where the provider has it at hand
-    is_lookalike: bool = False  # among those found by the photo's embedding, whether or not by the words, too
+    is_nearest_neighbour: bool = False  # found by the photo's embedding, whether or not the words found it too
 
 
-class OldCandidates(list[Candidate]):
-    """What a provider found for the same words some time ago, because it fails now.
+class StaleCandidates(list[Candidate]):
+    """Cached candidates of a provider that fails now.
 
     Args:
+        candidates: what it found for the same words before.
         remark: how old the answer is and what failed; fit for the caller.
     """
 
@@ -46,7 +47,7 @@ class Provider(Protocol):
 
     @property
     def name(self) -> str:
-        """What callers and settings call it."""
+        """Its name in requests and settings."""
 
     async def find(
         self,
@@ -55,7 +56,7 @@ class Provider(Protocol):
         timeout_seconds: float,
         embedding: npt.NDArray[np.float32] | None = None,
     ) -> list[Candidate]:
-        """Pictures for a query, best first; `OldCandidates` where they are not what it would find now.
+        """Find pictures for a query, best first; `StaleCandidates` where a cached answer replaces a failure.
 
         Args:
             embedding: the photo's, [D], L2-normalised; for providers that can also look. Most cannot.
@@ -63,8 +64,8 @@ class Provider(Protocol):
         Raises:
             ProviderTimeoutError: no answer within `timeout_seconds`.
             ProviderNotAskedError: it was not asked, on purpose.
-            ProviderError: the provider failed, refused, or cannot be told from one that did.
+            ProviderError: the provider failed, refused, or cannot be distinguished from one that did.
         """
 
     async def close(self) -> None:
-        """Free what the provider holds."""
+        """Release the provider's resources."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The provider `catalog`: the user's own products, offline. Knows nothing of how they are stored.
+"""The provider `catalog`: the user's own products, offline.
 
 SQLite blocks and binds a connection to its thread, so the store lives in a thread of its own.
 """
@@ -28,7 +28,7 @@ NAME = "catalog"
 
 # Of the candidates, where a photo is given. Looks help words out: a shop may call the thing by another word, or have
 # more blue shirts than are asked for. docs/evaluation.md has what a half gives.
-LOOKALIKE_SHARE = 0.5
+NEIGHBOUR_SHARE = 0.5
 
 
 class CatalogProvider:
@@ -49,7 +49,7 @@ class CatalogProvider:
         except CatalogError:
             self._thread.shutdown()
             raise
-        # The first photo need not wait for the embeddings. What goes wrong here is told by the search that needs them.
+        # The first photo need not wait for the embeddings. A failure here is reported by the search that needs them.
         self._thread.submit(self._store.load)
 
     @property
@@ -65,7 +65,7 @@ class CatalogProvider:
     ) -> list[Candidate]:
         """Products whose title has the words of the query, best first; none is not an error.
 
-        Where the photo's embedding is given, the products that look most like it are among them, LOOKALIKE_SHARE of
+        Where the photo's embedding is given, the products that look most like it are among them, NEIGHBOUR_SHARE of
         `max_candidates`, and come last but for those that the words found, too. All of them are marked.
 
         Raises:
@@ -82,18 +82,18 @@ class CatalogProvider:
             rows = self._store.find(words_of(query), max_candidates, deadline - loop.time())
             if embedding is None:
                 return [_candidate(row) for row in rows]
-            count = math.ceil(LOOKALIKE_SHARE * max_candidates)
+            count = math.ceil(NEIGHBOUR_SHARE * max_candidates)
             similar = [one.row for one in self._store.similar(embedding, count, deadline - loop.time())]
-            lookalikes = {row.id for row in similar}
+            neighbours = {row.id for row in similar}
             # What was found twice keeps its place among the words, however far back: its place is one by looks, too.
-            named, places = [], max_candidates - len(lookalikes)
+            named, places = [], max_candidates - len(neighbours)
             for row in rows:
-                if row.id in lookalikes or places > 0:
+                if row.id in neighbours or places > 0:
                     named.append(row)
-                    places -= row.id not in lookalikes
+                    places -= row.id not in neighbours
             by_words = {row.id for row in named}
             chosen = named + [row for row in similar if row.id not in by_words]
-            return [_candidate(row, is_lookalike=row.id in lookalikes) for row in chosen]
+            return [_candidate(row, is_nearest_neighbour=row.id in neighbours) for row in chosen]
 
         try:
             async with asyncio.timeout_at(deadline):
@@ -112,10 +112,10 @@ class CatalogProvider:
         self._thread.shutdown(wait=False)
 
 
-def _candidate(row: CatalogRow, *, is_lookalike: bool = False) -> Candidate:
+def _candidate(row: CatalogRow, *, is_nearest_neighbour: bool = False) -> Candidate:
     return Candidate(
         title=row.title,
-        # Where the folder lies on the server is nobody's business; the owner of the photos knows it.
+        # Callers are not to learn where the folder is on the server.
         url=row.url or row.path,
         thumbnail_url="",
         source=NAME,
@@ -123,5 +123,5 @@ def _candidate(row: CatalogRow, *, is_lookalike: bool = False) -> Candidate:
         height=row.height,
         embedding=row.embedding,
         thumbnail=row.thumbnail,
-        is_lookalike=is_lookalike,
+        is_nearest_neighbour=is_nearest_neighbour,
     )

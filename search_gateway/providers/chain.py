@@ -12,21 +12,23 @@ import numpy.typing as npt
 
 from search_gateway.deadline import Deadline
 from search_gateway.errors import BadRequestError, ProviderError, ProviderNotAskedError
-from search_gateway.providers.base import Candidate, OldCandidates, Provider
+from search_gateway.providers.base import Candidate, Provider, StaleCandidates
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Degradation:
-    """A part of the answer that is missing or second best, and why; fit for the caller."""
+    """A part of the answer that is missing or degraded, and why; fit for the caller."""
 
     part: str
     reason: str
 
 
 @dataclass(frozen=True)
-class Found:
+class ProviderResult:
+    """The candidates of the first provider that answered, and what failed before it."""
+
     provider: str  # empty where none answered
     candidates: list[Candidate]
     degraded: list[Degradation] = field(default_factory=list)
@@ -59,7 +61,7 @@ class ProviderChain:
         embedding: npt.NDArray[np.float32] | None = None,
         *,
         after: str | None = None,
-    ) -> Found:
+    ) -> ProviderResult:
         """Candidates of the named provider, or of the first that answers. Failures are reported, not raised.
 
         Args:
@@ -74,7 +76,7 @@ class ProviderChain:
         asked = [provider for provider in self._providers[start:] if name in (None, provider.name)]
         degraded = []
         for i, provider in enumerate(asked):
-            # Whoever is asked first must leave time for those after it.
+            # A provider that is not the last leaves time for the next ones.
             share = deadline.remaining_seconds() / (2 if i + 1 < len(asked) else 1.1)
             timeout_seconds = min(self._timeout_seconds, share)
             try:
@@ -88,14 +90,14 @@ class ProviderChain:
                 _log.warning("provider %s failed: %s (%s)", provider.name, error, type(error.__cause__).__name__)
                 degraded.append(Degradation(provider.name, str(error)))
             except Exception:
-                # A provider is somebody else's code behind somebody else's web page; what it breaks must not be ours.
+                # A provider depends on foreign code and foreign web pages; its defects must not fail the request.
                 _log.exception("provider %s broke", provider.name)
                 degraded.append(Degradation(provider.name, "the provider failed unexpectedly"))
             else:
-                if isinstance(candidates, OldCandidates):
+                if isinstance(candidates, StaleCandidates):
                     degraded.append(Degradation(provider.name, candidates.remark))
-                return Found(provider.name, candidates, degraded)
-        return Found("", [], degraded)
+                return ProviderResult(provider.name, candidates, degraded)
+        return ProviderResult("", [], degraded)
 
     async def close(self) -> None:
         for provider in self._providers:

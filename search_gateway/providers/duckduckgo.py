@@ -15,8 +15,6 @@ What ddgs 9.16 does, and what that means here:
 - Titles and URLs are strangers' text, types included: all is checked before it is a candidate's.
 - It reads an answer of any size, and follows DuckDuckGo's redirects anywhere: it trusts DuckDuckGo
   itself, whose certificate is checked, and so must we.
-
-Knows nothing about photos, captions, caches, retries and how often DuckDuckGo may be asked.
 """
 
 from __future__ import annotations
@@ -191,7 +189,7 @@ def colour_filter_for(query: str) -> str | None:
 
 
 def _translated(error: BaseException, request_timeout_seconds: int) -> ProviderError:
-    """What went wrong, told by types: ddgs hands on the engine's exception as its own argument."""
+    """What went wrong, by the types of exceptions: ddgs passes the engine's exception as its own argument."""
     if isinstance(error, TimeoutException):
         return ProviderTimeoutError(f"DuckDuckGo gave no answer within {request_timeout_seconds} s")
     inner = error.args[0] if error.args else None

@@ -15,7 +15,7 @@ from search_gateway.providers.duckduckgo import DuckDuckGoProvider
 from search_gateway.providers.guard.circuit_breaker import BreakerSettings, CircuitBreaker
 from search_gateway.providers.guard.guarded import GuardedProvider
 from search_gateway.providers.guard.query_cache import QueryCache
-from search_gateway.providers.guard.rate_limit import CallSpacing
+from search_gateway.providers.guard.rate_limit import RateLimit
 from search_gateway.providers.recorded_answers import RecordingError
 from search_gateway.providers.recording import RecordingProvider
 from search_gateway.providers.replay import ReplayProvider
@@ -74,7 +74,7 @@ def _duckduckgo(config: GatewayConfig, cache: QueryCache, thumbnails: ThumbnailF
         provider,
         cache=cache,
         breaker=CircuitBreaker(BreakerSettings(), clock=time.monotonic, random=random.random),
-        spacing=CallSpacing(config.duckduckgo_min_interval_seconds),
+        spacing=RateLimit(config.duckduckgo_min_interval_seconds),
         call_timeout_seconds=config.provider_timeout_seconds,
         # One answer serves every caller: request_validation allows 100 results, the settings may allow more candidates.
         num_candidates=max(100, config.max_candidates),

@@ -3,8 +3,7 @@
 
     {"words": ["red", "handbag"], "candidates": [{"title": ..., "url": ..., "thumbnail": <base64>, ...}, ...]}
 
-A line is appended whole or not at all. Of two lines with the same words the later one counts. Knows neither providers
-nor event loops; everything here blocks.
+A line is appended whole or not at all. Of two lines with the same words the later one counts. Everything here blocks.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ def append_line(path: Path, line: bytes, max_file_bytes: int = MAX_FILE_BYTES) -
         RecordingError: the file would become larger than `max_file_bytes`.
         OSError: it cannot be written; then it is as it was.
     """
-    # Its owner's alone: queries are words about somebody's photos.
+    # Readable by its owner only: queries are words about private photos.
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The provider `replay`: answers that were recorded, so that load tests and demonstrations ask nobody on the web.
+"""The provider `replay`: answers that were recorded, so that load tests and demonstrations make no calls to the web.
 
-- A query that was not recorded is a failure, not an empty answer: nobody knows what would have been found, and a chain
+- A query that was not recorded is a failure, not an empty answer: what would have been found is unknown, and a chain
   must go on to the next provider.
 - Pictures are recorded, too. A candidate without one has no address of one either: nothing is fetched from the web.
 - Time and failures of a real provider can be imitated. Which calls fail is drawn from a fixed seed: runs compare.
-
-Knows nothing of how answers are stored.
 """
 
 from __future__ import annotations

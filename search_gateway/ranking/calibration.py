@@ -3,8 +3,8 @@
 
     {"version": 2, "weights": "f0a0b024b4017add", "settings": {"visual_weight": 0.6, ...}, "calibration": {...}}
 
-`settings` are fields of the gateway's configuration, `weights` is the model contract's, and `calibration` says how they
-were found, for people. Knows nothing about how they are found.
+`settings` are fields of the gateway's configuration, `weights` is the model contract's, and `calibration` says how
+they were found, for people.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from captioner.model_contract import REFINEMENT_FILE, ModelContract
-from search_gateway.config import PREFIX, GatewayConfig
+from search_gateway.config import PREFIX, GatewayConfig, with_current_names
 from search_gateway.errors import ConfigError
 
 VERSION = 2
-SETTINGS = ("min_visual_score", "min_semantic_score", "visual_weight", "lookalike_weight")
+SETTINGS = ("min_visual_score", "min_semantic_score", "visual_weight", "neighbour_weight")
+_RENAMED = {"lookalike_weight": "neighbour_weight"}  # former names, in files that were written before
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +50,9 @@ class RefinementCalibration:
             return None
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path} cannot be read ({error}): calibrate again, or remove it") from None
+        settings = content.get("settings") if isinstance(content, dict) else None
+        if isinstance(settings, dict):
+            content["settings"] = {_RENAMED.get(name, name): value for name, value in settings.items()}
         problem = _problem(content)
         if problem:
             raise ConfigError(f"{path} {problem}: calibrate again, or remove it")
@@ -84,7 +88,8 @@ def with_calibration(config: GatewayConfig, environ: Mapping[str, str]) -> Gatew
     if calibrated.weights != weights:
         _log.warning("%s is of weights %s, the models of %s: not used", REFINEMENT_FILE, calibrated.weights, weights)
         return config
-    unset = {name: value for name, value in calibrated.settings.items() if PREFIX + name.upper() not in environ}
+    given = with_current_names(environ)
+    unset = {name: value for name, value in calibrated.settings.items() if PREFIX + name.upper() not in given}
     try:
         return dataclasses.replace(config, **unset)  # type: ignore[arg-type]
     except ConfigError as error:

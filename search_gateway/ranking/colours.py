@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which words of a query or a title are colours, by the list of the trade in `colours.json`. Pure text.
+"""Which words of a query or a title are colours, by the list in `colours.json`.
 
-Knows no synonyms and no scores. The list holds five kinds of words:
+The list holds five kinds of words:
     colours: a title with such a word is of that colour.
     vague: the same, but sellers disagree on it ("mauve") or it may stand beside any ("multi").
     shades: directly before another colour they only shade it ("turquoise blue").
@@ -46,7 +46,7 @@ class Colours:
         self._not_colours = {tuple(map(fold, phrase.split())) for phrase in not_colours}
 
     @classmethod
-    def of_the_trade(cls) -> Colours:
+    def builtin(cls) -> Colours:
         """The words in `colours.json`."""
         text = resources.files("search_gateway.ranking").joinpath("colours.json").read_text(encoding="utf-8")
         return cls(**json.loads(text))

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When two candidates are one picture, say of two shops. Pure; knows neither scores nor where pictures come from.
+"""Whether two candidates show the same picture, for example the same photo in two shops.
 
-Embeddings alone do not tell: two products of one look are nearer than one picture and its second JPEG. So the pixels
-must agree as well. Of 4,000 products, compared two by two, a cosine of 0.98 found 255 pairs; those whose small copies
-differ by 10 at most are the 11 that are one picture and 4 lipsticks on one studio photo. Of 600 pictures that were
-scaled or compressed again (quality 50 to 70), 98 % and more stay within 10.
+Embeddings alone cannot decide: two products of the same design are closer than one picture and a second JPEG of it. So
+the pixels must agree as well, as colour grids. Among 4,000 products compared in pairs, a cosine of 0.98 found 255
+pairs; those whose colour grids differ by at most 10 are 11 that are one picture and 4 lipsticks on one studio photo. Of
+600 pictures that were scaled or compressed again (quality 50 to 70), at least 98 % stay within 10.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 
-_ROWS, _COLUMNS = 10, 8  # of a small copy
+_ROWS, _COLUMNS = 10, 8  # of a colour grid
 _PORTS = {"http": ":80", "https": ":443"}
 
 
@@ -27,11 +27,18 @@ class Picture:
     page_url: str = ""
     thumbnail: bytes | None = None  # the file
     embedding: npt.NDArray[np.float32] | None = None  # [D], L2-normalised
-    small_copy: npt.NDArray[np.uint8] | None = None  # as the function of this name makes it
+    colour_grid: npt.NDArray[np.uint8] | None = None  # of the function `colour_grid`
 
 
-def small_copy(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Mean colours of a grid over the picture: [height,width,3] -> [10,8,3], 0 to 255."""
+def colour_grid(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Mean colours of the cells of a grid over a picture.
+
+    Args:
+        pixels: uint8 [height, width, 3].
+
+    Returns:
+        uint8 [10, 8, 3].
+    """
     height, width, _ = pixels.shape
     rows = np.linspace(0, height, _ROWS + 1).astype(int)[:-1]
     columns = np.linspace(0, width, _COLUMNS + 1).astype(int)[:-1]
@@ -46,11 +53,11 @@ def small_copy(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 def is_same_picture(one: Picture, other: Picture, *, min_cosine: float, max_difference: float) -> bool:
     """Whether two candidates show one picture: one file, or one look in embedding and pixels.
 
-    One page is not enough, it may show many pictures; but on one page a like look is.
+    The same page is not enough, since it may show many pictures; the same page and a similar embedding are.
 
     Args:
         min_cosine: of the embeddings.
-        max_difference: of the small copies' mean colours, of 255, in the cell where they differ most.
+        max_difference: of the colour grids in the cell where they differ most, of 255.
     """
     if one.image_url and one.image_url == other.image_url:
         return True
@@ -60,9 +67,9 @@ def is_same_picture(one: Picture, other: Picture, *, min_cosine: float, max_diff
         return False
     if one.page_url and one.page_url == other.page_url and not (one.image_url and other.image_url):
         return True
-    if one.small_copy is None or other.small_copy is None:
+    if one.colour_grid is None or other.colour_grid is None:
         return False
-    return int(np.abs(one.small_copy.astype(int) - other.small_copy).max()) <= max_difference
+    return int(np.abs(one.colour_grid.astype(int) - other.colour_grid).max()) <= max_difference
 
 
 def normalised_url(url: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import textwrap
 
-from search_gateway.ranking.rerank import Refined, Verdict
+from search_gateway.ranking.rerank import RerankResult, Verdict
 
 _TITLE_CHARACTERS = 60
 
@@ -21,24 +21,24 @@ _WORDS = {
 _UNSEEN = (Verdict.DROPPED_UNFETCHABLE, Verdict.DROPPED_UNDECODABLE)
 
 
-def empty_reason(query: str, provider: str, refined: Refined) -> str:
+def empty_reason(query: str, provider: str, reranked: RerankResult) -> str:
     """The sentence for an answer without results.
 
     Args:
-        provider: who answered; empty where nobody did.
+        provider: the one that answered; empty where none did.
     """
     if not query:
         return "the caption has no words to search for"
     if not provider:
         return "no provider answered: see `degraded`"
-    found = sum(refined.counts.values())
+    found = sum(reranked.counts.values())
     if not found:
         return f"{provider} has nothing for {query!r}"
     parts = [
-        f"{number} {words[number > 1]}" for verdict, words in _WORDS.items() if (number := refined.counts[verdict])
+        f"{number} {words[number > 1]}" for verdict, words in _WORDS.items() if (number := reranked.counts[verdict])
     ]
     reason = f"{provider} found {found} for {query!r}, but {', '.join(parts)}"
-    nearest = refined.dropped[0]
+    nearest = reranked.dropped[0]
     if nearest.verdict in _UNSEEN:
         return reason  # none could be looked at: none is near
     title = textwrap.shorten(nearest.candidate.title, _TITLE_CHARACTERS, placeholder="…")

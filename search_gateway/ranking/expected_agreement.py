@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well titles agree with what a photo may be called, the mean over its readings. Pure text and numbers.
+"""Semantic score: how well a title agrees with a photo's query hypotheses, in the mean over them.
 
-The score is relative to the best that a title could say: one with the most fitting of the readings has 1, however
-unsure they are, so that a limit means the same for every photo. With one certain reading it is the agreement with that.
+The score is relative to the best possible title: a title that equals the best fitting hypothesis has 1, however unsure
+the hypotheses are, so that a threshold means the same for every photo. With one certain hypothesis the score is the
+agreement with that.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from search_gateway.ranking.query_hypotheses import Reading, Readings
+from search_gateway.ranking.query_hypotheses import QueryHypotheses, QueryHypothesis
 from search_gateway.ranking.word_agreement import (
     QueryWords,
     Synonyms,
@@ -21,48 +22,50 @@ from search_gateway.ranking.word_agreement import (
     wording,
 )
 
-_LEAST_TOLD = 0.05  # probability of a reading that is worth a word in a reason
+_MIN_TOLD = 0.05  # probability of a hypothesis that a reason may name
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Attributes:
-    score: 0 to 1.
-    wording: what a title does or does not say, to go on after "its title".
-    is_open: whether the title leaves a word of the query open, so that its picture may be asked.
+    """How well a title agrees.
+
+    Attributes:
+        score: 0 to 1.
+        wording: what the title says or lacks, to be written after "its title".
+        is_undetermined: whether the title neither confirms nor contradicts a word of the query.
     """
 
     score: float
     wording: str
-    is_open: bool
+    is_undetermined: bool
 
 
 class ExpectedAgreement:
-    """A query without words agrees with everything.
+    """Scores titles for one photo. A query without words agrees with every title.
 
     Args:
         query: what is searched for; the wording is about it.
-        readings: what the photo may be called, `Readings.certain(query)` where that is known.
+        hypotheses: what the photo may show; `QueryHypotheses.certain(query)` where the caller gave the query.
     """
 
-    def __init__(self, query: str, readings: Readings, synonyms: Synonyms, weights: WordWeights):
+    def __init__(self, query: str, hypotheses: QueryHypotheses, synonyms: Synonyms, weights: WordWeights):
         self._synonyms = synonyms
         self._weights = weights
         self._query = QueryWords.of(query, synonyms.colours)
-        # The mean over readings is a sum over their words, and readings share words: each is looked up once per title.
+        # The mean over hypotheses is a sum over their words. They share words, and each is looked up once per title.
         self._places: dict[WantedWord, int] = {}
         self._shares: list[float] = []
-        self._agreed = 0.0  # the share of readings without words
+        self._agreed = 0.0  # the probability of hypotheses without words
         self._own = self._add(self._query, 0.0)
-        self._told: list[tuple[Reading, list[int]]] = []  # others than the query that a reason may name
+        self._told: list[tuple[QueryHypothesis, list[int]]] = []  # others than the query that a reason may name
         names = []
-        for one in readings.readings:
+        for one in hypotheses.hypotheses:
             words = QueryWords.of(one.query, synonyms.colours)
             places = self._add(words, one.probability)
-            if one.query and one.query != query and one.probability >= _LEAST_TOLD:
+            if one.query and one.query != query and one.probability >= _MIN_TOLD:
                 self._told.append((one, places))
             names.append(TextWords(one.query, synonyms))
-        self._most_likely = readings.readings[0]
+        self._most_likely = hypotheses.hypotheses[0]
         self._nothing = TextWords("", synonyms)
         self._best = max(self._mean([value for value, _ in self._values(name, self._nothing)]) for name in names)
 
@@ -70,7 +73,8 @@ class ExpectedAgreement:
         """The agreement of a title.
 
         Args:
-            picture_words: the last words of the caption of the title's picture; empty where nobody asked for it.
+            title: of a candidate.
+            picture_words: the last words of the caption of its picture; empty where it was not captioned.
         """
         text = TextWords(title, self._synonyms)
         picture = TextWords(picture_words, self._synonyms) if picture_words else self._nothing
@@ -78,16 +82,16 @@ class ExpectedAgreement:
         values = [value for value, _ in found]
         score = min(max(self._mean(values) / self._best, 0.0), 1.0) if self._best > 0 else 0.0
         said = wording(self._query, text, self._synonyms) + self._other_name(values)
-        return Agreement(score, said, is_open=any(found[place][1] for place in self._own))
+        return Agreement(score, said, is_undetermined=any(found[place][1] for place in self._own))
 
     def _add(self, words: QueryWords, probability: float) -> list[int]:
-        """The places of a reading's words, where they count as much more as it is likely."""
+        """Add a hypothesis's probability to the weights of its words; returns the places of the words."""
         if not words.words:
             self._agreed += probability
             return []
         places = []
         wanted = wanted_words(words, self._synonyms)
-        for word, weight in zip(wanted, words.weights(self._weights.thing_weight), strict=True):
+        for word, weight in zip(wanted, words.weights(self._weights.product_type_weight), strict=True):
             place = self._places.setdefault(word, len(self._shares))
             if place == len(self._shares):
                 self._shares.append(0.0)
@@ -102,7 +106,7 @@ class ExpectedAgreement:
         return self._agreed + sum(share * value for share, value in zip(self._shares, values, strict=True))
 
     def _other_name(self, values: Sequence[float]) -> str:
-        """What the query's words alone would not explain: that the title fits, or lacks, what else the photo may be."""
+        """Explains what the query's words do not: that the title fits, or lacks, another hypothesis."""
 
         def fits(places: Sequence[int]) -> bool:
             return bool(places) and all(values[place] >= 1 for place in places)
@@ -118,5 +122,5 @@ class ExpectedAgreement:
         return ""
 
 
-def _shown(reading: Reading) -> str:
-    return f"{reading.query!r} ({reading.probability:.2f})"
+def _shown(hypothesis: QueryHypothesis) -> str:
+    return f"{hypothesis.query!r} ({hypothesis.probability:.2f})"

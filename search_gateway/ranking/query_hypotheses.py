@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a photo may be called: queries and how likely each is. Pure text and numbers.
+"""Query hypotheses: the queries that may name the product of a photo, and the probability of each.
 
-A caption is a guess, and the captioner says how sure it is. Where it wavers between "white shirt" and "white tshirt", a
-title with either is better than one with neither. The products that look like the photo have names, too: both
-distributions are mixed, as kNN-LM mixes a language model with the nearest neighbours in what it has seen (Khandelwal et
+A caption is a guess, and the captioner says how sure it is. Where it hesitates between "white shirt" and "white
+tshirt", a title with either is better than one with neither. The products that look like the photo have names too. Both
+distributions are mixed, as kNN-LM mixes a language model with the nearest neighbours in its data store (Khandelwal et
 al., "Generalization through Memorization: Nearest Neighbor Language Models", ICLR 2020, https://arxiv.org/abs/1911.00172).
 """
 
@@ -23,37 +23,41 @@ from captioner.query import QUERY_WORDS, QueryRule, query_from_caption
 from captioner.query_distribution import CaptionHypothesis, QueryDistribution, hypothesis_weights
 from search_gateway.providers.base import Candidate
 
-_FEWEST_LETTERS = 3  # of what can be a word by itself
-MAX_READINGS = 8  # of a caption, and as many of the lookalikes: the tail is long and adds next to nothing
+_MIN_LETTERS = 3  # of an alternative that can be a word by itself
+MAX_HYPOTHESES = 8  # of the caption, and as many of the nearest neighbours; further ones change the scores very little
 
-# So many lookalikes are asked for their names, each with the weight exp(SHARPNESS x cosine). What half or twice as much
-# changes: docs/evaluation.md.
+# The titles of the NUM_NAMES nearest neighbours count, each with the weight exp(SHARPNESS x cosine). docs/evaluation.md
+# says what half or twice as much changes.
 NUM_NAMES = 20
 SHARPNESS = 40.0
 
 
 @dataclass(frozen=True)
-class Reading:
+class QueryHypothesis:
+    """A query and its probability, 0 to 1."""
+
     query: str
     probability: float
 
 
 @dataclass(frozen=True)
-class Readings:
-    """Attributes:
-    readings: most likely first, at least one; their probabilities add up to 1.
+class QueryHypotheses:
+    """A distribution over queries.
+
+    Attributes:
+        hypotheses: most likely first, at least one; their probabilities add up to 1.
     """
 
-    readings: tuple[Reading, ...]
+    hypotheses: tuple[QueryHypothesis, ...]
 
     @classmethod
-    def certain(cls, query: str) -> Readings:
-        """What somebody said who knows."""
-        return cls((Reading(query, 1.0),))
+    def certain(cls, query: str) -> QueryHypotheses:
+        """One query with probability 1: the caller gave it."""
+        return cls((QueryHypothesis(query, 1.0),))
 
     @classmethod
-    def weighted(cls, weighted: Iterable[tuple[str, float]]) -> Readings | None:
-        """Queries with weights of any sum; equal ones are added up. None where nothing has weight."""
+    def weighted(cls, weighted: Iterable[tuple[str, float]]) -> QueryHypotheses | None:
+        """Normalise weights of any sum; the weights of equal queries are added. None where all weights are 0."""
         sums: defaultdict[str, float] = defaultdict(float)
         for query, weight in weighted:
             sums[query] += weight
@@ -61,64 +65,68 @@ class Readings:
         if not total > 0:
             return None
         ordered = sorted(sums.items(), key=lambda item: -item[1])
-        return cls(tuple(Reading(query, weight / total) for query, weight in ordered if weight > 0))
+        return cls(tuple(QueryHypothesis(query, weight / total) for query, weight in ordered if weight > 0))
 
-    def most_likely(self, count: int) -> Readings:
-        """The first `count`, with the probability of the rest shared among them."""
-        kept = Readings.weighted((one.query, one.probability) for one in self.readings[:count])
+    def most_likely(self, count: int) -> QueryHypotheses:
+        """The first `count`, normalised."""
+        kept = QueryHypotheses.weighted((one.query, one.probability) for one in self.hypotheses[:count])
         assert kept is not None, "the first has a probability"
         return kept
 
-    def mixed(self, others: Readings | None, share: float) -> Readings:
-        """These and others, which get `share` of the probability, 0 to 1."""
+    def mixed(self, others: QueryHypotheses | None, share: float) -> QueryHypotheses:
+        """Mix with other hypotheses, which get `share` of the probability, 0 to 1."""
         if others is None:
             return self
-        both = Readings.weighted(
-            [(one.query, (1 - share) * one.probability) for one in self.readings]
-            + [(one.query, share * one.probability) for one in others.readings]
+        both = QueryHypotheses.weighted(
+            [(one.query, (1 - share) * one.probability) for one in self.hypotheses]
+            + [(one.query, share * one.probability) for one in others.hypotheses]
         )
         assert both is not None, "probabilities add up to 1"
         return both
 
-    def changed(self, change: Callable[[str], str]) -> Readings:
-        """Each query changed; those that become equal are one."""
-        changed = Readings.weighted((change(one.query), one.probability) for one in self.readings)
+    def changed(self, change: Callable[[str], str]) -> QueryHypotheses:
+        """Apply a function to each query; queries that become equal are merged."""
+        changed = QueryHypotheses.weighted((change(one.query), one.probability) for one in self.hypotheses)
         assert changed is not None, "probabilities add up to 1"
         return changed
 
 
-def photo_readings(
+def photo_hypotheses(
     caption: Caption,
     rule: QueryRule,
     photo: npt.NDArray[np.float32],
     candidates: Sequence[Candidate],
-    lookalike_weight: float,
+    neighbour_weight: float,
     distribution: QueryDistribution | None = None,
-) -> Readings:
-    """What the captioner considers, and what the products that look like the photo are called.
+) -> QueryHypotheses:
+    """Mix the captioner's hypotheses with the names of the photo's nearest neighbours.
 
     Args:
-        photo: the photo's embedding, [D], L2-normalised as those of the candidates.
-        lookalike_weight: share of the probability that the lookalikes' names get where there are any, 0 to 1.
-        distribution: of the model's query head; None where it has none.
+        caption: with its alternatives.
+        rule: how a query is made of a caption.
+        photo: the photo's embedding, float32 [D], L2-normalised as those of the candidates.
+        candidates: the nearest neighbours among them are used.
+        neighbour_weight: the neighbours' share of the probability where there are any, 0 to 1.
+        distribution: of the model's query head; None for a model without one.
     """
-    return caption_readings(caption, rule, distribution).mixed(lookalike_readings(photo, candidates), lookalike_weight)
+    return caption_query_hypotheses(caption, rule, distribution).mixed(
+        neighbour_hypotheses(photo, candidates), neighbour_weight
+    )
 
 
-def caption_readings(caption: Caption, rule: QueryRule, distribution: QueryDistribution | None = None) -> Readings:
-    """What the captioner considers: the captions of all beams; of a greedy one, what else its last words could be.
+def caption_query_hypotheses(
+    caption: Caption, rule: QueryRule, distribution: QueryDistribution | None = None
+) -> QueryHypotheses:
+    """The captioner's own hypotheses.
 
-    A model with a query head says itself how likely each query is: then the readings are its likeliest queries of
-    products. Only with the rule `FULL_CAPTION` they are whole captions, and what follows holds.
-
-    Beams are weighted as `hypothesis_weights` does.
-
-    A greedy caption knows other first tokens for each of its words, given the words before. Those that can be words are
-    combined as if one did not depend on the other, and what they leave out is shared among them.
+    With a query head, and any rule but `FULL_CAPTION`, they are its likeliest queries that name a product. Otherwise
+    they come from the caption: with several beams the captions of all of them, weighted as `hypothesis_weights` does;
+    with a greedy one the alternatives of its last words. The first tokens that can be words are combined as if they
+    were independent, and the probability of the others is shared among these combinations.
     """
     if distribution is not None and rule is not QueryRule.FULL_CAPTION:
-        likeliest = Readings.weighted(distribution.top(MAX_READINGS))
-        return Readings.certain(distribution.likeliest()) if likeliest is None else likeliest
+        likeliest = QueryHypotheses.weighted(distribution.top(MAX_HYPOTHESES))
+        return QueryHypotheses.certain(distribution.likeliest()) if likeliest is None else likeliest
     if caption.alternatives:
         hypotheses = [
             CaptionHypothesis(caption.text, caption.log_probability, caption.num_tokens),
@@ -133,37 +141,40 @@ def caption_readings(caption: Caption, rule: QueryRule, distribution: QueryDistr
             (" ".join([*kept, *(text for text, _ in chosen)]), math.prod(probability for _, probability in chosen))
             for chosen in itertools.product(*options)
         ]
-    readings = Readings.weighted((query_from_caption(text, rule), weight) for text, weight in weighted)
-    if readings is None:  # probabilities may underflow
-        return Readings.certain(query_from_caption(caption.text, rule))
-    return readings.most_likely(MAX_READINGS)
+    queries = QueryHypotheses.weighted((query_from_caption(text, rule), weight) for text, weight in weighted)
+    if queries is None:  # probabilities may underflow
+        return QueryHypotheses.certain(query_from_caption(caption.text, rule))
+    return queries.most_likely(MAX_HYPOTHESES)
 
 
 def _options(word: Word) -> list[tuple[str, float]]:
     """What a word could be, by its first token; the beginning of a longer one ("t", "ch") or a code says nothing."""
-    others = [one for one in word.alternatives if one.text.isalpha() and len(one.text) >= _FEWEST_LETTERS]
+    others = [one for one in word.alternatives if one.text.isalpha() and len(one.text) >= _MIN_LETTERS]
     return [(word.text, word.first_probability), *((one.text, one.probability) for one in others)]
 
 
-def lookalike_readings(photo: npt.NDArray[np.float32], candidates: Sequence[Candidate]) -> Readings | None:
-    """What the candidates that were found by their looks are called: the last words of their titles.
+def neighbour_hypotheses(photo: npt.NDArray[np.float32], candidates: Sequence[Candidate]) -> QueryHypotheses | None:
+    """The names of the photo's nearest neighbours: the last words of their titles.
 
-    Those found by the words of the query alone are not asked: they would only say it once more. None where nobody was
-    found by looks.
+    Candidates that only the query's words found do not count, because they would repeat the query.
 
     Args:
-        photo: the photo's embedding, [D], L2-normalised as those of the candidates.
+        photo: the photo's embedding, float32 [D], L2-normalised as those of the candidates.
+        candidates: as the provider returned them.
+
+    Returns:
+        None where no candidate is a nearest neighbour.
     """
     cosines = [
         (float(photo @ one.embedding), one.title)
         for one in candidates
-        if one.is_lookalike and one.embedding is not None
+        if one.is_nearest_neighbour and one.embedding is not None
     ]
     cosines.sort(key=lambda pair: -pair[0])
     nearest = cosines[:NUM_NAMES]
-    named = Readings.weighted(
+    named = QueryHypotheses.weighted(
         (query_from_caption(title), math.exp(SHARPNESS * (cosine - nearest[0][0])))
         for cosine, title in nearest
         if query_from_caption(title)
     )
-    return None if named is None else named.most_likely(MAX_READINGS)
+    return None if named is None else named.most_likely(MAX_HYPOTHESES)

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Candidates -> results: those that look like the photo and agree with the words, best first, each with its reason.
-
-Pure numpy; knows nothing about where candidates come from or how thumbnails are fetched.
-"""
+"""Candidates -> results: those that look like the photo and agree with the words, best first, each with a reason."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ import numpy.typing as npt
 from search_gateway.providers.base import Candidate
 from search_gateway.ranking.duplicates import Picture, is_same_picture, normalised_url
 from search_gateway.ranking.expected_agreement import ExpectedAgreement
-from search_gateway.ranking.query_hypotheses import Readings
+from search_gateway.ranking.query_hypotheses import QueryHypotheses
 from search_gateway.ranking.word_agreement import Synonyms, WordWeights
 
 _TITLE_CHARACTERS = 60  # of a title in a reason
@@ -36,31 +33,33 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class RefinementLimits(WordWeights):
-    """What is kept and what counts how much; `WordWeights` says what the words count."""
+    """Thresholds and weights; those of single words are in `WordWeights`."""
 
     min_visual_score: float  # cosine, -1 to 1
-    min_semantic_score: float  # agreement with what the photo may be called, 0 to 1
+    min_semantic_score: float  # agreement with the query hypotheses, 0 to 1
     max_results: int
     visual_weight: float  # of the visual score in the final one; the semantic score has the rest
-    lookalike_weight: float = 0.5  # of the lookalikes' names in what the photo may be called; the caption has the rest
-    duplicate_cosine: float = 0.96  # what one picture has at least in common with its copies; see duplicates.py
-    duplicate_difference: float = 10.0  # of their small copies, of 255
+    neighbour_weight: float = 0.5  # of the nearest neighbours' names; the caption has the rest
+    duplicate_cosine: float = 0.96  # minimum of two copies of one picture; see duplicates.py
+    duplicate_difference: float = 10.0  # maximum of their colour grids, of 255
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A candidate and what its thumbnail gave: an embedding, or the verdict that says why there is none."""
+class InspectedCandidate:
+    """A candidate with the embedding of its thumbnail, or with the verdict that says why there is none."""
 
     candidate: Candidate
     embedding: npt.NDArray[np.float32] | None
     thumbnail: bytes | None = None
     failure: Verdict | None = None
-    small_copy: npt.NDArray[np.uint8] | None = None  # as duplicates.py makes it; None where nobody looked at the pixels
-    picture_words: str = ""  # the last words of the thumbnail's own caption; empty where nobody asked for it
+    colour_grid: npt.NDArray[np.uint8] | None = None  # of duplicates.py; None where the pixels were not decoded
+    picture_words: str = ""  # the last words of the thumbnail's own caption; empty where it was not captioned
 
 
 @dataclass(frozen=True)
-class Judged:
+class ScoredResult:
+    """A candidate with its scores, its verdict and the reason, which clients show."""
+
     candidate: Candidate
     thumbnail: bytes | None
     visual_score: float
@@ -68,35 +67,39 @@ class Judged:
     score: float
     verdict: Verdict
     reason: str
-    is_open: bool = False  # its title leaves a word open: the picture's own caption might settle it
+    is_undetermined: bool = False  # the picture's own caption may decide about a word of the query
     picture_words: str = ""
-    duplicates: tuple[Candidate, ...] = ()  # that this one stands for, best first
+    duplicates: tuple[Candidate, ...] = ()  # the same picture elsewhere, best first
 
 
 @dataclass(frozen=True)
-class Refined:
-    kept: list[Judged]  # best first
-    dropped: list[Judged]  # best first
+class RerankResult:
+    """All candidates of a search, with their verdicts."""
+
+    kept: list[ScoredResult]  # best first
+    dropped: list[ScoredResult]  # best first
     counts: Counter[Verdict]
 
 
-def refine(
+def rerank(
     photo: npt.NDArray[np.float32],
     query: str,
-    readings: Readings,
-    seen: Sequence[Seen],
+    hypotheses: QueryHypotheses,
+    seen: Sequence[InspectedCandidate],
     limits: RefinementLimits,
     synonyms: Synonyms,
-) -> Refined:
-    """Score, filter, merge what is one picture, and order.
+) -> RerankResult:
+    """Score and filter candidates, merge duplicates, and sort.
 
     Args:
         photo: the photo's embedding, [D], L2-normalised as those of the candidates.
         query: what was searched for.
-        readings: what the photo may be called, which titles have to agree with; `Readings.certain(query)` where the
-            query was given.
+        hypotheses: what titles have to agree with; `QueryHypotheses.certain(query)` where the caller gave the query.
+        seen: the candidates with their embeddings.
+        limits: thresholds and weights.
+        synonyms: words that agree with each other.
     """
-    expected = ExpectedAgreement(query, readings, synonyms, limits)
+    expected = ExpectedAgreement(query, hypotheses, synonyms, limits)
     pairs = [(_judge(photo, expected, one, limits), one) for one in seen]
     # Python's sort is stable: among equals the provider's order, its own idea of relevance, stays.
     pairs.sort(key=lambda pair: -pair[0].score)
@@ -108,20 +111,20 @@ def refine(
     ]
     kept = kept[: limits.max_results]
     rejected = [one for one in judged if one.verdict is not Verdict.KEPT]
-    # What nobody could look at has no score: it is never nearer than what was seen.
+    # Candidates without an embedding have no score and come last.
     unseen = (Verdict.DROPPED_UNFETCHABLE, Verdict.DROPPED_UNDECODABLE)
     dropped = sorted(over + rejected, key=lambda one: (one.verdict in unseen, -one.score))
-    return Refined(kept, dropped, Counter(one.verdict for one in kept + dropped))
+    return RerankResult(kept, dropped, Counter(one.verdict for one in kept + dropped))
 
 
 def _judge(
-    photo: npt.NDArray[np.float32], agreement: ExpectedAgreement, seen: Seen, limits: RefinementLimits
-) -> Judged:
+    photo: npt.NDArray[np.float32], agreement: ExpectedAgreement, seen: InspectedCandidate, limits: RefinementLimits
+) -> ScoredResult:
     words = agreement.of(seen.candidate.title, seen.picture_words)
     if seen.embedding is None:
         verdict = seen.failure or Verdict.DROPPED_UNFETCHABLE
         what = "fetched" if verdict is Verdict.DROPPED_UNFETCHABLE else "read"
-        return Judged(seen.candidate, None, 0.0, words.score, 0.0, verdict, f"its thumbnail could not be {what}")
+        return ScoredResult(seen.candidate, None, 0.0, words.score, 0.0, verdict, f"its thumbnail could not be {what}")
     visual = float(np.clip(photo @ seen.embedding, -1.0, 1.0))
     score = limits.visual_weight * visual + (1 - limits.visual_weight) * words.score
     picture = f"; its picture reads as {seen.picture_words!r}" if seen.picture_words else ""
@@ -134,7 +137,7 @@ def _judge(
     else:
         verdict = Verdict.KEPT
         reason = f"looks like the photo ({visual:.2f}) and its title {words.wording}{picture}"
-    return Judged(
+    return ScoredResult(
         seen.candidate,
         seen.thumbnail,
         visual,
@@ -142,16 +145,18 @@ def _judge(
         score,
         verdict,
         reason,
-        is_open=words.is_open,
+        is_undetermined=words.is_undetermined,
         picture_words=seen.picture_words,
     )
 
 
-def _with_duplicates(pairs: Sequence[tuple[Judged, Seen]], limits: RefinementLimits) -> list[Judged]:
-    """In the same order, with a verdict and a reason for what is the same picture as something that is kept.
+def _with_duplicates(
+    pairs: Sequence[tuple[ScoredResult, InspectedCandidate]], limits: RefinementLimits
+) -> list[ScoredResult]:
+    """Mark the results that are the same picture as a kept result; the order stays.
 
-    A picture that failed a filter is a copy as well: where else a picture is found, whatever the title there, is what
-    a reverse search is for. Copies of copies are not followed, or small differences could add up.
+    A picture that failed a filter can be a duplicate too: a reverse search is to say where else a picture is found,
+    whatever the title there. Duplicates of duplicates do not count, or small differences could add up.
     """
     judged = [one for one, _ in pairs]
     pictures = [_picture(seen) for _, seen in pairs]
@@ -159,7 +164,7 @@ def _with_duplicates(pairs: Sequence[tuple[Judged, Seen]], limits: RefinementLim
     originals: list[int] = []
     for place in sorted(range(len(pairs)), key=lambda place: judged[place].verdict is not Verdict.KEPT):
         if pictures[place].embedding is None:
-            continue  # nobody has seen it
+            continue  # there is nothing to compare
         original = next(
             (
                 other
@@ -193,11 +198,11 @@ def _with_duplicates(pairs: Sequence[tuple[Judged, Seen]], limits: RefinementLim
     return judged
 
 
-def _picture(seen: Seen) -> Picture:
+def _picture(seen: InspectedCandidate) -> Picture:
     return Picture(
         image_url=normalised_url(seen.candidate.image_url),
         page_url=normalised_url(seen.candidate.url),
         thumbnail=seen.thumbnail,
         embedding=seen.embedding,
-        small_copy=seen.small_copy,
+        colour_grid=seen.colour_grid,
     )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well a title agrees with the words of a query, word by word, colour and thing apart. Pure text.
+"""How well a title agrees with the words of a query, word by word; colour and product type count apart.
 
-Words agree when they are the same after folding (case, hyphens, plural) or stand in one group of `synonyms.json`, the
-synonyms of the trade. A title that names another colour contradicts; one that names none leaves the colour open. What
-a title leaves open, the words of its picture's own caption may settle.
+Words agree when they are equal after folding (case, hyphens, plural) or belong to one group of `synonyms.json`. A title
+that names another colour contradicts the query; a title that names none leaves the colour undetermined. The words of
+the picture's own caption may then decide.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _REMEMBERED_WORDS = 10_000
 
 
 class Synonyms:
-    """Groups of words that mean the same in the trade, and its colours."""
+    """Groups of words with the same meaning in fashion shops, and the names of colours."""
 
     def __init__(self, groups: Iterable[Iterable[str]], colours: Colours | None = None):
         self.colours = colours if colours is not None else Colours()
@@ -34,38 +34,38 @@ class Synonyms:
         for number, group in enumerate(groups):
             for word in group:
                 self._groups.setdefault(fold(word), set()).add(number)
-        # The same words come again and again, and strangers choose them: remembered, but not all.
+        # The same words recur, and callers choose them: a bounded cache.
         self.meanings = lru_cache(maxsize=_REMEMBERED_WORDS)(self._meanings)
 
     @classmethod
-    def of_the_trade(cls) -> Synonyms:
+    def builtin(cls) -> Synonyms:
         """The groups in `synonyms.json` and the colours in `colours.json`."""
         text = resources.files("search_gateway.ranking").joinpath("synonyms.json").read_text(encoding="utf-8")
-        return cls(json.loads(text)["groups"], Colours.of_the_trade())
+        return cls(json.loads(text)["groups"], Colours.builtin())
 
     def agree(self, one: str, other: str) -> bool:
         """Whether two words mean the same."""
         return not self.meanings(one).isdisjoint(self.meanings(other))
 
     def _meanings(self, word: str) -> frozenset[str | int]:
-        """What a word has in common with those that mean the same: itself, folded, and the numbers of its groups."""
+        """What words with the same meaning share: the folded word and the numbers of its groups."""
         folded = fold(word)
         return frozenset({folded, *self._groups.get(folded, ())})
 
 
 @dataclass(frozen=True, kw_only=True)
 class WordWeights:
-    """What a word of the query is worth, and what half an agreement is. All from 0 to 1."""
+    """The weights of a query's words, and the scores of partial agreement. All from 0 to 1."""
 
-    # Who looks for a blue shirt would rather see a black shirt than a blue bag. The other words share the rest.
-    thing_weight: float = 0.6
+    # A search for a blue shirt is served better by a black shirt than by a blue bag. The other words share the rest.
+    product_type_weight: float = 0.6
     mixed_colour: float = 0.75  # the title has the colour and another beside it
     unsaid_colour: float = 0.5  # the title names no colour
-    # Of the picture's caption against a title that leaves a word open: about as often as a caption's word is right.
+    # Of the picture's caption where the title leaves a word undetermined: about as often as a caption's word is right.
     picture_trust: float = 0.7
 
     def __post_init__(self) -> None:
-        for name in ("thing_weight", "mixed_colour", "unsaid_colour", "picture_trust"):
+        for name in ("product_type_weight", "mixed_colour", "unsaid_colour", "picture_trust"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it goes from 0 to 1")
         if self.unsaid_colour > self.mixed_colour:
@@ -77,15 +77,15 @@ class WordWeights:
 
 @dataclass(frozen=True)
 class QueryWords:
-    """The words of a query: its colours, its thing, and what else there is ("women")."""
+    """The words of a query: its colours, its product type, and others ("women")."""
 
     words: tuple[str, ...]
     colours: frozenset[int]  # places in `words`
-    thing: int | None  # place in `words`
+    product_type: int | None  # place in `words`
 
     @classmethod
     def of(cls, query: str, colours: Colours) -> QueryWords:
-        """The thing is the last word that is no colour and has no digit (a size, a year), if there is such a word."""
+        """The product type is the last word that is no colour and has no digit (a size, a year), where there is one."""
         words = tuple(words_of(_T_SHIRT.sub("t-", query)))
         coloured = frozenset(place for place, kind in enumerate(colours.kinds(words)) if kind is not Colour.NONE)
         others = [place for place in range(len(words)) if place not in coloured]
@@ -93,12 +93,15 @@ class QueryWords:
         candidates = plain or others
         return cls(words, coloured, candidates[-1] if candidates else None)
 
-    def weights(self, thing_weight: float) -> list[float]:
-        """What each word counts, 1 together."""
+    def weights(self, product_type_weight: float) -> list[float]:
+        """The weight of each word; they add up to 1."""
         others = len(self.words) - 1
-        if self.thing is None or not others:
+        if self.product_type is None or not others:
             return [1 / len(self.words)] * len(self.words)
-        return [thing_weight if place == self.thing else (1 - thing_weight) / others for place in range(others + 1)]
+        return [
+            product_type_weight if place == self.product_type else (1 - product_type_weight) / others
+            for place in range(others + 1)
+        ]
 
 
 class TextWords:
@@ -135,15 +138,15 @@ class WantedWord:
         return not self.meanings.isdisjoint(text.meanings)
 
     def value(self, title: TextWords, picture: TextWords, weights: WordWeights) -> tuple[float, bool]:
-        """How much of this word a title has, 0 to 1, and whether it leaves the word open.
+        """How well a title agrees with this word, 0 to 1, and whether it leaves the word undetermined.
 
-        What it leaves open, the words of its picture may settle, as far as they are trusted.
+        The picture's words then count with the weight `picture_trust`.
         """
-        own, is_open = self._own_value(title, weights)
-        opinion = self._opinion(picture) if is_open else None
+        own, is_undetermined = self._own_value(title, weights)
+        opinion = self._opinion(picture) if is_undetermined else None
         if opinion is not None:
             own += weights.picture_trust * (opinion - own)
-        return own, is_open
+        return own, is_undetermined
 
     def _own_value(self, title: TextWords, weights: WordWeights) -> tuple[float, bool]:
         has = self.is_in(title)
@@ -155,7 +158,7 @@ class WantedWord:
         return (0.0, False) if has_others else (weights.unsaid_colour, True)
 
     def _opinion(self, picture: TextWords) -> float | None:
-        """What the picture says of it, 0 or 1; it is not asked about what it does not say."""
+        """Whether the picture's words confirm (1) or contradict (0) the word; None where they say nothing about it."""
         if self.is_in(picture):
             return 1.0
         return 0.0 if self.asked is not None and picture.other_colours(self.asked) else None
@@ -171,7 +174,7 @@ def wanted_words(query: QueryWords, synonyms: Synonyms) -> list[WantedWord]:
 
 
 def wording(query: QueryWords, title: TextWords, synonyms: Synonyms) -> str:
-    """What a title says and does not say, such as "says black, not blue, and lacks 'shirt'"."""
+    """What a title says and lacks, such as "says black, not blue, and lacks 'shirt'"."""
     wanted = wanted_words(query, synonyms)
     absent = [place for place, one in enumerate(wanted) if not one.is_in(title)]
     colours = [place for place in absent if place in query.colours]
@@ -190,18 +193,18 @@ def wording(query: QueryWords, title: TextWords, synonyms: Synonyms) -> str:
     return ", and ".join(sentences) or "has every word"
 
 
-def with_words(query: str, colours: Colours, *, colour: str | None, thing: str | None) -> str:
-    """The query with another colour or another thing in the place of its own, in lower case.
+def with_words(query: str, colours: Colours, *, colour: str | None, product_type: str | None) -> str:
+    """The query with its colour or its product type replaced, in lower case.
 
-    A query without a colour gets it in front; one without a thing gets it at the end.
+    A query without a colour gets it in front; a query without a product type gets it at the end.
     """
     wanted = QueryWords.of(query, colours)
     words = list(wanted.words)
-    if thing is not None:
-        if wanted.thing is None:
-            words.append(thing)
+    if product_type is not None:
+        if wanted.product_type is None:
+            words.append(product_type)
         else:
-            words[wanted.thing] = thing
+            words[wanted.product_type] = product_type
     if colour is not None:
         places = sorted(wanted.colours)
         words = [word for place, word in enumerate(words) if place not in places[1:]]

@@ -109,7 +109,7 @@ def lookup(host: str, port: int) -> list[str]:
     """The addresses of a host, by the system's resolver.
 
     Raises:
-        OSError: the name does not exist or nobody answers.
+        OSError: the name does not exist or no server answers.
     """
     infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
     return [str(sockaddr[0]) for *_, sockaddr in infos]
@@ -161,7 +161,7 @@ class ThumbnailFetcher:
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self._closed and task is not None and not task.cancelling():
-                # aiohttp cancels what waits for a closed connector; nobody cancelled our caller.
+                # aiohttp cancels what waits for a closed connector; our caller was not cancelled.
                 raise ThumbnailError(f"{target.host}: the fetcher was closed") from None
             raise
         except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which IP addresses belong to the public internet. Knows nothing about names, sockets or photos.
+"""Which IP addresses belong to the public internet.
 
 The tables are our own because `ipaddress` is no such filter: Python 3.11.7 calls ::7f00:1,
 64:ff9b::7f00:1, 2002:7f00:1::, fec0::1, 3fff::1, 192.0.0.8 and all multicast `is_global`
@@ -7,7 +7,7 @@ The tables are our own because `ipaddress` is no such filter: Python 3.11.7 call
 IPv6 lists what is allowed, because most of its space means nothing yet.
 
 Not seen from here: a network's own NAT64 prefix (RFC 6052), or public ranges routed to private
-machines. Who has such must refuse them in `ThumbnailPolicy.address_is_allowed`. The other way round,
+machines. An operator with such addresses must refuse them in `ThumbnailPolicy.address_is_allowed`. The other way round,
 where IPv4 is reached through NAT64 and DNS64 alone, all of IPv4 is refused until a policy allows it.
 """
 

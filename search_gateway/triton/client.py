@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The three models behind Triton: arrays in, arrays out. The only file that calls tritonclient.
 
-Knows nothing about captions or searches; errors become the project's own here.
+Errors of Triton and gRPC become those of `search_gateway.errors` here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from captioner.model_contract import (
 )
 from search_gateway.deadline import Deadline
 from search_gateway.engine.inference import EncodedPhotos, StepOutput
-from search_gateway.engine.kv_slots import KvArena
+from search_gateway.engine.kv_slots import KvSlotPool
 from search_gateway.errors import DeadlineError, InferenceError, OverloadedError
 
 _log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def load_cuda() -> Any:
     return cuda_shared_memory
 
 
-class TritonInference:
+class TritonClient:
     """Each model takes as many photos per call as the caller has. Triton's dynamic batcher puts calls together, too:
     those of several gateways.
 
@@ -99,7 +99,7 @@ class TritonInference:
         self.contract = contract
         self._shared_memory = shared_memory
         self._region_prefix = region_prefix
-        self._arenas: set[KvArena] = set()
+        self._slot_pools: set[KvSlotPool] = set()
         self._cuda_regions: dict[str, Any] = {}
         self._last_success: dict[str, float] = {}  # by model, time.monotonic()
         self._client = triton.InferenceServerClient(address, channel_args=_CHANNEL_ARGUMENTS)
@@ -122,18 +122,18 @@ class TritonInference:
         arrays = {tensor.name: _array(result, tensor) for tensor in wanted}
         return EncodedPhotos(arrays.get("hidden_states"), arrays["embedding"], arrays.get(QUERY_LOGPROBS))
 
-    async def new_arena(self, slots: int, beams: int) -> KvArena:
+    async def new_slot_pool(self, slots: int, beams: int) -> KvSlotPool:
         """Slots for captions with `beams` beams, in memory Triton maps too where it can.
 
         Raises:
             InferenceError: Triton does not answer, or does not map our memory.
         """
-        arena = KvArena(self.contract, slots=slots, beams=beams)
+        slot_pool = KvSlotPool(self.contract, slots=slots, beams=beams)
         if self._shared_memory is not SharedMemory.NONE:
             try:
-                arena = await self._new_shared_arena(slots, beams)
+                slot_pool = await self._new_shared_slot_pool(slots, beams)
             except OSError as error:
-                size = KvArena.byte_size(self.contract.caches, slots, beams)
+                size = KvSlotPool.byte_size(self.contract.caches, slots, beams)
                 _log.warning("no %.0f MB in /dev/shm for the caches, they go over gRPC: %s", size / 1e6, error)
             except _CudaMemoryError as error:
                 _log.warning("no memory on GPU %d for the caches, they go over gRPC: %s", _CUDA_DEVICE, error)
@@ -141,30 +141,33 @@ class TritonInference:
                 if "disabled" in str(error):
                     raise InferenceError("the inference server does not let clients share memory with it") from error
                 raise InferenceError("the inference server cannot be reached: try again shortly") from error
-        self._arenas.add(arena)
-        return arena
+        self._slot_pools.add(slot_pool)
+        return slot_pool
 
-    async def _new_shared_arena(self, slots: int, beams: int) -> KvArena:
+    async def _new_shared_slot_pool(self, slots: int, beams: int) -> KvSlotPool:
         region = f"{self._region_prefix}kv_{beams}_{secrets.token_hex(4)}"
         is_cuda = self._shared_memory is SharedMemory.CUDA
         cross_region = f"{region}_cross" if is_cuda else ""
-        arena = KvArena(self.contract, slots=slots, beams=beams, region=region, cross_region=cross_region)
+        slot_pool = KvSlotPool(self.contract, slots=slots, beams=beams, region=region, cross_region=cross_region)
         if self._shared_memory is not SharedMemory.EMBEDDED:
             tensors = self.contract.self_caches if is_cuda else self.contract.caches
             try:
                 await self._client.register_system_shared_memory(
-                    region, f"/{region}", arena.byte_size(tensors, slots, beams), client_timeout=_HEALTH_TIMEOUT_SECONDS
+                    region,
+                    f"/{region}",
+                    slot_pool.byte_size(tensors, slots, beams),
+                    client_timeout=_HEALTH_TIMEOUT_SECONDS,
                 )
             except BaseException:
-                self._close_arena(arena)
+                self._close_slot_pool(slot_pool)
                 raise
         if is_cuda:
             try:
-                await self._register_cuda(cross_region, arena.byte_size(self.contract.cross_caches, slots, beams))
+                await self._register_cuda(cross_region, slot_pool.byte_size(self.contract.cross_caches, slots, beams))
             except BaseException:
-                await self.free_arena(arena)
+                await self.free_slot_pool(slot_pool)
                 raise
-        return arena
+        return slot_pool
 
     async def _register_cuda(self, name: str, size: int) -> None:
         """Memory of GPU 0 that only Triton writes and reads.
@@ -186,83 +189,91 @@ class TritonInference:
             client_timeout=_HEALTH_TIMEOUT_SECONDS,
         )
 
-    async def free_arena(self, arena: KvArena) -> None:
-        """Give an arena's memory back; nothing may be decoded in it any more."""
-        self._arenas.discard(arena)
-        if arena.region and not arena.is_stale and self._shared_memory is not SharedMemory.EMBEDDED:
+    async def free_slot_pool(self, slot_pool: KvSlotPool) -> None:
+        """Give an slot_pool's memory back; nothing may be decoded in it any more."""
+        self._slot_pools.discard(slot_pool)
+        if slot_pool.region and not slot_pool.is_stale and self._shared_memory is not SharedMemory.EMBEDDED:
             with contextlib.suppress(InferenceServerException, grpc.RpcError):
-                await self._client.unregister_system_shared_memory(arena.region, client_timeout=_HEALTH_TIMEOUT_SECONDS)
-            if arena.cross_region:
+                await self._client.unregister_system_shared_memory(
+                    slot_pool.region, client_timeout=_HEALTH_TIMEOUT_SECONDS
+                )
+            if slot_pool.cross_region:
                 with contextlib.suppress(InferenceServerException, grpc.RpcError):
                     await self._client.unregister_cuda_shared_memory(
-                        arena.cross_region, client_timeout=_HEALTH_TIMEOUT_SECONDS
+                        slot_pool.cross_region, client_timeout=_HEALTH_TIMEOUT_SECONDS
                     )
-        self._close_arena(arena)
+        self._close_slot_pool(slot_pool)
 
-    def _close_arena(self, arena: KvArena) -> None:
-        arena.close()
-        if region := self._cuda_regions.pop(arena.cross_region, None):
+    def _close_slot_pool(self, slot_pool: KvSlotPool) -> None:
+        slot_pool.close()
+        if region := self._cuda_regions.pop(slot_pool.cross_region, None):
             load_cuda().destroy_shared_memory_region(region)
 
-    async def prefill(self, hidden_states: Floats, arena: KvArena, slots: Sequence[int], deadline: Deadline) -> None:
+    async def prefill(
+        self, hidden_states: Floats, slot_pool: KvSlotPool, slots: Sequence[int], deadline: Deadline
+    ) -> None:
         """[n, S, D] -> cross_key and cross_value [H, S, d] of each layer, in these n slots. Raises as `encode`."""
-        if arena.region and self._shared_memory is not SharedMemory.EMBEDDED:
+        if slot_pool.region and self._shared_memory is not SharedMemory.EMBEDDED:
             # An output in shared memory is one piece: slots that are no neighbours need calls of their own.
             calls = (
-                self._prefill_in_place(one[None], arena, slot, deadline)
+                self._prefill_in_place(one[None], slot_pool, slot, deadline)
                 for one, slot in zip(hidden_states, slots, strict=True)
             )
             await asyncio.gather(*calls)
             return
         spec = self.contract.prefill
         inputs = [_input(spec.inputs[0], hidden_states)]
-        if arena.region:
-            places = {tensor.name: [arena.place(tensor.name)[0], list(slots)] for tensor in spec.outputs}
-            shared = json.dumps({"region": arena.region, "outputs": places})
-            await self._call(spec, inputs, [], deadline, arena, {_SHARED_TENSORS: shared})
+        if slot_pool.region:
+            places = {tensor.name: [slot_pool.location(tensor.name)[0], list(slots)] for tensor in spec.outputs}
+            shared = json.dumps({"region": slot_pool.region, "outputs": places})
+            await self._call(spec, inputs, [], deadline, slot_pool, {_SHARED_TENSORS: shared})
             return
         outputs = [triton.InferRequestedOutput(tensor.name) for tensor in spec.outputs]
-        result = await self._call(spec, inputs, outputs, deadline, arena)
+        result = await self._call(spec, inputs, outputs, deadline, slot_pool)
         for tensor in spec.outputs:
-            arena.tensor(tensor.name)[list(slots)] = _array(result, tensor)
+            slot_pool.tensor(tensor.name)[list(slots)] = _array(result, tensor)
 
-    async def _prefill_in_place(self, hidden_states: Floats, arena: KvArena, slot: int, deadline: Deadline) -> None:
+    async def _prefill_in_place(
+        self, hidden_states: Floats, slot_pool: KvSlotPool, slot: int, deadline: Deadline
+    ) -> None:
         spec = self.contract.prefill
         outputs = []
         for tensor in spec.outputs:
-            offset, size = arena.place(tensor.name)
+            offset, size = slot_pool.location(tensor.name)
             output = triton.InferRequestedOutput(tensor.name)
-            output.set_shared_memory(arena.cross_region or arena.region, size, offset + slot * size)
+            output.set_shared_memory(slot_pool.cross_region or slot_pool.region, size, offset + slot * size)
             outputs.append(output)
-        await self._call(spec, [_input(spec.inputs[0], hidden_states)], outputs, deadline, arena)
+        await self._call(spec, [_input(spec.inputs[0], hidden_states)], outputs, deadline, slot_pool)
 
-    async def step(self, arena: KvArena, rows: int, tokens: Ids, positions: Ids, deadline: Deadline) -> StepOutput:
+    async def step(
+        self, slot_pool: KvSlotPool, rows: int, tokens: Ids, positions: Ids, deadline: Deadline
+    ) -> StepOutput:
         """One token for each beam of the slots below `rows`: tokens int32 [rows, K], positions int32 [rows, 1].
 
         Raises as `encode`.
         """
         spec = self.contract.step
-        small = {"tokens": tokens, "ancestors": arena.cache.ancestors[:rows], "position": positions}
+        small = {"tokens": tokens, "ancestors": slot_pool.cache.ancestors[:rows], "position": positions}
         parameters = None
-        if arena.region and self._shared_memory is SharedMemory.EMBEDDED:
-            parameters = {_SHARED_TENSORS: _step_inputs(arena, rows, self.contract)}
+        if slot_pool.region and self._shared_memory is SharedMemory.EMBEDDED:
+            parameters = {_SHARED_TENSORS: _step_inputs(slot_pool, rows, self.contract)}
         inputs = []
         for tensor in spec.inputs:
             if tensor.name in small:
                 inputs.append(_input(tensor, small[tensor.name]))
             elif parameters is not None:
                 continue
-            elif arena.region:
-                shape = with_beams(tensor, arena.beams)
+            elif slot_pool.region:
+                shape = with_beams(tensor, slot_pool.beams)
                 one = triton.InferInput(tensor.name, [rows, *shape], tensor.datatype)
-                offset, size = arena.place(tensor.name)
-                is_cross = arena.cross_region and tensor in self.contract.cross_caches
-                one.set_shared_memory(arena.cross_region if is_cross else arena.region, rows * size, offset)
+                offset, size = slot_pool.location(tensor.name)
+                is_cross = slot_pool.cross_region and tensor in self.contract.cross_caches
+                one.set_shared_memory(slot_pool.cross_region if is_cross else slot_pool.region, rows * size, offset)
                 inputs.append(one)
             else:
-                inputs.append(_input(tensor, arena.tensor(tensor.name)[:rows]))
+                inputs.append(_input(tensor, slot_pool.tensor(tensor.name)[:rows]))
         outputs = [triton.InferRequestedOutput(tensor.name) for tensor in spec.outputs]
-        result = await self._call(spec, inputs, outputs, deadline, arena, parameters)
+        result = await self._call(spec, inputs, outputs, deadline, slot_pool, parameters)
         return StepOutput(*(_array(result, tensor) for tensor in spec.outputs))
 
     async def is_ready(self) -> bool:
@@ -275,17 +286,17 @@ class TritonInference:
             return False
         return True
 
-    async def works(self, deadline: Deadline) -> bool:
+    async def probe(self, deadline: Deadline) -> bool:
         """Whether all three models compute, asked with a photo of zeros. A full queue or a slow answer is no fault."""
         contract = self.contract
         try:
             black = np.zeros((1, contract.image_height, contract.image_width, 3), np.uint8)
             encoded = await self.encode(black, deadline)
             assert encoded.hidden_states is not None
-            arena = KvArena(contract, slots=1, beams=1)
-            await self.prefill(encoded.hidden_states, arena, [0], deadline)
+            slot_pool = KvSlotPool(contract, slots=1, beams=1)
+            await self.prefill(encoded.hidden_states, slot_pool, [0], deadline)
             bos, start = np.full((1, 1), contract.bos_token_id, np.int32), np.zeros((1, 1), np.int32)
-            await self.step(arena, 1, bos, start, deadline)
+            await self.step(slot_pool, 1, bos, start, deadline)
         except InferenceError:
             return False
         except (OverloadedError, DeadlineError):
@@ -322,21 +333,21 @@ class TritonInference:
 
     async def reconnect(self, address: str, *, region_prefix: str = "") -> None:
         """Go on with a Triton at another address; calls to the old one fail, and so do captions in its memory."""
-        self.forget_arenas()
+        self.forget_slot_pools()
         self._region_prefix = region_prefix
         old, self._client = self._client, triton.InferenceServerClient(address, channel_args=_CHANNEL_ARGUMENTS)
         await old.close()
 
-    def forget_arenas(self) -> None:
-        """Whoever maps them is gone, or has forgotten them: no new caption may begin in their memory."""
-        for arena in list(self._arenas):
-            self._forget(arena)
+    def forget_slot_pools(self) -> None:
+        """Mark all slot pools as stale: the Triton that maps them is gone or was restarted."""
+        for slot_pool in list(self._slot_pools):
+            self._forget(slot_pool)
         self._last_success.clear()
 
-    def _forget(self, arena: KvArena) -> None:
-        arena.is_stale = True
-        self._arenas.discard(arena)
-        self._close_arena(arena)
+    def _forget(self, slot_pool: KvSlotPool) -> None:
+        slot_pool.is_stale = True
+        self._slot_pools.discard(slot_pool)
+        self._close_slot_pool(slot_pool)
 
     async def close(self) -> None:
         await self._client.close()
@@ -347,7 +358,7 @@ class TritonInference:
         inputs: list[Any],
         outputs: list[Any],
         deadline: Deadline,
-        arena: KvArena | None = None,
+        slot_pool: KvSlotPool | None = None,
         parameters: dict[str, str] | None = None,
     ) -> triton.InferResult:
         deadline.check("inference")
@@ -360,10 +371,10 @@ class TritonInference:
                 parameters=parameters,
             )
         except InferenceServerException as error:
-            # A Triton that was started again between two looks of `watch` knows nothing of what was registered.
-            if arena is not None and arena in self._arenas and _UNKNOWN_REGION in str(error.message()):
+            # A Triton that was restarted between two checks of `watch` has no registered regions.
+            if slot_pool is not None and slot_pool in self._slot_pools and _UNKNOWN_REGION in str(error.message()):
                 _log.warning("Triton has forgotten the memory of the caches: new captions get another one")
-                self._forget(arena)
+                self._forget(slot_pool)
             raise _translated(error) from error
         except grpc.RpcError as error:
             raise InferenceError("the inference server cannot be reached: try again shortly") from error
@@ -378,13 +389,13 @@ def _input(tensor: TensorSpec, array: npt.NDArray[Any]) -> triton.InferInput:
     return one
 
 
-def _step_inputs(arena: KvArena, rows: int, contract: ModelContract) -> str:
+def _step_inputs(slot_pool: KvSlotPool, rows: int, contract: ModelContract) -> str:
     """Where the rows of all caches lie, as the embedded Triton's backend reads it (its module says how)."""
     places = {
-        tensor.name: [arena.place(tensor.name)[0], [rows, *with_beams(tensor, arena.beams)]]
+        tensor.name: [slot_pool.location(tensor.name)[0], [rows, *with_beams(tensor, slot_pool.beams)]]
         for tensor in contract.caches
     }
-    return json.dumps({"region": arena.region, "inputs": places})
+    return json.dumps({"region": slot_pool.region, "inputs": places})
 
 
 def _array(result: triton.InferResult, tensor: TensorSpec) -> npt.NDArray[Any]:

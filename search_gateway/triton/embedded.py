@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts and stops the real `tritonserver` from the nvidia-pytriton wheel: no Docker, GPU or root.
 
-It knows nothing about captions, tensors or what the models are for: a folder of models goes in, an
-address on loopback comes out. `supervisor.py` stands between this process and Triton, so
-that nothing is left running, in /dev/shm or in /tmp however this process ends, kill -9 included. So
-any thread may call `start` too (a parent death signal would follow the thread instead).
+`supervisor.py` stands between this process and Triton, so that nothing is left running, in /dev/shm or in /tmp however
+this process ends, kill -9 included. So any thread may call `start` too (a parent death signal would follow the thread
+instead).
 
 Triton is in a session of its own: Ctrl-C reaches the gateway alone, which first finishes what it
 has begun. Under systemd set KillMode=mixed for the same reason.
@@ -87,7 +86,7 @@ class EmbeddedTriton:
 
         A caller that names its own regions like this leaks none, even when it is killed.
         """
-        return self._running().mark
+        return self._running().instance_id
 
     @property
     def pid(self) -> int:
@@ -189,7 +188,7 @@ class EmbeddedTriton:
 class _Run:
     """One started Triton."""
 
-    mark: str  # unique: in the command line of all its processes, first part of its /dev/shm names
+    instance_id: str  # unique: in the command line of all its processes, first part of its /dev/shm names
     workspace: Path
     grpc_port: int
     metrics_port: int
@@ -204,7 +203,7 @@ def _check_model_repository(folder: Path) -> None:
 
 
 def _launch(installation: TritonInstallation, model_repository: Path, log_file: Path) -> _Run:
-    mark = f"captrieve_{os.getpid()}_{secrets.token_hex(6)}_"
+    instance_id = f"captrieve_{os.getpid()}_{secrets.token_hex(6)}_"
     workspace = Path(tempfile.mkdtemp(prefix="captrieve-triton-"))
     try:
         backends = _lay_out_backends(installation, workspace)
@@ -217,10 +216,10 @@ def _launch(installation: TritonInstallation, model_repository: Path, log_file: 
                     f"--owner-pid={os.getpid()}",
                     f"--grace-seconds={_GRACE_SECONDS}",
                     f"--workspace={workspace}",
-                    f"--shm-prefix={mark}",
+                    f"--shm-prefix={instance_id}",
                     "--",
                     str(installation.server),
-                    *_flags(model_repository, backends, grpc_port, metrics_port, mark),
+                    *_flags(model_repository, backends, grpc_port, metrics_port, instance_id),
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -238,7 +237,7 @@ def _launch(installation: TritonInstallation, model_repository: Path, log_file: 
         shutil.rmtree(workspace, ignore_errors=True)
         raise
     return _Run(
-        mark=mark,
+        instance_id=instance_id,
         workspace=workspace,
         grpc_port=grpc_port,
         metrics_port=metrics_port,
@@ -260,13 +259,13 @@ def _lay_out_backends(installation: TritonInstallation, workspace: Path) -> Path
     return backends
 
 
-def _flags(model_repository: Path, backends: Path, grpc_port: int, metrics_port: int, mark: str) -> list[str]:
+def _flags(model_repository: Path, backends: Path, grpc_port: int, metrics_port: int, instance_id: str) -> list[str]:
     return [
-        f"--id={mark}",  # tells our server from another one that took the port before us
+        f"--id={instance_id}",  # distinguishes our server from another one on the same port
         f"--model-repository={model_repository.resolve()}",
         "--model-config-name=embedded",  # configs/embedded.pbtxt where a model has one, else its config.pbtxt
         f"--backend-directory={backends}",
-        f"--backend-config=python,shm-region-prefix-name={mark}",
+        f"--backend-config=python,shm-region-prefix-name={instance_id}",
         f"--grpc-address={_LOOPBACK}",
         f"--grpc-port={grpc_port}",
         "--reuse-grpc-port=false",  # else two servers share a port and each gets half the calls
@@ -333,7 +332,7 @@ def _is_ready(channel: grpc.Channel, run: _Run) -> bool:
         ready = channel.unary_unary(f"{service}ServerReady", bytes, bytes)(b"", timeout=1)
     except grpc.RpcError:
         return False
-    return run.mark.encode() in metadata and ready == b"\x08\x01" and _has_metrics(run.metrics_port)
+    return run.instance_id.encode() in metadata and ready == b"\x08\x01" and _has_metrics(run.metrics_port)
 
 
 def _has_metrics(port: int) -> bool:
@@ -362,17 +361,17 @@ def _end(run: _Run, *, is_graceful: bool) -> int:
     except subprocess.TimeoutExpired:
         process.kill()
         exit_code = process.wait()
-    if exit_code < 0:  # somebody killed the supervisor: do its work
-        _kill_marked(run.mark)
-        supervisor.remove_leftovers(run.workspace, run.mark)
+    if exit_code < 0:  # the supervisor was killed: do its work
+        _kill_instance(run.instance_id)
+        supervisor.remove_leftovers(run.workspace, run.instance_id)
     return exit_code
 
 
-def _kill_marked(mark: str) -> None:
-    """Kill what has the mark in its command line: safe where a remembered pid may be reused."""
+def _kill_instance(instance_id: str) -> None:
+    """Kill the processes with the id in their command line: unlike a stored pid, it is never reused."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if mark.encode() in (process / "cmdline").read_bytes():
+            if instance_id.encode() in (process / "cmdline").read_bytes():
                 os.kill(int(process.name), signal.SIGKILL)
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue  # ended meanwhile, or not ours

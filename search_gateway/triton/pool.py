@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """All Tritons of a gateway as one: each photo goes to the one with the least to do, and to another where that fails.
 
-A photo stays with one Triton from the encoder to the last word, since its caches lie there. Knows nothing about what is
-asked.
+A photo stays with one Triton from the encoder to the last word, since its caches lie there.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from search_gateway.errors import InferenceError, OverloadedError
 
 _log = logging.getLogger(__name__)
 
-# Who failed a moment ago is asked last, until it was watched again.
+# A replica that has just failed is chosen last, until its next health check.
 _SUSPECT_SECONDS = 1.0
 
 Answer = TypeVar("Answer")
 
 
-class Host(Protocol):
+class Replica(Protocol):
     """What the pool needs of a Triton."""
 
     @property
@@ -51,59 +50,61 @@ class Host(Protocol):
 
 class TritonPool:
     """Args:
-    hosts: at least one, started.
+    replicas: at least one, started.
     """
 
-    def __init__(self, hosts: Sequence[Host]):
-        self._hosts = hosts
-        self._failures: dict[Host, float] = {}  # time.monotonic()
+    def __init__(self, replicas: Sequence[Replica]):
+        self._replicas = replicas
+        self._failures: dict[Replica, float] = {}  # time.monotonic()
         self._watching: list[asyncio.Task[None]] = []
 
     @property
     def is_serving(self) -> bool:
-        return any(host.is_serving for host in self._hosts)
+        return any(replica.is_serving for replica in self._replicas)
 
     @property
     def step_calls(self) -> dict[int, tuple[int, int]]:
         """Captions in a call of the step model -> number of calls, nanoseconds; of all Tritons together."""
         total: dict[int, tuple[int, int]] = {}
-        for host in self._hosts:
-            for size, calls in host.captions.step_calls.items():
+        for replica in self._replicas:
+            for size, calls in replica.captions.step_calls.items():
                 count, nanoseconds = total.get(size, (0, 0))
                 total[size] = (count + calls.count, nanoseconds + calls.nanoseconds)
         return total
 
     def watch(self, changed: Callable[[], object]) -> None:
-        """Begin to keep track of who serves; `changed` is called whenever one was looked at."""
+        """Start watching the replicas; `changed` is called after each health check."""
 
-        def look(host: Host) -> None:
-            self._failures.pop(host, None)
-            if not host.is_serving and self.is_serving:
+        def look(replica: Replica) -> None:
+            self._failures.pop(replica, None)
+            if not replica.is_serving and self.is_serving:
                 # It may be silent rather than dead: another one can still answer in time.
-                host.captions.fail_all(InferenceError("the inference server does not answer: try again shortly"))
+                replica.captions.fail_all(InferenceError("the inference server does not answer: try again shortly"))
             changed()
 
-        self._watching = [asyncio.create_task(host.watch(functools.partial(look, host))) for host in self._hosts]
+        self._watching = [
+            asyncio.create_task(replica.watch(functools.partial(look, replica))) for replica in self._replicas
+        ]
 
     async def close(self) -> None:
-        """Stop watching; the hosts are their maker's."""
+        """Stop watching; the replicas are their maker's."""
         for task in self._watching:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
-    def check_room(self, options: DecodingOptions) -> None:
-        """As `CaptionScheduler.check_room`, of the Triton with the most room.
+    def check_capacity(self, options: DecodingOptions) -> None:
+        """As `CaptionScheduler.check_capacity`, of the Triton with the most room.
 
         Raises:
             OverloadedError: not one has room.
         """
-        hosts = sorted(self._hosts, key=self._rank)
-        serving = [host for host in hosts if host.is_serving] or hosts
+        replicas = sorted(self._replicas, key=self._rank)
+        serving = [replica for replica in replicas if replica.is_serving] or replicas
         refusals = []
-        for host in serving:
+        for replica in serving:
             try:
-                host.captions.check_room(options)
+                replica.captions.check_capacity(options)
                 return
             except OverloadedError as error:
                 refusals.append(error)
@@ -118,22 +119,22 @@ class TritonPool:
         return await self._ask(lambda captions: captions.embed(pixels, deadline), deadline)
 
     async def _ask(self, ask: Callable[[CaptionScheduler], Awaitable[Answer]], deadline: Deadline) -> Answer:
-        left = list(self._hosts)
+        left = list(self._replicas)
         while True:
-            host = min(left, key=self._rank)
-            left.remove(host)
+            replica = min(left, key=self._rank)
+            left.remove(replica)
             try:
-                return await ask(host.captions)
+                return await ask(replica.captions)
             except InferenceError as error:
-                self._failures[host] = time.monotonic()
+                self._failures[replica] = time.monotonic()
                 if not left or deadline.remaining_seconds() <= 0:
                     raise
-                _log.warning("Triton %s failed on a photo, another one is asked: %s", host.name, error)
+                _log.warning("Triton %s failed on a photo, another one is asked: %s", replica.name, error)
             except OverloadedError:
                 if not left:
                     raise
 
-    def _rank(self, host: Host) -> tuple[bool, bool, int]:
-        failed = self._failures.get(host)
+    def _rank(self, replica: Replica) -> tuple[bool, bool, int]:
+        failed = self._failures.get(replica)
         is_suspect = failed is not None and time.monotonic() - failed < _SUSPECT_SECONDS
-        return not host.is_serving, is_suspect, host.captions.inside
+        return not replica.is_serving, is_suspect, replica.captions.num_in_flight

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One Triton of the gateway: connected to, watched, and started again where it is our own.
-
-Knows nothing about other Tritons (`pool.py`) or about callers.
-"""
+"""One Triton of the gateway: connected to, watched, and started again where it is our own."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from search_gateway.deadline import Deadline
 from search_gateway.engine.kv_slots import remove_orphans
 from search_gateway.engine.scheduler import CaptionScheduler
 from search_gateway.errors import InferenceError
-from search_gateway.triton.client import SharedMemory, TritonInference
+from search_gateway.triton.client import SharedMemory, TritonClient
 from search_gateway.triton.embedded import EmbeddedTriton, TritonStartError
 
 _log = logging.getLogger(__name__)
@@ -38,7 +35,7 @@ _RESTART_BACKOFF_SECONDS = (0.0, 1.0, 5.0, 15.0, 60.0)
 _REGION_PREFIX = "captrieve_gateway_"
 
 
-class TritonHost:
+class TritonReplica:
     """`await start()`, then `watch()` as a task for as long as it is needed, then `await close()`.
 
     Args:
@@ -83,18 +80,18 @@ class TritonHost:
 
         Raises:
             TritonStartError, ContractError.
-            InferenceError: nobody answers at the address; `watch` goes on trying.
+            InferenceError: no server answers at the address; `watch` keeps trying.
         """
         prefix = f"{_REGION_PREFIX}{os.getpid()}_{secrets.token_hex(4)}_"
         if self.embedded is not None:
             self._closing.push_async_callback(asyncio.to_thread, self.embedded.stop)
             await asyncio.to_thread(self.embedded.start)
-            # Named like Triton's own regions: who removes those when it ends removes these.
+            # Named like Triton's own regions, which the supervisor removes at the end.
             prefix = self.embedded.shm_prefix
         elif self._shared_memory is not SharedMemory.NONE:
             for region in remove_orphans(_REGION_PREFIX):
                 _log.info("removed %s from /dev/shm: its gateway is dead", region)
-        self._inference = TritonInference(
+        self._inference = TritonClient(
             self.embedded.grpc_address if self.embedded is not None else self._address,
             self._contract,
             shared_memory=self._shared_memory,
@@ -129,7 +126,7 @@ class TritonHost:
                     self.is_serving = False
                     changed()
                     await self._restart()
-                was_serving, self.is_serving = self.is_serving, await self._works()
+                was_serving, self.is_serving = self.is_serving, await self._check_health()
                 if was_serving and not self.is_serving:
                     _log.error("Triton %s does not serve", self.name)
                 elif self.is_serving and not was_serving:
@@ -161,7 +158,7 @@ class TritonHost:
         await self._inference.reconnect(self.embedded.grpc_address, region_prefix=self.embedded.shm_prefix)
         self._failed_probes = 0
 
-    async def _works(self) -> bool:
+    async def _check_health(self) -> bool:
         is_ready = await self._inference.is_ready()
         if not is_ready:
             # Whatever comes back at this address may be another Triton, with other models and no memory of ours.
@@ -172,18 +169,18 @@ class TritonHost:
                 await self._inference.check_contract()
             except InferenceError:
                 return False
-            self._inference.forget_arenas()
+            self._inference.forget_slot_pools()
             self._is_checked = True
         if self._inference.seconds_since_success() < _PROBE_INTERVAL_SECONDS:
             # Requests have just shown it: at full size a probe is a fifteenth of the machine.
             self._failed_probes = self._restarts = 0
         elif time.monotonic() >= self._next_probe:
-            works = await self._inference.works(Deadline(_PROBE_TIMEOUT_SECONDS))
-            self._failed_probes = 0 if works else self._failed_probes + 1
-            self._restarts = 0 if works else self._restarts
+            is_healthy = await self._inference.probe(Deadline(_PROBE_TIMEOUT_SECONDS))
+            self._failed_probes = 0 if is_healthy else self._failed_probes + 1
+            self._restarts = 0 if is_healthy else self._restarts
             # It may have been exchanged for another one faster than anybody looked.
-            self._is_checked = works or self.embedded is not None
-            self._next_probe = time.monotonic() + (_PROBE_INTERVAL_SECONDS if works else 0.0)
+            self._is_checked = is_healthy or self.embedded is not None
+            self._next_probe = time.monotonic() + (_PROBE_INTERVAL_SECONDS if is_healthy else 0.0)
         return not self._failed_probes
 
 

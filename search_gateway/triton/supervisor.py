@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs one command until its owner lets go, then leaves nothing of it behind.
 
-A program of its own, because only another process survives the owner's kill -9. It owns the process
-group of the command, its shared memory and its folder, and knows nothing about Triton or gRPC.
-Standard library only, so that `python -I -S` starts it in some 20 ms.
+A program of its own, because only another process survives the owner's kill -9. It owns the process group of the
+command, its shared memory and its folder. Standard library only, so that `python -I -S` starts it in some 20 ms.
 
 Protocol: the first line on stdout is the command's pid. On stdin one byte asks for a graceful stop;
 the end of stdin means that the owner is gone. The exit status is the command's.
@@ -129,7 +128,7 @@ def main() -> int:
             is_stop_asked = os.read(0, 1) != b""
             is_owner_gone = not is_stop_asked
         if is_owner_gone:
-            break  # nobody waits for answers any more: no grace
+            break  # no caller waits for answers any more: no grace period
         if is_stop_asked:
             command.terminate(options.grace_seconds)
             break

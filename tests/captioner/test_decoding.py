@@ -233,7 +233,7 @@ def captions_of_ours(graph: Any, contract: Any, cross: Any, options: DecodingOpt
         steps = [decoder.next_input() for decoder in decoders]
         tokens = torch.from_numpy(np.stack([step.tokens for step in steps]))
         every, positions = np.arange(photos), np.full(photos, position, np.int32)
-        cache.follow(every, np.stack([step.parents for step in steps]), positions)
+        cache.reorder_beams(every, np.stack([step.parents for step in steps]), positions)
         at = torch.full((photos, 1), position, dtype=torch.int32)
         caches = [torch.from_numpy(tensor) for tensor in cache.tensors]
         logprobs, candidates, new_kv = graph(tokens, torch.from_numpy(cache.ancestors), at, *caches, *cross)

@@ -63,7 +63,7 @@ def test_beams_see_what_a_gathering_cache_gives_them(beams: int, count: int, see
                 wanted[row] = GatheringCache(beams)  # another caption begins where the old one's numbers still lie
         positions = np.array([wanted[row].position for row in rows], np.int32)
         parents = rng.integers(0, beams, (len(rows), beams), dtype=np.int32)
-        cache.follow(rows, parents, positions)
+        cache.reorder_beams(rows, parents, positions)
         for row, of in zip(rows, parents, strict=True):
             wanted[row].follow(of)
             assert np.array_equal(seen(cache, row, wanted[row].position), wanted[row].beams)
@@ -88,7 +88,7 @@ def test_step_writes_its_own_rows_and_times_only() -> None:
         tensor[:] = rng.normal(size=tensor.shape)
     before = [tensor.copy() for tensor in cache.tensors]
     rows, positions = np.array([2, 0]), np.array([1, 3], np.int32)
-    cache.follow(rows, np.array([[1, 1], [0, 0]], np.int32), positions)
+    cache.reorder_beams(rows, np.array([[1, 1], [0, 0]], np.int32), positions)
     assert all(np.array_equal(tensor, old) for tensor, old in zip(cache.tensors, before, strict=True))
     new = new_keys_and_values(rng, 2, 2)
     cache.append(rows, new, positions)
@@ -105,7 +105,7 @@ def test_ancestors_of_waiting_rows_stay() -> None:
     cache = KvCache(CONTRACT, rows=3, beams=2)
     cache.ancestors[:] = np.random.default_rng(2).integers(0, 2, cache.ancestors.shape)
     before = cache.ancestors.copy()
-    cache.follow(np.array([1]), np.array([[1, 1]], np.int32), np.array([2], np.int32))
+    cache.reorder_beams(np.array([1]), np.array([[1, 1]], np.int32), np.array([2], np.int32))
     assert np.array_equal(cache.ancestors[[0, 2]], before[[0, 2]])
     assert cache.ancestors[1, :, 1].tolist() == [1, 1]
     assert np.array_equal(cache.ancestors[1, 0, :1], before[1, 1, :1])
@@ -114,7 +114,7 @@ def test_ancestors_of_waiting_rows_stay() -> None:
 def test_first_step_has_nothing_to_go_on_from() -> None:
     cache = KvCache(CONTRACT, rows=2, beams=2)
     rows, parents = np.array([0, 1]), np.array([[1, 1], [1, 0]], np.int32)
-    cache.follow(rows, parents, np.array([0, 0], np.int32))
+    cache.reorder_beams(rows, parents, np.array([0, 0], np.int32))
     assert not cache.ancestors.any()  # above all not of the last time, which is where position - 1 would point
 
 

@@ -228,8 +228,8 @@ def test_products_that_look_alike_have_a_say_in_what_the_photo_is(
 ) -> None:
     embedding = np.zeros(ModelContract.load(MODELS).hidden_size, np.float32)
     embedding[0] = 1.0
-    lookalike = replace(candidate("Leather Wallet", photo), embedding=embedding, is_lookalike=True)
-    stub = connect(start_gateway(providers=[ScriptedProvider([lookalike])], lookalike_weight=0.75, min_visual_score=-1))
+    neighbour = replace(candidate("Leather Wallet", photo), embedding=embedding, is_nearest_neighbour=True)
+    stub = connect(start_gateway(providers=[ScriptedProvider([neighbour])], neighbour_weight=0.75, min_visual_score=-1))
     answer = stub.Search(search_pb2.SearchRequest(photo=photo), timeout=30)
     assert answer.readings[0].query == "leather wallet"
     assert answer.readings[0].probability == pytest.approx(0.75)

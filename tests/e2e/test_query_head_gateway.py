@@ -24,7 +24,7 @@ from search_gateway.deadline import Deadline
 from search_gateway.engine.scheduler import CaptionScheduler
 from search_gateway.providers.base import Candidate
 from search_gateway.server import Gateway
-from search_gateway.triton.client import TritonInference
+from search_gateway.triton.client import TritonClient
 from search_gateway.triton.embedded import EmbeddedTriton
 from tests.conftest import MODELS, jpeg
 from tests.fakes.query_head_repository import CLASSES, expected_logprobs, write_repository_with_head
@@ -102,7 +102,7 @@ def test_encoder_says_how_likely_each_query_is_where_it_is_asked(models: Path, a
     pixels = np.random.default_rng(3).integers(0, 256, shape, dtype=np.uint8)
 
     async def use() -> None:
-        inference = TritonInference(address, contract)
+        inference = TritonClient(address, contract)
         scheduler = CaptionScheduler(inference, bos_token_id=contract.bos_token_id, eos_token_id=contract.eos_token_id)
         try:
             await inference.check_contract()
@@ -132,7 +132,7 @@ def test_encoder_says_how_likely_each_query_is_where_it_is_asked(models: Path, a
 
 def test_models_and_contract_must_agree_on_the_head(address: str) -> None:
     async def check() -> None:
-        inference = TritonInference(address, ModelContract.load(MODELS))
+        inference = TritonClient(address, ModelContract.load(MODELS))
         try:
             await inference.check_contract()
         finally:

@@ -248,7 +248,7 @@ def test_killed_in_the_middle_no_caption_is_lost_and_the_next_one_is_taken_back(
     tritons: Tritons, start: Any, alone: list[str]
 ) -> None:
     caller = start(triton_shared_memory="system")
-    assert caller.together(6) == expected(alone, 6)  # lanes are open in both
+    assert caller.together(6) == expected(alone, 6)  # batches are open in both
     before = tritons.steps()
     calls = [caller.start(number, timeout=60) for number in range(48)]
     until(lambda: min(np.subtract(tritons.steps(), before)) > 0, 20, "both decode")

@@ -25,11 +25,11 @@ from captioner.model_contract import PREFILL, STEP, ModelContract
 from search_gateway.config import GatewayConfig
 from search_gateway.deadline import Deadline
 from search_gateway.engine import kv_slots
-from search_gateway.engine.kv_slots import KvArena
+from search_gateway.engine.kv_slots import KvSlotPool
 from search_gateway.engine.scheduler import CaptionScheduler
 from search_gateway.errors import ConfigError, DeadlineError, InferenceError
 from search_gateway.server import Gateway
-from search_gateway.triton.client import SharedMemory, TritonInference
+from search_gateway.triton.client import SharedMemory, TritonClient
 from tests.conftest import MODELS
 
 pytestmark = pytest.mark.triton
@@ -58,10 +58,10 @@ def run_with(
     address: str,
     memory: SharedMemory,
     region_prefix: str,
-    use: Callable[[TritonInference, CaptionScheduler], Awaitable[Any]],
+    use: Callable[[TritonClient, CaptionScheduler], Awaitable[Any]],
 ) -> Any:
     async def run() -> Any:
-        inference = TritonInference(address, CONTRACT, shared_memory=memory, region_prefix=region_prefix)
+        inference = TritonClient(address, CONTRACT, shared_memory=memory, region_prefix=region_prefix)
         scheduler = CaptionScheduler(inference, bos_token_id=CONTRACT.bos_token_id, eos_token_id=CONTRACT.eos_token_id)
         try:
             return await use(inference, scheduler)
@@ -72,7 +72,7 @@ def run_with(
     return asyncio.run(run())
 
 
-async def captions(inference: TritonInference, scheduler: CaptionScheduler, beams: int) -> Tokens:
+async def captions(inference: TritonClient, scheduler: CaptionScheduler, beams: int) -> Tokens:
     async def one(pixels: npt.NDArray[np.uint8]) -> list[int]:
         options = DecodingOptions(num_beams=beams, max_tokens=CONTRACT.max_tokens)
         decoded = await scheduler.caption(pixels, options, Deadline(30.0))
@@ -87,7 +87,7 @@ def test_shared_memory_and_grpc_give_the_same_captions(triton_address: str, memo
     start = prefix()
     used: list[list[str]] = []
 
-    async def use(inference: TritonInference, scheduler: CaptionScheduler) -> Tokens:
+    async def use(inference: TritonClient, scheduler: CaptionScheduler) -> Tokens:
         answer = await captions(inference, scheduler, beams)
         used.append(regions(start))
         return answer
@@ -120,7 +120,7 @@ def test_too_small_shared_memory_sends_the_caches_over_grpc(
 def test_triton_elsewhere_makes_the_memory_stale_and_captions_go_on(triton_address: str) -> None:
     start, later = prefix(), prefix()
 
-    async def use(inference: TritonInference, scheduler: CaptionScheduler) -> None:
+    async def use(inference: TritonClient, scheduler: CaptionScheduler) -> None:
         before = await captions(inference, scheduler, 1)
         assert inference.seconds_since_success() < 30
         await inference.reconnect(triton_address, region_prefix=later)
@@ -135,18 +135,18 @@ def test_triton_elsewhere_makes_the_memory_stale_and_captions_go_on(triton_addre
 def test_models_are_known_to_work_without_shared_memory(triton_address: str) -> None:
     start = prefix()
 
-    async def use(inference: TritonInference, scheduler: CaptionScheduler) -> None:
+    async def use(inference: TritonClient, scheduler: CaptionScheduler) -> None:
         assert await inference.is_ready()
-        assert await inference.works(Deadline(30.0))
+        assert await inference.probe(Deadline(30.0))
         assert regions(start) == []
 
     run_with(triton_address, SharedMemory.EMBEDDED, start, use)
 
 
 def test_nobody_there_is_an_inference_error() -> None:
-    async def use(inference: TritonInference, scheduler: CaptionScheduler) -> None:
+    async def use(inference: TritonClient, scheduler: CaptionScheduler) -> None:
         assert not await inference.is_ready()
-        assert not await inference.works(Deadline(1.0))
+        assert not await inference.probe(Deadline(1.0))
         with pytest.raises(InferenceError, match="cannot be reached"):
             await inference.encode(PIXELS[:1], Deadline(1.0))
         with pytest.raises(InferenceError, match="cannot be reached"):
@@ -158,7 +158,7 @@ def test_nobody_there_is_an_inference_error() -> None:
 
 
 def test_deadline_that_has_passed_asks_nobody() -> None:
-    async def use(inference: TritonInference, scheduler: CaptionScheduler) -> None:
+    async def use(inference: TritonClient, scheduler: CaptionScheduler) -> None:
         with pytest.raises(DeadlineError, match="inference"):
             await inference.encode(PIXELS[:1], Deadline(0.0))
 
@@ -230,7 +230,7 @@ class FakeTriton:
 
 def on_a_gpu(
     monkeypatch: pytest.MonkeyPatch,
-    use: Callable[[TritonInference, FakeTriton, str], Awaitable[None]],
+    use: Callable[[TritonClient, FakeTriton, str], Awaitable[None]],
     *,
     cuda: FakeCuda,
     triton: FakeTriton | None = None,
@@ -240,7 +240,7 @@ def on_a_gpu(
     start = prefix()
 
     async def run() -> None:
-        inference = TritonInference("127.0.0.1:1", CONTRACT, shared_memory=SharedMemory.CUDA, region_prefix=start)
+        inference = TritonClient("127.0.0.1:1", CONTRACT, shared_memory=SharedMemory.CUDA, region_prefix=start)
         client = inference._client
         inference._client = fake = triton or FakeTriton()
         await client.close()
@@ -263,31 +263,31 @@ def place_of(tensor: Any) -> tuple[str, int, int] | None:
 def test_caches_on_a_gpu_are_allocated_registered_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = FakeCuda()
 
-    async def use(inference: TritonInference, triton: FakeTriton, start: str) -> None:
-        arenas = [await inference.new_arena(4, beams) for beams in (1, 3)]
-        for arena, beams in zip(arenas, (1, 3), strict=True):
-            size = KvArena.byte_size(CONTRACT.cross_caches, 4, beams)
+    async def use(inference: TritonClient, triton: FakeTriton, start: str) -> None:
+        slot_pools = [await inference.new_slot_pool(4, beams) for beams in (1, 3)]
+        for slot_pool, beams in zip(slot_pools, (1, 3), strict=True):
+            size = KvSlotPool.byte_size(CONTRACT.cross_caches, 4, beams)
             assert size > 0
-            assert arena.region.startswith(start)
-            assert cuda.regions[arena.cross_region] == (size, 0)
-            assert triton.cuda[arena.cross_region] == (f"handle of {arena.cross_region}".encode(), 0, size)
-            system_size = KvArena.byte_size(CONTRACT.self_caches, 4, beams)
-            assert triton.system[arena.region] == (f"/{arena.region}", system_size)
-            assert size_of(arena.region) == system_size
+            assert slot_pool.region.startswith(start)
+            assert cuda.regions[slot_pool.cross_region] == (size, 0)
+            assert triton.cuda[slot_pool.cross_region] == (f"handle of {slot_pool.cross_region}".encode(), 0, size)
+            system_size = KvSlotPool.byte_size(CONTRACT.self_caches, 4, beams)
+            assert triton.system[slot_pool.region] == (f"/{slot_pool.region}", system_size)
+            assert size_of(slot_pool.region) == system_size
         assert len(cuda.regions) == len(triton.system) == len(triton.cuda) == 2
-        for arena in arenas:
-            await inference.free_arena(arena)
+        for slot_pool in slot_pools:
+            await inference.free_slot_pool(slot_pool)
         assert (cuda.regions, triton.system, triton.cuda) == ({}, {}, {})
 
     on_a_gpu(monkeypatch, use, cuda=cuda)
 
 
 def test_prefill_writes_into_the_gpu_and_the_step_reads_it_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def use(inference: TritonInference, triton: FakeTriton, start: str) -> None:
-        arena = await inference.new_arena(4, 2)
+    async def use(inference: TritonClient, triton: FakeTriton, start: str) -> None:
+        slot_pool = await inference.new_slot_pool(4, 2)
         hidden_states = np.zeros((2, CONTRACT.num_positions, CONTRACT.hidden_size), np.float32)
         with pytest.raises(InferenceError):
-            await inference.prefill(hidden_states, arena, [3, 1], Deadline(30.0))
+            await inference.prefill(hidden_states, slot_pool, [3, 1], Deadline(30.0))
         await asyncio.sleep(0)
         assert len(triton.asked) == 2
         for (model, inputs, outputs), slot in zip(triton.asked, (3, 1), strict=True):
@@ -295,27 +295,30 @@ def test_prefill_writes_into_the_gpu_and_the_step_reads_it_there(monkeypatch: py
             assert [place_of(one) for one in inputs] == [None]
             assert len(outputs) == len(CONTRACT.cross_caches)
             for output in outputs:
-                offset, size = arena.place(output.name())
-                assert place_of(output) == (arena.cross_region, offset + slot * size, size)
+                offset, size = slot_pool.location(output.name())
+                assert place_of(output) == (slot_pool.cross_region, offset + slot * size, size)
         triton.asked.clear()
         rows = 3
         tokens, positions = np.zeros((rows, 2), np.int32), np.zeros((rows, 1), np.int32)
         with pytest.raises(InferenceError):
-            await inference.step(arena, rows, tokens, positions, Deadline(30.0))
+            await inference.step(slot_pool, rows, tokens, positions, Deadline(30.0))
         [(model, inputs, outputs)] = triton.asked
         assert model == STEP
         assert [place_of(output) for output in outputs] == [None] * 3
         places = {one.name(): place_of(one) for one in inputs}
         assert {name for name, place in places.items() if place is None} == {"tokens", "ancestors", "position"}
-        for caches, region in ((CONTRACT.self_caches, arena.region), (CONTRACT.cross_caches, arena.cross_region)):
+        for caches, region in (
+            (CONTRACT.self_caches, slot_pool.region),
+            (CONTRACT.cross_caches, slot_pool.cross_region),
+        ):
             for tensor in caches:
-                offset, size = arena.place(tensor.name)
+                offset, size = slot_pool.location(tensor.name)
                 assert places[tensor.name] == (region, offset, rows * size)
         ends = sorted((offset, offset + size) for region, offset, size in filter(None, places.values())
-                      if region == arena.cross_region)  # fmt: skip
+                      if region == slot_pool.cross_region)  # fmt: skip
         assert all(end <= start for (_, end), (start, _) in pairwise(ends)), "two tensors overlap"
-        assert ends[-1][1] <= triton.cuda[arena.cross_region][2]
-        await inference.free_arena(arena)
+        assert ends[-1][1] <= triton.cuda[slot_pool.cross_region][2]
+        await inference.free_slot_pool(slot_pool)
 
     on_a_gpu(monkeypatch, use, cuda=FakeCuda())
 
@@ -326,12 +329,12 @@ def test_a_triton_that_does_not_map_the_gpu_is_an_error_and_nothing_leaks(
 ) -> None:
     cuda = FakeCuda()
 
-    async def use(inference: TritonInference, triton: FakeTriton, start: str) -> None:
+    async def use(inference: TritonClient, triton: FakeTriton, start: str) -> None:
         with pytest.raises(InferenceError):
-            await inference.new_arena(4, 1)
+            await inference.new_slot_pool(4, 1)
         assert (cuda.regions, triton.system, triton.cuda) == ({}, {}, {})
         triton.failing = ""
-        await inference.free_arena(await inference.new_arena(4, 1))
+        await inference.free_slot_pool(await inference.new_slot_pool(4, 1))
 
     on_a_gpu(monkeypatch, use, cuda=cuda, triton=FakeTriton(failing))
     assert cuda.regions == {}
@@ -343,11 +346,11 @@ def test_a_gpu_without_memory_sends_the_caches_over_grpc(
 ) -> None:
     cuda = FakeCuda(failing)
 
-    async def use(inference: TritonInference, triton: FakeTriton, start: str) -> None:
-        arena = await inference.new_arena(4, 1)
-        assert (arena.region, arena.cross_region) == ("", "")
+    async def use(inference: TritonClient, triton: FakeTriton, start: str) -> None:
+        slot_pool = await inference.new_slot_pool(4, 1)
+        assert (slot_pool.region, slot_pool.cross_region) == ("", "")
         assert (cuda.regions, triton.system, triton.cuda) == ({}, {}, {})
-        await inference.free_arena(arena)
+        await inference.free_slot_pool(slot_pool)
 
     on_a_gpu(monkeypatch, use, cuda=cuda)
     assert "no memory on GPU 0 for the caches, they go over gRPC" in caplog.text
@@ -356,8 +359,8 @@ def test_a_gpu_without_memory_sends_the_caches_over_grpc(
 def test_one_region_that_cannot_be_given_back_does_not_keep_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = FakeCuda()
 
-    async def use(inference: TritonInference, triton: FakeTriton, start: str) -> None:
-        await inference.free_arena(await inference.new_arena(4, 1))
+    async def use(inference: TritonClient, triton: FakeTriton, start: str) -> None:
+        await inference.free_slot_pool(await inference.new_slot_pool(4, 1))
         assert triton.cuda == {}
 
     on_a_gpu(monkeypatch, use, cuda=cuda, triton=FakeTriton("unregister"))
@@ -368,12 +371,12 @@ def test_one_region_that_cannot_be_given_back_does_not_keep_the_other(monkeypatc
 def test_forgotten_caches_free_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = FakeCuda()
 
-    async def use(inference: TritonInference, triton: FakeTriton, start: str) -> None:
-        arena = await inference.new_arena(4, 1)
-        inference.forget_arenas()
-        assert arena.is_stale
+    async def use(inference: TritonClient, triton: FakeTriton, start: str) -> None:
+        slot_pool = await inference.new_slot_pool(4, 1)
+        inference.forget_slot_pools()
+        assert slot_pool.is_stale
         assert cuda.regions == {}
-        await inference.free_arena(arena)  # as its lane does later
+        await inference.free_slot_pool(slot_pool)  # as its batch does later
 
     on_a_gpu(monkeypatch, use, cuda=cuda)
     assert cuda.was_made

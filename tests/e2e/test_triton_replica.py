@@ -22,7 +22,7 @@ from search_gateway.errors import InferenceError
 from search_gateway.triton import replica
 from search_gateway.triton.client import SharedMemory
 from search_gateway.triton.embedded import EmbeddedTriton
-from search_gateway.triton.replica import TritonHost
+from search_gateway.triton.replica import TritonReplica
 from tests.conftest import MODELS
 from tests.fakes.tcp_forwarder import TcpForwarder
 
@@ -43,8 +43,8 @@ def our_regions() -> set[Path]:
     return set(Path("/dev/shm").glob(f"captrieve_gateway_{os.getpid()}_*"))
 
 
-async def with_host(address: str, memory: SharedMemory, use: Callable[[TritonHost], Awaitable[None]]) -> None:
-    host = TritonHost(CONTRACT, address=address, shared_memory=memory, slots=4, waiting=8)
+async def with_host(address: str, memory: SharedMemory, use: Callable[[TritonReplica], Awaitable[None]]) -> None:
+    host = TritonReplica(CONTRACT, address=address, shared_memory=memory, slots=4, waiting=8)
     try:
         await host.start()
         await use(host)
@@ -52,7 +52,7 @@ async def with_host(address: str, memory: SharedMemory, use: Callable[[TritonHos
         await host.close()
 
 
-async def words(host: TritonHost, beams: int = 1) -> list[int]:
+async def words(host: TritonReplica, beams: int = 1) -> list[int]:
     options = DecodingOptions(num_beams=beams, max_tokens=CONTRACT.max_tokens)
     decoded = await host.captions.caption(PIXELS, options, Deadline(30.0))
     return [token.token for token in decoded.hypotheses[0].tokens]
@@ -79,7 +79,7 @@ def orphan() -> Iterator[Path]:
 
 @pytest.mark.parametrize("memory", [SharedMemory.SYSTEM, SharedMemory.NONE])
 def test_regions_of_dead_gateways_are_removed_at_start(triton_address: str, orphan: Path, memory: SharedMemory) -> None:
-    async def use(host: TritonHost) -> None:
+    async def use(host: TritonReplica) -> None:
         # Who shares no memory leaves that of others alone.
         assert is_there(orphan) == (memory is SharedMemory.NONE)
 
@@ -87,12 +87,12 @@ def test_regions_of_dead_gateways_are_removed_at_start(triton_address: str, orph
 
 
 def test_regions_of_living_gateways_stay(triton_address: str) -> None:
-    async def use(first: TritonHost) -> None:
+    async def use(first: TritonReplica) -> None:
         before = await words(first)
         mine = our_regions()
         assert len(mine) == 1
 
-        async def use_second(second: TritonHost) -> None:
+        async def use_second(second: TritonReplica) -> None:
             assert mine <= our_regions()
             assert await words(second) == before
             assert await words(first) == before
@@ -106,7 +106,7 @@ def test_regions_of_living_gateways_stay(triton_address: str) -> None:
 def test_a_triton_that_forgot_the_memory_faster_than_anybody_looks_fails_one_caption_only(
     triton_address: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def use(host: TritonHost) -> None:
+    async def use(host: TritonReplica) -> None:
         before = {beams: await words(host, beams) for beams in (1, 3)}
         old = our_regions()
         assert len(old) == 2
@@ -127,7 +127,7 @@ def test_a_triton_that_forgot_the_memory_faster_than_anybody_looks_fails_one_cap
 def test_a_triton_that_was_away_gets_new_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(replica, "_HEALTH_INTERVAL_SECONDS", 0.05)
 
-    async def use(host: TritonHost) -> None:
+    async def use(host: TritonReplica) -> None:
         watching = asyncio.create_task(host.watch(lambda: None))
         before = await words(host)
         port.target = None
@@ -161,7 +161,7 @@ def test_a_triton_that_was_away_gets_new_memory(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_failed_start_can_be_closed_and_says_what_is_wrong() -> None:
-    async def use(host: TritonHost) -> Any:
+    async def use(host: TritonReplica) -> Any:
         raise AssertionError("it started")
 
     with pytest.raises(InferenceError, match="does not serve the model"):

@@ -51,7 +51,7 @@ OTHERS: dict[str, tuple[str, object]] = {
     "min_visual_score": ("-1", -1.0),
     "min_semantic_score": ("1", 1.0),
     "visual_weight": ("0", 0.0),
-    "lookalike_weight": ("1", 1.0),
+    "neighbour_weight": ("1", 1.0),
     "caption_thumbnails": ("20", 20),
     "reflection": ("false", False),
     "drain_seconds": ("0", 0.0),
@@ -207,7 +207,7 @@ def test_no_number_and_endless_numbers_are_refused(name: str, text: str) -> None
         ("min_visual_score", "-1.01", "-1", "1", "1.01"),
         ("min_semantic_score", "-0.01", "0", "1", "1.01"),
         ("visual_weight", "-0.01", "0", "1", "1.01"),
-        ("lookalike_weight", "-0.01", "0", "1", "1.01"),
+        ("neighbour_weight", "-0.01", "0", "1", "1.01"),
         ("caption_thumbnails", "-1", "0", "20", "21"),
         ("drain_seconds", "-0.01", "0", "600", "600.1"),
         ("duckduckgo_min_interval_seconds", "-0.01", "0", "3600", "3600.1"),
@@ -260,3 +260,10 @@ def test_provider_named_twice_is_refused() -> None:
     """Asked "who comes after this one?", the chain must not begin again."""
     with pytest.raises(ConfigError, match="each once"):
         GatewayConfig.from_env({"CAPTRIEVE_PROVIDERS": "duckduckgo,catalog,duckduckgo"})
+
+
+def test_former_name_of_a_variable_works_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    assert GatewayConfig.from_env({"CAPTRIEVE_LOOKALIKE_WEIGHT": "0.25"}).neighbour_weight == 0.25
+    assert "CAPTRIEVE_NEIGHBOUR_WEIGHT" in caplog.text
+    with pytest.raises(ConfigError, match="set one of them"):
+        GatewayConfig.from_env({"CAPTRIEVE_LOOKALIKE_WEIGHT": "0.25", "CAPTRIEVE_NEIGHBOUR_WEIGHT": "0.25"})

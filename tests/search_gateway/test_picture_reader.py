@@ -19,8 +19,8 @@ from search_gateway.picture_reader import PictureReader
 from search_gateway.providers.base import Candidate
 from search_gateway.providers.chain import Degradation
 from search_gateway.ranking.colours import Colours
-from search_gateway.ranking.query_hypotheses import Readings
-from search_gateway.ranking.rerank import Refined, RefinementLimits, Seen, Verdict, refine
+from search_gateway.ranking.query_hypotheses import QueryHypotheses
+from search_gateway.ranking.rerank import InspectedCandidate, RefinementLimits, RerankResult, Verdict, rerank
 from search_gateway.ranking.word_agreement import Synonyms
 from tests.conftest import MODELS
 
@@ -72,22 +72,22 @@ class Tritons:
         return DecodedPhoto(PHOTO, [Hypothesis(tokens, -0.4, True)], {}, self.query_logprobs)
 
 
-def seen(title: str, cosine: float, thumbnail: bytes | None) -> Seen:
+def seen(title: str, cosine: float, thumbnail: bytes | None) -> InspectedCandidate:
     embedding = np.array([cosine, np.sqrt(1 - cosine**2)], np.float32)
-    return Seen(Candidate(title=title, url="", thumbnail_url="", source="shop"), embedding, thumbnail)
+    return InspectedCandidate(Candidate(title=title, url="", thumbnail_url="", source="shop"), embedding, thumbnail)
 
 
-def refined(candidates: list[Seen]) -> Refined:
-    return refine(PHOTO, "blue shirt", Readings.certain("blue shirt"), candidates, LIMITS, SYNONYMS)
+def reranked(candidates: list[InspectedCandidate]) -> RerankResult:
+    return rerank(PHOTO, "blue shirt", QueryHypotheses.certain("blue shirt"), candidates, LIMITS, SYNONYMS)
 
 
 def read(
-    tritons: Tritons, candidates: list[Seen], max_pictures: int = 10, seconds: float = 10
-) -> tuple[list[Seen], list[Degradation]]:
+    tritons: Tritons, candidates: list[InspectedCandidate], max_pictures: int = 10, seconds: float = 10
+) -> tuple[list[InspectedCandidate], list[Degradation]]:
     reader = PictureReader(
         cast("Any", Photos()), cast("Any", tritons), cast("Any", Words()), ModelContract.load(MODELS), max_pictures
     )
-    return asyncio.run(reader.read(refined(candidates), candidates, Deadline(seconds)))
+    return asyncio.run(reader.read(reranked(candidates), candidates, Deadline(seconds)))
 
 
 def test_only_the_best_whose_titles_leave_a_word_open_are_read() -> None:
@@ -99,7 +99,7 @@ def test_only_the_best_whose_titles_leave_a_word_open_are_read() -> None:
         seen("Blue 8903", 0.95, b"e"),  # dropped for its words, which the picture may put right
         seen("Checked Shirt", 0.1, b"f"),  # looks different whatever it reads as
         seen("Checked Shirt", 0.99, None),
-        Seen(
+        InspectedCandidate(
             Candidate(title="Shirt", url="", thumbnail_url="", source="shop"), None, None, Verdict.DROPPED_UNFETCHABLE
         ),
     ]
@@ -116,9 +116,9 @@ def test_only_the_best_whose_titles_leave_a_word_open_are_read() -> None:
 
 def test_what_was_read_changes_the_verdict() -> None:
     candidates = [seen("Blue 8903", 0.95, b"e")]
-    assert refined(candidates).counts == {Verdict.DROPPED_SEMANTIC: 1}
+    assert reranked(candidates).counts == {Verdict.DROPPED_SEMANTIC: 1}
     after, _ = read(Tritons(), candidates)
-    assert refined(after).counts == {Verdict.KEPT: 1}
+    assert reranked(after).counts == {Verdict.KEPT: 1}
 
 
 @pytest.mark.parametrize("problem", [InferenceError("Triton is gone"), OverloadedError("the room is full", 0.5)])
@@ -143,7 +143,7 @@ def test_model_with_a_query_head_reads_the_likeliest_words() -> None:
     reader = PictureReader(
         cast("Any", Photos()), cast("Any", tritons), cast("Any", Words()), contract, 1, query_classes=classes
     )
-    after, _ = asyncio.run(reader.read(refined(candidates), candidates, Deadline(10)))
+    after, _ = asyncio.run(reader.read(reranked(candidates), candidates, Deadline(10)))
     assert after[0].picture_words == "red shirt"
 
 

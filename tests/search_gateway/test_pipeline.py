@@ -26,7 +26,7 @@ class Photos:
 
 
 class FullTritons:
-    def check_room(self, options: DecodingOptions) -> None:
+    def check_capacity(self, options: DecodingOptions) -> None:
         raise OverloadedError("full", retry_after_seconds=1.0)
 
 

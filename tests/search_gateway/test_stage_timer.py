@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from search_gateway.stage_timer import Stopwatch
+from search_gateway.stage_timer import StageTimer
 
 
 def spin(milliseconds: float) -> None:
@@ -18,7 +18,7 @@ def spin(milliseconds: float) -> None:
 
 
 def test_stages_come_in_the_order_they_were_entered_and_total_last() -> None:
-    watch = Stopwatch()
+    watch = StageTimer()
     for name in ("preprocess", "encode", "decode"):
         with watch.stage(name):
             pass
@@ -26,7 +26,7 @@ def test_stages_come_in_the_order_they_were_entered_and_total_last() -> None:
 
 
 def test_times_are_milliseconds() -> None:
-    watch = Stopwatch()
+    watch = StageTimer()
     with watch.stage("encode"):
         spin(5)
     times = watch.milliseconds()
@@ -34,7 +34,7 @@ def test_times_are_milliseconds() -> None:
 
 
 def test_a_stage_entered_twice_is_the_sum_in_its_first_place() -> None:
-    watch = Stopwatch()
+    watch = StageTimer()
     with watch.stage("encode"):
         spin(3)
     with watch.stage("decode"):
@@ -51,14 +51,14 @@ def test_a_stage_that_fails_is_timed_and_fails_all_the_same() -> None:
         spin(milliseconds)
         raise KeyError("x")
 
-    watch = Stopwatch()
+    watch = StageTimer()
     with pytest.raises(KeyError), watch.stage("search"):
         break_after(2)
     assert watch.milliseconds()["search"] >= 2
 
 
 def test_total_counts_what_lies_between_stages() -> None:
-    watch = Stopwatch()
+    watch = StageTimer()
     with watch.stage("encode"):
         pass
     spin(3)
@@ -68,11 +68,11 @@ def test_total_counts_what_lies_between_stages() -> None:
 
 
 def test_a_watch_without_stages_has_a_total() -> None:
-    assert list(Stopwatch().milliseconds()) == ["total"]
+    assert list(StageTimer().milliseconds()) == ["total"]
 
 
 def test_a_stage_that_was_timed_elsewhere_takes_its_place_among_the_others() -> None:
-    watch = Stopwatch()
+    watch = StageTimer()
     with watch.stage("preprocess"):
         pass
     watch.add("encode", 0.25)

@@ -3,7 +3,7 @@
 
 Every batch is a transaction in the file itself: a build that is stopped, however hard, has lost the batches it was at,
 and the next one goes on from there. While one batch is stored the next ones are at the model already, and those after
-them are being decoded. Knows nothing about the model: how to decode and to embed is given.
+them are being decoded. The caller gives the functions that decode and embed.
 """
 
 from __future__ import annotations

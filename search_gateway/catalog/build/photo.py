@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One photo of a catalogue: read, compared with what the catalogue knows of it, decoded, made small.
 
-Knows nothing about batches, embeddings and the file. All of it may run in several threads at once.
+All of it may run in several threads at once.
 """
 
 from __future__ import annotations

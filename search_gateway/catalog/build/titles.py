@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The list of titles that comes with a folder of photos: a CSV file, or else the file names.
-
-Knows nothing about photos and catalogues but their names.
-"""
+"""The list of titles that comes with a folder of photos: a CSV file, or else the file names."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leaves somebody alone who fails too often, and finds out with single calls when that is over.
+"""Stops calls to a provider that fails too often, and finds out with single calls when it works again.
 
     closed     calls go through; too many failures among those of the last minute open it
     open       no call goes through, for a time that doubles with every failed probe
     half-open  one call at a time, the probe: its success closes, its failure opens again
 
-Counts what it is told. Knows neither what is called nor what a failure is; does not wait and reads no clock of its own.
+Counts what its callers report; it neither waits nor reads a clock of its own.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class BreakerSettings:
 
 
 class Permit:
-    """For one call. Exactly one of the three must be told; what is told later is not heard."""
+    """For one call. Exactly one of the three methods must be called; later calls have no effect."""
 
     def __init__(self, report: Callable[[bool | None], None]):
         self._report: Callable[[bool | None], None] | None = report

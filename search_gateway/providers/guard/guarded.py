@@ -7,8 +7,8 @@ Chain and pipeline see a provider like others. For providers that are asked by w
   callers have; each of them is let go at its own deadline.
 - An empty answer is handed on but not remembered: on the web it may be a refusal in disguise.
 - A failure is answered with an old answer where there is one, and says so.
-- A call that was given up before `fair_seconds` says nothing about the provider: callers in a hurry must not close it
-  for the others. One that has been silent for longer counts as failed, whoever stopped waiting.
+- A call that ended within `min_observation_seconds` because its callers left does not count: callers with short
+  deadlines must not open the breaker for the others. After that time it counts as failed.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from search_gateway.errors import ProviderError, ProviderNotAskedError, ProviderTimeoutError
-from search_gateway.providers.base import Candidate, OldCandidates, Provider
+from search_gateway.providers.base import Candidate, Provider, StaleCandidates
 from search_gateway.providers.guard.circuit_breaker import BreakerState, CircuitBreaker, Permit
 from search_gateway.providers.guard.query_cache import QueryCache
-from search_gateway.providers.guard.rate_limit import CallSpacing
+from search_gateway.providers.guard.rate_limit import RateLimit
 from search_gateway.providers.guard.single_flight import FlightCancelledError, SingleFlight
 from search_gateway.providers.query_key import query_words
 
@@ -37,7 +37,7 @@ class GuardedProvider:
     cache: may be shared with other providers.
     call_timeout_seconds: for waiting for a turn and for the answer.
     num_candidates: asked for in every call, so that one answer serves callers who want more and who want less.
-    fair_seconds: see above.
+    min_observation_seconds: see above.
     clock: seconds, as the event loop counts them.
     """
 
@@ -47,10 +47,10 @@ class GuardedProvider:
         *,
         cache: QueryCache,
         breaker: CircuitBreaker,
-        spacing: CallSpacing,
+        spacing: RateLimit,
         call_timeout_seconds: float,
         num_candidates: int = 100,
-        fair_seconds: float = 2.0,
+        min_observation_seconds: float = 2.0,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._provider = provider
@@ -59,7 +59,7 @@ class GuardedProvider:
         self._spacing = spacing
         self._call_timeout_seconds = call_timeout_seconds
         self._num_candidates = num_candidates
-        self._fair_seconds = fair_seconds
+        self._min_observation_seconds = min_observation_seconds
         self._clock = clock
         self._calls: SingleFlight[list[Candidate]] = SingleFlight()
 
@@ -94,7 +94,7 @@ class GuardedProvider:
             if old is None:
                 raise
             age = _age(self._cache.age_seconds(old))
-            return OldCandidates(old.candidates[:max_candidates], f"answer of {age} ago: {self._told(error)}")
+            return StaleCandidates(old.candidates[:max_candidates], f"answer of {age} ago: {self._told(error)}")
         return candidates[:max_candidates]
 
     async def close(self) -> None:
@@ -107,7 +107,7 @@ class GuardedProvider:
         if self._calls.is_under_way(words):
             self._cache.counters.shared += 1
         else:
-            # Whoever would begin a call is told at once that it cannot be answered.
+            # A caller that would begin a call fails immediately.
             if not self._breaker.would_permit():
                 raise self._refusal()
             self._spacing.check(timeout_seconds)
@@ -119,7 +119,7 @@ class GuardedProvider:
             raise ProviderError("the search was broken off: try again") from None
 
     async def _call(self, query: str, words: tuple[str, ...]) -> list[Candidate]:
-        """One call, for all who wait for it."""
+        """One call, shared by all callers that wait for it."""
         deadline = self._clock() + self._call_timeout_seconds
         try:
             async with asyncio.timeout(self._call_timeout_seconds):
@@ -144,7 +144,7 @@ class GuardedProvider:
             permit.abandoned()
             raise
         except (ProviderTimeoutError, TimeoutError, asyncio.CancelledError):
-            if self._clock() - began >= self._fair_seconds:
+            if self._clock() - began >= self._min_observation_seconds:
                 permit.failed()
             else:
                 permit.abandoned()
@@ -161,7 +161,7 @@ class GuardedProvider:
     def _told(self, error: Exception) -> str:
         """What a caller may read of a failure. Logged here, as the chain behind us does not see it."""
         if not isinstance(error, ProviderError):
-            # Without its text: somebody else's error may hold the query.
+            # Without its text: a foreign error message may contain the query.
             _log.error("provider %s broke: %s", self.name, type(error).__name__)
             return "the provider failed unexpectedly"
         if not isinstance(error, ProviderNotAskedError):
@@ -191,7 +191,7 @@ class GuardedProvider:
 
 
 def _age(seconds: float) -> str:
-    """ "12 minutes", "1 hour"; less than a minute is told in seconds."""
+    """ "12 minutes", "1 hour"; less than a minute is given in seconds."""
     for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if seconds >= size:
             number = int(seconds // size)

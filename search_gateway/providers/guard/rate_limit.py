@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keeps the beginnings of calls apart: at least so many seconds, for all callers together, in the order they came.
 
-Own lines instead of a library: aiolimiter 1.3.0 lets nobody know that a turn would come too late, lets the queue grow
-without bound and has no jitter. Lives in one event loop. Knows nothing about what is called.
+Own lines instead of a library: aiolimiter 1.3.0 does not report that a turn would come too late, lets the queue grow
+without bound and has no jitter. Lives in one event loop.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from search_gateway.errors import ProviderNotAskedError
 
 
-class CallSpacing:
+class RateLimit:
     """Args:
     min_seconds: between the beginnings of two calls; 0: they are not kept apart.
     jitter: a pause is lengthened by at most this share; never shortened.
@@ -43,7 +43,7 @@ class CallSpacing:
 
     def check(self, timeout_seconds: float) -> None:
         """Raises:
-        ProviderNotAskedError: whoever asks for a turn now has to wait longer than this, or cannot wait at all.
+        ProviderNotAskedError: the next free turn comes later than this, or the queue is full.
         """
         if self._num_waiting >= self._max_waiting:
             raise ProviderNotAskedError(
@@ -67,7 +67,7 @@ class CallSpacing:
         self._num_waiting += 1
         try:
             async with self._queue:
-                # Only whoever holds the queue moves the time; a timer may be a little early.
+                # Only the holder of the lock moves the time; a timer may be a little early.
                 while (seconds := self._next - self._clock()) > 0:  # noqa: ASYNC110
                     await asyncio.sleep(seconds)
                 self._next = self._clock() + self._min_seconds * (1 + self._jitter * self._random())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Callers who want the same thing at the same time share one call. Lives in one event loop; knows nothing of the calls.
+"""Concurrent callers with the same key share one call. Lives in one event loop.
 
 A shared call is a task of its own: it goes on when the caller who began it leaves, and ends when the last one leaves.
 """
@@ -55,7 +55,7 @@ class SingleFlight(Generic[T]):
         finally:
             flight.num_waiting -= 1
             if not flight.num_waiting and not flight.task.done():
-                # At once, not when the task has ended: whoever comes now must not join what is being cancelled.
+                # Now, not when the task has ended: new callers must not join a call that is being cancelled.
                 self._forget(key, flight)
                 flight.task.cancel()
 
@@ -70,4 +70,4 @@ class SingleFlight(Generic[T]):
         if self._flights.get(key) is flight:
             del self._flights[key]
         if flight.task.done() and not flight.task.cancelled():
-            flight.task.exception()  # or asyncio complains of one that nobody waited for any more
+            flight.task.exception()  # retrieved, or asyncio would log it

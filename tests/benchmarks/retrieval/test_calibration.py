@@ -46,7 +46,7 @@ def test_each_setting_is_chosen_by_what_it_gives(most_by_words: float) -> None:
         asked.append(limits)
         if limits.min_visual_score > 0.3 or limits.min_semantic_score > 0.8:
             return [[]]
-        good = (limits.visual_weight > 0.6) + (limits.lookalike_weight > 0.8)
+        good = (limits.visual_weight > 0.6) + (limits.neighbour_weight > 0.8)
         return [[[0, 2, 1], [0, 1], [1, 0]][good]]
 
     def rank_by_words(limits: RefinementLimits) -> list[list[int]]:
@@ -54,7 +54,7 @@ def test_each_setting_is_chosen_by_what_it_gives(most_by_words: float) -> None:
 
     found = calibrate(rank_all, rank_by_words, [np.array([0, 2, 0])], START, progress=False)
     limits = found.limits
-    assert (limits.lookalike_weight, limits.visual_weight) == (0.9, 0.7)
+    assert (limits.neighbour_weight, limits.visual_weight) == (0.9, 0.7)
     assert limits.min_semantic_score == min(0.8, most_by_words), "what both can bear"
     assert limits.min_visual_score == START.min_visual_score, "shown, not chosen"
     assert limits.max_results == START.max_results

@@ -60,7 +60,7 @@ def test_run_compares_all_systems_and_is_the_same_again(data: Path, tmp_path: Pa
     assert len(record["systems"]) == 17
     for row in record["systems"].values():
         assert 0 <= row["nDCG@10"]["low"] <= row["nDCG@10"]["mean"] <= row["nDCG@10"]["high"] <= 1
-    # The same questions again, from the kept readings.
+    # The same questions again, from the kept hypotheses.
     again = json.loads(retrieval(data, tmp_path / "run", "--json"))
     for name, row in record["systems"].items():
         assert {**row, "ms per query": 0} == {**again["systems"][name], "ms per query": 0}

@@ -26,7 +26,7 @@ def photos(count: int, seed: int = 3) -> ProductSet:
     return ProductSet(products, drawn_photos(ModelContract.load(MODELS), count, seed))
 
 
-def test_readings_are_the_captioners(tmp_path: Path) -> None:
+def test_hypotheses_are_the_captioners(tmp_path: Path) -> None:
     data = photos(3)
     captioner = OnnxCaptioner(MODELS, threads=1)
     states, embedding = captioner.encode(data.pixels)

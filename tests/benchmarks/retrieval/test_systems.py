@@ -51,7 +51,7 @@ QUERY = Query(
     product_id="7",
 )
 LIMITS = RefinementLimits(
-    min_visual_score=0.5, min_semantic_score=0.7, visual_weight=0.5, lookalike_weight=0.5, max_results=10
+    min_visual_score=0.5, min_semantic_score=0.7, visual_weight=0.5, neighbour_weight=0.5, max_results=10
 )
 
 
@@ -108,7 +108,7 @@ def test_caption_without_words_finds_nothing_by_words(gallery: SearchedGallery) 
     assert found[VISUAL] == [2, 1, 3, 0, 4]
 
 
-def test_lookalikes_join_the_candidates_only_where_a_photo_is_given(gallery: SearchedGallery) -> None:
+def test_nearest_neighbours_join_the_candidates_only_where_a_photo_is_given(gallery: SearchedGallery) -> None:
     by_words = [seen.candidate.title for seen in gallery.candidates("green hat", 10, None)]
     both = [seen.candidate.title for seen in gallery.candidates("green hat", 10, QUERY.embedding)]
     assert by_words == ["Green Hat"]

@@ -25,7 +25,7 @@ CONTRACT = ModelContract(
 )  # fmt: skip
 WITH_HEAD = dataclasses.replace(CONTRACT, num_queries=3)
 CONFIG = GatewayConfig(
-    default_max_results=7, min_visual_score=0.25, min_semantic_score=0.75, visual_weight=0.5, lookalike_weight=0.125
+    default_max_results=7, min_visual_score=0.25, min_semantic_score=0.75, visual_weight=0.5, neighbour_weight=0.125
 )
 
 
@@ -56,7 +56,7 @@ def test_request_that_says_nothing_gets_the_defaults() -> None:
     assert result.max_candidates == CONFIG.max_candidates
     limits = result.limits
     assert (limits.min_visual_score, limits.min_semantic_score) == (0.25, 0.75)
-    assert (limits.max_results, limits.visual_weight, limits.lookalike_weight) == (7, 0.5, 0.125)
+    assert (limits.max_results, limits.visual_weight, limits.neighbour_weight) == (7, 0.5, 0.125)
 
 
 def test_request_that_says_everything_gets_it() -> None:
@@ -194,10 +194,10 @@ def word_override(**words: str) -> SearchOptions:
 
 def test_one_word_or_both_may_be_overridden() -> None:
     result = word_override(colour=" red ")
-    assert (result.override_colour, result.override_thing, result.query_override) == ("red", None, None)
+    assert (result.override_colour, result.override_product_type, result.query_override) == ("red", None, None)
     result = word_override(colour="navy  blue", thing="(T-Shirt)!")
-    assert (result.override_colour, result.override_thing) == ("navy blue", "T-Shirt")
-    assert options().override_colour is options().override_thing is None
+    assert (result.override_colour, result.override_product_type) == ("navy blue", "T-Shirt")
+    assert options().override_colour is options().override_product_type is None
     assert options(word_override=search_pb2.WordOverride(), query_override="red dress").query_override == "red dress"
 
 
@@ -206,7 +206,8 @@ def test_bad_word_override_is_refused_with_the_remedy(name: str) -> None:
     for text in ("", "  ", "- !"):
         expected = f"word_override.{name} is {text!r}: give a word, or leave it unset"
         assert refusal(word_override, **{name: text}) == expected
-    assert getattr(word_override(**{name: "x" * 50}), f"override_{name}") == "x" * 50
+    field = {"colour": "override_colour", "thing": "override_product_type"}[name]
+    assert getattr(word_override(**{name: "x" * 50}), field) == "x" * 50
     assert refusal(word_override, **{name: "x" * 51}) == f"word_override.{name} has 51 characters; the limit is 50"
     override = search_pb2.WordOverride(**{name: "red"})
     assert refusal(options, word_override=override, query_override="red dress") == (

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from search_gateway.catalog import text_index
-from search_gateway.catalog.database import CatalogFile
+from search_gateway.catalog.database import CatalogDatabase
 from search_gateway.catalog.store import CatalogEntry, CatalogStore
 from search_gateway.catalog.text_analysis import query_phrases
-from search_gateway.catalog.text_index import CatalogRanking
+from search_gateway.catalog.text_index import TextIndex
 from tests.search_gateway.catalog.test_store import MODEL, product, writer
 
 NUM_PRODUCTS = 1500
@@ -45,7 +45,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def plainly_best(file: CatalogFile, phrases: Sequence[str], limit: int) -> list[int]:
+def plainly_best(file: CatalogDatabase, phrases: Sequence[str], limit: int) -> list[int]:
     """Every title with any of the words, by how many, then by the sum of their BM25, then by id."""
     hits = " UNION ALL ".join("SELECT rowid AS id, rank AS score FROM titles WHERE titles MATCH ?" for _ in phrases)
     found = file.connection.execute(
@@ -54,7 +54,7 @@ def plainly_best(file: CatalogFile, phrases: Sequence[str], limit: int) -> list[
     return [product_id for (product_id,) in found]
 
 
-def compare(file: CatalogFile, ranking: CatalogRanking, seed: int, num_queries: int) -> int:
+def compare(file: CatalogDatabase, ranking: TextIndex, seed: int, num_queries: int) -> int:
     """Ask both ways; returns how many answers there were."""
     num_answers = 0
     for words in queries(seed, num_queries):
@@ -68,16 +68,16 @@ def compare(file: CatalogFile, ranking: CatalogRanking, seed: int, num_queries: 
 
 
 def test_answers_are_those_of_the_plain_statement(path: Path) -> None:
-    file = CatalogFile.open_for_reading(path, model_fingerprint=MODEL)
-    assert compare(file, CatalogRanking(file), seed=2, num_queries=150) > 500
+    file = CatalogDatabase.open_for_reading(path, model_fingerprint=MODEL)
+    assert compare(file, TextIndex(file), seed=2, num_queries=150) > 500
     file.close()
 
 
 def test_answers_follow_changes_of_others_and_of_its_own(path: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.sqlite"
     own.write_bytes(path.read_bytes())
-    file = CatalogFile.open_for_reading(own, model_fingerprint=MODEL)
-    ranking = CatalogRanking(file)
+    file = CatalogDatabase.open_for_reading(own, model_fingerprint=MODEL)
+    ranking = TextIndex(file)
     more = titles(seed=3)
     with writer(own) as other:
         for number in range(5):
@@ -93,9 +93,9 @@ def test_answers_follow_changes_of_others_and_of_its_own(path: Path, tmp_path: P
 
 
 def test_what_is_remembered_has_a_bound(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_index, "MOST_REMEMBERED", 1000)
-    file = CatalogFile.open_for_reading(path, model_fingerprint=MODEL)
-    ranking = CatalogRanking(file)
+    monkeypatch.setattr(text_index, "MAX_REMEMBERED", 1000)
+    file = CatalogDatabase.open_for_reading(path, model_fingerprint=MODEL)
+    ranking = TextIndex(file)
     assert compare(file, ranking, seed=4, num_queries=50)
     kept = sum(map(len, ranking._remembered.values()))
     assert 0 < kept == ranking._num_remembered <= 1000

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search_gateway.catalog.store import CatalogStore, SimilarRow
-from search_gateway.catalog.vector_index import CatalogVectors, largest
+from search_gateway.catalog.vector_index import VectorIndex, largest
 from tests.search_gateway.catalog.test_store import product, reader, writer
 
 SIZE = 8
@@ -95,5 +95,5 @@ def test_a_search_after_loading_reads_nothing(tmp_path: Path, monkeypatch: pytes
         def refuse(*_: object) -> None:
             raise AssertionError("read again")
 
-        monkeypatch.setattr(CatalogVectors, "_read", refuse)
+        monkeypatch.setattr(VectorIndex, "_read", refuse)
         assert len(store.similar(photo, 5)) == 1

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from captioner.model_contract import ModelContract
-from search_gateway.engine.kv_slots import KvArena, remove_orphans
+from search_gateway.engine.kv_slots import KvSlotPool, remove_orphans
 
 CONTRACT = ModelContract(
     model="toy", image_height=8, image_width=8, fit="pad", num_positions=5, hidden_size=6, num_layers=2, num_heads=3,
@@ -31,70 +31,70 @@ def region() -> Iterator[str]:
 
 
 def test_lowest_free_slot_comes_first() -> None:
-    arena = KvArena(CONTRACT, slots=3, beams=1)
-    assert [arena.acquire() for _ in range(3)] == [0, 1, 2]
+    slot_pool = KvSlotPool(CONTRACT, slots=3, beams=1)
+    assert [slot_pool.acquire() for _ in range(3)] == [0, 1, 2]
     with pytest.raises(IndexError):
-        arena.acquire()
-    arena.release(2)
-    arena.release(0)
-    assert [arena.acquire(), arena.acquire()] == [0, 2]
+        slot_pool.acquire()
+    slot_pool.release(2)
+    slot_pool.release(0)
+    assert [slot_pool.acquire(), slot_pool.acquire()] == [0, 2]
 
 
 def test_tensors_have_the_contracts_shapes_and_are_zero(region: str) -> None:
     for name in ("", region):
-        arena = KvArena(CONTRACT, slots=3, beams=4, region=name)
+        slot_pool = KvSlotPool(CONTRACT, slots=3, beams=4, region=name)
         for spec in CONTRACT.caches:
-            tensor = arena.tensor(spec.name)
+            tensor = slot_pool.tensor(spec.name)
             assert tensor.shape == (3, *(4 if size == -1 else size for size in spec.shape))
             assert not tensor.any()
-        arena.close()
+        slot_pool.close()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_places_are_where_the_file_has_the_values(region: str, precision: str) -> None:
     """What Triton finds at (offset, size) is what we wrote, and no two tensors share a byte."""
     contract = ModelContract(**{**CONTRACT.__dict__, "precision": precision})
-    arena = KvArena(contract, slots=3, beams=2, region=region)
+    slot_pool = KvSlotPool(contract, slots=3, beams=2, region=region)
     for number, spec in enumerate(contract.caches):
-        tensor = arena.tensor(spec.name)
+        tensor = slot_pool.tensor(spec.name)
         tensor[...] = np.arange(tensor.size).reshape(tensor.shape) % 100 + number * 100
     content = Path("/dev/shm", region).read_bytes()
-    assert len(content) == KvArena.byte_size(contract.caches, 3, 2)
+    assert len(content) == KvSlotPool.byte_size(contract.caches, 3, 2)
     for slot, (number, spec) in itertools.product(range(3), enumerate(contract.caches)):
-        offset, size = arena.place(spec.name)
+        offset, size = slot_pool.location(spec.name)
         datatype = np.float16 if precision == "fp16" else np.float32
         found = np.frombuffer(content[offset + slot * size : offset + (slot + 1) * size], datatype)
-        assert (found == arena.tensor(spec.name)[slot].ravel()).all()
+        assert (found == slot_pool.tensor(spec.name)[slot].ravel()).all()
         assert (found // 100 == number).all()
-    arena.close()
+    slot_pool.close()
 
 
 def test_appending_reaches_the_region(region: str) -> None:
-    arena = KvArena(CONTRACT, slots=2, beams=1, region=region)
+    slot_pool = KvSlotPool(CONTRACT, slots=2, beams=1, region=region)
     new_kv = np.full((1, 1, 2, 2, 3, 2), 5, np.float32)
-    arena.cache.append(np.array([1]), new_kv, np.array([6], np.int32))
-    offset, size = arena.place("self_value_1")
+    slot_pool.cache.append(np.array([1]), new_kv, np.array([6], np.int32))
+    offset, size = slot_pool.location("self_value_1")
     content = np.frombuffer(Path("/dev/shm", region).read_bytes(), np.float32)[offset // 4 :][: 2 * size // 4]
     expected = np.zeros((2, 3, 7, 1, 2), np.float32)
     expected[1, :, 6] = 5
     assert (content == expected.ravel()).all()
-    arena.close()
+    slot_pool.close()
 
 
 def test_region_is_private_and_gone_after_close(region: str) -> None:
-    arena = KvArena(CONTRACT, slots=2, beams=1, region=region)
+    slot_pool = KvSlotPool(CONTRACT, slots=2, beams=1, region=region)
     path = Path("/dev/shm", region)
     assert path.stat().st_mode & 0o777 == 0o600
-    arena.close()
+    slot_pool.close()
     assert not path.exists()
-    arena.close()  # may be repeated
+    slot_pool.close()  # may be repeated
 
 
 def test_region_of_that_name_is_never_shared(region: str) -> None:
-    arena = KvArena(CONTRACT, slots=2, beams=1, region=region)
+    slot_pool = KvSlotPool(CONTRACT, slots=2, beams=1, region=region)
     with pytest.raises(FileExistsError):
-        KvArena(CONTRACT, slots=2, beams=1, region=region)
-    arena.close()
+        KvSlotPool(CONTRACT, slots=2, beams=1, region=region)
+    slot_pool.close()
 
 
 def test_too_small_shared_memory_is_told_at_once_and_leaves_nothing(
@@ -105,25 +105,25 @@ def test_too_small_shared_memory_is_told_at_once_and_leaves_nothing(
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match="No space left"):
-        KvArena(CONTRACT, slots=2, beams=1, region=region)
+        KvSlotPool(CONTRACT, slots=2, beams=1, region=region)
     assert not Path("/dev/shm", region).exists()
 
 
 def test_caches_on_a_gpu_have_places_there_and_no_memory_here(region: str) -> None:
-    arena = KvArena(CONTRACT, slots=3, beams=2, region=region, cross_region="on_the_gpu")
-    size = KvArena.byte_size(CONTRACT.self_caches, 3, 2)
+    slot_pool = KvSlotPool(CONTRACT, slots=3, beams=2, region=region, cross_region="on_the_gpu")
+    size = KvSlotPool.byte_size(CONTRACT.self_caches, 3, 2)
     assert Path("/dev/shm", region).stat().st_size == size
-    offsets = [arena.place(spec.name)[0] for spec in CONTRACT.cross_caches]
+    offsets = [slot_pool.location(spec.name)[0] for spec in CONTRACT.cross_caches]
     assert offsets[0] == 0, "each region begins at its own beginning"
     assert offsets == sorted(set(offsets))
-    assert max(offsets) < KvArena.byte_size(CONTRACT.cross_caches, 3, 2)
+    assert max(offsets) < KvSlotPool.byte_size(CONTRACT.cross_caches, 3, 2)
     with pytest.raises(KeyError):
-        arena.tensor("cross_key_0")
-    arena.close()
+        slot_pool.tensor("cross_key_0")
+    slot_pool.close()
 
 
 def test_regions_of_dead_owners_are_removed_and_no_others(region: str) -> None:
-    living = KvArena(CONTRACT, slots=1, beams=1, region=f"{region}_living")
+    living = KvSlotPool(CONTRACT, slots=1, beams=1, region=f"{region}_living")
     orphan = Path("/dev/shm", f"{region}_orphan")
     orphan.write_bytes(b"left by kill -9")
     stranger = Path("/dev/shm", f"other_{region}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A lane by itself: who is in a call of the step, who hears of its failure, and how calls are counted."""
+"""A batch by itself: who is in a call of the step, who hears of its failure, and how calls are counted."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from captioner.decoding import Decoder, DecodingOptions, decoder_for
 from captioner.kv_cache import Ids
 from search_gateway.deadline import Deadline
 from search_gateway.engine.inference import StepOutput
-from search_gateway.engine.kv_slots import KvArena
-from search_gateway.engine.running_batch import CaptionLane, StepCalls
+from search_gateway.engine.kv_slots import KvSlotPool
+from search_gateway.engine.running_batch import RunningBatch, StepCalls
 from search_gateway.errors import InferenceError, OverloadedError
 from tests.search_gateway.engine.test_scheduler import BOS, CONTRACT, EOS, MAX_TOKENS, NUM_CANDIDATES
 
@@ -30,17 +30,19 @@ class GatedStep:
         self.calls: list[tuple[list[int], list[int], Deadline]] = []  # tokens and positions by row
         self._gates: list[asyncio.Future[Exception | None]] = []
 
-    async def step(self, arena: KvArena, rows: int, tokens: Ids, positions: Ids, deadline: Deadline) -> StepOutput:
+    async def step(
+        self, slot_pool: KvSlotPool, rows: int, tokens: Ids, positions: Ids, deadline: Deadline
+    ) -> StepOutput:
         self.calls.append((tokens[:, 0].tolist(), positions[:, 0].tolist(), deadline))
         self._gates.append(asyncio.get_running_loop().create_future())
         error = await self._gates[-1]
         if error is not None:
             raise error
-        shape = (rows, arena.beams, NUM_CANDIDATES)
+        shape = (rows, slot_pool.beams, NUM_CANDIDATES)
         return StepOutput(
             np.full(shape, -1, np.float32),
             np.full(shape, GOING_ON, np.int32),
-            np.zeros((rows, arena.beams, 1, 2, 1, 1), np.float32),
+            np.zeros((rows, slot_pool.beams, 1, 2, 1, 1), np.float32),
         )
 
     async def called(self, count: int) -> None:
@@ -69,24 +71,24 @@ def decoder(max_tokens: int = MAX_TOKENS) -> Decoder:
     return decoder_for(DecodingOptions(max_tokens=max_tokens), BOS, EOS)
 
 
-def lane_with(step: GatedStep, slots: int = 4) -> tuple[CaptionLane, defaultdict[int, StepCalls]]:
+def batch_with(step: GatedStep, slots: int = 4) -> tuple[RunningBatch, defaultdict[int, StepCalls]]:
     calls: defaultdict[int, StepCalls] = defaultdict(StepCalls)
-    return CaptionLane(step, KvArena(CONTRACT, slots=slots, beams=1), calls), calls
+    return RunningBatch(step, KvSlotPool(CONTRACT, slots=slots, beams=1), calls), calls
 
 
-def join(lane: CaptionLane, max_tokens: int = MAX_TOKENS, seconds: float = 30.0) -> tuple[int, asyncio.Future[None]]:
-    slot, done = lane.arena.acquire(), asyncio.get_running_loop().create_future()
-    lane.join(slot, decoder(max_tokens), Deadline(seconds), done)
+def join(batch: RunningBatch, max_tokens: int = MAX_TOKENS, seconds: float = 30.0) -> tuple[int, asyncio.Future[None]]:
+    slot, done = batch.slot_pool.acquire(), asyncio.get_running_loop().create_future()
+    batch.join(slot, decoder(max_tokens), Deadline(seconds), done)
     return slot, done
 
 
 def test_who_joins_in_the_middle_of_a_call_is_in_the_next_one() -> None:
     async def run() -> None:
         step = GatedStep()
-        lane, calls = lane_with(step)
-        _, first = join(lane)
+        batch, calls = batch_with(step)
+        _, first = join(batch)
         await step.called(1)
-        _, second = join(lane)
+        _, second = join(batch)
         step.answer()
         await step.called(2)
         assert [(tokens, positions) for tokens, positions, _ in step.calls] == [([BOS], [0]), ([GOING_ON, BOS], [1, 0])]
@@ -100,17 +102,17 @@ def test_who_joins_in_the_middle_of_a_call_is_in_the_next_one() -> None:
 def test_who_leaves_in_the_middle_of_a_call_gets_nothing_and_the_others_go_on() -> None:
     async def run() -> None:
         step = GatedStep()
-        lane, _ = lane_with(step)
-        slot, gone = join(lane)
-        _, stays = join(lane)
+        batch, _ = batch_with(step)
+        slot, gone = join(batch)
+        _, stays = join(batch)
         await step.called(1)
-        lane.leave(slot)
-        taken = lane.arena.acquire()
+        batch.leave(slot)
+        taken = batch.slot_pool.acquire()
         assert taken == slot, "the slot did not come back"
-        lane.arena.cache.tensors[0][slot] = 7  # the next one's, prefilled in the middle of the call
+        batch.slot_pool.cache.tensors[0][slot] = 7  # the next one's, prefilled in the middle of the call
         step.answer()
         await step.called(2)
-        assert (lane.arena.cache.tensors[0][slot] == 7).all(), "the call wrote into a slot that is another one's"
+        assert (batch.slot_pool.cache.tensors[0][slot] == 7).all(), "the call wrote into a slot that is another one's"
         await step.answer_all(stays)
         assert not gone.done()
         assert all(positions[slot] == 0 for _, positions, _ in step.calls)
@@ -121,8 +123,8 @@ def test_who_leaves_in_the_middle_of_a_call_gets_nothing_and_the_others_go_on() 
 def test_the_latest_deadline_rules_the_call() -> None:
     async def run() -> None:
         step = GatedStep()
-        lane, _ = lane_with(step)
-        captions = [join(lane, seconds=seconds)[1] for seconds in (5.0, 100.0, 20.0)]
+        batch, _ = batch_with(step)
+        captions = [join(batch, seconds=seconds)[1] for seconds in (5.0, 100.0, 20.0)]
         await step.called(1)
         assert step.calls[0][2].remaining_seconds() > 90
         await step.answer_all(*captions)
@@ -134,16 +136,16 @@ def test_the_latest_deadline_rules_the_call() -> None:
 def test_a_failing_call_fails_those_in_it_and_no_others(error: Exception) -> None:
     async def run() -> None:
         step = GatedStep()
-        lane, calls = lane_with(step)
-        (first_slot, first), (second_slot, second) = join(lane), join(lane)
+        batch, calls = batch_with(step)
+        (first_slot, first), (second_slot, second) = join(batch), join(batch)
         await step.called(1)
-        _, later = join(lane)
+        _, later = join(batch)
         step.answer(error)
         await until(lambda: first.done() and second.done())
         assert first.exception() is error
         assert second.exception() is error
-        lane.leave(first_slot)
-        lane.leave(second_slot)
+        batch.leave(first_slot)
+        batch.leave(second_slot)
         await step.called(2)
         await step.answer_all(later)
         assert later.exception() is None
@@ -155,16 +157,16 @@ def test_a_failing_call_fails_those_in_it_and_no_others(error: Exception) -> Non
 def test_an_error_nobody_foresaw_is_logged_and_told_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
         step = GatedStep()
-        lane, _ = lane_with(step)
-        slot, done = join(lane)
+        batch, _ = batch_with(step)
+        slot, done = join(batch)
         await step.called(1)
         step.answer(ZeroDivisionError("of /secret/path"))
         await until(done.done)
         told = done.exception()
         assert isinstance(told, InferenceError)
         assert str(told) == "decoding failed: try again"
-        lane.leave(slot)
-        _, after = join(lane)  # the lane still works
+        batch.leave(slot)
+        _, after = join(batch)  # the batch still works
         await step.answer_all(after)
         assert after.exception() is None
 
@@ -173,14 +175,14 @@ def test_an_error_nobody_foresaw_is_logged_and_told_without_its_text(caplog: pyt
     assert "of /secret/path" in caplog.text
 
 
-def test_the_lane_rests_when_nobody_is_left_and_wakes_for_the_next_one() -> None:
+def test_the_batch_rests_when_nobody_is_left_and_wakes_for_the_next_one() -> None:
     async def run() -> None:
         step = GatedStep()
-        lane, calls = lane_with(step)
+        batch, calls = batch_with(step)
         for number in range(1, 4):
-            slot, done = join(lane, max_tokens=2)
+            slot, done = join(batch, max_tokens=2)
             await step.answer_all(done)
-            lane.leave(slot)
+            batch.leave(slot)
             for _ in range(20):
                 await asyncio.sleep(0)
             assert len(step.calls) == 2 * number, "it calls the step for nobody"
@@ -192,8 +194,8 @@ def test_the_lane_rests_when_nobody_is_left_and_wakes_for_the_next_one() -> None
 def test_calls_are_timed() -> None:
     async def run() -> None:
         step = GatedStep()
-        lane, calls = lane_with(step)
-        _, done = join(lane, max_tokens=1)
+        batch, calls = batch_with(step)
+        _, done = join(batch, max_tokens=1)
         await step.called(1)
         await asyncio.sleep(0.02)  # what is measured
         step.answer()
@@ -207,15 +209,15 @@ def test_calls_are_timed() -> None:
 def test_close_ends_the_call_and_tells_everybody() -> None:
     async def run() -> None:
         step = GatedStep()
-        lane, _ = lane_with(step)
-        _, in_the_call = join(lane)
+        batch, _ = batch_with(step)
+        _, in_the_call = join(batch)
         await step.called(1)
-        _, waits = join(lane)
-        await lane.close()
+        _, waits = join(batch)
+        await batch.close()
         for done in (in_the_call, waits):
             assert isinstance(done.exception(), InferenceError)
             assert "stopping" in str(done.exception())
         assert len(step.calls) == 1
-        await lane_with(step)[0].close()  # also one that never began
+        await batch_with(step)[0].close()  # also one that never began
 
     asyncio.run(run())

@@ -20,7 +20,7 @@ from captioner.decoding import DecodingOptions
 from captioner.model_contract import ModelContract
 from search_gateway.deadline import Deadline
 from search_gateway.engine.inference import EncodedPhotos, StepOutput
-from search_gateway.engine.kv_slots import KvArena
+from search_gateway.engine.kv_slots import KvSlotPool
 from search_gateway.engine.scheduler import CaptionScheduler, DecodedPhoto
 from search_gateway.errors import DeadlineError, InferenceError, OverloadedError
 
@@ -44,19 +44,19 @@ class FakeInference:
     failing_calls: set[int] = field(default_factory=set)  # numbers of calls of `step`, from 0
     failure: Exception = field(default_factory=lambda: InferenceError("the inference server failed"))
     rows: list[int] = field(default_factory=list)
-    arenas: list[KvArena] = field(default_factory=list)
+    slot_pools: list[KvSlotPool] = field(default_factory=list)
     is_running: dict[int, bool] = field(default_factory=dict)  # by beams
     hangs: asyncio.Event | None = None  # set: steps wait for it
     encoder_hangs: asyncio.Event | None = None
     encoded: list[int] = field(default_factory=list)  # photos in each call of the encoder
 
-    async def new_arena(self, slots: int, beams: int) -> KvArena:
+    async def new_slot_pool(self, slots: int, beams: int) -> KvSlotPool:
         await asyncio.sleep(0)
-        self.arenas.append(KvArena(CONTRACT, slots=slots, beams=beams))
-        return self.arenas[-1]
+        self.slot_pools.append(KvSlotPool(CONTRACT, slots=slots, beams=beams))
+        return self.slot_pools[-1]
 
-    async def free_arena(self, arena: KvArena) -> None:
-        self.arenas.remove(arena)
+    async def free_slot_pool(self, slot_pool: KvSlotPool) -> None:
+        self.slot_pools.remove(slot_pool)
 
     async def encode(
         self, pixels: npt.NDArray[np.uint8], deadline: Deadline, *, embeddings_only: bool = False
@@ -70,17 +70,19 @@ class FakeInference:
             await self.encoder_hangs.wait()
         return EncodedPhotos(None if embeddings_only else numbers[:, None, None], numbers[:, None])
 
-    async def prefill(self, hidden_states: Floats, arena: KvArena, slots: Sequence[int], deadline: Deadline) -> None:
+    async def prefill(
+        self, hidden_states: Floats, slot_pool: KvSlotPool, slots: Sequence[int], deadline: Deadline
+    ) -> None:
         for _ in range(int(hidden_states[0, 0, 0]) % 3):
             await asyncio.sleep(0)
-        arena.cross[0][list(slots)] = hidden_states[:, 0, :, None, None]
+        slot_pool.cross[0][list(slots)] = hidden_states[:, 0, :, None, None]
 
     async def step(
-        self, arena: KvArena, rows: int, tokens: npt.NDArray[np.int32], positions: npt.NDArray[np.int32],
+        self, slot_pool: KvSlotPool, rows: int, tokens: npt.NDArray[np.int32], positions: npt.NDArray[np.int32],
         deadline: Deadline,
     ) -> StepOutput:  # fmt: skip
-        assert not self.is_running.get(arena.beams), "two calls in one lane at a time"
-        self.is_running[arena.beams] = True
+        assert not self.is_running.get(slot_pool.beams), "two calls in one batch at a time"
+        self.is_running[slot_pool.beams] = True
         call = len(self.rows)
         self.rows.append(rows)
         try:
@@ -90,17 +92,17 @@ class FakeInference:
                 await self.hangs.wait()
             if call in self.failing_calls:
                 raise self.failure
-            shape = (rows, arena.beams, NUM_CANDIDATES)
+            shape = (rows, slot_pool.beams, NUM_CANDIDATES)
             logprobs, candidates = np.zeros(shape, np.float32), np.zeros(shape, np.int32)
-            for row, k in np.ndindex(rows, arena.beams):
+            for row, k in np.ndindex(rows, slot_pool.beams):
                 position = int(positions[row, 0])
                 times = np.arange(position)
-                before = arena.cache.tensors[0][row, 0, times, arena.cache.ancestors[row, k, :position], 0]
+                before = slot_pool.cache.tensors[0][row, 0, times, slot_pool.cache.ancestors[row, k, :position], 0]
                 history = tuple(np.append(before, tokens[row, k]).astype(int).tolist())
-                logprobs[row, k], candidates[row, k] = what_comes_next(int(arena.cross[0][row, 0, 0, 0]), history)
+                logprobs[row, k], candidates[row, k] = what_comes_next(int(slot_pool.cross[0][row, 0, 0, 0]), history)
             return StepOutput(logprobs, candidates, np.tile(tokens[:, :, None, None, None, None], (1, 1, 1, 2, 1, 1)))
         finally:
-            self.is_running[arena.beams] = False
+            self.is_running[slot_pool.beams] = False
 
 
 @functools.cache
@@ -219,7 +221,7 @@ def check_schedule(arrivals: Sequence[Arrival], slots: int, waiting: int) -> tup
         await asyncio.gather(*cancelling)
         for _ in range(50):  # what was given up ends by itself
             await asyncio.sleep(0)
-        assert captions.inside == 0
+        assert captions.num_in_flight == 0
 
     asyncio.run(run())
     words = refused = 0
@@ -240,8 +242,8 @@ def check_schedule(arrivals: Sequence[Arrival], slots: int, waiting: int) -> tup
         else:
             assert not isinstance(result, BaseException), result
             assert result.tolist() == [7]
-    for arena in inference.arenas:
-        free = [arena.acquire() for _ in range(slots)]
+    for slot_pool in inference.slot_pools:
+        free = [slot_pool.acquire() for _ in range(slots)]
         assert free == list(range(slots)), "a slot was lost or given twice"
     return words, refused
 
@@ -369,7 +371,7 @@ def test_failing_call_fails_the_captions_in_it_and_nobody_after_them() -> None:
         options = DecodingOptions(max_tokens=MAX_TOKENS)
         results = await asyncio.gather(
             *(captions.caption(photo(number), options, Deadline(30.0)) for number in (0, 4)),
-            captions.caption(photo(1), REQUESTS[1][1], Deadline(30.0)),  # another lane
+            captions.caption(photo(1), REQUESTS[1][1], Deadline(30.0)),  # another batch
             return_exceptions=True,
         )
         assert results[:2] == [inference.failure] * 2
@@ -390,20 +392,20 @@ def test_what_no_one_foresaw_is_told_without_its_text() -> None:
     asyncio.run(run())
 
 
-def test_stale_arena_takes_no_new_caption() -> None:
+def test_stale_slot_pool_takes_no_new_caption() -> None:
     async def run() -> None:
         captions = scheduler(inference)
         options = DecodingOptions(max_tokens=MAX_TOKENS)
         await captions.caption(photo(0), options, Deadline(30.0))
-        inference.arenas[0].is_stale = True
+        inference.slot_pools[0].is_stale = True
         await captions.caption(photo(0), options, Deadline(30.0))
-        assert len(inference.arenas) == 2
+        assert len(inference.slot_pools) == 2
 
     inference = FakeInference()
     asyncio.run(run())
 
 
-def test_closing_ends_captions_and_gives_the_arenas_back() -> None:
+def test_closing_ends_captions_and_gives_the_slot_pools_back() -> None:
     async def run() -> None:
         inference = FakeInference(hangs=asyncio.Event())
         captions = scheduler(inference)
@@ -412,7 +414,7 @@ def test_closing_ends_captions_and_gives_the_arenas_back() -> None:
         await captions.close()
         with pytest.raises(InferenceError, match="stopping"):
             await task
-        assert inference.arenas == []
+        assert inference.slot_pools == []
 
     asyncio.run(run())
 
@@ -429,7 +431,7 @@ def test_model_is_asked_once_per_token_and_never_after_the_end(num_beams: int) -
             assert len(inference.rows) == longest
 
 
-def test_full_waiting_room_refuses_at_once_and_says_when_to_come_back() -> None:
+def test_full_request_queue_refuses_at_once_and_says_when_to_come_back() -> None:
     async def run() -> None:
         inference = FakeInference(encoder_hangs=asyncio.Event())
         captions = scheduler(inference, slots=2, waiting=3)
@@ -439,10 +441,10 @@ def test_full_waiting_room_refuses_at_once_and_says_when_to_come_back() -> None:
         with pytest.raises(OverloadedError, match="3 photos wait to be captioned, the limit") as refusal:
             await captions.caption(photo(1), greedy, Deadline(30.0))
         with pytest.raises(OverloadedError, match="3 photos wait to be captioned, the limit"):
-            captions.check_room(greedy)
-        captions.check_room(beams)
+            captions.check_capacity(greedy)
+        captions.check_capacity(beams)
         assert 0 < refusal.value.retry_after_seconds <= 5
-        # Greedy callers fill the room of greedy callers only.
+        # Greedy callers fill the queue of greedy callers only.
         tasks.append(asyncio.create_task(captions.caption(photo(1), beams, Deadline(30.0))))
         tasks.append(asyncio.create_task(captions.embed(photo(2), Deadline(30.0))))
         assert inference.encoder_hangs is not None
@@ -454,7 +456,7 @@ def test_full_waiting_room_refuses_at_once_and_says_when_to_come_back() -> None:
     asyncio.run(run())
 
 
-def test_beam_callers_who_fill_their_room_do_not_keep_a_greedy_caller_waiting() -> None:
+def test_beam_callers_who_fill_their_queue_do_not_keep_a_greedy_caller_waiting() -> None:
     """The greedy caption is done after about as many steps as it has tokens, whatever the queue of the others."""
 
     async def run() -> tuple[int, int]:
@@ -475,7 +477,7 @@ def test_photos_that_come_while_the_encoder_works_share_its_next_call() -> None:
     async def together() -> None:
         captions = scheduler(inference)
         options = DecodingOptions(max_tokens=MAX_TOKENS)
-        await captions.caption(photo(0), options, Deadline(30.0))  # opens the lane
+        await captions.caption(photo(0), options, Deadline(30.0))  # opens the batch
         await asyncio.gather(*(captions.caption(photo(number), options, Deadline(30.0)) for number in range(20)))
 
     inference = FakeInference()
@@ -520,7 +522,7 @@ def test_everybody_inside_can_be_told_that_triton_is_gone() -> None:
         captions.fail_all(InferenceError("gone"))
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert [str(result) for result in results] == ["gone"] * 3
-        assert captions.inside == 0
+        assert captions.num_in_flight == 0
         assert inference.hangs is not None
         inference.hangs.set()
         assert await captions.caption(photo(1), options, Deadline(30.0))

@@ -32,7 +32,7 @@ from search_gateway.errors import (
     SearchError,
 )
 from search_gateway.imaging import decoder_pool
-from search_gateway.imaging.decoder_pool import PhotoDecoder
+from search_gateway.imaging.decoder_pool import DecoderPool
 from search_gateway.imaging.worker_process import WORKER_COMMAND
 from tests.fakes.event_loop import on_event_loop
 from tests.search_gateway.imaging.test_worker_main import MISBEHAVING
@@ -73,9 +73,9 @@ async def decoding(
     fit: Fit = "pad",
     num_workers: int = 2,
     must_start: bool = True,
-) -> AsyncIterator[PhotoDecoder]:
+) -> AsyncIterator[DecoderPool]:
     """A decoder whose workers are ready; none of them is there afterwards."""
-    decoder = PhotoDecoder(contract(fit), limits, num_workers=num_workers, command=command)
+    decoder = DecoderPool(contract(fit), limits, num_workers=num_workers, command=command)
     try:
         if must_start:
             await until(lambda: len(decoder._idle) == num_workers)
@@ -93,7 +93,7 @@ async def until(is_true: Callable[[], bool], seconds: float = 30) -> None:
         await asyncio.sleep(0.01)
 
 
-async def is_right(decoder: PhotoDecoder, seed: int, seconds: float = 60) -> bool:
+async def is_right(decoder: DecoderPool, seed: int, seconds: float = 60) -> bool:
     data = picture(seed=seed)
     return np.array_equal(await decoder.decode(data, Deadline(seconds)), expected(data))
 
@@ -181,7 +181,7 @@ async def test_event_loop_goes_on_while_a_photo_is_decoded() -> None:
 async def test_photos_are_decoded_in_the_order_they_came() -> None:
     done: list[int] = []
 
-    async def one(decoder: PhotoDecoder, number: int) -> None:
+    async def one(decoder: DecoderPool, number: int) -> None:
         await decoder.decode(late(0.02, picture(seed=number)), Deadline(60))
         done.append(number)
 
@@ -296,7 +296,7 @@ async def test_idle_workers_killed_from_outside_come_back() -> None:
         assert all(await asyncio.gather(*(is_right(decoder, seed) for seed in range(8))))
 
 
-async def p99_ms(decoder: PhotoDecoder, count: int = 300) -> float:
+async def p99_ms(decoder: DecoderPool, count: int = 300) -> float:
     """Of one caller's good pictures, one after the other."""
     times = []
     for seed in range(count):
@@ -316,7 +316,7 @@ async def test_good_photos_are_as_fast_beside_a_stream_of_bombs() -> None:
     bombs = [BOMBS[name]() for name in names]
     sent = 0
 
-    async def attack(decoder: PhotoDecoder, number: int) -> None:
+    async def attack(decoder: DecoderPool, number: int) -> None:
         nonlocal sent
         while True:
             result = await outcome(decoder.decode(bombs[(number + sent) % len(bombs)], Deadline(60)))
@@ -423,7 +423,7 @@ async def test_workers_that_become_startable_serve_again(tmp_path: Path) -> None
 
 @on_event_loop
 async def test_closing_leaves_no_process_and_answers_everybody() -> None:
-    decoder = PhotoDecoder(contract("pad"), HUGE, command=MISBEHAVING)
+    decoder = DecoderPool(contract("pad"), HUGE, command=MISBEHAVING)
     await until(lambda: len(decoder._idle) == 2)
     work = [asyncio.create_task(outcome(decoder.decode(b"HANG", Deadline(60)))) for _ in range(4)]
     await until(lambda: len(decoder._at_work) == 2)
@@ -440,7 +440,7 @@ async def test_closing_leaves_no_process_and_answers_everybody() -> None:
 @on_event_loop
 async def test_closing_while_workers_start_leaves_no_process() -> None:
     for pause in (0, 0.01, 0.05, 0.1):
-        decoder = PhotoDecoder(contract("pad"), HUGE)
+        decoder = DecoderPool(contract("pad"), HUGE)
         await asyncio.sleep(pause)
         pids = decoder.pids
         decoder.close()

@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks.robustness.image_files import encoded, noise
 from search_gateway.imaging.worker_main import Kind
-from search_gateway.imaging.worker_process import WORKER_COMMAND, Answer, PhotoProcess, WorkerStartError, described
+from search_gateway.imaging.worker_process import WORKER_COMMAND, Answer, WorkerProcess, WorkerStartError, described
 from tests.conftest import ROOT
 from tests.fakes.event_loop import on_event_loop
 from tests.search_gateway.imaging.test_worker_main import MISBEHAVING
@@ -30,7 +30,7 @@ class Watched:
     def __init__(self, command: Sequence[str] = WORKER_COMMAND):
         self.answers: asyncio.Queue[Answer] = asyncio.Queue()
         self.ends: asyncio.Queue[int] = asyncio.Queue()
-        self.process = PhotoProcess(
+        self.process = WorkerProcess(
             command,
             ARGUMENTS,
             lambda _, answer: self.answers.put_nowait(answer),
@@ -163,9 +163,9 @@ def test_it_dies_with_a_parent_that_is_killed(work: str) -> None:
     program = f"""
 import asyncio, sys
 sys.path.insert(0, {str(ROOT)!r})
-from search_gateway.imaging.worker_process import PhotoProcess
+from search_gateway.imaging.worker_process import WorkerProcess
 async def live():
-    process = PhotoProcess({MISBEHAVING!r}, {ARGUMENTS!r}, print, print)
+    process = WorkerProcess({MISBEHAVING!r}, {ARGUMENTS!r}, print, print)
     await process.connect(60)
     if {work!r}:
         process.ask({work.encode()!r}, may_take_long=True)

@@ -24,7 +24,7 @@ from search_gateway.catalog.store import (
     CatalogStore,
     PhotoStamp,
 )
-from search_gateway.catalog.vector_index import CatalogVectors
+from search_gateway.catalog.vector_index import VectorIndex
 from search_gateway.errors import ProviderError, ProviderTimeoutError
 from search_gateway.providers.base import Candidate, Provider
 from search_gateway.providers.catalog import CatalogProvider
@@ -255,7 +255,7 @@ def test_half_of_the_candidates_look_like_the_photo_and_say_so(tmp_path: Path, m
     titles = [one.title for one in found]
     assert len(set(titles)) == len(titles)
     most_alike = {one.entry.title for one in products[30 - min(30, math.ceil(max_candidates / 2)) :]}
-    assert {one.title for one in found if one.is_lookalike} == most_alike
+    assert {one.title for one in found if one.is_nearest_neighbour} == most_alike
     named = [one.title for one in find(tmp_path / "shop.sqlite", "shirt", max_candidates)]
     assert len(titles) == min(max_candidates, len({*named, *most_alike})), "as many as asked for, where there are"
     by_words = [title for title in named if title in titles]
@@ -263,9 +263,9 @@ def test_half_of_the_candidates_look_like_the_photo_and_say_so(tmp_path: Path, m
     assert titles[len(by_words) :] == sorted(titles[len(by_words) :], key=lambda one: -int(one.split()[1]))
 
 
-def test_without_a_photo_nothing_is_a_lookalike(path: Path) -> None:
-    assert not any(one.is_lookalike for one in find(path, "blue shirt"))
-    assert all(one.is_lookalike for one in found_with_photo(path, "blue shirt", 10))
+def test_without_a_photo_nothing_is_a_nearest_neighbour(path: Path) -> None:
+    assert not any(one.is_nearest_neighbour for one in find(path, "blue shirt"))
+    assert all(one.is_nearest_neighbour for one in found_with_photo(path, "blue shirt", 10))
 
 
 def test_embeddings_are_read_before_anybody_asks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +284,7 @@ def test_embeddings_that_cannot_be_read_are_told_by_the_search(path: Path, monke
     def fail(*_: object) -> None:
         raise CatalogError("broken")
 
-    monkeypatch.setattr(CatalogVectors, "_read", fail)
+    monkeypatch.setattr(VectorIndex, "_read", fail)
     assert find(path, "navy shirt"), "words need none"
     with pytest.raises(ProviderError, match="the catalogue cannot be read"):
         found_with_photo(path, "navy shirt", 5)

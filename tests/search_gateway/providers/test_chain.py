@@ -13,8 +13,8 @@ import pytest
 
 from search_gateway.deadline import Deadline
 from search_gateway.errors import BadRequestError, ProviderError, ProviderNotAskedError, ProviderTimeoutError
-from search_gateway.providers.base import Candidate, OldCandidates
-from search_gateway.providers.chain import Degradation, Found, ProviderChain
+from search_gateway.providers.base import Candidate, StaleCandidates
+from search_gateway.providers.chain import Degradation, ProviderChain, ProviderResult
 
 SHIRT = Candidate(title="Blue Shirt", url="https://shop.example/1", thumbnail_url="", source="shop")
 
@@ -56,34 +56,34 @@ def find(
     *,
     timeout_seconds: float = 6.0,
     deadline: Deadline | None = None,
-) -> Found:
+) -> ProviderResult:
     chain = ProviderChain(providers, timeout_seconds)
     return asyncio.run(chain.find("blue shirt", name, 40, deadline or Deadline(30.0)))
 
 
 def test_first_provider_that_answers_is_enough() -> None:
     first, second = FakeProvider("first", [SHIRT]), FakeProvider("second", [SHIRT])
-    assert find([first, second]) == Found("first", [SHIRT], [])
+    assert find([first, second]) == ProviderResult("first", [SHIRT], [])
     assert [asked[:2] for asked in first.asked] == [("blue shirt", 40)]
     assert not second.asked
 
 
 def test_finding_nothing_is_an_answer() -> None:
     first, second = FakeProvider("first", []), FakeProvider("second", [SHIRT])
-    assert find([first, second]) == Found("first", [], [])
+    assert find([first, second]) == ProviderResult("first", [], [])
     assert not second.asked
 
 
 @pytest.mark.parametrize("failure", [ProviderError("it refused"), ProviderTimeoutError("it refused")])
 def test_next_provider_is_asked_where_one_fails(failure: ProviderError) -> None:
     found = find([FakeProvider("first", failure), FakeProvider("second", [SHIRT])])
-    assert found == Found("second", [SHIRT], [Degradation("first", "it refused")])
+    assert found == ProviderResult("second", [SHIRT], [Degradation("first", "it refused")])
 
 
 def test_old_answer_is_an_answer_that_says_so() -> None:
-    first = FakeProvider("first", OldCandidates([SHIRT], "answer of 2 minutes ago: it is down"))
+    first = FakeProvider("first", StaleCandidates([SHIRT], "answer of 2 minutes ago: it is down"))
     second = FakeProvider("second", [SHIRT])
-    assert find([first, second]) == Found(
+    assert find([first, second]) == ProviderResult(
         "first", [SHIRT], [Degradation("first", "answer of 2 minutes ago: it is down")]
     )
     assert not second.asked
@@ -92,7 +92,7 @@ def test_old_answer_is_an_answer_that_says_so() -> None:
 def test_provider_left_alone_is_no_warning_for_every_request(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         found = find([FakeProvider("first", ProviderNotAskedError("later")), FakeProvider("second", [SHIRT])])
-    assert found == Found("second", [SHIRT], [Degradation("first", "later")])
+    assert found == ProviderResult("second", [SHIRT], [Degradation("first", "later")])
     assert not caplog.records
 
 
@@ -102,23 +102,23 @@ def test_provider_that_breaks_is_one_that_fails_and_tells_nothing(
 ) -> None:
     with caplog.at_level(logging.ERROR):
         found = find([FakeProvider("first", failure), FakeProvider("second", [SHIRT])])
-    assert found == Found("second", [SHIRT], [Degradation("first", "the provider failed unexpectedly")])
+    assert found == ProviderResult("second", [SHIRT], [Degradation("first", "the provider failed unexpectedly")])
     assert any(record.exc_info and record.exc_info[1] is failure for record in caplog.records)
 
 
 def test_all_failing_is_an_empty_answer_that_names_everyone() -> None:
     providers = [FakeProvider(name, ProviderError(f"{name} is down")) for name in ("first", "second", "third")]
     degraded = [Degradation(name, f"{name} is down") for name in ("first", "second", "third")]
-    assert find(providers) == Found("", [], degraded)
+    assert find(providers) == ProviderResult("", [], degraded)
 
 
 def test_no_providers_find_nothing() -> None:
-    assert find([]) == Found("", [], [])
+    assert find([]) == ProviderResult("", [], [])
 
 
 def test_named_provider_is_the_only_one_asked() -> None:
     first, second = FakeProvider("first", [SHIRT]), FakeProvider("second", ProviderError("it refused"))
-    assert find([first, second], "second") == Found("", [], [Degradation("second", "it refused")])
+    assert find([first, second], "second") == ProviderResult("", [], [Degradation("second", "it refused")])
     assert not first.asked
 
 

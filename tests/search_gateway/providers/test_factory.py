@@ -15,7 +15,7 @@ from search_gateway.config import GatewayConfig
 from search_gateway.deadline import Deadline
 from search_gateway.errors import ConfigError
 from search_gateway.providers.base import Provider
-from search_gateway.providers.chain import Found, ProviderChain
+from search_gateway.providers.chain import ProviderChain, ProviderResult
 from search_gateway.providers.factory import cache_for, make_providers
 from search_gateway.providers.recorded_answers import append_line, line_of
 from search_gateway.thumbnails.fetcher import ThumbnailFetcher
@@ -41,10 +41,10 @@ def made(**settings: Any) -> list[Provider]:
     return make_providers(config, "a model", cache_for(config), ThumbnailFetcher(resolve=no_address))
 
 
-def found(web: FakeDuckDuckGo, behaviours: list[Any], **settings: Any) -> list[Found]:
+def found(web: FakeDuckDuckGo, behaviours: list[Any], **settings: Any) -> list[ProviderResult]:
     """The answers of one chain, asked once for each behaviour of the web."""
 
-    async def search() -> list[Found]:
+    async def search() -> list[ProviderResult]:
         given = {"duckduckgo_proxy": web.proxy_url, "duckduckgo_ca_file": web.ca_path}
         given |= {"duckduckgo_min_interval_seconds": 0.0, "providers": ("duckduckgo",)}
         chain = ProviderChain(made(**(given | settings)), 6.0)

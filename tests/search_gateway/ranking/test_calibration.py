@@ -18,7 +18,7 @@ from search_gateway.ranking.calibration import RefinementCalibration, with_calib
 from tests.conftest import MODELS
 
 WEIGHTS = ModelContract.load(MODELS).weights
-SETTINGS = {"min_visual_score": 0.25, "min_semantic_score": 0.125, "visual_weight": 0.75, "lookalike_weight": 0.625}
+SETTINGS = {"min_visual_score": 0.25, "min_semantic_score": 0.125, "visual_weight": 0.75, "neighbour_weight": 0.625}
 
 
 @pytest.fixture
@@ -82,3 +82,11 @@ def test_a_file_that_is_no_calibration_is_refused(models: Path, text: str, said:
     with pytest.raises(ConfigError, match=said) as caught:
         read(models)
     assert REFINEMENT_FILE in str(caught.value)
+
+
+def test_former_names_of_variable_and_setting_work(models: Path) -> None:
+    RefinementCalibration(weights=ModelContract.load(models).weights, settings=SETTINGS).save(models)
+    path = models / "refinement.json"
+    path.write_text(path.read_text(encoding="utf-8").replace("neighbour_weight", "lookalike_weight"), encoding="utf-8")
+    assert read(models).neighbour_weight == 0.625
+    assert read(models, CAPTRIEVE_LOOKALIKE_WEIGHT="0.5").neighbour_weight == 0.5

@@ -13,7 +13,7 @@ from captioner.word_folding import fold
 from search_gateway.ranking.colours import Colour, Colours
 from training.label_words import LabelWords
 
-TRADE = Colours.of_the_trade()
+TRADE = Colours.builtin()
 LISTS: dict[str, list[str]] = json.loads(
     resources.files("search_gateway.ranking").joinpath("colours.json").read_text(encoding="utf-8")
 )

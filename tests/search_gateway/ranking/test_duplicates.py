@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from drawings.draw_samples import draw_sample
-from search_gateway.ranking.duplicates import Picture, is_same_picture, normalised_url, small_copy
+from search_gateway.ranking.duplicates import Picture, colour_grid, is_same_picture, normalised_url
 
 
 def same(one: Picture, other: Picture) -> bool:
@@ -32,7 +32,7 @@ def pixels(image: Image.Image, quality: int = 95) -> npt.NDArray[np.uint8]:
 
 
 def look(image: Image.Image, quality: int = 95, cosine: float = 1.0) -> Picture:
-    return Picture(embedding=embedding(cosine), small_copy=small_copy(pixels(image, quality)))
+    return Picture(embedding=embedding(cosine), colour_grid=colour_grid(pixels(image, quality)))
 
 
 SHIRT = draw_sample("Shirt", "Blue", width=240, height=320)
@@ -135,8 +135,8 @@ def test_pixels_alone_do_not_make_one_picture() -> None:
 @pytest.mark.parametrize("shape", [(80, 64), (10, 8), (7, 5), (1, 1), (224, 224), (83, 61)])
 def test_small_copy_of_any_size_is_the_mean_of_its_cells(shape: tuple[int, int]) -> None:
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
-    copy = small_copy(image)
+    copy = colour_grid(image)
     assert (copy.shape, copy.dtype) == ((10, 8, 3), np.uint8)
     if shape == (80, 64):
         assert copy[1, 2].tolist() == np.rint(image[8:16, 16:24].reshape(-1, 3).mean(0)).tolist()
-    assert (small_copy(np.full((*shape, 3), 200, np.uint8)) == 200).all()
+    assert (colour_grid(np.full((*shape, 3), 200, np.uint8)) == 200).all()

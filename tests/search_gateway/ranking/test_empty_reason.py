@@ -13,24 +13,26 @@ from hypothesis import strategies as st
 
 from search_gateway.providers.base import Candidate
 from search_gateway.ranking.empty_reason import empty_reason
-from search_gateway.ranking.query_hypotheses import Readings
-from search_gateway.ranking.rerank import Refined, RefinementLimits, Seen, Verdict, refine
+from search_gateway.ranking.query_hypotheses import QueryHypotheses
+from search_gateway.ranking.rerank import InspectedCandidate, RefinementLimits, RerankResult, Verdict, rerank
 from search_gateway.ranking.word_agreement import Synonyms
 
 PHOTO = np.array([1.0, 0.0], np.float32)
-NOTHING = Refined([], [], Counter())
+NOTHING = RerankResult([], [], Counter())
 
 
-def seen(cosine: float | None, title: str, failure: Verdict | None = None) -> Seen:
+def seen(cosine: float | None, title: str, failure: Verdict | None = None) -> InspectedCandidate:
     embedding = None if cosine is None else np.array([cosine, np.sqrt(1 - cosine**2)], np.float32)
-    return Seen(Candidate(title=title, url="", thumbnail_url="", source="shop"), embedding, None, failure)
+    return InspectedCandidate(Candidate(title=title, url="", thumbnail_url="", source="shop"), embedding, None, failure)
 
 
-def refined(*candidates: Seen, min_visual_score: float = 0.5, min_semantic_score: float = 0.9) -> Refined:
+def reranked(
+    *candidates: InspectedCandidate, min_visual_score: float = 0.5, min_semantic_score: float = 0.9
+) -> RerankResult:
     limits = RefinementLimits(
         min_visual_score=min_visual_score, min_semantic_score=min_semantic_score, max_results=2, visual_weight=0.5
     )
-    return refine(PHOTO, "blue shirt", Readings.certain("blue shirt"), candidates, limits, Synonyms([]))
+    return rerank(PHOTO, "blue shirt", QueryHypotheses.certain("blue shirt"), candidates, limits, Synonyms([]))
 
 
 @pytest.mark.parametrize(
@@ -42,12 +44,12 @@ def refined(*candidates: Seen, min_visual_score: float = 0.5, min_semantic_score
         ("blue shirt", "catalog", "catalog has nothing for 'blue shirt'"),
     ],
 )
-def test_nothing_to_refine(query: str, provider: str, expected: str) -> None:
+def test_nothing_to_rerank(query: str, provider: str, expected: str) -> None:
     assert empty_reason(query, provider, NOTHING) == expected
 
 
 def test_one_and_many_of_every_fate() -> None:
-    result = refined(
+    result = reranked(
         seen(0.4, "Blue Shirt"),
         seen(0.3, "Blue Shirt"),
         seen(0.7, "Jeans"),
@@ -63,14 +65,14 @@ def test_one_and_many_of_every_fate() -> None:
 
 
 def test_what_nobody_could_see_is_not_near() -> None:
-    result = refined(seen(None, "Blue Shirt", Verdict.DROPPED_UNFETCHABLE))
+    result = reranked(seen(None, "Blue Shirt", Verdict.DROPPED_UNFETCHABLE))
     assert empty_reason("blue shirt", "catalog", result) == (
         "catalog found 1 for 'blue shirt', but 1 has no thumbnail that could be fetched"
     )
 
 
 def test_long_title_is_cut() -> None:
-    assert len(empty_reason("blue shirt", "catalog", refined(seen(0.1, "word " * 100)))) < 250
+    assert len(empty_reason("blue shirt", "catalog", reranked(seen(0.1, "word " * 100)))) < 250
 
 
 ANY = st.one_of(
@@ -86,8 +88,10 @@ ANY = st.one_of(
 
 @given(st.lists(ANY, max_size=10), st.floats(0.1, 1), st.floats(0.5, 1))
 @settings(deadline=None)
-def test_numbers_of_an_empty_answer_add_up(candidates: list[Seen], visual: float, semantic: float) -> None:
-    result = refined(*candidates, min_visual_score=visual, min_semantic_score=semantic)
+def test_numbers_of_an_empty_answer_add_up(
+    candidates: list[InspectedCandidate], visual: float, semantic: float
+) -> None:
+    result = reranked(*candidates, min_visual_score=visual, min_semantic_score=semantic)
     assert sum(result.counts.values()) == len(candidates)
     if result.kept or not candidates:
         return
@@ -100,6 +104,6 @@ def test_numbers_of_an_empty_answer_add_up(candidates: list[Seen], visual: float
 
 @pytest.mark.parametrize("verdict", [verdict for verdict in Verdict if verdict is not Verdict.KEPT])
 def test_every_verdict_has_its_words(verdict: Verdict) -> None:
-    (one,) = refined(seen(0.1, "Jeans")).dropped
-    result = Refined([], [one], Counter({verdict: 3}))
+    (one,) = reranked(seen(0.1, "Jeans")).dropped
+    result = RerankResult([], [one], Counter({verdict: 3}))
     assert re.search(r"but 3 (look|do|have|are) ", empty_reason("blue shirt", "catalog", result))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from search_gateway.ranking.colours import Colours
 from search_gateway.ranking.expected_agreement import Agreement, ExpectedAgreement
-from search_gateway.ranking.query_hypotheses import Readings
+from search_gateway.ranking.query_hypotheses import QueryHypotheses
 from search_gateway.ranking.word_agreement import Synonyms, WordWeights
 
 COLOURED = Synonyms([["navy", "blue"]], Colours(["blue", "navy", "red", "white", "black"]))
@@ -17,14 +17,14 @@ COLOURED = Synonyms([["navy", "blue"]], Colours(["blue", "navy", "red", "white",
 texts = st.lists(st.sampled_from(["blue", "navy", "red", "white", "shirt", "shirts", "bag", "men"]), max_size=4)
 
 
-def read(**queries: float) -> Readings:
-    found = Readings.weighted((query.replace("_", " "), weight) for query, weight in queries.items())
+def read(**queries: float) -> QueryHypotheses:
+    found = QueryHypotheses.weighted((query.replace("_", " "), weight) for query, weight in queries.items())
     assert found is not None
     return found
 
 
-def agreement(query: str, title: str, readings: Readings, picture_words: str = "") -> Agreement:
-    return ExpectedAgreement(query, readings, COLOURED, WordWeights()).of(title, picture_words)
+def agreement(query: str, title: str, hypotheses: QueryHypotheses, picture_words: str = "") -> Agreement:
+    return ExpectedAgreement(query, hypotheses, COLOURED, WordWeights()).of(title, picture_words)
 
 
 UNSURE = read(blue_shirt=0.5, red_shirt=0.3, blue_bag=0.2)
@@ -58,38 +58,40 @@ def test_title_counts_for_all_that_the_photo_may_be(title: str, score: float, sa
 
 
 def test_title_with_the_query_is_told_what_is_more_likely() -> None:
-    readings = read(red_bag=0.8, blue_shirt=0.2)
-    found = agreement("blue shirt", "Blue Shirt", readings)
+    hypotheses = read(red_bag=0.8, blue_shirt=0.2)
+    found = agreement("blue shirt", "Blue Shirt", hypotheses)
     assert found.score == pytest.approx(0.25)
     assert found.wording == "has every word, but the photo is rather 'red bag' (0.80)"
-    assert agreement("blue shirt", "Blue Shirt and Red Bag", readings).score == 1.0, "it has both"
+    assert agreement("blue shirt", "Blue Shirt and Red Bag", hypotheses).score == 1.0, "it has both"
 
 
 @given(texts.map(" ".join), texts.map(" ".join), st.sampled_from(["", "blue shirt", "red"]))
-def test_other_readings_without_probability_change_nothing(query: str, title: str, picture: str) -> None:
-    certain = agreement(query, title, Readings.certain(query), picture)
-    same = agreement(query, title, Readings.certain(query).mixed(UNSURE, 0.0), picture)
+def test_other_hypotheses_without_probability_change_nothing(query: str, title: str, picture: str) -> None:
+    certain = agreement(query, title, QueryHypotheses.certain(query), picture)
+    same = agreement(query, title, QueryHypotheses.certain(query).mixed(UNSURE, 0.0), picture)
     assert same == certain
 
 
 @given(texts.map(" ".join), texts.map(" ".join), st.floats(0, 1))
-def test_score_is_from_nothing_to_all_and_a_reading_as_title_has_all(query: str, title: str, share: float) -> None:
-    readings = Readings.certain(query).mixed(UNSURE, share)
-    assert 0 <= agreement(query, title, readings).score <= 1
-    assert max(agreement(query, one.query, readings).score for one in readings.readings) == pytest.approx(1.0)
+def test_score_is_from_nothing_to_all_and_a_hypothesis_as_title_has_all(query: str, title: str, share: float) -> None:
+    hypotheses = QueryHypotheses.certain(query).mixed(UNSURE, share)
+    assert 0 <= agreement(query, title, hypotheses).score <= 1
+    assert max(agreement(query, one.query, hypotheses).score for one in hypotheses.hypotheses) == pytest.approx(1.0)
 
 
-def test_a_reading_without_words_agrees_with_everything() -> None:
-    readings = Readings.certain("").mixed(read(blue_shirt=1.0), 0.4)
-    assert agreement("", "Blue Shirt", readings).score == pytest.approx(1.0)
-    assert agreement("", "White Hat", readings).score == pytest.approx(0.6)
+def test_a_hypothesis_without_words_agrees_with_everything() -> None:
+    hypotheses = QueryHypotheses.certain("").mixed(read(blue_shirt=1.0), 0.4)
+    assert agreement("", "Blue Shirt", hypotheses).score == pytest.approx(1.0)
+    assert agreement("", "White Hat", hypotheses).score == pytest.approx(0.6)
 
 
 def test_picture_settles_what_a_title_leaves_open() -> None:
-    certain, unsure = Readings.certain("blue shirt"), UNSURE
-    for readings in (certain, unsure):
-        alone = agreement("blue shirt", "Shirt", readings)
-        assert alone.is_open
-        assert agreement("blue shirt", "Shirt", readings, "blue shirt").score > alone.score
-        assert agreement("blue shirt", "Shirt", readings, "white shirt").score < alone.score
-    assert not agreement("blue shirt", "Blue Shirt", unsure).is_open, "open is what the query's words leave open"
+    certain, unsure = QueryHypotheses.certain("blue shirt"), UNSURE
+    for hypotheses in (certain, unsure):
+        alone = agreement("blue shirt", "Shirt", hypotheses)
+        assert alone.is_undetermined
+        assert agreement("blue shirt", "Shirt", hypotheses, "blue shirt").score > alone.score
+        assert agreement("blue shirt", "Shirt", hypotheses, "white shirt").score < alone.score
+    assert not agreement("blue shirt", "Blue Shirt", unsure).is_undetermined, (
+        "open is what the query's words leave open"
+    )

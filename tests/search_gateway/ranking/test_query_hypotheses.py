@@ -16,14 +16,14 @@ from captioner.query import QueryRule, query_from_caption
 from captioner.query_distribution import QueryDistribution
 from search_gateway.providers.base import Candidate
 from search_gateway.ranking.query_hypotheses import (
-    MAX_READINGS,
+    MAX_HYPOTHESES,
     NUM_NAMES,
     SHARPNESS,
-    Reading,
-    Readings,
-    caption_readings,
-    lookalike_readings,
-    photo_readings,
+    QueryHypotheses,
+    QueryHypothesis,
+    caption_query_hypotheses,
+    neighbour_hypotheses,
+    photo_hypotheses,
 )
 
 TWO, FULL = QueryRule.LAST_TWO_WORDS, QueryRule.FULL_CAPTION
@@ -55,42 +55,42 @@ def beams(*captions: tuple[str, float, int]) -> Caption:
     return Caption(text, (), log_probability, True, alternatives, num_tokens)
 
 
-def lookalike(title: str, cosine: float) -> Candidate:
-    return Candidate(title=title, url="", thumbnail_url="", source="", embedding=at(cosine), is_lookalike=True)
+def neighbour(title: str, cosine: float) -> Candidate:
+    return Candidate(title=title, url="", thumbnail_url="", source="", embedding=at(cosine), is_nearest_neighbour=True)
 
 
-def shares(readings: Readings | None) -> dict[str, float]:
-    assert readings is not None
-    return {one.query: one.probability for one in readings.readings}
+def shares(hypotheses: QueryHypotheses | None) -> dict[str, float]:
+    assert hypotheses is not None
+    return {one.query: one.probability for one in hypotheses.hypotheses}
 
 
 distributions = st.dictionaries(st.sampled_from("abcdefghijkl"), st.floats(0.01, 1), min_size=1).map(
-    lambda weights: Readings.weighted(weights.items())
+    lambda weights: QueryHypotheses.weighted(weights.items())
 )
 
 
-def is_distribution(readings: Readings) -> bool:
-    probabilities = [one.probability for one in readings.readings]
+def is_distribution(hypotheses: QueryHypotheses) -> bool:
+    probabilities = [one.probability for one in hypotheses.hypotheses]
     return (
         math.isclose(sum(probabilities), 1)
         and min(probabilities) > 0
         and probabilities == sorted(probabilities, reverse=True)
-        and len(shares(readings)) == len(probabilities)
+        and len(shares(hypotheses)) == len(probabilities)
     )
 
 
 def test_weights_of_any_sum_become_probabilities() -> None:
-    found = Readings.weighted([("blue shirt", 1), ("navy shirt", 4), ("blue shirt", 2), ("red shirt", 0)])
-    assert found == Readings((Reading("navy shirt", 4 / 7), Reading("blue shirt", 3 / 7)))
+    found = QueryHypotheses.weighted([("blue shirt", 1), ("navy shirt", 4), ("blue shirt", 2), ("red shirt", 0)])
+    assert found == QueryHypotheses((QueryHypothesis("navy shirt", 4 / 7), QueryHypothesis("blue shirt", 3 / 7)))
 
 
 @pytest.mark.parametrize("weighted", [[], [("blue shirt", 0.0)], [("blue shirt", math.nan)]])
-def test_without_weight_there_is_no_reading(weighted: list[tuple[str, float]]) -> None:
-    assert Readings.weighted(weighted) is None
+def test_without_weight_there_is_no_hypothesis(weighted: list[tuple[str, float]]) -> None:
+    assert QueryHypotheses.weighted(weighted) is None
 
 
 @given(distributions, distributions, st.floats(0, 1))
-def test_mixtures_are_distributions(one: Readings, other: Readings, share: float) -> None:
+def test_mixtures_are_distributions(one: QueryHypotheses, other: QueryHypotheses, share: float) -> None:
     mixed = one.mixed(other, share)
     assert is_distribution(mixed)
     for query in set(shares(one)) | set(shares(other)):
@@ -100,14 +100,14 @@ def test_mixtures_are_distributions(one: Readings, other: Readings, share: float
 
 
 @given(distributions, st.integers(1, 12))
-def test_the_rest_is_shared_among_the_most_likely(readings: Readings, count: int) -> None:
-    kept = readings.most_likely(count)
+def test_the_rest_is_shared_among_the_most_likely(hypotheses: QueryHypotheses, count: int) -> None:
+    kept = hypotheses.most_likely(count)
     assert is_distribution(kept)
-    assert [one.query for one in kept.readings] == [one.query for one in readings.readings[:count]]
+    assert [one.query for one in kept.hypotheses] == [one.query for one in hypotheses.hypotheses[:count]]
 
 
-def test_readings_that_become_equal_are_one() -> None:
-    found = Readings.weighted([("blue shirt", 0.5), ("navy shirt", 0.3), ("blue top", 0.2)])
+def test_hypotheses_that_become_equal_are_one() -> None:
+    found = QueryHypotheses.weighted([("blue shirt", 0.5), ("navy shirt", 0.3), ("blue top", 0.2)])
     assert found is not None
     changed = found.changed(lambda query: f"red {query.split()[1]}")
     assert shares(changed) == {"red shirt": pytest.approx(0.8), "red top": pytest.approx(0.2)}
@@ -116,46 +116,46 @@ def test_readings_that_become_equal_are_one() -> None:
 def test_greedy_caption_is_read_with_what_its_last_words_could_be() -> None:
     caption = greedy(word("Puma", 0.4, nike=0.3), word("Blue", 0.5, navy=0.3), word("Tshirt", 0.6, shirt=0.2))
     total = 0.8 * 0.8
-    assert shares(caption_readings(caption, TWO)) == {
+    assert shares(caption_query_hypotheses(caption, TWO)) == {
         "blue tshirt": pytest.approx(0.5 * 0.6 / total),
         "navy tshirt": pytest.approx(0.3 * 0.6 / total),
         "blue shirt": pytest.approx(0.5 * 0.2 / total),
         "navy shirt": pytest.approx(0.3 * 0.2 / total),
     }
-    assert "puma navy shirt" in shares(caption_readings(caption, FULL)), "the words before stay"
+    assert "puma navy shirt" in shares(caption_query_hypotheses(caption, FULL)), "the words before stay"
 
 
-def test_unlikely_readings_are_left_out() -> None:
+def test_unlikely_hypotheses_are_left_out() -> None:
     others = {"red": 0.1, "top": 0.1, "hat": 0.1}
-    assert len(shares(caption_readings(greedy(word("Blue", 0.5, **others), word("Shirt", 0.6, **others)), TWO))) == (
-        MAX_READINGS
-    )
+    assert len(
+        shares(caption_query_hypotheses(greedy(word("Blue", 0.5, **others), word("Shirt", 0.6, **others)), TWO))
+    ) == (MAX_HYPOTHESES)
 
 
 def test_words_are_weighed_by_their_first_token_as_their_alternatives_are() -> None:
     """Of several tokens the chosen word is less likely as a whole than the first token of another."""
     caption = greedy(word("Heroes"), word("T-shirt", 0.5, whole=0.06, graphic=0.22))
-    assert caption_readings(caption, TWO).readings[0].query == "heroes t-shirt"
-    assert shares(caption_readings(caption, TWO))["heroes graphic"] == pytest.approx(0.22 / 0.72)
+    assert caption_query_hypotheses(caption, TWO).hypotheses[0].query == "heroes t-shirt"
+    assert shares(caption_query_hypotheses(caption, TWO))["heroes graphic"] == pytest.approx(0.22 / 0.72)
 
 
 @pytest.mark.parametrize("beginning", ["t", "ch", "fs", "4647", "x1y2"])
 def test_what_is_no_word_by_itself_is_not_read(beginning: str) -> None:
     caption = greedy(word("Solid"), word("Tshirts", 0.5, **{beginning: 0.4}))
-    assert shares(caption_readings(caption, TWO)) == {"solid tshirts": 1.0}
+    assert shares(caption_query_hypotheses(caption, TWO)) == {"solid tshirts": 1.0}
 
 
 def test_short_beams_do_not_outweigh_the_caption_that_was_chosen() -> None:
     chosen, short = ("Gini and Jony Boys Printed White T-shirt", -6.04, 10), ("Lucera Women Silver Ring", -3.88, 6)
-    readings = caption_readings(beams(chosen, short), TWO).readings
-    assert [one.query for one in readings] == ["white t-shirt", "silver ring"]
-    assert readings[1].probability / readings[0].probability == pytest.approx(math.exp(-3.88 / 6 * 10 + 6.04))
+    hypotheses = caption_query_hypotheses(beams(chosen, short), TWO).hypotheses
+    assert [one.query for one in hypotheses] == ["white t-shirt", "silver ring"]
+    assert hypotheses[1].probability / hypotheses[0].probability == pytest.approx(math.exp(-3.88 / 6 * 10 + 6.04))
 
 
 def test_captions_of_all_beams_count_as_much_as_they_are_likely() -> None:
     caption = beams(("Puma Blue Shirt", -1.0, 4), ("Nike Navy Shirt", -1.5, 4), ("Nike Blue Shirt", -2.0, 4))
     weights = [math.exp(-1.0) + math.exp(-2.0), math.exp(-1.5)]
-    assert shares(caption_readings(caption, TWO)) == {
+    assert shares(caption_query_hypotheses(caption, TWO)) == {
         "blue shirt": pytest.approx(weights[0] / sum(weights)),
         "navy shirt": pytest.approx(weights[1] / sum(weights)),
     }
@@ -170,19 +170,19 @@ def test_captions_of_all_beams_count_as_much_as_they_are_likely() -> None:
     ],
 )
 def test_very_unlikely_captions_are_read_all_the_same(caption: Caption) -> None:
-    assert shares(caption_readings(caption, TWO)) == {"blue shirt": 1.0}
+    assert shares(caption_query_hypotheses(caption, TWO)) == {"blue shirt": 1.0}
 
 
 @pytest.mark.parametrize("text", ["", "...", "Watch"])
-def test_short_captions_have_short_readings(text: str) -> None:
+def test_short_captions_have_short_hypotheses(text: str) -> None:
     caption = greedy(*map(word, text.split()))
-    assert shares(caption_readings(caption, TWO)) == {query_from_caption(text): 1.0}
+    assert shares(caption_query_hypotheses(caption, TWO)) == {query_from_caption(text): 1.0}
 
 
-def test_lookalikes_say_what_they_are_called_the_nearest_loudest() -> None:
-    candidates = [lookalike("Nike Men Blue Shirt", 0.9), lookalike("Puma Red Bag", 0.88), lookalike("Blue Shirt", 0.8)]
+def test_neighbours_say_what_they_are_called_the_nearest_loudest() -> None:
+    candidates = [neighbour("Nike Men Blue Shirt", 0.9), neighbour("Puma Red Bag", 0.88), neighbour("Blue Shirt", 0.8)]
     weights = [1 + math.exp(-0.1 * SHARPNESS), math.exp(-0.02 * SHARPNESS)]
-    assert shares(lookalike_readings(PHOTO, candidates)) == {
+    assert shares(neighbour_hypotheses(PHOTO, candidates)) == {
         "blue shirt": pytest.approx(weights[0] / sum(weights), abs=1e-4),
         "red bag": pytest.approx(weights[1] / sum(weights), abs=1e-4),
     }
@@ -190,29 +190,31 @@ def test_lookalikes_say_what_they_are_called_the_nearest_loudest() -> None:
 
 def test_who_was_found_by_words_alone_is_not_asked() -> None:
     by_words = Candidate(title="Red Bag", url="", thumbnail_url="", source="", embedding=at(0.99))
-    unseen = Candidate(title="Red Hat", url="", thumbnail_url="", source="", is_lookalike=True)
-    assert lookalike_readings(PHOTO, [by_words, unseen]) is None
-    assert shares(lookalike_readings(PHOTO, [by_words, unseen, lookalike("Blue Shirt", 0.5)])) == {"blue shirt": 1.0}
+    unseen = Candidate(title="Red Hat", url="", thumbnail_url="", source="", is_nearest_neighbour=True)
+    assert neighbour_hypotheses(PHOTO, [by_words, unseen]) is None
+    assert shares(neighbour_hypotheses(PHOTO, [by_words, unseen, neighbour("Blue Shirt", 0.5)])) == {"blue shirt": 1.0}
 
 
 @pytest.mark.parametrize("title", ["", "...", " - "])
 def test_titles_without_words_have_no_say(title: str) -> None:
-    assert lookalike_readings(PHOTO, [lookalike(title, 0.9)]) is None
-    assert shares(lookalike_readings(PHOTO, [lookalike(title, 0.9), lookalike("Bag", 0.1)])) == {"bag": 1.0}
+    assert neighbour_hypotheses(PHOTO, [neighbour(title, 0.9)]) is None
+    assert shares(neighbour_hypotheses(PHOTO, [neighbour(title, 0.9), neighbour("Bag", 0.1)])) == {"bag": 1.0}
 
 
-def test_only_the_nearest_lookalikes_are_asked() -> None:
-    near = [lookalike("Blue Shirt", 0.9)] * NUM_NAMES
-    assert shares(lookalike_readings(PHOTO, [lookalike("Red Bag", 0.89), *near])) == {"blue shirt": pytest.approx(1.0)}
+def test_only_the_nearest_neighbours_are_asked() -> None:
+    near = [neighbour("Blue Shirt", 0.9)] * NUM_NAMES
+    assert shares(neighbour_hypotheses(PHOTO, [neighbour("Red Bag", 0.89), *near])) == {
+        "blue shirt": pytest.approx(1.0)
+    }
 
 
-def test_photo_is_read_by_captioner_and_lookalikes() -> None:
-    caption, candidates = greedy(word("Blue"), word("Shirt")), [lookalike("Green Shirt", 0.9)]
-    assert shares(photo_readings(caption, TWO, PHOTO, candidates, 0.7)) == {
+def test_photo_is_read_by_captioner_and_neighbours() -> None:
+    caption, candidates = greedy(word("Blue"), word("Shirt")), [neighbour("Green Shirt", 0.9)]
+    assert shares(photo_hypotheses(caption, TWO, PHOTO, candidates, 0.7)) == {
         "green shirt": pytest.approx(0.7),
         "blue shirt": pytest.approx(0.3),
     }
-    assert shares(photo_readings(caption, TWO, PHOTO, [], 0.7)) == {"blue shirt": 1.0}
+    assert shares(photo_hypotheses(caption, TWO, PHOTO, [], 0.7)) == {"blue shirt": 1.0}
 
 
 @given(st.lists(st.lists(st.floats(1e-6, 1), min_size=1, max_size=4), min_size=1, max_size=5))
@@ -223,38 +225,38 @@ def test_the_query_of_a_greedy_caption_is_its_likeliest_reading(probabilities: l
         first, *others = sorted(options, reverse=True)
         words.append(word(next(names), first, whole=first / 10, **{next(names): other for other in others}))
     caption = greedy(*words)
-    readings = caption_readings(caption, TWO)
-    of_query = shares(readings)[query_from_caption(caption.text)]
-    assert of_query == pytest.approx(readings.readings[0].probability)
+    hypotheses = caption_query_hypotheses(caption, TWO)
+    of_query = shares(hypotheses)[query_from_caption(caption.text)]
+    assert of_query == pytest.approx(hypotheses.hypotheses[0].probability)
 
 
 # A model with a query head
 
 
 @pytest.mark.parametrize("rule", [TWO, LIKELIEST])
-def test_readings_of_a_query_head_are_its_likeliest_products(rule: QueryRule) -> None:
+def test_hypotheses_of_a_query_head_are_its_likeliest_products(rule: QueryRule) -> None:
     head = QueryDistribution.of([("", 0.5), ("blue shirt", 0.3), ("navy shirt", 0.2)])
     caption = greedy(word("Puma"), word("Red", 0.6, Blue=0.4), word("Shirt"))
     expected = {"blue shirt": pytest.approx(0.6), "navy shirt": pytest.approx(0.4)}
-    assert shares(caption_readings(caption, rule, head)) == expected
-    assert shares(photo_readings(caption, rule, PHOTO, [lookalike("Nike Red Cap", 0.9)], 0.5, head)) == {
+    assert shares(caption_query_hypotheses(caption, rule, head)) == expected
+    assert shares(photo_hypotheses(caption, rule, PHOTO, [neighbour("Nike Red Cap", 0.9)], 0.5, head)) == {
         "blue shirt": pytest.approx(0.3),
         "navy shirt": pytest.approx(0.2),
         "red cap": pytest.approx(0.5),
     }
 
 
-def test_readings_of_a_query_head_are_as_many_as_of_a_caption() -> None:
+def test_hypotheses_of_a_query_head_are_as_many_as_of_a_caption() -> None:
     head = QueryDistribution.of([(f"thing{number}", 0.05) for number in range(20)])
-    assert len(caption_readings(greedy(word("Shirt")), LIKELIEST, head).readings) == MAX_READINGS
+    assert len(caption_query_hypotheses(greedy(word("Shirt")), LIKELIEST, head).hypotheses) == MAX_HYPOTHESES
 
 
 def test_whole_captions_are_read_as_before() -> None:
     head = QueryDistribution.of([("blue shirt", 1.0)])
     caption = greedy(word("Puma"), word("Red"), word("Shirt"))
-    assert shares(caption_readings(caption, FULL, head)) == {"puma red shirt": 1.0}
+    assert shares(caption_query_hypotheses(caption, FULL, head)) == {"puma red shirt": 1.0}
 
 
 def test_products_that_are_all_impossible_leave_one_reading() -> None:
     head = QueryDistribution.of([("", 1.0), ("watch", 0.0), ("shirt", 0.0)])
-    assert shares(caption_readings(greedy(word("Shirt")), LIKELIEST, head)) == {"watch": 1.0}
+    assert shares(caption_query_hypotheses(greedy(word("Shirt")), LIKELIEST, head)) == {"watch": 1.0}

@@ -15,8 +15,15 @@ from hypothesis import strategies as st
 
 from search_gateway.providers.base import Candidate
 from search_gateway.ranking.colours import Colours
-from search_gateway.ranking.query_hypotheses import Readings
-from search_gateway.ranking.rerank import Judged, Refined, RefinementLimits, Seen, Verdict, refine
+from search_gateway.ranking.query_hypotheses import QueryHypotheses
+from search_gateway.ranking.rerank import (
+    InspectedCandidate,
+    RefinementLimits,
+    RerankResult,
+    ScoredResult,
+    Verdict,
+    rerank,
+)
 from search_gateway.ranking.word_agreement import Synonyms
 
 PHOTO = np.array([1.0, 0.0], np.float32)
@@ -39,15 +46,17 @@ def candidate(
     return Candidate(title=title, url=url, thumbnail_url="", source=source, image_url=image_url)
 
 
-def seen(cosine: float, title: str = "Blue Shirt", url: str = "", image_url: str = "", source: str = "shop") -> Seen:
+def seen(
+    cosine: float, title: str = "Blue Shirt", url: str = "", image_url: str = "", source: str = "shop"
+) -> InspectedCandidate:
     """A candidate that is a picture of its own, unless addresses say otherwise."""
     number = str(next(_NUMBERS))
     page = url or f"https://shop.example/{number}"
-    return Seen(candidate(title, page, image_url, source), at(cosine), number.encode())
+    return InspectedCandidate(candidate(title, page, image_url, source), at(cosine), number.encode())
 
 
-def unseen(failure: Verdict | None, title: str = "Blue Shirt") -> Seen:
-    return Seen(candidate(title), None, None, failure)
+def unseen(failure: Verdict | None, title: str = "Blue Shirt") -> InspectedCandidate:
+    return InspectedCandidate(candidate(title), None, None, failure)
 
 
 def limits(
@@ -64,17 +73,19 @@ def limits(
     )
 
 
-def refined(*candidates: Seen, to: RefinementLimits | None = None, query: str = "blue shirt") -> Refined:
-    return refine(PHOTO, query, Readings.certain(query), candidates, to or limits(), SYNONYMS)
+def reranked(
+    *candidates: InspectedCandidate, to: RefinementLimits | None = None, query: str = "blue shirt"
+) -> RerankResult:
+    return rerank(PHOTO, query, QueryHypotheses.certain(query), candidates, to or limits(), SYNONYMS)
 
 
-def only(result: Refined) -> Judged:
+def only(result: RerankResult) -> ScoredResult:
     (judged,) = result.kept + result.dropped
     return judged
 
 
 def test_candidate_that_looks_alike_and_has_the_words_is_kept() -> None:
-    judged = only(refined(seen(0.8)))
+    judged = only(reranked(seen(0.8)))
     assert judged.verdict is Verdict.KEPT
     assert (judged.visual_score, judged.semantic_score) == (pytest.approx(0.8), 1.0)
     assert judged.score == pytest.approx(0.9)
@@ -83,34 +94,34 @@ def test_candidate_that_looks_alike_and_has_the_words_is_kept() -> None:
 
 
 def test_candidate_that_looks_different_is_dropped_with_both_numbers() -> None:
-    judged = only(refined(seen(0.3)))
+    judged = only(reranked(seen(0.3)))
     assert judged.verdict is Verdict.DROPPED_VISUAL
     assert judged.reason == "looks too different: 0.30, the least is 0.50"
 
 
 def test_candidate_without_the_words_is_dropped_with_the_missing_ones() -> None:
-    judged = only(refined(seen(0.9, "Red Jeans")))
+    judged = only(reranked(seen(0.9, "Red Jeans")))
     assert judged.verdict is Verdict.DROPPED_SEMANTIC
     assert judged.semantic_score == 0.0
     assert judged.reason == "its title says red, not blue, and lacks 'shirt': 0.00, the least is 0.50"
 
 
 def test_kept_candidate_may_lack_a_word_and_says_so() -> None:
-    judged = only(refined(seen(0.9, "Red Shirt")))
+    judged = only(reranked(seen(0.9, "Red Shirt")))
     assert judged.verdict is Verdict.KEPT
     assert judged.reason == "looks like the photo (0.90) and its title says red, not blue"
 
 
 def test_looks_are_judged_before_words() -> None:
-    assert only(refined(seen(0.1, "Red Jeans"))).verdict is Verdict.DROPPED_VISUAL
+    assert only(reranked(seen(0.1, "Red Jeans"))).verdict is Verdict.DROPPED_VISUAL
 
 
 @pytest.mark.parametrize("title", ["Blue Shirt", "Red Shirt"])
 def test_least_scores_are_enough_themselves(title: str) -> None:
-    share = 1.0 if title.startswith("Blue") else limits().thing_weight
-    assert only(refined(seen(0.5, title), to=limits(0.5, share))).verdict is Verdict.KEPT
-    assert only(refined(seen(0.5, title), to=limits(0.501, share))).verdict is Verdict.DROPPED_VISUAL
-    assert only(refined(seen(0.5, "Red Jeans"), to=limits(0.5, 0.001))).verdict is Verdict.DROPPED_SEMANTIC
+    share = 1.0 if title.startswith("Blue") else limits().product_type_weight
+    assert only(reranked(seen(0.5, title), to=limits(0.5, share))).verdict is Verdict.KEPT
+    assert only(reranked(seen(0.5, title), to=limits(0.501, share))).verdict is Verdict.DROPPED_VISUAL
+    assert only(reranked(seen(0.5, "Red Jeans"), to=limits(0.5, 0.001))).verdict is Verdict.DROPPED_SEMANTIC
 
 
 @pytest.mark.parametrize(
@@ -122,23 +133,23 @@ def test_least_scores_are_enough_themselves(title: str) -> None:
     ],
 )
 def test_candidate_nobody_could_see_is_dropped(failure: Verdict | None, verdict: Verdict, reason: str) -> None:
-    judged = only(refined(unseen(failure)))
+    judged = only(reranked(unseen(failure)))
     assert (judged.verdict, judged.reason) == (verdict, reason)
     assert (judged.visual_score, judged.semantic_score, judged.score) == (0.0, 1.0, 0.0)
 
 
 def test_weight_divides_the_score_between_looks_and_words() -> None:
     for weight, score in ((0.0, 0.6), (0.25, 0.675), (1.0, 0.9)):
-        assert only(refined(seen(0.9, "Red Shirt"), to=limits(visual_weight=weight))).score == pytest.approx(score)
+        assert only(reranked(seen(0.9, "Red Shirt"), to=limits(visual_weight=weight))).score == pytest.approx(score)
 
 
 def test_results_come_best_first_and_equals_in_the_providers_order() -> None:
-    result = refined(seen(0.6, url="a"), seen(0.9, url="b"), seen(0.6, url="c"), seen(0.7, url="d"))
+    result = reranked(seen(0.6, url="a"), seen(0.9, url="b"), seen(0.6, url="c"), seen(0.7, url="d"))
     assert [one.candidate.url for one in result.kept] == ["b", "d", "a", "c"]
 
 
 def test_results_over_the_limit_are_dropped_with_the_reason() -> None:
-    result = refined(seen(0.6, url="a"), seen(0.9, url="b"), seen(0.7, url="c"), to=limits(max_results=1))
+    result = reranked(seen(0.6, url="a"), seen(0.9, url="b"), seen(0.7, url="c"), to=limits(max_results=1))
     assert [one.candidate.url for one in result.kept] == ["b"]
     assert [one.candidate.url for one in result.dropped] == ["c", "a"]
     assert {one.verdict for one in result.dropped} == {Verdict.DROPPED_OVER_LIMIT}
@@ -149,7 +160,7 @@ def test_results_over_the_limit_are_dropped_with_the_reason() -> None:
 
 def test_dropped_candidates_come_best_first_whatever_they_were_dropped_for() -> None:
     """The first of them is shown as the nearest miss."""
-    result = refined(
+    result = reranked(
         seen(0.9, url="kept"),
         seen(0.5, "Red Shirt", url="over the limit"),
         seen(1.0, "Red jeans with every other word", url="no word"),
@@ -161,31 +172,31 @@ def test_dropped_candidates_come_best_first_whatever_they_were_dropped_for() -> 
 
 
 def test_nothing_found_is_an_empty_answer() -> None:
-    result = refined()
+    result = reranked()
     assert (result.kept, result.dropped, result.counts) == ([], [], Counter())
 
 
 def test_cosine_is_never_beyond_one() -> None:
-    long = Seen(candidate(), np.array([1.0000001, 0.0], np.float32))
-    assert only(refined(long)).visual_score == 1.0
+    long = InspectedCandidate(candidate(), np.array([1.0000001, 0.0], np.float32))
+    assert only(reranked(long)).visual_score == 1.0
 
 
 def test_picture_words_settle_what_the_title_leaves_open_and_are_named() -> None:
     title_only = seen(0.9, "Checked Shirt")
-    judged = only(refined(replace(title_only, picture_words="blue shirt")))
-    assert judged.semantic_score > only(refined(title_only)).semantic_score
+    judged = only(reranked(replace(title_only, picture_words="blue shirt")))
+    assert judged.semantic_score > only(reranked(title_only)).semantic_score
     assert judged.reason == "looks like the photo (0.90) and its title lacks 'blue'; its picture reads as 'blue shirt'"
     assert judged.picture_words == "blue shirt"
 
 
 def test_picture_words_save_what_its_title_would_have_lost() -> None:
     bare = seen(0.9, "Blue 8903")
-    assert only(refined(bare)).verdict is Verdict.DROPPED_SEMANTIC
-    assert only(refined(replace(bare, picture_words="blue shirt"))).verdict is Verdict.KEPT
+    assert only(reranked(bare)).verdict is Verdict.DROPPED_SEMANTIC
+    assert only(reranked(replace(bare, picture_words="blue shirt"))).verdict is Verdict.KEPT
 
 
 def test_same_picture_of_several_shops_is_one_result_that_names_them() -> None:
-    result = refined(
+    result = reranked(
         seen(0.8, url="a", image_url="https://img.example/1.jpg", source="one"),
         seen(0.9, url="b", image_url="http://IMG.example/1.jpg", source="two"),
         seen(0.7, url="c", image_url="https://img.example/2.jpg", source="three"),
@@ -202,34 +213,34 @@ def test_same_picture_of_several_shops_is_one_result_that_names_them() -> None:
 
 def test_duplicates_take_no_place_of_the_results() -> None:
     copies = [seen(0.9, url=f"{i}", image_url="https://img.example/1.jpg") for i in range(4)]
-    result = refined(*copies, seen(0.6, url="other"), to=limits(max_results=2))
+    result = reranked(*copies, seen(0.6, url="other"), to=limits(max_results=2))
     assert [one.candidate.url for one in result.kept] == ["0", "other"]
 
 
 def test_copies_of_what_was_dropped_are_dropped_for_the_same_reason() -> None:
-    result = refined(*(seen(0.1, image_url="https://img.example/1.jpg") for _ in range(3)))
+    result = reranked(*(seen(0.1, image_url="https://img.example/1.jpg") for _ in range(3)))
     assert result.counts == {Verdict.DROPPED_VISUAL: 3}
 
 
 def test_what_nobody_could_see_is_no_duplicate() -> None:
     one = seen(0.9, image_url="https://img.example/1.jpg")
-    result = refined(one, replace(one, embedding=None, thumbnail=None, failure=Verdict.DROPPED_UNFETCHABLE))
+    result = reranked(one, replace(one, embedding=None, thumbnail=None, failure=Verdict.DROPPED_UNFETCHABLE))
     assert result.counts == {Verdict.KEPT: 1, Verdict.DROPPED_UNFETCHABLE: 1}
 
 
 def test_pixels_and_embedding_together_make_a_duplicate() -> None:
     grey, black = np.full((10, 8, 3), 120, np.uint8), np.zeros((10, 8, 3), np.uint8)
-    alike = [replace(seen(0.9), small_copy=grey), replace(seen(0.91), small_copy=grey + np.uint8(8))]
-    assert refined(*alike).counts == {Verdict.KEPT: 1, Verdict.DROPPED_DUPLICATE: 1}
-    assert refined(alike[0], replace(alike[1], small_copy=black)).counts == {Verdict.KEPT: 2}
-    assert refined(*alike, to=replace(limits(), duplicate_difference=7)).counts == {Verdict.KEPT: 2}
-    assert refined(*alike, to=replace(limits(), duplicate_cosine=0.9999)).counts == {Verdict.KEPT: 2}
+    alike = [replace(seen(0.9), colour_grid=grey), replace(seen(0.91), colour_grid=grey + np.uint8(8))]
+    assert reranked(*alike).counts == {Verdict.KEPT: 1, Verdict.DROPPED_DUPLICATE: 1}
+    assert reranked(alike[0], replace(alike[1], colour_grid=black)).counts == {Verdict.KEPT: 2}
+    assert reranked(*alike, to=replace(limits(), duplicate_difference=7)).counts == {Verdict.KEPT: 2}
+    assert reranked(*alike, to=replace(limits(), duplicate_cosine=0.9999)).counts == {Verdict.KEPT: 2}
 
 
 def test_copies_of_copies_are_not_followed() -> None:
     """Small differences would add up to any difference."""
-    row = [replace(seen(0.9), small_copy=np.full((10, 8, 3), 2 * i, np.uint8)) for i in range(100)]
-    result = refined(*row, to=limits(max_results=100))
+    row = [replace(seen(0.9), colour_grid=np.full((10, 8, 3), 2 * i, np.uint8)) for i in range(100)]
+    result = reranked(*row, to=limits(max_results=100))
     assert result.counts == {Verdict.KEPT: 17, Verdict.DROPPED_DUPLICATE: 83}
 
 
@@ -247,8 +258,8 @@ LIMITS = st.builds(limits, st.floats(-1, 1), st.floats(0, 1), st.integers(1, 5),
 
 @given(st.lists(ANY, max_size=12), LIMITS)
 @settings(deadline=None)
-def test_counts_add_up_and_nobody_is_lost(candidates: list[Seen], to: RefinementLimits) -> None:
-    result = refine(PHOTO, "blue shirt", Readings.certain("blue shirt"), candidates, to, SYNONYMS)
+def test_counts_add_up_and_nobody_is_lost(candidates: list[InspectedCandidate], to: RefinementLimits) -> None:
+    result = rerank(PHOTO, "blue shirt", QueryHypotheses.certain("blue shirt"), candidates, to, SYNONYMS)
     judged = result.kept + result.dropped
     assert sum(result.counts.values()) == len(candidates) == len(judged)
     assert result.counts == Counter(one.verdict for one in judged)
@@ -260,8 +271,10 @@ def test_counts_add_up_and_nobody_is_lost(candidates: list[Seen], to: Refinement
 
 @given(st.lists(ANY, max_size=12), LIMITS)
 @settings(deadline=None)
-def test_every_duplicate_stands_behind_one_result_that_passed(candidates: list[Seen], to: RefinementLimits) -> None:
-    result = refine(PHOTO, "blue shirt", Readings.certain("blue shirt"), candidates, to, SYNONYMS)
+def test_every_duplicate_stands_behind_one_result_that_passed(
+    candidates: list[InspectedCandidate], to: RefinementLimits
+) -> None:
+    result = rerank(PHOTO, "blue shirt", QueryHypotheses.certain("blue shirt"), candidates, to, SYNONYMS)
     duplicates = [one for one in result.dropped if one.verdict is Verdict.DROPPED_DUPLICATE]
     listed = [other for one in result.kept + result.dropped for other in one.duplicates]
     assert sorted(map(id, listed)) == sorted(id(one.candidate) for one in duplicates)
@@ -275,8 +288,10 @@ def test_every_duplicate_stands_behind_one_result_that_passed(candidates: list[S
 
 @given(st.lists(ANY, max_size=12), LIMITS)
 @settings(deadline=None)
-def test_what_is_kept_is_the_best_that_passes_both_filters(candidates: list[Seen], to: RefinementLimits) -> None:
-    result = refine(PHOTO, "blue shirt", Readings.certain("blue shirt"), candidates, to, SYNONYMS)
+def test_what_is_kept_is_the_best_that_passes_both_filters(
+    candidates: list[InspectedCandidate], to: RefinementLimits
+) -> None:
+    result = rerank(PHOTO, "blue shirt", QueryHypotheses.certain("blue shirt"), candidates, to, SYNONYMS)
     unseen = [one.verdict in UNSEEN for one in result.dropped]
     assert unseen == sorted(unseen), "what nobody could look at comes last"
     for part in (result.kept, result.dropped[: unseen.count(False)]):

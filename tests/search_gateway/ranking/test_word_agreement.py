@@ -14,12 +14,12 @@ from captioner.query import words_of
 from captioner.word_folding import fold
 from search_gateway.ranking.colours import Colours
 from search_gateway.ranking.expected_agreement import Agreement, ExpectedAgreement
-from search_gateway.ranking.query_hypotheses import Readings
+from search_gateway.ranking.query_hypotheses import QueryHypotheses
 from search_gateway.ranking.word_agreement import QueryWords, Synonyms, WordWeights, with_words
 
 NONE = Synonyms([])
 COLOURED = Synonyms([["navy", "blue"]], Colours(["blue", "navy", "red", "white", "black"], vague=["multi"]))
-TRADE = Synonyms.of_the_trade()
+TRADE = Synonyms.builtin()
 GROUPS: list[list[str]] = json.loads(
     resources.files("search_gateway.ranking").joinpath("synonyms.json").read_text(encoding="utf-8")
 )["groups"]
@@ -29,7 +29,7 @@ def agreement(
     query: str, title: str, synonyms: Synonyms, weights: WordWeights | None = None, picture_words: str = ""
 ) -> Agreement:
     """Of a title with a query that is certain."""
-    certain = ExpectedAgreement(query, Readings.certain(query), synonyms, weights or WordWeights())
+    certain = ExpectedAgreement(query, QueryHypotheses.certain(query), synonyms, weights or WordWeights())
     return certain.of(title, picture_words)
 
 
@@ -75,13 +75,13 @@ def test_another_colour_is_nearer_than_another_thing() -> None:
 
 
 def test_weights_say_what_a_part_is_worth() -> None:
-    assert score("blue shirt", "Black Shirt", thing_weight=0.3) == pytest.approx(0.3)
-    assert score("blue shirt", "Blue Bag", thing_weight=0.3) == pytest.approx(0.7)
-    assert score("blue shirt", "Shirt", thing_weight=0.5, unsaid_colour=0.2) == pytest.approx(0.6)
-    assert score("blue shirt", "Blue White Shirt", thing_weight=0.5, mixed_colour=0.6) == pytest.approx(0.8)
+    assert score("blue shirt", "Black Shirt", product_type_weight=0.3) == pytest.approx(0.3)
+    assert score("blue shirt", "Blue Bag", product_type_weight=0.3) == pytest.approx(0.7)
+    assert score("blue shirt", "Shirt", product_type_weight=0.5, unsaid_colour=0.2) == pytest.approx(0.6)
+    assert score("blue shirt", "Blue White Shirt", product_type_weight=0.5, mixed_colour=0.6) == pytest.approx(0.8)
 
 
-@pytest.mark.parametrize("name", ["thing_weight", "mixed_colour", "unsaid_colour", "picture_trust"])
+@pytest.mark.parametrize("name", ["product_type_weight", "mixed_colour", "unsaid_colour", "picture_trust"])
 @pytest.mark.parametrize("value", [-0.01, 1.01, float("nan")])
 def test_weight_outside_its_range_is_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} is {value}: it goes from 0 to 1"):
@@ -143,14 +143,14 @@ def test_picture_is_asked_only_where_the_title_leaves_a_word_open(title: str, wo
 
 
 @pytest.mark.parametrize(
-    ("title", "is_open"), [("Blue Shirt", False), ("Black Shirt", False), ("Shirt", True), ("Blue 8903", True)]
+    ("title", "is_undetermined"), [("Blue Shirt", False), ("Black Shirt", False), ("Shirt", True), ("Blue 8903", True)]
 )
-def test_agreement_says_whether_a_word_is_open(title: str, is_open: bool) -> None:
-    assert agreement("blue shirt", title, COLOURED).is_open is is_open
+def test_agreement_says_whether_a_word_is_open(title: str, is_undetermined: bool) -> None:
+    assert agreement("blue shirt", title, COLOURED).is_undetermined is is_undetermined
 
 
 @pytest.mark.parametrize(
-    ("query", "colour", "thing", "expected"),
+    ("query", "colour", "product_type", "expected"),
     [
         ("blue shirt", "red", None, "red shirt"),
         ("blue shirt", None, "Jeans", "blue jeans"),
@@ -167,8 +167,10 @@ def test_agreement_says_whether_a_word_is_open(title: str, is_open: bool) -> Non
         ("turtle men blue shirt", "red", "jeans", "turtle men red jeans"),
     ],
 )
-def test_one_word_of_a_query_is_changed(query: str, colour: str | None, thing: str | None, expected: str) -> None:
-    assert with_words(query, COLOURED.colours, colour=colour, thing=thing) == expected
+def test_one_word_of_a_query_is_changed(
+    query: str, colour: str | None, product_type: str | None, expected: str
+) -> None:
+    assert with_words(query, COLOURED.colours, colour=colour, product_type=product_type) == expected
 
 
 @pytest.mark.parametrize(
@@ -211,7 +213,7 @@ TITLES = st.lists(WORDS).map(" ".join)
 SHARES = st.floats(0, 1)
 WEIGHTS = st.tuples(SHARES, SHARES, SHARES, SHARES).map(
     lambda values: WordWeights(
-        thing_weight=values[0],
+        product_type_weight=values[0],
         mixed_colour=max(values[1:3]),
         unsaid_colour=min(values[1:3]),
         picture_trust=values[3],

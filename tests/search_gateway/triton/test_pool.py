@@ -34,7 +34,7 @@ class FakeCaptions:
     def __init__(self, name: str, asked: list[str]):
         self.name = name
         self.asked = asked  # of all Tritons together, in the order they were asked
-        self.inside = 0
+        self.num_in_flight = 0
         self.error: Exception | None = None
         self.told: list[str] = []
         self.step_calls: dict[int, StepCalls] = {}
@@ -50,7 +50,7 @@ class FakeCaptions:
     def fail_all(self, error: InferenceError) -> None:
         self.told.append(str(error))
 
-    def check_room(self, options: Any) -> None:
+    def check_capacity(self, options: Any) -> None:
         if isinstance(self.error, OverloadedError):
             raise self.error
 
@@ -131,7 +131,7 @@ METHODS = pytest.mark.parametrize("method", ["caption", "embed"])
 def test_who_has_the_least_to_do_is_asked(tritons: Tritons, method: str) -> None:
     for loads, expected in (((3, 2, 4), "b"), ((0, 2, 4), "a"), ((3, 2, 1), "c"), ((1, 1, 1), "a")):
         for host, load in zip(tritons.hosts.values(), loads, strict=True):
-            host.captions.inside = load
+            host.captions.num_in_flight = load
         assert tritons.ask(method) == expected
     assert tritons.asked == ["b", "a", "c", "a"]
 
@@ -139,7 +139,7 @@ def test_who_has_the_least_to_do_is_asked(tritons: Tritons, method: str) -> None
 def test_who_does_not_serve_is_asked_last(tritons: Tritons) -> None:
     tritons["a"].is_serving = False
     for name in "bc":
-        tritons[name].captions.inside = 50
+        tritons[name].captions.num_in_flight = 50
     assert tritons.ask() == "b"
     tritons.fail(b=InferenceError("b"), c=InferenceError("c"))
     assert tritons.ask() == "a"  # it may have come back since it was watched
@@ -150,8 +150,8 @@ def test_who_failed_is_asked_last_until_it_is_watched_again(tritons: Tritons) ->
         tritons.pool.watch(lambda: None)
         await asyncio.sleep(0)
         tritons.fail(a=InferenceError("a"))
-        tritons["b"].captions.inside = 50
-        tritons["c"].captions.inside = 60
+        tritons["b"].captions.num_in_flight = 50
+        tritons["c"].captions.num_in_flight = 60
         for _ in range(2):
             assert await tritons.pool.embed(PIXELS, Deadline(30.0)) == "b"  # type: ignore[comparison-overlap]
         assert tritons.asked == ["a", "b", "b"]
@@ -312,10 +312,10 @@ def test_close_ends_watching_and_leaves_the_tritons_to_their_maker(tritons: Trit
 def test_there_is_room_as_long_as_one_that_serves_has_some(tritons: Tritons) -> None:
     full = OverloadedError("full", retry_after_seconds=1.0)
     tritons.fail(a=full, b=full)
-    tritons.pool.check_room(OPTIONS)
+    tritons.pool.check_capacity(OPTIONS)
     tritons["c"].is_serving = False
     with pytest.raises(OverloadedError, match="full"):
-        tritons.pool.check_room(OPTIONS)
+        tritons.pool.check_capacity(OPTIONS)
     tritons.fail(a=None)
-    tritons.pool.check_room(OPTIONS)
+    tritons.pool.check_capacity(OPTIONS)
     assert tritons.asked == [], "asking for room is no work"

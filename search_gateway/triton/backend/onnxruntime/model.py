@@ -34,7 +34,7 @@ Feeds = dict[str, npt.NDArray[Any]]
 
 _PARAMETER = "shared_tensors"
 _SHARED_MEMORY = Path("/dev/shm")
-_MOST_KNOWN = 1000
+_MAX_KNOWN = 1000
 
 # Triton's tensor types that are plain numpy arrays on both sides, so nothing is converted per call.
 _ONNX_TYPES = {
@@ -183,7 +183,7 @@ class SharedTensors:
         if text not in self._known:
             question = json.loads(text)
             region = self._regions.get(question["region"]) or self._open(question["region"])
-            if len(self._known) >= _MOST_KNOWN:
+            if len(self._known) >= _MAX_KNOWN:
                 self._known.clear()
             self._known[text] = _Shared(
                 region,

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from search_gateway.errors import ProviderError, ProviderNotAskedError, ProviderTimeoutError
-from search_gateway.providers.base import Candidate, OldCandidates, Provider
+from search_gateway.providers.base import Candidate, Provider, StaleCandidates
 from search_gateway.providers.guard.circuit_breaker import BreakerSettings, BreakerState, CircuitBreaker
 from search_gateway.providers.guard.guarded import GuardedProvider
 from search_gateway.providers.guard.query_cache import CacheCounters, QueryCache
-from search_gateway.providers.guard.rate_limit import CallSpacing
+from search_gateway.providers.guard.rate_limit import RateLimit
 from tests.fakes.virtual_time import run_virtually
 
 BREAKER = BreakerSettings(min_calls=3, first_open_seconds=10, jitter=0.0)
@@ -80,7 +80,7 @@ class Guarded:
             web,
             cache=self.cache,
             breaker=self.breaker,
-            spacing=CallSpacing(min_seconds, clock=clock, jitter=0.0),
+            spacing=RateLimit(min_seconds, clock=clock, jitter=0.0),
             call_timeout_seconds=TIMEOUT,
             clock=clock,
         )
@@ -124,7 +124,7 @@ def test_second_search_makes_no_call() -> None:
         assert await it.find(f"{SECRET} shirt") == candidates_for(f"{SECRET} shirt")
         again = await it.find(f"  {SECRET.upper()}  Shirt ")
         assert again == candidates_for(f"{SECRET} shirt")
-        assert not isinstance(again, OldCandidates)
+        assert not isinstance(again, StaleCandidates)
         assert it.web.queries == [f"{SECRET} shirt"]
         assert it.cache.counters == CacheCounters(hits=1, misses=1)
 
@@ -220,7 +220,7 @@ def test_failure_is_answered_with_an_old_answer_that_says_so(failure: Exception,
         await asyncio.sleep(5 * 60)
         it.web.failure = failure
         old = await it.find()
-        assert isinstance(old, OldCandidates)
+        assert isinstance(old, StaleCandidates)
         assert old == candidates_for(f"{SECRET} shirt")
         assert old.remark == f"answer of 5 minutes ago: {told}"
         assert it.cache.counters.stale == 1
@@ -241,7 +241,7 @@ def test_age_is_told_in_plain_words(seconds: float, age: str) -> None:
         await asyncio.sleep(seconds)
         it.web.failure = ProviderError("down")
         old = await it.find()
-        assert isinstance(old, OldCandidates)
+        assert isinstance(old, StaleCandidates)
         assert old.remark == f"answer of {age} ago: down"
 
     run(test)
@@ -255,7 +255,7 @@ def test_old_answer_comes_at_once_while_the_breaker_is_open() -> None:
         await it.open_breaker()
         began, num_calls = now(), len(it.web.queries)
         old = await it.find()
-        assert isinstance(old, OldCandidates)
+        assert isinstance(old, StaleCandidates)
         assert "it failed too often and is not asked for another 10 s" in old.remark
         assert (now(), len(it.web.queries)) == (began, num_calls)
 

@@ -10,22 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search_gateway.errors import ProviderNotAskedError
-from search_gateway.providers.guard.rate_limit import CallSpacing
+from search_gateway.providers.guard.rate_limit import RateLimit
 from tests.fakes.virtual_time import run_virtually
 
 
 def spacing_of(
     min_seconds: float = 1.0, *, jitter: float = 0.0, max_waiting: int = 16, random: float = 1.0
-) -> CallSpacing:
+) -> RateLimit:
     clock = asyncio.get_running_loop().time
-    return CallSpacing(min_seconds, jitter=jitter, max_waiting=max_waiting, clock=clock, random=lambda: random)
+    return RateLimit(min_seconds, jitter=jitter, max_waiting=max_waiting, clock=clock, random=lambda: random)
 
 
 def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def begin(spacing: CallSpacing, timeout_seconds: float = 100.0) -> float:
+async def begin(spacing: RateLimit, timeout_seconds: float = 100.0) -> float:
     await spacing.turn(timeout_seconds)
     return now()
 
