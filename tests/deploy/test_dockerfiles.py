@@ -36,6 +36,8 @@ PACKAGES = {
     "grpc_reflection": "grpcio-reflection",
     "grpc_status": "grpcio-status",
     "primp": "ddgs",
+    "pydantic_core": "pydantic",
+    "pydantic_settings": "pydantic-settings",
     "yarl": "aiohttp",
 }
 
