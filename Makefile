@@ -9,6 +9,7 @@ ADDRESS ?= $(or $(CAPTRIEVE_LISTEN_ADDRESS),127.0.0.1:8001)
 PHOTO ?= demo/sample.jpg
 DATA ?= $(wildcard ../shared/data/fashion-product-images-small)
 export PHOTO DATA  # through the environment: their names may hold quotes and spaces
+CLIENT_STUBS := client/captrieve_client/_generated
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
@@ -17,17 +18,17 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-$(VENV)/.serving: pyproject.toml
+$(VENV)/.serving: pyproject.toml client/pyproject.toml
 	@echo "installing what serving needs into $(VENV) (a minute)"
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13) and "Python 3.11 or 3.12 is needed: set PYTHON=python3.11")'
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) --editable '.[embedded,client]'
+	@$(PIP) --editable './client[contact-sheet]' --editable '.[embedded,demo]'
 	@touch $@
 
-$(VENV)/.development: pyproject.toml $(VENV)/.serving
+$(VENV)/.development: pyproject.toml client/pyproject.toml $(VENV)/.serving
 	@echo "installing torch and the development tools into $(VENV) (a few minutes)"
 	@$(PIP) --upgrade 'pip>=25.1'
-	@$(PIP) --editable '.[embedded,client,training,export]' --group dev
+	@$(PIP) --editable './client[contact-sheet]' --editable '.[embedded,demo,training,export]' --group dev
 	@touch $@
 
 demo: $(VENV)/.serving ## search with a sample picture, or PHOTO=your.jpg, and stop everything again
@@ -60,11 +61,15 @@ check: $(VENV)/.development ## ruff, mypy, import rules, and whether the generat
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(MAKE) --no-print-directory proto
-	@git diff --exit-code --stat -- search_api || { echo 'search_api is not current: commit what "make proto" wrote'; exit 1; }
+	@git diff --exit-code --stat -- search_api $(CLIENT_STUBS) || { echo 'the stubs are not current: commit what "make proto" wrote'; exit 1; }
 
 format: $(VENV)/.development ## write the code as ruff wants it
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-proto: $(VENV)/.development ## write search_api's stubs from search.proto
+proto: $(VENV)/.development ## write the stubs of server and client from search.proto
 	@$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. --grpc_python_out=. search_api/search.proto
+	@for stub in search_pb2.py search_pb2.pyi search_pb2_grpc.py; do \
+		sed -e 's/search_api\.search_pb2/captrieve_client._generated.search_pb2/; s/^from search_api import/from captrieve_client._generated import/' \
+			"search_api/$$stub" > "$(CLIENT_STUBS)/$$stub"; \
+	done

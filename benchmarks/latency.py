@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.common.provenance import provenance
-from client import SearchClient
+from captrieve_client import SearchClient
 
 WARM_UP = 5  # photos, not measured
 

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m client`: see `client.cli`."""
+"""Runs `captrieve` from a checkout: `python -m client search photo.jpg`."""
 
 import sys
+from pathlib import Path
 
-from client.cli import main
+sys.path.insert(0, str(Path(__file__).parent))
+
+from captrieve_client.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 
 from captioner.model_contract import ContractError
-from client.cli import NOTHING_FOUND
-from client.cli import main as client_main
+from captrieve_client.cli import NOTHING_FOUND
+from captrieve_client.cli import main as client_main
 from demo.sample_catalogue import sample_catalogue
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import ConfigError, SearchError

@@ -107,7 +107,8 @@ class Targets:
         auxiliary: label -> class, int64 [B] each.
         types: which articleTypes the photo may show, bool [B, classes]; none where `auxiliary` says it.
         queries: query class, int64 [B].
-        query_sets: which query classes may be right, bool [B, Q]; none where `queries` says it.
+        query_weights: how likely each query class is before the model has its say, float [B, Q]; a row of 0 where
+            `queries` says it.
         soft_tokens, soft_weights: what similar photos' names say of the next token, int64 and float [B, T', k].
         soft_queries: what they say of the query class, float [B, Q]; a row of 0 where they say nothing.
     """
@@ -117,7 +118,7 @@ class Targets:
     auxiliary: dict[str, torch.Tensor]
     types: torch.Tensor
     queries: torch.Tensor
-    query_sets: torch.Tensor
+    query_weights: torch.Tensor
     soft_tokens: torch.Tensor
     soft_weights: torch.Tensor
     soft_queries: torch.Tensor
@@ -160,6 +161,8 @@ class OtherPhotos:
         large: uint8 [m, height, width, 3], products again, of files with more pixels.
         large_rows: int64 [m], which products they show.
         phone: photos that people took of their clothes.
+        phone_query_weights: float32 [number of phone photos, Q], as `phone_queries.query_weights` makes them; None:
+            all query classes that name the garment are equally likely.
         phone_repeats: how often an epoch shows each of them.
         nothing: uint8 [n, height, width, 3], pictures without a product.
     """
@@ -167,6 +170,7 @@ class OtherPhotos:
     large: npt.NDArray[np.uint8] | None = None
     large_rows: npt.NDArray[np.int64] | None = None
     phone: PhonePhotoSet | None = None
+    phone_query_weights: npt.NDArray[np.float32] | None = None
     phone_repeats: int = 1
     nothing: npt.NDArray[np.uint8] | None = None
 
@@ -212,7 +216,10 @@ class CaptionDataset:
         self._num_queries = 0 if queries is None else len(queries)
         self._phone, self._phone_repeats = others.phone, others.phone_repeats
         self._nothing = others.nothing
-        self._phone_types, self._phone_queries = phone_sets(others.phone, classes, queries)
+        self._phone_types, named = phone_sets(others.phone, classes, queries)
+        self._phone_queries = named / named.sum(dim=1, keepdim=True).clamp(min=1)
+        if others.phone_query_weights is not None:
+            self._phone_queries = torch.from_numpy(others.phone_query_weights)
         # A phone photo's caption is that of a query class: rows with one leave room for the longest of these.
         captions = tokenize(queries.captions, tokenizer, max_tokens) if queries is not None else self._labels[:0]
         self._longest_query = int((captions != IGNORED).sum(dim=1).max()) if len(captions) else 1
@@ -271,11 +278,11 @@ class CaptionDataset:
         queries = torch.where(product, self._queries[own], IGNORED)
         queries[torch.from_numpy(rows >= self._first_nothing)] = NO_PRODUCT
         types = torch.zeros((len(rows), self._phone_types.shape[1]), dtype=torch.bool)
-        query_sets = torch.zeros((len(rows), self._num_queries), dtype=torch.bool)
+        query_weights = torch.zeros((len(rows), self._num_queries))
         if phone.any():
             which = torch.from_numpy((rows[phone] - self.num_products) % self._num_phone)
             types[torch.from_numpy(phone)] = self._phone_types[which]
-            query_sets[torch.from_numpy(phone)] = self._phone_queries[which]
+            query_weights[torch.from_numpy(phone)] = self._phone_queries[which]
         soft_tokens, soft_weights, soft_queries = self._soft(rows, labels.shape[1])
         return Targets(
             labels[:, :longest],
@@ -283,7 +290,7 @@ class CaptionDataset:
             auxiliary,
             types,
             queries,
-            query_sets,
+            query_weights,
             soft_tokens[:, :longest],
             soft_weights[:, :longest],
             soft_queries,

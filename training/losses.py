@@ -63,6 +63,24 @@ def set_losses(logits: torch.Tensor, sets: torch.Tensor) -> torch.Tensor:
     return (logits.logsumexp(dim=1) - inside) * known
 
 
+def guided_targets(logits: torch.Tensor, weights: torch.Tensor, trust: float) -> torch.Tensor:
+    """What a model that knows only how likely classes are beforehand should say: the geometric mean of that and of what
+    it says itself, so that it decides what the weights leave open and cannot settle on a class they think unlikely.
+
+    Args:
+        logits: float [B, C].
+        weights: float [B, C], 0 for classes that are certainly wrong; rows add up to 1, or to 0.
+        trust: exponent of the model's own probability, 0 to 1; the weights have the rest.
+
+    Returns:
+        float32 [B, C] without gradient; rows add up to 1, or to 0.
+    """
+    own = logits.detach().float().log_softmax(dim=-1)
+    guided = trust * own + (1 - trust) * weights.clamp(min=1e-12).log()
+    guided = guided.masked_fill(weights <= 0, -torch.inf)
+    return torch.nan_to_num(guided.softmax(dim=-1), nan=0.0)
+
+
 def contrastive_loss(
     photos: torch.Tensor, titles: torch.Tensor, scale: torch.Tensor, same: torch.Tensor
 ) -> torch.Tensor:

@@ -33,6 +33,7 @@ from training.neighbour_names import NeighbourNames, neighbour_names
 from training.new_captioner import SourceError, gpt2_files_beside, new_captioner
 from training.no_product_pictures import no_product_pictures
 from training.phone_photos import load_phone_photos
+from training.phone_queries import colour_probabilities, colour_ratios, query_weights
 from training.prepare_data import DataError, ProductSet, load_products
 from training.presets import PRESETS, Preset
 from training.pretrained import DEFAULT_FILE
@@ -73,7 +74,9 @@ def parse_args() -> argparse.Namespace:
     begin.add_argument("--decoder-from", type=Path, help="checkpoint of ours whose decoder and tokenizer to begin with")
     begin.add_argument("--trunk", type=Path, help=f"file of `python -m training.pretrained` (default: {DEFAULT_FILE})")
     begin.add_argument(
-        "--teacher", type=Path, help="checkpoint of ours whose embeddings also say which photos are alike"
+        "--teacher",
+        type=Path,
+        help="checkpoint of ours that says which photos are alike and which colour phone photos have",
     )
     run = parser.add_argument_group("the run; each but --restart and --stop-after instead of the preset's")
     run.add_argument("--epochs", type=int)
@@ -314,7 +317,14 @@ def load_extras(
         )
     if preset.soft_target_share and trunk is not None:
         neighbours = soft_targets(args, training, queries, tokenizer, preset, trunk, state, processes)
-    others = OtherPhotos(large, large_rows, phone, preset.phone_repeats, nothing)
+    weights = None
+    if phone is not None and queries is not None:
+        ratios = None
+        if args.teacher is not None:
+            values, probabilities = colour_probabilities(args.teacher, phone, progress=progress)
+            ratios = colour_ratios(values, probabilities, training.products)
+        weights = query_weights(phone, queries, [product.name for product in training.products], ratios)
+    others = OtherPhotos(large, large_rows, phone, weights, preset.phone_repeats, nothing)
     return TrainingExtras(
         queries=queries,
         others=others,

@@ -42,6 +42,7 @@ from training.caption_model import (
 from training.losses import (
     AUXILIARY_SHARE,
     contrastive_loss,
+    guided_targets,
     label_loss,
     set_losses,
     soft_token_losses,
@@ -57,6 +58,7 @@ from training.query_classes import QueryClasses
 from training.schedule import apply_stage, learning_rate, part_of, parts_that_move
 
 STATE_FILE = "training_state.pt"
+OWN_TRUST = 0.5  # how much the query head's own opinion counts for phone photos, beside the weights of their queries
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -256,7 +258,7 @@ class Trainer:
     def _backward(self, model: torch.nn.Module, batch: Batch, whole: _Counts) -> float:
         """Gradients of one micro-batch, as its share of the whole batch; returns its caption's nats."""
         targets = batch.targets
-        said = _SaidOfPhones(targets.labels, targets.query_sets, self._class_labels)
+        said = _SaidOfPhones(targets.labels, targets.query_weights, self._class_labels)
         predictions = self._forward(model, batch, said)
         hard = token_losses(predictions.logits, targets.labels)
         losses = hard
@@ -320,7 +322,8 @@ class Trainer:
         log_probabilities = predictions.queries.float().log_softmax(dim=-1)
         soft = -(log_probabilities * targets.soft_queries).sum(dim=-1)
         share = self.preset.soft_target_share * ((targets.soft_queries.sum(dim=-1) > 0) & (targets.queries != IGNORED))
-        return ((1 - share) * hard + share * soft).sum() + set_losses(predictions.queries, targets.query_sets).sum()
+        guided = guided_targets(predictions.queries, targets.query_weights, OWN_TRUST)
+        return ((1 - share) * hard + share * soft).sum() - (log_probabilities * guided).sum()
 
     def _title_loss(self, predictions: Predictions, labels: torch.Tensor) -> torch.Tensor:
         """Nats of which name belongs to which photo, summed over the photos that have one."""
@@ -476,19 +479,18 @@ class _Counts:
             tokens=int(is_label.sum()),
             weight=float(token_weights(targets.labels, targets.in_query, preset.query_weight).sum()),
             known=known,
-            queries=int(((targets.queries != IGNORED) | targets.query_sets.any(dim=1)).sum()),
+            queries=int(((targets.queries != IGNORED) | (targets.query_weights > 0).any(dim=1)).sum()),
             names=int(is_label.any(dim=1).sum()),
             phone=int(data.is_phone(rows).sum()),
         )
 
 
 class _SaidOfPhones:
-    """Captions of the phone photos of a batch, which have none: what the query head itself thinks likeliest among the
-    classes that name the garment. So the label decides the garment and the model the colour (self-training)."""
+    """Captions of the phone photos of a batch, which have none: the likeliest of their guided query targets."""
 
-    def __init__(self, labels: torch.Tensor, query_sets: torch.Tensor, class_labels: torch.Tensor | None):
-        self._labels, self._sets, self._class_labels = labels, query_sets, class_labels
-        self._rows = query_sets.any(dim=1) if query_sets.shape[1] else torch.zeros(len(labels), dtype=torch.bool)
+    def __init__(self, labels: torch.Tensor, query_weights: torch.Tensor, class_labels: torch.Tensor | None):
+        self._labels, self._weights, self._class_labels = labels, query_weights, class_labels
+        self._rows = (query_weights > 0).any(dim=1)
         self.captions: torch.Tensor | None = None  # int64 [B, T'], IGNORED elsewhere; after `with_captions`
 
     @property
@@ -500,7 +502,7 @@ class _SaidOfPhones:
         """The labels with the phone photos' captions among them; queries float [B, Q]."""
         if queries is None or self._class_labels is None:
             return self._labels
-        chosen = queries.masked_fill(~self._sets, -torch.inf).argmax(dim=1).cpu()
+        chosen = guided_targets(queries, self._weights, OWN_TRUST).argmax(dim=1).cpu()
         captions = self._class_labels[chosen].to(self._labels.device)
         length = self._labels.shape[1]
         captions = torch.where(self._rows[:, None], captions[:, :length], IGNORED)

@@ -209,7 +209,7 @@ class ThroughGateway:
     """Our gateway with its Triton, in processes of their own; this one is its client, over gRPC on loopback."""
 
     def __init__(self, spec: SystemSpec):
-        from client import SearchClient
+        from captrieve_client import SearchClient
 
         self.server = GatewayProcess(spec.source)
         self._client = SearchClient(self.server.address)

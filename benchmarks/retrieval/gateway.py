@@ -14,7 +14,7 @@ from types import TracebackType
 from tqdm import tqdm
 
 from benchmarks.retrieval.systems import Ranking
-from client import SearchClient
+from captrieve_client import SearchClient
 from training.prepare_data import Product
 from training.product_files import open_files, read_photo
 

@@ -184,10 +184,9 @@ def test_extra_embedded_is_the_gateway_and_its_own_triton() -> None:
 
 def test_same_package_has_the_same_version_in_every_extra() -> None:
     versions: dict[str, set[str]] = {}
-    for extra, requirements in EXTRAS.items():
-        if extra != "client":  # lower bounds, since it lives in other people's programs
-            for requirement in requirements:
-                versions.setdefault(re.split(r"[\[<>=]", requirement)[0], set()).add(requirement)
+    for requirements in EXTRAS.values():
+        for requirement in requirements:
+            versions.setdefault(re.split(r"[\[<>=]", requirement)[0], set()).add(requirement)
     assert {name: found for name, found in versions.items() if len(found) > 1} == {}
 
 

@@ -11,8 +11,8 @@ import pytest
 pytest.importorskip("ir_measures", reason="needs the development group")
 
 from benchmarks.retrieval.gateway import AskedGateway, write_gallery
-from client import SearchClientError
-from tests.scripted_service import ScriptedService, full_answer, photo_bytes, serving
+from captrieve_client import SearchClientError
+from scripted_service import ScriptedService, full_answer, photo_bytes, serving
 from training.prepare_data import Product
 
 

@@ -17,11 +17,11 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
+from PIL import Image, ImageDraw
 
-from drawings.draw_samples import draw_sample
-from search_api import search_pb2, search_pb2_grpc
+from captrieve_client._generated import search_pb2, search_pb2_grpc
 
-ROOT = Path(__file__).parent.parent
+CLIENT = Path(__file__).parent.parent  # the folder of the distribution captrieve-client
 
 
 @dataclass
@@ -120,10 +120,13 @@ def serving(service: ScriptedService | None, *, ready: bool = True, port: int = 
         server.stop(None).wait()
 
 
-def photo_bytes(garment: str = "Shirt", colour: str = "Blue", size: int = 96) -> bytes:
-    """A small JPEG."""
+def photo_bytes(size: int = 96) -> bytes:
+    """A small JPEG of a blue shirt, three units wide and four high."""
+    sheet = Image.new("RGB", (size, size * 4 // 3), "white")
+    outline = [(3, 3), (5, 2), (7, 2), (9, 3), (11, 6), (9, 7), (9, 13), (3, 13), (3, 7), (1, 6)]
+    ImageDraw.Draw(sheet).polygon([(x * size / 12, y * size / 12) for x, y in outline], fill=(40, 80, 170))
     file = io.BytesIO()
-    draw_sample(garment, colour, width=size, height=size * 4 // 3).save(file, "JPEG")
+    sheet.save(file, "JPEG")
     return file.getvalue()
 
 
@@ -195,4 +198,4 @@ def empty_answer() -> search_pb2.SearchResponse:
 def client_environment(**variables: str) -> dict[str, str]:
     """The environment of a client in a process of its own."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CAPTRIEVE_")}
-    return {**kept, "PYTHONPATH": str(ROOT), **variables}
+    return {**kept, "PYTHONPATH": str(CLIENT), **variables}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole search on one picture: the photo and its caption on the left, the results on the right.
+"""Draws a search as one picture: the photo and its caption on the left, the results on the right.
 
-Thumbnails come from strangers: formats, bytes and pixels are limited before anything is decoded,
-and one that cannot be read becomes a placeholder. The only module here that needs Pillow; its
-built-in font is enough, so text beyond that font's letters is spelled with those it has.
+Thumbnails come from unknown web pages: formats, bytes and pixels are limited before decoding, and a
+thumbnail that cannot be decoded is replaced by its title. Only this module needs Pillow. Pillow's
+built-in font has few letters; text with other letters is spelled with the letters that it has.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from client.messages import Result, SearchAnswer
-from client.reports import counts_text, no_product_text, printable, rule_text, split_caption
+from captrieve_client.messages import Result, SearchAnswer
+from captrieve_client.reports import counts_text, no_product_text, printable, rule_text, split_caption
 
 MAX_CARDS = 24
 
@@ -119,7 +119,15 @@ class _Pen:
 
 
 def draw_contact_sheet(photo: bytes, answer: SearchAnswer) -> Image.Image:
-    """Draws the search for this photo; a photo that cannot be decoded is left out."""
+    """Draws the photo and the answer of its search.
+
+    Args:
+        photo: the bytes of an image file; if they cannot be decoded, the picture says so.
+        answer: the answer; only its first `MAX_CARDS` results are drawn.
+
+    Returns:
+        An RGB picture, 1600 pixels wide.
+    """
     shown = answer.results[:MAX_CARDS]
     cards = shown or ((answer.nearest_miss,) if answer.nearest_miss is not None else ())
     rows = -(-len(cards) // _COLUMNS)
@@ -183,7 +191,7 @@ def _draw_photo(pen: _Pen, x: int, y: int, photo: bytes, answer: SearchAnswer) -
 
 
 def _draw_caption(pen: _Pen, x: int, y: float, answer: SearchAnswer) -> float:
-    """Writes the caption word by word, the query's words on a coloured ground."""
+    """Writes the caption word by word, the query's words on a coloured background."""
     assert answer.caption is not None
     size, space, right = 26, 9, x + _LEFT
     before, words, after = split_caption(_spelled(answer.caption.text), _spelled(answer.query))
@@ -202,7 +210,7 @@ def _draw_caption(pen: _Pen, x: int, y: float, answer: SearchAnswer) -> float:
 
 
 def _draw_times(pen: _Pen, x: int, y: float, timings_ms: dict[str, float]) -> float:
-    """Draws what each stage took, as shares of one bar and as a list."""
+    """Draws the time of each stage, as shares of one bar and as a list."""
     stages = {stage: ms for stage, ms in timings_ms.items() if stage != "total" and ms > 0}
     total = sum(stages.values())
     if total <= 0:
@@ -247,7 +255,7 @@ def _draw_cards(pen: _Pen, x: int, y: int, cards: tuple[Result, ...], answer: Se
 def _draw_empty(pen: _Pen, x: int, y: int, answer: SearchAnswer) -> float:
     pen.text(x, y, "Nothing found", 30, _INK, bold=True)
     bottom = y + 48
-    reason = _spelled(answer.empty_reason) or "The server gave no reason."
+    reason = _spelled(answer.empty_reason) or "The gateway gave no reason."
     for line in _lines(reason, 18, _WIDTH - _MARGIN - x, most=4):
         pen.text(x, bottom, line, 18, _MUTED)
         bottom += 27
@@ -295,16 +303,23 @@ def _draw_centred(pen: _Pen, x: int, y: float, width: int, lines: list[str], siz
 
 
 def _decoded(data: bytes, max_bytes: int, max_pixels: int, target: tuple[int, int]) -> Image.Image | None:
-    """An image file as an upright RGB picture on white; None where it cannot or must not be read.
+    """Decodes an image file.
 
     Args:
-        target: (width, height) it will be shown at; lets a large JPEG be decoded at a fraction.
+        data: the bytes of the file.
+        max_bytes: limit of its size.
+        max_pixels: limit of width times height.
+        target: (width, height) in pixels at which it will be shown; a large JPEG is decoded at a
+            fraction of its size.
+
+    Returns:
+        An upright RGB picture on white, or None if a limit is exceeded or decoding fails.
     """
     if not data or len(data) > max_bytes:
         return None
     try:
         with warnings.catch_warnings():
-            # The limits here are lower than the one Pillow warns at.
+            # Pillow warns only above limits that are higher than these.
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
                 if picture.width * picture.height > max_pixels:
@@ -318,7 +333,7 @@ def _decoded(data: bytes, max_bytes: int, max_pixels: int, target: tuple[int, in
                 upright = Image.alpha_composite(ground, upright)
             return upright.convert("RGB")
     except Exception:
-        # Decoders of hostile files raise nearly anything (OSError, SyntaxError, struct.error, ...).
+        # Pillow's decoders raise many types for damaged files (OSError, SyntaxError, struct.error, ...).
         return None
 
 
@@ -328,14 +343,14 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _width(text: str, size: int) -> float:
-    """How wide `_Pen.text` writes this. Spaces are ours: beside digits the font's nearly vanish."""
+    """The width of what `_Pen.text` writes, which widens spaces: the font's are too narrow beside digits."""
     words = text.split(" ")
     return sum(map(_font(size).getlength, words)) + _SPACE * size * (len(words) - 1)
 
 
 @functools.lru_cache(maxsize=64)
 def _rounded(size: tuple[int, int], radius: int) -> Image.Image:
-    """A mask with round corners; Pillow draws them jagged, so they are drawn larger and reduced."""
+    """A mask with round corners, drawn larger and reduced because Pillow draws them without smoothing."""
     over = 4
     mask = Image.new("L", (size[0] * over, size[1] * over), 0)
     corners = (0, 0, size[0] * over - 1, size[1] * over - 1)

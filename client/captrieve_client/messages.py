@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The values a caller sees, and their conversion from and to the messages of `search.proto`.
-
-Requests are built and answers are read here for the sync and the async client alike. Knows
-nothing about channels.
-"""
+"""The values of the library, and their conversion from and to the messages of `search.proto`."""
 
 from __future__ import annotations
 
@@ -13,12 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypedDict
 
 import grpc
+from grpc_health.v1 import health_pb2
 
-from client.client_errors import PhotoFileError, RequestRejectedError
-from search_api import search_pb2
+from captrieve_client._generated import search_pb2
+from captrieve_client.client_errors import PhotoFileError, RequestRejectedError
 
 MAX_MESSAGE_BYTES = 16 * 2**20
-# What a message can carry besides its options, which are far below 64 KiB.
+# The options of a request take far less than 64 KiB.
 MAX_PHOTO_BYTES = MAX_MESSAGE_BYTES - 2**16
 
 Photo = bytes | str | os.PathLike[str]
@@ -33,30 +30,48 @@ _QUERY_RULES: dict[str | None, search_pb2.QueryRule] = {
 
 
 class CaptionOptions(TypedDict, total=False):
-    """Keyword arguments of every captioning call; what is left out takes the server's default."""
+    """Keyword arguments of the captioning methods. The gateway has a default for each.
 
-    num_beams: int  # 1 is greedy decoding
-    length_penalty: float | None  # beam search: -2 to 4
-    max_tokens: int | None  # end of caption included
-    query_rule: QueryRuleName | None  # "likeliest_words" only where the server's model has a query head
+    Attributes:
+        num_beams: beams of beam search; 1 is greedy decoding.
+        length_penalty: of beam search, -2 to 4.
+        max_tokens: limit of the caption's length, including its end token.
+        query_rule: how the query is derived; "likeliest_words" needs a model with a query head.
+    """
+
+    num_beams: int
+    length_penalty: float | None
+    max_tokens: int | None
+    query_rule: QueryRuleName | None
 
 
 class SearchOptions(CaptionOptions, total=False):
-    """Keyword arguments of every searching call; what is left out takes the server's default."""
+    """Keyword arguments of the searching methods. The gateway has a default for each.
 
-    query_override: str | None  # search for these words; the photo is not captioned then
-    override_colour: str | None  # search for this colour instead of the caption's
-    override_thing: str | None  # search for this thing instead of the caption's
-    provider: str | None  # "duckduckgo" or "catalog"
-    max_results: int | None  # 1 to 100
-    min_visual_score: float | None  # -1 to 1
-    min_semantic_score: float | None  # 0 to 1
-    explain: bool  # also return the dropped candidates, each with its reason
+    Attributes:
+        query_override: the query; the photo is not captioned.
+        override_colour: the colour in the query, instead of the caption's.
+        override_thing: the product type in the query, instead of the caption's.
+        provider: "duckduckgo" or "catalog".
+        max_results: 1 to 100.
+        min_visual_score: lowest visual score of a result, -1 to 1.
+        min_semantic_score: lowest agreement of a title with the query, 0 to 1.
+        explain: whether to return dropped candidates too, each with its reason.
+    """
+
+    query_override: str | None
+    override_colour: str | None
+    override_thing: str | None
+    provider: str | None
+    max_results: int | None
+    min_visual_score: float | None
+    min_semantic_score: float | None
+    explain: bool
 
 
 @dataclass(frozen=True, slots=True)
 class WordAlternative:
-    """What the model would have begun a word with instead; of the query's words, what else they may be."""
+    """Another value of a word: of a query word another name, otherwise another first token."""
 
     text: str
     probability: float
@@ -64,7 +79,7 @@ class WordAlternative:
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """One word of a caption, 0 to 1 sure, and its alternatives, most probable first."""
+    """One word of a caption with its probability, 0 to 1, and its alternatives, most probable first."""
 
     text: str
     probability: float
@@ -81,25 +96,25 @@ class AlternativeCaption:
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """What the photo shows, in words."""
+    """The description of a photo."""
 
     text: str
     words: tuple[Word, ...] = ()
     log_probability: float = 0.0
-    complete: bool = True  # False where it was cut at max_tokens
+    complete: bool = True  # False if it was cut at max_tokens
     alternatives: tuple[AlternativeCaption, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """The words that are searched for."""
+    """The words of the search."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """Where else the picture of a result was found."""
+    """Another source of a result's picture."""
 
     source: str
     url: str
@@ -108,28 +123,28 @@ class Duplicate:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A picture found: kept, or dropped where `verdict` says so."""
+    """A picture that was found; `verdict` says whether it was kept or why it was dropped."""
 
     title: str
     url: str
     image_url: str
     thumbnail_url: str
     source: str
-    width: int  # pixels of the full picture, 0 where unknown
+    width: int  # pixels of the full picture, 0 if unknown
     height: int
     visual_score: float  # -1 to 1
     semantic_score: float  # 0 to 1
     score: float
     verdict: str  # "kept", "dropped_visual", "dropped_semantic", ...
     reason: str
-    thumbnail: bytes = b""  # an image file, empty where the server has none
-    duplicates: tuple[Duplicate, ...] = ()  # the same picture, found elsewhere
-    picture_words: str = ""  # with `explain`: what the thumbnail reads as, where the server asked for it
+    thumbnail: bytes = b""  # an image file, empty if the gateway has none
+    duplicates: tuple[Duplicate, ...] = ()  # other sources of the same picture
+    picture_words: str = ""  # with `explain`: the words of the thumbnail's own caption, if the gateway made one
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What became of the candidates; `found` is the sum of all but `fetched`."""
+    """Numbers of candidates by outcome; `found` is the sum of all others except `fetched`."""
 
     found: int = 0
     fetched: int = 0
@@ -144,7 +159,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Degradation:
-    """A part of the answer that is missing or second best, and why."""
+    """A part of the answer that is missing or of lower quality, and the reason."""
 
     part: str
     reason: str
@@ -152,7 +167,7 @@ class Degradation:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a photo may be called."""
+    """A possible query for the photo, with its probability."""
 
     query: str
     probability: float
@@ -160,11 +175,11 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class SearchAnswer:
-    """All of a search. An empty one explains itself in `empty_reason` and `nearest_miss`."""
+    """The answer of a search. Without results, `empty_reason` and `nearest_miss` explain why."""
 
     caption: Caption | None  # None with `query_override`: the photo was not captioned
     query: str
-    provider: str  # empty where none answered
+    provider: str  # empty if none answered
     results: tuple[Result, ...]
     counts: Counts
     nearest_miss: Result | None
@@ -173,51 +188,57 @@ class SearchAnswer:
     degraded: tuple[Degradation, ...]
     dropped: tuple[Result, ...]  # with `explain`
     model: str
-    readings: tuple[Reading, ...] = ()  # what the photo may be called, most likely first
-    query_rule: str = ""  # what made the query: "likeliest_words", ...; empty with `query_override`
-    no_product_probability: float = 0.0  # that the photo shows no product; 0 where the model cannot tell
+    readings: tuple[Reading, ...] = ()  # possible queries for the photo, most likely first
+    query_rule: str = ""  # "likeliest_words", ...; empty with `query_override`
+    no_product_probability: float = 0.0  # that the photo shows no product; 0 if the model cannot tell
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionAnswer:
-    """A caption and what a search for the photo would look for."""
+    """The caption of a photo and the query that a search would use."""
 
     caption: Caption
     query: str
     timings_ms: dict[str, float]
     model: str
-    query_rule: str = ""  # what made the query: "likeliest_words", ...
-    no_product_probability: float = 0.0  # that the photo shows no product; 0 where the model cannot tell
+    query_rule: str = ""  # "likeliest_words", ...
+    no_product_probability: float = 0.0  # that the photo shows no product; 0 if the model cannot tell
 
 
-# What a streamed search sends, in this order: one Caption (none with `query_override`), one Query,
-# the Results, one SearchAnswer that holds all of it.
+# A streamed search yields, in this order: one Caption (none with `query_override`), one Query, the
+# Results, one SearchAnswer with all of them.
 SearchEvent = Caption | Query | Result | SearchAnswer
 
 
 def read_photo(photo: Photo) -> bytes:
-    """The photo's bytes, read from its file where a path is given.
+    """Reads a photo.
+
+    Args:
+        photo: the bytes of an image file, or its path.
+
+    Returns:
+        The bytes, which are not checked to be an image.
 
     Raises:
         PhotoFileError: the file cannot be read.
-        RequestRejectedError: the photo is larger than a message can carry.
+        RequestRejectedError: the photo is larger than `MAX_PHOTO_BYTES`.
     """
     if isinstance(photo, (str, os.PathLike)):
         try:
             with open(photo, "rb") as file:
-                # One byte more shows that there is more; a device or pipe may never end.
+                # One byte above the limit reveals a larger file; a device or pipe may never end.
                 data = file.read(MAX_PHOTO_BYTES + 1)
         except OSError as error:
             reason = (error.strerror or "it cannot be read").lower()
             raise PhotoFileError(f"cannot read {os.fspath(photo)}: {reason}") from error
         except ValueError as error:  # a null character in the path
-            raise PhotoFileError(f"cannot read {os.fspath(photo)!r}: not a path") from error
+            raise PhotoFileError(f"cannot read {os.fspath(photo)!r}: this is not a path") from error
         name = os.fspath(photo)
     else:
         data, name = bytes(photo), "the photo"
     if len(data) > MAX_PHOTO_BYTES:
         raise RequestRejectedError(
-            f"{name} is larger than the {MAX_PHOTO_BYTES / 1e6:.1f} MB a request can carry: send a smaller picture",
+            f"{name} is larger than the {MAX_PHOTO_BYTES / 1e6:.1f} MB that a request can hold; send a smaller picture",
             code=grpc.StatusCode.INVALID_ARGUMENT,
         )
     return data
@@ -231,7 +252,17 @@ def caption_request(
     max_tokens: int | None = None,
     query_rule: QueryRuleName | None = None,
 ) -> search_pb2.CaptionRequest:
-    """The message that asks for a caption.
+    """Builds the request of a caption.
+
+    Args:
+        photo: the bytes of an image file.
+        num_beams: see `CaptionOptions`, as for the others.
+        length_penalty: see there.
+        max_tokens: see there.
+        query_rule: see there.
+
+    Returns:
+        The message to send.
 
     Raises:
         ValueError: an unknown query rule, or a number that does not fit its field.
@@ -259,7 +290,25 @@ def search_request(
     min_semantic_score: float | None = None,
     explain: bool = False,
 ) -> search_pb2.SearchRequest:
-    """The message that asks for a search.
+    """Builds the request of a search.
+
+    Args:
+        photo: the bytes of an image file.
+        num_beams: see `SearchOptions`, as for the others.
+        length_penalty: see there.
+        max_tokens: see there.
+        query_rule: see there.
+        query_override: see there.
+        override_colour: see there.
+        override_thing: see there.
+        provider: see there.
+        max_results: see there.
+        min_visual_score: see there.
+        min_semantic_score: see there.
+        explain: see there.
+
+    Returns:
+        The message to send.
 
     Raises:
         ValueError: an unknown query rule, or a number that does not fit its field.
@@ -291,7 +340,14 @@ def _word_override(colour: str | None, thing: str | None) -> search_pb2.WordOver
 
 
 def caption_answer(message: search_pb2.CaptionResponse) -> CaptionAnswer:
-    """The answer to a caption request."""
+    """Reads the answer of a caption request.
+
+    Args:
+        message: the gateway's answer.
+
+    Returns:
+        The same as values of this library.
+    """
     return CaptionAnswer(
         caption=_caption(message.caption),
         query=message.query,
@@ -303,7 +359,14 @@ def caption_answer(message: search_pb2.CaptionResponse) -> CaptionAnswer:
 
 
 def search_answer(message: search_pb2.SearchResponse) -> SearchAnswer:
-    """The answer to a search request."""
+    """Reads the answer of a search request.
+
+    Args:
+        message: the gateway's answer.
+
+    Returns:
+        The same as values of this library.
+    """
     counts = message.counts
     return SearchAnswer(
         caption=_caption(message.caption) if message.HasField("caption") else None,
@@ -334,11 +397,15 @@ def search_answer(message: search_pb2.SearchResponse) -> SearchAnswer:
 
 
 def search_event(message: search_pb2.SearchEvent, results: list[Result]) -> SearchEvent | None:
-    """One event of a streamed search; None for a kind that this client does not know yet.
+    """Reads one event of a streamed search.
 
     Args:
-        results: the results of this stream so far. Grows, and completes the summary, which the
-            server sends without them.
+        message: the event.
+        results: the stream's results so far. A result is appended to it; the summary, which the
+            gateway sends without results, is completed from it.
+
+    Returns:
+        The event, or None for a kind that this version of the client does not know.
     """
     kind = message.WhichOneof("event")
     if kind == "caption":
@@ -352,6 +419,22 @@ def search_event(message: search_pb2.SearchEvent, results: list[Result]) -> Sear
         answer = search_answer(message.summary)
         return answer if answer.results else replace(answer, results=tuple(results))
     return None
+
+
+def health_name(message: health_pb2.HealthCheckResponse) -> str:
+    """Reads the answer of a health check.
+
+    Args:
+        message: the server's answer.
+
+    Returns:
+        "serving", "not_serving", "service_unknown" or "unknown".
+    """
+    try:
+        name: str = health_pb2.HealthCheckResponse.ServingStatus.Name(message.status)
+    except ValueError:  # a status of a newer server
+        return "unknown"
+    return name.lower()
 
 
 def _caption(message: search_pb2.Caption) -> Caption:
@@ -402,7 +485,7 @@ def _verdict_name(verdict: search_pb2.Verdict) -> str:
 
 
 def _rule_name(rule: search_pb2.QueryRule) -> str:
-    """Empty for a query that was given, and for a rule of a newer server."""
+    """The rule's name; empty with `query_override` and for a rule of a newer server."""
     return next((name for name, number in _QUERY_RULES.items() if name and number == rule), "")
 
 

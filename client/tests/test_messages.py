@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from client import (
+from captrieve_client import (
     AlternativeCaption,
     Caption,
     CaptionAnswer,
@@ -25,9 +25,10 @@ from client import (
     Word,
     WordAlternative,
 )
-from client.messages import MAX_PHOTO_BYTES
-from search_api import search_pb2
-from tests.scripted_service import ScriptedService, empty_answer, full_answer, serving
+from captrieve_client._generated import search_pb2
+from captrieve_client.messages import MAX_PHOTO_BYTES
+
+from scripted_service import ScriptedService, empty_answer, full_answer, serving
 
 Code = grpc.StatusCode
 
@@ -247,7 +248,7 @@ def test_photo_larger_than_a_message_is_not_sent(
     path = tmp_path / "large.jpg"
     with path.open("wb") as file:
         file.truncate(100 * MAX_PHOTO_BYTES)
-    with pytest.raises(RequestRejectedError, match=r"large.jpg is larger than the 16\.7 MB a request can carry"):
+    with pytest.raises(RequestRejectedError, match=r"large.jpg is larger than the 16\.7 MB that a request can hold"):
         search_client.search(path)
     with pytest.raises(RequestRejectedError, match="the photo is larger"):
         search_client.caption(bytes(MAX_PHOTO_BYTES + 1))

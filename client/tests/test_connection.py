@@ -6,11 +6,12 @@ from __future__ import annotations
 import time
 
 import pytest
-from google.protobuf import wrappers_pb2
+from grpc_health.v1 import health_pb2
 
-from client import SearchClient, ServerUnavailableError
-from client.connection import health_name
-from tests.scripted_service import ScriptedService, full_answer, serving
+from captrieve_client import SearchClient, ServerUnavailableError
+from captrieve_client.messages import health_name
+
+from scripted_service import ScriptedService, full_answer, serving
 
 
 @pytest.fixture
@@ -47,4 +48,4 @@ def test_client_finds_a_restarted_server(service: ScriptedService) -> None:
     [(0, "unknown"), (1, "serving"), (2, "not_serving"), (3, "service_unknown"), (4, "unknown"), (-1, "unknown")],
 )
 def test_health_has_a_name_for_every_number(number: int, name: str) -> None:
-    assert health_name(wrappers_pb2.Int32Value(value=number)) == name
+    assert health_name(health_pb2.HealthCheckResponse(status=number)) == name

@@ -13,7 +13,7 @@ from typing import TypeVar
 import grpc
 import pytest
 
-from client import (
+from captrieve_client import (
     AsyncSearchClient,
     Caption,
     CaptionAnswer,
@@ -24,8 +24,9 @@ from client import (
     SearchClient,
     SearchClientError,
 )
-from search_api import search_pb2
-from tests.scripted_service import Failure, ScriptedService, full_answer, serving
+from captrieve_client._generated import search_pb2
+
+from scripted_service import Failure, ScriptedService, full_answer, serving
 
 T = TypeVar("T")
 
@@ -179,7 +180,7 @@ def test_one_photo_instead_of_many_is_refused(address: str) -> None:
     async def captions(search_client: AsyncSearchClient) -> list[CaptionAnswer]:
         return await search_client.captions("shirt.jpg")
 
-    with pytest.raises(TypeError, match="takes a sequence of photos"):
+    with pytest.raises(TypeError, match="photos is one photo"):
         run_async(address, captions)
 
 

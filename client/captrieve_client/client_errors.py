@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a call can fail with, as one tree, and the one place where gRPC errors become it.
+"""The errors of a call, and the translation of gRPC's errors into them.
 
-    SearchClientError            never raised itself
-    ├── RequestRejectedError     the request must change: INVALID_ARGUMENT, UNAUTHENTICATED, ...
-    ├── PhotoFileError           the photo's file cannot be read; nothing was sent
-    ├── ServerOverloadedError    RESOURCE_EXHAUSTED: come back after `retry_after_seconds`
-    ├── ServerUnavailableError   nothing listens, or what the server needs is down or broke
-    └── RequestTimeoutError      DEADLINE_EXCEEDED
-
-Knows nothing about requests and answers.
+SearchClientError            base class, never raised itself
+├── RequestRejectedError     the request must change: INVALID_ARGUMENT, UNAUTHENTICATED, ...
+├── PhotoFileError           the photo's file cannot be read; nothing was sent
+├── ServerOverloadedError    RESOURCE_EXHAUSTED: retry after `retry_after_seconds`
+├── ServerUnavailableError   the gateway, or a service that it needs, does not answer or failed
+└── RequestTimeoutError      DEADLINE_EXCEEDED
 """
 
 from __future__ import annotations
@@ -19,17 +17,18 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
 
 _Code = grpc.StatusCode
 
 
 class SearchClientError(Exception):
-    """A request that got no answer.
+    """A request without an answer.
 
     Attributes:
-        code: the gRPC status code, or the one that says the same where nothing was sent.
-        retryable: the same request may succeed later.
-        retry_after_seconds: the pause the server asks for; None where it asks for none.
+        code: the gRPC status code; INVALID_ARGUMENT if the request was not sent.
+        retryable: whether the same request may succeed later.
+        retry_after_seconds: the pause that the gateway asks for, or None.
     """
 
     def __init__(
@@ -58,15 +57,15 @@ class PhotoFileError(SearchClientError):
 
 
 class ServerOverloadedError(SearchClientError):
-    """The server is full; `retry_after_seconds` says when to come back."""
+    """The gateway is overloaded; retry after `retry_after_seconds`."""
 
 
 class ServerUnavailableError(SearchClientError):
-    """No server answers, or what it needs (models, image search) is down or broke."""
+    """The gateway, or a service that it needs (models, image search), does not answer or failed."""
 
 
 class RequestTimeoutError(SearchClientError):
-    """There was no answer in time."""
+    """The answer did not arrive before the deadline."""
 
 
 _CLASS_OF: dict[grpc.StatusCode, type[SearchClientError]] = {
@@ -94,7 +93,7 @@ _RETRYABLE = (
     _Code.DEADLINE_EXCEEDED,
 )
 
-# Statuses that gRPC's core makes up on this side differ from the server's own in their text alone.
+# Only the text distinguishes a status that gRPC creates in this process from one that the gateway sent.
 _NO_SERVER = ("failed to connect to all addresses", "errors resolving", "DNS resolution failed")
 _CONNECTION_BROKE = ("Socket closed", "Cancelling all calls", "Connection reset", "GOAWAY")
 _NO_GRPC = "Received http2 header with status"
@@ -104,10 +103,14 @@ _STATUS_KEY = "grpc-status-details-bin"  # holds a google.rpc.Status
 
 @contextmanager
 def translated_errors(address: str, timeout_seconds: float) -> Iterator[None]:
-    """Turns gRPC's errors into ours; usable around awaited calls as well.
+    """Raises gRPC's errors as `SearchClientError`, in blocking and in asyncio code.
+
+    Args:
+        address: HOST:PORT of the gateway, for the message.
+        timeout_seconds: the deadline of the call, for the message.
 
     Raises:
-        SearchClientError: the subclass that fits the gRPC status.
+        SearchClientError: the subclass for the gRPC status.
     """
     try:
         yield
@@ -115,7 +118,7 @@ def translated_errors(address: str, timeout_seconds: float) -> Iterator[None]:
         raise _translated(error, address, timeout_seconds) from error
     except grpc.FutureCancelledError as error:
         raise ServerUnavailableError(
-            "the request was cancelled: its client was closed", code=_Code.CANCELLED
+            f"the request to {address} was cancelled because its client was closed", code=_Code.CANCELLED
         ) from error
 
 
@@ -124,22 +127,24 @@ def _translated(error: grpc.RpcError, address: str, timeout_seconds: float) -> S
     kind = _CLASS_OF.get(code, ServerUnavailableError)
     retryable = code in _RETRYABLE
     if code is _Code.UNAVAILABLE and text.startswith(_NO_SERVER):
-        text = f'no server answers at {address}: start one with "make up"'
+        text = f"no gateway answers at {address}; start it, or check host and port"
     elif code is _Code.UNAVAILABLE and any(part in text for part in _CONNECTION_BROKE):
-        text = f"the server at {address} went away before it answered"
+        text = f"the connection to {address} was closed before the answer arrived; try again"
     elif code is _Code.UNIMPLEMENTED or text.startswith(_NO_GRPC):
         kind, retryable = RequestRejectedError, False
         text = (
-            f"what answers at {address} is not a Captrieve server, or one too old for this request: check host and port"
+            f"the server at {address} is not a Captrieve gateway, or is too old for this request; check host and port"
         )
     elif code is _Code.DEADLINE_EXCEEDED and text in ("", "Deadline Exceeded"):
-        text = f"no answer from {address} within {timeout_seconds:g} s"
+        text = f"no answer from {address} within {timeout_seconds:g} s; allow more time, or try again later"
     elif code is _Code.RESOURCE_EXHAUSTED and "message larger than max" in text:
-        # gRPC's own size check on either side: waiting does not help, a smaller message does.
+        # gRPC's own size limit on either side: a retry fails again.
         kind, retryable = RequestRejectedError, False
-        text = "a message was too large: send a smaller photo or ask for fewer results"
+        text = (
+            "the request or the answer is too large for a gRPC message; send a smaller photo or ask for fewer results"
+        )
     return kind(
-        text or f"the server at {address} answered {code.name} without a reason",
+        text or f"the gateway at {address} answered {code.name} without a message",
         code=code,
         retryable=retryable,
         retry_after_seconds=_retry_after_seconds(error),
@@ -147,15 +152,10 @@ def _translated(error: grpc.RpcError, address: str, timeout_seconds: float) -> S
 
 
 def _retry_after_seconds(error: grpc.RpcError) -> float | None:
-    """The pause in google.rpc.RetryInfo, read from the trailer of sync and async calls alike."""
-    trailer: Any = error.trailing_metadata()  # pairs; the stubs know the sync kind only
+    """The pause in google.rpc.RetryInfo, from the trailing metadata of a blocking or an asyncio call."""
+    trailer: Any = error.trailing_metadata()  # pairs; grpc-stubs types the blocking kind only
     details = next((value for key, value in trailer or () if key == _STATUS_KEY), None)
     if not isinstance(details, bytes):
-        return None
-    try:
-        # Optional: without googleapis-common-protos only this hint is lost.
-        from google.rpc import error_details_pb2, status_pb2
-    except ImportError:
         return None
     try:
         for detail in status_pb2.Status.FromString(details).details:

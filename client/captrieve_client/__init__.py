@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Client of the Captrieve reverse image search: `SearchClient`, `AsyncSearchClient`, their values.
+"""The Python client of the Captrieve reverse image search.
 
 Usage:
     with SearchClient("127.0.0.1:8001") as search_client:
         answer = search_client.search("shirt.jpg", max_results=5)
         print(answer.query, [result.title for result in answer.results])
-
-Needs grpcio and protobuf, and nothing of the server.
 """
 
-from client.async_search_client import AsyncSearchClient
-from client.client_errors import (
+from captrieve_client.async_search_client import AsyncSearchClient
+from captrieve_client.client_errors import (
     PhotoFileError,
     RequestRejectedError,
     RequestTimeoutError,
@@ -18,8 +16,8 @@ from client.client_errors import (
     ServerOverloadedError,
     ServerUnavailableError,
 )
-from client.connection import DEFAULT_ADDRESS
-from client.messages import (
+from captrieve_client.connection import DEFAULT_ADDRESS
+from captrieve_client.messages import (
     AlternativeCaption,
     Caption,
     CaptionAnswer,
@@ -34,7 +32,9 @@ from client.messages import (
     Word,
     WordAlternative,
 )
-from client.search_client import SearchClient
+from captrieve_client.search_client import SearchClient
+
+__version__ = "0.1.0"
 
 __all__ = [
     "DEFAULT_ADDRESS",

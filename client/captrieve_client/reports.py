@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers as a person or a program reads them: text for a terminal, records for JSON.
+"""Formats answers: as text for a terminal, and as records for JSON.
 
-Titles come from strangers' web pages: nothing of them reaches a terminal but printable characters.
+Titles come from web pages that nobody checked, so only their printable characters reach a terminal.
 """
 
 from __future__ import annotations
@@ -12,44 +12,59 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from client.client_errors import SearchClientError
-from client.messages import Caption, CaptionAnswer, Counts, Reading, Result, SearchAnswer
+import grpc
+
+from captrieve_client.client_errors import RequestRejectedError, SearchClientError
+from captrieve_client.messages import Caption, CaptionAnswer, Counts, Reading, Result, SearchAnswer
 
 _MIN_TITLE_WIDTH = 16
 _MAX_SOURCE_WIDTH = 14
 _SHOWN_READINGS = 4
-_SURE, _UNLIKELY = 0.995, 0.005  # of what the photo may be called: what would read as 100 % and 0 %
-_NO_PRODUCT = 0.5  # probability from which a photo is said to show no product
+_SURE, _UNLIKELY = 0.995, 0.005  # probabilities that would be shown as 100 % and 0 %
+_NO_PRODUCT = 0.5  # lowest probability at which the text says that the photo shows no product
 _COUNT_WORDS = {
-    "dropped_visual": "unlike the photo",
-    "dropped_semantic": "of other words",
+    "dropped_visual": "failed the visual match",
+    "dropped_semantic": "failed the word match",
     "unfetchable": "unfetchable",
     "undecodable": "undecodable",
-    "duplicates": "found before",
+    "duplicates": "duplicates",
     "over_limit": "over the limit",
 }
 
 
 @dataclass(frozen=True)
 class TextStyle:
-    """How text is set off: with a terminal's codes, or not at all."""
+    """Formats text with a terminal's escape codes, or leaves it as it is.
+
+    Attributes:
+        coloured: whether to use escape codes.
+    """
 
     coloured: bool = False
 
     def bold(self, text: str) -> str:
+        """The text in bold."""
         return f"\x1b[1m{text}\x1b[0m" if self.coloured else text
 
     def dim(self, text: str) -> str:
+        """The text in a fainter colour."""
         return f"\x1b[2m{text}\x1b[0m" if self.coloured else text
 
     def warning(self, text: str) -> str:
+        """The text in the colour of warnings."""
         return f"\x1b[33m{text}\x1b[0m" if self.coloured else text
 
 
 def split_caption(caption: str, query: str) -> tuple[str, str, str]:
-    """The caption before, in and after the words of the query; all of it before where they are not.
+    """Finds the last occurrence of the query in the caption.
 
-    The query is in lower case and without the punctuation around its words.
+    Args:
+        caption: the caption.
+        query: words in lower case, without punctuation around them.
+
+    Returns:
+        The caption before the query, the query's words, and the rest. Without an occurrence the
+        first part is the whole caption and the others are empty.
     """
     wanted = query.casefold().split()
     words = caption.split()
@@ -62,17 +77,17 @@ def split_caption(caption: str, query: str) -> tuple[str, str, str]:
 
 
 def printable(text: str) -> str:
-    """The text on one line, without control characters (a title could move the cursor)."""
+    """The text on one line and without control characters, which could move the cursor."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def text_width(text: str) -> int:
-    """Columns of a terminal that the text takes: two for a wide character, none for an accent."""
+    """The number of terminal columns of the text: two for a wide character, none for a combining one."""
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def fitted(text: str, width: int) -> str:
-    """The text cut, or filled with spaces, to exactly this many columns."""
+    """The text, cut or padded with spaces to exactly `width` columns."""
     if text_width(text) > width:
         kept = ""
         for character in text:
@@ -84,14 +99,14 @@ def fitted(text: str, width: int) -> str:
 
 
 def counts_text(counts: Counts) -> str:
-    """One line: what became of the candidates."""
+    """One line with the number of candidates by outcome."""
     text = f"{counts.found} found, {counts.fetched} fetched, {counts.kept} kept"
     dropped = [f"{number} {words}" for field, words in _COUNT_WORDS.items() if (number := getattr(counts, field))]
     return f"{text}; dropped: {', '.join(dropped)}" if dropped else text
 
 
 def readings_text(readings: Sequence[Reading]) -> str:
-    """One line: the likeliest names of the photo, and how much is left to others."""
+    """One line with the likeliest queries of the photo, and the probability of all others together."""
     likely = [one for one in readings[:_SHOWN_READINGS] if one.probability >= _UNLIKELY]
     shown = [f"{printable(one.query) or '(no words)'} {one.probability:.0%}" for one in likely]
     rest = sum(one.probability for one in readings[len(likely) :])
@@ -99,17 +114,17 @@ def readings_text(readings: Sequence[Reading]) -> str:
 
 
 def rule_text(query_rule: str) -> str:
-    """The name of a query rule in words: "likeliest_words" -> "likeliest words"."""
+    """The name of a query rule in words: "likeliest_words" becomes "likeliest words"."""
     return query_rule.replace("_", " ")
 
 
 def no_product_text(probability: float) -> str:
-    """A sentence where a photo probably shows no product, else nothing."""
+    """A sentence if the photo probably shows no product, otherwise an empty text."""
     return f"the photo probably shows no product ({probability:.0%})" if probability >= _NO_PRODUCT else ""
 
 
 def timings_text(timings_ms: dict[str, float]) -> str:
-    """One line: the whole time, and of each stage the time and its share."""
+    """One line with the total time, and the time and share of each stage."""
     stages = {stage: ms for stage, ms in timings_ms.items() if stage != "total"}
     total = timings_ms.get("total", sum(stages.values()))
     shares = [
@@ -120,7 +135,7 @@ def timings_text(timings_ms: dict[str, float]) -> str:
 
 
 def caption_text(caption: Caption, query: str, style: TextStyle) -> str:
-    """The caption with the words of the query set off."""
+    """The caption with the words of the query in bold."""
     before, words, after = split_caption(printable(caption.text), query)
     parts = (before, style.bold(words) if words else "", after)
     text = " ".join(part for part in parts if part) or "(no words)"
@@ -128,7 +143,16 @@ def caption_text(caption: Caption, query: str, style: TextStyle) -> str:
 
 
 def search_text(answer: SearchAnswer, *, width: int, style: TextStyle) -> str:
-    """The whole answer for a terminal of this many columns."""
+    """Formats the answer of a search for a terminal.
+
+    Args:
+        answer: the answer.
+        width: columns of the terminal.
+        style: whether to use colours.
+
+    Returns:
+        Several lines, without a final newline.
+    """
     lines = []
     if answer.caption is not None:
         lines.append(f"caption: {caption_text(answer.caption, answer.query, style)}")
@@ -142,7 +166,7 @@ def search_text(answer: SearchAnswer, *, width: int, style: TextStyle) -> str:
     if answer.results:
         lines += _table(answer.results, width, style)
     else:
-        reason = printable(answer.empty_reason) or "the server gave no reason"
+        reason = printable(answer.empty_reason) or "the gateway gave no reason"
         lines.append(style.bold(f"nothing found: {reason}"))
         if answer.nearest_miss is not None:
             lines += ["nearest miss:", *_dropped_lines(answer.nearest_miss, width, style)]
@@ -173,7 +197,7 @@ def _table(results: tuple[Result, ...], width: int, style: TextStyle) -> list[st
             f"  {result.semantic_score:5.2f}  {title}  {fitted(source, source_width).rstrip()}"
         )
         if result.url:
-            # Never cut: half an address is of no use.
+            # Never cut, so that the address can be copied.
             lines.append(" " * 27 + style.dim(printable(result.url)))
         for other in result.duplicates:
             lines.append(" " * 27 + style.dim(f"also: {printable(other.url) or printable(other.source)}"))
@@ -194,7 +218,16 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def search_record(photo: str, answer: SearchAnswer, *, explain: bool) -> dict[str, object]:
-    """The answer for JSON; the thumbnails' bytes are left out."""
+    """The answer of a search as a record for JSON, without the thumbnails.
+
+    Args:
+        photo: the photo's path.
+        answer: the answer.
+        explain: whether to include the dropped candidates.
+
+    Returns:
+        A dictionary that `json.dumps` accepts.
+    """
     caption, miss = answer.caption, answer.nearest_miss
     record: dict[str, object] = {
         "photo": photo,
@@ -219,7 +252,15 @@ def search_record(photo: str, answer: SearchAnswer, *, explain: bool) -> dict[st
 
 
 def caption_record(photo: str, answer: CaptionAnswer) -> dict[str, object]:
-    """The answer for a line of JSON."""
+    """The answer of a caption as a record for JSON.
+
+    Args:
+        photo: the photo's path.
+        answer: the answer.
+
+    Returns:
+        A dictionary that `json.dumps` accepts.
+    """
     return {
         "photo": photo,
         "caption": answer.caption.text,
@@ -234,10 +275,18 @@ def caption_record(photo: str, answer: CaptionAnswer) -> dict[str, object]:
     }
 
 
-def error_record(photo: str, error: SearchClientError) -> dict[str, object]:
-    """A photo without an answer, for a line of JSON."""
+def error_record(error: SearchClientError, **subject: str) -> dict[str, object]:
+    """An error of a call as a record for JSON.
+
+    Args:
+        error: the error.
+        **subject: the photo or the address of the call.
+
+    Returns:
+        A dictionary that `json.dumps` accepts.
+    """
     return {
-        "photo": photo,
+        **subject,
         "error": {
             "code": error.code.name,
             "message": str(error),
@@ -245,6 +294,11 @@ def error_record(photo: str, error: SearchClientError) -> dict[str, object]:
             "retry_after_seconds": error.retry_after_seconds,
         },
     }
+
+
+def usage_error_record(message: str) -> dict[str, object]:
+    """Wrong usage of the command as a record for JSON, with the keys of `error_record`."""
+    return error_record(RequestRejectedError(message, code=grpc.StatusCode.INVALID_ARGUMENT))
 
 
 def _word_records(caption: Caption) -> list[dict[str, object]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from client import (
+from captrieve_client import (
     Caption,
     CaptionAnswer,
     PhotoFileError,
@@ -20,7 +20,8 @@ from client import (
     SearchClient,
     ServerUnavailableError,
 )
-from tests.scripted_service import Failure, ScriptedService, full_answer, serving
+
+from scripted_service import Failure, ScriptedService, full_answer, serving
 
 Code = grpc.StatusCode
 
@@ -130,7 +131,7 @@ def test_leaving_captions_early_cancels_the_rest(service: ScriptedService, searc
 
 
 def test_one_photo_instead_of_many_is_refused(search_client: SearchClient) -> None:
-    with pytest.raises(TypeError, match="takes a sequence of photos"):
+    with pytest.raises(TypeError, match="photos is one photo"):
         search_client.captions("shirt.jpg")
     with pytest.raises(ValueError, match="concurrency is 0"):
         search_client.captions([b"a"], concurrency=0)

@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,11 +21,12 @@ import grpc
 import pytest
 from PIL import Image
 
-from client import cli, reports
-from client.reports import fitted, printable, split_caption, text_width
-from search_api import search_pb2
-from tests.scripted_service import (
-    ROOT,
+from captrieve_client import __version__, cli, reports
+from captrieve_client._generated import search_pb2
+from captrieve_client.reports import fitted, printable, split_caption, text_width
+
+from scripted_service import (
+    CLIENT,
     Failure,
     ScriptedService,
     client_environment,
@@ -77,19 +80,20 @@ def named_photos(folder: Path, *names: str) -> list[str]:
     return [str(folder / name) for name in names]
 
 
+# What a script starts in the background ignores Ctrl-C and passes that on to its children; this restores the default.
+# (Not with preexec_fn: a fork() beside the threads of the gRPC server may hang.)
+RUN_COMMAND = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("captrieve_client", run_name="__main__", alter_sys=True)
+"""
+
+
 def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
-    """The command line as a process; the caller says where its output goes."""
-    command = [sys.executable, "-W", "error", "-m", "client", *arguments]
+    """Starts the command as a process; the caller says where its output goes."""
+    command = [sys.executable, "-W", "error", "-c", RUN_COMMAND, *arguments]
     environment = client_environment(**options.pop("variables", {}))
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        text=True,
-        # What runs in the background of a script ignores Ctrl-C, and hands that on; a terminal's command does not.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        **options,
-    )
+    return subprocess.Popen(command, cwd=CLIENT, env=environment, text=True, **options)
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -123,8 +127,8 @@ def test_search_prints_caption_table_counts_times_and_degradation(
         "  2   0.85    0.80   1.00  Blue Oxford Shirt  bing",
         "                           https://shop.example/item",
         "",
-        "counts:  9 found, 8 fetched, 2 kept; dropped: 3 unlike the photo, 2 of other words, 1 unfetchable, 1",
-        "         undecodable",
+        "counts:  9 found, 8 fetched, 2 kept; dropped: 3 failed the visual match, 2 failed the word match, 1",
+        "         unfetchable, 1 undecodable",
         "time:    100 ms: preprocess 2 ms (2%), encode 20 ms (20%), search 50 ms (50%)",
         "degraded: thumbnails: 1 of 9 did not arrive in time",
     ]
@@ -156,7 +160,8 @@ def test_query_rule_is_sent(service: ScriptedService, address: str, photo: str, 
 
 def test_unknown_query_rule_is_bad_use(capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(["search", "x.jpg", "--query-rule", "first-word"], capsys)
-    assert "'first-word' is none of likeliest-words, last-two-words, full-caption" in line
+    assert line.startswith("error: argument --query-rule: invalid choice: 'first-word' (choose from ")
+    assert all(rule in line for rule in ("likeliest-words", "last-two-words", "full-caption"))
     assert "not allowed with" in refused(["search", "x", "--query-rule", "last-two-words", "--full-caption"], capsys)
 
 
@@ -217,7 +222,7 @@ def test_duplicates_are_listed_under_their_result(
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     place = lines.index("also: https://other.example/ [2J1")
     assert lines[place - 1 : place + 2] == ["https://shop.example/item", lines[place], "also: catalog"]
-    assert "2 found before" in " ".join(lines)
+    assert "2 duplicates" in " ".join(lines)
     assert cli.main(["search", photo, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert [other["source"] for other in record["results"][0]["duplicates"]] == ["bing", "catalog"]
@@ -365,9 +370,11 @@ def test_without_pillow_the_contact_sheet_is_refused_before_the_search(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "client.contact_sheet", None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "captrieve_client.contact_sheet", None)  # type: ignore[arg-type]
     assert cli.main(["search", photo, "--contact-sheet", "sheet.png"]) == 2
-    assert capsys.readouterr().err == "error: --contact-sheet needs Pillow: pip install pillow\n"
+    assert capsys.readouterr().err == (
+        'error: --contact-sheet needs Pillow; install it with: pip install "captrieve-client[contact-sheet]"\n'
+    )
     assert service.requests == []
 
 
@@ -494,7 +501,7 @@ def test_missing_photo_is_bad_use(address: str, capsys: pytest.CaptureFixture[st
         ([], "error: the following arguments are required: COMMAND"),
         (["find", "a.jpg"], "error: argument COMMAND: invalid choice: 'find'"),
         (["search"], "error: the following arguments are required: PHOTO"),
-        (["search", "a.jpg", "--beams", "0"], "error: argument --beams: '0' is not a whole number from 1 up"),
+        (["search", "a.jpg", "--beams", "0"], "error: argument --beams: '0' is not a whole number from 1 to"),
         (["search", "a.jpg", "--max-results", "x"], "error: argument --max-results: 'x' is not a whole"),
         (["search", "a.jpg", "--timeout", "nan"], "error: argument --timeout: 'nan' is not a number of seconds"),
         (["search", "a.jpg", "--timeout", "soon"], "error: argument --timeout: 'soon' is not a number"),
@@ -505,6 +512,106 @@ def test_missing_photo_is_bad_use(address: str, capsys: pytest.CaptureFixture[st
 )
 def test_bad_use_is_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert refused(arguments, capsys).startswith(line)
+
+
+def test_usage_names_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(["search"], capsys).endswith("(see captrieve search --help)")
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"captrieve {__version__}\n"
+
+
+# errors for programs
+
+
+def test_json_error_of_a_search_is_one_object(
+    service: ScriptedService, address: str, photo: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.failure = Failure(Code.RESOURCE_EXHAUSTED, "the queue is full", 2.5)
+    assert cli.main(["search", photo, "--json"]) == 3
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert json.loads(out) == {
+        "photo": photo,
+        "error": {
+            "code": "RESOURCE_EXHAUSTED",
+            "message": "the queue is full",
+            "retryable": True,
+            "retry_after_seconds": 2.5,
+        },
+    }
+    assert cli.main(["search", "none.jpg", "--json"]) == 2
+    record = json.loads(capsys.readouterr().out)
+    assert (record["photo"], record["error"]["code"]) == ("none.jpg", "INVALID_ARGUMENT")
+
+
+def test_json_error_of_a_health_check_names_the_address(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert cli.main(["health", "--json", "--address", address]) == 3
+    out, err = capsys.readouterr()
+    record = json.loads(out)
+    assert (err, record["address"], record["error"]["code"]) == ("", address, "UNAVAILABLE")
+
+
+def test_json_error_of_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["search", "--json", "a.jpg", "--beams", "0"])
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert err == ""
+    error = json.loads(out)["error"]
+    assert list(error) == ["code", "message", "retryable", "retry_after_seconds"]
+    assert error["message"].startswith("argument --beams: '0' is not a whole number")
+
+
+# completion
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["captrieve", ""], {"search", "caption", "health", "completion"}),
+        (["captrieve", "se"], {"search"}),
+        (["captrieve", "search", "--con"], {"--contact-sheet"}),
+        (["captrieve", "search", "--provider", ""], {"duckduckgo", "catalog"}),
+        (["captrieve", "caption", "--query-rule", "l"], {"likeliest-words", "last-two-words"}),
+        (["captrieve", "search", "sh"], {"shirt.jpg"}),
+    ],
+    ids=" ".join,
+)
+def test_bash_completes(
+    words: list[str], expected: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("shtab", reason="COMPLETION IS NOT TESTED: install the client's dependencies")
+    if shutil.which("bash") is None:
+        pytest.skip("COMPLETION IS NOT TESTED: there is no bash")
+    (tmp_path / "shirt.jpg").touch()
+    assert cli.main(["completion", "bash"]) == 0
+    script = f"""
+        {capsys.readouterr().out}
+        COMP_WORDS=({shlex.join(words)})
+        COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+        completer=$(complete -p captrieve | sed 's/.*-F \\([^ ]*\\) .*/\\1/')
+        $completer captrieve "${{COMP_WORDS[COMP_CWORD]}}" "${{COMP_WORDS[COMP_CWORD-1]}}"
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=True)
+    assert set(done.stdout.split()) >= expected, done.stderr
+    assert {word for word in done.stdout.split() if not word.startswith(words[-1])} == set()
+
+
+@pytest.mark.parametrize(("shell", "line"), [("zsh", "#compdef captrieve"), ("fish", "complete -c captrieve ")])
+def test_other_shells_have_a_script(shell: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab", reason="COMPLETION IS NOT TESTED: install the client's dependencies")
+    assert cli.main(["completion", shell]) == 0
+    out = capsys.readouterr().out
+    assert line in out
+    assert all(word in out for word in ("search", "contact-sheet", "likeliest-words"))
+    if shutil.which(shell) is not None:
+        subprocess.run([shell, "-n"], input=out, text=True, timeout=30, check=True)
 
 
 # as a process
@@ -524,7 +631,21 @@ def test_nothing_listening_is_service_trouble(photo: str) -> None:
         process = start("search", photo, "--address", address, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (3, "")
-    assert err == f'error: no server answers at {address}: start one with "make up"\n'
+    assert err == f"error: no gateway answers at {address}; start it, or check host and port\n"
+
+
+def test_gateway_that_stops_is_one_line(service: ScriptedService, photo: str) -> None:
+    hold = threading.Event()
+    service.before_answer = lambda photo: hold.wait(20)
+    try:
+        with serving(service) as address:
+            process = start("search", photo, "--address", address, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            assert service.asked.wait(20)
+    finally:
+        hold.set()
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (3, "")
+    assert err == f"error: the connection to {address} was closed before the answer arrived; try again\n"
 
 
 @pytest.mark.parametrize("command", ["search", "caption"])

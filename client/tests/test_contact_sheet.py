@@ -12,11 +12,12 @@ from dataclasses import replace
 import pytest
 from PIL import Image, ImageChops
 
-from client import Degradation, SearchAnswer
-from client.contact_sheet import MAX_CARDS, draw_contact_sheet
-from client.messages import search_answer
-from search_api import search_pb2
-from tests.scripted_service import empty_answer, full_answer, photo_bytes, result
+from captrieve_client import Degradation, SearchAnswer
+from captrieve_client._generated import search_pb2
+from captrieve_client.contact_sheet import MAX_CARDS, draw_contact_sheet
+from captrieve_client.messages import search_answer
+
+from scripted_service import empty_answer, full_answer, photo_bytes, result
 
 MAGENTA = (255, 0, 255)
 PAPER = (246, 247, 249)  # the ground of a placeholder

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The asyncio client. `calls` builds its calls and reads their answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import ExitStack, aclosing
+from types import TracebackType
+from typing import TypeVar
+
+import grpc
+import grpc.aio
+from typing_extensions import Self, Unpack
+
+from captrieve_client.calls import Call, Calls
+from captrieve_client.caption_batch import DEFAULT_CONCURRENCY, CaptionOutcome, OrderedFutures, answer_of, check_batch
+from captrieve_client.client_errors import SearchClientError
+from captrieve_client.connection import (
+    CHANNEL_OPTIONS,
+    DEFAULT_ADDRESS,
+    DEFAULT_TIMEOUT_SECONDS,
+    HEALTH_TIMEOUT_SECONDS,
+)
+from captrieve_client.messages import (
+    CaptionAnswer,
+    CaptionOptions,
+    Photo,
+    SearchAnswer,
+    SearchEvent,
+    SearchOptions,
+    read_photo,
+)
+
+Answer = TypeVar("Answer")
+
+
+class AsyncSearchClient:
+    """`SearchClient` for asyncio. Tasks may share one client; all calls use one connection.
+
+    Create and use it inside one running event loop.
+
+    Args:
+        address: HOST:PORT of the gateway.
+        credentials: for a gateway behind TLS, for example `grpc.ssl_channel_credentials()`.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        self.address = address
+        if credentials is None:
+            self._channel = grpc.aio.insecure_channel(address, CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.aio.secure_channel(address, credentials, CHANNEL_OPTIONS)
+        self._calls = Calls(address, self._channel)
+
+    async def search(
+        self,
+        photo: Photo,
+        *,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        **options: Unpack[SearchOptions],
+    ) -> SearchAnswer:
+        """Finds pictures as `SearchClient.search` does.
+
+        Args:
+            photo: an image file (JPEG, PNG, WebP or GIF) as bytes, or its path.
+            timeout_seconds: how long the gateway may take.
+            **options: see `SearchOptions`.
+
+        Returns:
+            The results, best first, with the caption, the query, the counts and the times.
+
+        Raises:
+            SearchClientError: the gateway gave no answer; the subclass and its `code` say why.
+            ValueError: an option has a value that cannot be sent.
+        """
+        return await self._send(self._calls.search(await _read_photo(photo), timeout_seconds, options))
+
+    async def stream_search(
+        self,
+        photo: Photo,
+        *,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        **options: Unpack[SearchOptions],
+    ) -> AsyncGenerator[SearchEvent, None]:
+        """Searches and yields each part of the answer as `SearchClient.stream_search` does.
+
+        Args:
+            photo: an image file (JPEG, PNG, WebP or GIF) as bytes, or its path.
+            timeout_seconds: how long the gateway may take for the whole answer.
+            **options: see `SearchOptions`.
+
+        Yields:
+            The `Caption`, the `Query`, each `Result`, then the whole `SearchAnswer`.
+
+        Raises:
+            SearchClientError: as for `search`; it may follow the first parts.
+            ValueError: an option has a value that cannot be sent.
+        """
+        call = self._calls.stream_search(await _read_photo(photo), timeout_seconds, options)
+        messages = call.start()
+        with ExitStack() as stack, call.translated_errors():
+            stack.callback(messages.cancel)
+            async for message in messages:
+                event = call.read(message)
+                if event is not None:
+                    yield event
+
+    async def caption(
+        self,
+        photo: Photo,
+        *,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        **options: Unpack[CaptionOptions],
+    ) -> CaptionAnswer:
+        """Describes the photo as `SearchClient.caption` does.
+
+        Args:
+            photo: an image file (JPEG, PNG, WebP or GIF) as bytes, or its path.
+            timeout_seconds: how long the gateway may take.
+            **options: see `CaptionOptions`.
+
+        Returns:
+            The caption and the query that a search would use.
+
+        Raises:
+            SearchClientError: the gateway gave no answer; the subclass and its `code` say why.
+            ValueError: an option has a value that cannot be sent.
+        """
+        return await self._send(self._calls.caption(await _read_photo(photo), timeout_seconds, options))
+
+    async def captions(
+        self,
+        photos: Sequence[Photo],
+        *,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        **options: Unpack[CaptionOptions],
+    ) -> list[CaptionAnswer]:
+        """Captions many photos at once as `SearchClient.captions` does.
+
+        Args:
+            photos: image files as bytes, or their paths.
+            concurrency: how many requests may be in flight at once.
+            timeout_seconds: how long the gateway may take for each photo.
+            **options: see `CaptionOptions`.
+
+        Returns:
+            One answer per photo, in the order of the photos.
+
+        Raises:
+            SearchClientError: the error of the first photo without an answer; the other requests
+                are cancelled. `stream_captions` keeps the other answers.
+            ValueError: `concurrency` is below 1, or an option has a value that cannot be sent.
+            TypeError: `photos` is one photo.
+        """
+        outcomes = self.stream_captions(photos, concurrency=concurrency, timeout_seconds=timeout_seconds, **options)
+        async with aclosing(outcomes):
+            return [answer_of(outcome) async for outcome in outcomes]
+
+    async def stream_captions(
+        self,
+        photos: Iterable[Photo],
+        *,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        **options: Unpack[CaptionOptions],
+    ) -> AsyncGenerator[CaptionOutcome, None]:
+        """Captions many photos at once and yields each outcome as `SearchClient.stream_captions` does.
+
+        Args:
+            photos: image files as bytes, or their paths.
+            concurrency: how many requests may be in flight at once.
+            timeout_seconds: how long the gateway may take for each photo.
+            **options: see `CaptionOptions`.
+
+        Yields:
+            The photo's answer, or its `SearchClientError`.
+
+        Raises:
+            ValueError: `concurrency` is below 1, or an option has a value that cannot be sent.
+            TypeError: `photos` is one photo.
+        """
+        check_batch(photos, concurrency)
+        free = asyncio.Semaphore(concurrency)
+        tasks: OrderedFutures[asyncio.Task[CaptionOutcome]] = OrderedFutures()
+        try:
+            for photo in photos:
+                await free.acquire()
+                tasks.add(asyncio.create_task(self._caption_outcome(photo, timeout_seconds, options)), free.release)
+                for task in tasks.finished():
+                    yield task.result()
+            for task in tasks.remaining():
+                yield await task
+        finally:
+            await asyncio.gather(*tasks.cancel(), return_exceptions=True)
+
+    async def health(self, *, timeout_seconds: float = HEALTH_TIMEOUT_SECONDS) -> str:
+        """Asks whether the gateway is ready for requests.
+
+        Args:
+            timeout_seconds: how long the gateway may take.
+
+        Returns:
+            "serving", "not_serving" or "unknown".
+
+        Raises:
+            SearchClientError: the gateway gave no answer; the subclass and its `code` say why.
+        """
+        return await self._send(self._calls.health(timeout_seconds))
+
+    async def close(self) -> None:
+        """Closes the connection and cancels all calls that use it."""
+        await self._channel.close(None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    @staticmethod
+    async def _send(call: Call[Answer]) -> Answer:
+        with call.translated_errors():
+            return call.read(await call.start())
+
+    async def _caption_outcome(self, photo: Photo, timeout_seconds: float, options: CaptionOptions) -> CaptionOutcome:
+        try:
+            return await self.caption(photo, timeout_seconds=timeout_seconds, **options)
+        except SearchClientError as error:
+            return error
+
+
+async def _read_photo(photo: Photo) -> bytes:
+    # A file may lie on a slow disk, which must not block the event loop.
+    return await asyncio.to_thread(read_photo, photo)

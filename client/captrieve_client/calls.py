@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The core of both clients: builds each call, reads its answer and translates its errors.
+
+`SearchClient` and `AsyncSearchClient` add only the sending: a blocking call, or an awaited one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from captrieve_client._generated import search_pb2_grpc
+from captrieve_client.client_errors import translated_errors
+from captrieve_client.messages import (
+    CaptionAnswer,
+    CaptionOptions,
+    SearchAnswer,
+    SearchEvent,
+    SearchOptions,
+    caption_answer,
+    caption_request,
+    health_name,
+    search_answer,
+    search_event,
+    search_request,
+)
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Call(Generic[Answer]):
+    """One call that is ready to be sent.
+
+    Attributes:
+        method: the stub's method, of a blocking or of an asyncio channel.
+        request: the message to send.
+        read: turns a message of the answer into the value for the caller.
+        address: HOST:PORT of the gateway, for error messages.
+        timeout_seconds: how long the gateway may take for the answer.
+    """
+
+    method: Any
+    request: Message
+    read: Callable[[Any], Answer]
+    address: str
+    timeout_seconds: float
+
+    def start(self) -> Any:
+        """Sends the request.
+
+        Returns:
+            The answer of a blocking unary call, otherwise gRPC's call object.
+        """
+        return self.method(self.request, timeout=self.timeout_seconds)
+
+    def start_future(self) -> Any:
+        """Sends the request of a blocking channel without waiting for the answer.
+
+        Returns:
+            A `grpc.Future` of the answer.
+        """
+        return self.method.future(self.request, timeout=self.timeout_seconds)
+
+    def translated_errors(self) -> AbstractContextManager[None]:
+        """A context that raises gRPC's errors as `SearchClientError`."""
+        return translated_errors(self.address, self.timeout_seconds)
+
+
+class Calls:
+    """Builds the calls of one connection.
+
+    Args:
+        address: HOST:PORT of the gateway, for error messages.
+        channel: a `grpc.Channel` or a `grpc.aio.Channel`.
+    """
+
+    def __init__(self, address: str, channel: Any) -> None:
+        self._address = address
+        self._search_service = search_pb2_grpc.SearchServiceStub(channel)  # type: ignore[no-untyped-call]
+        self._health_service = health_pb2_grpc.HealthStub(channel)
+
+    def search(self, photo: bytes, timeout_seconds: float, options: SearchOptions) -> Call[SearchAnswer]:
+        """The call of a search.
+
+        Raises:
+            ValueError: an unknown query rule, or a number that does not fit its field.
+        """
+        request = search_request(photo, **options)
+        return Call(self._search_service.Search, request, search_answer, self._address, timeout_seconds)
+
+    def stream_search(self, photo: bytes, timeout_seconds: float, options: SearchOptions) -> Call[SearchEvent | None]:
+        """The call of a streamed search; `read` returns None for events that this client does not know.
+
+        Raises:
+            ValueError: an unknown query rule, or a number that does not fit its field.
+        """
+        request = search_request(photo, **options)
+        read = partial(search_event, results=[])  # each stream collects its own results
+        return Call(self._search_service.StreamSearch, request, read, self._address, timeout_seconds)
+
+    def caption(self, photo: bytes, timeout_seconds: float, options: CaptionOptions) -> Call[CaptionAnswer]:
+        """The call of a caption.
+
+        Raises:
+            ValueError: an unknown query rule, or a number that does not fit its field.
+        """
+        request = caption_request(photo, **options)
+        return Call(self._search_service.Caption, request, caption_answer, self._address, timeout_seconds)
+
+    def health(self, timeout_seconds: float) -> Call[str]:
+        """The call of a health check of the whole server."""
+        request = health_pb2.HealthCheckRequest()
+        return Call(self._health_service.Check, request, health_name, self._address, timeout_seconds)

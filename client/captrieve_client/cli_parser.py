@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arguments of the command `captrieve`, and the completion scripts that shells need for them."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from captrieve_client import __version__
+from captrieve_client.caption_batch import DEFAULT_CONCURRENCY
+from captrieve_client.connection import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_SECONDS, HEALTH_TIMEOUT_SECONDS
+
+COMMAND = "captrieve"
+SHELLS = ("bash", "zsh", "fish")
+
+_QUERY_RULES = ("likeliest-words", "last-two-words", "full-caption")
+_SHEET_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+class UsageError(Exception):
+    """The arguments are wrong; the message is one sentence."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Raises the message, where argparse prints the whole usage.
+
+        Args:
+            message: what is wrong with which argument.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def program_name() -> str:
+    """The command as it was called: `captrieve`, or `python -m captrieve_client` (`client` in a checkout)."""
+    called = Path(sys.argv[0])
+    is_module = called.name == "__main__.py" and called.parent.name in ("captrieve_client", "client")
+    return f"python -m {called.parent.name}" if is_module else COMMAND
+
+
+def make_parser(program: str) -> argparse.ArgumentParser:
+    """Makes the parser of all subcommands.
+
+    Args:
+        program: the command's name in usage and error messages.
+
+    Returns:
+        A parser whose `parse_args` raises `UsageError`.
+    """
+    parser = _Parser(
+        prog=program,
+        description="Search for pictures with a photo, through a Captrieve gateway.",
+        epilog="Exit codes: 0 found, 1 nothing found, 2 wrong usage or rejected request, 3 no answer from the gateway.",
+    )
+    parser.add_argument("--version", action="version", version=f"{COMMAND} {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_search(commands.add_parser("search", help="find pictures that look like a photo"))
+    _add_caption(commands.add_parser("caption", help="describe photos, one line each, in order"))
+    health = commands.add_parser("health", help="ask whether the gateway is ready")
+    _add_common(health, HEALTH_TIMEOUT_SECONDS)
+    completion = commands.add_parser("completion", help="print a completion script for a shell")
+    completion.add_argument("shell", choices=SHELLS, metavar="SHELL", help="bash, zsh or fish")
+    completion.set_defaults(json=False)
+    return parser
+
+
+def completion_script(shell: str) -> str:
+    """Writes the script that completes `captrieve` in a shell.
+
+    Args:
+        shell: one of `SHELLS`.
+
+    Returns:
+        The script.
+    """
+    import shtab
+
+    parser = make_parser(COMMAND)
+    for action in _all_actions(parser):
+        if action.dest in ("photo", "photos", "contact_sheet"):
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+    script: str = shtab.complete(parser, shell)
+    return script
+
+
+def _all_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    found = []
+    for action in parser._actions:
+        found.append(action)
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                found += _all_actions(command)
+    return found
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("photo", metavar="PHOTO", help="JPEG, PNG, WebP or GIF file")
+    _add_common(parser, DEFAULT_TIMEOUT_SECONDS)
+    _add_beams(parser)
+    rule = _add_query_rule(parser)
+    rule.add_argument(
+        "--full-caption",
+        action="store_const",
+        const="full-caption",
+        dest="query_rule",
+        help="the same as --query-rule full-caption",
+    )
+    parser.add_argument(
+        "--provider",
+        choices=("duckduckgo", "catalog"),
+        help="the only provider to ask (default: the gateway's providers, in their order)",
+    )
+    parser.add_argument("--max-results", type=_whole, metavar="N", help="number of results, 1 to 100 (default 10)")
+    parser.add_argument("--min-visual", type=float, metavar="COSINE", help="lowest visual score, -1 to 1")
+    parser.add_argument("--min-semantic", type=float, metavar="SHARE", help="lowest agreement of the title, 0 to 1")
+    parser.add_argument("--words", metavar="WORDS", help="the query, instead of the caption's words")
+    parser.add_argument("--colour", metavar="WORD", help="the colour in the query, instead of the caption's")
+    parser.add_argument("--thing", metavar="WORD", help="the product type in the query, instead of the caption's")
+    parser.add_argument("--explain", action="store_true", help="also list the dropped candidates with their reasons")
+    parser.add_argument(
+        "--contact-sheet",
+        type=_sheet_path,
+        metavar="FILE.png",
+        help="write a picture of the photo and the results (.png or .jpg)",
+    )
+
+
+def _add_caption(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="JPEG, PNG, WebP or GIF file")
+    _add_common(parser, DEFAULT_TIMEOUT_SECONDS)
+    _add_beams(parser)
+    _add_query_rule(parser)
+    parser.add_argument(
+        "--concurrency",
+        type=_whole,
+        default=DEFAULT_CONCURRENCY,
+        metavar="N",
+        help="number of requests in flight at once (default %(default)s)",
+    )
+
+
+def _add_common(parser: argparse.ArgumentParser, timeout_seconds: float) -> None:
+    parser.add_argument(
+        "--address",
+        default=os.environ.get("CAPTRIEVE_ADDRESS") or DEFAULT_ADDRESS,
+        metavar="HOST:PORT",
+        help=f"the gateway (default: the variable CAPTRIEVE_ADDRESS, otherwise {DEFAULT_ADDRESS})",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=timeout_seconds,
+        metavar="SECONDS",
+        help="deadline of each request (default %(default)g)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line, also for errors")
+
+
+def _add_beams(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--beams", type=_whole, default=1, metavar="N", help="beams of beam search (default 1: greedy)")
+
+
+def _add_query_rule(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--query-rule",
+        choices=_QUERY_RULES,
+        help="how the query is derived (default: the first of these that the gateway's model supports)",
+    )
+    return group
+
+
+def _whole(text: str) -> int:
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 999999999")
+    return number
+
+
+def _seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number <= 86400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0 and up to 86400")
+    return number
+
+
+def _sheet_path(text: str) -> Path:
+    path = Path(text)
+    if path.suffix.lower() not in _SHEET_SUFFIXES:
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in {', '.join(_SHEET_SUFFIXES)}")
+    return path

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which query a phone photo should have: its label says the garment, a teacher the colour.
+
+The label leaves open which of the queries that name the garment is right. Learning only "one of these" (partial labels)
+lets the head settle on any of them: after one epoch nearly all trousers were "molly jeans" (training/LOG.md). So each
+query has a weight: how often products are named so, times how likely its colour is. The colour comes from an earlier
+checkpoint, which knows studio photos only and therefore sees the garment cut out on white.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from captioner.preprocessing import fit_photo
+from captioner.query import words_of
+from captioner.word_folding import fold
+from training.captioning import CheckpointCaptioner
+from training.cutouts import cut_out
+from training.phone_photos import PhonePhotoSet
+from training.prepare_data import Product
+from training.query_classes import QueryClasses
+
+MIN_RATIO, MAX_RATIO = 0.02, 20.0  # of a colour's probability to its frequency among products
+
+
+def colour_probabilities(
+    checkpoint: Path, phone: PhonePhotoSet, *, progress: bool = True
+) -> tuple[list[str], npt.NDArray[np.float32]]:
+    """The colours that a teacher sees in phone photos whose background is removed.
+
+    Args:
+        checkpoint: of a captioner with a colour head.
+
+    Returns:
+        The colours' names, and float32 [n, colours], probabilities.
+    """
+    teacher = CheckpointCaptioner.load(checkpoint)
+    head = teacher.heads["colour"]
+    fitted = np.stack(
+        [
+            fit_photo(Image.fromarray(cut_out(photo)), height=teacher.height, width=teacher.width, fit=teacher.fit)
+            for photo in tqdm(phone.pixels, desc="backgrounds removed", unit="photo", disable=not progress)
+        ]
+    )
+    embeddings = torch.from_numpy(teacher.embeddings(fitted))
+    probabilities = torch.softmax(embeddings @ head.weight.T + head.bias, dim=-1)
+    return head.values, probabilities.numpy()
+
+
+def colour_ratios(
+    values: Sequence[str], probabilities: npt.NDArray[np.float32], products: Sequence[Product]
+) -> Mapping[str, npt.NDArray[np.float32]]:
+    """How much more likely than among products each colour word is in each photo.
+
+    Args:
+        values: names of colours ("Navy Blue"); each of their words counts.
+        probabilities: float32 [n, colours].
+        products: their `colour` is one of `values`, or another that does not count.
+
+    Returns:
+        Folded colour word -> float32 [n], between MIN_RATIO and MAX_RATIO.
+    """
+    frequencies = np.array([sum(product.colour == value for product in products) for value in values], np.float32)
+    frequencies /= max(1.0, float(frequencies.sum()))
+    ratios = {}
+    for word in sorted({fold(word) for value in values for word in words_of(value)}):
+        has = np.array([word in {fold(one) for one in words_of(value)} for value in values])
+        ratio = probabilities[:, has].sum(axis=1) / max(1e-4, float(frequencies[has].sum()))
+        ratios[word] = np.clip(ratio, MIN_RATIO, MAX_RATIO)
+    return ratios
+
+
+def query_weights(
+    phone: PhonePhotoSet,
+    queries: QueryClasses,
+    names: Sequence[str],
+    ratios: Mapping[str, npt.NDArray[np.float32]] | None,
+) -> npt.NDArray[np.float32]:
+    """How likely each query class is before the model has its say.
+
+    Args:
+        names: of the training products.
+        ratios: as of `colour_ratios`; None: colours are not known.
+
+    Returns:
+        float32 [n, Q]; rows add up to 1, or to 0 where no class names the garment.
+    """
+    counts = np.zeros(len(queries), dtype=np.float32)
+    for query in queries.ids(names):
+        if query is not None:
+            counts[query] += 1
+    first = [fold(words_of(caption)[0]) if len(words_of(caption)) > 1 else "" for caption in queries.captions]
+    weights = np.zeros((len(phone), len(queries)), dtype=np.float32)
+    for row, photo in enumerate(phone.photos):
+        for query in queries.ending_with(photo.garment.words):
+            ratio = 1.0 if ratios is None or first[query] not in ratios else float(ratios[first[query]][row])
+            weights[row, query] = counts[query] * ratio
+    total = weights.sum(axis=1, keepdims=True)
+    return weights / np.maximum(total, 1e-9)
