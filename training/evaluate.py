@@ -200,12 +200,17 @@ def baselines(
     }
 
 
-def examples(captions: Sequence[str], products: Sequence[Product], count: int = EXAMPLES) -> list[dict[str, str]]:
+def examples(
+    captions: Sequence[str], served: Sequence[str], products: Sequence[Product], count: int = EXAMPLES
+) -> list[dict[str, str]]:
     """Not chosen by hand: those whose id has the smallest SHA-256."""
-    pairs = sorted(
-        zip(captions, products, strict=True), key=lambda pair: hashlib.sha256(pair[1].id.encode()).hexdigest()
+    rows = sorted(
+        zip(captions, served, products, strict=True), key=lambda row: hashlib.sha256(row[2].id.encode()).hexdigest()
     )
-    return [{"id": product.id, "name": product.name, "caption": caption} for caption, product in pairs[:count]]
+    return [
+        {"id": product.id, "name": product.name, "caption": caption, "served": shown}
+        for caption, shown, product in rows[:count]
+    ]
 
 
 def find_gpt2(args: argparse.Namespace) -> Gpt2Bpe | None:
@@ -280,7 +285,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         figures |= of_phone
         if args.pictures is not None:
             write_pictures(figures, args.pictures)
-    figures["examples"] = examples(described.captions, data.products)
+    figures["examples"] = examples(described.captions, described.served, data.products)
     return figures
 
 
