@@ -122,8 +122,8 @@ def robustness_section(figures: Mapping[str, Any]) -> list[str]:
     return [
         "### Photos that are no studio shots",
         "",
-        f"The first {found['n']} validation photos, made worse (`training/photo_degradations.py`), captions ending with",
-        "the query:",
+        f"The first {found['n']} validation photos, made worse (`training/photo_degradations.py`); the captions end with",
+        "the query.",
         "",
         *rows(
             ["photo", *names],
@@ -187,8 +187,8 @@ def card(figures: Mapping[str, Any], record: Mapping[str, Any], notes: str) -> s
         )
     versions = record.get("versions", {})
     parts += [
-        f"Trained at commit {record.get('commit')} for {record.get('minutes')} minutes with torch {versions.get('torch')}",
-        f"and transformers {versions.get('transformers')}; settings in `training.json`, epochs in `history.md`.",
+        f"Trained at commit {record.get('commit')} for {record.get('minutes')} minutes, torch {versions.get('torch')},",
+        f"transformers {versions.get('transformers')}. Settings are in `training.json`, epochs in `history.md`.",
         "",
     ]
     return "\n".join(parts)
