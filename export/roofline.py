@@ -14,6 +14,9 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from training import lite0_shapes
+from training.lite0_shapes import BlockShape
+
 _FP16_BYTES = 2
 _FP32_BYTES = 4
 _FULL_BATCH = 32  # the most photos of one Triton batch, as in export/install_models.py
@@ -61,6 +64,8 @@ class CaptionerSize:
     image_width: int
     patch_size: int
     stem_channels: tuple[int, ...] = ()  # convolutions instead of one patch projection
+    trunk_blocks: tuple[BlockShape, ...] = ()  # of EfficientNet-Lite0; the stem is beside it then, at half the size
+    num_queries: int = 0  # Q, classes of the query head
     encoder_layers: int
     encoder_mlp: int  # M
     num_positions: int  # S
@@ -74,6 +79,12 @@ class CaptionerSize:
     def patch_parameters(self) -> int:
         """Of what turns pixels into S - 1 positions."""
         channels, parameters = 3, 0
+        if self.trunk_blocks:
+            for stage in self.stem_channels:
+                parameters += 9 * stage * channels + 2 * stage  # one 3x3 convolution and its norm
+                channels = stage
+            kernels = sum(outputs * window + 2 * outputs for outputs, window, _ in self._trunk_convolutions())
+            return parameters + kernels + (lite0_shapes.FEATURE_CHANNELS + channels + 1) * self.hidden_size
         for stage in self.stem_channels:
             parameters += 9 * stage * (channels + stage) + 4 * stage  # two 3x3 convolutions, each with its norm
             channels = stage
@@ -84,6 +95,15 @@ class CaptionerSize:
     def patch_products(self) -> int:
         """Multiplications of one photo there."""
         channels, products, pixels = 3, 0, self.image_height * self.image_width
+        if self.trunk_blocks:
+            height, width = self.image_height // 2, self.image_width // 2
+            for stage in self.stem_channels:
+                height, width = -(-height // 2), -(-width // 2)
+                products += height * width * 9 * stage * channels
+                channels = stage
+            kernels = sum(outputs * window * positions for outputs, window, positions in self._trunk_convolutions())
+            wide = lite0_shapes.FEATURE_CHANNELS + channels
+            return products + kernels + (self.num_positions - 1) * wide * self.hidden_size
         for stage in self.stem_channels:
             pixels //= 4
             products += pixels * 9 * stage * (channels + stage)
@@ -91,11 +111,24 @@ class CaptionerSize:
         window = 1 if self.stem_channels else self.patch_size**2
         return products + (self.num_positions - 1) * window * channels * self.hidden_size
 
+    def _trunk_convolutions(self) -> Iterator[tuple[int, int, int]]:
+        """(outputs, products per output, positions) of each convolution of the trunk."""
+        height, width = -(-self.image_height // 2), -(-self.image_width // 2)
+        yield lite0_shapes.STEM_CHANNELS, 9 * 3, height * width
+        for block in self.trunk_blocks:
+            wide = block.inputs * block.expansion
+            if block.expansion != 1:
+                yield wide, block.inputs, height * width
+            height, width = -(-height // block.stride), -(-width // block.stride)
+            yield wide, block.kernel**2, height * width
+            yield block.outputs, wide, height * width
+
     @property
     def encoder_parameters(self) -> int:
         width, mlp = self.hidden_size, self.encoder_mlp
         layer = 4 * width * (width + 1) + 2 * width * mlp + mlp + width + 4 * width
-        return self.patch_parameters + (1 + self.num_positions) * width + self.encoder_layers * layer + 2 * width
+        head = self.num_queries * (width + 1)
+        return self.patch_parameters + (1 + self.num_positions) * width + self.encoder_layers * layer + 2 * width + head
 
     @property
     def prefill_parameters(self) -> int:
@@ -134,9 +167,9 @@ VIT_BASE_GPT2 = CaptionerSize(
     num_positions=197, hidden_size=768, num_layers=12, max_tokens=32, decoder_positions=1024, vocab_size=50257,
 )  # fmt: skip
 FASHION_SMALL = CaptionerSize(
-    name="fashion-small", image_height=80, image_width=64, patch_size=8, stem_channels=(48, 96, 192),
-    encoder_layers=6, encoder_mlp=1024, num_positions=81, hidden_size=256, num_layers=4, max_tokens=24,
-    decoder_positions=24, vocab_size=4096,
+    name="fashion-small", image_height=192, image_width=144, patch_size=32, stem_channels=(24, 48, 96, 192),
+    trunk_blocks=lite0_shapes.LITE0_BLOCKS, num_queries=1173, encoder_layers=2, encoder_mlp=1024, num_positions=31,
+    hidden_size=256, num_layers=4, max_tokens=24, decoder_positions=24, vocab_size=4096,
 )  # fmt: skip
 SIZES = {"full": VIT_BASE_GPT2, "small": FASHION_SMALL}
 
@@ -180,11 +213,17 @@ def encoder_work(size: CaptionerSize, photos: int) -> Work:
     # Written once and read once: two norms, queries, keys, values, attention, two sums, and the MLP's inside.
     layer_values = 8 * positions * width + positions * mlp
     values = 2 * size.encoder_layers * layer_values * _FP16_BYTES + 3 * size.image_height * size.image_width
+    if size.trunk_blocks:
+        trunk = list(size._trunk_convolutions())
+        convolutions = len(size.stem_channels) + len(trunk)
+        values += 2 * sum(outputs * positions for outputs, _, positions in trunk) * _FP16_BYTES
+    else:
+        convolutions = 2 * len(size.stem_channels)
     return Work(
         flops=_POINT * photos * (size.patch_products + size.encoder_layers * layer),
         weight_bytes=size.encoder_parameters * _FP16_BYTES,
         other_bytes=photos * values,
-        kernels=4 + 2 * len(size.stem_channels) + 8 * size.encoder_layers,
+        kernels=4 + convolutions + 8 * size.encoder_layers,
         rows=photos * positions,
     )
 

@@ -16,12 +16,11 @@ from torch.nn import functional  # noqa: E402
 from training import pretrained  # noqa: E402
 from training.depthwise_convolution import depthwise_conv2d  # noqa: E402
 from training.efficientnet_lite import (  # noqa: E402
-    FEATURE_CHANNELS,
-    LITE0_BLOCKS,
     EfficientNetLite0,
     FrozenNormConv2d,
     converted_state,
 )
+from training.lite0_shapes import FEATURE_CHANNELS, LITE0_BLOCKS  # noqa: E402
 from training.pretrained import PretrainedError, convert, load_trunk, published_weights  # noqa: E402
 
 pytestmark = pytest.mark.torch

@@ -20,6 +20,7 @@ from tests.fakes.tiny_training import one_thread as one_thread  # noqa: E402
 from training.caption_dataset import IGNORED, AuxiliaryClasses, CaptionDataset, OtherPhotos, tokenize  # noqa: E402
 from training.caption_model import HybridStem, HybridViTConfig, normalise  # noqa: E402
 from training.checkpoint import TITLES_FILE  # noqa: E402
+from training.feature_cache import FeatureCache  # noqa: E402
 from training.neighbour_names import NeighbourNames, neighbour_names  # noqa: E402
 from training.new_captioner import captioner_of_checkpoint, new_captioner  # noqa: E402
 from training.no_product_pictures import no_product_pictures  # noqa: E402
@@ -183,6 +184,28 @@ def test_checkpoint_holds_the_query_head_its_classes_and_the_title_encoder(
     assert (found - expected).norm() / expected.norm() < 0.02  # FP16
 
 
+def test_cached_features_teach_what_computed_ones_do(
+    data: Data, queries: QueryClasses, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("augment", "augment_street"):
+        monkeypatch.setattr(f"training.caption_dataset.{name}", lambda pixels, generator, grounds=None: pixels)
+    preset = dataclasses.replace(TINY_HYBRID, dropout=0.0, patch_dropout=0.0, word_dropout=0.0)
+    computed, cached = new_trainer(data, queries, preset), new_trainer(data, queries, preset)
+    cached.open_feature_cache(tmp_path, 1)
+    assert cached.feature_cache is not None
+    losses = [[one.train_step() for _ in range(3)] for one in (computed, cached)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)  # FP16 features, and pixels that are rounded
+    # A second run reads the files, and the first step that moves the trunk removes them.
+    again = new_trainer(data, queries, preset)
+    monkeypatch.setattr(FeatureCache, "_write", lambda *args: pytest.fail("the features were computed again"))
+    again.open_feature_cache(tmp_path, 1)
+    assert [again.train_step() for _ in range(3)] == losses[1]
+    again.step = again.steps_per_epoch
+    again.train_step()
+    assert again.feature_cache is None
+    assert not list(tmp_path.iterdir())
+
+
 # What each kind of photo is to teach
 
 
@@ -199,8 +222,8 @@ def dataset(data: Data, queries: QueryClasses) -> CaptionDataset:
 def test_phone_photo_teaches_that_one_of_some_classes_is_right(dataset: CaptionDataset, queries: QueryClasses) -> None:
     rows = np.array([0, 50, 51, 56])  # a product, a T-shirt, shoes, the T-shirt again
     targets = dataset.targets(rows)
-    assert targets.query_sets[0].sum() == 0
-    named = [[queries.captions[i] for i in row.nonzero().flatten().tolist()] for row in targets.query_sets[1:]]
+    assert targets.query_weights[0].sum() == 0
+    named = [[queries.captions[i] for i in row.nonzero().flatten().tolist()] for row in targets.query_weights[1:]]
     assert all("T-shirt" in one for one in named[0])
     assert all("Shoes" in one for one in named[1])
     assert named[2] == named[0]
@@ -214,7 +237,7 @@ def test_picture_of_nothing_teaches_the_empty_class(dataset: CaptionDataset) -> 
     targets = dataset.targets(np.array([62, 71]))
     assert targets.queries.tolist() == [NO_PRODUCT, NO_PRODUCT]
     assert (targets.labels == IGNORED).all()
-    assert not targets.query_sets.any()
+    assert not targets.query_weights.any()
     assert all((ids == IGNORED).all() for ids in targets.auxiliary.values())
 
 

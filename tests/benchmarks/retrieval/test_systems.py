@@ -80,8 +80,8 @@ def test_systems_answer_what_they_are_named_for(gallery: SearchedGallery) -> Non
     assert set(found["two words + semantic filter"]) == {0, 3}, "other colours and things agree by less than 0.7"
     assert found[OURS] == [3]
     assert found["ours with beams"] == [3, 1], "beam search holds a blue shirt for possible"
-    assert found["ours, without lookalikes' names"] == found["ours, the two words taken as certain"] == [3]
-    assert found["lookalikes' names, no captioner"] == [2, 3], "the bag looks most alike: it may be a bag"
+    assert found["ours, without neighbours' names"] == found["ours, the two words taken as certain"] == [3]
+    assert found["neighbours' names, no captioner"] == [2, 3], "the bag looks most alike: it may be a bag"
     assert found["ours, pictures in doubt captioned"] == [2, 3]
     assert found["oracle words"][0] == 1
     assert found["oracle words and looks"] == [1]
@@ -99,7 +99,7 @@ def test_caption_without_words_finds_nothing_by_words(gallery: SearchedGallery) 
         OURS,
         "ours, the caption's last two words",
         "ours with beams",
-        "ours, without lookalikes' names",
+        "ours, without neighbours' names",
         "ours, the two words taken as certain",
         "full caption",
         "full caption, words and looks",
