@@ -21,6 +21,9 @@ _log = logging.getLogger(__name__)
 # Former names of variables: they still work, with a warning.
 _RENAMED = {f"{PREFIX}LOOKALIKE_WEIGHT": f"{PREFIX}NEIGHBOUR_WEIGHT"}
 
+# Former settings: they still may be set, with a warning.
+_REMOVED = {f"{PREFIX}CAPTION_THUMBNAILS": "the gateway no longer captions thumbnails"}
+
 # Read by the client's command line, not by the gateway; not a typing error here.
 _OTHERS = {"CAPTRIEVE_ADDRESS"}
 
@@ -62,7 +65,6 @@ class GatewayConfig:
     min_semantic_score: float = 0.5  # agreement with what the photo may be called, 0 to 1
     visual_weight: float = 0.5  # of the visual score in the final one, 0 to 1; the semantic score has the rest
     neighbour_weight: float = 0.5  # of the nearest neighbours' names, 0 to 1; the caption has the rest
-    caption_thumbnails: int = 0  # of the best results whose titles leave a word open, 0 to 20: see docs/refinement.md
     reflection: bool = True  # serve gRPC reflection
     drain_seconds: float = 10.0  # at SIGTERM, for requests in flight to finish
 
@@ -105,7 +107,6 @@ class GatewayConfig:
             ("min_semantic_score", 0, 1),
             ("visual_weight", 0, 1),
             ("neighbour_weight", 0, 1),
-            ("caption_thumbnails", 0, 20),
             ("drain_seconds", 0, 600),
             ("duckduckgo_min_interval_seconds", 0, 3600),
             ("cache_bytes", 0, 2**40),
@@ -137,8 +138,11 @@ class GatewayConfig:
                 problems.append(f"{old} is the former name of {new}: set one of them")
             elif old in environ:
                 _log.warning("%s is deprecated: it is called %s now", old, new)
+        for variable, reason in _REMOVED.items():
+            if variable in environ:
+                _log.warning("%s is deprecated and has no effect any more: %s", variable, reason)
         for variable, text in with_current_names(environ).items():
-            if not variable.startswith(PREFIX) or variable in _OTHERS:
+            if not variable.startswith(PREFIX) or variable in _OTHERS or variable in _REMOVED:
                 continue
             name = variable.removeprefix(PREFIX).lower()
             if name not in fields:

@@ -23,7 +23,6 @@ from captioner.query import QueryRule
 from search_gateway.deadline import Deadline
 from search_gateway.errors import InvalidPhotoError, PhotoTooLargeError, SearchError
 from search_gateway.imaging.decoder_pool import DecoderPool
-from search_gateway.picture_reader import PictureReader
 from search_gateway.providers.base import Candidate
 from search_gateway.providers.chain import Degradation, ProviderChain, ProviderResult
 from search_gateway.ranking.duplicates import colour_grid
@@ -96,7 +95,6 @@ class Pipeline:
     providers: ProviderChain
     thumbnails: ThumbnailFetcher
     thumbnail_timeout_seconds: float
-    pictures: PictureReader | None = None  # a second opinion on the best candidates; None: titles alone count
     synonyms: Synonyms = field(default_factory=Synonyms.builtin)
     query_classes: Sequence[str] = ()  # of the model's query head; empty where it has none
 
@@ -141,13 +139,6 @@ class Pipeline:
         with watch.stage("refine"):  # 8
             hypotheses = self._hypotheses(words, query, options, embedding, found.candidates)
             reranked = rerank(embedding, query, hypotheses, seen, options.limits, self.synonyms)
-        if self.pictures is not None:
-            with watch.stage("read"):
-                reading = Deadline(max(0.0, deadline.remaining_seconds() - _RESERVE_SECONDS))
-                read, problems = await self.pictures.read(reranked, seen, reading)
-            with watch.stage("refine"):
-                reranked = rerank(embedding, query, hypotheses, read, options.limits, self.synonyms)
-            degraded = degraded + problems
         for result in reranked.kept:
             yield result
         yield SearchAnswer(

@@ -26,7 +26,6 @@ from search_gateway.config import GatewayConfig
 from search_gateway.errors import ConfigError, InferenceError
 from search_gateway.imaging.decoder_pool import DecoderPool
 from search_gateway.kserve import kserve_service, protocol
-from search_gateway.picture_reader import PictureReader
 from search_gateway.pipeline import Pipeline
 from search_gateway.providers.base import Provider
 from search_gateway.providers.chain import ProviderChain
@@ -123,11 +122,6 @@ class Gateway:
         )
         small_photos = self._photo_decoder(contract, _THUMBNAIL_LIMITS)
         tritons = await self._start_tritons(contract)
-        pictures = None
-        if config.caption_thumbnails:
-            pictures = PictureReader(
-                small_photos, tritons, tokenizer, contract, config.caption_thumbnails, query_classes
-            )
         pipeline = Pipeline(
             contract=contract,
             tokenizer=tokenizer,
@@ -137,7 +131,6 @@ class Gateway:
             providers=providers,
             thumbnails=thumbnails,
             thumbnail_timeout_seconds=config.thumbnail_timeout_seconds,
-            pictures=pictures,
             query_classes=query_classes,
         )
         await self._serve(server, pipeline, cache)

@@ -73,7 +73,6 @@ def parse_args() -> argparse.Namespace:
     )
     # Evaluation
     parser.add_argument("--beams", type=int, default=4, help="of the row with beam search")
-    parser.add_argument("--pictures", action="store_true", help="caption the gallery as well, some minutes more")
     parser.add_argument("--gateway", metavar="HOST:PORT", help="ask a gateway as well, whose catalogue is the gallery")
     parser.add_argument(
         "--write-gallery", type=Path, metavar="FOLDER", help="only write the gallery for such a catalogue"
@@ -91,8 +90,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/fashion-small"), help="gets the settings")
     parser.add_argument("--curves", type=Path, metavar="FILE", help="write the calibration's curves as a picture")
     args = parser.parse_args()
-    if args.phone is not None and (args.calibrate or args.plot or args.sheet or args.pictures):
-        parser.error("--phone cannot be combined with --calibrate, --plot, --sheet or --pictures")
+    if args.phone is not None and (args.calibrate or args.plot or args.sheet):
+        parser.error("--phone cannot be combined with --calibrate, --plot or --sheet")
     return args
 
 
@@ -104,7 +103,6 @@ class Prepared:
     queries: list[Query]
     grades: list[npt.NDArray[np.int64]]  # of each query, [gallery]
     gallery: Embeddings
-    picture_words: list[str]  # of the gallery; empty where they were not computed
     catalogue: Path
     fingerprint: str
 
@@ -116,7 +114,6 @@ def prepare(
     count: int | None,
     *,
     num_beams: int = 1,
-    with_pictures: bool = False,
 ) -> Prepared:
     """Read the set, let the models read its photos, and write the catalogue."""
     contract = reader.contract
@@ -146,10 +143,7 @@ def prepare(
         for row, product in zip(chosen.query_rows.tolist(), chosen.queries, strict=True)
     ]  # fmt: skip
     grades = [relevance.grades(one) for one in chosen.queries]
-    picture_words = []
-    if with_pictures:
-        picture_words = [one.query for one in reader.words(data.subset(chosen.gallery_rows.tolist()))]
-    return Prepared(chosen, queries, grades, gallery, picture_words, catalogue, fingerprint)
+    return Prepared(chosen, queries, grades, gallery, catalogue, fingerprint)
 
 
 def _catalogue(folder: Path, titles: Sequence[str], gallery: Embeddings, fingerprint: str) -> Path:
@@ -174,7 +168,7 @@ def limits_of(config: GatewayConfig) -> RefinementLimits:
 
 def evaluate(args: argparse.Namespace, reader: PhotoReader) -> None:
     """Run every system on every query and report."""
-    ready = prepare(args, reader, evaluation_set, args.queries, num_beams=args.beams, with_pictures=args.pictures)
+    ready = prepare(args, reader, evaluation_set, args.queries, num_beams=args.beams)
     config = with_calibration(GatewayConfig(model_repository=args.models), {})
     settings = Settings(limits_of(config), config.max_candidates)
     rankings: dict[str, list[Ranking]] = {}
@@ -182,9 +176,7 @@ def evaluate(args: argparse.Namespace, reader: PhotoReader) -> None:
     with ExitStack() as opened:
         gallery = opened.enter_context(SearchedGallery(ready.catalogue, ready.fingerprint))
         whitening = Whitening(ready.gallery.served, SHRINKAGE)
-        searches = systems(
-            gallery, ready.gallery.patch_mean, whitening, ready.gallery.served, ready.picture_words, settings
-        )
+        searches = systems(gallery, ready.gallery.patch_mean, whitening, ready.gallery.served, settings)
         if args.gateway is not None:
             ids = [product.id for product in ready.chosen.gallery]
             asked_gateway = opened.enter_context(AskedGateway(args.gateway, args.data, ids))

@@ -20,11 +20,10 @@ from tqdm import tqdm
 from captioner.photo_words import PhotoWords
 from captioner.query import QueryRule, query_from_caption, words_of
 from search_gateway.catalog.store import CatalogEntry, CatalogProduct, CatalogStore, PhotoStamp
-from search_gateway.picture_reader import worth_reading
 from search_gateway.providers.base import Candidate
 from search_gateway.providers.catalog import CatalogProvider
 from search_gateway.ranking.query_hypotheses import QueryHypotheses, neighbour_hypotheses, photo_hypotheses
-from search_gateway.ranking.rerank import InspectedCandidate, RefinementLimits, RerankResult, rerank
+from search_gateway.ranking.rerank import InspectedCandidate, RefinementLimits, rerank
 from search_gateway.ranking.word_agreement import Synonyms
 
 Floats = npt.NDArray[np.float32]
@@ -32,7 +31,6 @@ Ranking = list[int]
 
 TIMEOUT_SECONDS = 60.0  # of one find: on a busy machine nothing may be lost to time
 NO_FILTER = -1.0  # cosine
-NUM_PICTURES = 20  # the most that CAPTRIEVE_CAPTION_THUMBNAILS takes
 _BATCH = 2000  # products a transaction
 
 VISUAL = "visual only"
@@ -119,7 +117,8 @@ class SearchedGallery:
         limits: RefinementLimits,
     ) -> Ranking:
         """The places that `rerank` keeps."""
-        return _places(rerank(query.embedding, words, hypotheses, seen, limits, self._synonyms))
+        reranked = rerank(query.embedding, words, hypotheses, seen, limits, self._synonyms)
+        return [place_of(one.candidate.url) for one in reranked.kept]
 
     def answered(
         self,
@@ -127,32 +126,13 @@ class SearchedGallery:
         said: PhotoWords,
         seen: Sequence[InspectedCandidate],
         limits: RefinementLimits,
-        picture_words: Sequence[str] | None = None,
     ) -> Ranking:
-        """What the pipeline makes of a photo's words and its candidates.
-
-        Args:
-            picture_words: what the picture at each place reads as; NUM_PICTURES in doubt are asked. None: nobody is.
-        """
+        """What the pipeline makes of a photo's words and its candidates."""
         found = [one.candidate for one in seen]
         hypotheses = photo_hypotheses(
             said.caption, said.rule, query.embedding, found, limits.neighbour_weight, said.distribution
         )
-        words = said.query
-        reranked = rerank(query.embedding, words, hypotheses, seen, limits, self._synonyms)
-        if picture_words is None:
-            return _places(reranked)
-        asked = {place_of(one.candidate.url) for one in worth_reading(reranked)[:NUM_PICTURES]}
-        places = [place_of(one.candidate.url) for one in seen]
-        read = [
-            replace(one, picture_words=picture_words[place]) if place in asked else one
-            for one, place in zip(seen, places, strict=True)
-        ]
-        return self.reranked(query, words, hypotheses, read, limits)
-
-
-def _places(reranked: RerankResult) -> Ranking:
-    return [place_of(one.candidate.url) for one in reranked.kept]
+        return self.reranked(query, said.query, hypotheses, seen, limits)
 
 
 @dataclass(frozen=True)
@@ -168,7 +148,6 @@ def systems(
     patch_mean: Floats,
     whitening: Whitening,
     embeddings: Floats,
-    picture_words: Sequence[str],
     settings: Settings,
 ) -> dict[str, Callable[[Query], Ranking]]:
     """Name -> search.
@@ -176,7 +155,6 @@ def systems(
     Args:
         patch_mean: of the gallery, [n, D].
         embeddings: of the gallery, [n, D].
-        picture_words: of the gallery, n; empty where no picture was captioned.
     """
     limits, most, count = settings.limits, settings.max_candidates, settings.limits.max_results
     whitened = whitening(embeddings)
@@ -202,10 +180,6 @@ def systems(
         seen = gallery.candidates(words, most, query.embedding)
         return gallery.reranked(query, words, QueryHypotheses.certain(words), seen, limits)
 
-    def pictures_asked(query: Query) -> Ranking:
-        seen = gallery.candidates(query.words.query, most, query.embedding)
-        return gallery.answered(query, query.words, seen, limits, picture_words=picture_words)
-
     def named_by_neighbours(query: Query) -> Ranking:
         # As ours with the likeliest name in the place of the caption: what can be had without a captioner.
         names = neighbour_hypotheses(query.embedding, gallery.nearest_neighbours(query.embedding, most))
@@ -214,7 +188,7 @@ def systems(
         words = names.hypotheses[0].query
         return gallery.reranked(query, words, names, gallery.candidates(words, most, query.embedding), limits)
 
-    every: dict[str, Callable[[Query], Ranking]] = {
+    return {
         VISUAL: lambda query: gallery.by_looks(query.embedding, count),
         PATCH_MEAN: lambda query: nearest(patch_mean, query.patch_mean, count),
         WHITENED: lambda query: nearest(whitened, whitening(query.embedding[None])[0], count),
@@ -233,9 +207,6 @@ def systems(
         "oracle words": lambda query: gallery.by_words(query_from_caption(query.name), count),
         "oracle words and looks": lambda query: certain(query, query_from_caption(query.name)),
     }
-    if picture_words:
-        every["ours, pictures in doubt captioned"] = pictures_asked
-    return every
 
 
 def nearest(gallery: Floats, embedding: Floats, count: int) -> Ranking:

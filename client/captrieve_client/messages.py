@@ -139,7 +139,7 @@ class Result:
     reason: str
     thumbnail: bytes = b""  # an image file, empty if the gateway has none
     duplicates: tuple[Duplicate, ...] = ()  # other sources of the same picture
-    picture_words: str = ""  # with `explain`: the words of the thumbnail's own caption, if the gateway made one
+    picture_words: str = ""  # deprecated: gateways no longer caption thumbnails and leave this empty
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
                 case str():
                     yield search_pb2.SearchEvent(query=event)
                 case ScoredResult():
-                    yield search_pb2.SearchEvent(result=_result_message(event, explain=request.explain))
+                    yield search_pb2.SearchEvent(result=_result_message(event))
                 case SearchAnswer():
                     summary = _search_response(event, self._model, explain=request.explain, with_results=False)
                     yield search_pb2.SearchEvent(summary=summary)
@@ -103,12 +103,12 @@ def _search_response(
     response = search_pb2.SearchResponse(
         query=answer.query,
         provider=answer.found.provider,
-        results=_results(reranked.kept if with_results else (), explain=explain),
+        results=_results(reranked.kept if with_results else ()),
         counts=_counts(answer),
         empty_reason=answer.empty_reason,
         timings=_timings(answer.timings_ms),
         degraded=[search_pb2.Degradation(part=one.part, reason=one.reason) for one in answer.degraded],
-        dropped=_results(reranked.dropped if explain else (), explain=explain),
+        dropped=_results(reranked.dropped if explain else ()),
         model=model,
         readings=[
             search_pb2.Reading(query=one.query, probability=one.probability) for one in answer.hypotheses.hypotheses
@@ -119,7 +119,7 @@ def _search_response(
     if answer.caption is not None:
         response.caption.CopyFrom(_caption_message(answer.caption))
     if not reranked.kept and reranked.dropped:
-        response.nearest_miss.CopyFrom(_result_message(reranked.dropped[0], explain=explain))
+        response.nearest_miss.CopyFrom(_result_message(reranked.dropped[0]))
     return response
 
 
@@ -162,11 +162,11 @@ def _caption_message(caption: captions.Caption) -> search_pb2.Caption:
     )
 
 
-def _results(judged: Sequence[ScoredResult], *, explain: bool) -> Iterable[search_pb2.Result]:
-    return [_result_message(one, explain=explain) for one in judged]
+def _results(judged: Sequence[ScoredResult]) -> Iterable[search_pb2.Result]:
+    return [_result_message(one) for one in judged]
 
 
-def _result_message(judged: ScoredResult, *, explain: bool) -> search_pb2.Result:
+def _result_message(judged: ScoredResult) -> search_pb2.Result:
     candidate = judged.candidate
     thumbnail = judged.thumbnail or b""
     return search_pb2.Result(
@@ -186,7 +186,6 @@ def _result_message(judged: ScoredResult, *, explain: bool) -> search_pb2.Result
         duplicates=[
             search_pb2.Duplicate(source=other.source, url=other.url, title=other.title) for other in judged.duplicates
         ],
-        picture_words=judged.picture_words if explain else "",
     )
 
 

@@ -32,12 +32,10 @@ class Agreement:
     Attributes:
         score: 0 to 1.
         wording: what the title says or lacks, to be written after "its title".
-        is_undetermined: whether the title neither confirms nor contradicts a word of the query.
     """
 
     score: float
     wording: str
-    is_undetermined: bool
 
 
 class ExpectedAgreement:
@@ -66,23 +64,15 @@ class ExpectedAgreement:
                 self._told.append((one, places))
             names.append(TextWords(one.query, synonyms))
         self._most_likely = hypotheses.hypotheses[0]
-        self._nothing = TextWords("", synonyms)
-        self._best = max(self._mean([value for value, _ in self._values(name, self._nothing)]) for name in names)
+        self._best = max(self._mean(self._values(name)) for name in names)
 
-    def of(self, title: str, picture_words: str = "") -> Agreement:
-        """The agreement of a title.
-
-        Args:
-            title: of a candidate.
-            picture_words: the last words of the caption of its picture; empty where it was not captioned.
-        """
+    def of(self, title: str) -> Agreement:
+        """The agreement of a candidate's title."""
         text = TextWords(title, self._synonyms)
-        picture = TextWords(picture_words, self._synonyms) if picture_words else self._nothing
-        found = self._values(text, picture)
-        values = [value for value, _ in found]
+        values = self._values(text)
         score = min(max(self._mean(values) / self._best, 0.0), 1.0) if self._best > 0 else 0.0
         said = wording(self._query, text, self._synonyms) + self._other_name(values)
-        return Agreement(score, said, is_undetermined=any(found[place][1] for place in self._own))
+        return Agreement(score, said)
 
     def _add(self, words: QueryWords, probability: float) -> list[int]:
         """Add a hypothesis's probability to the weights of its words; returns the places of the words."""
@@ -99,8 +89,8 @@ class ExpectedAgreement:
             places.append(place)
         return places
 
-    def _values(self, title: TextWords, picture: TextWords) -> list[tuple[float, bool]]:
-        return [word.value(title, picture, self._weights) for word in self._places]
+    def _values(self, title: TextWords) -> list[float]:
+        return [word.value(title, self._weights) for word in self._places]
 
     def _mean(self, values: Sequence[float]) -> float:
         return self._agreed + sum(share * value for share, value in zip(self._shares, values, strict=True))

@@ -53,7 +53,6 @@ class InspectedCandidate:
     thumbnail: bytes | None = None
     failure: Verdict | None = None
     colour_grid: npt.NDArray[np.uint8] | None = None  # of duplicates.py; None where the pixels were not decoded
-    picture_words: str = ""  # the last words of the thumbnail's own caption; empty where it was not captioned
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,6 @@ class ScoredResult:
     score: float
     verdict: Verdict
     reason: str
-    is_undetermined: bool = False  # the picture's own caption may decide about a word of the query
-    picture_words: str = ""
     duplicates: tuple[Candidate, ...] = ()  # the same picture elsewhere, best first
 
 
@@ -120,34 +117,23 @@ def rerank(
 def _judge(
     photo: npt.NDArray[np.float32], agreement: ExpectedAgreement, seen: InspectedCandidate, limits: RefinementLimits
 ) -> ScoredResult:
-    words = agreement.of(seen.candidate.title, seen.picture_words)
+    words = agreement.of(seen.candidate.title)
     if seen.embedding is None:
         verdict = seen.failure or Verdict.DROPPED_UNFETCHABLE
         what = "fetched" if verdict is Verdict.DROPPED_UNFETCHABLE else "read"
         return ScoredResult(seen.candidate, None, 0.0, words.score, 0.0, verdict, f"its thumbnail could not be {what}")
     visual = float(np.clip(photo @ seen.embedding, -1.0, 1.0))
     score = limits.visual_weight * visual + (1 - limits.visual_weight) * words.score
-    picture = f"; its picture reads as {seen.picture_words!r}" if seen.picture_words else ""
     if visual < limits.min_visual_score:
         verdict = Verdict.DROPPED_VISUAL
         reason = f"looks too different: {visual:.2f}, the least is {limits.min_visual_score:.2f}"
     elif words.score < limits.min_semantic_score:
         verdict = Verdict.DROPPED_SEMANTIC
-        reason = f"its title {words.wording}: {words.score:.2f}, the least is {limits.min_semantic_score:.2f}{picture}"
+        reason = f"its title {words.wording}: {words.score:.2f}, the least is {limits.min_semantic_score:.2f}"
     else:
         verdict = Verdict.KEPT
-        reason = f"looks like the photo ({visual:.2f}) and its title {words.wording}{picture}"
-    return ScoredResult(
-        seen.candidate,
-        seen.thumbnail,
-        visual,
-        words.score,
-        score,
-        verdict,
-        reason,
-        is_undetermined=words.is_undetermined,
-        picture_words=seen.picture_words,
-    )
+        reason = f"looks like the photo ({visual:.2f}) and its title {words.wording}"
+    return ScoredResult(seen.candidate, seen.thumbnail, visual, words.score, score, verdict, reason)
 
 
 def _with_duplicates(

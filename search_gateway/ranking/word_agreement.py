@@ -2,8 +2,7 @@
 """How well a title agrees with the words of a query, word by word; colour and product type count apart.
 
 Words agree when they are equal after folding (case, hyphens, plural) or belong to one group of `synonyms.json`. A title
-that names another colour contradicts the query; a title that names none leaves the colour undetermined. The words of
-the picture's own caption may then decide.
+that names another colour contradicts the query; a title that names none leaves the colour undetermined.
 """
 
 from __future__ import annotations
@@ -61,11 +60,9 @@ class WordWeights:
     product_type_weight: float = 0.6
     mixed_colour: float = 0.75  # the title has the colour and another beside it
     unsaid_colour: float = 0.5  # the title names no colour
-    # Of the picture's caption where the title leaves a word undetermined: about as often as a caption's word is right.
-    picture_trust: float = 0.7
 
     def __post_init__(self) -> None:
-        for name in ("product_type_weight", "mixed_colour", "unsaid_colour", "picture_trust"):
+        for name in ("product_type_weight", "mixed_colour", "unsaid_colour"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it goes from 0 to 1")
         if self.unsaid_colour > self.mixed_colour:
@@ -105,7 +102,7 @@ class QueryWords:
 
 
 class TextWords:
-    """The words of a title or a caption, taken apart once for any number of queries."""
+    """The words of a title, taken apart once for any number of queries."""
 
     def __init__(self, text: str, synonyms: Synonyms):
         words = words_of(_T_SHIRT.sub("t", text))
@@ -137,31 +134,15 @@ class WantedWord:
     def is_in(self, text: TextWords) -> bool:
         return not self.meanings.isdisjoint(text.meanings)
 
-    def value(self, title: TextWords, picture: TextWords, weights: WordWeights) -> tuple[float, bool]:
-        """How well a title agrees with this word, 0 to 1, and whether it leaves the word undetermined.
-
-        The picture's words then count with the weight `picture_trust`.
-        """
-        own, is_undetermined = self._own_value(title, weights)
-        opinion = self._opinion(picture) if is_undetermined else None
-        if opinion is not None:
-            own += weights.picture_trust * (opinion - own)
-        return own, is_undetermined
-
-    def _own_value(self, title: TextWords, weights: WordWeights) -> tuple[float, bool]:
+    def value(self, title: TextWords, weights: WordWeights) -> float:
+        """How well a title agrees with this word, 0 to 1."""
         has = self.is_in(title)
         if self.asked is None:
-            return (1.0, False) if has else (0.0, True)
+            return 1.0 if has else 0.0
         has_others = bool(title.other_colours(self.asked))
         if has:
-            return (weights.mixed_colour, True) if has_others else (1.0, False)
-        return (0.0, False) if has_others else (weights.unsaid_colour, True)
-
-    def _opinion(self, picture: TextWords) -> float | None:
-        """Whether the picture's words confirm (1) or contradict (0) the word; None where they say nothing about it."""
-        if self.is_in(picture):
-            return 1.0
-        return 0.0 if self.asked is not None and picture.other_colours(self.asked) else None
+            return weights.mixed_colour if has_others else 1.0
+        return 0.0 if has_others else weights.unsaid_colour
 
 
 def wanted_words(query: QueryWords, synonyms: Synonyms) -> list[WantedWord]:

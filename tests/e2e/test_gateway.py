@@ -272,23 +272,6 @@ def test_same_picture_of_two_shops_is_one_result(start_gateway: StartGateway, co
     assert (counts.found, counts.kept, counts.duplicates) == (3, 2, 1)
 
 
-def test_thumbnails_caption_speaks_where_the_title_does_not(
-    start_gateway: StartGateway, connect: Any, photo: bytes
-) -> None:
-    silent = [candidate("8903", photo)]
-    request = search_pb2.SearchRequest(photo=photo, explain=True)
-    without = connect(start_gateway(providers=[ScriptedProvider(silent)])).Search(request, timeout=30)
-    assert not without.results
-    stub = connect(start_gateway(providers=[ScriptedProvider(silent)], caption_thumbnails=3))
-    answer = stub.Search(request, timeout=30)
-    # It is the photo itself, so it reads as the query.
-    assert answer.results[0].picture_words == answer.query
-    assert f"its picture reads as {answer.query!r}" in answer.results[0].reason
-    assert answer.results[0].semantic_score > without.nearest_miss.semantic_score
-    assert "read" in [timing.stage for timing in answer.timings]
-    assert not answer.degraded
-
-
 def test_results_that_look_different_are_dropped_with_a_reason(
     start_gateway: StartGateway, connect: Any, photo: bytes
 ) -> None:

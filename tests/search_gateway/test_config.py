@@ -52,7 +52,6 @@ OTHERS: dict[str, tuple[str, object]] = {
     "min_semantic_score": ("1", 1.0),
     "visual_weight": ("0", 0.0),
     "neighbour_weight": ("1", 1.0),
-    "caption_thumbnails": ("20", 20),
     "reflection": ("false", False),
     "drain_seconds": ("0", 0.0),
 }
@@ -208,7 +207,6 @@ def test_no_number_and_endless_numbers_are_refused(name: str, text: str) -> None
         ("min_semantic_score", "-0.01", "0", "1", "1.01"),
         ("visual_weight", "-0.01", "0", "1", "1.01"),
         ("neighbour_weight", "-0.01", "0", "1", "1.01"),
-        ("caption_thumbnails", "-1", "0", "20", "21"),
         ("drain_seconds", "-0.01", "0", "600", "600.1"),
         ("duckduckgo_min_interval_seconds", "-0.01", "0", "3600", "3600.1"),
         ("cache_bytes", "-1", "0", str(2**40), str(2**40 + 1)),
@@ -267,3 +265,10 @@ def test_former_name_of_a_variable_works_with_a_warning(caplog: pytest.LogCaptur
     assert "CAPTRIEVE_NEIGHBOUR_WEIGHT" in caplog.text
     with pytest.raises(ConfigError, match="set one of them"):
         GatewayConfig.from_env({"CAPTRIEVE_LOOKALIKE_WEIGHT": "0.25", "CAPTRIEVE_NEIGHBOUR_WEIGHT": "0.25"})
+
+
+@pytest.mark.parametrize("text", ["5", "0", "many"])
+def test_removed_setting_is_accepted_with_a_warning(text: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert GatewayConfig.from_env({"CAPTRIEVE_CAPTION_THUMBNAILS": text}) == GatewayConfig()
+    (record,) = caplog.records
+    assert record.getMessage().startswith("CAPTRIEVE_CAPTION_THUMBNAILS is deprecated and has no effect any more")

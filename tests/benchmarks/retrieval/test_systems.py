@@ -26,7 +26,6 @@ from captioner.query import QueryRule, query_from_caption
 from search_gateway.ranking.rerank import RefinementLimits
 
 TITLES = ["Puma Red Shirt", "Nike Men Blue Shirt", "Red Bag", "Old Red Shirt", "Green Hat"]
-PICTURE_WORDS = ["", "", "red shirt", "", ""]  # the bag's title does not say that it shows a shirt, too
 ANGLES = np.radians([80, 10, 5, 20, 85])  # of the embeddings, from the query's
 EMBEDDINGS = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1).astype(np.float32)
 
@@ -65,7 +64,7 @@ def gallery(tmp_path: Path) -> Iterator[SearchedGallery]:
 
 def answers(gallery: SearchedGallery, query: Query) -> dict[str, list[int]]:
     whitening = Whitening(EMBEDDINGS, 0.1)
-    every = systems(gallery, EMBEDDINGS, whitening, EMBEDDINGS, PICTURE_WORDS, Settings(LIMITS, max_candidates=10))
+    every = systems(gallery, EMBEDDINGS, whitening, EMBEDDINGS, Settings(LIMITS, max_candidates=10))
     return {name: search(query) for name, search in every.items()}
 
 
@@ -82,7 +81,6 @@ def test_systems_answer_what_they_are_named_for(gallery: SearchedGallery) -> Non
     assert found["ours with beams"] == [3, 1], "beam search holds a blue shirt for possible"
     assert found["ours, without neighbours' names"] == found["ours, the two words taken as certain"] == [3]
     assert found["neighbours' names, no captioner"] == [2, 3], "the bag looks most alike: it may be a bag"
-    assert found["ours, pictures in doubt captioned"] == [2, 3]
     assert found["oracle words"][0] == 1
     assert found["oracle words and looks"] == [1]
 
@@ -103,7 +101,6 @@ def test_caption_without_words_finds_nothing_by_words(gallery: SearchedGallery) 
         "ours, the two words taken as certain",
         "full caption",
         "full caption, words and looks",
-        "ours, pictures in doubt captioned",
     ]
     assert found[VISUAL] == [2, 1, 3, 0, 4]
 

@@ -23,8 +23,8 @@ def read(**queries: float) -> QueryHypotheses:
     return found
 
 
-def agreement(query: str, title: str, hypotheses: QueryHypotheses, picture_words: str = "") -> Agreement:
-    return ExpectedAgreement(query, hypotheses, COLOURED, WordWeights()).of(title, picture_words)
+def agreement(query: str, title: str, hypotheses: QueryHypotheses) -> Agreement:
+    return ExpectedAgreement(query, hypotheses, COLOURED, WordWeights()).of(title)
 
 
 UNSURE = read(blue_shirt=0.5, red_shirt=0.3, blue_bag=0.2)
@@ -65,10 +65,10 @@ def test_title_with_the_query_is_told_what_is_more_likely() -> None:
     assert agreement("blue shirt", "Blue Shirt and Red Bag", hypotheses).score == 1.0, "it has both"
 
 
-@given(texts.map(" ".join), texts.map(" ".join), st.sampled_from(["", "blue shirt", "red"]))
-def test_other_hypotheses_without_probability_change_nothing(query: str, title: str, picture: str) -> None:
-    certain = agreement(query, title, QueryHypotheses.certain(query), picture)
-    same = agreement(query, title, QueryHypotheses.certain(query).mixed(UNSURE, 0.0), picture)
+@given(texts.map(" ".join), texts.map(" ".join))
+def test_other_hypotheses_without_probability_change_nothing(query: str, title: str) -> None:
+    certain = agreement(query, title, QueryHypotheses.certain(query))
+    same = agreement(query, title, QueryHypotheses.certain(query).mixed(UNSURE, 0.0))
     assert same == certain
 
 
@@ -83,15 +83,3 @@ def test_a_hypothesis_without_words_agrees_with_everything() -> None:
     hypotheses = QueryHypotheses.certain("").mixed(read(blue_shirt=1.0), 0.4)
     assert agreement("", "Blue Shirt", hypotheses).score == pytest.approx(1.0)
     assert agreement("", "White Hat", hypotheses).score == pytest.approx(0.6)
-
-
-def test_picture_settles_what_a_title_leaves_open() -> None:
-    certain, unsure = QueryHypotheses.certain("blue shirt"), UNSURE
-    for hypotheses in (certain, unsure):
-        alone = agreement("blue shirt", "Shirt", hypotheses)
-        assert alone.is_undetermined
-        assert agreement("blue shirt", "Shirt", hypotheses, "blue shirt").score > alone.score
-        assert agreement("blue shirt", "Shirt", hypotheses, "white shirt").score < alone.score
-    assert not agreement("blue shirt", "Blue Shirt", unsure).is_undetermined, (
-        "open is what the query's words leave open"
-    )

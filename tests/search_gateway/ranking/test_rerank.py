@@ -181,20 +181,6 @@ def test_cosine_is_never_beyond_one() -> None:
     assert only(reranked(long)).visual_score == 1.0
 
 
-def test_picture_words_settle_what_the_title_leaves_open_and_are_named() -> None:
-    title_only = seen(0.9, "Checked Shirt")
-    judged = only(reranked(replace(title_only, picture_words="blue shirt")))
-    assert judged.semantic_score > only(reranked(title_only)).semantic_score
-    assert judged.reason == "looks like the photo (0.90) and its title lacks 'blue'; its picture reads as 'blue shirt'"
-    assert judged.picture_words == "blue shirt"
-
-
-def test_picture_words_save_what_its_title_would_have_lost() -> None:
-    bare = seen(0.9, "Blue 8903")
-    assert only(reranked(bare)).verdict is Verdict.DROPPED_SEMANTIC
-    assert only(reranked(replace(bare, picture_words="blue shirt"))).verdict is Verdict.KEPT
-
-
 def test_same_picture_of_several_shops_is_one_result_that_names_them() -> None:
     result = reranked(
         seen(0.8, url="a", image_url="https://img.example/1.jpg", source="one"),

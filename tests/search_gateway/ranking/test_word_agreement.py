@@ -25,12 +25,10 @@ GROUPS: list[list[str]] = json.loads(
 )["groups"]
 
 
-def agreement(
-    query: str, title: str, synonyms: Synonyms, weights: WordWeights | None = None, picture_words: str = ""
-) -> Agreement:
+def agreement(query: str, title: str, synonyms: Synonyms, weights: WordWeights | None = None) -> Agreement:
     """Of a title with a query that is certain."""
     certain = ExpectedAgreement(query, QueryHypotheses.certain(query), synonyms, weights or WordWeights())
-    return certain.of(title, picture_words)
+    return certain.of(title)
 
 
 def score(query: str, title: str, synonyms: Synonyms = COLOURED, **weights: float) -> float:
@@ -81,7 +79,7 @@ def test_weights_say_what_a_part_is_worth() -> None:
     assert score("blue shirt", "Blue White Shirt", product_type_weight=0.5, mixed_colour=0.6) == pytest.approx(0.8)
 
 
-@pytest.mark.parametrize("name", ["product_type_weight", "mixed_colour", "unsaid_colour", "picture_trust"])
+@pytest.mark.parametrize("name", ["product_type_weight", "mixed_colour", "unsaid_colour"])
 @pytest.mark.parametrize("value", [-0.01, 1.01, float("nan")])
 def test_weight_outside_its_range_is_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} is {value}: it goes from 0 to 1"):
@@ -122,31 +120,6 @@ def test_a_t_shirt_is_no_shirt(title: str) -> None:
 @pytest.mark.parametrize("title", ["Red Tape Men Shirt", "Pink Floyd Men Shirt", "Multicoloured Shirt", "Mauve Shirt"])
 def test_brands_and_vague_colours_contradict_nobody(title: str) -> None:
     assert wording("blue shirt", title, TRADE) == "lacks 'blue'"
-
-
-@pytest.mark.parametrize(
-    ("title", "words", "expected"),
-    [
-        ("Checked Shirt", "blue shirt", 0.8 + 0.4 * 0.7 * 0.5),
-        ("Checked Shirt", "black shirt", 0.8 - 0.4 * 0.7 * 0.5),
-        ("Checked Shirt", "men shirt", 0.8),
-        ("Checked Shirt", "", 0.8),
-        ("Blue White Shirt", "blue shirt", 0.9 + 0.4 * 0.7 * 0.25),
-        ("Blue 8903", "blue shirt", 0.4 + 0.6 * 0.7),
-        ("Blue 8903", "blue jeans", 0.4),
-        ("Black Shirt", "blue shirt", 0.6),
-        ("Blue Shirt", "black jeans", 1.0),
-    ],
-)
-def test_picture_is_asked_only_where_the_title_leaves_a_word_open(title: str, words: str, expected: float) -> None:
-    assert agreement("blue shirt", title, COLOURED, picture_words=words).score == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("title", "is_undetermined"), [("Blue Shirt", False), ("Black Shirt", False), ("Shirt", True), ("Blue 8903", True)]
-)
-def test_agreement_says_whether_a_word_is_open(title: str, is_undetermined: bool) -> None:
-    assert agreement("blue shirt", title, COLOURED).is_undetermined is is_undetermined
 
 
 @pytest.mark.parametrize(
@@ -211,20 +184,19 @@ WORDS = st.sampled_from(
 )
 TITLES = st.lists(WORDS).map(" ".join)
 SHARES = st.floats(0, 1)
-WEIGHTS = st.tuples(SHARES, SHARES, SHARES, SHARES).map(
+WEIGHTS = st.tuples(SHARES, SHARES, SHARES).map(
     lambda values: WordWeights(
         product_type_weight=values[0],
         mixed_colour=max(values[1:3]),
         unsaid_colour=min(values[1:3]),
-        picture_trust=values[3],
     )
 )
 
 
-@given(TITLES, TITLES, TITLES, WEIGHTS)
+@given(TITLES, TITLES, WEIGHTS)
 @settings(deadline=None)
-def test_score_is_a_share_and_one_for_every_word(query: str, title: str, picture: str, weights: WordWeights) -> None:
-    found = agreement(query, title, TRADE, weights, picture)
+def test_score_is_a_share_and_one_for_every_word(query: str, title: str, weights: WordWeights) -> None:
+    found = agreement(query, title, TRADE, weights)
     assert 0 <= found.score <= 1
     if found.wording == "has every word":
         assert found.score == pytest.approx(1)
@@ -245,14 +217,6 @@ def test_a_colour_nobody_asked_for_never_helps(title: str, colour: str, weights:
     for query in ("blue shoe", "red", "navy white tee"):
         before = agreement(query, title, TRADE, weights).score
         assert agreement(query, f"{title} {colour}", TRADE, weights).score <= before + 1e-9
-
-
-@given(TITLES, TITLES, WEIGHTS)
-@settings(deadline=None)
-def test_a_picture_that_agrees_never_costs(query: str, title: str, weights: WordWeights) -> None:
-    words = query if len({"red", "White", "blue", "Navy", "Light-blue"} & set(query.split())) < 2 else ""
-    with_picture = agreement(query, title, TRADE, weights, words).score
-    assert with_picture >= agreement(query, title, TRADE, weights).score - 1e-9
 
 
 @given(TITLES)
