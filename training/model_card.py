@@ -122,8 +122,8 @@ def robustness_section(figures: Mapping[str, Any]) -> list[str]:
     return [
         "### Photos that are no studio shots",
         "",
-        f"The first {found['n']} validation photos, made worse (`training/photo_degradations.py`). Captions end with the",
-        "query.",
+        f"The first {found['n']} validation photos, made worse (`training/photo_degradations.py`). Captions end with",
+        "the query.",
         "",
         *rows(
             ["photo", *names],
