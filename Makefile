@@ -13,10 +13,10 @@ CLIENT_STUBS := client/captrieve_client/_generated
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down setup test unit load-test check format proto
+.PHONY: help demo up down setup test unit load-test check format proto config-page
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(VENV)/.serving: pyproject.toml client/pyproject.toml
 	@echo "installing what serving needs into $(VENV) (a minute)"
@@ -55,17 +55,21 @@ load-test: $(VENV)/.development ## the gateway under load with the photos of DAT
 	@$(BIN)/python -m benchmarks.perf_analyzer --data "$$DATA" --output '$(RUN)/load-test/perf_analyzer'
 	@echo 'the reports are in $(RUN)/load-test'
 
-check: $(VENV)/.development ## ruff, mypy, import rules, and whether the generated stubs are current
+check: $(VENV)/.development ## ruff, mypy, import rules, and whether generated files are current
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/python -m search_gateway.settings_page | diff docs/configuration.md - || { echo 'docs/configuration.md is not current: run "make config-page"'; exit 1; }
 	@$(MAKE) --no-print-directory proto
 	@git diff --exit-code --stat -- search_api $(CLIENT_STUBS) || { echo 'the stubs are not current: commit what "make proto" wrote'; exit 1; }
 
 format: $(VENV)/.development ## write the code as ruff wants it
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+config-page: $(VENV)/.development ## write docs/configuration.md from the settings class
+	@$(BIN)/python -m search_gateway.settings_page > docs/configuration.md
 
 proto: $(VENV)/.development ## write the stubs of server and client from search.proto
 	@$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. --grpc_python_out=. search_api/search.proto

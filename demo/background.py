@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import os
 import signal
 import subprocess
@@ -49,7 +48,7 @@ def up(address: str, run: Path, environ: Mapping[str, str]) -> int:
     if (pid := _running(run)) is not None:
         print(f"captrieve: a gateway of this folder is running (process {pid}): `make down` first", file=sys.stderr)
         return 3
-    config = dataclasses.replace(GatewayConfig.from_env(environ), listen_address=address)
+    config = GatewayConfig.from_env(environ).replace(listen_address=address)
     catalogue = config.catalog or sample_catalogue(config, run)
     settings = {
         "CAPTRIEVE_LISTEN_ADDRESS": address,

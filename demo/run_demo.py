@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import dataclasses
 import logging
 import os
 import sys
@@ -54,9 +53,7 @@ def main() -> int:
         config = GatewayConfig.from_env(os.environ)
         args.run.mkdir(parents=True, exist_ok=True)
         catalogue = config.catalog or sample_catalogue(config, args.run)
-        config = dataclasses.replace(
-            config, catalog=catalogue, listen_address="127.0.0.1:0", triton_log=args.run / "triton.log"
-        )
+        config = config.replace(catalog=catalogue, listen_address="127.0.0.1:0", triton_log=args.run / "triton.log")
         return asyncio.run(demo(config, args.photo, args.contact_sheet))
     except (ConfigError, ContractError, StartError, TritonStartError, SearchError, OSError) as error:
         print(f"captrieve: {error}", file=sys.stderr)

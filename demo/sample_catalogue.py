@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -32,7 +31,7 @@ def sample_catalogue(config: GatewayConfig, folder: Path) -> Path:
     # Embeddings of another model must not stay.
     catalogue.unlink(missing_ok=True)
     build(
-        dataclasses.replace(config, triton_log=folder / "triton.log"),
+        config.replace(triton_log=folder / "triton.log"),
         pictures / "images",
         pictures / "styles.csv",
         catalogue,

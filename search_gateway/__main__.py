@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m search_gateway` serves; `python -m search_gateway catalog build PHOTOS --out FILE` makes a catalogue.
+"""`captrieve-server` serves; `captrieve-server catalog build PHOTOS --out FILE` makes a catalogue.
 
-Settings come from the environment (`CAPTRIEVE_...`, see README.md). Exit codes: 0 ended well, 2 wrong settings or
-arguments, 3 could not start.
+`python -m search_gateway` is the same program. Settings come from the environment (`CAPTRIEVE_...`) and from a TOML
+file; docs/configuration.md lists them. Exit codes: 0 ended well, 2 wrong settings or arguments, 3 could not start.
 """
 
 from __future__ import annotations
@@ -28,13 +28,17 @@ from search_gateway.triton.embedded import TritonStartError
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m search_gateway", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="captrieve-server", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    help_text = "TOML file of settings; default: CAPTRIEVE_SETTINGS"
+    parser.add_argument("--settings", type=Path, metavar="FILE", help=help_text)
+    shared = argparse.ArgumentParser(add_help=False)  # the option is accepted after a command, too
+    shared.add_argument("--settings", type=Path, metavar="FILE", help=help_text, default=argparse.SUPPRESS)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    commands.add_parser("serve", help="run the gateway (also without a command)")
+    commands.add_parser("serve", help="run the gateway (also without a command)", parents=[shared])
     catalog = commands.add_parser("catalog", help="a searchable catalogue of your own photos")
     actions = catalog.add_subparsers(dest="action", metavar="ACTION", required=True)
-    builder = actions.add_parser("build", help="make a catalogue, or bring one up to date")
+    builder = actions.add_parser("build", help="make a catalogue, or bring one up to date", parents=[shared])
     builder.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of JPEG, PNG, WebP or GIF files")
     builder.add_argument(
         "--titles", type=Path, metavar="CSV", help="titles: Kaggle's styles.csv, or columns file,title"
@@ -52,10 +56,10 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     # Pillow warns of oddities in files that strangers send; we refuse what is wrong by limits of our own.
     warnings.filterwarnings("ignore", module="PIL")
     try:
-        config = GatewayConfig.from_env(environ)
+        config = GatewayConfig.from_env(environ, args.settings)
         if args.command == "catalog":
             return build(config, args.photos, args.titles, args.out)
-        asyncio.run(serve(with_calibration(config, environ)))
+        asyncio.run(serve(with_calibration(config)))
     except (ConfigError, ContractError, CatalogError) as error:
         print(f"captrieve: {error}", file=sys.stderr)
         return 2
@@ -67,5 +71,10 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The console script."""
     sys.exit(main(sys.argv[1:], os.environ))
+
+
+if __name__ == "__main__":
+    run()

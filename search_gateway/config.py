@@ -1,19 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All settings of the gateway: one field each, read from `CAPTRIEVE_<FIELD>`; everything wrong is reported at once."""
+"""The gateway's settings: one field each, from `CAPTRIEVE_<FIELD>` or from a TOML file.
+
+The environment has priority over the file. `docs/configuration.md` is generated from this class.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import difflib
 import logging
-import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from search_gateway.errors import ConfigError
 
 PREFIX = "CAPTRIEVE_"
+SETTINGS_VARIABLE = f"{PREFIX}SETTINGS"
 PROVIDER_NAMES = ("duckduckgo", "catalog", "replay")
 
 _log = logging.getLogger(__name__)
@@ -24,141 +40,248 @@ _RENAMED = {f"{PREFIX}LOOKALIKE_WEIGHT": f"{PREFIX}NEIGHBOUR_WEIGHT"}
 # Former settings: they still may be set, with a warning.
 _REMOVED = {f"{PREFIX}CAPTION_THUMBNAILS": "the gateway no longer captions thumbnails"}
 
-# Read by the client's command line, not by the gateway; not a typing error here.
-_OTHERS = {"CAPTRIEVE_ADDRESS"}
+# Not fields, and no typing errors: the client's command line reads the first, `from_env` the second.
+_OTHERS = {f"{PREFIX}ADDRESS", SETTINGS_VARIABLE}
+
+_CHECKOUT = Path(__file__).parents[1]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GatewayConfig:
-    listen_address: str = "127.0.0.1:8001"  # HOST:PORT; port 0 takes a free one
-    triton_address: tuple[str, ...] = ()  # HOST:PORT of running Tritons, comma-separated; empty: the embedded one
-    triton_shared_memory: str = "none"  # caches for a Triton on this host: none (gRPC), system (/dev/shm) or cuda
-    model_repository: Path = Path("model_repository")  # folder of the models, the contract and the tokenizer
-    triton_log: Path | None = None  # file for the embedded Triton's log; unset: a temporary one
-    providers: tuple[str, ...] = ("duckduckgo", "catalog")  # comma-separated; asked in this order until one answers
-    catalog: Path | None = None  # catalogue file for the provider "catalog", see `search_gateway catalog build`
-    duckduckgo_proxy: str | None = None  # URL of a proxy for DuckDuckGo; unset: none
-    duckduckgo_ca_file: str | None = None  # PEM file to verify DuckDuckGo's certificate with; unset: the usual ones
-    duckduckgo_region: str = "us-en"  # DuckDuckGo's region code
-    duckduckgo_safesearch: str = "moderate"  # on, moderate or off
-    duckduckgo_colour_filter: bool = False  # ask for pictures in the one colour that the query names
-    duckduckgo_min_interval_seconds: float = 1.0  # minimum time between two calls to DuckDuckGo
-    cache_bytes: int = 64 * 2**20  # of remembered answers from the web, in memory; 0: none
-    cache_ttl_seconds: float = 3600.0  # how long a cached answer counts as fresh
-    cache_stale_seconds: float = 86400.0  # how much longer it may replace a failure of the provider
-    replay: Path | None = None  # recording for the provider "replay"
-    replay_latency_seconds: float = 0.0  # that the provider "replay" takes for an answer
-    replay_failure_ratio: float = 0.0  # share of its answers that are failures, 0 to 1
-    record: Path | None = None  # file that DuckDuckGo's answers are added to, for the provider "replay"
-    max_photo_bytes: int = 8 * 2**20  # bytes of an image file
-    max_photo_pixels: int = 25_000_000  # pixels of a photo before it is reduced
-    photo_workers: int = 2  # processes that decode photos, and as many for thumbnails, 1 to 64
-    max_in_flight: int = 256  # requests at a time; more are refused with RESOURCE_EXHAUSTED
-    caption_slots: int = 32  # captions with as many beams that are decoded together, 1 to 32
-    max_waiting: int = 64  # photos of greedy callers, and as many of each number of beams, that wait for a slot
-    max_deadline_seconds: float = 30.0  # for a request that sets no deadline, and at most for one that does
-    provider_timeout_seconds: float = 6.0  # for one provider's answer
-    thumbnail_timeout_seconds: float = 3.0  # for one thumbnail
-    max_candidates: int = 40  # asked of a provider per search
-    default_max_results: int = 10  # results of a request that does not say
-    min_visual_score: float = 0.4  # cosine, -1 to 1; what it keeps: benchmarks/visual_threshold.py
-    min_semantic_score: float = 0.5  # agreement with what the photo may be called, 0 to 1
-    visual_weight: float = 0.5  # of the visual score in the final one, 0 to 1; the semantic score has the rest
-    neighbour_weight: float = 0.5  # of the nearest neighbours' names, 0 to 1; the caption has the rest
-    reflection: bool = True  # serve gRPC reflection
-    drain_seconds: float = 10.0  # at SIGTERM, for requests in flight to finish
+def default_model_repository() -> Path:
+    """The checkout's `model_repository`, or the models inside the installed wheel."""
+    installed = Path(__file__).with_name("_models")
+    return installed if installed.is_dir() else _CHECKOUT / "model_repository"
 
-    def __post_init__(self) -> None:
-        problems = list(self._problems())
-        if problems:
-            raise ConfigError("\n".join(problems))
 
-    def _problems(self) -> list[str]:
-        problems = []
-        for name, value in [
-            ("listen_address", self.listen_address),
-            *(("triton_address", address) for address in self.triton_address),
-        ]:
-            if not re.fullmatch(r".+:\d{1,5}", value) or int(value.rpartition(":")[2]) > 65535:
-                problems.append(f"{PREFIX}{name.upper()} is {value!r}: write HOST:PORT")
-        if len(set(self.triton_address)) < len(self.triton_address):
-            problems.append(f"{PREFIX}TRITON_ADDRESS is {','.join(self.triton_address)!r}: name each once")
-        unknown = [name for name in self.providers if name not in PROVIDER_NAMES]
-        if unknown or not self.providers:
-            problems.append(
-                f"{PREFIX}PROVIDERS is {','.join(self.providers)!r}: choose from {', '.join(PROVIDER_NAMES)}"
-            )
-        elif len(set(self.providers)) < len(self.providers):
-            problems.append(f"{PREFIX}PROVIDERS is {','.join(self.providers)!r}: name each once")
-        if "replay" in self.providers and self.replay is None:
-            problems.append(f"{PREFIX}PROVIDERS has replay: set {PREFIX}REPLAY to a recording")
-        if self.record is not None and "duckduckgo" not in self.providers:
-            problems.append(f"{PREFIX}RECORD is {str(self.record)!r}: {PREFIX}PROVIDERS must have duckduckgo")
-        for name in ("max_photo_bytes", "max_photo_pixels", "max_in_flight", "max_candidates", "max_deadline_seconds",
-                     "provider_timeout_seconds", "thumbnail_timeout_seconds"):  # fmt: skip
-            if not 0 < getattr(self, name) < math.inf:
-                problems.append(f"{PREFIX}{name.upper()} is {getattr(self, name)}: it must be more than 0")
-        for name, low, high in (
-            ("caption_slots", 1, 32),  # Triton takes no more in one batch
-            ("max_waiting", 1, 10_000),
-            ("photo_workers", 1, 64),
-            ("default_max_results", 1, 100),  # as search.proto limits it, or callers that say nothing would be refused
-            ("min_visual_score", -1, 1),
-            ("min_semantic_score", 0, 1),
-            ("visual_weight", 0, 1),
-            ("neighbour_weight", 0, 1),
-            ("drain_seconds", 0, 600),
-            ("duckduckgo_min_interval_seconds", 0, 3600),
-            ("cache_bytes", 0, 2**40),
-            ("cache_ttl_seconds", 0, 10**9),
-            ("cache_stale_seconds", 0, 10**9),
-            ("replay_latency_seconds", 0, 60),
-            ("replay_failure_ratio", 0, 1),
-        ):
-            if not low <= getattr(self, name) <= high:
-                problems.append(f"{PREFIX}{name.upper()} is {getattr(self, name)}: it goes from {low} to {high}")
-        if self.triton_shared_memory not in ("none", "system", "cuda"):
-            problems.append(f"{PREFIX}TRITON_SHARED_MEMORY is {self.triton_shared_memory!r}: none, system or cuda")
-        if self.duckduckgo_safesearch not in ("on", "moderate", "off"):
-            problems.append(f"{PREFIX}DUCKDUCKGO_SAFESEARCH is {self.duckduckgo_safesearch!r}: on, moderate or off")
-        return problems
+def _stripped(value: object) -> object:
+    return value.strip() if isinstance(value, str) else value
+
+
+def _none_if_empty(value: object) -> object:
+    return None if value == "" else value
+
+
+def _listed(value: object) -> object:
+    """The parts of a comma-separated text; a list, as of a TOML file, stays."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _switch(value: object) -> object:
+    words = {"true": True, "1": True, "false": False, "0": False}
+    if str(value).lower() not in words:
+        raise ValueError("true or false")
+    return words[str(value).lower()]
+
+
+def _address(value: str) -> str:
+    if not re.fullmatch(r".+:\d{1,5}", value) or int(value.rpartition(":")[2]) > 65535:
+        raise ValueError("HOST:PORT, with a port from 0 to 65535")
+    return value
+
+
+def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("a list that names each once")
+    return values
+
+
+def _provider_names(values: tuple[str, ...]) -> tuple[str, ...]:
+    if not values or not set(values) <= set(PROVIDER_NAMES):
+        raise ValueError(f"a comma-separated list from {', '.join(PROVIDER_NAMES)}")
+    return _distinct(values)
+
+
+Address = Annotated[str, AfterValidator(_address)]
+Addresses = Annotated[tuple[Address, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_distinct)]
+Providers = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_provider_names)]
+Switch = Annotated[bool, BeforeValidator(_switch)]
+OptionalPath = Annotated[Path | None, BeforeValidator(_none_if_empty)]
+OptionalText = Annotated[str | None, BeforeValidator(_none_if_empty)]
+
+
+class GatewayConfig(BaseSettings):
+    """The settings. `GatewayConfig(...)` takes values in code and does not read the environment; see `from_env`.
+
+    Raises:
+        ConfigError: a value is wrong; the message has one line for each.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, case_sensitive=False, frozen=True, extra="forbid", allow_inf_nan=False
+    )
+
+    # Network
+    listen_address: Address = Field("127.0.0.1:8001", description="HOST:PORT to listen on; port 0 takes a free one")
+    reflection: Switch = Field(True, description="serve gRPC reflection")
+    max_in_flight: int = Field(256, gt=0, description="requests at a time; more are refused with RESOURCE_EXHAUSTED")
+    max_deadline_seconds: float = Field(
+        30.0, gt=0, description="deadline of a request that sets none, and the maximum for one that does"
+    )
+    drain_seconds: float = Field(10.0, ge=0, le=600, description="time for requests in flight to finish at SIGTERM")
+    default_max_results: int = Field(
+        10, ge=1, le=100, description="number of results of a request that does not set `max_results`"
+    )  # up to the limit of search.proto, or callers that set nothing would be refused
+
+    # Models and Triton
+    model_repository: Path = Field(
+        default_factory=default_model_repository, description="folder of the models, their contract and the tokenizer"
+    )
+    triton_address: Addresses = Field(
+        (), description="HOST:PORT of running Tritons, comma-separated; empty: the gateway starts one itself"
+    )
+    triton_shared_memory: Literal["none", "system", "cuda"] = Field(
+        "none", description="how caches reach a Triton on this host: none (gRPC), system (/dev/shm) or cuda"
+    )
+    triton_log: OptionalPath = Field(None, description="log file of the embedded Triton; unset: a temporary file")
+    caption_slots: int = Field(
+        32, ge=1, le=32, description="captions with the same number of beams that are decoded together"
+    )  # Triton takes no more in one batch
+    max_waiting: int = Field(64, ge=1, le=10_000, description="photos that wait for a slot, for each number of beams")
+
+    # Providers
+    providers: Providers = Field(
+        ("duckduckgo", "catalog"),
+        description="duckduckgo, catalog or replay, comma-separated; asked in this order until one answers",
+    )
+    provider_timeout_seconds: float = Field(6.0, gt=0, description="time limit of one provider's answer")
+    max_candidates: int = Field(40, gt=0, description="candidates that a provider is asked for per search")
+    catalog: OptionalPath = Field(
+        None, description='catalogue file of the provider "catalog", made by `captrieve-server catalog build`'
+    )
+    duckduckgo_proxy: OptionalText = Field(None, description="URL of a proxy for DuckDuckGo; unset: none")
+    duckduckgo_ca_file: OptionalText = Field(
+        None, description="PEM file that verifies DuckDuckGo's certificate; unset: the system's certificates"
+    )
+    duckduckgo_region: str = Field("us-en", description="DuckDuckGo's region code")
+    duckduckgo_safesearch: Literal["on", "moderate", "off"] = Field(
+        "moderate", description="DuckDuckGo's safe search: on, moderate or off"
+    )
+    duckduckgo_colour_filter: Switch = Field(
+        False, description="ask DuckDuckGo only for pictures in the colour that the query names"
+    )
+    duckduckgo_min_interval_seconds: float = Field(
+        1.0, ge=0, le=3600, description="minimum time between two calls to DuckDuckGo"
+    )
+    cache_bytes: int = Field(
+        64 * 2**20, ge=0, le=2**40, description="memory for cached answers from the web; 0: no cache"
+    )
+    cache_ttl_seconds: float = Field(3600.0, ge=0, le=10**9, description="how long a cached answer counts as fresh")
+    cache_stale_seconds: float = Field(
+        86400.0, ge=0, le=10**9, description="how much longer it may replace a failure of the provider"
+    )
+    replay: OptionalPath = Field(None, description='recording of the provider "replay"', validate_default=True)
+    replay_latency_seconds: float = Field(
+        0.0, ge=0, le=60, description='time that the provider "replay" takes for an answer'
+    )
+    replay_failure_ratio: float = Field(
+        0.0, ge=0, le=1, description='share of the answers of the provider "replay" that are failures'
+    )
+    record: OptionalPath = Field(
+        None, description='file that DuckDuckGo\'s answers are added to, for the provider "replay"'
+    )
+
+    # Photos and thumbnails
+    max_photo_bytes: int = Field(8 * 2**20, gt=0, description="maximum size of a photo's file")
+    max_photo_pixels: int = Field(25_000_000, gt=0, description="maximum pixels of a photo before it is reduced")
+    photo_workers: int = Field(
+        2, ge=1, le=64, description="processes that decode photos; as many more decode thumbnails"
+    )
+    thumbnail_timeout_seconds: float = Field(3.0, gt=0, description="time limit of fetching one thumbnail")
+
+    # Ranking
+    min_visual_score: float = Field(0.4, ge=-1, le=1, description="minimum cosine of photo and result")
+    min_semantic_score: float = Field(
+        0.5, ge=0, le=1, description="minimum agreement of a title with what the photo may show"
+    )
+    visual_weight: float = Field(
+        0.5, ge=0, le=1, description="weight of the visual score in the final score; the semantic score has the rest"
+    )
+    neighbour_weight: float = Field(
+        0.5, ge=0, le=1, description="weight of the nearest neighbours' names; the caption has the rest"
+    )
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError("\n".join(_sentences(error, variable_of))) from None
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str]) -> GatewayConfig:
-        """Read every `CAPTRIEVE_<FIELD>` of a mapping; what is not set keeps its default.
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what the caller gives: `from_env` reads the environment and the file."""
+        return (init_settings,)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str], settings_file: Path | None = None) -> GatewayConfig:
+        """Read the settings of an environment and of a TOML file; what neither sets keeps its default.
+
+        Args:
+            environ: `CAPTRIEVE_<FIELD>` variables; others are ignored. They have priority over the file.
+            settings_file: TOML file with fields as keys. None: the file that CAPTRIEVE_SETTINGS names, if any.
 
         Raises:
-            ConfigError: a value is wrong, or a `CAPTRIEVE_` variable is not a setting; the message lists all of them.
+            ConfigError: a value is wrong, or a `CAPTRIEVE_` variable or a key of the file is not a setting; the message
+                has one line for each.
         """
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        values: dict[str, object] = {}
-        problems = []
-        for old, new in _RENAMED.items():
-            if old in environ and new in environ:
-                problems.append(f"{old} is the former name of {new}: set one of them")
-            elif old in environ:
-                _log.warning("%s is deprecated: it is called %s now", old, new)
-        for variable, reason in _REMOVED.items():
-            if variable in environ:
-                _log.warning("%s is deprecated and has no effect any more: %s", variable, reason)
-        for variable, text in with_current_names(environ).items():
-            if not variable.startswith(PREFIX) or variable in _OTHERS or variable in _REMOVED:
-                continue
-            name = variable.removeprefix(PREFIX).lower()
-            if name not in fields:
-                problems.append(f"{variable} is not a setting: see the table in README.md")
-                continue
-            try:
-                values[name] = _parse(str(fields[name].type), text)
-            except ValueError as error:
-                problems.append(f"{variable} is {text!r}: {error}")
+        named = environ.get(SETTINGS_VARIABLE, "").strip()
+        file = settings_file or (Path(named) if named else None)
+        in_file = {} if file is None else _read_file(file)
+        problems = list(_unknown(environ, in_file, file))
+        given = _Environment(cls, with_current_names(environ))()
+        values = {name: value for name, value in in_file.items() if name in cls.model_fields} | given
         try:
-            config = cls(**values)  # type: ignore[arg-type]
-        except ConfigError as error:
-            raise ConfigError("\n".join([*problems, str(error)])) from None
+            # Not `cls(**values)`: the sentences name a value of the file by its key.
+            config = cls.__new__(cls)
+            BaseSettings.__init__(config, **values)
+        except ValidationError as error:
+
+            def name_of(field: str) -> str:
+                return f"{field} in {file}" if field in in_file and field not in given else variable_of(field)
+
+            problems += _sentences(error, name_of)
         if problems:
             raise ConfigError("\n".join(problems))
         return config
+
+    def replace(self, **changes: Any) -> GatewayConfig:
+        """A copy with other values, which are checked. `model_fields_set` of the copy includes them.
+
+        Raises:
+            ConfigError: a value is wrong.
+        """
+        return type(self)(**{name: getattr(self, name) for name in self.model_fields_set} | changes)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _strip(cls, value: object) -> object:
+        return _stripped(value)
+
+    @field_validator("replay")
+    @classmethod
+    def _replay_has_a_recording(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is None and "replay" in info.data.get("providers", ()):
+            raise ValueError(
+                f"a recording where {variable_of('providers')} has replay: name its file, or remove replay"
+            )
+        return value
+
+    @field_validator("record")
+    @classmethod
+    def _record_has_a_source(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is not None and "duckduckgo" not in info.data.get("providers", ("duckduckgo",)):
+            raise ValueError(f"unset where {variable_of('providers')} lacks duckduckgo: remove it, or add duckduckgo")
+        return value
+
+
+def variable_of(field: str) -> str:
+    """The environment variable of a field."""
+    return PREFIX + field.upper()
 
 
 def with_current_names(environ: Mapping[str, str]) -> dict[str, str]:
@@ -166,19 +289,118 @@ def with_current_names(environ: Mapping[str, str]) -> dict[str, str]:
     return {_RENAMED.get(name, name): text for name, text in environ.items()}
 
 
-def _parse(annotation: str, text: str) -> object:
-    text = text.strip()
-    if annotation == "bool":
-        if text.lower() not in ("true", "false", "1", "0"):
-            raise ValueError("write true or false")
-        return text.lower() in ("true", "1")
-    if annotation.startswith("tuple"):
-        return tuple(part.strip() for part in text.split(",") if part.strip())
-    if annotation.endswith("| None") and not text:
-        return None
-    if annotation.startswith("Path"):
-        return Path(text)
+def default_text(field: FieldInfo) -> str:
+    """A field's default as the environment would say it; empty where there is none, or none for every machine."""
+    default = field.default
+    if field.default_factory is not None or default is None:
+        return ""
+    if isinstance(default, bool):
+        return str(default).lower()
+    return ",".join(default) if isinstance(default, tuple) else str(default)
+
+
+def limits_text(field: FieldInfo) -> str:
+    """The range of a number, such as "from 1 to 64" or "more than 0"; empty for what has none."""
+    limits = {
+        name: getattr(one, name)
+        for one in field.metadata
+        for name in ("gt", "ge", "le")
+        if getattr(one, name, None) is not None
+    }
+    if "gt" in limits:
+        return f"more than {limits['gt']}"
+    return f"from {limits['ge']} to {limits['le']}" if limits else ""
+
+
+class _Environment(EnvSettingsSource):
+    """The environment of a mapping in the place of the process's own."""
+
+    def __init__(self, settings_cls: type[BaseSettings], environ: Mapping[str, str]) -> None:
+        # Of any case on Windows only: "captrieve_x" is somebody else's.
+        self._environ = {name.lower(): text for name, text in environ.items() if name == name.upper()}
+        super().__init__(settings_cls)
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        return self._environ
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise ConfigError(f"{SETTINGS_VARIABLE} or --settings names {file}, which is no file: correct the path")
     try:
-        return {"int": int, "float": float}.get(annotation, str)(text)
-    except ValueError:
-        raise ValueError(f"write a number ({annotation})") from None
+        return TomlConfigSettingsSource(GatewayConfig, toml_file=file)()
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read as TOML ({error}): correct it") from None
+
+
+def _unknown(environ: Mapping[str, str], in_file: Iterable[str], file: Path | None) -> Iterable[str]:
+    """A sentence for every name that is no setting; warns of former names."""
+    for old, new in _RENAMED.items():
+        if old in environ and new in environ:
+            yield f"{old} is the former name of {new}: set one of them"
+        elif old in environ:
+            _log.warning("%s is deprecated: it is called %s now", old, new)
+    for variable, reason in _REMOVED.items():
+        if variable in environ:
+            _log.warning("%s is deprecated and has no effect any more: %s", variable, reason)
+    variables = [variable_of(name) for name in GatewayConfig.model_fields]
+    for variable in environ:
+        if variable.startswith(PREFIX) and variable not in {*variables, *_OTHERS, *_RENAMED, *_REMOVED}:
+            yield _no_setting(variable, variable, variables)
+    for name in in_file:
+        if name not in GatewayConfig.model_fields:
+            yield _no_setting(f"{name} in {file}", name, list(GatewayConfig.model_fields))
+
+
+def _no_setting(shown: str, name: str, known: list[str]) -> str:
+    of_field = {one.removeprefix(PREFIX): one for one in known}
+    nearest = difflib.get_close_matches(name.removeprefix(PREFIX), of_field, n=1)
+    remedy = f"did you mean {of_field[nearest[0]]}?" if nearest else "docs/configuration.md lists all settings"
+    return f"{shown} is not a setting: {remedy}"
+
+
+_WANTED = {
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "path_type": "a path",
+    "tuple_type": "a list",
+}
+
+
+def _sentences(error: ValidationError, name_of: Callable[[str], str]) -> list[str]:
+    """One sentence for each wrong setting: its name, its value, the limit, and what to do."""
+    sentences = {}
+    for one in error.errors(include_url=False):
+        name = str(one["loc"][0])
+        if name not in GatewayConfig.model_fields:
+            variables = [variable_of(field) for field in GatewayConfig.model_fields]
+            sentences[name] = _no_setting(variable_of(name), variable_of(name), variables)
+            continue
+        field = GatewayConfig.model_fields[name]
+        value = one["input"]
+        shown = "not set" if value is None else repr(value) if isinstance(value, str) else str(value)
+        wanted = _wanted(one, field)
+        if ": " not in wanted:
+            default = default_text(field)
+            wanted += f": correct it, or remove it for the default {default}" if default else ": correct or remove it"
+        # Of several wrong parts of one value the first is told.
+        sentences.setdefault(name, f"{name_of(name)} is {shown}, but must be {wanted}")
+    return list(sentences.values())
+
+
+def _wanted(one: ErrorDetails, field: FieldInfo) -> str:
+    """What a value must be, and after a colon what to do, where that is special."""
+    if one["type"] == "value_error":
+        return str(one["ctx"]["error"])
+    if one["type"] == "literal_error":
+        return str(one["ctx"]["expected"]).replace("'", "")
+    limits = limits_text(field)
+    wanted = _WANTED.get(one["type"], "")
+    if one["type"] in ("greater_than", "greater_than_equal", "less_than_equal") or not wanted:
+        return limits or one["msg"]
+    return f"{wanted} {limits}".rstrip()

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import subprocess
 import sys
@@ -11,39 +10,28 @@ from pathlib import Path
 
 import pytest
 
-from search_gateway.config import PREFIX, GatewayConfig
+from search_gateway.config import GatewayConfig, variable_of
+from search_gateway.settings_page import SECTIONS, settings_page
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
-def shown(value: object) -> str:
-    """A default as the table writes it."""
-    if value is None or value == "":
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return ",".join(value)
-    return str(value)
+def test_configuration_page_is_current() -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert page == settings_page(), "run `make config-page`"
 
 
-def settings_rows() -> list[str]:
-    """The table's rows, from the code: name, default and the comment behind the field."""
-    source = (ROOT / "search_gateway" / "config.py").read_text(encoding="utf-8")
-    rows = []
-    for field in dataclasses.fields(GatewayConfig):
-        comment = re.search(rf"^    {field.name}: .*  # (.+)$", source, re.MULTILINE)
-        assert comment, f"{field.name} has no comment"
-        default = shown(field.default)
-        rows.append(f"| `{PREFIX}{field.name.upper()}` | {f'`{default}`' if default else ''} | {comment[1]} |")
-    return rows
+def test_page_has_every_setting_once_in_a_section() -> None:
+    rows = [line.split("`")[1] for line in settings_page().splitlines() if line.startswith("| `")]
+    assert rows == [variable_of(name) for name in GatewayConfig.model_fields]
+    assert settings_page().count("\n## ") == len(SECTIONS)
 
 
-def test_settings_table_is_that_of_the_code() -> None:
-    table = [line for line in README.splitlines() if line.startswith(f"| `{PREFIX}")]
-    assert table == settings_rows()
+def test_settings_in_the_readme_exist() -> None:
+    named = {name.lower() for name in re.findall(r"CAPTRIEVE_([A-Z_]+)", README)}
+    assert named - {"address", "settings"} <= set(GatewayConfig.model_fields)
 
 
 def test_file_tree_equals_the_disk() -> None:

@@ -169,7 +169,7 @@ def limits_of(config: GatewayConfig) -> RefinementLimits:
 def evaluate(args: argparse.Namespace, reader: PhotoReader) -> None:
     """Run every system on every query and report."""
     ready = prepare(args, reader, evaluation_set, args.queries, num_beams=args.beams)
-    config = with_calibration(GatewayConfig(model_repository=args.models), {})
+    config = with_calibration(GatewayConfig(model_repository=args.models))
     settings = Settings(limits_of(config), config.max_candidates)
     rankings: dict[str, list[Ranking]] = {}
     milliseconds: dict[str, float] = {}
@@ -232,7 +232,7 @@ def evaluate_phone(args: argparse.Namespace, reader: PhotoReader) -> None:
         Query(asking.served[row], asking.patch_mean[row], words[row], words[row], paper[row], photo.label, photo.image)
         for row, photo in enumerate(phone.photos)
     ]
-    config = with_calibration(GatewayConfig(model_repository=args.models), {})
+    config = with_calibration(GatewayConfig(model_repository=args.models))
     settings = Settings(limits_of(config), config.max_candidates)
     rankings: dict[str, list[Ranking]] = {}
     milliseconds: dict[str, float] = {}

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.model_contract import REFINEMENT_FILE, ModelContract
-from search_gateway.config import PREFIX, GatewayConfig, with_current_names
+from search_gateway.config import GatewayConfig
 from search_gateway.errors import ConfigError
 
 VERSION = 2
@@ -72,8 +72,8 @@ class RefinementCalibration:
         (folder / REFINEMENT_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def with_calibration(config: GatewayConfig, environ: Mapping[str, str]) -> GatewayConfig:
-    """The configuration with what was calibrated for its model, where the environment does not say otherwise.
+def with_calibration(config: GatewayConfig) -> GatewayConfig:
+    """The configuration with what was calibrated for its model, where the user has not set something else.
 
     A calibration of other weights says nothing about these embeddings: it is left aside, with a warning.
 
@@ -88,10 +88,9 @@ def with_calibration(config: GatewayConfig, environ: Mapping[str, str]) -> Gatew
     if calibrated.weights != weights:
         _log.warning("%s is of weights %s, the models of %s: not used", REFINEMENT_FILE, calibrated.weights, weights)
         return config
-    given = with_current_names(environ)
-    unset = {name: value for name, value in calibrated.settings.items() if PREFIX + name.upper() not in given}
+    unset = {name: value for name, value in calibrated.settings.items() if name not in config.model_fields_set}
     try:
-        return dataclasses.replace(config, **unset)  # type: ignore[arg-type]
+        return config.replace(**unset)
     except ConfigError as error:
         raise ConfigError(f"{REFINEMENT_FILE} of the models: {error}") from None
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import shutil
@@ -32,7 +31,7 @@ def calibrate(models: Path, *, weights: str = WEIGHTS, settings: dict[str, float
 
 
 def read(models: Path, **environ: str) -> GatewayConfig:
-    return with_calibration(GatewayConfig.from_env({"CAPTRIEVE_MODEL_REPOSITORY": str(models), **environ}), environ)
+    return with_calibration(GatewayConfig.from_env({"CAPTRIEVE_MODEL_REPOSITORY": str(models), **environ}))
 
 
 def test_what_is_saved_is_loaded(models: Path) -> None:
@@ -48,7 +47,7 @@ def test_without_a_file_nothing_changes(models: Path) -> None:
 
 def test_calibrated_settings_are_the_defaults(models: Path) -> None:
     calibrate(models)
-    assert read(models) == dataclasses.replace(GatewayConfig(model_repository=models), **SETTINGS)
+    assert read(models) == GatewayConfig(model_repository=models, **SETTINGS)
 
 
 def test_what_the_user_sets_wins(models: Path) -> None:
