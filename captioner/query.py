@@ -7,6 +7,8 @@ import enum
 import re
 import unicodedata
 
+from captioner.word_folding import fold
+
 QUERY_WORDS = 2
 
 # A word keeps what is inside it (T-shirt, Levi's, 3/4) and loses what is around it ("Blue," or "(Shirt)").
@@ -42,3 +44,15 @@ def query_from_caption(caption: str, rule: QueryRule = QueryRule.LAST_TWO_WORDS)
 def caption_words(query: str) -> list[str]:
     """The words of a query as captions write them: "sports shoes" -> ["Sports", "Shoes"], "t-shirt" -> ["T-shirt"]."""
     return [word[:1].upper() + word[1:] for word in words_of(query)]
+
+
+def caption_with_query(caption: str, query: str) -> str:
+    """The caption with its last two words replaced by the query's, where it does not end with them already.
+
+    Case, hyphens and plurals do not matter: "Nike Men Blue Shirts" ends with "blue shirt". An empty query changes
+    nothing.
+    """
+    wanted = [fold(word) for word in words_of(query)]
+    if not wanted or [fold(word) for word in words_of(caption)[-len(wanted) :]] == wanted:
+        return caption
+    return " ".join([*words_of(caption)[:-QUERY_WORDS], *caption_words(query)])

@@ -328,12 +328,15 @@ class CaptionDataset:
         generator = torch.Generator().manual_seed(seed * 7_919 + 2_000_000_011 + step + part * 49_979_687)
         # Every other epoch shows the larger files, so that the encoder learns both sharp and blurred products.
         large = (step // self.steps_per_epoch(batch_size)) % 2 == 1
-        pixels = torch.from_numpy(self._photos(rows, large=large)).permute(0, 3, 1, 2).float()
-        return Batch(self._augmented(pixels, rows, large, generator), self.targets(rows))
+        return Batch(self.augmented(rows, generator, large=large), self.targets(rows))
 
-    def _augmented(
-        self, pixels: torch.Tensor, rows: npt.NDArray[np.int64], large: bool, generator: torch.Generator
-    ) -> torch.Tensor:
+    def augmented(self, rows: npt.NDArray[np.int64], generator: torch.Generator, *, large: bool) -> torch.Tensor:
+        """These photos as training sees them, float32 [B, 3, height, width] in 0 to 255.
+
+        Args:
+            large: show products' larger files where there are any.
+        """
+        pixels = torch.from_numpy(self._photos(rows, large=large)).permute(0, 3, 1, 2).float()
         product = rows < self.num_products
         fine = ~product
         if not self._half_size:

@@ -9,7 +9,8 @@ small convolutional stem beside it. Importing this module registers the last two
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,6 +153,7 @@ class HybridStem(nn.Module):
         # `ViTModel.forward` reads the dtype it expects from a layer of this name.
         self.projection = nn.Conv2d(lite0_shapes.FEATURE_CHANNELS + channels, config.hidden_size, kernel_size=1)
         self.num_frozen_blocks = len(self.trunk.blocks)  # of the trunk, its first ones; its stem is frozen with them
+        self._cached_features: torch.Tensor | None = None
 
     def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
         """[B, 3, height, width] -> [B, num_patches, D]."""
@@ -160,9 +162,22 @@ class HybridStem(nn.Module):
         features = torch.cat([self._trunk_features(pixel_values), self.stem_features(pixel_values)], dim=1)
         return self.projection(features).flatten(2).transpose(1, 2)
 
+    @contextlib.contextmanager
+    def cached(self, features: torch.Tensor | None) -> Iterator[None]:
+        """Inside, the trunk's features are these and not computed, and `forward` is given photos of half the size.
+
+        Args:
+            features: float [B, 320, rows, columns]; None: everything is as ever.
+        """
+        self._cached_features = features
+        try:
+            yield
+        finally:
+            self._cached_features = None
+
     def stem_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """[B, 3, height, width] -> [B, last of stem_channels, rows, columns]."""
-        halved = functional.avg_pool2d(pixel_values, 2)
+        halved = pixel_values if self._cached_features is not None else functional.avg_pool2d(pixel_values, 2)
         if not self.training:
             return self.stages(halved)
         # oneDNN's gradient of a strided 3x3 kernel takes up to 100 times as long in bfloat16 (training/LOG.md).
@@ -171,6 +186,8 @@ class HybridStem(nn.Module):
 
     def _trunk_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """[B, 3, height, width] -> [B, 320, rows, columns]; the frozen part keeps nothing for a backward pass."""
+        if self._cached_features is not None:
+            return self._cached_features
         frozen = self.num_frozen_blocks if self.training else 0
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             features = self.trunk.stem(pixel_values)

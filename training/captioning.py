@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast, VisionEncoderDecoderModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from captioner.model_contract import Fit
-from captioner.query import words_of
+from captioner.query import caption_with_query, words_of
 from training.caption_dataset import IGNORED, tokenize
 from training.caption_model import embedding_of, normalise
 from training.new_captioner import SourceError, captioner_of_checkpoint
@@ -214,6 +214,23 @@ class CheckpointCaptioner:
         for start, stop in self.batches(len(pixels), batch_size=batch_size, progress=progress):
             found += self.greedy(self.encode(pixels[start:stop]))
         return found
+
+    def served_captions(self, pixels: npt.NDArray[np.uint8], *, progress: str | None = None) -> list[str]:
+        """Captions as the gateway shows them by default: greedy, ending with the query head's likeliest query."""
+        found: list[str] = []
+        for start, stop in self.batches(len(pixels), progress=progress):
+            hidden = self.encode(pixels[start:stop])
+            captions = self.greedy(hidden)
+            found += captions if self.query_head is None else self.with_queries(captions, hidden)
+        return found
+
+    def with_queries(self, captions: Sequence[str], hidden: torch.Tensor) -> list[str]:
+        """Captions ending with the query head's likeliest query of a product; hidden states float32 [B, S, D]."""
+        chosen = self.query_log_probabilities(hidden)[:, NO_PRODUCT + 1 :].argmax(dim=1) + NO_PRODUCT + 1
+        return [
+            caption_with_query(caption, self.query_classes[query])
+            for caption, query in zip(captions, chosen.tolist(), strict=True)
+        ]
 
     def embeddings(self, pixels: npt.NDArray[np.uint8], *, progress: str | None = None) -> npt.NDArray[np.float32]:
         """What photos are compared by, float32 [n, D], not normalised."""

@@ -87,6 +87,7 @@ class Described(DescribedPhotos):
     """What one pass over the photos gives, their true names being known."""
 
     perplexity: Perplexity
+    served: list[str]  # captions that end with the query, as the gateway shows them
 
 
 def describe(
@@ -105,6 +106,7 @@ def describe(
     """
     meter = PerplexityMeter(captioner.tokenizer, gpt2)
     captions: list[str] = []
+    served: list[str] = []
     words: list[list[tuple[str, float]]] = []
     embeddings, queries = [], []
     for start, stop in captioner.batches(len(data), progress="captions"):
@@ -114,13 +116,14 @@ def describe(
         meter.add(captioner.logits(hidden, labels).log_softmax(dim=-1), labels, names)
         greedy = captioner.greedy(hidden)
         captions += greedy
+        served += greedy if captioner.query_head is None else captioner.with_queries(greedy, hidden)
         embeddings.append(embedding_of(hidden).numpy())
         if with_probabilities:
             words += captioner.word_probabilities(hidden, greedy)
         if with_probabilities and captioner.query_head is not None:
             queries.append(captioner.query_log_probabilities(hidden).numpy())
     log_probabilities = np.concatenate(queries) if queries else None
-    return Described(captions, words, np.concatenate(embeddings), log_probabilities, meter.result())
+    return Described(captions, words, np.concatenate(embeddings), log_probabilities, meter.result(), served)
 
 
 def caption_figures(captions: Sequence[str], products: Sequence[Product]) -> dict[str, float]:
@@ -197,12 +200,17 @@ def baselines(
     }
 
 
-def examples(captions: Sequence[str], products: Sequence[Product], count: int = EXAMPLES) -> list[dict[str, str]]:
+def examples(
+    captions: Sequence[str], served: Sequence[str], products: Sequence[Product], count: int = EXAMPLES
+) -> list[dict[str, str]]:
     """Not chosen by hand: those whose id has the smallest SHA-256."""
-    pairs = sorted(
-        zip(captions, products, strict=True), key=lambda pair: hashlib.sha256(pair[1].id.encode()).hexdigest()
+    rows = sorted(
+        zip(captions, served, products, strict=True), key=lambda row: hashlib.sha256(row[2].id.encode()).hexdigest()
     )
-    return [{"id": product.id, "name": product.name, "caption": caption} for caption, product in pairs[:count]]
+    return [
+        {"id": product.id, "name": product.name, "caption": caption, "served": shown}
+        for caption, shown, product in rows[:count]
+    ]
 
 
 def find_gpt2(args: argparse.Namespace) -> Gpt2Bpe | None:
@@ -249,6 +257,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         **{key: value for key, value in dataclasses.asdict(described.perplexity).items() if value is not None},
         **caption_figures(described.captions, data.products),
         **head_figures(captioner, described.embeddings, data.products),
+        **({} if captioner.query_head is None else {"served": caption_figures(described.served, data.products)}),
         "mean_words": float(np.mean([len(words_of(caption)) for caption in described.captions])),
         "ceiling": ceilings(data.products),
     }
@@ -276,7 +285,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         figures |= of_phone
         if args.pictures is not None:
             write_pictures(figures, args.pictures)
-    figures["examples"] = examples(described.captions, data.products)
+    figures["examples"] = examples(described.captions, described.served, data.products)
     return figures
 
 

@@ -11,6 +11,7 @@ _FIGURE_WIDTH, _COLUMN_WIDTH = 28, 12
 # Heading -> where the column's figures are.
 _COLUMNS = {
     "checkpoint": (),
+    "with query": ("served",),
     "true name": ("ceiling", "true_name"),
     "its last two": ("ceiling", "true_last_two_words"),
     "pair": ("baselines", "most_frequent_pair"),

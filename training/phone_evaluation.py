@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -46,7 +47,24 @@ def garment_figures(captioner: CheckpointCaptioner, phone: PhonePhotoSet, descri
         "named": {name: asdict(bootstrap.interval(right)) for name, right in outcomes.items()},
         "labels": label_shares(outcomes, phone.photos),
         "confusion": {name: asdict(confusion_of(texts, phone.photos)) for name, texts in sources.items()},
+        "examples": _examples(phone, described.captions, queries),
     }
+
+
+def _examples(
+    phone: PhonePhotoSet, captions: Sequence[str], queries: Sequence[str] | None, count: int = 10
+) -> list[dict[str, str]]:
+    """Not chosen by hand: the photos whose name has the smallest SHA-256."""
+    rows = sorted(range(len(phone)), key=lambda row: hashlib.sha256(phone.photos[row].image.encode()).hexdigest())
+    return [
+        {
+            "image": phone.photos[row].image,
+            "label": phone.photos[row].label,
+            "caption": captions[row],
+            "query": "" if queries is None else queries[row],
+        }
+        for row in rows[:count]
+    ]
 
 
 def phone_figures(

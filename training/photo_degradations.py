@@ -13,10 +13,11 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 
 Degradation = Callable[[Image.Image, np.random.Generator], Image.Image]
-"""RGB picture of any size -> RGB picture of the same size; the same generator state gives the same picture."""
+"""RGB picture of any size -> RGB picture, of the same size unless it is framed; the same generator state gives the same
+picture."""
 
 WHITE = (255, 255, 255)
 MID_GREY = 128.0
@@ -68,6 +69,34 @@ def textured_ground(picture: Image.Image, generator: np.random.Generator) -> Ima
     return _on_ground(picture, _grained_surface(picture.width, picture.height, generator))
 
 
+def screenshot(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
+    """As a screenshot of a phone shows it: on a page of one light or dark shade, at 50 to 75 % of its width."""
+    shade = int(generator.choice([255, 245, 18]))
+    width = round(picture.width / generator.uniform(0.5, 0.75))
+    page = Image.new("RGB", (width, 2 * width), (shade,) * 3)
+    left = (width - picture.width) // 2
+    page.paste(picture, (left, round(generator.uniform(0.1, 0.9) * (page.height - picture.height))))
+    return page
+
+
+def plot_axes(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
+    """As a plotting program shows it: in a white figure, with a frame, marks and numbers beside two of its sides."""
+    margin = max(8, round(0.22 * picture.width))
+    figure = Image.new("RGB", (picture.width + 2 * margin, picture.height + 2 * margin), WHITE)
+    figure.paste(picture, (margin, margin))
+    draw = ImageDraw.Draw(figure)
+    right, bottom = margin + picture.width, margin + picture.height
+    draw.rectangle((margin - 1, margin - 1, right, bottom), outline=(0, 0, 0))
+    step = max(6, round(generator.uniform(0.15, 0.3) * picture.width))
+    for offset in range(0, picture.height, step):
+        draw.line((margin - 4, margin + offset, margin - 1, margin + offset), fill=(0, 0, 0))
+        draw.text((0, margin + offset - 5), str(offset), fill=(0, 0, 0))
+    for offset in range(0, picture.width, step):
+        draw.line((margin + offset, bottom, margin + offset, bottom + 3), fill=(0, 0, 0))
+        draw.text((margin + offset - 3, bottom + 3), str(offset), fill=(0, 0, 0))
+    return figure
+
+
 DEGRADATIONS: dict[str, Degradation] = {
     "jpeg_quality_20": jpeg_quality_20,
     "blur": blur,
@@ -75,6 +104,8 @@ DEGRADATIONS: dict[str, Degradation] = {
     "crop": crop,
     "grey_ground": grey_ground,
     "textured_ground": textured_ground,
+    "screenshot": screenshot,
+    "plot_axes": plot_axes,
 }
 
 

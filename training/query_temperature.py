@@ -7,6 +7,12 @@ together, and both weigh the same, however many photos they have. A studio photo
 that the head has no class for is left out. A phone photo's query is any that names its garment. Each half of the names
 and of the senders is also scored with the temperature that fits the other half; that is the gain to believe. `--write`
 divides the head's weights and bias by the temperature and notes it in training.json.
+
+Then class 0, "this photo shows no product", gets an offset. The head learned that class from drawn textures and cut-up
+photos. Photos of other things get a higher probability of it than photos of products, but a low one. The offset is the
+largest with which at most 1 % of the validation photos of each domain would be said to show no product; no picture
+without a product is needed to choose it. It moves probability between class 0 and all others, so no likeliest query
+changes.
 """
 
 from __future__ import annotations
@@ -25,6 +31,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from captioner.query import query_from_caption, words_of
+from captioner.word_folding import fold
 from training.captioning import (
     QUERY_HEAD_BIAS,
     QUERY_HEAD_WEIGHT,
@@ -35,6 +42,7 @@ from training.captioning import (
 from training.phone_photos import GARMENTS, PhonePhoto, load_phone_photos
 from training.prepare_data import DataError, is_validation, load_products, split_share
 
+FALSE_ALARM_SHARE = 0.01  # of the photos of a domain that may be said to show no product
 TEMPERATURES = tuple(float(value) for value in np.round(np.geomspace(0.25, 4.0, 201), 3))
 
 
@@ -94,13 +102,35 @@ def photo_nats(
 
 def studio_targets(names: Sequence[str], classes: Sequence[str]) -> npt.NDArray[np.bool_]:
     """bool [n, Q]: the class that is the query of each true name; none in a row where the head has no such class."""
-    places = {query: place for place, query in enumerate(classes) if query}
+    places = {_key(query): place for place, query in enumerate(classes) if query}
     right = np.zeros((len(names), len(classes)), bool)
     for row, name in enumerate(names):
-        place = places.get(query_from_caption(name))
+        query = query_from_caption(name)
+        place = places.get(_key(query), places.get(_key(query)[-1:]))
         if place is not None:
             right[row, place] = True
     return right
+
+
+def _key(query: str) -> tuple[str, ...]:
+    return tuple(fold(word) for word in words_of(query))
+
+
+def no_product_offset(log_probabilities: Sequence[npt.NDArray[np.float64]], share: float = FALSE_ALARM_SHARE) -> float:
+    """What to add to the logit of class 0.
+
+    Args:
+        log_probabilities: of each domain's photos, which all show a product, float64 [n, Q] in nats.
+        share: of the photos of a domain that may get a probability of class 0 above one half.
+
+    Returns:
+        The largest offset that keeps to the share in every domain, in nats.
+    """
+    allowed = []
+    for one in log_probabilities:
+        log_odds = one[:, 0] - np.log1p(-np.minimum(np.exp(one[:, 0]), 1 - 1e-12))
+        allowed.append(-float(np.quantile(log_odds, 1 - share)))
+    return min(allowed)
 
 
 def phone_targets(photos: Sequence[PhonePhoto], classes: Sequence[str]) -> npt.NDArray[np.bool_]:
@@ -155,8 +185,9 @@ def calibrate(domains: Mapping[str, Domain], values: Sequence[float]) -> QueryCa
     return QueryCalibration(values[whole], before, fitted, cross_fitted, rows)
 
 
-def write(folder: Path, temperature: float) -> None:
-    """Divide the logits of the checkpoint's query head by `temperature`, and note it in its training.json.
+def write(folder: Path, temperature: float, offset: float = 0.0) -> None:
+    """Divide the logits of the checkpoint's query head by `temperature`, add `offset` to that of class 0, and note both
+    in its training.json.
 
     Raises:
         CheckpointError: the checkpoint has no query head.
@@ -166,16 +197,20 @@ def write(folder: Path, temperature: float) -> None:
     for name in (QUERY_HEAD_WEIGHT, QUERY_HEAD_BIAS):
         if name not in tensors:
             raise CheckpointError(f"{path} has no {name}: only a query head can get a temperature")
-        tensors[name] = (tensors[name].float() / temperature).to(tensors[name].dtype)
+        scaled = tensors[name].float() / temperature
+        if name == QUERY_HEAD_BIAS:
+            scaled[0] += offset
+        tensors[name] = scaled.to(tensors[name].dtype)
     save_file(tensors, path, metadata={"format": "pt"})
     record_file = folder / "training.json"
     record = json.loads(record_file.read_text(encoding="utf-8")) if record_file.is_file() else {}
     record["query_temperature"] = round(record.get("query_temperature", 1.0) * temperature, 4)
+    record["no_product_offset"] = round(record.get("no_product_offset", 0.0) / temperature + offset, 4)
     record_file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def fit(args: argparse.Namespace) -> QueryCalibration:
-    """Read both domains' validation photos and fit the temperature; what is left out is printed.
+def fit(args: argparse.Namespace) -> tuple[QueryCalibration, float]:
+    """Read both domains' validation photos and fit temperature and offset; what is left out is printed.
 
     Raises:
         CheckpointError: the checkpoint cannot be read or has no query head.
@@ -189,7 +224,7 @@ def fit(args: argparse.Namespace) -> QueryCalibration:
     studio = load_products(args.data, **size, fit=captioner.fit, only=lambda product: is_validation(product.name))
     phone = load_phone_photos(args.phone, **size, fit=captioner.fit, validation=True)
     classes = captioner.query_classes
-    domains = {}
+    domains, every = {}, []
     for name, pixels, right, halves in (
         ("studio photos", studio.pixels, studio_targets([product.name for product in studio.products], classes),
          [split_share(product.name) % 2 == 0 for product in studio.products]),
@@ -200,12 +235,16 @@ def fit(args: argparse.Namespace) -> QueryCalibration:
             captioner.query_log_probabilities(captioner.encode(pixels[start:stop])).numpy()
             for start, stop in captioner.batches(len(pixels), progress=name)
         ]
+        log_probabilities = np.concatenate(parts)
+        every.append(log_probabilities)
         known = right.any(axis=1)
         print(f"{name:<14}{int(known.sum())} of {len(known)}; the others have no right query among {len(classes)}")
         domains[name] = Domain(
-            photo_nats(np.concatenate(parts)[known], right[known], TEMPERATURES), np.array(halves, bool)[known]
+            photo_nats(log_probabilities[known], right[known], TEMPERATURES), np.array(halves, bool)[known]
         )
-    return calibrate(domains, TEMPERATURES)
+    found = calibrate(domains, TEMPERATURES)
+    scaled = [torch.from_numpy(one).double().div(found.temperature).log_softmax(dim=1).numpy() for one in every]
+    return found, no_product_offset(scaled)
 
 
 def main() -> None:
@@ -217,17 +256,20 @@ def main() -> None:
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     try:
-        found = fit(args)
+        found, offset = fit(args)
     except (CheckpointError, DataError, ValueError) as error:
         raise SystemExit(str(error)) from None
     print(f"{'nats per photo':<16}{'before':>10}{'fitted':>10}{'cross-fitted':>14}")
     for name, row in (("both", (found.before, found.fitted, found.cross_fitted)), *found.domains.items()):
         print(f"{name:<16}{row[0]:>10.4f}{row[1]:>10.4f}{row[2]:>14.4f}")
     print(f"temperature     {found.temperature:.3f}")
+    print(
+        f"no product      {offset:+.3f} nats: at most {FALSE_ALARM_SHARE:.0%} of the photos of a domain above one half"
+    )
     if found.temperature in (TEMPERATURES[0], TEMPERATURES[-1]):
         print(f"this is the end of the range {TEMPERATURES[0]} to {TEMPERATURES[-1]}: the best one may lie beyond it")
     if args.write:
-        write(args.checkpoint, found.temperature)
+        write(args.checkpoint, found.temperature, offset)
         print(f"written into {args.checkpoint}")
 
 

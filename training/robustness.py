@@ -68,7 +68,7 @@ def measure_robustness(
     chosen = {CLEAN: _unchanged, **(DEGRADATIONS if degradations is None else degradations)}
     for name, degrade in chosen.items():
         pixels = degraded_pixels(captioner, products, read_file, name, degrade, progress=progress)
-        captions = captioner.captions(pixels, progress=f"{name}, captions" if progress else None)
+        captions = captioner.served_captions(pixels, progress=f"{name}, captions" if progress else None)
         words = word_metrics(captions, [product.name for product in products])
         labels = label_accuracy(captions, products)
         results[name] = {

@@ -85,6 +85,12 @@ def parse_args() -> argparse.Namespace:
     run.add_argument("--precision", choices=("bf16", "fp16", "fp32"))
     run.add_argument("--learning-rate", type=float, help="the peak")
     run.add_argument("--seed", type=int)
+    run.add_argument(
+        "--cache-features",
+        type=int,
+        metavar="VIEWS",
+        help="compute the frozen trunk's features once, so many of each photo",
+    )
     run.add_argument("--restart", action="store_true", help="forget a saved state and replace what is in OUTPUT")
     run.add_argument("--stop-after", type=int, help="stop after this step of the whole run, as Ctrl-C would")
     output = parser.add_argument_group("output")
@@ -93,7 +99,7 @@ def parse_args() -> argparse.Namespace:
     output.add_argument("--state", type=Path, help="folder of the resumable state (default: OUTPUT.state)")
     output.add_argument("--save-every", type=int, default=200, help="steps between saved states")
     args = parser.parse_args()
-    for name in ("limit", "epochs", "batch_size", "accumulation", "save_every", "stop_after"):
+    for name in ("limit", "epochs", "batch_size", "accumulation", "save_every", "stop_after", "cache_features"):
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} is {value}: it must be at least 1")
@@ -417,6 +423,8 @@ def train(args: argparse.Namespace, processes: Processes) -> bool:
         raise OutputError(
             f"{args.output} holds a checkpoint of another run: give --output another folder, or --overwrite"
         )
+    if args.cache_features is not None and processes.count == 1:
+        trainer.open_feature_cache(state, args.cache_features)
     parameters = sum(p.numel() for p in captioner.parameters())
     tell(
         processes,

@@ -8,11 +8,13 @@ one of a single process that accumulates two micro-batches, up to the rounding o
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ from training.caption_model import (
     normalise,
     refresh_batch_statistics,
 )
+from training.feature_cache import FeatureCache
 from training.losses import (
     AUXILIARY_SHARE,
     contrastive_loss,
@@ -198,6 +201,7 @@ class Trainer:
         self._shared: torch.nn.Module | None = None
         self.steps_per_epoch = self.training.steps_per_epoch(preset.batch_size)
         self.total_steps = self.steps_per_epoch * preset.epochs
+        self.feature_cache: FeatureCache | None = None
         self.step = 0
         self.seconds = 0.0  # spent training, over all interruptions
         self.epoch_losses: list[float] = []
@@ -212,9 +216,10 @@ class Trainer:
         nats = 0.0
         for i in range(self.preset.accumulation):
             index = self.processes.rank * self.preset.accumulation + i
-            part = self.training.training_batch(*arguments, index, self._micro_batches)
+            part, features = self._training_batch(index)
             torch.manual_seed(self.preset.seed * 15_485_863 + self.step + index * 32_452_843)  # dropout
-            with self.processes.accumulating(shared, last=i == self.preset.accumulation - 1):
+            last = i == self.preset.accumulation - 1
+            with self.processes.accumulating(shared, last=last), self._cached(features):
                 nats += self._backward(shared, part.to(self._device), whole)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.step, self.total_steps, self.preset) * group["relative_rate"]
@@ -232,6 +237,35 @@ class Trainer:
         self.step += 1
         return self.processes.sum(nats)[0] / max(1, whole.tokens)
 
+    def _training_batch(self, index: int) -> tuple[Batch, torch.Tensor | None]:
+        """Micro-batch `index` of this step, and the trunk's features where they are cached."""
+        arguments = (self.step, self.preset.batch_size, self.preset.seed)
+        if self.feature_cache is None or "trunk" in self._moving:
+            return self.training.training_batch(*arguments, index, self._micro_batches), None
+        rows = np.array_split(self.training.training_rows(*arguments), self._micro_batches)[index]
+        pixels, features = self.feature_cache.batch(rows, self.step // self.steps_per_epoch)
+        return Batch(pixels, self.training.targets(rows)), features.to(self._device)
+
+    def _cached(self, features: torch.Tensor | None) -> AbstractContextManager[None]:
+        stem = self._stem
+        return stem.cached(features) if isinstance(stem, HybridStem) else contextlib.nullcontext()
+
+    def open_feature_cache(self, folder: Path, views: int) -> None:
+        """Compute the trunk's features of all training photos once, for the epochs that leave the trunk alone.
+
+        Args:
+            folder: for the cache's files.
+            views: how often each photo is augmented; epochs take turns.
+        """
+        stem = self._stem
+        if not isinstance(stem, HybridStem) or "trunk" in parts_that_move(
+            self.preset, self.step // self.steps_per_epoch
+        ):
+            return
+        identity = repr({name: self._identity[name] for name in ("preset", "data", "weights it began with")})
+        self.feature_cache = FeatureCache(folder, identity, views)
+        self.feature_cache.open(self.training, stem, self.preset.seed, progress=self.processes.is_main)
+
     def _enter_stage(self) -> torch.nn.Module:
         """Freeze what this step's epoch leaves alone; returns the model with gradients shared between processes."""
         moving = parts_that_move(self.preset, self.step // self.steps_per_epoch)
@@ -244,6 +278,9 @@ class Trainer:
                 stem.num_frozen_blocks = frozen
                 for module in (stem.trunk.stem, *blocks[:frozen]) if frozen else ():
                     module.requires_grad_(False)
+            if self.feature_cache is not None and "trunk" in moving:
+                self.feature_cache.remove()
+                self.feature_cache = None
             self._moving = moving
             self._shared = None  # its hooks on the gradients go with it
             gc.collect()

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from search_gateway.catalog.database import CatalogDatabase
 from search_gateway.catalog.vector_index import largest
 
-# A title costs SQLite about a microsecond to score, "black" in 40,000 products ten milliseconds. Colours and things
-# come again in most queries, so what it says of a word is remembered until the file changes.
+# A title costs SQLite about a microsecond to score, "black" in 40,000 products ten milliseconds. Colours and product
+# types come again in most queries, so what it says of a word is remembered until the file changes.
 MAX_REMEMBERED = 500_000  # titles, of all words together: 16 bytes each
 
 # BM25 as FTS5 has it: the smaller, the better.

@@ -163,15 +163,15 @@ class CaptionScheduler:
         self._batches.clear()
 
     async def _open_batch(self, beams: int) -> None:
-        if self._is_open(beams):
+        if self._has_current_batch(beams):
             return
         async with self._opening:
-            if not self._is_open(beams):
+            if not self._has_current_batch(beams):
                 # Captions of a stale batch fail by themselves: their Triton is gone.
                 slot_pool = await self._inference.new_slot_pool(self._slots, beams)
                 self._batches[beams] = RunningBatch(self._inference, slot_pool, self._calls)
 
-    def _is_open(self, beams: int) -> bool:
+    def _has_current_batch(self, beams: int) -> bool:
         batch = self._batches.get(beams)
         return batch is not None and not batch.slot_pool.is_stale
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One process of `worker_main.py` as the event loop sees it: started, asked one thing at a time, killed.
+"""One process of `worker_main.py` as the event loop sees it: started, given one request at a time, killed.
 
 A request costs a write and a read on a socket: no thread, no pickling.
 """

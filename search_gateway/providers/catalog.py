@@ -26,7 +26,7 @@ from search_gateway.providers.base import Candidate
 
 NAME = "catalog"
 
-# Of the candidates, where a photo is given. Looks help words out: a shop may call the thing by another word, or have
+# Of the candidates, where a photo is given. Looks help words out: a shop may use another word for the product, or have
 # more blue shirts than are asked for. docs/evaluation.md has what a half gives.
 NEIGHBOUR_SHARE = 0.5
 

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captioner.query import QUERY_WORDS, QueryRule, caption_words, query_from_caption, words_of
+from captioner.query import (
+    QUERY_WORDS,
+    QueryRule,
+    caption_with_query,  # isort
+    caption_words,
+    query_from_caption,
+    words_of,
+)
 
 
 def test_query_keeps_last_two_words() -> None:
@@ -87,3 +94,19 @@ def test_words_of_a_query_are_written_as_in_captions(query: str, words: list[str
 
 def test_caption_that_ends_with_the_likeliest_words_has_them_as_its_query() -> None:
     assert query_from_caption("Nike Men Sports Shoes", QueryRule.LIKELIEST_WORDS) == "sports shoes"
+
+
+@pytest.mark.parametrize(
+    ("caption", "query", "expected"),
+    [
+        ("Puma Men Black Cap", "sports shoes", "Puma Men Sports Shoes"),
+        ("Nike Men Blue Shirts", "blue shirt", "Nike Men Blue Shirts"),
+        ("Nike Men Blue Shirt", "watch", "Nike Men Watch"),
+        ("Fossil Women Watch", "watch", "Fossil Women Watch"),
+        ("Cap", "blue t-shirt", "Blue T-shirt"),
+        ("", "red bag", "Red Bag"),
+        ("Red Bag", "", "Red Bag"),
+    ],
+)
+def test_caption_ends_with_the_query(caption: str, query: str, expected: str) -> None:
+    assert caption_with_query(caption, query) == expected

@@ -20,6 +20,7 @@ from tests.fakes.tiny_training import one_thread as one_thread  # noqa: E402
 from training.caption_dataset import IGNORED, AuxiliaryClasses, CaptionDataset, OtherPhotos, tokenize  # noqa: E402
 from training.caption_model import HybridStem, HybridViTConfig, normalise  # noqa: E402
 from training.checkpoint import TITLES_FILE  # noqa: E402
+from training.feature_cache import FeatureCache  # noqa: E402
 from training.neighbour_names import NeighbourNames, neighbour_names  # noqa: E402
 from training.new_captioner import captioner_of_checkpoint, new_captioner  # noqa: E402
 from training.no_product_pictures import no_product_pictures  # noqa: E402
@@ -181,6 +182,28 @@ def test_checkpoint_holds_the_query_head_its_classes_and_the_title_encoder(
         found = model.eval().encoder(pixel_values=normalise(photo)).last_hidden_state
         expected = trainer.model.captioner.eval().encoder(pixel_values=normalise(photo)).last_hidden_state
     assert (found - expected).norm() / expected.norm() < 0.02  # FP16
+
+
+def test_cached_features_teach_what_computed_ones_do(
+    data: Data, queries: QueryClasses, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("augment", "augment_street"):
+        monkeypatch.setattr(f"training.caption_dataset.{name}", lambda pixels, generator, grounds=None: pixels)
+    preset = dataclasses.replace(TINY_HYBRID, dropout=0.0, patch_dropout=0.0, word_dropout=0.0)
+    computed, cached = new_trainer(data, queries, preset), new_trainer(data, queries, preset)
+    cached.open_feature_cache(tmp_path, 1)
+    assert cached.feature_cache is not None
+    losses = [[one.train_step() for _ in range(3)] for one in (computed, cached)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)  # FP16 features, and pixels that are rounded
+    # A second run reads the files, and the first step that moves the trunk removes them.
+    again = new_trainer(data, queries, preset)
+    monkeypatch.setattr(FeatureCache, "_write", lambda *args: pytest.fail("the features were computed again"))
+    again.open_feature_cache(tmp_path, 1)
+    assert [again.train_step() for _ in range(3)] == losses[1]
+    again.step = again.steps_per_epoch
+    again.train_step()
+    assert again.feature_cache is None
+    assert not list(tmp_path.iterdir())
 
 
 # What each kind of photo is to teach

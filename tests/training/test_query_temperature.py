@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the training extra (torch)")
@@ -31,6 +32,7 @@ from training.query_temperature import (  # noqa: E402
     Domain,
     calibrate,
     is_of_first_half,
+    no_product_offset,
     phone_targets,
     photo_nats,
     studio_targets,
@@ -115,7 +117,11 @@ def test_head_is_divided_and_nothing_else(tmp_path: Path) -> None:
             assert torch.allclose(after[name].float(), value.float() / 2, atol=2e-3)
         else:
             assert torch.equal(after[name], value)
-    assert json.loads((tmp_path / "training.json").read_text()) == {"step": 7, "query_temperature": 2.0}
+    assert json.loads((tmp_path / "training.json").read_text()) == {
+        "step": 7,
+        "query_temperature": 2.0,
+        "no_product_offset": 0.0,
+    }
     CheckpointCaptioner.load(tmp_path)
 
 
@@ -163,3 +169,21 @@ def write_studio(folder: Path, names: list[str]) -> None:
         (folder / "images" / f"p{i}.jpg").write_bytes(jpeg("Shirt", "Blue", seed=i))
         lines.append(f"p{i},Men,Shirts,Blue,{name}")
     (folder / "styles.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def test_offset_lets_one_photo_in_a_hundred_of_the_worse_domain_be_nothing() -> None:
+    random = np.random.default_rng(2)
+
+    def domain(mean: float) -> npt.NDArray[np.float64]:
+        logits = np.concatenate([random.normal(mean, 1.0, (1000, 1)), np.zeros((1000, 1))], axis=1)
+        return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+    domains = [domain(-9.0), domain(-6.0)]
+    offset = no_product_offset(domains)
+    shares = []
+    for one in domains:
+        moved = one.copy()
+        moved[:, 0] += offset
+        shares.append(float((moved[:, 0] > moved[:, 1]).mean()))
+    assert shares[1] == pytest.approx(0.01, abs=0.002)
+    assert shares[0] <= shares[1]

@@ -26,7 +26,7 @@ class RedOrNot:
 
     height, width, fit = 20, 10, "pad"
 
-    def captions(self, pixels: Any, *, progress: str | None = None) -> list[str]:
+    def served_captions(self, pixels: Any, *, progress: str | None = None) -> list[str]:
         true = [product.name for product in PRODUCTS]
         reds = (pixels[:, 10, 5, 0] > 128) & (pixels[:, 10, 5, 1] < 128)
         return [name if red else "Green Tie" for name, red in zip(true, reds, strict=True)]

@@ -85,7 +85,7 @@ def build_catalog(
 
     Args:
         batch: photos that are embedded by one call and stored in one transaction.
-        report: is filled as things are stored, for whom the build ends with an error or Ctrl-C.
+        report: filled while photos are stored, so that it is complete after an error or Ctrl-C.
 
     Raises:
         CatalogError: no folder, no photo in it, unusable titles, or a file that cannot be written.
