@@ -188,8 +188,15 @@ def head_distribution(classes: Sequence[str], logprobs: npt.NDArray[np.float32])
     Args:
         classes: the Q queries of the head.
         logprobs: float [Q], natural logarithms.
+
+    Raises:
+        ValueError: these are no log-probabilities.
     """
-    return QueryDistribution(_vocabulary(tuple(classes)), np.exp(logprobs.astype(np.float64)))
+    shares = np.exp(logprobs.astype(np.float64))
+    total = float(shares.sum())
+    if not abs(total - 1) < 0.02:  # also where one is no number
+        raise ValueError(f"the query head's probabilities add up to {total:.3g} instead of 1: export the model again")
+    return QueryDistribution(_vocabulary(tuple(classes)), shares)
 
 
 def caption_distribution(hypotheses: Sequence[CaptionHypothesis]) -> QueryDistribution | None:

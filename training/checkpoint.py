@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 
 from training.captioning import CLASSES_FILE, HEADS_FILE
 from training.curves import plot_curve
+from training.query_classes import QUERY_CAPTIONS_FILE, QUERY_CLASSES_FILE
 from training.trainer import Trainer
 
 TITLES_FILE = "title_encoder.safetensors"
@@ -67,9 +68,12 @@ def save_checkpoint(trainer: Trainer, folder: Path, arguments: Mapping[str, str]
         write_history(trainer.history, aside)
         for path in sorted(aside.iterdir(), key=lambda path: path.suffix == ".safetensors"):
             os.replace(path, folder / path.name)
-    if not len(trainer.model.heads):
-        for name in (HEADS_FILE, CLASSES_FILE):
-            (folder / name).unlink(missing_ok=True)  # of an earlier run into this folder
+    # Of an earlier run into this folder.
+    stale = [] if len(trainer.model.heads) else [HEADS_FILE, CLASSES_FILE]
+    stale += [QUERY_CLASSES_FILE, QUERY_CAPTIONS_FILE] if trainer.queries is None else []
+    stale += [TITLES_FILE] if trainer.model.titles is None else []
+    for name in stale:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _save_record(trainer: Trainer, folder: Path, arguments: Mapping[str, str], best: int) -> None:

@@ -170,7 +170,14 @@ def card(figures: Mapping[str, Any], record: Mapping[str, Any], notes: str) -> s
     ]
     if "phone" in figures:
         parts += ["### Photos that people took of their clothes", "", *phone_section(figures)]
-        parts += ["### How sure it is", "", *calibration_section(figures)]
+        parts += [
+            "### How sure it is",
+            "",
+            "The temperature and the offset of the class for no product were fitted on these same validation photos;",
+            "`training.query_temperature` prints what the temperature of one half gains on the other.",
+            "",
+            *calibration_section(figures),
+        ]
     parts += robustness_section(figures)
     parts += ["## Ten validation photos, chosen by a hash of their id", ""]
     parts += rows(

@@ -116,7 +116,7 @@ def _shuffled(rng: np.random.Generator, photo: Pixels) -> Pixels:
     tiles = [
         photo[r * rows : (r + 1) * rows, c * columns : (c + 1) * columns] for r in range(across) for c in range(across)
     ]
-    shuffled = np.zeros_like(photo)
+    shuffled = photo.copy()  # a strip at the edge stays where the tiles do not cover it
     for place, which in enumerate(rng.permutation(len(tiles))):
         row, column = divmod(place, across)
         tile = np.rot90(tiles[which], 2 * int(rng.integers(2)))

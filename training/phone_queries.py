@@ -21,7 +21,7 @@ from tqdm import tqdm
 from captioner.preprocessing import fit_photo
 from captioner.query import words_of
 from captioner.word_folding import fold
-from training.captioning import CheckpointCaptioner
+from training.captioning import CheckpointCaptioner, CheckpointError
 from training.cutouts import cut_out
 from training.phone_photos import PhonePhotoSet
 from training.prepare_data import Product
@@ -38,11 +38,16 @@ def colour_probabilities(
     Args:
         checkpoint: of a captioner with a colour head.
 
+    Raises:
+        CheckpointError: the teacher cannot be read or has no colour head.
+
     Returns:
         The colours' names, and float32 [n, colours], probabilities.
     """
     teacher = CheckpointCaptioner.load(checkpoint)
-    head = teacher.heads["colour"]
+    head = teacher.heads.get("colour")
+    if head is None:
+        raise CheckpointError(f"{checkpoint} has no colour head: give --teacher a checkpoint with auxiliary heads")
     fitted = np.stack(
         [
             fit_photo(Image.fromarray(cut_out(photo)), height=teacher.height, width=teacher.width, fit=teacher.fit)

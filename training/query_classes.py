@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from captioner.query import QUERY_WORDS, words_of
+from captioner.query import QUERY_WORDS, query_from_caption, words_of
 from captioner.word_folding import fold
 
 QUERY_CLASSES_FILE = "query_classes.json"
@@ -64,7 +64,7 @@ class QueryClasses:
     @property
     def queries(self) -> list[str]:
         """Each class as a query, in lower case."""
-        return [caption.lower() for caption in self.captions]
+        return [query_from_caption(caption) for caption in self.captions]
 
     def ids(self, names: Sequence[str]) -> list[int | None]:
         """The class of each name; None where neither its last two words nor its last one is a class."""

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from training.caption_dataset import OtherPhotos, tokenize
+from training.captioning import CheckpointError
 from training.checkpoint import save_checkpoint
 from training.neighbour_names import NeighbourNames, neighbour_names
 from training.new_captioner import SourceError, gpt2_files_beside, new_captioner
@@ -105,11 +106,20 @@ def parse_args() -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} is {value}: it must be at least 1")
     if args.learning_rate is not None and not 0 < args.learning_rate < 1:
         parser.error(f"--learning-rate is {args.learning_rate}: it must be between 0 and 1")
+    if args.phone is not None and not PRESETS[args.preset].phone_repeats:
+        parser.error(f"--phone does not go with --preset {args.preset}, which learns from products alone: leave it out")
+    if args.teacher is not None and not (args.teacher / "model.safetensors").is_file():
+        parser.error(f"--teacher {args.teacher} holds no model.safetensors: give the folder of a checkpoint of ours")
     if args.from_scratch and (args.encoder or args.decoder):
         parser.error("--from-scratch takes random weights: leave out --encoder and --decoder")
     begun = args.from_scratch or args.encoder or args.decoder or args.gpt2_tokenizer or args.decoder_from or args.trunk
     if args.init_from and begun:
         parser.error("--init-from brings weights and tokenizer: leave out the other flags of what to begin with")
+    if args.from_scratch and PRESETS[args.preset].trunk is not None:
+        # Its norms keep the statistics of the pretrained weights: with random ones nothing gets through.
+        parser.error(
+            f"--from-scratch does not go with --preset {args.preset}, whose trunk is pretrained: use --preset scratch"
+        )
     args.output = args.output or Path(f".run/training/fashion-{args.preset}")
     return args
 
@@ -314,15 +324,17 @@ def load_extras(
             args.large, only=lambda product: product.id in rows, aspect=3 / 4, progress=progress, **shape
         )
         large, large_rows = again.pixels, np.array([rows[product.id] for product in again.products])
-    if preset.no_product_pictures and queries is not None:
-        known = training.pixels[: 4 * preset.no_product_pictures]
+    num_pictures = min(preset.no_product_pictures, len(training) // 4)
+    if num_pictures and queries is not None:
+        known = training.pixels[: 4 * num_pictures]
         if phone is not None:
             known = np.concatenate([phone.pixels, known])
-        nothing = no_product_pictures(
-            preset.no_product_pictures, preset.seed, preset.image_height, preset.image_width, known
-        )
-    if preset.soft_target_share and trunk is not None:
-        neighbours = soft_targets(args, training, queries, tokenizer, preset, trunk, state, processes)
+        nothing = no_product_pictures(num_pictures, preset.seed, preset.image_height, preset.image_width, known)
+    features_of = trunk or args.trunk or DEFAULT_FILE
+    if preset.soft_target_share and features_of.is_file():
+        neighbours = soft_targets(args, training, queries, tokenizer, preset, features_of, state, processes)
+    elif preset.soft_target_share:
+        tell(processes, f"no soft targets: {features_of} is missing (python -m training.pretrained)")
     weights = None
     if phone is not None and queries is not None:
         ratios = None
@@ -423,8 +435,10 @@ def train(args: argparse.Namespace, processes: Processes) -> bool:
         raise OutputError(
             f"{args.output} holds a checkpoint of another run: give --output another folder, or --overwrite"
         )
-    if args.cache_features is not None and processes.count == 1:
+    if args.cache_features is not None and processes.count == 1 and processes.device.type == "cpu":
         trainer.open_feature_cache(state, args.cache_features)
+    elif args.cache_features is not None:
+        tell(processes, "--cache-features is for one process on a CPU: the trunk's features are computed in every step")
     parameters = sum(p.numel() for p in captioner.parameters())
     tell(
         processes,
@@ -446,7 +460,16 @@ def main() -> None:
     with processes_of_this_run() as processes:
         try:
             finished = train(args, processes)
-        except (DataError, SourceError, StateError, BatchError, DivergedError, OutputError, QueryClassesError) as error:
+        except (
+            DataError,
+            SourceError,
+            StateError,
+            BatchError,
+            DivergedError,
+            OutputError,
+            QueryClassesError,
+            CheckpointError,
+        ) as error:
             raise SystemExit(f"training.train: {error}") from None
         except KeyboardInterrupt:
             finished = False

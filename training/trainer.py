@@ -168,6 +168,7 @@ class Trainer:
         self._identity = {
             "preset": dataclasses.asdict(preset),
             "data": hashlib.sha256(repr((products, [] if phone is None else phone.photos)).encode()).hexdigest(),
+            "targets": _digest(extras),
             "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
             "micro-batches": self._micro_batches,
             "weights it began with": origin,
@@ -262,7 +263,7 @@ class Trainer:
             self.preset, self.step // self.steps_per_epoch
         ):
             return
-        identity = repr({name: self._identity[name] for name in ("preset", "data", "weights it began with")})
+        identity = repr({name: self._identity[name] for name in ("preset", "data", "targets", "weights it began with")})
         self.feature_cache = FeatureCache(folder, identity, views)
         self.feature_cache.open(self.training, stem, self.preset.seed, progress=self.processes.is_main)
 
@@ -368,7 +369,9 @@ class Trainer:
         assert self.model.title_scale is not None
         named = (labels != IGNORED).any(dim=1)
         if int(named.sum()) < 2:
-            return predictions.embedding.sum() * 0.0
+            # Every parameter gets a gradient, as several processes expect of each other.
+            unused = sum(parameter.sum() for parameter in (*self.model.titles.parameters(), self.model.title_scale))
+            return (predictions.embedding.sum() + unused) * 0.0
         tokens = labels[named]
         is_word = (tokens != IGNORED) & (tokens != self.tokenizer.eos_token_id)
         # A title says the same with some of its words left out.
@@ -397,7 +400,7 @@ class Trainer:
         nats, tokens = 0.0, 0
         names = ("article_type", "colour")
         right, known = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
-        query_hits, query_rows = [0.0, 0.0], 0
+        query_hits, query_rows = 0, 0
         for batch in self._validation_batches():
             predictions = self._forward(self.model, batch)
             nats += float(token_losses(predictions.logits, batch.labels).sum())
@@ -408,19 +411,23 @@ class Trainer:
                 known[name] += int((truth != IGNORED).sum())
             if predictions.queries is not None:
                 chosen = predictions.queries[:, 1:].argmax(dim=1) + 1
-                query_hits[0] += int((chosen == batch.targets.queries).sum())
+                query_hits += int((chosen == batch.targets.queries).sum())
                 query_rows += len(chosen)
         nats, tokens_everywhere, *counts = self.processes.sum(nats, tokens, *right.values(), *known.values())
         accuracies = {
             f"{name}_accuracy": hits / max(1.0, of)
             for name, hits, of in zip(names, counts[: len(names)], counts[len(names) :], strict=True)
         }
-        hits, rows = self.processes.sum(query_hits[0], query_rows)
+        hits, rows = self.processes.sum(query_hits, query_rows)
         if rows:
             accuracies["query_accuracy"] = hits / rows
-        if self._phone_validation is not None:
+        if self._phone_validation is not None and self._names_garments:
             accuracies["phone_accuracy"] = self._phone_accuracy(self._phone_validation)
         return {"validation_loss": nats / max(1.0, tokens_everywhere), **accuracies}
+
+    @property
+    def _names_garments(self) -> bool:
+        return "article_type" in self.model.heads or hasattr(self.model.captioner.encoder, "query_head")
 
     def _phone_accuracy(self, phone: PhonePhotoSet, size: int = 128) -> float:
         """How often the likeliest query's last word, or without a query head the articleType, names the garment."""
@@ -545,6 +552,19 @@ class _SaidOfPhones:
         captions = torch.where(self._rows[:, None], captions[:, :length], IGNORED)
         self.captions = captions
         return torch.where(self._rows[:, None], captions, self._labels)
+
+
+def _digest(extras: TrainingExtras) -> str:
+    """Of what a run has beside products and the phone photos' labels."""
+    digest = hashlib.sha256(repr((extras.queries, extras.half_size)).encode())
+    others = extras.others or OtherPhotos()
+    arrays = [others.large_rows, others.phone_query_weights]
+    if extras.neighbours is not None:
+        arrays += [getattr(extras.neighbours, field.name) for field in dataclasses.fields(extras.neighbours)]
+    for array in arrays:
+        digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
+    digest.update(repr(0 if others.nothing is None else len(others.nothing)).encode())
+    return digest.hexdigest()
 
 
 def _padded(neighbours: NeighbourNames | None, rows: int) -> NeighbourNames | None:
