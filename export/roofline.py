@@ -112,16 +112,7 @@ class CaptionerSize:
         return products + (self.num_positions - 1) * window * channels * self.hidden_size
 
     def _trunk_convolutions(self) -> Iterator[tuple[int, int, int]]:
-        """(outputs, products per output, positions) of each convolution of the trunk."""
-        height, width = -(-self.image_height // 2), -(-self.image_width // 2)
-        yield lite0_shapes.STEM_CHANNELS, 9 * 3, height * width
-        for block in self.trunk_blocks:
-            wide = block.inputs * block.expansion
-            if block.expansion != 1:
-                yield wide, block.inputs, height * width
-            height, width = -(-height // block.stride), -(-width // block.stride)
-            yield wide, block.kernel**2, height * width
-            yield block.outputs, wide, height * width
+        return lite0_shapes.convolutions(self.image_height, self.image_width, self.trunk_blocks)
 
     @property
     def encoder_parameters(self) -> int:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 STEM_CHANNELS = 32
@@ -35,3 +36,18 @@ LITE0_BLOCKS: tuple[BlockShape, ...] = (
     *_stage(4, 5, 2, 6, 112, 192),
     *_stage(1, 3, 1, 6, 192, FEATURE_CHANNELS),
 )
+
+
+def convolutions(
+    height: int, width: int, blocks: Sequence[BlockShape] = LITE0_BLOCKS
+) -> Iterator[tuple[int, int, int]]:
+    """(outputs, products per output and position, positions) of each convolution, for photos of this size in pixels."""
+    height, width = -(-height // 2), -(-width // 2)
+    yield STEM_CHANNELS, 9 * 3, height * width
+    for block in blocks:
+        wide = block.inputs * block.expansion
+        if block.expansion != 1:
+            yield wide, block.inputs, height * width
+        height, width = -(-height // block.stride), -(-width // block.stride)
+        yield wide, block.kernel**2, height * width
+        yield block.outputs, wide, height * width

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from training import lite0_shapes
+
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 CACHE_BYTES = {"fp32": 4, "fp16": 2, "int8": 4}  # INT8 models are so inside only
 
@@ -24,6 +26,7 @@ class CaptionerShape:
     patch_size: int
     channels: int
     stem_channels: tuple[int, ...]  # none: a plain ViT
+    has_trunk: bool = False  # EfficientNet-Lite0 before the ViT, the stem beside it at half the size
     encoder_width: int
     encoder_layers: int
     encoder_inner: int  # of the MLP
@@ -44,6 +47,7 @@ class CaptionerShape:
             patch_size=encoder["patch_size"],
             channels=encoder.get("num_channels", 3),
             stem_channels=tuple(encoder.get("stem_channels", ())),
+            has_trunk=encoder.get("model_type") == "hybrid-vit",
             encoder_width=encoder["hidden_size"],
             encoder_layers=encoder["num_hidden_layers"],
             encoder_inner=encoder["intermediate_size"],
@@ -55,6 +59,9 @@ class CaptionerShape:
 
     @property
     def patches(self) -> int:
+        if self.has_trunk:
+            rows, columns = (-(-side // lite0_shapes.STRIDE) for side in (self.image_height, self.image_width))
+            return rows * columns
         patch = 2 ** len(self.stem_channels) if self.stem_channels else self.patch_size
         return (self.image_height // patch) * (self.image_width // patch)
 
@@ -113,6 +120,18 @@ def _stem(shape: CaptionerShape) -> tuple[int, int]:
         return 2 * shape.patches * weights, weights
     flops, weights, channels = 0, 0, shape.channels
     height, width = shape.image_height, shape.image_width
+    if shape.has_trunk:
+        for outputs, products, positions in lite0_shapes.convolutions(height, width):
+            flops += 2 * outputs * products * positions
+            weights += outputs * products
+        height, width = height // 2, width // 2
+        for outputs in shape.stem_channels:  # one convolution of stride 2 each
+            height, width = -(-height // 2), -(-width // 2)
+            flops += 2 * height * width * 9 * channels * outputs
+            weights += 9 * channels * outputs
+            channels = outputs
+        projection = (lite0_shapes.FEATURE_CHANNELS + channels) * shape.encoder_width
+        return flops + 2 * shape.patches * projection, weights + projection
     for outputs in shape.stem_channels:
         height, width = height // 2, width // 2  # the first convolution of a stage has stride 2, the second 1
         stage = 9 * channels * outputs + 9 * outputs * outputs

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.captioning.costs import CaptionerShape, Cost, encoder_cost, least_seconds, prefill_cost, step_cost
 from tests.conftest import ROOT
+from training.lite0_shapes import convolutions
 
 FULL = CaptionerShape(
     image_height=224, image_width=224, patch_size=16, channels=3, stem_channels=(), encoder_width=768,
@@ -50,11 +51,15 @@ def test_step_of_full_size() -> None:
 def test_stem_of_the_small_model() -> None:
     config = json.loads((ROOT / "checkpoints" / "fashion-small" / "config.json").read_text(encoding="utf-8"))
     shape = CaptionerShape.of(config)
-    assert (shape.patches, shape.positions) == (80, 81)
-    stages = 40 * 32 * 9 * (3 * 48 + 48 * 48) + 20 * 16 * 9 * (48 * 96 + 96 * 96) + 10 * 8 * 9 * (96 * 192 + 192 * 192)
-    projection = 80 * 192 * 256
-    layers = 6 * (81 * (4 * 256 * 256 + 2 * 256 * 1024) + 2 * 81 * 81 * 256)
-    assert encoder_cost(shape, 1, "fp32").flops == 2 * (stages + projection + layers)
+    assert (shape.patches, shape.positions) == (30, 31)
+    stages = 48 * 36 * 9 * 3 * 24 + 24 * 18 * 9 * 24 * 48 + 12 * 9 * 9 * 48 * 96 + 6 * 5 * 9 * 96 * 192
+    trunk = sum(outputs * products * positions for outputs, products, positions in convolutions(192, 144))
+    projection = 30 * (320 + 192) * 256
+    layers = 2 * (31 * (4 * 256 * 256 + 2 * 256 * 1024) + 2 * 31 * 31 * 256)
+    assert encoder_cost(shape, 1, "fp32").flops == 2 * (trunk + stages + projection + layers)
+    # EfficientNet-Lite0 has 407 million products at 224 x 224, its last convolution and classifier included.
+    at_224 = sum(outputs * products * positions for outputs, products, positions in convolutions(224, 224))
+    assert at_224 + 7 * 7 * 320 * 1280 + 1280 * 1000 == pytest.approx(407e6, rel=0.06)
 
 
 def test_least_time_names_its_limit() -> None:
