@@ -221,6 +221,7 @@ class ThroughGateway:
             timeout_seconds=CALL_SECONDS,
             num_beams=workload.beams,
             max_tokens=workload.tokens,
+            query_rule="last_two_words",  # the caption as it is decoded
         )
         return [answer.caption.text for answer in answers]
 

@@ -131,7 +131,9 @@ class GatewayCaller:
         key = photo, beams
         if key not in self._requests:
             options = search_pb2.DecodingOptions(num_beams=beams)
-            message = search_pb2.CaptionRequest(photo=self._photos[photo], decoding=options)
+            # The caption as it is decoded, which the models in one process say, too.
+            rule = search_pb2.QUERY_RULE_LAST_TWO_WORDS
+            message = search_pb2.CaptionRequest(photo=self._photos[photo], decoding=options, query_rule=rule)
             self._requests[key] = message.SerializeToString()
         return self._requests[key]
 

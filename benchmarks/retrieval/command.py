@@ -239,7 +239,7 @@ def evaluate_phone(args: argparse.Namespace, reader: PhotoReader) -> None:
     with ExitStack() as opened:
         searched = opened.enter_context(SearchedGallery(catalogue, fingerprint))
         whitening = Whitening(gallery.served, SHRINKAGE)
-        every = systems(searched, gallery.patch_mean, whitening, gallery.served, [], settings)
+        every = systems(searched, gallery.patch_mean, whitening, gallery.served, settings)
         searches = {name: every[name] for name in PHONE_SYSTEMS}
         if args.gateway is not None:
             ids = [product.id for product in data.products]
