@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -132,7 +133,8 @@ def test_encoder_says_how_likely_each_query_is_where_it_is_asked(models: Path, a
 
 def test_models_and_contract_must_agree_on_the_head(address: str) -> None:
     async def check() -> None:
-        inference = TritonClient(address, ModelContract.load(MODELS))
+        without = dataclasses.replace(ModelContract.load(MODELS), num_queries=0)
+        inference = TritonClient(address, without)
         try:
             await inference.check_contract()
         finally:

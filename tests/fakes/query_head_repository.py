@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The repository's own models with a query head of random weights on the encoder's embedding. ONNX must be there."""
+"""The repository's own models with a query head of random weights on the encoder's embedding. Needs ONNX."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def write_repository_with_head(folder: Path) -> ModelContract:
     (folder / ENCODER / "config.pbtxt").write_text(onnx_config(contract.encoder), encoding="utf-8")
     path = folder / ENCODER / "1" / "model.onnx"
     model = onnx.load(path)
+    _remove_own_head(model)
     model.graph.initializer.append(numpy_helper.from_array(head_weights(contract.hidden_size), "query_head"))
     model.graph.node.append(helper.make_node("MatMul", ["embedding", "query_head"], ["query_logits"]))
     model.graph.node.append(helper.make_node("LogSoftmax", ["query_logits"], ["query_logprobs"], axis=-1))
@@ -44,6 +45,17 @@ def write_repository_with_head(folder: Path) -> ModelContract:
     model.graph.output.append(value)
     onnx.save(model, path)
     return contract
+
+
+def _remove_own_head(model: onnx.ModelProto) -> None:
+    """The models' own query head gives way to the one whose weights are known here."""
+    for node in model.graph.node:
+        for place, name in enumerate(node.output):
+            if name == "query_logprobs":
+                node.output[place] = "own_query_logprobs"
+    kept = [output for output in model.graph.output if output.name != "query_logprobs"]
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
 
 
 def expected_logprobs(embeddings: Floats) -> Floats:
