@@ -18,6 +18,7 @@ from captioner.caption_tokenizer import CaptionTokenizer
 from captioner.model_contract import ContractError, ModelContract, model_fingerprint
 from captioner.preprocessing import ImageLimits
 from captioner.query_classes import load_query_classes
+from captioner.query_distribution import vocabulary_of
 from search_api import search_pb2, search_pb2_grpc
 from search_gateway.api.admission import Admission
 from search_gateway.api.error_interceptor import ErrorInterceptor
@@ -104,6 +105,7 @@ class Gateway:
                 f"the tokenizer has {tokenizer.vocab_size} pieces, the models {contract.vocab_size}: install them again"
             )
         query_classes = load_query_classes(config.model_repository, contract.num_queries)
+        vocabulary_of(query_classes)  # now, not when the first photo waits for it
         thumbnails = self._make_thumbnails()
         self._closing.push_async_callback(thumbnails.close)
         cache = cache_for(config)
