@@ -160,11 +160,15 @@ def test_same_photos_are_captioned_the_same_again(figures: dict[str, Any], folde
 def test_examples_are_those_with_the_smallest_hash_of_the_id() -> None:
     products = [Product(str(i), f"name {i}", "", "", "") for i in range(50)]
     captions = [f"caption {i}" for i in range(50)]
-    chosen = examples(captions, products, count=3)
+    served = [f"shown {i}" for i in range(50)]
+    chosen = examples(captions, served, products, count=3)
     ids = sorted((str(i) for i in range(50)), key=lambda one: hashlib.sha256(one.encode()).hexdigest())[:3]
     assert [one["id"] for one in chosen] == ids
-    assert examples(captions[::-1], products[::-1], count=3) == chosen
-    assert chosen[0] == {"id": ids[0], "name": f"name {ids[0]}", "caption": f"caption {ids[0]}"}
+    assert examples(captions[::-1], served[::-1], products[::-1], count=3) == chosen
+    number = ids[0]
+    assert chosen[0] == {
+        "id": number, "name": f"name {number}", "caption": f"caption {number}", "served": f"shown {number}",
+    }  # fmt: skip
 
 
 def test_value_a_head_does_not_know_counts_as_wrong() -> None:
