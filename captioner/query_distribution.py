@@ -18,9 +18,9 @@ from captioner.query import query_from_caption, words_of
 from captioner.query_classes import NO_PRODUCT
 from captioner.word_folding import fold
 
-# Share of the probability that the captions get beside the query head. With `fashion-small` any share costs more than it
-# gives (`benchmarks.query_rules`, 532 studio photos: last two words right for 37.6 % by the head alone, 36.1 % with 4 beams
-# at 0.3, 37.4 % with 8 beams at 0.3).
+# Share of the probability that the captions get beside the query head. With `fashion-small` any share costs more than
+# it gives (`benchmarks.query_rules`, 532 studio photos: last two words right for 37.6 % by the head alone, 36.1 % with
+# 4 beams at 0.3, 37.4 % with 8 beams at 0.3).
 GREEDY_CAPTION_WEIGHT = 0.0
 BEAM_CAPTIONS_WEIGHT = 0.0
 

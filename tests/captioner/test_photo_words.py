@@ -14,6 +14,7 @@ from captioner.captions import Word, WordAlternative
 from captioner.decoding import DecodedToken, Hypothesis
 from captioner.photo_words import PhotoWords, photo_words
 from captioner.query import QueryRule
+from captioner.query_distribution import BEAM_CAPTIONS_WEIGHT
 from search_gateway.engine.scheduler import DecodedPhoto
 
 EMBEDDING = np.zeros(2, np.float32)
@@ -123,7 +124,8 @@ def test_punctuation_stays_where_the_caption_stays() -> None:
     assert read("Puma Blue & Shirt .", sports_shoes=1.0).caption.text == "Puma Sports Shoes"
 
 
-def test_captions_of_beams_have_a_part_in_the_query() -> None:
+def test_captions_of_beams_have_the_part_in_the_query_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("captioner.query_distribution.BEAM_CAPTIONS_WEIGHT", 0.3)
     shares = {"navy_shirt": 0.4, "blue_shirt": 0.35, "watch": 0.25}
     assert read("Puma Blue Shirt", **shares).query == "navy shirt"
     assert read("Puma Blue Shirt", "Men Blue Shirt", **shares).query == "blue shirt"
@@ -137,7 +139,7 @@ def test_other_rules_leave_the_caption_as_it_was_decoded(rule: QueryRule, query:
     assert (words.query, words.rule, words.caption.text) == (query, rule, "Puma Red Dress")
     assert words.caption.words[2].probability == pytest.approx(0.9)
     assert words.distribution is not None
-    assert words.no_product_probability == pytest.approx(0.07)
+    assert words.no_product_probability == pytest.approx(0.1 * (1 - BEAM_CAPTIONS_WEIGHT))
 
 
 def test_model_without_a_head_has_no_distribution() -> None:
