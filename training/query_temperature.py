@@ -30,8 +30,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from captioner.query import query_from_caption, words_of
-from captioner.word_folding import fold
+from captioner.query import words_of
 from training.captioning import (
     QUERY_HEAD_BIAS,
     QUERY_HEAD_WEIGHT,
@@ -41,6 +40,7 @@ from training.captioning import (
 )
 from training.phone_photos import GARMENTS, PhonePhoto, load_phone_photos
 from training.prepare_data import DataError, is_validation, load_products, split_share
+from training.query_classes import QueryClasses
 
 FALSE_ALARM_SHARE = 0.01  # of the photos of a domain that may be said to show no product
 TEMPERATURES = tuple(float(value) for value in np.round(np.geomspace(0.25, 4.0, 201), 3))
@@ -102,18 +102,11 @@ def photo_nats(
 
 def studio_targets(names: Sequence[str], classes: Sequence[str]) -> npt.NDArray[np.bool_]:
     """bool [n, Q]: the class that is the query of each true name; none in a row where the head has no such class."""
-    places = {_key(query): place for place, query in enumerate(classes) if query}
     right = np.zeros((len(names), len(classes)), bool)
-    for row, name in enumerate(names):
-        query = query_from_caption(name)
-        place = places.get(_key(query), places.get(_key(query)[-1:]))
-        if place is not None:
-            right[row, place] = True
+    for row, query in enumerate(QueryClasses(tuple(classes)).ids(names)):
+        if query is not None:
+            right[row, query] = True
     return right
-
-
-def _key(query: str) -> tuple[str, ...]:
-    return tuple(fold(word) for word in words_of(query))
 
 
 def no_product_offset(log_probabilities: Sequence[npt.NDArray[np.float64]], share: float = FALSE_ALARM_SHARE) -> float:
