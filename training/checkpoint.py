@@ -27,9 +27,10 @@ from pathlib import Path
 
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
-from training.captioning import CLASSES_FILE, HEADS_FILE
+from training.captioning import CLASSES_FILE, HEADS_FILE, CheckpointError, load_heads
 from training.curves import plot_curve
 from training.query_classes import QUERY_CAPTIONS_FILE, QUERY_CLASSES_FILE
 from training.trainer import Trainer
@@ -129,6 +130,31 @@ def _save_heads(trainer: Trainer, folder: Path) -> None:
     save_file(heads, folder / HEADS_FILE)
     classes = {label: trainer.classes[label] for label in trainer.model.heads}
     (folder / CLASSES_FILE).write_text(json.dumps(classes, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def restore_heads(trainer: Trainer, folder: Path) -> None:
+    """Go on with the auxiliary heads and the title encoder of a checkpoint, where it has them for the same classes.
+
+    What the checkpoint lacks, or has for other classes, keeps the trainer's new weights.
+
+    Args:
+        trainer: before its first step, or before its state is loaded.
+        folder: the checkpoint that the run goes on from.
+
+    Raises:
+        CheckpointError: the files are damaged, or one of them is missing.
+    """
+    with torch.no_grad():
+        for label, head in load_heads(folder).items():
+            if label in trainer.model.heads and trainer.classes[label] == head.values:
+                trainer.model.heads[label].weight.copy_(head.weight)
+                trainer.model.heads[label].bias.copy_(head.bias)
+    if trainer.model.titles is None or not (folder / TITLES_FILE).is_file():
+        return
+    try:
+        trainer.model.titles.load_state_dict(load_file(folder / TITLES_FILE))
+    except (SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{folder / TITLES_FILE} cannot be read ({error}): copy it again") from error
 
 
 def write_history(history: Sequence[Mapping[str, float]], folder: Path) -> None:

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from training.caption_dataset import IGNORED
 
-AUXILIARY_SHARE = {"article_type": 1.0, "colour": 1.0, "gender": 1 / 3}
+AUXILIARY_SHARE = {"article_type": 1.0, "colour": 1.5, "gender": 1 / 3}
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerFast
 
 from training.caption_dataset import OtherPhotos, tokenize
 from training.captioning import CheckpointError
-from training.checkpoint import save_checkpoint
+from training.checkpoint import restore_heads, save_checkpoint
 from training.neighbour_names import NeighbourNames, neighbour_names
 from training.new_captioner import SourceError, gpt2_files_beside, new_captioner
 from training.no_product_pictures import no_product_pictures
@@ -138,6 +138,9 @@ def preset_of(args: argparse.Namespace) -> Preset:
         "decoder": args.decoder,
     }
     preset = dataclasses.replace(preset, **{name: value for name, value in given.items() if value is not None})
+    if args.init_from is not None:
+        # Weights that are trained already need no epochs in which a part of them waits for the others.
+        preset = dataclasses.replace(preset, stages=preset.stages[-1:])
     return dataclasses.replace(preset, encoder=None, decoder=None) if args.from_scratch else preset
 
 
@@ -364,9 +367,9 @@ def soft_targets(
 ) -> NeighbourNames:
     """What the names of similar photos say; the features that say so take minutes and are kept beside the state."""
     names = [product.name for product in training.products]
-    identity = repr((preset.image_height, preset.image_width, preset.fit, names, origin_of(preset, args, trunk)))
-    if args.teacher is not None:
-        identity += hashlib.sha256((args.teacher / "model.safetensors").read_bytes()).hexdigest()
+    sources = [trunk] if args.teacher is None else [trunk, args.teacher / "model.safetensors"]
+    hashes = [hashlib.sha256(source.read_bytes()).hexdigest() for source in sources]
+    identity = repr((preset.image_height, preset.image_width, preset.fit, names, hashes))
     file = state / f"features-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy"
     if not file.is_file() and processes.is_main:
         features = similarity_features(training, args.data, trunk, args.teacher)
@@ -426,6 +429,8 @@ def train(args: argparse.Namespace, processes: Processes) -> bool:
     trainer = Trainer(
         preset, training, validation, captioner, tokenizer, processes, origin_of(preset, args, trunk), extras
     )
+    if args.init_from is not None:
+        restore_heads(trainer, args.init_from)
     if args.restart:
         trainer.forget_state(state)
     if trainer.load_state(state):

@@ -19,7 +19,8 @@ from tests.fakes.tiny_training import TINY_HYBRID, Data, assert_same_end, change
 from tests.fakes.tiny_training import one_thread as one_thread  # noqa: E402
 from training.caption_dataset import IGNORED, AuxiliaryClasses, CaptionDataset, OtherPhotos, tokenize  # noqa: E402
 from training.caption_model import HybridStem, HybridViTConfig, normalise  # noqa: E402
-from training.checkpoint import TITLES_FILE  # noqa: E402
+from training.captioning import CheckpointError  # noqa: E402
+from training.checkpoint import TITLES_FILE, restore_heads  # noqa: E402
 from training.feature_cache import FeatureCache  # noqa: E402
 from training.neighbour_names import NeighbourNames, neighbour_names  # noqa: E402
 from training.new_captioner import captioner_of_checkpoint, new_captioner  # noqa: E402
@@ -110,6 +111,37 @@ def test_interrupted_run_ends_with_the_same_weights(
     assert trainer.load_state(tmp_path / "state")
     assert train(trainer, tmp_path)
     assert_same_end(trainer, finished[0])
+
+
+def test_heads_and_title_encoder_of_a_checkpoint_are_restored(
+    data: Data, queries: QueryClasses, finished: tuple[Trainer, Path, dict[str, torch.Tensor]]
+) -> None:
+    trainer = new_trainer(data, queries)
+    restore_heads(trainer, finished[1] / "checkpoint")
+    for part in ("heads", "titles"):
+        trained = getattr(finished[0].model, part).state_dict()
+        for name, value in getattr(trainer.model, part).state_dict().items():
+            torch.testing.assert_close(value, trained[name], atol=2e-3, rtol=1e-3)  # titles are saved in FP16
+
+
+def test_head_of_other_classes_is_not_restored(
+    data: Data, queries: QueryClasses, finished: tuple[Trainer, Path, dict[str, torch.Tensor]]
+) -> None:
+    trainer = new_trainer(data, queries)
+    trainer.classes = trainer.classes | {"gender": list(reversed(trainer.classes["gender"]))}
+    before = trainer.model.heads["gender"].weight.detach().clone()
+    restore_heads(trainer, finished[1] / "checkpoint")
+    assert torch.equal(trainer.model.heads["gender"].weight, before)
+    restored = trainer.model.heads["article_type"].weight
+    torch.testing.assert_close(restored, finished[0].model.heads["article_type"].weight)
+
+
+def test_damaged_title_encoder_is_refused(
+    data: Data, queries: QueryClasses, finished: tuple[Trainer, Path, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    (tmp_path / TITLES_FILE).write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"title_encoder.safetensors cannot be read .*: copy it again"):
+        restore_heads(new_trainer(data, queries), tmp_path)
 
 
 def test_first_blocks_of_the_trunk_stay_and_the_others_move(
