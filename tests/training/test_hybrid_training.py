@@ -128,12 +128,12 @@ def test_head_of_other_classes_is_not_restored(
     data: Data, queries: QueryClasses, finished: tuple[Trainer, Path, dict[str, torch.Tensor]]
 ) -> None:
     trainer = new_trainer(data, queries)
-    trainer.classes = trainer.classes | {"gender": list(reversed(trainer.classes["gender"]))}
-    before = trainer.model.heads["gender"].weight.detach().clone()
+    trainer.classes = trainer.classes | {"article_type": list(reversed(trainer.classes["article_type"]))}
+    before = trainer.model.heads["article_type"].weight.detach().clone()
     restore_heads(trainer, finished[1] / "checkpoint")
-    assert torch.equal(trainer.model.heads["gender"].weight, before)
-    restored = trainer.model.heads["article_type"].weight
-    torch.testing.assert_close(restored, finished[0].model.heads["article_type"].weight)
+    assert torch.equal(trainer.model.heads["article_type"].weight, before)
+    restored = trainer.model.heads["gender"].weight
+    torch.testing.assert_close(restored, finished[0].model.heads["gender"].weight)
 
 
 def test_damaged_title_encoder_is_refused(
