@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from captioner.query import QUERY_WORDS
 from training.captioning import NO_PRODUCT, DescribedPhotos
-from training.phone_photos import PhonePhoto
+from training.phone_photos import GARMENTS, PhonePhoto
 from training.reliability import reliability, word_at, word_marginals
 
 LAST, FIRST = -1, -QUERY_WORDS
@@ -59,6 +59,45 @@ def head_words(described: DescribedPhotos, classes: Sequence[str], place: int) -
     return words, word_marginals(np.exp(described.query_log_probabilities), classes, place, words)
 
 
+def garment_shares(classes: Sequence[str]) -> npt.NDArray[np.float64]:
+    """How far each query stands for the garment that another one names.
+
+    Args:
+        classes: Q queries.
+
+    Returns:
+        float64 [Q, Q]: of the labels of phone photos that the column's last word names, the share that the row's last
+        word names as well; 0 where the column's names none.
+    """
+    names = np.array(
+        [[garment.is_named_by([word_at(query, LAST)]) for garment in GARMENTS.values()] for query in classes],
+        np.float64,
+    )
+    shares: npt.NDArray[np.float64] = names @ (names / np.maximum(names.sum(axis=1, keepdims=True), 1)).T
+    return shares
+
+
+def head_garments(described: DescribedPhotos, classes: Sequence[str]) -> Words:
+    """The last words of the likeliest queries, with the probability of the garment they name, by whatever word.
+
+    Args:
+        described: of n photos, with query probabilities.
+        classes: Q queries.
+
+    Returns:
+        n folded words, and float64 [n]: the probabilities of all queries, each as far as it stands for that garment.
+        The labels that one word names are taken to be equally likely.
+
+    Raises:
+        ValueError: there are no query probabilities.
+    """
+    words, _ = head_words(described, classes, LAST)
+    assert described.query_log_probabilities is not None
+    row_of = {word_at(query, LAST): row for row, query in enumerate(classes)}
+    shares = garment_shares(classes)[[row_of[word] for word in words]]
+    return words, np.minimum((np.exp(described.query_log_probabilities) * shares).sum(axis=1), 1.0)
+
+
 def caption_words(described: DescribedPhotos, place: int) -> Words:
     """The words at a place of the captions, with the decoder's probabilities; as `head_words`."""
     rows = [row[place] if len(row) >= -place else ("", 0.0) for row in described.word_probabilities]
@@ -83,11 +122,8 @@ def studio_reliability(words: Words, names: Sequence[str], place: int) -> dict[s
 def phone_reliability(words: Words, photos: Sequence[PhonePhoto]) -> dict[str, Any]:
     """Reliability of last words on phone photos: right is a word that names the garment or a near one.
 
-    Several words are right for one photo, and the probability is that of one of them: a calibrated head is right more
-    often here than its probabilities say.
-
     Args:
-        words: of n photos, as `head_words` returns them; photos without a word are left out.
+        words: of n photos, as `head_garments` or `caption_words` returns them; photos without a word are left out.
         photos: n of them.
 
     Returns:
@@ -117,16 +153,19 @@ def calibration_figures(
         "caption" and, where there is a head, "query head" -> "studio, last word", "studio, first word of the pair",
         "phone, last word names the garment" -> figures as `reliability` returns them.
     """
-    sources = {"caption": caption_words}
+    # The decoder's probability is that of one word among several that would be right.
+    sources = {"caption": (caption_words, caption_words(phone, LAST))}
     if classes:
-        sources["query head"] = lambda described, place: head_words(described, classes, place)
+        sources["query head"] = (
+            lambda described, place: head_words(described, classes, place), head_garments(phone, classes)
+        )  # fmt: skip
     return {
         name: {
             "studio, last word": studio_reliability(words_of_source(studio, LAST), names, LAST),
             "studio, first word of the pair": studio_reliability(words_of_source(studio, FIRST), names, FIRST),
-            "phone, last word names the garment": phone_reliability(words_of_source(phone, LAST), photos),
+            "phone, last word names the garment": phone_reliability(garments, photos),
         }
-        for name, words_of_source in sources.items()
+        for name, (words_of_source, garments) in sources.items()
     }
 
 

@@ -3,9 +3,11 @@
 
 The logits of the head are divided by one number, its temperature; no likeliest query changes (Guo et al. 2017, "On
 Calibration of Modern Neural Networks"). The number is fitted on the validation photos of the studio and of phones
-together, and both weigh the same, however many photos they have. A studio photo's query is that of its true name; one
-that the head has no class for is left out. A phone photo's query is any that names its garment. Each half of the names
-and of the senders is also scored with the temperature that fits the other half; that is the gain to believe. `--write`
+together, and both weigh the same, however many photos they have. What is fitted is what callers read: the probability
+of each word of the likeliest query, by the cross entropy of "this word is right". On a studio photo a word is right if
+the true name has it in the same place, also where the head has no class for the name; on a phone photo if it names the
+garment, and its probability is that of the garment (`query_calibration.head_garments`). Each half of the names and of
+the senders is also scored with the temperature that fits the other half; that is the gain to believe. `--write`
 divides the head's weights and bias by the temperature and notes it in training.json.
 
 Then class 0, "this photo shows no product", gets an offset. The head learned that class from drawn textures and cut-up
@@ -30,7 +32,6 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from captioner.query import words_of
 from training.captioning import (
     QUERY_HEAD_BIAS,
     QUERY_HEAD_WEIGHT,
@@ -38,9 +39,10 @@ from training.captioning import (
     CheckpointCaptioner,
     CheckpointError,
 )
-from training.phone_photos import GARMENTS, PhonePhoto, load_phone_photos
+from training.phone_photos import PhonePhoto, load_phone_photos
 from training.prepare_data import DataError, is_validation, load_products, split_share
-from training.query_classes import QueryClasses
+from training.query_calibration import FIRST, LAST, garment_shares, likeliest_queries
+from training.reliability import word_at
 
 FALSE_ALARM_SHARE = 0.01  # of the photos of a domain that may be said to show no product
 TEMPERATURES = tuple(float(value) for value in np.round(np.geomspace(0.25, 4.0, 201), 3))
@@ -51,7 +53,7 @@ class Domain:
     """One domain's photos.
 
     Attributes:
-        nats: of each photo's right queries together at each temperature, float64 [n, temperatures].
+        nats: of each photo's words at each temperature, float64 [n, temperatures].
         halves: which half each photo is of, bool [n].
     """
 
@@ -78,35 +80,74 @@ class QueryCalibration:
     domains: dict[str, tuple[float, float, float]]
 
 
-def photo_nats(
-    log_probabilities: npt.NDArray[np.float32], right: npt.NDArray[np.bool_], temperatures: Sequence[float]
+def word_nats(
+    log_probabilities: npt.NDArray[np.float32],
+    shares: npt.NDArray[np.float64],
+    right: npt.NDArray[np.bool_],
+    temperatures: Sequence[float],
 ) -> npt.NDArray[np.float64]:
-    """Nats of the right queries of each photo at each temperature.
+    """Nats of "this word is right", or of "it is wrong", at each temperature.
 
     Args:
         log_probabilities: float32 [n, Q] in nats, at a temperature of 1.
-        right: bool [n, Q], the queries that are right; one at least for each photo.
+        shares: float64 [n, Q], 0 to 1: how far each query says the photo's word.
+        right: bool [n], whether the word is right.
         temperatures: t of them.
 
     Returns:
-        float64 [n, t]: minus the logarithm of the probability of all right queries of the photo together.
+        float64 [n, t]: minus the logarithm of the word's probability where it is right, else of the rest's.
     """
     logits = torch.from_numpy(log_probabilities).double()
-    hidden = torch.from_numpy(~right)
     columns = []
     for temperature in temperatures:
-        scaled = (logits / temperature).log_softmax(dim=1)
-        columns.append(-scaled.masked_fill(hidden, -torch.inf).logsumexp(dim=1))
-    return torch.stack(columns, dim=1).numpy()
+        said = ((logits / temperature).softmax(dim=1).numpy() * shares).sum(axis=1)
+        columns.append(-np.log(np.clip(np.where(right, said, 1 - said), 1e-12, 1.0)))
+    return np.stack(columns, axis=1)
 
 
-def studio_targets(names: Sequence[str], classes: Sequence[str]) -> npt.NDArray[np.bool_]:
-    """bool [n, Q]: the class that is the query of each true name; none in a row where the head has no such class."""
-    right = np.zeros((len(names), len(classes)), bool)
-    for row, query in enumerate(QueryClasses(tuple(classes)).ids(names)):
-        if query is not None:
-            right[row, query] = True
-    return right
+def studio_nats(
+    log_probabilities: npt.NDArray[np.float32],
+    names: Sequence[str],
+    classes: Sequence[str],
+    temperatures: Sequence[float],
+) -> npt.NDArray[np.float64]:
+    """Nats of the words of the likeliest queries of studio photos.
+
+    Args:
+        log_probabilities: float32 [n, Q] in nats.
+        names: n true names.
+        classes: Q queries.
+        temperatures: t of them.
+
+    Returns:
+        float64 [n, t]: the mean of the query's words.
+    """
+    queries = likeliest_queries(log_probabilities, classes)
+    rows = []
+    for place in (LAST, FIRST):
+        words = np.array([word_at(query, place) for query in queries])
+        columns = np.array([word_at(query, place) for query in classes])
+        right = words == np.array([word_at(name, place) for name in names])
+        shares = (columns[None, :] == words[:, None]).astype(np.float64)
+        nats = word_nats(log_probabilities, shares, right, temperatures)
+        rows.append(np.where((words != "")[:, None], nats, np.nan))
+    return np.asarray(np.nanmean(rows, axis=0), np.float64)
+
+
+def phone_nats(
+    log_probabilities: npt.NDArray[np.float32],
+    photos: Sequence[PhonePhoto],
+    classes: Sequence[str],
+    temperatures: Sequence[float],
+) -> npt.NDArray[np.float64]:
+    """Nats of the garments that the likeliest queries of phone photos name, float64 [n, t]; else as `studio_nats`."""
+    queries = likeliest_queries(log_probabilities, classes)
+    row_of = {query: row for row, query in enumerate(classes)}
+    shares = garment_shares(classes)[[row_of[query] for query in queries]]
+    right = [
+        photo.garment.is_named_by([word_at(query, LAST)]) for photo, query in zip(photos, queries, strict=True)
+    ]  # fmt: skip
+    return word_nats(log_probabilities, shares, np.array(right, bool), temperatures)
 
 
 def no_product_offset(log_probabilities: Sequence[npt.NDArray[np.float64]], share: float = FALSE_ALARM_SHARE) -> float:
@@ -124,16 +165,6 @@ def no_product_offset(log_probabilities: Sequence[npt.NDArray[np.float64]], shar
         log_odds = one[:, 0] - np.log1p(-np.minimum(np.exp(one[:, 0]), 1 - 1e-12))
         allowed.append(-float(np.quantile(log_odds, 1 - share)))
     return min(allowed)
-
-
-def phone_targets(photos: Sequence[PhonePhoto], classes: Sequence[str]) -> npt.NDArray[np.bool_]:
-    """bool [n, Q]: the classes that name each photo's garment or a near one; a row may have none."""
-    words = [words_of(query) for query in classes]
-    of_labels = {
-        label: np.array([GARMENTS[label].is_named_by(one) for one in words], bool)
-        for label in {photo.label for photo in photos}
-    }
-    return np.array([of_labels[photo.label] for photo in photos], bool).reshape(len(photos), len(classes))
 
 
 def is_of_first_half(sender: str) -> bool:
@@ -218,23 +249,18 @@ def fit(args: argparse.Namespace) -> tuple[QueryCalibration, float]:
     phone = load_phone_photos(args.phone, **size, fit=captioner.fit, validation=True)
     classes = captioner.query_classes
     domains, every = {}, []
-    for name, pixels, right, halves in (
-        ("studio photos", studio.pixels, studio_targets([product.name for product in studio.products], classes),
+    for name, pixels, nats_of, truth, halves in (
+        ("studio photos", studio.pixels, studio_nats, [product.name for product in studio.products],
          [split_share(product.name) % 2 == 0 for product in studio.products]),
-        ("phone photos", phone.pixels, phone_targets(phone.photos, classes),
+        ("phone photos", phone.pixels, phone_nats, phone.photos,
          [is_of_first_half(photo.sender) for photo in phone.photos]),
     ):  # fmt: skip
         parts = [
             captioner.query_log_probabilities(captioner.encode(pixels[start:stop])).numpy()
             for start, stop in captioner.batches(len(pixels), progress=name)
         ]
-        log_probabilities = np.concatenate(parts)
-        every.append(log_probabilities)
-        known = right.any(axis=1)
-        print(f"{name:<14}{int(known.sum())} of {len(known)}; the others have no right query among {len(classes)}")
-        domains[name] = Domain(
-            photo_nats(log_probabilities[known], right[known], TEMPERATURES), np.array(halves, bool)[known]
-        )
+        every.append(np.concatenate(parts))
+        domains[name] = Domain(nats_of(every[-1], truth, classes, TEMPERATURES), np.array(halves, bool))
     found = calibrate(domains, TEMPERATURES)
     scaled = [torch.from_numpy(one).double().div(found.temperature).log_softmax(dim=1).numpy() for one in every]
     return found, no_product_offset(scaled)

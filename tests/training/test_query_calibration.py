@@ -10,7 +10,16 @@ pytest.importorskip("torch", reason="needs the training extra (torch)")
 
 from tests.fakes.phone_samples import phone_photo
 from training.captioning import DescribedPhotos
-from training.query_calibration import FIRST, LAST, calibration_figures, caption_words, head_words, likeliest_queries
+from training.query_calibration import (
+    FIRST,
+    LAST,
+    calibration_figures,
+    caption_words,
+    garment_shares,
+    head_garments,
+    head_words,
+    likeliest_queries,
+)
 
 pytestmark = pytest.mark.torch
 
@@ -42,6 +51,17 @@ def test_head_words_have_the_probability_of_all_queries_with_them() -> None:
     assert probabilities[0] == pytest.approx(0.4)
     with pytest.raises(ValueError, match="without a query head"):
         head_words(described(None, [[("x", 1.0)]]), CLASSES, LAST)
+
+
+def test_garment_has_the_probability_of_every_word_for_it() -> None:
+    classes = ["", "blue shirt", "blue tee", "red t-shirt", "hoodie", "watch"]
+    shares = garment_shares(classes)
+    assert shares[2, 2:4].tolist() == pytest.approx([1.0, 1.0])
+    assert shares[5].tolist() == [0.0] * 6
+    assert shares[2, 4] == 0.0  # nothing that is called a hoodie may be called a tee
+    words, probabilities = head_garments(described([[0.1, 0.1, 0.4, 0.2, 0.1, 0.1]]), classes)
+    assert words == ["tee"]
+    assert probabilities.tolist() == pytest.approx([0.6])
 
 
 def test_caption_words_are_its_last_two() -> None:

@@ -33,9 +33,9 @@ from training.query_temperature import (  # noqa: E402
     calibrate,
     is_of_first_half,
     no_product_offset,
-    phone_targets,
-    photo_nats,
-    studio_targets,
+    phone_nats,
+    studio_nats,
+    word_nats,
     write,
 )
 
@@ -45,22 +45,37 @@ VALUES = (0.5, 1.0, 2.0)
 CLASSES = ["", "blue shirt", "red t-shirt", "tank"]
 
 
-def test_nats_are_those_of_all_right_queries_together() -> None:
-    logits = np.array([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]], np.float32)
-    right = np.array([[False, True, True], [True, False, False]])
-    nats = photo_nats(torch.from_numpy(logits).log_softmax(dim=1).numpy(), right, VALUES)
+def log_softmax(*rows: list[float]) -> npt.NDArray[np.float32]:
+    logs: npt.NDArray[np.float32] = torch.tensor(rows).log_softmax(dim=1).numpy()
+    return logs
+
+
+def test_nats_are_those_of_the_word_being_right_or_wrong() -> None:
+    logits = [0.0, 1.0, 2.0]
+    shares = np.array([[0.0, 1.0, 0.5], [1.0, 0.0, 0.0]])
+    nats = word_nats(log_softmax(logits, logits), shares, np.array([True, False]), VALUES)
     for column, temperature in enumerate(VALUES):
-        odds = np.exp(logits[0] / temperature)
-        assert nats[0, column] == pytest.approx(-np.log(odds[1:].sum() / odds.sum()), abs=1e-5)
-        assert nats[1, column] == pytest.approx(-np.log(odds[0] / odds.sum()), abs=1e-5)
+        odds = np.exp(np.array(logits) / temperature)
+        odds /= odds.sum()
+        assert nats[0, column] == pytest.approx(-np.log(odds[1] + odds[2] / 2), abs=1e-5)
+        assert nats[1, column] == pytest.approx(-np.log(1 - odds[0]), abs=1e-5)
 
 
-def test_right_queries_of_both_domains() -> None:
-    right = studio_targets(["Lee Men Blue Shirt", "Lee Men Green Shirt", ""], CLASSES)
-    assert right.tolist() == [[False, True, False, False], [False] * 4, [False] * 4]
-    right = phone_targets([phone_photo("T-Shirt"), phone_photo("Shoes")], CLASSES)
-    assert right.tolist() == [[False, False, True, True], [False] * 4]
-    assert phone_targets([], CLASSES).shape == (0, 4)
+def test_nats_of_a_studio_photo_are_those_of_its_querys_words() -> None:
+    logs = log_softmax([0.0, 3.0, 1.0, 0.0], [0.0, 0.0, 0.0, 3.0])
+    nats = studio_nats(logs, ["Lee Men Green Shirts", "Nike Tank"], CLASSES, (1.0,))
+    odds = np.exp(logs.astype(np.float64))
+    wrong_first, right_last = -np.log(1 - odds[0, 1]), -np.log(odds[0, 1])
+    assert nats[0, 0] == pytest.approx((wrong_first + right_last) / 2, abs=1e-5)
+    assert nats[1, 0] == pytest.approx(-np.log(odds[1, 3]), abs=1e-5)  # a query of one word
+
+
+def test_nats_of_a_phone_photo_are_those_of_the_garment_by_whatever_word() -> None:
+    classes = ["", "blue tee", "blue t-shirt", "black watch"]
+    logs = log_softmax([0.0, 1.0, 0.5, 0.0], [0.0, 1.0, 0.5, 0.0])
+    nats = phone_nats(logs, [phone_photo("T-Shirt"), phone_photo("Shoes")], classes, (1.0,))
+    odds = np.exp(logs[0].astype(np.float64))
+    assert nats[:, 0].tolist() == pytest.approx([-np.log(odds[1] + odds[2]), -np.log(1 - odds[1] - odds[2])], abs=1e-5)
 
 
 def nats(*row: float, count: int = 4) -> np.ndarray:
@@ -92,9 +107,10 @@ def test_too_sure_a_head_gets_a_temperature_above_one() -> None:
     generator = np.random.default_rng(2)
     logits = 6 * generator.normal(size=(400, 5)).astype(np.float32)
     truth = [generator.choice(5, p=np.exp(row / 3) / np.exp(row / 3).sum()) for row in logits.astype(np.float64)]
-    right = np.eye(5, dtype=bool)[truth]
     logs = torch.from_numpy(logits).log_softmax(dim=1).numpy()
-    found = calibrate({"one": Domain(photo_nats(logs, right, TEMPERATURES), halves(400))}, TEMPERATURES)
+    said = logs.argmax(axis=1)
+    nats = word_nats(logs, np.eye(5)[said], said == np.array(truth), TEMPERATURES)
+    found = calibrate({"one": Domain(nats, halves(400))}, TEMPERATURES)
     assert found.temperature == pytest.approx(3.0, rel=0.25)
     assert found.fitted <= found.cross_fitted < found.before
 
@@ -146,7 +162,6 @@ def test_command_fits_and_writes(
     monkeypatch.setattr(sys, "argv", ["query_temperature", *arguments])
     query_temperature.main()
     printed = capsys.readouterr().out
-    assert "studio photos 8 of 8" in printed
     temperature = float(next(line for line in printed.splitlines() if line.startswith("temperature")).split()[1])
     assert ("end of the range" in printed) == (temperature in (TEMPERATURES[0], TEMPERATURES[-1]))
     record = json.loads((tmp_path / "checkpoint" / "training.json").read_text())
