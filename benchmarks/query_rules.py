@@ -113,11 +113,7 @@ def read(
             options = DecodingOptions(num_beams=beams, max_tokens=captioner.contract.max_tokens)
             for row, hypotheses in enumerate(captioner.caption(batch, options)):
                 captions[row][beams] = [
-                    CaptionHypothesis(
-                        tokenizer.text([token.token for token in one.tokens]),
-                        one.log_probability,
-                        len(one.tokens) + one.complete,
-                    )
+                    CaptionHypothesis(tokenizer.text([token.token for token in one.tokens]), one.log_probability)
                     for one in hypotheses
                 ]
             timed(f"{beams} beam{'s' * (beams > 1)}", began)

@@ -35,7 +35,6 @@ class CaptionAlternative:
 
     text: str
     log_probability: float  # of all tokens, in nats
-    num_tokens: int  # end of caption included
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,6 @@ class Caption:
     log_probability: float  # of all tokens, in nats
     complete: bool  # False where max_tokens cut it
     alternatives: tuple[CaptionAlternative, ...]  # best first
-    num_tokens: int  # end of caption included
     ends_edited: bool = False  # its last words are the query's, which were not decoded
 
 
@@ -54,17 +52,11 @@ def caption_of(hypotheses: Sequence[Hypothesis], tokenizer: CaptionTokenizer) ->
     best = hypotheses[0]
     text = tokenizer.text([token.token for token in best.tokens])
     others = tuple(
-        CaptionAlternative(
-            tokenizer.text([token.token for token in other.tokens]), other.log_probability, _num_tokens(other)
-        )
+        CaptionAlternative(tokenizer.text([token.token for token in other.tokens]), other.log_probability)
         for other in hypotheses[1:]
     )
     words = _words(best.tokens, tokenizer)
-    return Caption(text, words, best.log_probability, best.complete, others, _num_tokens(best))
-
-
-def _num_tokens(hypothesis: Hypothesis) -> int:
-    return len(hypothesis.tokens) + hypothesis.complete
+    return Caption(text, words, best.log_probability, best.complete, others)
 
 
 def _words(tokens: Sequence[DecodedToken], tokenizer: CaptionTokenizer) -> tuple[Word, ...]:

@@ -26,12 +26,14 @@ class DecodingOptions:
 
     Attributes:
         num_beams: 1 is greedy.
-        length_penalty: beam search divides a hypothesis' log-probability by length ** length_penalty.
+        length_penalty: beam search divides a hypothesis' log-probability by length ** length_penalty. With 0 the most
+            probable caption wins; with 1, the default of `generate`, longer captions win that name a less certain
+            product (docs/evaluation.md).
         max_tokens: most tokens of a caption, EOS included.
     """
 
     num_beams: int = 1
-    length_penalty: float = 1.0
+    length_penalty: float = 0.0
     max_tokens: int = 24
 
 

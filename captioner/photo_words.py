@@ -142,4 +142,4 @@ def _ends_with(text: str, query: str) -> bool:
 
 def _caption_hypothesis(hypothesis: Hypothesis, tokenizer: CaptionTokenizer) -> CaptionHypothesis:
     text = tokenizer.text([token.token for token in hypothesis.tokens])
-    return CaptionHypothesis(text, hypothesis.log_probability, len(hypothesis.tokens) + hypothesis.complete)
+    return CaptionHypothesis(text, hypothesis.log_probability)

@@ -31,12 +31,10 @@ class CaptionHypothesis:
 
     Attributes:
         log_probability: of all its tokens, in nats.
-        num_tokens: at least 1 where `log_probability` is not 0; the end of the caption is a token.
     """
 
     text: str
     log_probability: float
-    num_tokens: int
 
 
 class QueryVocabulary:
@@ -216,14 +214,9 @@ def caption_distribution(hypotheses: Sequence[CaptionHypothesis]) -> QueryDistri
 
 
 def hypothesis_weights(hypotheses: Sequence[CaptionHypothesis]) -> list[float]:
-    """How likely the captions of one photo are beside each other; the likeliest has the weight 1.
-
-    Captions are as likely as their tokens are in the mean, each taken to be as long as the first: what beam search
-    ranked them by (with a length penalty of 1), or short captions would outweigh the one that was chosen.
-    """
-    means = [one.log_probability / max(one.num_tokens, 1) for one in hypotheses]
-    best = max(means, default=0.0)
-    return [math.exp(hypotheses[0].num_tokens * (mean - best)) for mean in means]
+    """How probable the captions of one photo are beside each other; the most probable has the weight 1."""
+    best = max((one.log_probability for one in hypotheses), default=0.0)
+    return [math.exp(one.log_probability - best) for one in hypotheses]
 
 
 def photo_distribution(

@@ -34,7 +34,7 @@ class CaptionOptions(TypedDict, total=False):
 
     Attributes:
         num_beams: beams of beam search; 1 is greedy decoding.
-        length_penalty: of beam search, -2 to 4.
+        length_penalty: of beam search, -2 to 4; the gateway's default is 0: the most probable caption wins.
         max_tokens: limit of the caption's length, including its end token.
         query_rule: how the query is derived; "likeliest_words" needs a model with a query head.
     """

@@ -33,7 +33,7 @@ def decoding_options(message: search_pb2.DecodingOptions, contract: ModelContrac
     """
     options = DecodingOptions(
         num_beams=message.num_beams if message.HasField("num_beams") else 1,
-        length_penalty=message.length_penalty if message.HasField("length_penalty") else 1.0,
+        length_penalty=message.length_penalty if message.HasField("length_penalty") else 0.0,
         max_tokens=message.max_tokens if message.HasField("max_tokens") else contract.max_tokens,
     )
     _check("decoding.num_beams", options.num_beams, 1, contract.max_beams)

@@ -129,8 +129,8 @@ def caption_query_hypotheses(
         return QueryHypotheses.certain(distribution.likeliest()) if likeliest is None else likeliest
     if caption.alternatives:
         hypotheses = [
-            CaptionHypothesis(caption.text, caption.log_probability, caption.num_tokens),
-            *(CaptionHypothesis(one.text, one.log_probability, one.num_tokens) for one in caption.alternatives),
+            CaptionHypothesis(caption.text, caption.log_probability),
+            *(CaptionHypothesis(one.text, one.log_probability) for one in caption.alternatives),
         ]
         weights = hypothesis_weights(hypotheses)
         weighted = [(one.text, weight) for one, weight in zip(hypotheses, weights, strict=True)]

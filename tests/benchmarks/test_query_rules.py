@@ -17,7 +17,7 @@ from training.phone_photos import PhonePhoto
 
 def captions(*texts: str) -> list[CaptionHypothesis]:
     """Equally likely captions."""
-    return [CaptionHypothesis(text, -4.0, 4) for text in texts]
+    return [CaptionHypothesis(text, -4.0) for text in texts]
 
 
 READING = Reading(

@@ -27,8 +27,8 @@ def head() -> QueryDistribution:
     return head_distribution(CLASSES, np.log(np.array(PROBABILITIES, np.float32)))
 
 
-def hypothesis(text: str, log_probability: float = -1.0, num_tokens: int = 4) -> CaptionHypothesis:
-    return CaptionHypothesis(text, log_probability, num_tokens)
+def hypothesis(text: str, log_probability: float = -1.0) -> CaptionHypothesis:
+    return CaptionHypothesis(text, log_probability)
 
 
 def test_head_gives_each_class_its_probability() -> None:
@@ -72,12 +72,12 @@ def test_queries_that_are_equal_when_folded_are_one_in_its_likeliest_spelling() 
     assert both.probability_of("red shirt") == 0
 
 
-def test_captions_are_weighted_by_their_mean_token_at_the_length_of_the_first() -> None:
+def test_captions_are_weighted_by_their_probabilities() -> None:
     captions = caption_distribution(
-        [hypothesis("Puma Blue Shirt", -1.0, 4), hypothesis("Navy Shirt", -1.0, 2), hypothesis("A Blue Shirt", -2.0, 4)]
+        [hypothesis("Puma Blue Shirt", -1.0), hypothesis("Navy Shirt", -1.5), hypothesis("A Blue Shirt", -2.0)]
     )
     assert captions is not None
-    blue, navy = 1 + math.exp(-1), math.exp(-1)
+    blue, navy = 1 + math.exp(-1), math.exp(-0.5)
     assert captions.probabilities == pytest.approx(
         {"blue shirt": blue / (blue + navy), "navy shirt": navy / (blue + navy)}
     )
@@ -86,7 +86,6 @@ def test_captions_are_weighted_by_their_mean_token_at_the_length_of_the_first() 
 def test_captions_without_words_say_nothing() -> None:
     assert caption_distribution([hypothesis(""), hypothesis("&")]) is None
     assert caption_distribution([]) is None
-    assert caption_distribution([hypothesis("", 0.0, 0)]) is None
     assert head().mixed(None, 0.5) == head()
 
 

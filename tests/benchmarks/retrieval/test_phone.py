@@ -69,7 +69,7 @@ def test_gateway_gets_the_file_as_it_is(tmp_path: Path) -> None:
         return [3]
 
     vector = np.zeros(2, np.float32)
-    words = PhotoWords(Caption("", (), 0.0, True, (), 0), "", QueryRule.LAST_TWO_WORDS)
+    words = PhotoWords(Caption("", (), 0.0, True, ()), "", QueryRule.LAST_TWO_WORDS)
     search = gateway_search(answer, tmp_path, 10)
     assert search(Query(vector, vector, words, words, words, "Hat", "a")) == [3]
     assert asked == [(b"bytes of a photo", 10)]

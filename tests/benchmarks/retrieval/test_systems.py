@@ -33,7 +33,7 @@ EMBEDDINGS = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1).astype(np.float3
 def caption(text: str, *alternatives: CaptionAlternative) -> Caption:
     """One the captioner is sure of, but for alternatives of beam search."""
     words = tuple(Word(word, 1.0, (), 1.0) for word in text.split())
-    return Caption(text, words, log_probability=-0.5, complete=True, alternatives=alternatives, num_tokens=4)
+    return Caption(text, words, log_probability=-0.5, complete=True, alternatives=alternatives)
 
 
 def said(text: str, *alternatives: CaptionAlternative) -> PhotoWords:
@@ -44,7 +44,7 @@ QUERY = Query(
     embedding=np.array([1, 0], np.float32),
     patch_mean=np.array([0, 1], np.float32),
     words=said("Adidas Red Shirt"),
-    beams=said("Adidas Red Shirt", CaptionAlternative("Adidas Blue Shirt", -0.6, num_tokens=4)),
+    beams=said("Adidas Red Shirt", CaptionAlternative("Adidas Blue Shirt", -0.6)),
     paper=said("Adidas Red Shirt"),
     name="Fine Blue Shirt",
     product_id="7",

@@ -49,7 +49,7 @@ def refusal(call: Any, **fields: Any) -> str:
 
 def test_request_that_says_nothing_gets_the_defaults() -> None:
     result = options()
-    assert result.decoding == DecodingOptions(num_beams=1, length_penalty=1.0, max_tokens=24)
+    assert result.decoding == DecodingOptions(num_beams=1, length_penalty=0.0, max_tokens=24)
     assert result.query_rule is QueryRule.LAST_TWO_WORDS
     assert result.query_override is None
     assert result.provider is None
