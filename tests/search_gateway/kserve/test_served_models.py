@@ -44,7 +44,7 @@ class ScriptedPipeline:
                 raise InferenceError("Triton is away")
             if data == b"slow":
                 await asyncio.Event().wait()
-            caption = Caption(data.decode(), (), -1.5, True, (), 1)
+            caption = Caption(data.decode(), (), -1.5, True, ())
             return CaptionAnswer(caption, "query", {"encode": float(len(data)), "total": float(len(data))})
         finally:
             self.ended += 1
