@@ -46,7 +46,7 @@ class ScriptedPipeline:
                 raise InvalidPhotoError("the file is not a JPEG")
             if data == b"bug":
                 raise KeyError(SECRET)
-            return CaptionAnswer(Caption(data.decode(), (), -1.0, True, (), 1), "query", {"total": 1.0})
+            return CaptionAnswer(Caption(data.decode(), (), -1.0, True, ()), "query", {"total": 1.0})
         finally:
             self.ended += 1
 
@@ -204,7 +204,7 @@ def test_timeout_parameter_shortens_the_deadline() -> None:
 
             async def caption(data: bytes, decoding: object, rule: object, deadline: Any) -> CaptionAnswer:
                 deadlines.append(deadline.remaining_seconds())
-                return CaptionAnswer(Caption("x", (), -1.0, True, (), 1), "query", {"total": 1.0})
+                return CaptionAnswer(Caption("x", (), -1.0, True, ()), "query", {"total": 1.0})
 
             it.pipeline.caption = caption  # type: ignore[method-assign]
             request = ask(b"one")
