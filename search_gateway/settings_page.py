@@ -43,8 +43,7 @@ name, and values outside their limits. Former names still work and log a warning
 
 The models may bring defaults of their own: `refinement.json` in the model repository has values of
 `CAPTRIEVE_MIN_VISUAL_SCORE`, `CAPTRIEVE_MIN_SEMANTIC_SCORE`, `CAPTRIEVE_VISUAL_WEIGHT` and `CAPTRIEVE_NEIGHBOUR_WEIGHT`
-that were calibrated for them. A value that you set has priority. For `fashion-small` the file only changes
-`CAPTRIEVE_NEIGHBOUR_WEIGHT`, to 0.9.
+that were calibrated for them. A value that you set has priority.
 """
 
 
