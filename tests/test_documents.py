@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import json
 import re
 import subprocess
@@ -13,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+import captrieve_client
+from captrieve_client.messages import SearchOptions
 from search_gateway.config import GatewayConfig, variable_of
 from search_gateway.settings_page import SECTIONS, settings_page
 from tests.conftest import ROOT
@@ -115,12 +119,15 @@ def help_of(modules: list[str]) -> dict[str, str]:
     return texts
 
 
-def check_flags(modules: list[str]) -> None:
+def check_flags(modules: list[str]) -> str:
+    """Returns the help of all modules."""
     assert modules
-    for module, text in help_of(modules).items():
+    texts = help_of(modules)
+    for module, text in texts.items():
         assert text, f"{module} has no --help"
         for flag in documented_commands()[module]:
             assert flag in text, f"{flag} of {module}"
+    return "\n".join(texts.values())
 
 
 def test_readme_is_short() -> None:
@@ -178,13 +185,18 @@ def test_named_files_exist(document: Path) -> None:
 
 def test_answers_to_where_is_it_name_what_is_there() -> None:
     table = text_of(ROOT / "docs" / "architecture.md").split("## Where is ...?")[1].split("\n## ")[0]
-    found = re.findall(r"`([\w/]+\.py)`((?:: |,? and |, )?(?:`\w+`(?:, | and )?)*)", table)
-    assert len(found) > 15
-    for path, names in found:
-        file = ROOT / path if (ROOT / path).exists() else ROOT / "search_gateway" / path
-        assert file.exists(), path
-        for name in re.findall(r"`(\w+)`", names):
-            assert re.search(rf"\b{name}\b", file.read_text(encoding="utf-8")), f"{name} in {path}"
+    num_names = 0
+    for row in table.splitlines():
+        source = ""
+        for code in re.findall(r"`([^`]+)`", row):
+            if code.endswith(".py"):
+                path = ROOT / code if (ROOT / code).exists() else ROOT / "search_gateway" / code
+                source = text_of(path)
+            elif source and re.fullmatch(r"\w+(\.\w+)?", code):
+                missing = [name for name in code.split(".") if not re.search(rf"\b{name}\b", source)]
+                assert not missing, f"{code} in {row}"
+                num_names += 1
+    assert num_names > 10
 
 
 def test_make_targets_exist() -> None:
@@ -223,6 +235,23 @@ def test_documented_flags_of_the_client_exist(command: str) -> None:
         assert flag in help_text, flag
 
 
+def test_python_of_the_readme_uses_what_the_client_has() -> None:
+    example = re.findall(r"```python\n(.*?)```", text_of(README), re.DOTALL)[0]
+    tree = ast.parse(example)
+    imported = [name.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for name in node.names]
+    assert imported == ["SearchClient", "ServerOverloadedError"]
+    assert set(imported) <= set(captrieve_client.__all__)
+    calls = {ast.unparse(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    given = {keyword.arg for keyword in calls["search_client.search"].keywords}
+    assert given <= {"timeout_seconds"} | SearchOptions.__optional_keys__
+    used = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "answer"
+    }
+    assert used <= {field.name for field in dataclasses.fields(captrieve_client.SearchAnswer)}
+
+
 def test_documented_flags_of_the_gateway_exist() -> None:
     check_flags([module for module in sorted(documented_commands()) if module.startswith("search_gateway")])
 
@@ -230,7 +259,11 @@ def test_documented_flags_of_the_gateway_exist() -> None:
 @pytest.mark.torch
 def test_documented_flags_of_training_export_and_benchmarks_exist() -> None:
     pytest.importorskip("torch", reason="needs the training extra")
-    check_flags([module for module in sorted(documented_commands()) if not module.startswith("search_gateway")])
+    modules = [module for module in sorted(documented_commands()) if not module.startswith("search_gateway")]
+    known = check_flags(modules) + "--nproc-per-node --multi_gpu --num_processes"  # of torchrun and accelerate
+    for page in ("training.md", "evaluation.md", "engines.md"):
+        flags = re.findall(r"--[a-z][a-z0-9_-]+", re.sub(r"\]\([^)]*\)", "", text_of(ROOT / "docs" / page)))
+        assert not [flag for flag in flags if flag not in known], page
 
 
 def test_no_path_of_one_machine_is_in_the_repository() -> None:
