@@ -19,6 +19,7 @@ from captrieve_client.cli import main as client_main
 from demo.sample_catalogue import sample_catalogue
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import ConfigError, SearchError
+from search_gateway.ranking.calibration import with_calibration
 from search_gateway.server import Gateway, StartError
 from search_gateway.triton.embedded import TritonStartError
 
@@ -50,7 +51,7 @@ def main() -> int:
         return 2
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     try:
-        config = GatewayConfig.from_env(os.environ)
+        config = with_calibration(GatewayConfig.from_env(os.environ))  # the settings that `make up` ranks with
         args.run.mkdir(parents=True, exist_ok=True)
         catalogue = config.catalog or sample_catalogue(config, args.run)
         config = config.replace(catalog=catalogue, listen_address="127.0.0.1:0", triton_log=args.run / "triton.log")
