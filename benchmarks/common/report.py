@@ -19,7 +19,7 @@ def make_parser(module: str, description: str | None) -> argparse.ArgumentParser
     )
 
 
-def add_output_options(parser: argparse.ArgumentParser) -> None:
+def add_output_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add the options that `publish` reads."""
     parser.add_argument("--json", action="store_true", help="print the record as JSON instead of the text")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the record as JSON to this file")
