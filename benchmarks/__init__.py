@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures and the commands that print them. Each says commit and machine, and measures a peer in the same run."""
+"""Figures of the project and the commands that measure them; each record names its commit and machine."""

@@ -1,40 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long one caller waits: `python -m benchmarks.latency --photos FOLDER [--checkpoint DIR] [--json]`.
+"""How long does one caller wait? `python -m benchmarks.latency --photos FOLDER [--checkpoint DIR]`.
 
 Asks a running gateway (`make up`) for captions and for searches of its catalogue, one at a time, alternating. With a
-checkpoint, Hugging Face's `generate()` captions the same photos in this process as the peer: first alone, then in
-the same alternation.
+checkpoint, Hugging Face's `generate()` captions the same photos in this process: first alone, then alternating with
+the other two.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.common.photo_files import read_photos
 from benchmarks.common.provenance import provenance
+from benchmarks.common.report import add_output_options, make_parser, publish
 from captrieve_client import SearchClient
 
-WARM_UP = 5  # photos, not measured
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, required=True, help="folder of image files")
-    parser.add_argument("--count", type=int, default=100, help="photos to measure with")
-    parser.add_argument("--address", default="127.0.0.1:8001", metavar="HOST:PORT")
-    parser.add_argument("--checkpoint", type=Path, help="measure generate() of this checkpoint, too")
-    parser.add_argument("--json", action="store_true")
-    return parser.parse_args()
+WARM_UP = 5  # photos that are not measured
 
 
 def generate_captions(checkpoint: Path) -> Callable[[bytes], None]:
-    """A function that captions one image file with Hugging Face alone: decoding, encoder and `generate()`."""
+    """Load a checkpoint with Hugging Face's transformers.
+
+    Returns:
+        A function that captions one image file: it decodes the file, runs the encoder and calls `generate()`.
+    """
     import torch
     import transformers
 
@@ -56,16 +51,36 @@ def generate_captions(checkpoint: Path) -> Callable[[bytes], None]:
 
 
 def timed(call: Callable[[bytes], object], photo: bytes) -> float:
-    """Seconds of one call."""
+    """Return the seconds that one call takes."""
     started = time.perf_counter()
     call(photo)
     return time.perf_counter() - started
 
 
+def latency_text(record: Mapping[str, Any]) -> str:
+    """Format a record as lines of text."""
+    return "\n".join(
+        [
+            *(
+                f"{name:<17} p50 {values['p50']:7.1f} ms   p95 {values['p95']:7.1f} ms"
+                for name, values in record["milliseconds"].items()
+            ),
+            f"stages of Search, p50 ms: {record['search_stages_p50_ms']}",
+            f"{record['commit']}, {record['machine']}, load {record['load_average']:.1f}",
+        ]
+    )
+
+
 def main() -> None:
-    args = parse_args()
-    files = sorted(path for path in args.photos.iterdir() if path.suffix in (".jpg", ".jpeg", ".png", ".webp"))
-    photos = [path.read_bytes() for path in files[: WARM_UP + args.count]]
+    """Run the command."""
+    parser = make_parser("benchmarks.latency", __doc__)
+    parser.add_argument("--photos", type=Path, required=True, help="folder of photos, or one with a folder images/")
+    parser.add_argument("--count", type=int, default=100, help="number of photos to measure with (default 100)")
+    parser.add_argument("--address", default="127.0.0.1:8001", metavar="HOST:PORT", help="the gateway")
+    parser.add_argument("--checkpoint", type=Path, help="also measure generate() of this checkpoint")
+    add_output_options(parser)
+    args = parser.parse_args()
+    photos = read_photos(args.photos, WARM_UP + args.count)
     seconds: dict[str, list[float]] = {"Caption": [], "Search": []}
     stages: dict[str, list[float]] = {}
     with SearchClient(args.address) as search_client:
@@ -79,18 +94,18 @@ def main() -> None:
         if args.checkpoint is not None:
             calls["generate()"] = generate_captions(args.checkpoint)
             seconds["generate()"] = []
-            # First with the machine to itself: PyTorch's threads lose more by the alternation than a server does.
+            # First without other load: PyTorch's threads lose more by the alternation than a server does.
             seconds["generate() alone"] = [
                 timed(calls["generate()"], photo) for photo in tqdm(photos, desc="generate() alone", unit="photo")
             ][WARM_UP:]
         for i, photo in enumerate(tqdm(photos, unit="photo")):
-            # Each comes first, second and last equally often: what runs before warms or chills the caches.
+            # Each call is the first, second and last equally often, because the one before it changes the caches.
             turn = i % len(calls)
             for name, call in [*calls.items()][turn:] + [*calls.items()][:turn]:
                 taken = timed(call, photo)
                 if i >= WARM_UP:
                     seconds[name].append(taken)
-    figures = {
+    record = {
         "photos": len(photos) - WARM_UP,
         "milliseconds": {
             name: {f"p{q}": round(1000 * float(np.percentile(values, q)), 2) for q in (50, 95)}
@@ -99,13 +114,7 @@ def main() -> None:
         "search_stages_p50_ms": {stage: round(float(np.median(values)), 2) for stage, values in stages.items()},
         **provenance(),
     }
-    if args.json:
-        print(json.dumps(figures, indent=2))
-        return
-    for name, values in figures["milliseconds"].items():  # type: ignore[attr-defined]
-        print(f"{name:<17} p50 {values['p50']:7.1f} ms   p95 {values['p95']:7.1f} ms")
-    print("stages of Search, p50 ms:", figures["search_stages_p50_ms"])
-    print(f"{figures['commit']}, {figures['machine']}, load {figures['load_average']:.1f}")
+    publish(record, latency_text, args)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NVIDIA's perf_analyzer on the gateway: `python -m benchmarks.perf_analyzer --data FOLDER [--output FOLDER]`.
+"""Measures a gateway with NVIDIA's perf_analyzer: `python -m benchmarks.perf_analyzer --data FOLDER [--output FOLDER]`.
 
-It speaks KServe v2, as the gateway does beside its own service. Starts a gateway unless --address names one, asks with
-real photos at several concurrencies, and keeps what perf_analyzer prints (MODEL-CONCURRENCY.txt) and its CSV, all
-concurrencies of a model in one (MODEL.csv). Where there is no perf_analyzer it says so and succeeds.
+perf_analyzer speaks KServe v2, which the gateway offers beside its own service. The command starts a gateway unless
+--address names one, and sends photos at several concurrencies. It keeps perf_analyzer's reports (MODEL-CONCURRENCY.txt)
+and one CSV file for each model (MODEL.csv). Without perf_analyzer it says so and exits with 0.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import argparse
 import base64
 import contextlib
 import json
-import os
 import shutil
 import struct
 import subprocess
@@ -24,34 +23,43 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.common.gateway_process import GatewayProcess
+from benchmarks.common.gateway_process import GatewayProcess, gateway_environ
 from benchmarks.common.photo_files import read_photos
+from benchmarks.common.report import make_parser
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "tools" / "perf_analyzer"
 CAPTION, SEARCH = "caption", "search"
-_SHARED_SEES_ROOT_AS = "/host"  # that script runs it in another root directory
+_SHARED_SEES_ROOT_AS = "/host"  # the script at SHARED runs perf_analyzer in another root directory
 _INPUT = "IMAGE"
 _RUN_LIMIT_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
 class PerfAnalyzer:
-    """Where it is, and what it calls the root directory of this machine ("" where it is the same)."""
+    """A perf_analyzer.
+
+    Attributes:
+        program: the file to run.
+        root: where it sees the root directory of this machine; "" for the same place.
+    """
 
     program: Path
     root: str = ""
 
     def path(self, path: Path) -> str:
-        """A path as perf_analyzer sees it."""
+        """Return the path as perf_analyzer sees it."""
         return f"{self.root}{path.resolve()}"
 
 
 def find_perf_analyzer(given: Path | None) -> PerfAnalyzer | None:
-    """The given one, else the one on PATH, else the shared script; None where there is none.
+    """Find perf_analyzer: the given file, else the one on PATH, else the one at `SHARED`.
+
+    Returns:
+        None if there is none.
 
     Raises:
-        FileNotFoundError: the given one does not exist.
+        FileNotFoundError: the given file does not exist.
     """
     if given is not None:
         if not given.is_file():
@@ -64,7 +72,7 @@ def find_perf_analyzer(given: Path | None) -> PerfAnalyzer | None:
 
 
 def input_data(photos: Sequence[bytes]) -> str:
-    """JSON of one request per photo. The length before each is part of the tensor: KServe writes BYTES so."""
+    """Return JSON with a request for each photo; a BYTES tensor of KServe begins with the length of the bytes."""
     return json.dumps(
         {
             "data": [
@@ -86,7 +94,20 @@ def run_perf_analyzer(
     *,
     window_seconds: float,
 ) -> str | None:
-    """One concurrency; its report and CSV are in `output` afterwards. Returns why, where it fails."""
+    """Measure with one concurrency; the report and the CSV are in `output` afterwards.
+
+    Args:
+        analyzer: perf_analyzer.
+        address: HOST:PORT of the gateway.
+        model: the gateway's KServe model.
+        concurrency: number of requests in flight at once.
+        inputs: file with the requests, see `input_data`.
+        output: folder of the report and the CSV.
+        window_seconds: length of one of perf_analyzer's windows.
+
+    Returns:
+        The reason if the run failed, else None.
+    """
     csv = output / f"{model}-{concurrency}.csv"
     command = [
         str(analyzer.program),
@@ -122,7 +143,7 @@ def run_perf_analyzer(
 
 
 def join_tables(parts: Sequence[Path], target: Path) -> None:
-    """One CSV of several with the same first line; the parts go."""
+    """Join CSV files with the same first line into one, and delete them."""
     rows: list[str] = []
     for part in parts:
         head, *body = part.read_text(encoding="utf-8").splitlines() or [""]
@@ -132,31 +153,48 @@ def join_tables(parts: Sequence[Path], target: Path) -> None:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of photos, or with a folder images/ of them")
+    """Parse the command line."""
+    parser = make_parser("benchmarks.perf_analyzer", __doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder of photos, or one with a folder images/")
     parser.add_argument("--output", type=Path, default=Path(".run/load-test/perf_analyzer"), metavar="FOLDER")
-    parser.add_argument("--address", metavar="HOST:PORT", help="of a running gateway; else one is started")
-    parser.add_argument("--model-repository", type=Path, default=Path("model_repository"), help="of the one started")
-    parser.add_argument("--perf-analyzer", type=Path, metavar="FILE", help="default: the one on PATH, or shared")
-    parser.add_argument("--caption", type=int, nargs="*", default=[1, 2, 4, 8, 16, 32], help="concurrencies")
-    parser.add_argument("--search", type=int, nargs="*", default=[1, 8], help="concurrencies")
-    parser.add_argument("--photos", type=int, default=100, help="different ones")
-    parser.add_argument("--window-seconds", type=float, default=4.0, help="of one measurement; it takes 3 to 6")
+    parser.add_argument("--address", metavar="HOST:PORT", help="a running gateway (default: start one)")
+    parser.add_argument(
+        "--model-repository", type=Path, default=Path("model_repository"), help="models of the gateway that is started"
+    )
+    parser.add_argument(
+        "--perf-analyzer", type=Path, metavar="FILE", help="the program (default: the one on PATH, else a shared one)"
+    )
+    parser.add_argument(
+        "--caption", type=int, nargs="*", default=[1, 2, 4, 8, 16, 32], help="concurrencies for the model caption"
+    )
+    parser.add_argument("--search", type=int, nargs="*", default=[1, 8], help="concurrencies for the model search")
+    parser.add_argument("--photos", type=int, default=100, help="number of different photos (default 100)")
+    parser.add_argument(
+        "--window-seconds", type=float, default=4.0, help="length of a window; a measurement takes 3 to 6 windows"
+    )
     return parser.parse_args(argv)
 
 
 @contextlib.contextmanager
 def gateway_at(address: str | None, repository: Path, photos: Sequence[bytes]) -> Iterator[str]:
-    """HOST:PORT of the given gateway, or of one that lives as long as the block and searches among the photos.
+    """Start a gateway with a catalogue of the photos, unless an address is given; it stops after the block.
+
+    Args:
+        address: HOST:PORT of a running gateway, or None.
+        repository: models of the gateway that is started.
+        photos: image files.
+
+    Yields:
+        HOST:PORT of the gateway.
 
     Raises:
-        RuntimeError: it does not start, or the photos cannot be made a catalogue.
+        RuntimeError: the gateway does not start, or the catalogue cannot be built.
     """
     if address is not None:
         yield address
         return
     with tempfile.TemporaryDirectory(prefix="perf-analyzer-") as folder:
-        # Searches stay on this machine: DuckDuckGo is not to be asked hundreds of times.
+        # Searches use the catalogue only, because DuckDuckGo must not get hundreds of them.
         catalogue = make_catalogue(Path(folder), repository, photos)
         settings = {"CAPTRIEVE_PROVIDERS": "catalog", "CAPTRIEVE_CATALOG": str(catalogue)}
         with contextlib.closing(GatewayProcess(repository, settings)) as gateway, gateway.awake():
@@ -164,19 +202,21 @@ def gateway_at(address: str | None, repository: Path, photos: Sequence[bytes]) -
 
 
 def make_catalogue(folder: Path, repository: Path, photos: Sequence[bytes]) -> Path:
-    """A catalogue of the photos, in the folder.
+    """Build a catalogue of the photos in a folder.
+
+    Returns:
+        The catalogue file.
 
     Raises:
-        RuntimeError: it cannot be made; the message has the last line of why.
+        RuntimeError: it cannot be built; the message has the last line of the error.
     """
     pictures, catalogue = folder / "photos", folder / "catalogue.sqlite"
     pictures.mkdir()
     for number, photo in enumerate(photos):
         (pictures / f"{number}.jpg").write_bytes(photo)
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("CAPTRIEVE_")}
     answer = subprocess.run(
         [sys.executable, "-m", "search_gateway", "catalog", "build", str(pictures), "--out", str(catalogue)],
-        env=environ | {"CAPTRIEVE_MODEL_REPOSITORY": str(repository)},
+        env=gateway_environ(repository, {}),
         capture_output=True,
         text=True,
         check=False,
@@ -187,6 +227,7 @@ def make_catalogue(folder: Path, repository: Path, photos: Sequence[bytes]) -> P
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
     args = parse_args(argv)
     try:
         analyzer = find_perf_analyzer(args.perf_analyzer)
@@ -195,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"benchmarks.perf_analyzer: {error}", file=sys.stderr)
         return 2
     if analyzer is None:
-        print(f"perf_analyzer is SKIPPED: it is neither on PATH nor at {SHARED}; name it with --perf-analyzer")
+        print(f"perf_analyzer is SKIPPED: it is neither on PATH nor at {SHARED}; give its path with --perf-analyzer")
         return 0
     args.output.mkdir(parents=True, exist_ok=True)
     inputs = args.output / "inputs.json"
@@ -210,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             if failure is not None:
                 failures.append(f"{model}, concurrency {concurrency}: perf_analyzer {failure}")
-    inputs.unlink()  # the photos are not ours to keep
+    inputs.unlink()  # it holds the photos, which must not be kept
     for model in dict.fromkeys(model for model, _ in runs):
         parts = [args.output / f"{model}-{concurrency}.csv" for one, concurrency in runs if one == model]
         if parts := [part for part in parts if part.is_file()]:

@@ -1,25 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which rule makes the best query? `python -m benchmarks.query_rules --data STUDIO [--phone PHONE] [--output FILE]`.
+"""Which rule makes the best query? `python -m benchmarks.query_rules --data STUDIO [--phone PHONE]`.
 
-Reads the validation photos of both domains with the served models (ONNX Runtime, one process, no server) and prints for
-each rule how often the query's last word and last two words are those of the product's name, how often it names the
-garment of a phone photo, and what decoding costs beside it. Words are compared with case, hyphens and plurals folded.
+Reads the validation photos of both domains with the served models (ONNX Runtime in this process, no server). For each
+rule it prints how often the query's last word and last two words are those of the product's name, how often the query
+names the garment of a phone photo, and what decoding costs. Words are compared without case, hyphens and plurals.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
 from benchmarks.common.provenance import provenance
+from benchmarks.common.report import add_output_options, make_parser, markdown_table, publish
 from captioner.caption_tokenizer import CaptionTokenizer
 from captioner.decoding import DecodingOptions
 from captioner.query import query_from_caption, words_of
@@ -30,14 +32,14 @@ from captioner.query_distribution import (
     caption_distribution,
     head_distribution,
 )
-from captioner.word_folding import fold
 from export.onnx_captioner import OnnxCaptioner
 from training.phone_photos import PhonePhoto, load_phone_photos
 from training.prepare_data import is_validation, load_products
+from training.word_metrics import word_metrics
 
 BATCH = 32  # photos
 BEAMS = (1, 4, 8)
-WEIGHTS = (0.1, 0.3, 0.5)  # of the captions beside the head
+WEIGHTS = (0.1, 0.3, 0.5)  # of the captions, the rest is the query head's
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Reading:
     """What the models say of one photo.
 
     Attributes:
-        head: what the query head says; None where the model has none.
+        head: the query head's distribution; None for a model without a query head.
         captions: number of beams -> finished captions, best first.
     """
 
@@ -57,34 +59,33 @@ Rule = Callable[[Reading], str]
 
 
 def rules(with_head: bool) -> dict[str, Rule]:
-    """Name -> rule; those with the head only where there is one."""
-
-    def summed(reading: Reading, beams: int) -> QueryDistribution:
-        return caption_distribution(reading.captions[beams]) or QueryDistribution.of([("", 1.0)])
-
-    found: dict[str, Rule] = {
-        "last two words, greedy (the paper)": lambda one: query_from_caption(one.captions[1][0].text),
-    }
+    """Return the rules by name; those of the query head only `with_head`."""
+    found: dict[str, Rule] = {"last two words, greedy (the paper)": partial(_best_caption, beams=1)}
     for beams in BEAMS[1:]:
-        found[f"last two words, best of {beams} beams"] = lambda one, beams=beams: query_from_caption(
-            one.captions[beams][0].text
-        )
-        found[f"{beams} beams, summed by their last two words"] = lambda one, beams=beams: summed(
-            one, beams
-        ).likeliest()
+        found[f"last two words, best of {beams} beams"] = partial(_best_caption, beams=beams)
+        found[f"{beams} beams, summed by their last two words"] = partial(_summed_captions, beams=beams)
     if with_head:
-        found["query head"] = lambda one: _head(one).likeliest()
+        found["query head"] = partial(_mixed, beams=1, weight=0.0)
         for beams in BEAMS[1:]:
             for weight in WEIGHTS:
-                found[f"head {1 - weight:.1f}, {beams} beams {weight:.1f}"] = lambda one, beams=beams, weight=weight: (
-                    _head(one).mixed(summed(one, beams), weight).likeliest()
+                found[f"head {1 - weight:.1f}, {beams} beams {weight:.1f}"] = partial(
+                    _mixed, beams=beams, weight=weight
                 )
     return found
 
 
-def _head(reading: Reading) -> QueryDistribution:
-    assert reading.head is not None, "rules with the head are for models with one"
-    return reading.head
+def _best_caption(reading: Reading, beams: int) -> str:
+    return query_from_caption(reading.captions[beams][0].text)
+
+
+def _summed_captions(reading: Reading, beams: int) -> str:
+    distribution = caption_distribution(reading.captions[beams])
+    return "" if distribution is None else distribution.likeliest()
+
+
+def _mixed(reading: Reading, beams: int, weight: float) -> str:
+    assert reading.head is not None, "the model has a query head"
+    return reading.head.mixed(caption_distribution(reading.captions[beams]), weight).likeliest()
 
 
 def read(
@@ -94,70 +95,89 @@ def read(
     pixels: npt.NDArray[np.uint8],
     what: str,
 ) -> tuple[list[Reading], dict[str, float]]:
-    """Read photos, uint8 [n, height, width, 3]; the readings, and milliseconds per photo of the encoder and of
-    decoding with each number of beams (encoder included)."""
-    readings: list[Reading] = []
+    """Read photos with the query head and with each number of beams.
+
+    Args:
+        captioner: the models.
+        tokenizer: of the captions.
+        classes: of the query head; empty for a model without one.
+        pixels: uint8 [n, height, width, 3], RGB.
+        what: title of the progress bar.
+
+    Returns:
+        The n readings, and the milliseconds per photo of the encoder with its query head ("query head") and of encoder
+        and decoding with each number of beams.
+    """
     seconds: dict[str, float] = {}
 
-    def timed(name: str, began: float) -> None:
+    @contextmanager
+    def timed(name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
         seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
 
-    for start in tqdm(range(0, len(pixels), BATCH), desc=what, unit="batch"):
-        batch = pixels[start : start + BATCH]
-        began = time.perf_counter()
-        said = captioner.query_logprobs(batch) if classes else None
-        timed("query head", began)
+    def read_batch(batch: npt.NDArray[np.uint8]) -> list[Reading]:
+        with timed("query head"):
+            logprobs = captioner.query_logprobs(batch) if classes else None
         captions: list[dict[int, list[CaptionHypothesis]]] = [{} for _ in batch]
         for beams in BEAMS:
-            began = time.perf_counter()
             options = DecodingOptions(num_beams=beams, max_tokens=captioner.contract.max_tokens)
-            for row, hypotheses in enumerate(captioner.caption(batch, options)):
+            with timed(f"{beams} beam{'s' * (beams > 1)}"):
+                decoded = captioner.caption(batch, options)
+            for row, hypotheses in enumerate(decoded):
                 captions[row][beams] = [
                     CaptionHypothesis(tokenizer.text([token.token for token in one.tokens]), one.log_probability)
                     for one in hypotheses
                 ]
-            timed(f"{beams} beam{'s' * (beams > 1)}", began)
-        for row, one in enumerate(captions):
-            readings.append(Reading(None if said is None else head_distribution(classes, said[row]), one))
+        return [
+            Reading(None if logprobs is None else head_distribution(classes, logprobs[row]), one)
+            for row, one in enumerate(captions)
+        ]
+
+    read_batch(pixels[:BATCH])  # warms up: the first calls allocate memory
+    seconds.clear()
+    starts = tqdm(range(0, len(pixels), BATCH), desc=what, unit="batch")
+    readings = [one for start in starts for one in read_batch(pixels[start : start + BATCH])]
     return readings, {name: 1000 * total / len(pixels) for name, total in seconds.items()}
 
 
-def key(text: str) -> tuple[str, ...]:
-    """The last two words of a name or query, folded."""
-    return tuple(fold(word) for word in words_of(text)[-2:])
-
-
 def studio_figures(queries: Sequence[str], names: Sequence[str]) -> dict[str, float]:
-    """Shares of queries that have the last word, and the last two words, of the name."""
-    pairs = [(key(query), key(name)) for query, name in zip(queries, names, strict=True)]
-    return {
-        "last word": float(np.mean([query[-1:] == name[-1:] for query, name in pairs])),
-        "last two words": float(np.mean([query == name for query, name in pairs])),
-    }
+    """Return the shares of queries with the last word, and with the last two words, of the product's name."""
+    metrics = word_metrics(queries, names)
+    return {"last word": metrics.last_word_accuracy, "last two words": metrics.last_two_normalised}
 
 
 def phone_figure(queries: Sequence[str], photos: Sequence[PhonePhoto]) -> float:
-    """Share of queries that name the garment or a near one."""
+    """Return the share of queries that name the photo's garment or a similar one."""
     return float(
         np.mean([one.garment.is_named_by(words_of(query)) for query, one in zip(queries, photos, strict=True)])
     )
 
 
+def rules_table(record: Mapping[str, Any]) -> str:
+    """Format a record as a Markdown table and a line with the times."""
+    rows = record["rules"]
+    columns = list(next(iter(rows.values())))
+    cells = [[name, *(f"{100 * row[column]:.1f} %" for column in columns)] for name, row in rows.items()]
+    times = ", ".join(f"{name} {value:.1f}" for name, value in record["milliseconds per photo"].items())
+    return markdown_table(["rule", *columns], cells) + f"\n\nmilliseconds per photo: {times}"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Run the command."""
+    parser = make_parser("benchmarks.query_rules", __doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with images/ and styles.csv")
-    parser.add_argument("--phone", type=Path, metavar="DIR", help="phone photos with images.csv")
+    parser.add_argument("--phone", type=Path, metavar="DIR", help="folder of phone photos with images.csv")
     parser.add_argument("--models", type=Path, default=Path("model_repository"))
-    parser.add_argument("--limit", type=int, help="use only the first N photos of each domain")
-    parser.add_argument("--threads", type=int, default=0, help="of ONNX Runtime; 0: one per core")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the record as JSON, too")
+    parser.add_argument("--limit", type=int, help="read only the first N photos of each domain")
+    parser.add_argument("--threads", type=int, default=0, help="threads of ONNX Runtime (default 0: one per core)")
+    add_output_options(parser)
     args = parser.parse_args()
     captioner, tokenizer = OnnxCaptioner(args.models, threads=args.threads), CaptionTokenizer(args.models)
     contract = captioner.contract
     classes = load_query_classes(args.models, contract.num_queries)
-    size = {"height": contract.image_height, "width": contract.image_width}
     studio = load_products(
-        args.data, **size, fit=contract.fit, limit=args.limit, only=lambda product: is_validation(product.name)
+        args.data, **contract.photo_shape, limit=args.limit, only=lambda product: is_validation(product.name)
     )
     readings, milliseconds = read(captioner, tokenizer, classes, studio.pixels, "studio photos")
     names = [product.name for product in studio.products]
@@ -166,19 +186,12 @@ def main() -> None:
     }
     record = {"studio photos": len(studio), "rules": table, "milliseconds per photo": milliseconds, **provenance()}
     if args.phone is not None:
-        phone = load_phone_photos(args.phone, **size, fit=contract.fit, validation=True, limit=args.limit)
-        of_phone, _ = read(captioner, tokenizer, classes, phone.pixels, "phone photos")
+        phone = load_phone_photos(args.phone, **contract.photo_shape, validation=True, limit=args.limit)
+        phone_readings, _ = read(captioner, tokenizer, classes, phone.pixels, "phone photos")
         for name, rule in rules(bool(classes)).items():
-            table[name]["garment"] = phone_figure([rule(one) for one in of_phone], phone.photos)
+            table[name]["garment"] = phone_figure([rule(one) for one in phone_readings], phone.photos)
         record["phone photos"] = len(phone)
-    if args.output is not None:
-        args.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    columns = list(next(iter(table.values())))
-    print("| rule | " + " | ".join(columns) + " |")
-    print("|---|" + "---:|" * len(columns))
-    for name, row in table.items():
-        print(f"| {name} | " + " | ".join(f"{100 * row[column]:.1f} %" for column in columns) + " |")
-    print("\nmilliseconds per photo: " + ", ".join(f"{name} {value:.1f}" for name, value in milliseconds.items()))
+    publish(record, rules_table, args)
 
 
 if __name__ == "__main__":

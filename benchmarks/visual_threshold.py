@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a visual threshold keeps: `python -m benchmarks.visual_threshold --data FOLDER [--split training] [--json]`.
+"""What does a visual threshold keep? `python -m benchmarks.visual_threshold --data FOLDER [--split training]`.
 
-Pairs of different products: those of the same articleType and baseColour should pass the filter, those that share
-neither should not. Prints the share of each kind that a threshold on the cosine of their embeddings keeps.
+Compares pairs of different products: those with the same articleType and baseColour should pass the filter, those
+that share neither should not. For each kind of pair it prints the share whose embeddings have at least a given cosine.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks.common.provenance import provenance
+from benchmarks.common.report import add_output_options, make_parser, publish
 from captioner.model_contract import ModelContract
 from export.onnx_captioner import OnnxCaptioner
 from training.prepare_data import ProductSet, is_validation, load_products
@@ -23,18 +24,12 @@ BATCH = 64  # photos
 THRESHOLDS = np.arange(-0.2, 1.0, 0.1)
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with images/ and styles.csv")
-    parser.add_argument("--models", type=Path, default=Path("model_repository"))
-    parser.add_argument("--split", choices=("training", "validation"), default="training")
-    parser.add_argument("--count", type=int, default=2000, help="products")
-    parser.add_argument("--json", action="store_true")
-    return parser.parse_args()
-
-
 def pair_kinds(data: ProductSet) -> dict[str, npt.NDArray[np.bool_]]:
-    """Kind of pair -> [n, n], true where two products (different names, each pair once) are such a pair."""
+    """Find the pairs of products with different names, by what they share.
+
+    Returns:
+        Kind of pair -> bool [n, n], true where the two products are such a pair; each pair is true once.
+    """
     types = np.array([product.article_type for product in data.products])
     colours = np.array([product.colour for product in data.products])
     names = np.array([" ".join(product.name.lower().split()) for product in data.products])
@@ -48,15 +43,30 @@ def pair_kinds(data: ProductSet) -> dict[str, npt.NDArray[np.bool_]]:
     }
 
 
+def threshold_text(record: Mapping[str, Any]) -> str:
+    """Format a record as a table of text: a row for each kind of pair, a column for each threshold."""
+    return "\n".join(
+        [
+            f"{record['split']} split, {record['n']} products; share of pairs kept at a cosine of at least",
+            f"{'':<22}" + "".join(f"{threshold:7.1f}" for threshold in record["thresholds"]),
+            *(f"{kind:<22}" + "".join(f"{share:7.1%}" for share in shares) for kind, shares in record["kept"].items()),
+        ]
+    )
+
+
 def main() -> None:
-    args = parse_args()
-    contract = ModelContract.load(args.models)
+    """Run the command."""
+    parser = make_parser("benchmarks.visual_threshold", __doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder with images/ and styles.csv")
+    parser.add_argument("--models", type=Path, default=Path("model_repository"))
+    parser.add_argument("--split", choices=("training", "validation"), default="training")
+    parser.add_argument("--count", type=int, default=2000, help="number of products (default 2000)")
+    add_output_options(parser)
+    args = parser.parse_args()
     captioner = OnnxCaptioner(args.models)
     data = load_products(
         args.data,
-        height=contract.image_height,
-        width=contract.image_width,
-        fit=contract.fit,
+        **ModelContract.load(args.models).photo_shape,
         limit=args.count,
         only=lambda product: is_validation(product.name) == (args.split == "validation"),
     )
@@ -66,14 +76,8 @@ def main() -> None:
     cosine = embeddings @ embeddings.T
     kinds = pair_kinds(data)
     kept = {kind: [float((cosine[pairs] >= t).mean()) for t in THRESHOLDS] for kind, pairs in kinds.items()}
-    if args.json:
-        record = {"split": args.split, "n": len(data), "thresholds": THRESHOLDS.round(2).tolist(), "kept": kept}
-        print(json.dumps({**record, **provenance()}, indent=2))
-        return
-    print(f"{args.split} split, {len(data)} products; share of pairs kept at a cosine of at least")
-    print(f"{'':<22}" + "".join(f"{threshold:7.1f}" for threshold in THRESHOLDS))
-    for kind, shares in kept.items():
-        print(f"{kind:<22}" + "".join(f"{share:7.1%}" for share in shares))
+    record = {"split": args.split, "n": len(data), "thresholds": THRESHOLDS.round(2).tolist(), "kept": kept}
+    publish({**record, **provenance()}, threshold_text, args)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token ids -> words: the file `tokenizer.json` that Hugging Face writes, read without transformers.
+"""Turns token ids into words with Hugging Face's `tokenizer.json`, without transformers.
 
-The ids of BOS and EOS come from the model contract.
+The ids of BOS and EOS are in the model contract.
 """
 
 from __future__ import annotations
@@ -14,17 +14,21 @@ from tokenizers import Tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
 
-# How a byte-level BPE writes the space before a word (the byte 0x20 shifted into the printable range).
+# How a byte-level BPE writes the space before a word: the byte 0x20, shifted into the printable range.
 _SPACE = "\u0120"
 
 
 class CaptionTokenizer:
-    def __init__(self, folder: Path):
-        """Read `tokenizer.json` from `folder`.
+    """The tokenizer of captions.
 
-        Raises:
-            FileNotFoundError: there is no such file.
-        """
+    Args:
+        folder: has the file `tokenizer.json`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+
+    def __init__(self, folder: Path):
         path = folder / TOKENIZER_FILE
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: run `python -m export.install_models`")
@@ -32,18 +36,19 @@ class CaptionTokenizer:
 
     @property
     def vocab_size(self) -> int:
+        """The number of tokens, with special ones."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The caption of these tokens, special tokens left out, white space at the ends removed."""
+        """Return the text of tokens, without special tokens and without white space at the ends."""
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
 
     def starts_word(self, token: int) -> bool:
-        """Whether this token begins a new word (as against continuing the one before)."""
+        """Return whether a token begins a word instead of continuing one."""
         piece = self._tokenizer.id_to_token(token)
         return piece is not None and piece.startswith(_SPACE)
 
     def word_spans(self, tokens: Sequence[int]) -> list[tuple[int, int]]:
-        """[start, end) of each word in `tokens`, which hold no special tokens; in order, without gaps."""
+        """Return [start, end) of each word in tokens without special ones; the words follow each other without gaps."""
         starts = [i for i, token in enumerate(tokens) if i == 0 or self.starts_word(token)]
         return list(itertools.pairwise([*starts, len(tokens)]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoded tokens -> a caption of words with probabilities."""
+"""Turns decoded tokens into a caption of words with probabilities."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_WORD_ALTERNATIVES = 3
 
 @dataclass(frozen=True)
 class WordAlternative:
-    """What the model would have begun a word with instead; of a query's words, what else the word may be."""
+    """Another first token of a word, or for a word of the query another word."""
 
     text: str
     probability: float
@@ -23,10 +23,19 @@ class WordAlternative:
 
 @dataclass(frozen=True)
 class Word:
+    """One word of a caption.
+
+    Attributes:
+        text: the word.
+        probability: product over its tokens; for a word of the query its share of the query distribution.
+        alternatives: most probable first.
+        first_probability: of its first token alone, to which the probabilities of `alternatives` compare.
+    """
+
     text: str
-    probability: float  # product over the word's tokens; of a query's words their share of the query distribution
+    probability: float
     alternatives: tuple[WordAlternative, ...]
-    first_probability: float  # of its first token alone: what those of `alternatives` compare with
+    first_probability: float
 
 
 @dataclass(frozen=True)
@@ -39,16 +48,23 @@ class CaptionAlternative:
 
 @dataclass(frozen=True)
 class Caption:
+    """The caption of a photo."""
+
     text: str
     words: tuple[Word, ...]
     log_probability: float  # of all tokens, in nats
-    complete: bool  # False where max_tokens cut it
+    complete: bool  # False if it was cut at max_tokens
     alternatives: tuple[CaptionAlternative, ...]  # best first
-    ends_edited: bool = False  # its last words are the query's, which were not decoded
+    ends_edited: bool = False  # whether its last words were replaced by those of the query
 
 
 def caption_of(hypotheses: Sequence[Hypothesis], tokenizer: CaptionTokenizer) -> Caption:
-    """The caption of the best hypothesis; the others become its alternatives."""
+    """Make the caption of the best hypothesis; the others become its alternatives.
+
+    Args:
+        hypotheses: best first, at least one.
+        tokenizer: of their tokens.
+    """
     best = hypotheses[0]
     text = tokenizer.text([token.token for token in best.tokens])
     others = tuple(
@@ -71,12 +87,12 @@ def _words(tokens: Sequence[DecodedToken], tokenizer: CaptionTokenizer) -> tuple
 
 
 def _alternatives(first: DecodedToken, tokenizer: CaptionTokenizer) -> tuple[WordAlternative, ...]:
-    """Candidates for a word's first token that also begin a word, the chosen one left out."""
+    """Return the other candidates for a word's first token that begin a word, too."""
     found = []
     pairs = zip(first.candidate_tokens.tolist(), first.candidate_logprobs.tolist(), strict=True)
     for token, log_probability in pairs:
         text = tokenizer.text([token])
-        # A token may also be the mere space before a word that is rare.
+        # The token of a rare word may be the space before it alone.
         if text and token != first.token and tokenizer.starts_word(token):
             found.append(WordAlternative(text, math.exp(log_probability)))
     return tuple(found[:MAX_WORD_ALTERNATIVES])

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Greedy and beam decoding of one caption: which tokens to try next, given what the step model returned.
+"""Greedy and beam decoding of one caption.
 
-Pure: arrays in, values out. Token for token the same as `transformers.GenerationMixin.generate(do_sample=False,
-num_beams=K, length_penalty=p, early_stopping=False)`.
+A decoder chooses the next tokens from the step model's answers. Its tokens are the same as those of transformers'
+`GenerationMixin.generate(do_sample=False, num_beams=K, length_penalty=p, early_stopping=False)`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int32]
 
-# What `generate` gives a beam that must not win: lower than any sum of log-probabilities, and still finite.
+# The score that `generate` gives to unused beams: finite, and lower than any sum of log-probabilities.
 _NEVER = np.float32(-1e9)
 
 
@@ -25,11 +25,11 @@ class DecodingOptions:
     """How one caption is decoded.
 
     Attributes:
-        num_beams: 1 is greedy.
-        length_penalty: beam search divides a hypothesis' log-probability by length ** length_penalty. With 0 the most
-            probable caption wins; with 1, the default of `generate`, longer captions win that name a less certain
+        num_beams: 1 is greedy decoding.
+        length_penalty: beam search divides the log-probability of a hypothesis by length ** length_penalty. With 0 the
+            most probable caption wins; with 1, the default of `generate`, longer captions win that name a less certain
             product (docs/evaluation.md).
-        max_tokens: most tokens of a caption, EOS included.
+        max_tokens: most tokens of a caption, with EOS.
     """
 
     num_beams: int = 1
@@ -39,7 +39,7 @@ class DecodingOptions:
 
 @dataclass(frozen=True)
 class StepInput:
-    """What the step model is asked next: `tokens` and `parents` int32 [K], all at `position`."""
+    """The next input of the step model: int32 [K] `tokens`, and the `parents` (beams) that they continue."""
 
     tokens: Ids
     parents: Ids
@@ -48,7 +48,7 @@ class StepInput:
 
 @dataclass(frozen=True)
 class DecodedToken:
-    """One token and what else the model considered in its place (both [C], best first)."""
+    """One token and the C candidates for its place, best first."""
 
     token: int
     log_probability: float
@@ -58,31 +58,33 @@ class DecodedToken:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A finished caption: its tokens without BOS and EOS; `complete` is False where max_tokens cut it."""
+    """A finished caption: its tokens without BOS and EOS; `complete` is False if it was cut at max_tokens."""
 
     tokens: tuple[DecodedToken, ...]
-    log_probability: float  # sum over the tokens, EOS included, in nats
+    log_probability: float  # sum over the tokens, with EOS, in nats
     complete: bool
 
 
 class Decoder(Protocol):
-    """The state of one caption between steps."""
+    """The decoding of one caption."""
 
     @property
-    def finished(self) -> bool: ...
+    def finished(self) -> bool:
+        """Whether the caption needs no more steps."""
+        ...
 
     def next_input(self) -> StepInput:
-        """The next step, to be called once per step while not finished."""
+        """Return the input of the next step; called once per step until finished."""
 
     def update(self, candidate_logprobs: Floats, candidate_tokens: Ids) -> None:
-        """Take the step's answer, [K, C] each, best first in every row."""
+        """Continue with the step's answer, [K, C] each, best first in every row."""
 
     def hypotheses(self) -> list[Hypothesis]:
-        """The finished captions, best first, at least one once finished."""
+        """Return the finished captions, best first; at least one when finished."""
 
 
 def decoder_for(options: DecodingOptions, bos_token_id: int, eos_token_id: int) -> Decoder:
-    """The decoder these options ask for."""
+    """Return a greedy or a beam decoder, as the options say."""
     if options.num_beams == 1:
         return GreedyDecoder(options, bos_token_id, eos_token_id)
     return BeamDecoder(options, bos_token_id, eos_token_id)
@@ -90,7 +92,7 @@ def decoder_for(options: DecodingOptions, bos_token_id: int, eos_token_id: int) 
 
 @dataclass(frozen=True)
 class _Node:
-    """One token of a hypothesis and the node before it: beams share what they have in common."""
+    """One token of a hypothesis and its predecessor; beams with the same beginning share nodes."""
 
     parent: _Node | None
     decoded: DecodedToken
@@ -111,7 +113,7 @@ def _hypothesis(node: _Node, log_probability: float, eos_token_id: int) -> Hypot
 
 
 class GreedyDecoder:
-    """Always the most probable token."""
+    """Chooses the most probable token in each step; the methods are those of `Decoder`."""
 
     def __init__(self, options: DecodingOptions, bos_token_id: int, eos_token_id: int):
         self._max_tokens = options.max_tokens
@@ -123,12 +125,15 @@ class GreedyDecoder:
 
     @property
     def finished(self) -> bool:
+        """Whether the caption needs no more steps."""
         return self._length > 0 and (self._last == self._eos or self._length == self._max_tokens)
 
     def next_input(self) -> StepInput:
+        """Return the input of the next step."""
         return StepInput(np.array([self._last], np.int32), np.zeros(1, np.int32), self._length)
 
     def update(self, candidate_logprobs: Floats, candidate_tokens: Ids) -> None:
+        """Continue with the step's answer, float32 and int32 [K, C]."""
         decoded = DecodedToken(
             int(candidate_tokens[0, 0]), float(candidate_logprobs[0, 0]), candidate_tokens[0], candidate_logprobs[0]
         )
@@ -138,6 +143,7 @@ class GreedyDecoder:
         self._log_probability += decoded.log_probability
 
     def hypotheses(self) -> list[Hypothesis]:
+        """Return the finished captions, best first."""
         assert self._node is not None, "no step was taken"
         return [_hypothesis(self._node, self._log_probability, self._eos)]
 
@@ -150,11 +156,11 @@ class _Finished:
 
 
 class BeamDecoder:
-    """Beam search as Hugging Face does it since transformers 4.50.
+    """Beam search as in transformers since version 4.50; the methods are those of `Decoder`.
 
-    Of the 2K best continuations the K best that go on become the next beams; those that end are kept only where they
-    are among the K best. The search stops when K have ended and the best open beam, scored at its present length, is
-    no better than the worst of them.
+    Of the 2K best continuations, the K best that do not end become the next beams; those that end are kept only if they
+    are among the K best. The search stops when K captions have ended and the best open beam, scored with its present
+    length, is no better than the worst of them.
     """
 
     def __init__(self, options: DecodingOptions, bos_token_id: int, eos_token_id: int):
@@ -164,7 +170,7 @@ class BeamDecoder:
         self._length = 0
         self._tokens = np.full(beams, bos_token_id, np.int32)
         self._parents = np.zeros(beams, np.int32)
-        # At first all beams are the same: only one of them may have children.
+        # At first all beams are equal, so only one of them may be continued.
         self._scores = np.full(beams, _NEVER, np.float32)
         self._scores[0] = 0
         self._nodes: list[_Node | None] = [None] * beams
@@ -173,16 +179,19 @@ class BeamDecoder:
 
     @property
     def finished(self) -> bool:
+        """Whether the caption needs no more steps."""
         return self._is_over
 
     def next_input(self) -> StepInput:
+        """Return the input of the next step."""
         return StepInput(self._tokens, self._parents, self._length)
 
     def update(self, candidate_logprobs: Floats, candidate_tokens: Ids) -> None:
+        """Continue with the step's answer, float32 and int32 [K, C]."""
         beams = self._options.num_beams
         num_candidates = candidate_logprobs.shape[1]
         totals = (candidate_logprobs + self._scores[:, None]).astype(np.float32).ravel()
-        # Stable: among equals the first beam and its better candidate win.
+        # Stable: of equal scores, the first beam and its better candidate win.
         best = np.argsort(-totals, kind="stable")[: 2 * beams]
         parents, columns = np.divmod(best, num_candidates)
         tokens = candidate_tokens[parents, columns]
@@ -219,4 +228,5 @@ class BeamDecoder:
             self._is_over = bool(self._scores[0] / divisor <= self._finished[-1].score)
 
     def hypotheses(self) -> list[Hypothesis]:
+        """Return the finished captions, best first."""
         return [_hypothesis(one.node, one.log_probability, self._eos) for one in self._finished]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys and values of the tokens decoded so far, for captions that are decoded together.
+"""The key-value cache of the self-attention, for captions that are decoded together.
 
 The cache is append-only: a step's keys and values are written once, in the column of their time and beam, and never
 move. When beams change places, only the table `ancestors` changes: `ancestors[b, k, t]` is the beam whose column at
-time t holds the token of row b's beam k. Faster decoders call this cache indirection. It replaces a gather of the
-cache, which at full size costs more than a step's attention.
+time t holds the token of row b's beam k. Other decoders call such a table cache indirection. Copying the cache instead
+would cost more than a step's attention at full size.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from captioner.model_contract import ModelContract, TensorSpec
+from captioner.model_contract import ModelContract, TensorSpec, with_beams
 
 Floats = npt.NDArray[np.floating[Any]]
 Ids = npt.NDArray[np.int32]
@@ -23,22 +23,22 @@ Rows = npt.NDArray[np.intp]
 
 
 def zeros(spec: TensorSpec, shape: tuple[int, ...]) -> Floats:
-    """Allocate a tensor of zeros in this process's own memory: the default of `KvCache`."""
+    """Allocate a tensor of zeros in this process's memory."""
     return np.zeros(shape, np.float16 if spec.datatype == "FP16" else np.float32)
 
 
 class KvCache:
-    """The self-attention's cache of `rows` captions with `beams` beams each, every one at its own position.
+    """The cache of captions with the same number of beams, each caption at its own position.
 
     Args:
-        contract: gives names, types and shapes of the tensors.
+        contract: has the names, types and shapes of the tensors.
         rows: number of captions.
         beams: number of beams of each caption.
-        allocate: allocates a tensor [rows, ...] of zeros; masked values are multiplied by zero and must be numbers.
+        allocate: makes a tensor [rows, ...] of zeros. Masked values are multiplied by zero, so they must not be NaN.
 
     Attributes:
-        tensors: self_key, self_value [rows, H, T, K, d] of each layer, in the order of the contract's step model.
-        ancestors: int32 [rows, K, T], the cache indirection; values at times not yet decoded have no meaning.
+        tensors: self_key and self_value [rows, H, T, K, d] of each layer, in the order of the contract's step model.
+        ancestors: int32 [rows, K, T], the cache indirection; values at later times have no meaning.
     """
 
     def __init__(
@@ -50,14 +50,11 @@ class KvCache:
         allocate: Callable[[TensorSpec, tuple[int, ...]], Floats] = zeros,
     ):
         self.beams = beams
-        self.tensors: list[Floats] = [
-            allocate(spec, (rows, *(beams if size == -1 else size for size in spec.shape)))
-            for spec in contract.self_caches
-        ]
+        self.tensors: list[Floats] = [allocate(spec, (rows, *with_beams(spec, beams))) for spec in contract.self_caches]
         self.ancestors: Ids = np.zeros((rows, beams, contract.max_tokens), np.int32)
 
     def reorder_beams(self, rows: Rows, parents: Ids, positions: Ids) -> None:
-        """Let each beam continue another one; called before each step.
+        """Let each beam continue its parent; called before each step.
 
         Args:
             rows: the n rows of the step.

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every size, tensor name and token id that two parts of the project must agree on, once.
+"""The model contract: the sizes, tensor names and token ids that export and serving must agree on.
 
 The export writes it as `model_contract.json` beside the models; the gateway reads it and compares it with what Triton
 reports.
 
-Shape legend, used in all docstrings: B photos (Triton's batch axis, not listed in shapes below), K beams of one photo,
-S encoder positions, D width, L decoder layers, H heads, d width of a head, T most tokens of a caption, C candidates
-a step returns per beam, Q queries of the encoder's query head.
+All docstrings name the axes of shapes so: B photos (Triton's batch axis, which the shapes below leave out), K beams of
+one photo, S encoder positions, D width, L decoder layers, H heads, d width of a head, T most tokens of a caption, C
+candidates that a step returns per beam, Q queries of the encoder's query head.
 
-The caches are one tensor per layer, keys and values apart, so that no model has to cut a tensor into layers: that
-would copy both caches in every step.
+Each layer has a tensor for its keys and one for its values. If one tensor held all layers, each step would have to cut
+it, which copies both caches.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypedDict, get_args
 
 CONTRACT_FILE = "model_contract.json"
-REFINEMENT_FILE = "refinement.json"  # beside it, where the checkpoint was calibrated
-# 2: caches per layer, append-only, beams distinguished by their ancestors. 3: the encoder may have a query head.
+REFINEMENT_FILE = "refinement.json"  # beside it, if the checkpoint was calibrated
+# Version 2: append-only caches per layer, beams distinguished by their ancestors. 3: optional query head.
 CONTRACT_VERSION = 3
 
 ENCODER = "vit_encoder"
 PREFILL = "gpt2_prefill"
 STEP = "gpt2_step"
 
-QUERY_LOGPROBS = "query_logprobs"  # the encoder's third output, where it has a query head
+QUERY_LOGPROBS = "query_logprobs"  # the encoder's third output, if it has a query head
 
 Fit = Literal["pad", "trim", "squash"]
 FITS: tuple[Fit, ...] = get_args(Fit)
@@ -38,12 +38,20 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 class ContractError(ValueError):
-    """The contract file is missing, unreadable or not of this version; or a model does not honour it."""
+    """The contract is missing, unreadable or of another version, or a model does not fit it."""
+
+
+class PhotoShape(TypedDict):
+    """Keyword arguments of the functions that bring photos to the encoder's size; lengths in pixels."""
+
+    height: int
+    width: int
+    fit: Fit
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, KServe datatype and shape of one tensor, batch axis left out; -1 is the number of beams K."""
+    """Name, KServe datatype and shape of one tensor, without the batch axis; a size of -1 is the number of beams K."""
 
     name: str
     datatype: str
@@ -51,12 +59,14 @@ class TensorSpec:
 
 
 def with_beams(tensor: TensorSpec, beams: int) -> tuple[int, ...]:
-    """The tensor's shape with a number in place of K; the batch axis is left out."""
+    """Return the tensor's shape with `beams` in place of K, without the batch axis."""
     return tuple(beams if size == -1 else size for size in tensor.shape)
 
 
 @dataclass(frozen=True)
 class ModelSpec:
+    """Name, inputs and outputs of one model."""
+
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -64,10 +74,16 @@ class ModelSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelContract:
+    """The contract of the three models: encoder, prefill and step.
+
+    Raises:
+        ContractError: a value is not valid, or two do not fit each other.
+    """
+
     model: str  # name of the checkpoint, e.g. "fashion-small"
-    image_height: int  # pixels the encoder sees
+    image_height: int  # of the encoder's input, in pixels
     image_width: int
-    fit: Fit  # how a photo of another shape gets there: `captioner.preprocessing.fit_photo` says it
+    fit: Fit  # how a photo of another shape is brought to it: see `captioner.preprocessing.fit_photo`
     num_positions: int  # S
     hidden_size: int  # D
     num_layers: int  # L, decoder
@@ -81,15 +97,15 @@ class ModelContract:
     eos_token_id: int
     pad_token_id: int
     num_queries: int = 0  # Q, class 0 ("no product") included; 0: the encoder has no query head
-    weights: str = ""  # start of the SHA-256 of the checkpoint's weights: embeddings of others are not comparable
-    precision: Precision = "fp32"  # what the models compute in
+    weights: str = ""  # start of the SHA-256 of the weights; embeddings of other weights cannot be compared
+    precision: Precision = "fp32"  # in which the models compute
     version: int = CONTRACT_VERSION
 
     def __post_init__(self) -> None:
         if self.version != CONTRACT_VERSION:
             raise ContractError(_wrong_version(self.version))
         if self.num_candidates < 2 * self.max_beams:
-            # A step may end every beam at once; as many others must be left to go on with.
+            # A step may end all K beams at once; K other candidates must then be left to continue with.
             raise ContractError(f"num_candidates {self.num_candidates} is less than twice max_beams {self.max_beams}")
         if self.num_queries < 0 or self.num_queries == 1:
             raise ContractError(f"num_queries {self.num_queries} is neither 0 nor at least 2")
@@ -99,45 +115,51 @@ class ModelContract:
             raise ContractError(f"fit {self.fit!r} is none of {', '.join(FITS)}")
 
     @property
+    def photo_shape(self) -> PhotoShape:
+        """The size and fit of the encoder's photos."""
+        return {"height": self.image_height, "width": self.image_width, "fit": self.fit}
+
+    @property
     def float_datatype(self) -> Literal["FP32", "FP16"]:
-        """KServe datatype of hidden_states and both caches; INT8 models are so inside only."""
+        """KServe datatype of hidden_states and both caches; the inputs and outputs of INT8 models are FP32."""
         return "FP16" if self.precision == "fp16" else "FP32"
 
     @property
     def self_shape(self) -> tuple[int, int, int, int]:
-        """[H, T, K, d]: keys (or values) of one layer's self-attention for one photo, K = -1."""
+        """Shape [H, T, K, d] of the keys, or values, of one layer's self-attention for one photo; K = -1."""
         return (self.num_heads, self.max_tokens, -1, self.head_size)
 
     @property
     def cross_shape(self) -> tuple[int, int, int]:
-        """[H, S, d]: keys (or values) of one layer's cross-attention for one photo."""
+        """Shape [H, S, d] of the keys, or values, of one layer's cross-attention for one photo."""
         return (self.num_heads, self.num_positions, self.head_size)
 
     @property
     def new_kv_shape(self) -> tuple[int, int, int, int, int]:
-        """[K, L, 2, H, d]: keys and values of one step's own tokens, K = -1."""
+        """Shape [K, L, 2, H, d] of the keys and values of one step's own tokens; K = -1."""
         return (-1, self.num_layers, 2, self.num_heads, self.head_size)
 
     @property
     def self_caches(self) -> tuple[TensorSpec, ...]:
-        """self_key, self_value [H, T, K, d] of each layer."""
+        """The tensors self_key and self_value [H, T, K, d] of each layer."""
         return self._caches("self", self.self_shape)
 
     @property
     def cross_caches(self) -> tuple[TensorSpec, ...]:
-        """cross_key, cross_value [H, S, d] of each layer."""
+        """The tensors cross_key and cross_value [H, S, d] of each layer."""
         return self._caches("cross", self.cross_shape)
 
     @property
     def caches(self) -> tuple[TensorSpec, ...]:
-        """All inputs of the step that outlive it."""
+        """The inputs of a step that the next steps need, too."""
         return (*self.self_caches, *self.cross_caches)
 
     @property
     def encoder(self) -> ModelSpec:
-        """Photo -> what the decoder attends to, and the L2-normalised embedding photos are compared by.
+        """Turns a photo into the decoder's input and an L2-normalised embedding.
 
-        With a query head also the natural logarithms of the probabilities of all queries, in FP32 in every precision.
+        With a query head it also returns the natural logarithms of the probabilities of all queries, in FP32 in every
+        precision.
         """
         head = (TensorSpec(QUERY_LOGPROBS, "FP32", (self.num_queries,)),) if self.num_queries else ()
         return ModelSpec(
@@ -152,7 +174,7 @@ class ModelContract:
 
     @property
     def prefill(self) -> ModelSpec:
-        """Encoder output -> keys and values of the cross-attention, computed once per photo."""
+        """Turns the encoder's output into the keys and values of the cross-attention, once per photo."""
         return ModelSpec(
             PREFILL,
             (TensorSpec("hidden_states", self.float_datatype, (self.num_positions, self.hidden_size)),),
@@ -161,10 +183,10 @@ class ModelContract:
 
     @property
     def step(self) -> ModelSpec:
-        """One token per beam: attends to the beam's ancestors in the cache, returns the C best next tokens.
+        """Reads one token per beam, attends to the beam's ancestors in the cache, and returns the C best next tokens.
 
-        `ancestors[k, t]` is the beam in whose column of time t < position the token lies that beam k has there. So
-        the cache is append-only: its owner writes `new_kv` at `position`, and no beam is ever moved.
+        Beam k's token at time t < position is in the cache's column of beam `ancestors[k, t]`. The cache is
+        append-only: its owner writes `new_kv` at `position`, and no beam is ever moved.
         """
         return ModelSpec(
             STEP,
@@ -190,10 +212,11 @@ class ModelContract:
 
     @property
     def models(self) -> tuple[ModelSpec, ModelSpec, ModelSpec]:
+        """Encoder, prefill and step."""
         return (self.encoder, self.prefill, self.step)
 
     def save(self, folder: Path) -> Path:
-        """Write `model_contract.json` into `folder`."""
+        """Write `model_contract.json` into `folder` and return its path."""
         path = folder / CONTRACT_FILE
         path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
         return path
@@ -203,7 +226,7 @@ class ModelContract:
         """Read `model_contract.json` from `folder`.
 
         Raises:
-            ContractError: the file is missing, is not JSON, lacks a field or has one this code does not know.
+            ContractError: the file is missing, is not JSON, lacks a field or has an unknown one.
         """
         path = folder / CONTRACT_FILE
         try:
@@ -215,7 +238,7 @@ class ModelContract:
         if not isinstance(fields, dict):
             raise ContractError(f"{path} holds {type(fields).__name__}, not an object")
         if fields.get("version", CONTRACT_VERSION) != CONTRACT_VERSION:
-            raise ContractError(_wrong_version(fields["version"]))  # before its fields, which may be others
+            raise ContractError(_wrong_version(fields["version"]))  # other versions may have other fields
         try:
             return cls(**fields)
         except TypeError as error:
@@ -223,7 +246,7 @@ class ModelContract:
 
 
 def model_fingerprint(contract: ModelContract) -> str:
-    """Name a model and its preprocessing: embeddings are comparable where their fingerprints are equal."""
+    """Name a model and its preprocessing; embeddings can be compared if their fingerprints are equal."""
     return f"{contract.model}/{contract.weights}/{contract.image_height}x{contract.image_width}/{contract.fit}"
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A decoded photo -> its caption, its query, and how likely each query is.
+"""Turns a decoded photo into its caption, its query, and the probabilities of queries.
 
-With the rule `LIKELIEST_WORDS` the query is the likeliest one of the distribution, and the caption that is shown ends
+With the rule `LIKELIEST_WORDS` the query is the most likely one of the distribution, and the caption is made to end
 with it.
 """
 
@@ -32,16 +32,19 @@ class DecodedPhoto(Protocol):
 
     @property
     def query_logprobs(self) -> npt.NDArray[np.float32] | None:
-        """float32 [Q], the log-probability of each query class; None for a model without a query head."""
+        """The log-probability of each query class, float32 [Q]; None for a model without a query head."""
         ...
 
 
 @dataclass(frozen=True)
 class PhotoWords:
-    """Attributes:
-    query: what a search for the photo looks for.
-    rule: what made the query.
-    distribution: None where the model has no query head.
+    """The words of a photo.
+
+    Attributes:
+        caption: its caption.
+        query: its query.
+        rule: how the query was derived.
+        distribution: the probabilities of queries; None for a model without a query head.
     """
 
     caption: Caption
@@ -51,18 +54,20 @@ class PhotoWords:
 
     @property
     def no_product_probability(self) -> float:
-        """How likely it is that the photo shows no product, 0 to 1; 0 where the model has no query head."""
+        """The probability that the photo shows no product; 0 for a model without a query head."""
         return 0.0 if self.distribution is None else self.distribution.no_product_probability
 
 
 def photo_words(
     decoded: DecodedPhoto, tokenizer: CaptionTokenizer, query_classes: Sequence[str], rule: QueryRule
 ) -> PhotoWords:
-    """Read what was decoded of one photo.
+    """Derive the words of a decoded photo.
 
     Args:
-        query_classes: of the model's query head; empty where it has none.
-        rule: `LIKELIEST_WORDS` only of a model with a query head.
+        decoded: the photo.
+        tokenizer: of its captions.
+        query_classes: of the model's query head; empty for a model without one.
+        rule: how to derive the query; `LIKELIEST_WORDS` needs a query head.
     """
     distribution = None
     if query_classes:
@@ -79,14 +84,15 @@ def photo_words(
 
 
 def ending_with(caption: Caption, query: str, distribution: QueryDistribution) -> Caption:
-    """Make a caption end with a query, as sure of its words as the distribution is.
+    """Make a caption end with a query.
 
-    Where the caption ends with other words, its last two words are replaced by the query's; where it spells them
-    otherwise ("Shirts"), they are spelled as the query spells them. Its log-probability stays that of what was decoded.
+    If the caption ends with other words, the query replaces its last two words; if it ends with another spelling of the
+    query ("Shirts"), it gets the query's spelling. Its log-probability stays that of the decoded caption.
 
     Args:
+        caption: the decoded caption.
         query: one or two words in lower case.
-        distribution: gives the probabilities and the alternatives of the query's words.
+        distribution: has the probabilities and alternatives of the query's words.
     """
     wanted = caption_words(query)
     places = [place for place, word in enumerate(caption.words) if words_of(word.text)]
@@ -107,7 +113,7 @@ def ending_with(caption: Caption, query: str, distribution: QueryDistribution) -
 
 
 def _query_words(texts: Sequence[str], distribution: QueryDistribution) -> list[Word]:
-    """The words of a query as words of a caption."""
+    """Return the words of a query as words of a caption."""
     likeliest = MAX_WORD_ALTERNATIVES + 1
     probability = distribution.last_word_probability(texts[-1])
     last = _word(texts[-1], probability, distribution.last_words(likeliest))
@@ -118,7 +124,7 @@ def _query_words(texts: Sequence[str], distribution: QueryDistribution) -> list[
 
 
 def _word(text: str, probability: float, words: Sequence[tuple[str, float]]) -> Word:
-    """A word and its alternatives, of the likeliest words that there may be in its place."""
+    """Make a word with its alternatives from the most likely words for its place."""
     others = [
         WordAlternative(" ".join(caption_words(other)), share)
         for other, share in words
@@ -128,14 +134,14 @@ def _word(text: str, probability: float, words: Sequence[tuple[str, float]]) -> 
 
 
 def _best_caption(hypotheses: Sequence[Hypothesis], tokenizer: CaptionTokenizer, query: str) -> Caption:
-    """The caption of the best hypothesis that ends with the query, else of the best; the others in their order."""
+    """Return the caption of the best hypothesis that ends with the query, or of the best one if none does."""
     texts = [_caption_hypothesis(one, tokenizer).text for one in hypotheses]
     place = next((place for place, text in enumerate(texts) if _ends_with(text, query)), 0)
     return caption_of([hypotheses[place], *hypotheses[:place], *hypotheses[place + 1 :]], tokenizer)
 
 
 def _ends_with(text: str, query: str) -> bool:
-    """Whether the last words of a caption are those of a query, both folded."""
+    """Return whether a caption ends with the query's words, both folded."""
     wanted = [fold(word) for word in words_of(query)]
     return bool(wanted) and [fold(word) for word in words_of(text)[-len(wanted) :]] == wanted
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes of an image file -> the uint8 pixels the encoder sees. The one way in for photos and thumbnails alike.
+"""Turns the bytes of an image file into the encoder's pixels, for photos and thumbnails alike.
 
-What arrives is hostile: the format is checked against an allow-list, size and scan count before anything is decoded
-(Pillow's own threat model; libjpeg-turbo's "Two Issues with the JPEG Standard" for the scans). Normalisation is not
-done here: it is part of the encoder graph.
+Files may be hostile. The format must be on an allow-list, and size and number of scans are checked before anything is
+decoded (see Pillow's threat model, and libjpeg-turbo's "Two Issues with the JPEG Standard" for the scans). The encoder
+normalises the pixels itself.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ from captioner.trimming import Content, find_content
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 
-# A JPEG may carry any number of scans, each of which costs a pass over all pixels: 81 KB can cost 6 seconds. Real files
-# have a dozen at most. What costs time is the product with the pixels, so the largest photos may have fewer.
+# A JPEG may have any number of scans, and each costs a pass over all pixels: 81 KB can cost 6 seconds. Real files have
+# a dozen at most. The time grows with scans times pixels, so the largest photos may have fewer scans.
 MAX_JPEG_SCANS = 100
 MAX_JPEG_SCANS_OF_LARGEST = 20  # of 25 megapixels: 0.3 s
 
-# Each segment is a round of Pillow's loop and of ours; two million of them fit into 8 MB. Real files have hundreds.
+# Pillow and `_count_scans` loop over the segments, two million of which fit into 8 MB. Real files have hundreds.
 MAX_JPEG_SEGMENTS = 5_000
 
-# By its standard Exif fits into one segment of 64 KiB. Pillow joins any number, and interprets each of their tags.
+# By the standard, Exif fits into one segment of 64 KiB. Pillow joins any number of them and interprets each tag.
 MAX_EXIF_BYTES = 128 * 1024
 
-# A chunk of a PNG, an extension of a GIF, a fill byte of a JPEG: each costs Pillow a few reads, and a million of them
-# fit into a megabyte. A PNG of 8 MB in libpng's chunks takes 4,000, other real files far fewer.
+# Each chunk of a PNG, extension of a GIF and fill byte of a JPEG costs Pillow a few reads, and a megabyte can have a
+# million of them. A PNG of 8 MB with libpng's chunks takes 4,000 reads, other real files far fewer.
 MAX_READS = 40_000
 
-# Pillow inflates a PNG's texts, which are not used here; it would accept 64 MB of them.
+# Pillow decompresses the texts of a PNG, which are not used here; its own limit is 64 MB.
 PngImagePlugin.MAX_TEXT_MEMORY = 8 * 2**20
 
-# The markers that libjpeg skips with what follows them. At a damaged place inside a scan it steps over any other (those
-# below 0xC0) alone: were their "length" skipped, a thousand scans could hide behind one.
+# The markers that libjpeg skips together with their data. Of other markers (below 0xC0) in a damaged scan it skips only
+# the marker itself: if their "length" was skipped here, a thousand scans could hide behind one.
 _JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
 _START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
 
-# What of the Exif is searched for the orientation, which stands at its beginning: as much as a JPEG's segment holds.
+# How much of the Exif is searched for the orientation, which is at its beginning: the size of a JPEG's segment.
 _EXIF_BYTES_READ = 2**16
 _EXIF_AS_TEXT = "Raw profile type exif"  # of old PNGs, in hexadecimal
 
-# Of a picture that is brought to RGB in bands of rows, so that only the result is as large as the picture.
+# Size of the bands of rows in which a picture is converted to RGB, so that only the result is as large as the picture.
 _BAND_PIXELS = 2**18
 
 _WHITE = (255, 255, 255)
 
-# EXIF orientation -> what brings the picture upright.
+# EXIF orientation -> the transposition that turns the picture upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -66,7 +66,7 @@ _TURNS = {
 
 
 class ImageError(ValueError):
-    """This is not a photo we can read. The message is fit for the caller: it tells what, the value and the limit."""
+    """The photo cannot be read; the message is for the caller and has the value and the limit."""
 
 
 class ImageTooLargeError(ImageError):
@@ -74,11 +74,11 @@ class ImageTooLargeError(ImageError):
 
 
 class ImageMemoryError(ImageTooLargeError):
-    """The process may not have the memory that this photo takes."""
+    """Decoding the photo needs more memory than the process may have."""
 
 
 class _CountedFile(io.BytesIO):
-    """Tells a file of countless tiny parts by how often Pillow comes back for more."""
+    """A file that limits Pillow's reads, because a hostile file may consist of very many small parts."""
 
     def __init__(self, data: bytes):
         super().__init__(data)
@@ -93,6 +93,8 @@ class _CountedFile(io.BytesIO):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageLimits:
+    """Limits of image files and pictures."""
+
     max_bytes: int = 8 * 2**20
     max_pixels: int = 25_000_000
     max_side: int = 16_384  # pixels
@@ -103,26 +105,33 @@ def decode_photo(
 ) -> npt.NDArray[np.uint8]:
     """Decode an image file and bring it to the encoder's size.
 
+    Args:
+        data: bytes of the image file.
+        height: of the result, in pixels.
+        width: of the result, in pixels.
+        fit: how a picture of another shape is fitted, see `fit_photo`.
+        limits: of file and picture; None: the defaults.
+
     Returns:
         uint8 [height, width, 3], RGB.
 
     Raises:
-        ImageTooLargeError: more bytes or pixels than `limits` allow.
-        ImageError: not a readable JPEG, PNG, WebP or GIF.
+        ImageTooLargeError: it has more bytes or pixels than `limits` allow.
+        ImageError: it is not a readable JPEG, PNG, WebP or GIF.
     """
-    # A JPEG is decoded at a fraction of its size, and how much of it will be trimmed is known only afterwards. With
-    # twice the size content of half a side keeps the quality of "pad", and content of a quarter is not enlarged.
+    # A JPEG is decoded at a fraction of its size before its margins are known. At twice the size, content that fills
+    # half of a side has the quality of "pad", and content that fills a quarter is not enlarged.
     scale = 2 if fit == "trim" else 1
     picture = open_photo(data, limits=limits, target=(scale * width, scale * height))
     return fit_photo(picture, height=height, width=width, fit=fit)
 
 
 def check_number_of_bytes(data: bytes, limits: ImageLimits) -> None:
-    """The first check of `decode_photo`, before the bytes are sent to another process.
+    """Check the size of a file, before its bytes are sent to another process.
 
     Raises:
-        ImageError: there are none.
-        ImageTooLargeError: more than `limits` allow.
+        ImageError: the file is empty.
+        ImageTooLargeError: it has more bytes than `limits` allow.
     """
     if not data:
         raise ImageError("the photo is empty (0 bytes): send the bytes of a JPEG, PNG, WebP or GIF file")
@@ -136,10 +145,14 @@ def open_photo(data: bytes, *, limits: ImageLimits | None = None, target: tuple[
     """Decode an image file into an upright RGB picture; transparent parts become white.
 
     Args:
-        target: (width, height) in pixels the caller will reduce to; lets a JPEG be decoded at a fraction of its size.
+        data: bytes of the image file.
+        limits: of file and picture; None: the defaults.
+        target: (width, height) in pixels to which the caller will reduce the picture; with it a JPEG is decoded at a
+            fraction of its size.
 
     Raises:
-        ImageTooLargeError, ImageError: as `decode_photo`.
+        ImageTooLargeError: it has more bytes or pixels than `limits` allow.
+        ImageError: it is not a readable JPEG, PNG, WebP or GIF.
     """
     limits = limits or ImageLimits()
     check_number_of_bytes(data, limits)
@@ -152,22 +165,21 @@ def open_photo(data: bytes, *, limits: ImageLimits | None = None, target: tuple[
             f"the photo ({len(data):,} bytes) takes more memory to decode than there is: send a smaller one"
         ) from error
     except Image.DecompressionBombError as error:
-        # Pillow's own limit, far above ours, comes before we are told the size; its message begins with it.
+        # Pillow checks its own, much higher limit before it returns the size; its message begins with the pixels.
         found = re.search(r"\d+", str(error))
         pixels = f"{int(found[0]):,}" if found else "too many"
         raise ImageTooLargeError(
             f"the photo has {pixels} pixels; the limit is {limits.max_pixels:,}: send a smaller one"
         ) from None
     except Exception as error:
-        # Decoders of hostile files raise nearly anything (OSError, SyntaxError, ValueError, struct.error, EOFError,
-        # MemoryError, ...): whatever it is, this file is not a readable photo.
+        # For damaged files decoders raise many types (OSError, SyntaxError, ValueError, struct.error, EOFError, ...).
         raise ImageError(
             f"the photo ({len(data):,} bytes) is damaged or cut short: send a complete JPEG, PNG, WebP or GIF file"
         ) from error
 
 
 def _decode(data: bytes, limits: ImageLimits, target: tuple[int, int] | None) -> Image.Image:
-    scans = _count_scans(data) if data.startswith(b"\xff\xd8") else 0  # before Pillow reads segment by segment
+    scans = _count_scans(data) if data.startswith(b"\xff\xd8") else 0  # before Pillow reads all segments
     try:
         picture = Image.open(_CountedFile(data), formats=FORMATS)
     except UnidentifiedImageError:
@@ -185,7 +197,7 @@ def _decode(data: bytes, limits: ImageLimits, target: tuple[int, int] | None) ->
         raise ImageTooLargeError(
             f"the photo has {width * height:,} pixels; the limit is {limits.max_pixels:,}: send a smaller one"
         )
-    if isinstance(picture, JpegImagePlugin.JpegImageFile):  # whose format may also be "MPO", a phone's depth photo
+    if isinstance(picture, JpegImagePlugin.JpegImageFile):  # its format may be "MPO" (depth photos of phones)
         if scans > MAX_JPEG_SCANS:
             raise ImageError(f"the photo is a JPEG of {scans} scans; the limit is {MAX_JPEG_SCANS}: save it again")
         most_scans = MAX_JPEG_SCANS_OF_LARGEST * limits.max_pixels // (width * height)
@@ -195,9 +207,9 @@ def _decode(data: bytes, limits: ImageLimits, target: tuple[int, int] | None) ->
                 f"{most_scans} scans: save it again"
             )
         if target is not None:
-            # Twice the target keeps the reduction's quality; only JPEGs can be decoded at 1/2, 1/4 or 1/8.
+            # Only JPEGs can be decoded at 1/2, 1/4 or 1/8; twice the target keeps the quality of the final reduction.
             picture.draft("RGB", (2 * target[0], 2 * target[1]))
-    key = _transparent_colour(picture)  # of the file's own depth, which is known until it is loaded
+    key = _transparent_colour(picture)  # before loading, which loses the file's bit depth
     picture.load()
     if key is not None:
         picture.info["transparency"] = key
@@ -205,13 +217,13 @@ def _decode(data: bytes, limits: ImageLimits, target: tuple[int, int] | None) ->
 
 
 def _count_scans(jpeg: bytes) -> int:
-    """Scans up to the end of the image, found as libjpeg finds them.
+    """Count the scans up to the end of the image, as libjpeg finds them.
 
-    Segments are skipped by their length and what follows the end is not looked at: the video behind a phone's motion
-    photo has the bytes of the marker a hundred times.
+    Segments are skipped by their length, and bytes after the end are ignored: the video in a phone's motion photo may
+    contain the marker's bytes a hundred times.
 
     Raises:
-        ImageError: it has more segments or more Exif than any real file.
+        ImageError: it has more segments or Exif than allowed.
     """
     scans, segments, exif_bytes, position = 0, 0, 0, 2
     while (found := _JPEG_MARKER.search(jpeg, position)) and found[0][1] != _END_OF_IMAGE:
@@ -229,9 +241,9 @@ def _count_scans(jpeg: bytes) -> int:
 
 
 def _transparent_colour(picture: Image.Image) -> int | tuple[int, ...] | None:
-    """The one transparent colour of a PNG whose samples have fewer or more than 8 bits, as Pillow's pixels have it.
+    """Return the transparent colour of a PNG with 2, 4 or 16 bits per sample, scaled to 8 bits.
 
-    Pillow scales such samples when it loads them, but not the colour. None: it is right as it is, or there is none.
+    Pillow scales the samples when it loads them, but not this colour. None: it needs no scaling, or there is none.
     """
     key = picture.info.get("transparency")
     if not isinstance(picture, PngImagePlugin.PngImageFile) or not picture.tile:
@@ -242,14 +254,14 @@ def _transparent_colour(picture: Image.Image) -> int | tuple[int, ...] | None:
         case "L;4", int():
             return (key & 15) * 17
         case "RGB;16B", (int(), int(), int()):
-            return tuple(part >> 8 for part in key)  # the low bytes of the pixels are lost
+            return tuple(part >> 8 for part in key)  # Pillow drops the low bytes of the pixels
     return None
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF orientation says.
+    """Turn a picture upright by its EXIF orientation.
 
-    `ImageOps.exif_transpose` also writes the other tags anew, and fails on those that cameras get wrong.
+    `ImageOps.exif_transpose` would also rewrite the other tags, and fails on invalid ones, which some cameras write.
     """
     if "exif" in picture.info:
         picture.info["exif"] = picture.info["exif"][:_EXIF_BYTES_READ]
@@ -258,7 +270,7 @@ def _upright(picture: Image.Image) -> Image.Image:
     try:
         turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
-        turn = None  # the tags cannot be read; the pixels can
+        turn = None  # the tags cannot be read
     return picture if turn is None else picture.transpose(turn)
 
 
@@ -266,7 +278,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     rows = max(1, _BAND_PIXELS // picture.width)
     if picture.height <= rows or (picture.mode == "RGB" and not _has_alpha(picture)):
         return _band_to_rgb(picture)
-    # The steps of a band stay in the processor's cache: half the time, and no picture of 4 bytes a pixel for each step.
+    # A band fits into the processor's cache: it takes half the time, and no step needs memory for a whole picture.
     result = Image.new("RGB", picture.size, color=None)
     for top in range(0, picture.height, rows):
         band = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
@@ -276,16 +288,16 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 
 def _band_to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):
-        # 16-bit grey: convert("RGB") would clip everything above 255 to white. Whole numbers: 8 bytes a pixel less.
+        # 16-bit grey: convert("RGB") would clip all values above 255 to white. Integers need 8 bytes a pixel less.
         values = np.clip(np.asarray(picture), 0, 65535)
         grey = (values // 257).astype(np.uint8)
         grey[values == picture.info.get("transparency", -1)] = _WHITE[0]
         return Image.fromarray(grey, mode="L").convert("RGB")
     if _has_alpha(picture):
-        # convert("RGB") would turn transparent ground black; product photos stand on white.
+        # convert("RGB") would make transparent parts black; product photos have a white ground.
         with_alpha = picture if picture.mode == "RGBA" else picture.convert("RGBA")
         ground = Image.new("RGB", picture.size, _WHITE)
-        ground.paste(with_alpha, mask=with_alpha)  # equals alpha_composite, whose result would have to be converted
+        ground.paste(with_alpha, mask=with_alpha)  # the same as alpha_composite, without another conversion
         return ground
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
@@ -298,9 +310,12 @@ def fit_photo(picture: Image.Image, *, height: int, width: int, fit: Fit) -> npt
     """Bring an RGB picture to the encoder's size.
 
     Args:
-        fit: "pad" keeps the picture's proportions and fills with white, the ground of product photos; "trim" first
-            removes margins of one colour (`captioner.trimming`) and fills with the colour of what is left of them;
-            "squash" is what `ViTImageProcessor` does.
+        picture: mode "RGB".
+        height: of the result, in pixels.
+        width: of the result, in pixels.
+        fit: "pad" keeps the picture's proportions and fills with white, the ground of product photos. "trim" first
+            removes margins of one colour (`captioner.trimming`) and fills with the remaining margin's colour. "squash"
+            changes the proportions, as `ViTImageProcessor` does.
 
     Returns:
         uint8 [height, width, 3], RGB.

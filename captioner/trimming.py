@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a picture's content lies within margins of one colour, for the fit "trim". Pure: pictures in, numbers out."""
+"""Finds the content of a picture within margins of one colour, for the fit "trim"."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-# How far a pixel of a margin may be from the margin's median colour, in each channel, of 255: the noise of JPEG.
+# How far a pixel of a margin may differ from its median colour in each channel, of 255, because of JPEG noise.
 TOLERANCE = 12
-# Kept around the content on each side, as a share of the content's width or height.
+# What is kept around the content on each side, as a share of its width or height.
 MARGIN = 0.04
-# Margins of other colours inside margins (a screenshot of a product page) are trimmed as well, up to this depth.
+# How many margins inside each other are trimmed, such as those of a screenshot of a product page.
 MAX_ROUNDS = 3
-# The least share of a side that is left.
+# The smallest share of a side that is kept.
 MIN_SHARE = 0.1
 # The content is searched in a copy whose longer side has at most this many pixels.
 SEARCH_SIDE = 160
@@ -25,11 +25,11 @@ WHITE = (255, 255, 255)
 
 @dataclass(frozen=True)
 class Content:
-    """What is left of a picture without its margins.
+    """A picture's content without its margins.
 
     Attributes:
         box: left, top, right, bottom in pixels of the picture, right and bottom exclusive.
-        ground: RGB colour that continues the border of the box; white where the border has more than one colour.
+        ground: RGB colour of the border of the box; white if the border has more than one colour.
     """
 
     box: tuple[int, int, int, int]
@@ -43,7 +43,7 @@ def find_content(picture: Image.Image) -> Content:
     the outermost one. A picture of one colour is all content.
 
     Args:
-        picture: mode "RGB", of any size. Large ones cost no more than small ones: a part of their pixels is looked at.
+        picture: mode "RGB", of any size; only some pixels of a large picture are examined.
 
     Returns:
         The content with a margin of `MARGIN`, at least `MIN_SHARE` of each side of the picture.
@@ -62,9 +62,9 @@ def find_content(picture: Image.Image) -> Content:
 
 
 def _small_copy(picture: Image.Image) -> npt.NDArray[np.int16]:
-    """-> int16 [height, width, 3], the longer side at most `SEARCH_SIDE`.
+    """Return int16 [height, width, 3], the longer side at most `SEARCH_SIDE`.
 
-    Of a large picture every n-th pixel is taken first: to average all of them would take as long as the final resize.
+    A large picture is first reduced to every n-th pixel, because averaging all would take as long as the final resize.
     """
     for side, resampling in ((4 * SEARCH_SIDE, Image.Resampling.NEAREST), (SEARCH_SIDE, Image.Resampling.BOX)):
         longest = max(picture.size)
@@ -75,7 +75,7 @@ def _small_copy(picture: Image.Image) -> npt.NDArray[np.int16]:
 
 
 def _trimmed(pixels: npt.NDArray[np.int16]) -> tuple[int, int, int, int]:
-    """int16 [height, width, 3] -> top, bottom, left, right of the content with its margin."""
+    """Return top, bottom, left, right of the content with its margin, of int16 [height, width, 3]."""
     height, width = pixels.shape[:2]
     top, bottom, left, right = 0, height, 0, width
     outer_top, outer_bottom, outer_left, outer_right = top, bottom, left, right  # of the innermost margins
@@ -97,16 +97,16 @@ def _trimmed(pixels: npt.NDArray[np.int16]) -> tuple[int, int, int, int]:
 
 
 def _margin(lines: npt.NDArray[np.int16]) -> int:
-    """int16 [lines, pixels, 3], the outermost line first -> number of lines in its colour; 0 where all of them are."""
+    """Count the outer lines in the colour of the first, of int16 [lines, pixels, 3]; 0 if all lines have it."""
     ground = np.median(lines[0], axis=0).astype(np.int16)
     if not (np.abs(lines[0] - ground) <= TOLERANCE).all():
-        return 0  # the usual case, at the price of one line
+        return 0  # the usual case needs only one line
     is_other = np.abs(lines - ground).max(axis=(1, 2)) > TOLERANCE
     return int(is_other.argmax())
 
 
 def _with_margin(start: int, end: int, outer_start: int, outer_end: int, length: int) -> tuple[int, int]:
-    """One side of the content, widened by its margin within the innermost margins, and to the least share."""
+    """Widen one side of the content by its margin, within the innermost margins, and to at least `MIN_SHARE`."""
     margin = round(MARGIN * (end - start))
     start, end = max(outer_start, start - margin), min(outer_end, end + margin)
     missing = int(np.ceil(MIN_SHARE * length)) - (end - start)
@@ -117,7 +117,7 @@ def _with_margin(start: int, end: int, outer_start: int, outer_end: int, length:
 
 
 def _ground(pixels: npt.NDArray[np.int16]) -> tuple[int, int, int]:
-    """The colour of the outermost pixels of int16 [height, width, 3] where they have one, else white."""
+    """Return the colour of the outermost pixels of int16 [height, width, 3]; white if they have more than one."""
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     ground = np.median(border, axis=0)
     if (np.abs(border - ground) > TOLERANCE).any():

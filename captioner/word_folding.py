@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When two spellings are one word: case, hyphens and plurals folded. Pure text, shared by search and evaluation."""
+"""Folds the case, hyphens and plurals of words, for search and evaluation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ _ES_ENDINGS = ("ches", "shes", "sses", "xes", "zes")
 
 
 def fold(word: str) -> str:
-    """ "T-Shirts" -> "tshirt", "Watches" -> "watch", "Accessories" -> "accessory"; up to three letters stay."""
+    """Fold a word, so that its spellings become equal.
+
+    "T-Shirts" becomes "tshirt", "Watches" "watch" and "Accessories" "accessory". Words of up to three letters keep
+    their ending.
+    """
     folded = "".join(character for character in word.lower() if character.isalnum())
     if len(folded) <= 3 or folded.endswith("ss"):
         return folded

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make up` and `make down`: the gateway as a background process, with its log and process id in one folder."""
+"""Starts and stops a gateway in the background (`make up`, `make down`); its log and process id are in one folder."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ _POLL_SECONDS = 0.2
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Run the command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("action", choices=("up", "down"))
     parser.add_argument("--address", default="127.0.0.1:8001", metavar="HOST:PORT")
@@ -40,13 +41,22 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 
 def up(address: str, run: Path, environ: Mapping[str, str]) -> int:
-    """Start a gateway and wait until it serves."""
+    """Start a gateway and wait until it serves.
+
+    Args:
+        address: HOST:PORT to listen on.
+        run: folder for the log, the process id and the sample catalogue.
+        environ: with the gateway's `CAPTRIEVE_` variables.
+
+    Returns:
+        The exit code: 0 if it serves, else 3.
+    """
     run.mkdir(parents=True, exist_ok=True)
     if is_serving(address):
-        print(f"already serving on {address}; to change settings: `make down` first")
+        print(f"a gateway already serves on {address}; run `make down` before you change settings")
         return 0
     if (pid := _running(run)) is not None:
-        print(f"captrieve: a gateway of this folder is running (process {pid}): `make down` first", file=sys.stderr)
+        print(f"captrieve: process {pid} is a gateway of this folder; run `make down` first", file=sys.stderr)
         return 3
     config = GatewayConfig.from_env(environ).replace(listen_address=address)
     catalogue = config.catalog or sample_catalogue(config, run)
@@ -81,7 +91,7 @@ def up(address: str, run: Path, environ: Mapping[str, str]) -> int:
 
 
 def down(run: Path) -> int:
-    """Stop the gateway that `up` started; finishes what is in flight."""
+    """Stop the gateway that `up` started, after the requests in flight; returns the exit code 0."""
     pid = _running(run)
     if pid is None:
         print("nothing to stop")
@@ -98,7 +108,7 @@ def down(run: Path) -> int:
 
 
 def _running(run: Path) -> int | None:
-    """Process id of the gateway that was started from this folder, where it still runs."""
+    """Return the process id of the gateway that `up` started, if it still runs."""
     try:
         pid = int(_pid_file(run).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -111,9 +121,9 @@ def _pid_file(run: Path) -> Path:
 
 
 def _is_ours(pid: int) -> bool:
-    """Whether this process is (still) a gateway: after a reboot the number may be anybody's."""
+    """Return whether a process is a gateway; after a restart of the machine its id may belong to another process."""
     with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)  # where it is our own child, a dead one would stay as a zombie
+        os.waitpid(pid, os.WNOHANG)  # an ended child of this process would remain as a zombie
     try:
         return b"search_gateway" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):

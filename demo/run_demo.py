@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole way once: start Triton and the gateway, search with one photo, show what came, stop everything.
+"""Starts a gateway with its Triton, searches with one photo, prints the results, and stops both.
 
-`make demo` runs it with a drawing of ours, `make demo PHOTO=your.jpg` with your photo.
+`make demo` runs it with a drawing, `make demo PHOTO=your.jpg` with your photo.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from search_gateway.triton.embedded import TritonStartError
 
 
 def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photo", type=Path, required=True, help="JPEG, PNG, WebP or GIF file")
     parser.add_argument("--contact-sheet", type=Path, default=Path("contact-sheet.png"), help="picture of the results")
@@ -33,21 +34,28 @@ def parse_args() -> argparse.Namespace:
 
 
 async def demo(config: GatewayConfig, photo: Path, sheet: Path) -> int:
-    """Search with one photo through a gateway of our own; returns the exit code."""
+    """Start a gateway and search with one photo; returns the exit code of the command `captrieve`.
+
+    Args:
+        config: of the gateway.
+        photo: image file.
+        sheet: where a picture of the results is written.
+    """
     async with Gateway(config) as gateway:
         arguments = ["search", str(photo), "--address", gateway.address, "--contact-sheet", str(sheet)]
         code = await asyncio.to_thread(client_main, arguments)
         if code == NOTHING_FOUND:
-            print("\nNothing passed the filters. With the filters open, the nearest are:\n", flush=True)
+            print("\nNo result passed the filters. Without filters, the best results are:\n", flush=True)
             open_filters = ["--min-visual", "-1", "--min-semantic", "0"]
             code = await asyncio.to_thread(client_main, [*arguments, *open_filters])
         return code
 
 
 def main() -> int:
+    """Run the command; returns its exit code."""
     args = parse_args()
     if not args.photo.is_file():
-        print(f"there is no photo {args.photo}: give PHOTO=your.jpg", file=sys.stderr)
+        print(f"there is no file {args.photo}; name a photo with PHOTO=your.jpg", file=sys.stderr)
         return 2
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     try:

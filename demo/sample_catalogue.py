@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The catalogue of our own drawings, made on first use: what the demo searches when the web is not there."""
+"""The sample catalogue of drawings, which the demo searches without a connection to the web."""
 
 from __future__ import annotations
 
@@ -13,10 +13,18 @@ from search_gateway.config import GatewayConfig
 
 
 def sample_catalogue(config: GatewayConfig, folder: Path) -> Path:
-    """The catalogue file in `folder`; its drawings and embeddings are made where they are missing or out of date.
+    """Return the catalogue file in a folder; it is built if it is missing or was built with other models.
+
+    Args:
+        config: of the gateway; its models make the embeddings.
+        folder: of the catalogue and its drawings.
 
     Raises:
-        CatalogError, ContractError, TritonStartError, InferenceError, OSError.
+        CatalogError: the catalogue cannot be written.
+        ContractError: the model repository cannot be used.
+        TritonStartError: Triton does not start.
+        InferenceError: a model failed.
+        OSError: a file cannot be written.
     """
     pictures, catalogue = folder / "pictures", folder / "sample-catalogue.sqlite"
     stamp = folder / "sample-catalogue.made-of"
@@ -28,7 +36,7 @@ def sample_catalogue(config: GatewayConfig, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     print("drawing the sample catalogue and embedding it (once, some 15 s)", file=sys.stderr)
     write_catalogue(pictures)
-    # Embeddings of another model must not stay.
+    # It may have embeddings of other models.
     catalogue.unlink(missing_ok=True)
     build(
         config.replace(triton_log=folder / "triton.log"),

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of fashion products that are drawn by code: training, export, demo and benchmarks use them."""
+"""Draws pictures of fashion products, for training, export, demo and benchmarks."""

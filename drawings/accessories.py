@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How bags, shoes and other accessories are drawn: the proportions that vary, and the strokes from back to front."""
+"""Draws bags, shoes and other accessories, in the same way as `clothes`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from drawings.pen import GOLD, INK, RGB, SILVER, SOLE, Pen, Whim
 
 
 def draw_handbag(pen: Pen, whim: Whim) -> None:
+    """Draws a handbag."""
     top = whim.between(25, 27, 30)
     bottom = whim.between(32, 36, 39)
     high = whim.between(-58, -50, -44)
@@ -42,6 +43,7 @@ def draw_handbag(pen: Pen, whim: Whim) -> None:
 
 
 def draw_backpack(pen: Pen, whim: Whim) -> None:
+    """Draws a backpack."""
     wide = whim.between(25, 28, 31)
     top = whim.between(-50, -46, -42)
     floor = whim.between(44, 48, 52)
@@ -112,6 +114,7 @@ def _shoe(pen: Pen, whim: Whim, dx: float, dy: float, high: float, sole: float) 
 
 
 def draw_shoes(pen: Pen, whim: Whim) -> None:
+    """Draws a pair of shoes or one shoe."""
     high = whim.between(-1, 1, 9)
     sole = whim.between(5.5, 7.5, 9.5)
     if whim.yes(0.6, canonical=True):
@@ -122,6 +125,7 @@ def draw_shoes(pen: Pen, whim: Whim) -> None:
 
 
 def draw_cap(pen: Pen, whim: Whim) -> None:
+    """Draws a cap."""
     tall = whim.between(-32, -28, -25)
     brim = whim.between(42, 45, 48)
     drop = whim.between(14, 17, 21)
@@ -154,6 +158,7 @@ def draw_cap(pen: Pen, whim: Whim) -> None:
 
 
 def draw_watch(pen: Pen, whim: Whim) -> None:
+    """Draws a watch."""
     band = whim.between(10, 12.5, 14)
     radius = whim.between(18, 20.5, 23)
     long = whim.between(52, 57, 60)
@@ -190,6 +195,7 @@ def draw_watch(pen: Pen, whim: Whim) -> None:
 
 
 def draw_sunglasses(pen: Pen, whim: Whim) -> None:
+    """Draws sunglasses."""
     wide = whim.between(16, 17.5, 18.5)
     deep = whim.between(11.5, 14, 16)
     square = whim.between(0.66, 0.8, 0.9)
@@ -220,6 +226,7 @@ def draw_sunglasses(pen: Pen, whim: Whim) -> None:
 
 
 def draw_tie(pen: Pen, whim: Whim) -> None:
+    """Draws a tie."""
     wide = whim.between(8.5, 11, 13.5)
     end = whim.between(50, 56, 60)
     pattern = whim.between(0, 0.5, 3)  # stripes, plain or dots

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How clothes are drawn: the proportions that vary, and the strokes from back to front."""
+"""Draws clothes: chooses the varying proportions, and draws the strokes from back to front."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from drawings.pen import GOLD, INK, RGB, SOLE, STITCH, Pen, Whim
 
 
 def draw_t_shirt(pen: Pen, whim: Whim) -> None:
+    """Draws a T-shirt."""
     reach = whim.between(-3, 0, 3)  # sleeve length
     hem = whim.between(42, 48, 53)
     wide = whim.between(23, 25.5, 28)
@@ -40,6 +41,7 @@ def draw_t_shirt(pen: Pen, whim: Whim) -> None:
 
 
 def draw_shirt(pen: Pen, whim: Whim) -> None:
+    """Draws a shirt."""
     short = whim.yes(0.2, canonical=False)
     hem = whim.between(44, 49, 54)
     wide = whim.between(22, 24, 26)
@@ -77,6 +79,7 @@ def draw_shirt(pen: Pen, whim: Whim) -> None:
 
 
 def draw_dress(pen: Pen, whim: Whim) -> None:
+    """Draws a dress."""
     hem = whim.between(44, 56, 60)
     flare = whim.between(24, 33, 38)
     waist = whim.between(-14, -10, -6)
@@ -118,6 +121,7 @@ def draw_dress(pen: Pen, whim: Whim) -> None:
 
 
 def draw_jeans(pen: Pen, whim: Whim) -> None:
+    """Draws jeans."""
     hem = whim.between(55, 59, 61)
     leg = whim.between(-3, 0, 4)  # from slim to wide
     waist = whim.between(16, 18, 20)
@@ -155,6 +159,7 @@ def draw_jeans(pen: Pen, whim: Whim) -> None:
 
 
 def draw_shorts(pen: Pen, whim: Whim) -> None:
+    """Draws shorts."""
     hem = whim.between(14, 22, 32)
     wide = whim.between(28, 32, 36)
     waist = whim.between(18, 20.5, 23)
@@ -187,6 +192,7 @@ def draw_shorts(pen: Pen, whim: Whim) -> None:
 
 
 def draw_skirt(pen: Pen, whim: Whim) -> None:
+    """Draws a skirt."""
     hem = whim.between(26, 38, 50)
     flare = whim.between(28, 37, 41)
     waist = whim.between(13, 15, 17)
@@ -208,6 +214,7 @@ def draw_skirt(pen: Pen, whim: Whim) -> None:
 
 
 def draw_socks(pen: Pen, whim: Whim) -> None:
+    """Draws socks."""
     top = whim.between(-52, -46, -26)
     thick = whim.between(-1, 0, 2)
     patch = whim.yes(0.6, canonical=True)

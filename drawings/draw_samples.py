@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws fashion products in flat studio style: pictures of our own to train on and to demonstrate.
+"""Draws pictures of fashion products, in varied colours and proportions.
 
-How a garment looks is in `clothes` and `accessories`.
+The garments themselves are in `clothes` and `accessories`.
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ GARMENTS: dict[str, Callable[[Pen, Whim], None]] = {
 
 
 def nearest_colour(rgb: Sequence[float]) -> str:
-    """The name of the colour nearest to these red, green and blue values."""
+    """Returns the name of the colour nearest to these red, green and blue values."""
     return min(COLOURS, key=lambda name: float(np.sum((np.subtract(COLOURS[name], rgb)) ** 2)))
 
 
 def _shade(colour: str, rng: np.random.Generator | None) -> RGB:
-    """The colour itself, or one of its shades that still bears its name with room to spare."""
+    """Returns the colour, or with `rng` a shade that is clearly nearer to it than to the others."""
     base = COLOURS[colour]
     if rng is None:
         return base
@@ -88,7 +88,7 @@ def _shade(colour: str, rng: np.random.Generator | None) -> RGB:
         shade = np.clip(shade + rng.uniform(-8, 8, 3), 8, 250)
         if colour in ("Black", "White", "Grey"):
             shade = shade.mean() + (shade - shade.mean()) * 0.2
-        # Shading darkens the shade further on the way to the picture, so it is tested darker too.
+        # The shading of the picture makes the shade darker, so a darker one is tested, too.
         if nearest_colour(shade.tolist()) == colour == nearest_colour((shade * 0.86).tolist()):
             return round(shade[0]), round(shade[1]), round(shade[2])
     return base
@@ -101,7 +101,17 @@ def draw_sample(
     width: int = 240,
     height: int = 320,
 ) -> Image.Image:
-    """Draws the garment in the colour: always the same without `rng`, varied with it.
+    """Draws a garment.
+
+    Args:
+        garment: one of `GARMENTS`.
+        colour: one of `COLOURS`.
+        rng: varies the drawing; without it the drawing is always the same.
+        width: in pixels.
+        height: in pixels.
+
+    Returns:
+        An RGB picture.
 
     Raises:
         ValueError: the garment or the colour is not one of those that can be drawn.
@@ -117,7 +127,7 @@ def draw_sample(
 
 
 def sample_name(garment: str, colour: str) -> str:
-    """The product name."""
+    """Returns the product's name."""
     return f"{SKETCH_BRAND} {colour} {garment}"
 
 
@@ -133,7 +143,7 @@ def _pairs() -> list[tuple[str, str]]:
 
 
 def write_catalogue(folder: Path) -> int:
-    """Writes one varied picture of every garment in every colour, and the list of them."""
+    """Writes a varied picture of each garment in each colour, and styles.csv; returns the number of pictures."""
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -149,7 +159,7 @@ def write_catalogue(folder: Path) -> int:
 
 
 def training_samples(count: int, seed: int, width: int, height: int) -> Iterator[tuple[Image.Image, dict[str, str]]]:
-    """Varied pictures with their rows; every garment in every colour equally often, shuffled."""
+    """Yields varied pictures with their rows of styles.csv, every garment in every colour equally often, shuffled."""
     rng = np.random.default_rng(seed)
     pairs = _pairs()
     sample_id = 0
@@ -162,7 +172,7 @@ def training_samples(count: int, seed: int, width: int, height: int) -> Iterator
 
 
 def contact_sheet(varied: bool = False, width: int = 120, height: int = 160) -> Image.Image:
-    """All garments (rows) in all colours (columns) on one picture."""
+    """Draws all garments (rows) in all colours (columns) on one picture."""
     sheet = Image.new("RGB", (width * len(COLOURS), height * len(GARMENTS)), "white")
     for index, (garment, colour) in enumerate(_pairs()):
         row, column = divmod(index, len(COLOURS))
@@ -173,10 +183,10 @@ def contact_sheet(varied: bool = False, width: int = 120, height: int = 160) -> 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Writes what the command line asks for."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(prog="python -m drawings", description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="?", help="catalogue: images/ and styles.csv")
-    parser.add_argument("--contact-sheet", type=Path, metavar="FILE.png", help="all on one picture")
+    parser.add_argument("folder", type=Path, nargs="?", help="folder for a catalogue: images/ and styles.csv")
+    parser.add_argument("--contact-sheet", type=Path, metavar="FILE.png", help="draw all garments on one picture")
     parser.add_argument("--varied", action="store_true", help="vary the drawings on the sheet")
     options = parser.parse_args(arguments)
     if options.folder is None and options.contact_sheet is None:

@@ -18,7 +18,7 @@ _CIRCLE = np.linspace(0, 2 * np.pi, 36, endpoint=False)
 
 
 def bend(*points: tuple[float, float], closed: bool = False) -> list[tuple[float, float]]:
-    """A smooth (Catmull-Rom) line through the points."""
+    """Returns points on the smooth (Catmull-Rom) line through the given points."""
     p: npt.NDArray[np.float64] = np.asarray(points, np.float64)
     p = np.vstack([p[-1:], p, p[:2]]) if closed else np.vstack([p[:1], p, p[-1:]])
     before, start, end, after = p[:-3, None], p[1:-2, None], p[2:-1, None], p[3:, None]
@@ -34,18 +34,18 @@ def bend(*points: tuple[float, float], closed: bool = False) -> list[tuple[float
 
 
 def ellipse(x: float, y: float, across: float, down: float) -> list[tuple[float, float]]:
-    """The line round (x, y) with these half axes."""
+    """Returns points on the ellipse around (x, y) with these half axes."""
     xs, ys = x + across * np.cos(_CIRCLE), y + down * np.sin(_CIRCLE)
     return list(zip(xs.tolist(), ys.tolist(), strict=True))
 
 
 def flip(points: Points) -> list[tuple[float, float]]:
-    """The same points on the other side of the middle line."""
+    """Returns the points mirrored at the middle line."""
     return [(-x, y) for x, y in points]
 
 
 def both(right: Points) -> list[tuple[float, float]]:
-    """A symmetric shape from its right half, given from top to bottom."""
+    """Returns a symmetric shape from its right half, whose points go from top to bottom."""
     return [*right, *flip(right)[::-1]]
 
 

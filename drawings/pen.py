@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pen that draws a garment, and the whim that varies it.
+"""The pen that draws a garment, and the choice of its proportions.
 
-A garment is drawn in its own units (x -50..50, y -66..66 downwards, origin in the middle) by a
-`Pen`, which knows the placing and the colour; a `Whim` turns fixed proportions into varied ones.
+The units of a garment are x from -50 to 50 and y from -66 to 66 downwards, with the origin in the middle. A `Pen`
+places and colours the garment; a `Whim` varies its proportions.
 """
 
 from __future__ import annotations
@@ -22,22 +22,33 @@ INK: RGB = (40, 42, 48)
 
 
 class Whim:
-    """Chooses proportions: the canonical ones without a generator, varied ones with one."""
+    """Chooses proportions.
+
+    Args:
+        rng: random generator of varied proportions; None: always the canonical ones.
+    """
 
     def __init__(self, rng: np.random.Generator | None) -> None:
         self._rng = rng
 
     def between(self, low: float, canonical: float, high: float) -> float:
-        """A number from low to high."""
+        """Returns a random number from low to high, or the canonical one."""
         return canonical if self._rng is None else float(self._rng.uniform(low, high))
 
     def yes(self, probability: float, canonical: bool) -> bool:
-        """Whether a detail is drawn, which it is with this probability."""
+        """Returns whether to draw a detail: True with this probability, or the canonical choice."""
         return canonical if self._rng is None else bool(self._rng.random() < probability)
 
 
 class Pen:
-    """Draws shapes in garment units on an oversized picture, its mask and a soft fold map."""
+    """Draws shapes in garment units on an enlarged picture, its mask and a map of folds.
+
+    Args:
+        base: colour of the garment.
+        whim: varies place, size and light.
+        width: of the picture, in pixels.
+        height: of the picture, in pixels.
+    """
 
     def __init__(self, base: RGB, whim: Whim, width: int, height: int) -> None:
         self.base = base
@@ -65,7 +76,7 @@ class Pen:
         self._light = whim.between(0.05, 0.09, 0.13)
 
     def tone(self, step: float) -> RGB:
-        """The base darker (step < 0) or lighter (step > 0); dark colours only get lighter."""
+        """Returns the base colour darker (step < 0) or lighter (step > 0); very dark colours only get lighter."""
         luma = float(np.dot(self.base, (0.3, 0.59, 0.11)))
         target, share = (0, abs(step)) if step < 0 else (255, step)
         if luma < 60:
@@ -80,32 +91,32 @@ class Pen:
         return list(map(tuple, placed.tolist()))
 
     def fill(self, points: Points, colour: RGB | float = 0.0, outline: RGB | float = -0.4) -> None:
-        """A closed shape; a colour given as a number is a tone of the base."""
+        """Fills a closed shape; a colour that is a number is a `tone`."""
         pixels = self._pixels(points, self._over)
         self._draw.polygon(pixels, fill=self._colour(colour))
         self._draw_mask.polygon(pixels, fill=255)
         self._stroke([*pixels, pixels[0], pixels[1]], self._colour(outline), 0.7)
 
     def line(self, points: Points, colour: RGB | float = -0.35, thickness: float = 0.7) -> None:
-        """An open line, e.g. a seam or a strap."""
+        """Draws an open line, for example a seam."""
         self._stroke(self._pixels(points, self._over), self._colour(colour), thickness)
 
     def strap(self, points: Points, thickness: float, colour: RGB | float = 0.0) -> None:
-        """An outlined band along a line."""
+        """Draws a band with outlines along a line."""
         self.line(points, -0.4, thickness + 1.2)
         self.line(points, colour, thickness)
 
     def stitches(self, points: Points, colour: RGB | float = -0.35, thickness: float = 0.6) -> None:
-        """A dashed line."""
+        """Draws a dashed line."""
         for first in range(0, len(points) - 1, 2):
             self.line(points[first : first + 2], colour, thickness)
 
     def dot(self, x: float, y: float, radius: float, colour: RGB | float = 0.4) -> None:
-        """A small filled circle, e.g. a button."""
+        """Draws a small filled circle, for example a button."""
         self.fill(ellipse(x, y, radius, radius), colour, -0.5)
 
     def fold(self, points: Points, depth: float, thickness: float = 3.0) -> None:
-        """A soft shade (depth < 0) or gloss (depth > 0) along a line."""
+        """Draws a soft shade (depth < 0) or gloss (depth > 0) along a line."""
         self._draw_folds.line(
             self._pixels(points, 1),
             fill=int(np.clip(128 + depth * 128, 0, 255)),
@@ -122,7 +133,7 @@ class Pen:
         self._draw_mask.line(pixels, fill=255, width=width, joint=joint)
 
     def finish(self) -> Image.Image:
-        """Reduces, shades and puts the product with its shadow on the ground."""
+        """Returns the picture, reduced and shaded, with a shadow on a light ground."""
         size = (self._width, self._height)
         product = np.asarray(self._picture.resize(size, Image.Resampling.LANCZOS), np.float32)
         mask_image = self._mask.resize(size, Image.Resampling.LANCZOS)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speed of captioning beside other libraries: `python -m benchmarks.captioning`."""
+"""Speed of captioning, compared with other libraries: `python -m benchmarks.captioning`."""

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captioning speed beside what users would take instead: `python -m benchmarks.captioning --size full|small [--peers]`.
+"""How fast is captioning, compared with other libraries? `python -m benchmarks.captioning --size full|small [--peers]`.
 
-Same weights, same photos, same number of tokens, one run: Hugging Face's `generate()`, optimum's ONNX Runtime models
-(--peers), ours in-process, ours through gRPC, gateway and Triton. Every system lives in a process of its own and they
-take turns; each one's tokens are compared with those of `generate()`. Beside them, what this machine can do at best.
-Prints the tables of the README.
+Compares Hugging Face's `generate()`, optimum's ONNX Runtime models (--peers), our models in-process, and our models
+through gRPC, gateway and Triton, all with the same weights, photos and number of tokens. Each system runs in a process
+of its own; the systems take turns, and their tokens are compared with those of `generate()`. The command also measures
+the limits of this machine, and prints the tables of the README.
 
---size full is ViT-B/16 and GPT-2 with cross-attention (239 M parameters) in random weights, whose captions never end
-of themselves; --size small is checkpoints/fashion-small, whose captions end where it ends them.
+--size full is ViT-B/16 and GPT-2 with cross-attention (239 M parameters) and random weights; its captions have a fixed
+length. --size small is checkpoints/fashion-small, whose captions end with its end token.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -39,47 +38,43 @@ from benchmarks.captioning.table import captioning_table
 from benchmarks.common.machine_limits import MachineLimits, measure_limits
 from benchmarks.common.own_process import OwnProcessError, in_own_process
 from benchmarks.common.provenance import provenance
+from benchmarks.common.report import Record, make_parser
 from captioner.caption_tokenizer import CaptionTokenizer
 from captioner.model_contract import PRECISIONS
 
 REFERENCE = "generate"
-LIMITS_SECONDS = 300.0  # more than ten times what it takes
+LIMITS_SECONDS = 300.0  # more than ten times what measuring them takes
 CALLERS = 32  # of the small model through gRPC, at the same time
-CALLER_WAVES = 4  # photos of each caller
+CALLER_WAVES = 4  # number of photos of each caller
 TOKENS = {"full": 10, "small": 24}
-Record = dict[str, Any]
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.captioning",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Parse the command line."""
+    parser = make_parser("benchmarks.captioning", __doc__)
     parser.add_argument("--size", choices=("full", "small"), required=True)
-    parser.add_argument("--checkpoint", type=Path, help="another checkpoint in the place of the size's")
+    parser.add_argument("--checkpoint", type=Path, help="another checkpoint than that of the size")
     parser.add_argument("--data", type=Path, help="folder with images/ and styles.csv (default: drawn samples)")
-    parser.add_argument("--work", type=Path, default=Path("build/benchmarks"), help="folder for what is made once")
-    # what takes part
-    parser.add_argument("--peers", action="store_true", help="also optimum's ORTModelForVision2Seq")
-    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, help="of ours; on a GPU also fp16 by default")
-    # what is measured
-    parser.add_argument("--photos", type=int, nargs="+", default=[1, 8], help="captioned at a time")
-    parser.add_argument("--beams", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--tokens", type=int, help="exactly so many (full: 10), at most so many (small: 24)")
-    parser.add_argument("--repeats", type=int, default=5, help="turns of every system, after one to warm up")
-    # what is written
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all figures, with versions, machine and commit")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG of captions per second")
+    parser.add_argument("--work", type=Path, default=Path("build/benchmarks"), help="folder of the exported models")
+    parser.add_argument("--peers", action="store_true", help="also measure optimum's ORTModelForVision2Seq")
+    parser.add_argument(
+        "--precisions", nargs="+", choices=PRECISIONS, help="of our models (default: fp32, int8, on a GPU also fp16)"
+    )
+    parser.add_argument("--photos", type=int, nargs="+", default=[1, 8], help="photos at a time (default 1 8)")
+    parser.add_argument("--beams", type=int, nargs="+", default=[1, 4], help="beams (default 1 4)")
+    parser.add_argument("--tokens", type=int, help="length of a caption (default: full 10, small at most 24)")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each system, after a warm-up (default 5)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the record as JSON to this file")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a plot of the captions per second, as PNG")
     args = parser.parse_args(argv)
     if min(*args.photos, *args.beams, args.repeats, args.tokens or 1) < 1:
-        parser.error("--photos, --beams, --tokens and --repeats begin at 1")
+        parser.error("--photos, --beams, --tokens and --repeats must be at least 1")
     args.tokens = args.tokens or TOKENS[args.size]
     return args
 
 
 def has_cuda() -> bool:
-    """Whether both PyTorch and ONNX Runtime see a CUDA GPU."""
+    """Return whether both PyTorch and ONNX Runtime find a CUDA GPU."""
     import onnxruntime
     import torch
 
@@ -87,7 +82,7 @@ def has_cuda() -> bool:
 
 
 def systems_of(args: argparse.Namespace, checkpoint: Path, *, on_gpu: bool) -> list[SystemSpec]:
-    """Everything that takes part, the reference first."""
+    """Return all systems, the reference first."""
     device = "cuda" if on_gpu else "cpu"
     precisions = args.precisions or (["fp32", "fp16", "int8"] if on_gpu else ["fp32", "int8"])
     common: dict[str, Any] = {"device": device, "endless": args.size == "full"}
@@ -114,7 +109,7 @@ def systems_of(args: argparse.Namespace, checkpoint: Path, *, on_gpu: bool) -> l
 
 
 def make_models(args: argparse.Namespace, checkpoint: Path, systems: Sequence[SystemSpec]) -> dict[str, str]:
-    """Make what the systems run; returns why, for those whose models cannot be made."""
+    """Make the models of the systems; returns system -> reason for those whose models cannot be made."""
     failures: dict[str, str] = {}
     reasons: dict[Path, str | None] = {checkpoint: None}
     progress = tqdm(systems, desc="models", unit="system")
@@ -140,13 +135,24 @@ def measure(
     systems: Sequence[SystemSpec],
     find_limits: Callable[[], MachineLimits] = lambda: in_own_process(measure_limits, timeout_seconds=LIMITS_SECONDS),
 ) -> Record:
-    """The whole run; the record is what --json writes and tables and plot are made of."""
+    """Run the benchmark.
+
+    Args:
+        args: of `parse_args`.
+        checkpoint: folder of the checkpoint.
+        systems: the systems, the reference first.
+        find_limits: measures the limits of this machine.
+
+    Returns:
+        The record, from which tables and plot are made.
+    """
     record: Record = {
         "size": args.size,
         "tokens": args.tokens,
         "repeats": args.repeats,
         "parameters": count_parameters(checkpoint),
-        **_provenance(),  # now, so that the load is not our own
+        # Before the run, so that its load average is without the benchmark's own load.
+        **provenance("optimum", "optimum-onnx"),
     }
     failures = make_models(args, checkpoint, systems)
     callers = CALLERS if args.size == "small" else 0
@@ -177,11 +183,11 @@ def measure(
         finally:
             for entrant in entrants:
                 entrant.close()
-    # Again at the end: a neighbour's noise in one of the two must not flatter us.
+    # Once more at the end: other load during one measurement would make our models look nearer to the limits.
     try:
         limits = limits.or_better(find_limits())
     except OwnProcessError as error:
-        print(f"limits are those of the beginning only: {error}", file=sys.stderr)  # all else is measured by now
+        print(f"the limits were measured only before the run: {error}", file=sys.stderr)
     return {
         **record,
         "limits": dataclasses.asdict(limits),
@@ -193,7 +199,7 @@ def measure(
 
 
 def _caller_entries(entrants: Sequence[Entrant], callers: int, tokens: int) -> list[tuple[Entrant, Workload]]:
-    """Many callers of the gateways at the same time, beside `generate()` called for the same photos one by one."""
+    """Return many simultaneous callers of the gateways, and `generate()` for the same photos one by one."""
     many = Workload(callers, 1, tokens, waves=CALLER_WAVES)
     alone = Workload(1, 1, tokens, waves=many.captions)
     return [
@@ -204,7 +210,7 @@ def _caller_entries(entrants: Sequence[Entrant], callers: int, tokens: int) -> l
 
 
 def _stages(args: argparse.Namespace, entrants: Sequence[Entrant], progress: tqdm[Any]) -> list[StageFigure]:
-    """Each model of ours alone; encoder and prefill know no beams."""
+    """Measure each of our models alone; encoder and prefill do not depend on the beams."""
     ours = [entrant for entrant in entrants if entrant.spec.kind == "in-process"]
     alike: tuple[Stage, ...] = ("encoder", "prefill")
     runs: list[tuple[Stage, int, int]] = [(stage, photos, 1) for stage in alike for photos in args.photos]
@@ -253,19 +259,8 @@ def _system_record(entrant: Entrant) -> Record:
     }
 
 
-def _provenance() -> Record:
-    """As of every figure, and optimum's versions, of interest only here."""
-    record: Record = provenance()
-    versions = dict(record["versions"])
-    for name in ("optimum", "optimum-onnx"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {**record, "versions": versions}
-
-
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
     args = parse_args(argv)
     args.work.mkdir(parents=True, exist_ok=True)
     checkpoint = args.checkpoint or (SMALL_CHECKPOINT if args.size == "small" else args.work / "vit-base-gpt2")
@@ -280,5 +275,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         from benchmarks.captioning.plot import plot_captioning
 
         plot_captioning(record, args.plot)
-    # A peer that cannot is a result; one of ours that cannot is a defect.
+    # A peer that fails is a result; one of our systems that fails is a defect.
     return 1 if any(system["failure"] and not system["is_peer"] for system in record["systems"]) else 0

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What captioning must compute and read, from a checkpoint's config alone: FLOPs and bytes of each stage.
+"""The FLOPs and bytes of each stage of captioning, computed from a checkpoint's config.
 
-A multiplication and the addition after it are two FLOPs. Counted are matrix products and convolutions; norms, softmax
-and GELU are not, nor are biases. Bytes are weights, caches and activations that have to be read, once each. Pure.
+FLOPs are those of matrix products and convolutions, a multiplication and an addition counting as two; norms, softmax,
+GELU and biases are left out. Bytes are the weights, caches and activations that must be read, each counted once.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Any, Self
 from training import lite0_shapes
 
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
-CACHE_BYTES = {"fp32": 4, "fp16": 2, "int8": 4}  # INT8 models are so inside only
+CACHE_BYTES = {"fp32": 4, "fp16": 2, "int8": 4}  # the inputs and outputs of INT8 models are FP32
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionerShape:
-    """Sizes of encoder and decoder that decide the cost."""
+    """Sizes of encoder and decoder on which the cost depends."""
 
     image_height: int  # pixels
     image_width: int
     patch_size: int
     channels: int
-    stem_channels: tuple[int, ...]  # none: a plain ViT
-    has_trunk: bool = False  # EfficientNet-Lite0 before the ViT, the stem beside it at half the size
+    stem_channels: tuple[int, ...]  # empty for a plain ViT
+    has_trunk: bool = False  # whether EfficientNet-Lite0 precedes the ViT, with the stem beside it at half the size
     encoder_width: int
     encoder_layers: int
     encoder_inner: int  # of the MLP
@@ -37,7 +37,7 @@ class CaptionerShape:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Self:
-        """From the config.json of a `VisionEncoderDecoderModel` of ViT and GPT-2."""
+        """Read the config.json of a `VisionEncoderDecoderModel` of ViT and GPT-2."""
         encoder, decoder = config["encoder"], config["decoder"]
         size = encoder["image_size"]
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
@@ -59,6 +59,7 @@ class CaptionerShape:
 
     @property
     def patches(self) -> int:
+        """The number of patches of a photo."""
         if self.has_trunk:
             rows, columns = (-(-side // lite0_shapes.STRIDE) for side in (self.image_height, self.image_width))
             return rows * columns
@@ -67,18 +68,20 @@ class CaptionerShape:
 
     @property
     def positions(self) -> int:
-        """S: the patches and [CLS]."""
+        """The number S of encoder positions: the patches and [CLS]."""
         return self.patches + 1
 
 
 @dataclass(frozen=True)
 class Cost:
+    """FLOPs and bytes read of one call."""
+
     flops: int
     bytes_read: int
 
 
 def encoder_cost(shape: CaptionerShape, photos: int, precision: str) -> Cost:
-    """The encoder for `photos` at once."""
+    """Return the cost of the encoder for a batch of photos."""
     positions, width = shape.positions, shape.encoder_width
     stem, stem_weights = _stem(shape)
     layer_weights = 4 * width**2 + 2 * width * shape.encoder_inner
@@ -90,7 +93,7 @@ def encoder_cost(shape: CaptionerShape, photos: int, precision: str) -> Cost:
 
 
 def prefill_cost(shape: CaptionerShape, photos: int, precision: str) -> Cost:
-    """Keys and values of the cross-attention of all layers."""
+    """Return the cost of prefill: the keys and values of the cross-attention of all layers."""
     weights = shape.layers * 2 * shape.encoder_width * shape.width
     hidden = photos * shape.positions * shape.encoder_width
     return Cost(
@@ -100,12 +103,12 @@ def prefill_cost(shape: CaptionerShape, photos: int, precision: str) -> Cost:
 
 
 def step_cost(shape: CaptionerShape, photos: int, beams: int, position: int, precision: str) -> Cost:
-    """One token of every beam of `photos`, with `position` tokens before it."""
+    """Return the cost of a step: one token of every beam of `photos`, with `position` tokens before it."""
     width, rows = shape.width, photos * beams
-    # Self-attention 4 (query, key, value, output), cross-attention 2 (query, output; the rest is prefill's).
+    # 4 matrices of self-attention (query, key, value, output), 2 of cross-attention (query, output).
     weights = shape.layers * (6 * width**2 + 2 * width * shape.inner) + width * shape.vocab_size
     attention = shape.layers * 2 * 2 * width * (position + 1 + shape.positions)
-    # The beams of a photo share its cross-attention's keys and values.
+    # The beams of a photo share the keys and values of its cross-attention.
     caches = shape.layers * 2 * width * (rows * position + photos * shape.positions)
     return Cost(
         rows * (2 * weights + attention),
@@ -114,7 +117,7 @@ def step_cost(shape: CaptionerShape, photos: int, beams: int, position: int, pre
 
 
 def _stem(shape: CaptionerShape) -> tuple[int, int]:
-    """FLOPs per photo and weights of what turns pixels into patches."""
+    """Return the FLOPs per photo and the number of weights of the layers that turn pixels into patches."""
     if not shape.stem_channels:
         weights = shape.channels * shape.patch_size**2 * shape.encoder_width
         return 2 * shape.patches * weights, weights
@@ -143,6 +146,15 @@ def _stem(shape: CaptionerShape) -> tuple[int, int]:
 
 
 def least_seconds(cost: Cost, operations_per_second: float, bytes_per_second: float) -> tuple[float, str]:
-    """The roofline: no machine of these limits is faster. Also which limit it is, "compute" or "memory"."""
+    """Return the least time of a call by the roofline model (Williams, Waterman, Patterson 2009).
+
+    Args:
+        cost: of the call.
+        operations_per_second: limit of the machine.
+        bytes_per_second: limit of the machine.
+
+    Returns:
+        Seconds, and the limit that decides: "compute" or "memory".
+    """
     compute, memory = cost.flops / operations_per_second, cost.bytes_read / bytes_per_second
     return (compute, "compute") if compute >= memory else (memory, "memory")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the captioning benchmark runs: checkpoint, photos, our exports and optimum's, all of the same weights.
+"""Makes what the captioning benchmark needs: checkpoint, photos, our export and optimum's, all with the same weights.
 
-What takes long is made once in the benchmark's folder and used again while what it was made of is the same. The
-functions import PyTorch: call them in a process of their own.
+What takes long is kept in the benchmark's folder until its sources change. The functions import PyTorch, so they should
+run in a process of their own.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from captioner.model_contract import Fit, ModelContract, Precision
+from benchmarks.common.provenance import installed_versions
+from captioner.model_contract import ModelContract, PhotoShape, Precision
 from captioner.preprocessing import decode_photo
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 SMALL_CHECKPOINT = ROOT / "checkpoints" / "fashion-small"
-# Random weights as they are initialised hardly look at the photo; twice as large, every photo has words of its own.
+# With freshly initialised weights the photo hardly matters; with doubled weights every photo has another caption.
 GAIN = 2.0
 
 _MADE_OF = "made_of.json"
@@ -41,25 +41,30 @@ _OUR_SOURCES = ("export", "captioner")
 
 @dataclass(frozen=True)
 class Photos:
-    """The same photos twice: what the encoder sees, and image files that decode to exactly that."""
+    """Photos as pixels and as files.
 
-    pixels: npt.NDArray[np.uint8]  # [n, height, width, 3]
-    files: list[bytes]  # JPEG
+    Attributes:
+        pixels: uint8 [n, height, width, 3], the encoder's input.
+        files: JPEG files that decode to exactly these pixels.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    files: list[bytes]
 
     def batch(self, first: int, count: int) -> Photos:
-        """`count` photos from number `first` on; after the last comes the first again."""
+        """Return `count` photos from number `first` on; after the last the first follows."""
         chosen = [(first + i) % len(self.files) for i in range(count)]
         return Photos(self.pixels[chosen], [self.files[i] for i in chosen])
 
 
 def checkpoint_config(checkpoint: Path) -> dict[str, Any]:
-    """The config.json of a checkpoint."""
+    """Read the config.json of a checkpoint."""
     config: dict[str, Any] = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     return config
 
 
 def count_parameters(checkpoint: Path) -> int:
-    """Numbers in model.safetensors, read from its header; weights that are shared count once."""
+    """Count the parameters in model.safetensors by its header; shared weights count once."""
     with (checkpoint / "model.safetensors").open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
@@ -67,7 +72,7 @@ def count_parameters(checkpoint: Path) -> int:
 
 
 def full_size_checkpoint(folder: Path) -> None:
-    """ViT-B/16 and GPT-2 with cross-attention in random weights, always the same ones, as a checkpoint folder."""
+    """Make a checkpoint of ViT-B/16 and GPT-2 with cross-attention; its random weights are always the same."""
 
     def make(target: Path) -> None:
         import torch
@@ -91,7 +96,7 @@ def full_size_checkpoint(folder: Path) -> None:
 
 
 def stand_in_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
-    """As many pieces as GPT-2 has, each beyond the bytes a word of its own: random weights mean nothing by them."""
+    """Make a tokenizer with as many tokens as GPT-2; beyond the bytes they are made-up words."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -105,26 +110,27 @@ def stand_in_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def make_photos(checkpoint: Path, count: int, data: Path | None) -> Photos:
-    """Validation photos of `data`, or drawn samples where there is none."""
-    height, width, fit = _photo_shape(checkpoint)
+    """Read `count` validation photos of `data`, or draw samples without it."""
+    shape = _photo_shape(checkpoint)
     if data is None:
-        pixels = _drawn(count, height, width, seed=2)
+        pixels = _drawn(count, shape["height"], shape["width"], seed=2)
     else:
         from training.prepare_data import is_validation, load_products
 
-        pixels = load_products(
-            data, height=height, width=width, fit=fit, limit=count, only=lambda product: is_validation(product.name)
-        ).pixels
+        pixels = load_products(data, **shape, limit=count, only=lambda product: is_validation(product.name)).pixels
     files = [_jpeg(one) for one in pixels]
-    return Photos(np.stack([decode_photo(file, height=height, width=width, fit=fit) for file in files]), files)
+    return Photos(np.stack([decode_photo(file, **shape) for file in files]), files)
 
 
 def our_models(checkpoint: Path, folder: Path, precision: Precision, data: Path | None, endless: bool) -> None:
-    """A Triton model repository of ours in `folder`.
+    """Export our model repository.
 
     Args:
-        data: its training photos calibrate INT8; without it the export draws some.
-        endless: no token ends a caption, so that every caption has as many tokens as are asked for.
+        checkpoint: folder of the checkpoint.
+        folder: where the repository is written.
+        precision: of the models.
+        data: products whose training photos calibrate INT8; None: drawn samples.
+        endless: whether no token ends a caption, so that all captions have the requested length.
     """
 
     def make(target: Path) -> None:
@@ -135,7 +141,7 @@ def our_models(checkpoint: Path, folder: Path, precision: Precision, data: Path 
         calibration = None
         if precision == "int8" and (endless or data is not None):
             contract = contract_of(load_captioner(checkpoint)[0], "calibration")
-            # Random weights have no words to keep: a few photos, since every step of theirs takes a tenth of a second.
+            # A few photos are enough for random weights, whose steps take a tenth of a second each.
             photos = _ENDLESS_CALIBRATION if endless else SAMPLES
             calibration = drawn_photos(contract, photos) if data is None else calibration_photos(contract, data, photos)
         export_repository(checkpoint, target, precision=precision, name=checkpoint.name, calibration=calibration)
@@ -148,7 +154,7 @@ def our_models(checkpoint: Path, folder: Path, precision: Precision, data: Path 
         "precision": precision,
         "weights": _hash_of((checkpoint / "model.safetensors", checkpoint / "config.json")),
         "sources": _hash_of((*sources, Path(__file__))),
-        "versions": _versions("torch", "onnx", "onnxruntime"),
+        "versions": installed_versions("torch", "onnx", "onnxruntime"),
         "calibrated_with": "data" if data is not None and precision == "int8" else "",
         "endless": endless,
     }
@@ -156,11 +162,12 @@ def our_models(checkpoint: Path, folder: Path, precision: Precision, data: Path 
 
 
 def optimum_models(checkpoint: Path, folder: Path) -> None:
-    """optimum's own export with cache, as its documentation shows it.
+    """Export with optimum and its key-value cache, as its documentation shows.
 
     Raises:
         ImportError: optimum is not installed.
-        KeyError, ValueError: it cannot export this architecture.
+        KeyError: optimum cannot export this architecture.
+        ValueError: as well.
     """
 
     def make(target: Path) -> None:
@@ -173,13 +180,13 @@ def optimum_models(checkpoint: Path, folder: Path) -> None:
 
     made_of = {
         "weights": _hash_of((checkpoint / "model.safetensors", checkpoint / "config.json")),
-        "versions": _versions("torch", "onnx", "transformers", "optimum", "optimum-onnx"),
+        "versions": installed_versions("torch", "onnx", "transformers", "optimum", "optimum-onnx"),
     }
     _make_once(folder, made_of, make)
 
 
 def be_quiet() -> None:
-    """transformers, optimum and the tracer tell a lot, over the progress bar."""
+    """Silence transformers, optimum and the tracer, whose messages would break the progress bar."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -188,7 +195,7 @@ def be_quiet() -> None:
 
 
 def _make_once(folder: Path, made_of: Mapping[str, object], make: Callable[[Path], None]) -> None:
-    """Fill `folder` unless it holds what was made of the same; a run that is cut short leaves nothing behind."""
+    """Fill a folder unless it was made of the same sources; an interrupted run leaves nothing behind."""
     record = json.dumps(made_of, sort_keys=True)
     stamp = folder / _MADE_OF
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == record:
@@ -213,22 +220,11 @@ def _hash_of(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _versions(*names: str) -> dict[str, str]:
-    found = {}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _photo_shape(checkpoint: Path) -> tuple[int, int, Fit]:
-    """Height, width and fit of the encoder's photos."""
+def _photo_shape(checkpoint: Path) -> PhotoShape:
     config = checkpoint_config(checkpoint)
     size = config["encoder"]["image_size"]
     height, width = size if isinstance(size, list) else (size, size)
-    return height, width, config.get("image_fit", "squash")
+    return {"height": height, "width": width, "fit": config.get("image_fit", "squash")}
 
 
 def _drawn(count: int, height: int, width: int, seed: int) -> npt.NDArray[np.uint8]:

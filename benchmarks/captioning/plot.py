@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of a captioning run as bars: captions per second of each system, photos at a time × beams."""
+"""Plots the record of a captioning run: captions per second of each system, by photos at a time and beams."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OUR_COLOURS = {"in-process": ("#9ecae1", "#4292c6", "#08519c"), "gateway": ("#f
 
 
 def plot_captioning(record: Mapping[str, Any], path: Path) -> None:
-    """Write a PNG: a group of bars per photos × beams, each scaled by itself, as they lie far apart."""
+    """Write a PNG: a group of bars for each number of photos and beams, each with a scale of its own."""
     groups = list(dict.fromkeys((one["photos"], one["beams"]) for one in record["captioning"]))
     speeds = {(one["system"], one["photos"], one["beams"]): one["captions_per_second"] for one in record["captioning"]}
     systems = [system for system in record["systems"] if not system["failure"]]
@@ -46,12 +46,12 @@ def plot_captioning(record: Mapping[str, Any], path: Path) -> None:
 
 
 def _label(system: Mapping[str, Any]) -> str:
-    """Name with precision; the names of ours hold it already."""
+    """Return the name with the precision, which the names of our systems already have."""
     return f"{system['name'].split()[0]} {system['precision']}" if system["is_peer"] else str(system["name"])
 
 
 def _colours(systems: list[Any]) -> dict[str, str]:
-    """Greys for peers, a hue for each way of ours, darker with every precision."""
+    """Return a colour for each system: grey for peers, a hue for each kind of ours, darker for each precision."""
     used: dict[str, int] = {}
     colours = {}
     for system in systems:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Systems take turns on the same photos: one is busy, the others sleep; a figure is the median of a system's turns.
+"""Lets systems take turns with the same photos; a figure is the median of a system's turns.
 
-What warms or slows the machine over minutes so meets all alike. A system that fails leaves, with its reason; the
-others go on.
+While one system works the others are idle, and what slows the machine for minutes affects all of them alike. A system
+that fails leaves with its reason, and the others continue.
 """
 
 from __future__ import annotations
@@ -22,20 +22,27 @@ from captioner.caption_tokenizer import CaptionTokenizer
 
 _T = TypeVar("_T")
 
-PAUSE_SECONDS = 0.1  # thread pools spin for some milliseconds after the last call before they sleep
+PAUSE_SECONDS = 0.1  # threads keep spinning for some milliseconds after the last call
 
 
 @dataclass
 class Entrant:
-    """A system in the race, or why it is not in it (any more)."""
+    """A system that takes part, or the reason why it does not.
+
+    Attributes:
+        spec: the system.
+        process: its process; None if it does not take part (any more).
+        failure: the reason, if it failed.
+        peak_memory: in bytes, if it is known.
+    """
 
     spec: SystemSpec
     process: OwnProcess | None = None
     failure: str | None = None
-    peak_memory: int | None = None  # bytes
+    peak_memory: int | None = None
 
     def ask(self, method: str, *arguments: object) -> object | None:
-        """The system's answer; None once it has failed."""
+        """Call a method of the system; returns None if it has failed."""
         if self.process is None:
             return None
         try:
@@ -47,6 +54,7 @@ class Entrant:
         return answer
 
     def close(self) -> None:
+        """End the system's process."""
         if self.process is not None:
             self.process.close()
             self.process = None
@@ -54,7 +62,7 @@ class Entrant:
 
 @dataclass(frozen=True, kw_only=True)
 class Seconds:
-    """Of one batch: the median of the turns' medians, the least and the most of them."""
+    """Seconds of one batch: the median, minimum and maximum of the turns' medians."""
 
     median: float
     least: float
@@ -63,13 +71,26 @@ class Seconds:
 
     @classmethod
     def of(cls, turns: Sequence[Sequence[float]]) -> Seconds:
+        """Summarise the seconds of each call of each turn."""
         medians = [statistics.median(seconds) for seconds in turns]
         return cls(median=statistics.median(medians), least=min(medians), most=max(medians), turns=medians)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptioningFigure:
-    """One system, one workload."""
+    """The speed of one system with one workload.
+
+    Attributes:
+        system: its name.
+        photos: photos at a time.
+        beams: of each caption.
+        waves: see `Workload`.
+        seconds: of a batch.
+        captions_per_second: of the median batch.
+        tokens_per_second: without EOS; None if neither system nor reference returns tokens.
+        equal: number of tokens that equal the reference's (words, if the system returns text).
+        compared: number of tokens (words) that were compared; 0 without a reference.
+    """
 
     system: str
     photos: int
@@ -77,14 +98,14 @@ class CaptioningFigure:
     waves: int
     seconds: Seconds
     captions_per_second: float
-    tokens_per_second: float | None  # EOS not counted; None where neither system nor reference tells tokens
-    equal: int  # tokens (words, where the system gives text) as the reference says them
-    compared: int  # of so many; 0: there was nothing to compare with
+    tokens_per_second: float | None
+    equal: int
+    compared: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageFigure:
-    """One model of ours alone."""
+    """The speed of one of our models alone."""
 
     system: str
     stage: Stage
@@ -103,7 +124,7 @@ class _Turns:
 
 
 def enter(specs: Sequence[SystemSpec], photos: Photos, failures: dict[str, str], progress: tqdm[Any]) -> list[Entrant]:
-    """Start every system, one after the other; `failures` are those whose models could not be made."""
+    """Start all systems but those in `failures` (name -> reason), one after the other."""
     entrants = []
     for spec in specs:
         entrant = Entrant(spec, failure=failures.get(spec.name))
@@ -125,7 +146,18 @@ def race(
     tokenizer: CaptionTokenizer,
     progress: tqdm[Any],
 ) -> list[CaptioningFigure]:
-    """A round to warm up, then `repeats` rounds, each begun by another system. All caption the same photos."""
+    """Measure systems in rounds, after one to warm up; each round another system begins.
+
+    Args:
+        entries: systems with their workloads.
+        repeats: number of rounds.
+        reference: name of the system whose captions are expected.
+        tokenizer: turns the reference's tokens into words.
+        progress: its description and position are updated.
+
+    Returns:
+        The figures of all systems that did not fail; all have captioned the same photos.
+    """
     results = {entrant.spec.name: _Turns() for entrant, _ in entries}
     for number in range(-1, repeats):
         turns = {}
@@ -146,7 +178,7 @@ def race(
             equal, compared = (0, 0) if expected is None else equal_parts(turn.captions, expected, tokenizer)
             result.equal += equal
             result.compared += compared
-    # A system that failed midway has no figure: its turns would be others than those it is compared with.
+    # A system that failed has no figure, because its turns would not be those of the others.
     return [
         _figure(entrant.spec.name, workload, results[entrant.spec.name])
         for entrant, workload in entries
@@ -163,7 +195,17 @@ def race_stages(
     repeats: int,
     progress: tqdm[Any],
 ) -> list[StageFigure]:
-    """One model of each of the systems given, alone, in rounds as `race`."""
+    """Measure one model of each system alone, in rounds as `race`.
+
+    Args:
+        entrants: our systems in-process.
+        stage: the model.
+        photos: size of the batch.
+        beams: of each photo.
+        position: of the step.
+        repeats: number of rounds.
+        progress: its description and position are updated.
+    """
     results: dict[str, list[list[float]]] = {entrant.spec.name: [] for entrant in entrants}
     for number in range(-1, repeats):
         for entrant in _in_turn(entrants, number):
@@ -187,7 +229,11 @@ def race_stages(
 def equal_parts(
     captions: Sequence[Caption], expected: Sequence[Caption], tokenizer: CaptionTokenizer
 ) -> tuple[int, int]:
-    """How many tokens are the expected ones at the same place, and of how many; of text, words."""
+    """Compare captions with the expected ones, token by token (word by word for text).
+
+    Returns:
+        The number of equal tokens at the same places, and the number of tokens compared.
+    """
     equal = compared = 0
     for got, wanted in zip(captions, expected, strict=True):
         left: Sequence[object] = got.split() if isinstance(got, str) else got
@@ -198,7 +244,7 @@ def equal_parts(
 
 
 def count_tokens(captions: Sequence[Caption], expected: Sequence[Caption] | None) -> int | None:
-    """Tokens of all captions; of text, those of the reference's captions of the same photos."""
+    """Count the tokens of all captions; for text, those of the expected captions of the same photos."""
     for source in (captions, expected):
         if source and not isinstance(source[0], str):
             return sum(map(len, source))
@@ -226,7 +272,7 @@ def _figure(name: str, workload: Workload, turns: _Turns) -> CaptioningFigure:
 
 
 def _in_turn(entries: Sequence[_T], number: int) -> list[_T]:
-    """Each comes first equally often: what runs before warms or chills the caches."""
+    """Rotate the order, so that each comes first equally often: the one before changes the caches."""
     start = max(0, number) % len(entries) if entries else 0
     return [*entries[start:], *entries[:start]]
 

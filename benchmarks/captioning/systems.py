@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The systems that caption, each behind the same three questions; every one lives in a process of its own.
+"""The systems that caption, all with the same methods; each runs in a process of its own.
 
-`generate` and optimum are what users would take instead of ours; ours runs in-process and through Triton and gateway.
-Each imports its libraries when it is made, so that the process of one never holds those of another.
+`generate` and optimum are the alternatives to our models, which run in-process and through gateway and Triton. Each
+system imports its libraries when it is made, so that no process has those of another system.
 """
 
 from __future__ import annotations
@@ -20,62 +20,85 @@ import numpy.typing as npt
 from benchmarks.captioning.models import Photos, be_quiet
 from benchmarks.common.gateway_process import CALL_SECONDS, GatewayProcess
 from benchmarks.common.process_usage import peak_bytes
-from captioner.model_contract import Precision
+from captioner.model_contract import Precision, with_beams
 
 Kind = Literal["generate", "optimum", "in-process", "gateway"]
 Caption = list[int] | str  # tokens without EOS, or text
 Stage = Literal["encoder", "prefill", "step"]
 
-TURN_SECONDS = 0.5  # a turn goes on for so long, one call at least
+TURN_SECONDS = 0.5  # least length of a turn, which has at least one call
 MAX_CALLS = 20  # of a turn
-WARM_BELOW_SECONDS = 2.0  # calls shorter than this are done once before the turn: others had the caches meanwhile
+WARM_BELOW_SECONDS = 2.0  # shorter calls have one more call before the turn, because others have used the caches
 _CUDA = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SystemSpec:
-    """One system: what it is called, what it runs and where."""
+    """One system.
+
+    Attributes:
+        name: in the record.
+        kind: how it captions.
+        source: its checkpoint, optimum's export or our model repository.
+        precision: of its models.
+        device: where they run.
+        endless: whether no token ends a caption.
+        is_peer: whether it is an alternative to ours.
+    """
 
     name: str
     kind: Kind
-    source: Path  # checkpoint, optimum's export or our model repository
+    source: Path
     precision: Precision = "fp32"
     device: Literal["cpu", "cuda"] = "cpu"
-    endless: bool = False  # no token ends a caption
+    endless: bool = False
     is_peer: bool = False
 
 
 @dataclass(frozen=True)
 class Workload:
-    """`photos` at a time (in one batch; through gRPC in flight), `waves` times as many in all."""
+    """The captions of one call.
+
+    Attributes:
+        photos: photos at a time, in one batch or in flight through gRPC.
+        beams: of each caption.
+        tokens: of a caption with EOS: the exact number if captions are endless, else the most.
+        waves: how many times `photos` are captioned.
+    """
 
     photos: int
     beams: int
-    tokens: int  # of a caption, EOS included: exactly so many where captions are endless, else at most
+    tokens: int
     waves: int = 1
 
     @property
     def captions(self) -> int:
+        """The number of captions."""
         return self.photos * self.waves
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one turn gave: the seconds of each call, and the captions of the last."""
+    """The result of a turn: the seconds of each call, and the captions of the last."""
 
     seconds: list[float]
     captions: list[Caption]
 
 
 class MeasuredSystem:
-    """A system with its photos, which times itself: the pipe to its process is not part of any figure."""
+    """A system that measures itself, so that the pipe to its process is not part of any figure.
+
+    Args:
+        spec: the system.
+        photos: what it captions.
+    """
 
     def __init__(self, spec: SystemSpec, photos: Photos):
         self._photos = photos
         self._system = _MAKERS[spec.kind](spec)
 
     def turn(self, workload: Workload, first: int) -> Turn:
-        """Caption the photos from number `first` on, as often as the turn's time allows."""
+        """Caption the photos from number `first` on, repeatedly during the time of a turn."""
         count = workload.captions
         photos = self._photos.batch(first, count)
         if not isinstance(self._system, ThroughGateway):
@@ -85,7 +108,7 @@ class MeasuredSystem:
 
     def _caption(self, photos: Photos, workload: Workload) -> list[Caption]:
         if isinstance(self._system, ThroughGateway):
-            return list(self._system.caption(photos, workload))  # its client keeps so many in flight
+            return list(self._system.caption(photos, workload))  # its client keeps `workload.photos` in flight
         batches = range(0, workload.captions, workload.photos)
         return [
             caption
@@ -94,20 +117,21 @@ class MeasuredSystem:
         ]
 
     def stage_turn(self, stage: Stage, photos: int, beams: int, position: int) -> list[float]:
-        """Seconds of one of our models alone."""
+        """Measure one of our models alone; returns the seconds of each call."""
         return _turn(self._system.stage(stage, photos, beams, position), ignore=True).seconds
 
     def peak_memory(self) -> int:
-        """Bytes; of the server's processes where there is a server."""
+        """Return the peak memory in bytes, of the gateway's processes if the system has a gateway."""
         return peak_bytes(self._system.server.pid if isinstance(self._system, ThroughGateway) else os.getpid())
 
     def close(self) -> None:
+        """Stop the system."""
         if hasattr(self._system, "close"):
             self._system.close()
 
 
 def _turn(call: Callable[[], Any], *, ignore: bool = False) -> Turn:
-    """Time one call; short calls several times, after one that is not timed."""
+    """Time one call; time a short call several times, after one that is not timed."""
     seconds, answer = _timed(call)
     if seconds >= WARM_BELOW_SECONDS:
         return Turn([seconds], [] if ignore else answer)
@@ -125,7 +149,7 @@ def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
 
 
 class HuggingFace:
-    """`generate()` of transformers, by PyTorch or by optimum's ONNX Runtime models."""
+    """`generate()` of transformers, with PyTorch or with optimum's ONNX Runtime models."""
 
     def __init__(self, spec: SystemSpec):
         import torch
@@ -152,6 +176,7 @@ class HuggingFace:
             self._model.generation_config.eos_token_id = None
 
     def caption(self, photos: Photos, workload: Workload) -> list[list[int]]:
+        """Caption one batch; returns the tokens of each caption."""
         torch = self._torch
         with torch.inference_mode():
             pixels = torch.from_numpy(photos.pixels).to(self._device).permute(0, 3, 1, 2).float()
@@ -178,6 +203,7 @@ class InProcess:
         self._captioner = OnnxCaptioner(spec.source, providers=tuple(providers))
 
     def caption(self, photos: Photos, workload: Workload) -> list[list[int]]:
+        """Caption one batch; returns the tokens of each caption."""
         from captioner.decoding import DecodingOptions
 
         options = DecodingOptions(num_beams=workload.beams, max_tokens=workload.tokens)
@@ -185,7 +211,7 @@ class InProcess:
         return [[token.token for token in hypotheses[0].tokens] for hypotheses in answers]
 
     def stage(self, stage: Stage, photos: int, beams: int, position: int) -> Callable[[], object]:
-        """A call of one model alone, its inputs lying where it computes."""
+        """Return a call of one model alone, with its inputs on the device."""
         import onnxruntime
 
         contract = self._captioner.contract
@@ -193,10 +219,9 @@ class InProcess:
         session = self._captioner.sessions[spec.name]
         inputs = {}
         for tensor in spec.inputs:
-            shape = (photos, *(beams if size == -1 else size for size in tensor.shape))
-            value = np.zeros(shape, _NUMPY[tensor.datatype])
+            value = np.zeros((photos, *with_beams(tensor, beams)), _NUMPY[tensor.datatype])
             if value.dtype.kind == "f":
-                # Written to: pages that never were are all the same one, which is read from the processor's cache.
+                # Pages that were never written share one page, which would be read from the processor's cache.
                 value += 0.01
             if tensor.name == "position":
                 value[:] = position
@@ -206,7 +231,7 @@ class InProcess:
 
 
 class ThroughGateway:
-    """Our gateway with its Triton, in processes of their own; this one is its client, over gRPC on loopback."""
+    """Our gateway with its Triton in further processes, called over gRPC on loopback."""
 
     def __init__(self, spec: SystemSpec):
         from captrieve_client import SearchClient
@@ -215,17 +240,19 @@ class ThroughGateway:
         self._client = SearchClient(self.server.address)
 
     def caption(self, photos: Photos, workload: Workload) -> list[str]:
+        """Caption all photos; returns the texts."""
         answers = self._client.captions(
             photos.files,
             concurrency=workload.photos,
             timeout_seconds=CALL_SECONDS,
             num_beams=workload.beams,
             max_tokens=workload.tokens,
-            query_rule="last_two_words",  # the caption as it is decoded
+            query_rule="last_two_words",  # the caption as it was decoded
         )
         return [answer.caption.text for answer in answers]
 
     def close(self) -> None:
+        """Stop the gateway."""
         self.server.close()
 
 
@@ -239,6 +266,6 @@ _NUMPY: dict[str, npt.DTypeLike] = {"UINT8": np.uint8, "INT32": np.int32, "FP32"
 
 
 def _until(tokens: list[int], special: set[int]) -> list[int]:
-    """The tokens before the first special one."""
+    """Return the tokens before the first special one."""
     end = next((i for i, token in enumerate(tokens) if token in special), len(tokens))
     return tokens[:end]

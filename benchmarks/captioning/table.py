@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of a captioning run as Markdown for the README: `python -m benchmarks.captioning.table FILE.json`."""
+"""Formats a captioning record as Markdown for the README: `python -m benchmarks.captioning.table FILE.json`."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common.machine_limits import MachineLimits, limits_text
+from benchmarks.common.report import make_parser, markdown_table
 
 _TITLES = {
     "generate": "Hugging Face `generate`",
@@ -23,7 +23,7 @@ Record = Mapping[str, Any]
 
 
 def captioning_table(record: Record) -> str:
-    """All tables of one run, with a line before each that says what is in it."""
+    """Return all tables of a run, with a line about their contents."""
     parts = [_heading(record), speed_table(record)]
     if record["callers"]:
         parts.append(callers_table(record))
@@ -33,7 +33,7 @@ def captioning_table(record: Record) -> str:
 
 
 def speed_table(record: Record) -> str:
-    """Captions per second of each system, photos at a time and beams in columns."""
+    """Return the captions per second of each system, a column for each number of photos and beams."""
     figures = {(one["system"], one["photos"], one["beams"]): one for one in record["captioning"]}
     columns = list(dict.fromkeys((one["photos"], one["beams"]) for one in record["captioning"]))
     head = ["captions per second", "", *(column_title(*column) for column in columns), "equal", "peak memory"]
@@ -46,11 +46,11 @@ def speed_table(record: Record) -> str:
             cells = [speed_cell(figures, name, column) for column in columns]
             cells += [_equal(name, record["captioning"]), _memory(system["peak_memory_bytes"])]
         rows.append([_TITLES[system["kind"]], system["precision"].upper(), *cells])
-    return table(head, rows)
+    return markdown_table(head, rows, left=2)
 
 
 def speed_cell(figures: Mapping[tuple[str, int, int], Record], name: str, column: tuple[int, int]) -> str:
-    """Captions per second and, for all but `generate`, how many times `generate`'s and optimum's they are."""
+    """Return captions per second and, except for `generate`, their ratios to `generate` and optimum."""
     figure = figures.get((name, *column))
     if figure is None:
         return _NONE
@@ -64,7 +64,7 @@ def speed_cell(figures: Mapping[tuple[str, int, int], Record], name: str, column
 
 
 def callers_table(record: Record) -> str:
-    """Many callers through gRPC, beside `generate` called one by one."""
+    """Return the speed of many callers through gRPC, and that of `generate` called for one photo at a time."""
     systems = {system["name"]: system for system in record["systems"]}
     alone = next((one for one in record["callers"] if one["system"] == "generate"), None)
     rows = []
@@ -77,13 +77,12 @@ def callers_table(record: Record) -> str:
                 number(one["captions_per_second"]), ratio, _equal(one["system"], record["callers"]),
             ]
         )  # fmt: skip
-    return table(
-        ["many callers", "", "at a time", "captions per second", "× `generate` one by one", "equal words"], rows
-    )
+    head = ["many callers", "", "at a time", "captions per second", "× `generate` one by one", "equal words"]
+    return markdown_table(head, rows, left=2)
 
 
 def stage_table(record: Record) -> str:
-    """Our models alone, beside the least time this machine could take."""
+    """Return the times of our models alone, and the least times that this machine could need."""
     rows = []
     for one in record["stages"]:
         milliseconds = 1000 * one["seconds"]["median"]
@@ -99,21 +98,16 @@ def stage_table(record: Record) -> str:
             ]
         )  # fmt: skip
     head = ["model alone", "", "photos × beams", "ms", "GFLOP/s", "GB/s", "least ms possible (bound by)", "share"]
-    return table(head, rows, left=2)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 2) -> str:
-    """A Markdown table; the first `left` columns to the left, the others to the right."""
-    rule = ["---" if i < left else "---:" for i in range(len(head))]
-    return "\n".join("|" + "".join(f" {cell} |" if cell else " |" for cell in cells) for cells in [head, rule, *rows])
+    return markdown_table(head, rows, left=2)
 
 
 def column_title(photos: int, beams: int) -> str:
+    """Return, for example, "8 photos, greedy"."""
     return f"{photos} {'photo' if photos == 1 else 'photos'}, {'greedy' if beams == 1 else f'{beams} beams'}"
 
 
 def number(value: float) -> str:
-    """Three digits at most, as many as mean something."""
+    """Format a number with three digits, or as a whole number from 100 on."""
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
@@ -121,15 +115,15 @@ def _heading(record: Record) -> str:
     exactly = "exactly" if record["size"] == "full" else "at most"
     return (
         f"{record['parameters'] / 1e6:.0f} M parameters, {exactly} {record['tokens']} tokens a caption, medians of "
-        f"{record['repeats']} turns; in brackets: times `generate`, times optimum; equal: tokens (gRPC: words) that "
-        "`generate` says, too, at the same place."
+        f"{record['repeats']} turns; in brackets: ratio to `generate`, ratio to optimum; equal: share of tokens (gRPC: "
+        "words) that equal those of `generate` at the same place."
     )
 
 
 def _ending(record: Record) -> str:
     limits = limits_text(MachineLimits(**record["limits"]))
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    load = f"load before {record['load_average']:.1f}"
+    load = f"load before the run {record['load_average']:.1f}"
     return (
         f"Best of this machine in the same run: {limits}.\n"
         f"Commit {record['commit']}, {record['measured']}, {record['machine']}, {load}; {versions}."
@@ -137,12 +131,12 @@ def _ending(record: Record) -> str:
 
 
 def _equal(name: str, figures: Sequence[Record]) -> str:
-    """Share of tokens (text: words) that `generate` says, too, over all workloads; its own is no news."""
+    """Return the share of tokens (text: words) that equal those of `generate`, over all workloads."""
     mine = [one for one in figures if one["system"] == name]
     equal, compared = sum(one["equal"] for one in mine), sum(one["compared"] for one in mine)
     if name == "generate" or not compared:
         return _NONE
-    # Rounded down: "100 %" is said of nothing less.
+    # Rounded down, so that only equal captions have 100 %.
     return f"{equal * 1000 // compared / 10:.1f} %" if equal < compared else "100 %"
 
 
@@ -155,8 +149,9 @@ def _escaped(text: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("record", type=Path, metavar="FILE.json", help="what `benchmarks.captioning --json` wrote")
+    """Run the command."""
+    parser = make_parser("benchmarks.captioning.table", __doc__)
+    parser.add_argument("record", type=Path, metavar="FILE.json", help="a record of benchmarks.captioning --json")
     args = parser.parse_args()
     print(captioning_table(json.loads(args.record.read_text(encoding="utf-8"))))
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several benchmarks use: processes, their memory and CPU time, and where a record was measured."""
+"""What several benchmarks use: processes and their resource usage, photos, reports, and the origin of figures."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A gateway and its embedded Triton, started for a benchmark and stopped like a clock between its turns."""
+"""A gateway with its embedded Triton, started for a benchmark and paused between the turns that measure it."""
 
 from __future__ import annotations
 
@@ -15,33 +15,39 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from benchmarks.common.process_usage import process_tree
+from benchmarks.common.process_usage import signal_tree
 
-CALL_SECONDS = 120  # a call may take so long; generous, since nothing here is to fail for slowness
-# Settings under which no request fails for slowness or because there are many.
+CALL_SECONDS = 120  # time limit of a call: far more than any call takes
+# Settings under which no request fails because it is slow or because there are many.
 PATIENT = {"CAPTRIEVE_MAX_DEADLINE_SECONDS": str(CALL_SECONDS), "CAPTRIEVE_MAX_IN_FLIGHT": "1024"}
 _START_SECONDS = 180.0
-_SETTLE_SECONDS = 0.5  # a server that was stopped first does the health check it has missed
+_SETTLE_SECONDS = 0.5  # a gateway that was paused first does the health check that was due meanwhile
+
+
+def gateway_environ(model_repository: Path, settings: Mapping[str, str]) -> dict[str, str]:
+    """Return this process's environment with these `CAPTRIEVE_` variables and no others.
+
+    Args:
+        model_repository: the models to serve.
+        settings: further `CAPTRIEVE_` variables.
+    """
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("CAPTRIEVE_")}
+    return environ | {"CAPTRIEVE_MODEL_REPOSITORY": str(model_repository), **settings}
 
 
 class GatewayProcess:
-    """`python -m search_gateway` with a model repository, on a free port of loopback. Asleep outside `awake`.
+    """`python -m search_gateway` on a free port of loopback; paused except within `awake`.
 
     Args:
-        settings: `CAPTRIEVE_` variables beside address and models; empty: the gateway's own defaults.
+        model_repository: the models to serve.
+        settings: further `CAPTRIEVE_` variables; without any the gateway has its own defaults.
 
     Raises:
-        RuntimeError: it does not start; the message has the last line of its log.
+        RuntimeError: the gateway does not start; the message has the last line of its log.
     """
 
     def __init__(self, model_repository: Path, settings: Mapping[str, str] = PATIENT):
-        # What the user has set for another gateway is not for this one.
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("CAPTRIEVE_")}
-        environ |= {
-            "CAPTRIEVE_LISTEN_ADDRESS": "127.0.0.1:0",
-            "CAPTRIEVE_MODEL_REPOSITORY": str(model_repository),
-            **settings,
-        }
+        environ = gateway_environ(model_repository, {"CAPTRIEVE_LISTEN_ADDRESS": "127.0.0.1:0", **settings})
         self._log = tempfile.NamedTemporaryFile(prefix="benchmark-gateway-", suffix=".log")  # noqa: SIM115  # see close
         self._process = subprocess.Popen(
             [sys.executable, "-m", "search_gateway"],
@@ -57,32 +63,33 @@ class GatewayProcess:
             self.close()
             raise
         self.is_awake = False
-        self._signal(signal.SIGSTOP)
+        signal_tree(self.pid, signal.SIGSTOP)
 
     @property
     def pid(self) -> int:
-        """Of the gateway; Triton is among its descendants."""
+        """The gateway's process id; Triton's processes are its descendants."""
         return self._process.pid
 
     @property
     def log(self) -> str:
-        """What it has written so far."""
+        """What the gateway has logged so far."""
         return Path(self._log.name).read_text(encoding="utf-8", errors="replace")
 
     @contextlib.contextmanager
     def awake(self) -> Iterator[None]:
-        """It runs only meanwhile: its health check, which captions a photo every 3 s, would disturb other systems."""
-        self._signal(signal.SIGCONT)
+        """Let the gateway run within the block; its health check, a caption every 3 s, would disturb other systems."""
+        signal_tree(self.pid, signal.SIGCONT)
         self.is_awake = True
         try:
             time.sleep(_SETTLE_SECONDS)
             yield
         finally:
             self.is_awake = False
-            self._signal(signal.SIGSTOP)
+            signal_tree(self.pid, signal.SIGSTOP)
 
     def close(self) -> None:
-        self._signal(signal.SIGCONT)
+        """Stop the gateway and its Triton."""
+        signal_tree(self.pid, signal.SIGCONT)
         self._process.terminate()  # its Triton goes with it
         try:
             self._process.wait(30)
@@ -91,15 +98,8 @@ class GatewayProcess:
             self._process.wait()
         self._log.close()
 
-    def _signal(self, number: signal.Signals) -> None:
-        tree = process_tree(self.pid)
-        # Nobody may find another asleep while awake: parents, which watch their children, sleep first and wake last.
-        for pid in tree if number == signal.SIGSTOP else reversed(tree):
-            with contextlib.suppress(ProcessLookupError):  # ended meanwhile
-                os.kill(pid, number)
-
     def _wait_until_ready(self) -> str:
-        """HOST:PORT once it serves."""
+        """Return HOST:PORT once the gateway serves."""
         end = time.monotonic() + _START_SECONDS
         while time.monotonic() < end:
             text = self.log
@@ -112,5 +112,5 @@ class GatewayProcess:
 
 
 def _end_with_parent() -> None:
-    """Linux sends SIGTERM when the parent dies, kill -9 included."""
+    """Let Linux send SIGTERM to this process when its parent dies, even by SIGKILL."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

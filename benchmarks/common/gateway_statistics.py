@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many captions went through a model together, as a KServe v2 server counts it (ModelStatistics)."""
+"""How many captions a model computed at once, from the statistics of a KServe v2 server (ModelStatistics)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import grpc
@@ -15,17 +15,31 @@ _TIMEOUT_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class BatchCount:
-    """Executions with one batch size, and their seconds together."""
+    """The number of executions with one batch size, and the sum of their times in seconds."""
 
-    executions: int
-    seconds: float
+    executions: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: BatchCount) -> BatchCount:
+        return BatchCount(self.executions + other.executions, self.seconds + other.seconds)
+
+    def __sub__(self, other: BatchCount) -> BatchCount:
+        return BatchCount(self.executions - other.executions, self.seconds - other.seconds)
 
 
-BatchSizes = dict[int, BatchCount]
+BatchSizes = dict[int, BatchCount]  # by batch size
 
 
 def batch_sizes(address: str, model: str = MODEL) -> BatchSizes | None:
-    """Executions by batch size since the server started; None where it does not count them."""
+    """Ask a server for its executions by batch size since it started.
+
+    Args:
+        address: HOST:PORT of the server.
+        model: name of the model.
+
+    Returns:
+        None where the server does not count them.
+    """
     try:
         with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
             answer = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStatistics(
@@ -33,30 +47,32 @@ def batch_sizes(address: str, model: str = MODEL) -> BatchSizes | None:
             )
     except grpc.RpcError:
         return None
-    counts: BatchSizes = {}
-    for statistics in answer.model_stats:
-        for one in statistics.batch_stats:
-            before = counts.get(one.batch_size, BatchCount(0, 0.0))
-            counts[one.batch_size] = BatchCount(
-                before.executions + one.compute_infer.count, before.seconds + one.compute_infer.ns / 1e9
-            )
-    return counts
+    return total(
+        {one.batch_size: BatchCount(one.compute_infer.count, one.compute_infer.ns / 1e9)}
+        for statistics in answer.model_stats
+        for one in statistics.batch_stats
+    )
+
+
+def total(counts: Iterable[Mapping[int, BatchCount]]) -> BatchSizes:
+    """Add up counts by batch size."""
+    sums: BatchSizes = {}
+    for one in counts:
+        for size, count in one.items():
+            sums[size] = sums.get(size, BatchCount()) + count
+    return sums
 
 
 def since(before: BatchSizes | None, after: BatchSizes | None) -> BatchSizes | None:
-    """What happened between two readings; None where there is none."""
+    """Return what was executed between two readings; None where a reading is missing."""
     if before is None or after is None:
         return None
-    changes = {}
-    for size, now in sorted(after.items()):
-        then = before.get(size, BatchCount(0, 0.0))
-        if now.executions > then.executions:
-            changes[size] = BatchCount(now.executions - then.executions, now.seconds - then.seconds)
-    return changes
+    changes = {size: now - before.get(size, BatchCount()) for size, now in sorted(after.items())}
+    return {size: change for size, change in changes.items() if change.executions > 0}
 
 
 def mean_batch(sizes: Mapping[int, BatchCount] | None) -> float | None:
-    """Captions per execution; None where nothing was executed."""
+    """Return the captions per execution; None where nothing was executed."""
     executions = sum(one.executions for one in (sizes or {}).values())
     if not executions:
         return None

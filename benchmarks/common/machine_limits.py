@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this machine can do at best: GEMM peak per precision, memory bandwidth.
+"""The limits of this machine: matrix products per second by precision, and memory bandwidth.
 
-`python -m benchmarks.common.machine_limits` prints it.
+`python -m benchmarks.common.machine_limits` prints them.
 
-Measured through the libraries that the captioner uses too (ONNX Runtime and PyTorch), on shapes such as the encoder
-has and on large square ones, with all cores; the best time counts, since anything slower is the machine's other
-business. PyTorch must be there; where it sees a CUDA GPU, that is what is measured.
+The products are those of the captioner's libraries (ONNX Runtime and PyTorch) on all cores, on the encoder's shapes
+and on large square ones. The shortest time counts, because longer ones include other work of the machine. PyTorch
+must be installed; if it finds a CUDA GPU, the GPU is measured.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# [M, K] x [K, N]: MLP and attention projections of 8 photos and of one in ViT-B/16, and two squares.
+# M, K, N of [M, K] x [K, N]: projections of 8 photos and of one in ViT-B/16 (MLP and attention), and two squares.
 SHAPES = ((1576, 768, 3072), (1576, 3072, 768), (197, 768, 3072), (1024, 1024, 1024), (2048, 2048, 2048))
 READ_BYTES = 2**29  # far more than any cache
-SECONDS = 0.6  # per shape and way
+SECONDS = 0.6  # for each shape and library
 
 Limits = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MachineLimits:
-    """The best of everything measured.
+    """The best figures that were measured.
 
     Attributes:
-        gemm: precision ("fp32", "fp16", "int8") -> way ("ONNX Runtime", "PyTorch") -> operations per second.
+        gemm: precision ("fp32", "fp16", "int8") -> library ("ONNX Runtime", "PyTorch") -> operations per second.
         bandwidth: pattern ("read", "copy") -> bytes per second; a copied byte counts twice.
     """
 
@@ -41,7 +41,7 @@ class MachineLimits:
     bandwidth: dict[str, float]
 
     def peak(self, precision: str) -> float | None:
-        """Operations per second of the fastest way."""
+        """Return the operations per second of the fastest library; None if the precision was not measured."""
         return max(self.gemm.get(precision, {}).values(), default=None)
 
     @property
@@ -50,7 +50,7 @@ class MachineLimits:
         return max(self.bandwidth.values())
 
     def or_better(self, other: MachineLimits) -> MachineLimits:
-        """The better of two measurements, figure by figure."""
+        """Return the better figures of two measurements."""
         return MachineLimits(
             gemm={
                 name: _better(self.gemm.get(name, {}), other.gemm.get(name, {}))
@@ -67,13 +67,19 @@ def _better(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, f
 def measure_limits(
     shapes: tuple[tuple[int, int, int], ...] = SHAPES, read_bytes: int = READ_BYTES, seconds: float = SECONDS
 ) -> MachineLimits:
-    """Measure all of it; ten seconds to half a minute."""
+    """Measure everything; takes 10 to 30 seconds.
+
+    Args:
+        shapes: M, K, N of each matrix product.
+        read_bytes: size of the matrix that is read for the bandwidth.
+        seconds: least time for each shape and library.
+    """
     import torch
 
     if torch.cuda.is_available():
         return _cuda_limits(shapes, read_bytes, seconds)
     gemm: Limits = {"fp32": {}, "int8": {}}
-    # One library after the other: the threads of the one would spin while the other works.
+    # Idle threads of one library keep spinning for a while, so each library does all its products at once.
     gemm["fp32"]["ONNX Runtime"] = max(_rate(shape, _onnx_product(shape, "fp32"), seconds) for shape in shapes)
     gemm["int8"]["ONNX Runtime"] = max(_rate(shape, _onnx_product(shape, "int8"), seconds) for shape in shapes)
     gemm["fp32"]["PyTorch"] = max(_rate(shape, _torch_product(shape, "fp32"), seconds) for shape in shapes)
@@ -95,7 +101,12 @@ def _rate(shape: tuple[int, int, int], product: Callable[[], object], seconds: f
 
 
 def least_seconds(call: Callable[[], object], seconds: float) -> float:
-    """Shortest time of one call, of as many as fit into `seconds`, at least three; the first is not timed."""
+    """Return the shortest time of a call.
+
+    Args:
+        call: what is timed, after one call that is not.
+        seconds: how long calls are repeated; there are at least three.
+    """
     call()
     times: list[float] = []
     while len(times) < 3 or sum(times) < seconds:
@@ -106,7 +117,7 @@ def least_seconds(call: Callable[[], object], seconds: float) -> float:
 
 
 def _onnx_product(shape: tuple[int, int, int], precision: str) -> Callable[[], object]:
-    """ONNX Runtime's matrix product with constant weights, as in a model: FP32, or U8 x S8 with FP32 out."""
+    """Make ONNX Runtime's matrix product with constant weights, as in a model: FP32, or U8 x S8 with FP32 results."""
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
@@ -170,7 +181,7 @@ def _bandwidth(device: str, read_bytes: int, seconds: float) -> dict[str, float]
 
         return least_seconds(call_and_wait, seconds)
 
-    # A matrix times a vector, and a sum: what a decoding step does with its weights is to read them.
+    # A product with a vector and a sum do little more than read the matrix, as a decoding step does with its weights.
     return {
         "read": matrix.nbytes / min(timed(lambda: torch.mv(matrix, vector)), timed(matrix.sum)),
         "copy": 2 * matrix.nbytes / timed(lambda: target.copy_(matrix)),
@@ -185,7 +196,7 @@ def _wait(device: str) -> None:
 
 
 def limits_text(limits: MachineLimits) -> str:
-    """One line: every figure with its way."""
+    """Format all figures in one line."""
     products = [
         f"{precision.upper()} {rate / 1e9:.0f} {'GOP/s' if precision == 'int8' else 'GFLOP/s'} ({way})"
         for precision, ways in limits.gemm.items()
@@ -196,6 +207,7 @@ def limits_text(limits: MachineLimits) -> str:
 
 
 def main() -> None:
+    """Measure, and print the figures as JSON."""
     limits = measure_limits()
     print(json.dumps({"gemm": limits.gemm, "bandwidth": limits.bandwidth}, indent=2))
 

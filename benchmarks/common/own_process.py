@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An object that lives in a process of its own: asked through a pipe, asleep between questions.
+"""An object in a process of its own, whose methods are called through a pipe.
 
-Thread pools of PyTorch and ONNX Runtime in one process spin against each other, and their memory cannot be told apart;
-a crash of one system must not end the others.
+In one process the thread pools of PyTorch and ONNX Runtime would compete, their memory could not be told apart, and a
+crash of one system would end the others.
 """
 
 from __future__ import annotations
@@ -16,22 +16,26 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
 
-_CLOSE_SECONDS = 40.0  # a gateway first drains and then waits for its Triton
+_CLOSE_SECONDS = 40.0  # a gateway finishes its requests and then waits for its Triton
 
 
 class OwnProcessError(Exception):
-    """The object could not be made, a question failed, or its process died. One line, fit for a table."""
+    """The object could not be made, a call failed, or the process died; the message is one line."""
 
 
 class OwnProcess:
-    """`make(*arguments)` in a new process; its methods are called by name.
+    """The object that `make(*arguments)` returns in a new process; its methods are called by name.
 
     Usage:
-
         with OwnProcess(make_system, spec) as process:
             answer = process.ask("caption", 3)
 
-    A `close` method of the object is called at the end. `make`, arguments and answers must be picklable.
+    If the object has a method `close`, it is called at the end. `make`, arguments and answers must be picklable.
+
+    Args:
+        make: makes the object.
+        *arguments: of `make`.
+        start_seconds: how long `make` may take.
 
     Raises:
         OwnProcessError: `make` failed or took too long.
@@ -51,14 +55,23 @@ class OwnProcess:
 
     @property
     def pid(self) -> int:
+        """The process id."""
         assert self._process.pid is not None
         return self._process.pid
 
     def ask(self, method: str, *arguments: Any, timeout_seconds: float = 600.0) -> Any:
         """Call a method of the object and wait for its answer.
 
+        Args:
+            method: the method's name.
+            *arguments: of the method.
+            timeout_seconds: how long it may take.
+
+        Returns:
+            What the method returned.
+
         Raises:
-            OwnProcessError: it raised, died or took too long.
+            OwnProcessError: the method failed or took too long, or the process died.
         """
         try:
             self._pipe.send((method, arguments))
@@ -67,7 +80,7 @@ class OwnProcess:
         return self._answer(timeout_seconds)
 
     def close(self) -> None:
-        """End the process, gently if it lets us. May be repeated."""
+        """Ask the process to end, and kill it if it does not; may be called again."""
         with contextlib.suppress(OSError):
             self._pipe.send(None)
         self._process.join(_CLOSE_SECONDS)
@@ -87,7 +100,7 @@ class OwnProcess:
     def _answer(self, timeout_seconds: float) -> Any:
         try:
             if not self._pipe.poll(timeout_seconds):
-                self._process.kill()  # whatever comes later would be taken for the answer to the next question
+                self._process.kill()  # a late answer would be taken for that of the next call
                 raise OwnProcessError(f"no answer within {timeout_seconds:.0f} s")
             is_error, value = self._pipe.recv()
         except (EOFError, OSError):
@@ -102,10 +115,18 @@ class OwnProcess:
 
 
 def in_own_process(function: Callable[..., Any], *arguments: Any, timeout_seconds: float = 3600.0) -> Any:
-    """The result of one call in a new process, which leaves neither memory nor threads behind.
+    """Call a function in a new process, which leaves neither memory nor threads behind.
+
+    Args:
+        function: the function to call.
+        *arguments: of the function.
+        timeout_seconds: how long it may take.
+
+    Returns:
+        What the function returned.
 
     Raises:
-        OwnProcessError: it raised, died or took too long.
+        OwnProcessError: the function failed or took too long, or the process died.
     """
     with OwnProcess(_Call, function, start_seconds=timeout_seconds) as process:
         return process.ask("__call__", *arguments, timeout_seconds=timeout_seconds)
@@ -143,6 +164,6 @@ def _live(pipe: Connection, make: Callable[..., Any], arguments: tuple[Any, ...]
 
 
 def first_line(error: BaseException, most: int = 160) -> str:
-    """Kind and message of an error in one line of at most `most` characters."""
+    """Return the type and message of an error in one line of at most `most` characters."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CPU time and memory of a process and all its descendants, and of a gateway's processes by part."""
+"""CPU time and memory of a process and its descendants, of a gateway's processes by part, and signals to all."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,15 +19,24 @@ _Number = TypeVar("_Number", int, float)
 
 
 def process_tree(pid: int) -> list[int]:
-    """The process and all its living descendants; every parent stands before its children."""
+    """Return the process and all its living descendants, every parent before its children."""
     try:
         return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
     except psutil.NoSuchProcess:
         return [pid]
 
 
+def signal_tree(pid: int, number: signal.Signals) -> None:
+    """Pause (SIGSTOP) or continue (SIGCONT) a process and its descendants."""
+    tree = process_tree(pid)
+    # A parent that watches its children must never see them paused: parents are paused first and continue last.
+    for one in tree if number == signal.SIGSTOP else reversed(tree):
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.kill(one, number)
+
+
 def processes_with(pid: int, part_of_command: str) -> set[int]:
-    """Those of the tree whose command line contains this text."""
+    """Return the processes of the tree whose command line contains this text."""
     found = set()
     for one in process_tree(pid):
         with contextlib.suppress(psutil.Error):
@@ -35,7 +46,7 @@ def processes_with(pid: int, part_of_command: str) -> set[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of one process and its threads; 0 where it has ended."""
+    """Return the user and system time of one process and its threads; 0 if it has ended."""
     try:
         times = psutil.Process(pid).cpu_times()
     except psutil.NoSuchProcess:
@@ -44,7 +55,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def cpu_seconds_of_ended_children(pid: int) -> float:
-    """User and system time of the children that have ended and been waited for; 0 where the process has ended."""
+    """Return the user and system time of the children that have ended; 0 if the process itself has ended."""
     try:
         times = psutil.Process(pid).cpu_times()
     except psutil.NoSuchProcess:
@@ -53,7 +64,7 @@ def cpu_seconds_of_ended_children(pid: int) -> float:
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory that a process has now; 0 where it has ended."""
+    """Return the resident memory of a process; 0 if it has ended."""
     try:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.NoSuchProcess:
@@ -61,20 +72,27 @@ def resident_bytes(pid: int) -> int:
 
 
 def cpu_seconds_by_part(pid: int) -> dict[str, float]:
-    """Of a gateway: "gateway" itself, "triton", its Python "stubs", and "other" (supervisor and photo workers)."""
+    """Return a gateway's CPU time by part.
+
+    Args:
+        pid: the gateway's process id.
+
+    Returns:
+        Seconds of "gateway" itself, "triton", its Python "stubs", and "other" (supervisor and photo workers).
+    """
     return _by_part(pid, cpu_seconds, 0.0)
 
 
 def resident_bytes_by_part(pid: int) -> dict[str, int]:
-    """As `cpu_seconds_by_part`; memory that parts share counts in each of them."""
+    """Return a gateway's resident memory by the parts of `cpu_seconds_by_part`; shared memory counts in each part."""
     return _by_part(pid, resident_bytes, 0)
 
 
 def peak_bytes(pid: int) -> int:
-    """Maximum memory that the process and its descendants have had; shared memory (libraries, /dev/shm) counts once.
+    """Return the peak memory of a process and its descendants; shared memory (libraries, /dev/shm) counts once.
 
-    The sum of what is resident now and of how much more each process had at its own peak: exact for a single process,
-    otherwise an upper bound. Linux's proportional set size would depend on which other programs use the same libraries.
+    It is the memory that is resident now plus how much more each process had at its own peak: exact for one process,
+    an upper bound for several. Linux's proportional set size would depend on other programs with the same libraries.
     """
     own, files = 0, Counter[str]()
     for one in process_tree(pid):
@@ -84,11 +102,11 @@ def peak_bytes(pid: int) -> int:
             mappings = process.memory_maps(grouped=False)
         except (psutil.Error, OSError):
             continue  # it ended meanwhile
-        backed = Counter[str]()
+        backed = Counter[str]()  # memory of each mapped file
         for mapping in mappings:
             own += mapping.anonymous
             backed[mapping.path] += mapping.rss - mapping.anonymous
-        files |= backed  # of each file the largest part that any process has in memory
+        files |= backed  # for each file the largest part that any process has in memory
         own += max(0, _peak_resident_bytes(one) - resident)
     return own + files.total()
 
@@ -111,7 +129,7 @@ def _part(pid: int) -> str:
 
 
 def _peak_resident_bytes(pid: int) -> int:
-    """The kernel's high-water mark, which psutil does not report."""
+    """Return the kernel's peak of a process's resident memory, which psutil does not report."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(errors="replace")
     except OSError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where and of what a figure was measured: commit, machine, versions, time."""
+"""Where and with what a figure was measured: commit, machine, versions and time."""
 
 from __future__ import annotations
 
@@ -9,20 +9,39 @@ import subprocess
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 _ROOT = Path(__file__).parents[2]
 _PACKAGES = ("onnxruntime", "nvidia-pytriton", "tritonclient", "grpcio", "numpy", "torch", "transformers")
 
 
-def provenance() -> dict[str, object]:
-    """A record to be stored beside every figure."""
+def provenance(*more_packages: str) -> dict[str, Any]:
+    """Return the fields that every record of a benchmark has.
+
+    Args:
+        more_packages: distributions whose versions belong to this record, too.
+
+    Returns:
+        "commit", "measured" (UTC), "machine", "load_average" (1 minute) and "versions" (package -> version).
+    """
     return {
         "commit": _git("rev-parse", "--short", "HEAD") + ("-dirty" if _git("status", "--porcelain") else ""),
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "load_average": os.getloadavg()[0],
-        "versions": {name: version for name in _PACKAGES if (version := _version(name))},
+        "versions": installed_versions(*_PACKAGES, *more_packages),
     }
+
+
+def installed_versions(*names: str) -> dict[str, str]:
+    """Return package -> version of those that are installed."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def _git(*arguments: str) -> str:
@@ -35,10 +54,3 @@ def _processor() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

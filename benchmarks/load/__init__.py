@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gateway under load: `python -m benchmarks.load`."""
+"""Behaviour of the gateway under load: `python -m benchmarks.load`."""

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a load test is to show, and whether it does. Pure: a record in, a list of aims out."""
+"""The aims of a load test, and whether its record reaches them."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.load.phases import BATCHED, IN_FLIGHT, MANY, ONE_AT_A_TIME, PLAIN_LOOP, SINGLE
 
-BUSY, FLOODED = 0.6, 4.0  # shares of the capacity the aims of the open loop are about
+BUSY, FLOODED = 0.6, 4.0  # loads of the open loop that have aims, as shares of the capacity
 MIN_OVER_ONE_AT_A_TIME = 4.0
 MIN_OF_IN_PROCESS = 0.85
 MAX_P99_OF_UNLOADED_P50 = 3.0
@@ -24,8 +23,11 @@ class LoadAim:
     """One aim.
 
     Attributes:
-        passed: None where it is told, but nothing is aimed at.
-        sides: the figures that make up the value.
+        name: what is measured.
+        value: its value.
+        aim: the bound, for example "≥ 4"; "" if the value has none.
+        passed: whether the value is within the bound; None if it has none.
+        sides: the figures that the value is made of.
     """
 
     name: str
@@ -36,7 +38,7 @@ class LoadAim:
 
 
 def load_aims(record: Mapping[str, Any]) -> list[LoadAim]:
-    """The aims of all phases that were run."""
+    """Return the aims of all phases in a record of `benchmarks.load`."""
     aims = [*_comparisons(record), *_open(record)]
     points = [*record.get("curve", []), *record.get("compare", []), *record.get("open", {}).get("points", [])]
     if "soak" in record:
@@ -107,19 +109,13 @@ def _open(record: Mapping[str, Any]) -> list[LoadAim]:
 
 
 def _least(name: str, value: float, least: float, sides: str) -> LoadAim:
-    return _judged(name, value, "≥", least, operator.ge, sides)
+    return LoadAim(name, value, f"≥ {least:g}", value >= least, sides)
 
 
 def _most(name: str, value: float, most: float, sides: str) -> LoadAim:
-    return _judged(name, value, "≤", most, operator.le, sides)
-
-
-def _judged(
-    name: str, value: float, sign: str, bound: float, holds: Callable[[float, float], bool], sides: str
-) -> LoadAim:
-    return LoadAim(name, value, f"{sign} {bound:g}", holds(value, bound), sides)
+    return LoadAim(name, value, f"≤ {most:g}", value <= most, sides)
 
 
 def missed(aims: Sequence[LoadAim]) -> int:
-    """How many were not reached."""
+    """Return how many aims were missed."""
     return sum(aim.passed is False for aim in aims)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Callers of the gateway, as light as they can be: raw gRPC calls of requests that were serialised before.
+"""Calls of a gateway with little overhead: raw gRPC calls with requests that were serialised before.
 
-Knows the words each photo is to get, and says of every answer what it was.
+A caller compares each caption with the expected one and classifies every answer.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from grpc_health.v1 import health_pb2
 from benchmarks.load.outcomes import Kind, Outcome
 from search_api import search_pb2
 
-CONNECTIONS = 4  # so that no limit of one connection is mistaken for one of the server
+CONNECTIONS = 4  # one connection might limit the load before the server does
 _CAPTION = "/captrieve.v1.SearchService/Caption"
 _HEALTH = "/grpc.health.v1.Health/Check"
-_HEALTH_SECONDS = 5.0  # then the answer counts as a failure
+_HEALTH_SECONDS = 5.0  # a later answer counts as a failure
 _CONNECT_SECONDS = 20.0
 _OPTIONS = [
     ("grpc.enable_http_proxy", 0),
-    ("grpc.use_local_subchannel_pool", 1),  # or channels to the same address would share one connection
+    ("grpc.use_local_subchannel_pool", 1),  # else channels to the same address share one connection
     ("grpc.max_receive_message_length", -1),
 ]
 _KINDS: dict[grpc.StatusCode, Kind] = {
@@ -36,16 +36,19 @@ _KINDS: dict[grpc.StatusCode, Kind] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: "deadline",
     grpc.StatusCode.UNAVAILABLE: "unavailable",
 }
-Words = dict[tuple[int, int], str]  # by number of the photo and beams
+Words = dict[tuple[int, int], str]  # (number of the photo, beams) -> caption
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one request asks, and what its caller does to it.
+    """One request.
 
     Attributes:
-        cancel_seconds: the caller takes its request back after so long.
-        intended: it may fail, since its caller wants it so.
+        photo: number of the photo.
+        beams: beams of the caption.
+        timeout_seconds: deadline of the request.
+        cancel_seconds: when the caller cancels the request; None: never.
+        intended: whether the plan makes the request fail, by cancellation or by a short deadline.
     """
 
     photo: int
@@ -57,16 +60,24 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """Shares of a mixed load; the rest is greedy and left in peace."""
+    """A mixed load; the requests in none of the shares are greedy captions.
 
-    beams: Mapping[int, float]  # share of requests by beams
+    Attributes:
+        beams: beams -> share of the requests.
+        cancelled: share of the requests that their caller cancels.
+        hurried: share of the requests with a deadline of 2 to 200 ms.
+        timeout_seconds: deadline of all others.
+        seed: of the random choice.
+    """
+
+    beams: Mapping[int, float]
     cancelled: float
-    hurried: float  # with a deadline they can hardly keep
+    hurried: float
     timeout_seconds: float
     seed: int = 1
 
     def plan(self, number: int, photos: int) -> Plan:
-        """Of request `number`; always the same."""
+        """Return the plan of request `number` of a load with so many photos; always the same."""
         generator = random.Random(self.seed * 1_000_003 + number)
         photo, lot = number % photos, generator.random()
         for beams, share in self.beams.items():
@@ -74,7 +85,7 @@ class Mixture:
                 return Plan(photo, beams, self.timeout_seconds)
             lot -= share
         if lot < self.cancelled:
-            # From before it arrives to when it is nearly done.
+            # Between before the request arrives and shortly before its answer.
             return Plan(photo, 1, self.timeout_seconds, cancel_seconds=generator.uniform(0.0, 0.4), intended=True)
         lot -= self.cancelled
         if lot < self.hurried:
@@ -83,7 +94,7 @@ class Mixture:
 
 
 class GatewayCaller:
-    """Calls of one gateway over several connections. Made by `connected`."""
+    """Calls of one gateway over several connections; `connected` makes it."""
 
     def __init__(self, channels: Sequence[grpc.aio.Channel], photos: Sequence[bytes], words: Words):
         self._methods = itertools.cycle([channel.unary_unary(_CAPTION, None, None) for channel in channels])
@@ -92,7 +103,7 @@ class GatewayCaller:
         self._requests: dict[tuple[int, int], bytes] = {}
 
     async def call(self, plan: Plan) -> Outcome:
-        """Send one request; never raises for what the server does."""
+        """Send a request, and return how it ended; errors of the server are outcomes, too."""
         call = next(self._methods)(self._request(plan.photo, plan.beams), timeout=plan.timeout_seconds)
         timer = None
         if plan.cancel_seconds is not None:
@@ -103,7 +114,7 @@ class GatewayCaller:
             return failure(error, intended=plan.intended)
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if task is not None and task.cancelling():  # it is not the request that was cancelled, but we
+            if task is not None and task.cancelling():  # this task was cancelled, not the request
                 call.cancel()
                 raise
             return Outcome("cancelled", plan.intended)
@@ -118,10 +129,10 @@ class GatewayCaller:
         return Outcome("ok", plan.intended, stages)
 
     async def words(self, photo: int, beams: int, timeout_seconds: float = 30.0) -> str:
-        """The caption of one photo.
+        """Return the caption of one photo.
 
         Raises:
-            grpc.aio.AioRpcError: the gateway has none.
+            grpc.aio.AioRpcError: the gateway gave no caption.
         """
         request = self._request(photo, beams)
         answer = await next(self._methods)(request, timeout=timeout_seconds)
@@ -131,14 +142,14 @@ class GatewayCaller:
         key = photo, beams
         if key not in self._requests:
             options = search_pb2.DecodingOptions(num_beams=beams)
-            # The caption as it is decoded, which the models in one process say, too.
+            # The caption as it was decoded, so that it can be compared with that of the models in one process.
             rule = search_pb2.QUERY_RULE_LAST_TWO_WORDS
             message = search_pb2.CaptionRequest(photo=self._photos[photo], decoding=options, query_rule=rule)
             self._requests[key] = message.SerializeToString()
         return self._requests[key]
 
     def serialise(self, beams: Sequence[int]) -> None:
-        """All requests, so that none is serialised during the load."""
+        """Serialise the requests of all photos with these beams, so that the load does not include it."""
         for one in beams:
             for photo in range(len(self._photos)):
                 self._request(photo, one)
@@ -146,7 +157,13 @@ class GatewayCaller:
 
 @contextlib.asynccontextmanager
 async def connected(address: str, photos: Sequence[bytes], words: Words) -> AsyncIterator[GatewayCaller]:
-    """A caller whose connections are there already."""
+    """Connect to a gateway at HOST:PORT.
+
+    Args:
+        address: HOST:PORT.
+        photos: image files.
+        words: expected captions; other photos' captions are not checked.
+    """
     async with contextlib.AsyncExitStack() as stack:
         channels = [
             await stack.enter_async_context(grpc.aio.insecure_channel(address, options=_OPTIONS))
@@ -160,7 +177,7 @@ async def connected(address: str, photos: Sequence[bytes], words: Words) -> Asyn
 
 @contextlib.asynccontextmanager
 async def health_check(address: str) -> AsyncIterator[Any]:
-    """A coroutine function: whether the gateway says it serves, asked on a connection of its own."""
+    """Connect to the health service at HOST:PORT; yields a coroutine function that returns whether it is serving."""
     request = health_pb2.HealthCheckRequest().SerializeToString()
     async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
         async with asyncio.timeout(_CONNECT_SECONDS):
@@ -178,14 +195,15 @@ async def health_check(address: str) -> AsyncIterator[Any]:
 
 
 def failure(error: grpc.aio.AioRpcError, *, intended: bool = False) -> Outcome:
-    """What an error of the server was."""
+    """Classify an error of the server."""
     kind = _KINDS.get(error.code(), "other")
     detail = "" if intended else " ".join(f"{error.code().name}: {error.details()}".split())
     return Outcome(kind, intended, retry_seconds=_retry_seconds(error) if kind == "shed" else None, detail=detail)
 
 
 def _retry_seconds(error: grpc.aio.AioRpcError) -> float | None:
-    for name, value in error.trailing_metadata() or ():
+    trailer: Any = error.trailing_metadata()  # pairs; grpc-stubs types them as single values
+    for name, value in trailer or ():
         if name == "grpc-status-details-bin":
             for detail in status_pb2.Status.FromString(value).details:
                 retry = error_details_pb2.RetryInfo()

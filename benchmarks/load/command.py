@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gateway under load: `python -m benchmarks.load --data FOLDER [--json] [--plot FILE] [--output FILE]`.
+"""How does a gateway behave under load? `python -m benchmarks.load --data FOLDER [--plot FILE] [--output FILE]`.
 
-Starts a gateway with its own defaults and calls it from another process: with ever more callers (closed loop), beside
-one request at a time, a plain loop on Triton and our models in-process, with Poisson arrivals up to four times what it
-can do (open loop, latency counted from when each was due), and for long with a mixture. Every answer is compared with
-what the gateway says of that photo when it is asked alone. Prints tables, and which aims were reached.
+Starts a gateway with its default settings and calls it from another process. The closed loop has a growing number of
+callers, and compares the gateway with one request at a time, a plain loop on Triton and our models in-process. The open
+loop has Poisson arrivals up to four times the capacity; its latencies count from when requests were due. The soak is a
+long run of mixed requests. Each caption is compared with the one that the gateway gives for the photo alone. Prints
+tables, and the aims with their results.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,64 +21,76 @@ from tqdm import tqdm
 
 from benchmarks.common.photo_files import read_photos
 from benchmarks.common.provenance import provenance
+from benchmarks.common.report import Record, add_output_options, make_parser, publish
 from benchmarks.load.aims import load_aims, missed
 from benchmarks.load.phases import MANY, PHASES, LoadSettings, LoadTest
 from benchmarks.load.table import load_table
 
 PHOTOS = 200
-# A smoke run: everything happens, nothing is measured well.
+# Defaults of a run that does everything once, and measures nothing well.
 _QUICK: dict[str, Any] = {
     "photos": 20, "rounds": 1, "callers": [1, 8, 32], "warm_seconds": 0.3, "turn_seconds": 1.5,
     "rates": [0.3, 0.6, 4.0], "open_seconds": 2.0, "requests": 200,
 }  # fmt: skip
-Record = dict[str, Any]
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; `--quick` changes the defaults of the other options."""
     defaults = LoadSettings(repository=Path("model_repository"))
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.load", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder of photos, or with a folder images/ of them")
+    parser = make_parser("benchmarks.load", __doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder of photos, or one with a folder images/")
     parser.add_argument("--model-repository", type=Path, default=defaults.repository)
-    # what is measured
-    parser.add_argument("--phases", default=",".join(PHASES), help="of curve,compare,open,soak; default all")
-    parser.add_argument("--quick", action="store_true", help="a smoke run of less than a minute")
-    parser.add_argument("--photos", type=int, help=f"different ones, default {PHOTOS}")
-    parser.add_argument("--rounds", type=int, help=f"of all turns but the soak, default {defaults.rounds}")
-    parser.add_argument("--callers", type=int, nargs="+", help="of the curve, default 1 to 64 in powers of 2")
-    parser.add_argument("--warm-seconds", type=float, help=f"before each window, default {defaults.warm_seconds}")
-    parser.add_argument("--turn-seconds", type=float, help=f"closed loop, default {defaults.turn_seconds}")
-    parser.add_argument("--rates", type=float, nargs="+", help="open loop: shares of the capacity, default 0.1 to 4")
-    parser.add_argument("--open-seconds", type=float, help=f"open loop, default {defaults.open_seconds}")
-    parser.add_argument("--deadline-seconds", type=float, default=defaults.deadline_seconds, help="open loop")
-    parser.add_argument("--requests", type=int, help=f"of the soak, default {defaults.soak_requests}")
-    parser.add_argument("--seed", type=int, default=defaults.seed)
-    # what is written
-    parser.add_argument("--json", action="store_true", help="print the record instead of tables")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the record there")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG")
+    measured = parser.add_argument_group("what is measured")
+    measured.add_argument("--phases", default=",".join(PHASES), help="some of %(default)s (default: all)")
+    measured.add_argument(
+        "--quick", action="store_true", help="a trial run of less than a minute; its figures are poor"
+    )
+    for option, kind, default, text in (
+        ("--photos", int, PHOTOS, "number of different photos"),
+        ("--rounds", int, defaults.rounds, "rounds of all phases but the soak"),
+        ("--warm-seconds", float, defaults.warm_seconds, "least time before each window"),
+        ("--turn-seconds", float, defaults.turn_seconds, "window of the closed loop"),
+        ("--open-seconds", float, defaults.open_seconds, "window of the open loop"),
+        ("--requests", int, defaults.soak_requests, "number of requests of the soak"),
+    ):
+        measured.add_argument(option, type=kind, default=default, metavar="N", help=f"{text} (default {default:g})")
+    for option, kind, values, text in (
+        ("--callers", int, defaults.callers, "numbers of callers of the curve (default: powers of 2 up to 64)"),
+        ("--rates", float, defaults.rates, "arrivals of the open loop, as shares of the capacity (default: 0.1 to 4)"),
+    ):
+        measured.add_argument(option, type=kind, nargs="+", default=values, metavar="N", help=text)
+    add_output_options(parser)
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also write a plot of the record, as PNG")
     args = parser.parse_args(argv)
+    if args.quick:
+        parser.set_defaults(**_QUICK)
+        args = parser.parse_args(argv)
     args.phases = [phase for phase in args.phases.split(",") if phase]
     if unknown := [phase for phase in args.phases if phase not in PHASES]:
         parser.error(f"--phases has {', '.join(unknown)}: choose from {', '.join(PHASES)}")
-    usual = {
-        "photos": PHOTOS, "rounds": defaults.rounds, "callers": list(defaults.callers),
-        "warm_seconds": defaults.warm_seconds, "turn_seconds": defaults.turn_seconds, "rates": list(defaults.rates),
-        "open_seconds": defaults.open_seconds, "requests": defaults.soak_requests,
-    }  # fmt: skip
-    for name, value in (usual | _QUICK if args.quick else usual).items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    if min(args.photos, args.rounds, args.requests, *args.callers) < 1 or args.warm_seconds < 0:
-        parser.error("--photos, --rounds, --requests and --callers begin at 1, --warm-seconds at 0")
-    if min(*args.rates, args.turn_seconds, args.open_seconds, args.deadline_seconds) <= 0:
-        parser.error("--rates, --turn-seconds, --open-seconds and --deadline-seconds must be more than 0")
+    if min(args.photos, args.rounds, args.requests, *args.callers) < 1:
+        parser.error("--photos, --rounds, --requests and --callers must be at least 1")
+    if args.warm_seconds < 0:
+        parser.error("--warm-seconds must be at least 0")
+    if min(*args.rates, args.turn_seconds, args.open_seconds) <= 0:
+        parser.error("--rates, --turn-seconds and --open-seconds must be above 0")
     return args
 
 
 def measure(args: argparse.Namespace, photos: Sequence[bytes]) -> Record:
-    """The whole run; the record is what --json writes and table, aims and plot are made of."""
+    """Run the test.
+
+    Args:
+        args: of `parse_args`.
+        photos: image files.
+
+    Returns:
+        The record, from which tables, aims and plot are made.
+
+    Raises:
+        RuntimeError: the gateway does not start or gives no answer.
+        OwnProcessError: another system does not start or fails.
+    """
     settings = LoadSettings(
         repository=args.model_repository,
         rounds=args.rounds,
@@ -87,16 +99,14 @@ def measure(args: argparse.Namespace, photos: Sequence[bytes]) -> Record:
         turn_seconds=args.turn_seconds,
         rates=tuple(args.rates),
         open_seconds=args.open_seconds,
-        deadline_seconds=args.deadline_seconds,
         soak_requests=args.requests,
-        seed=args.seed,
     )
     record: Record = {
         "settings": dataclasses.asdict(settings) | {"repository": str(settings.repository)},
-        **provenance(),  # now, so that the load is not our own
+        **provenance(),  # before the test, so that its load average is without the test's own load
     }
     callers = list(settings.callers) if "curve" in args.phases else []
-    if "open" in args.phases:  # what it is measured by
+    if "open" in args.phases:  # it needs the capacity and the latency of one caller
         callers = sorted({*callers, 1, MANY})
     with (
         tqdm(unit="turn") as progress,
@@ -129,6 +139,7 @@ def measure(args: argparse.Namespace, photos: Sequence[bytes]) -> Record:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
     args = parse_args(argv)
     try:
         photos = read_photos(args.data, args.photos)
@@ -136,14 +147,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"benchmarks.load: {error}", file=sys.stderr)
         return 2
     record = measure(args, photos)
-    text = json.dumps(record, indent=2, ensure_ascii=False)
-    print(text if args.json else load_table(json.loads(text)))
-    if args.output is not None:
-        args.output.write_text(text + "\n", encoding="utf-8")
+    publish(record, load_table, args)
     if args.plot is not None:
         from benchmarks.load.plot import plot_load
 
-        plot_load(json.loads(text), args.plot)
-    # Slowness is a result; an answer that is lost or wrong is a defect.
+        plot_load(record, args.plot)
+    # A missed aim of speed is a result; a lost or wrong answer is a defect.
     broken = [aim for aim in load_aims(record) if aim.name in ("lost requests", "wrong words")]
     return 1 if missed(broken) else 0

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load by the clock: callers who wait for their answers (closed loop), and arrivals at given times (open loop).
+"""Generates load: callers that wait for their answers (closed loop), and requests at given times (open loop).
 
-Calls are any coroutine function from a request's number to its outcome. Time is the event loop's own.
+A call is a coroutine function from a request's number to its outcome. Times are those of the event loop's clock.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Call = Callable[[int], Awaitable[Outcome]]
 Check = Callable[[], Awaitable[bool]]
 
 HEALTH_INTERVAL_SECONDS = 0.05
-# A refused caller of the closed loop waits as long as the server asks, but at most this long.
+# A caller of the closed loop that is refused waits as long as the server asks, but at most _MAX_RETRY_SECONDS.
 _DEFAULT_RETRY_SECONDS = 0.1
 _MAX_RETRY_SECONDS = 1.0
 
@@ -32,15 +32,17 @@ async def closed_loop(
     first: int = 0,
     give_up_seconds: float = 60.0,
 ) -> LoadTurn:
-    """`callers` callers, each sends its next request when the last is answered.
+    """Let callers send requests, each its next one when its last one is answered.
 
     Args:
-        warm_seconds: least time before the window in which rates are measured. It begins when every caller has had an
-            answer, too: until then the queue is not as it will be.
-        seconds: length of the window; callers finish what they have begun when it ends.
-        requests: stop after so many, without warming up; the window ends with the last answer.
+        call: sends a request.
+        callers: number of callers.
+        warm_seconds: least time before the window in which rates are measured. The window also waits until every
+            caller has had an answer, because the queue fills until then.
+        seconds: length of the window; callers wait for their last answers after it.
+        requests: if given, the number of requests; there is no warm-up, and the window ends with the last answer.
         first: number of the first request.
-        give_up_seconds: a request that is not answered in that time is lost.
+        give_up_seconds: a request without an answer after this time is lost.
     """
     clock = asyncio.get_running_loop().time
     start = clock()
@@ -87,14 +89,15 @@ async def open_loop(
     first: int = 0,
     give_up_seconds: float = 60.0,
 ) -> LoadTurn:
-    """Each request is sent at its time, whatever became of those before; its latency counts from that time.
+    """Send requests at given times, whether or not the earlier ones are answered; latencies count from these times.
 
     Args:
-        arrivals: seconds from now on, ascending, over `warm_seconds + seconds`.
-        warm_seconds: before the window in which rates are measured.
-        seconds: length of the window. Answers that come later count, but not into rates.
+        call: sends a request.
+        arrivals: ascending seconds from now, up to `warm_seconds + seconds`.
+        warm_seconds: time before the window in which rates are measured.
+        seconds: length of the window. Later answers are counted, but not in rates.
         first: number of the first request.
-        give_up_seconds: a request that is not answered in that time is lost.
+        give_up_seconds: a request without an answer after this time is lost.
     """
     clock = asyncio.get_running_loop().time
     start = clock()
@@ -115,7 +118,16 @@ async def open_loop(
 
 
 def poisson_arrivals(rate: float, seconds: float, seed: int) -> list[float]:
-    """Seconds of arrivals that know nothing of each other, `rate` a second on average; the same for the same seed."""
+    """Return the times of a Poisson process.
+
+    Args:
+        rate: mean arrivals per second.
+        seconds: all times are below it.
+        seed: of the random generator.
+
+    Returns:
+        Ascending seconds.
+    """
     generator = random.Random(seed)
     arrivals = []
     moment = generator.expovariate(rate)
@@ -126,7 +138,7 @@ def poisson_arrivals(rate: float, seconds: float, seed: int) -> list[float]:
 
 
 def one_at_a_time(call: Call) -> Call:
-    """The same call behind a lock that all its callers share: the next begins when the last is answered."""
+    """Wrap a call so that each request begins only when the one before is answered."""
     lock = asyncio.Lock()
 
     async def locked(number: int) -> Outcome:
@@ -140,7 +152,15 @@ def one_at_a_time(call: Call) -> Call:
 async def watched_health(
     check: Check, interval_seconds: float = HEALTH_INTERVAL_SECONDS
 ) -> AsyncIterator[list[HealthCheck]]:
-    """Asks every `interval_seconds` while the block runs, without waiting for the last answer; the list fills up."""
+    """Check a server's health during the block.
+
+    Args:
+        check: returns whether the server is serving.
+        interval_seconds: time between the starts of two checks; a check does not wait for the one before.
+
+    Yields:
+        A list to which each check is added.
+    """
     clock = asyncio.get_running_loop().time
     checks: list[HealthCheck] = []
     start = clock()
@@ -162,11 +182,11 @@ async def watched_health(
         try:
             yield checks
         finally:
-            asking.cancel()  # questions that were asked are still answered
+            asking.cancel()  # the task group still waits for the checks that have begun
 
 
 async def _within(seconds: float, answer: Awaitable[Outcome]) -> Outcome | None:
-    """None where there is no answer in time."""
+    """Return None if there is no answer in time."""
     try:
         async with asyncio.timeout(seconds):
             return await answer

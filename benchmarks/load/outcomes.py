@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What became of every request of a load, and what that amounts to: counts, percentiles, rates. Pure."""
+"""The outcomes of a load's requests, and their counts, percentiles and rates."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any, Literal
 
-# ok: the right words. wrong: an answer with others. shed: refused for fullness. cancelled: by the caller.
+# ok: the expected caption. wrong: another caption. shed: refused because the server is full. cancelled: by the caller.
 Kind = Literal["ok", "wrong", "shed", "deadline", "unavailable", "cancelled", "other"]
 KINDS: tuple[Kind, ...] = ("ok", "wrong", "shed", "deadline", "unavailable", "cancelled", "other")
-_MAX_DETAILS = 12  # different messages that are kept
+_MAX_DETAILS = 12  # number of different messages that are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +22,11 @@ class Outcome:
     """How one request ended.
 
     Attributes:
-        intended: the caller itself saw to it that it might not be answered (cancelled, or with too short a deadline).
-        stages_ms: the response's own timings.
-        retry_seconds: when to come back, where a refusal says so.
-        detail: of what went wrong, one line.
+        kind: what the answer was.
+        intended: whether the caller made the request fail, by cancellation or by a short deadline.
+        stages_ms: stage -> milliseconds, as the response says.
+        retry_seconds: the pause that a refusal asks for, if any.
+        detail: what went wrong, in one line.
     """
 
     kind: Kind
@@ -37,7 +38,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One answered request. Times in seconds of one clock; `scheduled` is when it was due, whenever it was sent."""
+    """One answered request; times are seconds of one clock, and `scheduled` is when the request was due."""
 
     scheduled: float
     sent: float
@@ -46,13 +47,13 @@ class Sample:
 
     @property
     def seconds(self) -> float:
-        """From when it was due, so that a late sender hides nothing."""
+        """The latency from when the request was due, so that a late driver does not shorten it."""
         return self.done - self.scheduled
 
 
 @dataclass(frozen=True, slots=True)
 class HealthCheck:
-    """One question to the health service; seconds from when it was due to the answer."""
+    """One health check; `seconds` is the time from when it was due to its answer."""
 
     seconds: float
     is_serving: bool
@@ -60,7 +61,7 @@ class HealthCheck:
 
 @dataclass(frozen=True)
 class LoadTurn:
-    """Everything a driver saw. Rates count what was done between `begin` and `end`."""
+    """What a driver saw; rates are those of the window from `begin` to `end`."""
 
     sent: int
     begin: float
@@ -71,25 +72,23 @@ class LoadTurn:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Milliseconds."""
+    """Percentiles of latencies in milliseconds."""
 
     count: int
     p50: float
-    p90: float
     p95: float
     p99: float
     max: float
 
     @classmethod
     def of(cls, seconds: Iterable[float]) -> Latency | None:
-        """None where there is nothing to tell."""
+        """Compute the percentiles of latencies in seconds; None if there are no latencies."""
         values = sorted(1000 * value for value in seconds)
         if not values:
             return None
         return cls(
             count=len(values),
             p50=percentile(values, 50),
-            p90=percentile(values, 90),
             p95=percentile(values, 95),
             p99=percentile(values, 99),
             max=values[-1],
@@ -98,24 +97,27 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadFigures:
-    """What a turn amounts to.
+    """The figures of a turn.
 
     Attributes:
-        seconds: of the window the rates are of.
-        sent: requests; `answered` of them ended one way or the other, `lost` never did.
-        counts: by kind, without those that were intended to fail.
-        intended: by kind, of those.
+        sent: number of requests.
+        answered: requests with an outcome.
+        lost: requests without an outcome.
+        counts: kind -> number of outcomes that were not intended to fail.
+        intended: kind -> number of outcomes that were intended to fail.
         throughput: right answers per second.
-        goodput: of those, the ones within the deadline, counted from when they were due.
+        goodput: right answers per second within the deadline, counted from when the requests were due.
         shed_rate: refusals per second.
-        latency: of right answers; shed_latency of refusals; health_latency of the health service.
-        sheds_with_retry: refusals that said when to come back.
-        late_ms: longest time between when a request was due and when the driver sent it.
-        stages_ms: mean of the responses' timings.
-        details: what went wrong, and how often.
+        latency: of right answers.
+        shed_latency: of refusals.
+        sheds_with_retry: number of refusals that say when to retry.
+        late_ms: longest time from when a request was due to when the driver sent it.
+        stages_ms: stage -> mean of the responses' timings.
+        health_latency: of the health checks.
+        health_failures: number of health checks that failed.
+        details: what went wrong -> how often.
     """
 
-    seconds: float
     sent: int
     answered: int
     lost: int
@@ -135,16 +137,25 @@ class LoadFigures:
 
     @property
     def wrong_words(self) -> int:
+        """The number of answers with another caption than expected, whether or not they were intended to fail."""
         return self.counts["wrong"] + self.intended.get("wrong", 0)
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """Nearest rank: the smallest of the ordered values that at least `percent` % of them do not exceed."""
+    """Return the percentile by the nearest-rank method.
+
+    Args:
+        ordered: ascending values, at least one.
+        percent: 0 to 100.
+
+    Returns:
+        The smallest value that at least `percent` % of the values do not exceed.
+    """
     return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
 
 
 def figures_of(turn: LoadTurn, *, deadline_seconds: float = math.inf) -> LoadFigures:
-    """What a turn amounts to; latencies are those of requests due in the window, counts those of all."""
+    """Compute the figures of a turn: latencies of the requests due in the window, counts of all requests."""
     plain = [sample for sample in turn.samples if not sample.outcome.intended]
     in_window = [sample for sample in plain if turn.begin <= sample.scheduled <= turn.end]
     done = [sample for sample in plain if turn.begin <= sample.done <= turn.end]
@@ -155,7 +166,6 @@ def figures_of(turn: LoadTurn, *, deadline_seconds: float = math.inf) -> LoadFig
     answered = [sample.outcome.stages_ms for sample in in_window if sample.outcome.stages_ms]
     stages = dict.fromkeys(stage for one in answered for stage in one)
     return LoadFigures(
-        seconds=seconds,
         sent=turn.sent,
         answered=len(turn.samples),
         lost=turn.sent - len(turn.samples),
@@ -176,9 +186,8 @@ def figures_of(turn: LoadTurn, *, deadline_seconds: float = math.inf) -> LoadFig
 
 
 def combined(rounds: Sequence[LoadFigures]) -> LoadFigures:
-    """Several turns of the same kind as one: medians of rates and percentiles, sums of counts, the worst of maxima."""
+    """Combine the turns of several rounds: medians of rates and percentiles, sums of counts, maxima of maxima."""
     return LoadFigures(
-        seconds=sum(one.seconds for one in rounds),
         sent=sum(one.sent for one in rounds),
         answered=sum(one.answered for one in rounds),
         lost=sum(one.lost for one in rounds),
@@ -199,13 +208,13 @@ def combined(rounds: Sequence[LoadFigures]) -> LoadFigures:
 
 
 def medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """By name; a name that a round lacks is not counted there."""
+    """Return the median of each name over the rounds that have it."""
     names = dict.fromkeys(name for one in rounds for name in one)
     return {name: median(one[name] for one in rounds if name in one) for name in names}
 
 
 def stage_shares(stages_ms: Mapping[str, float]) -> dict[str, float]:
-    """Share of each stage in the total; what is in none is "other"."""
+    """Return the share of each stage in the total time; "other" is what no stage covers."""
     total = stages_ms.get("total", 0.0)
     if total <= 0:
         return {}

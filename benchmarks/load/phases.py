@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The phases of a load test: which system is called when, and what that costs the server's processes.
+"""The phases of a load test, and what they cost the gateway's processes.
 
-curve    closed loop with ever more callers
-compare  32 callers in flight, the same one at a time, a plain loop before Triton, our models in-process
-open     Poisson arrivals, from a tenth of the capacity to four times as much
-soak     many mixed requests; none may be lost or get wrong words
+curve    closed loop with a growing number of callers
+compare  32 callers in flight, the same callers one at a time, a plain loop on Triton, our models in-process
+open     Poisson arrivals, from a tenth of the capacity to four times the capacity
+soak     many mixed requests; none may be lost or get a wrong caption
 
-Systems that are compared take turns in every round: the machine is not equally fast all the time.
+In each round all compared systems take turns, because the speed of the machine changes over time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import functools
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,39 +26,52 @@ from typing import Any, Literal, Self
 from tqdm import tqdm
 
 from benchmarks.common.gateway_process import GatewayProcess
-from benchmarks.common.gateway_statistics import BatchSizes, batch_sizes, mean_batch, since
+from benchmarks.common.gateway_statistics import BatchSizes, batch_sizes, mean_batch, since, total
 from benchmarks.common.own_process import OwnProcess
 from benchmarks.common.process_usage import cpu_seconds, cpu_seconds_by_part, peak_bytes, resident_bytes_by_part
+from benchmarks.common.report import Record
 from benchmarks.load.caller import Mixture
 from benchmarks.load.outcomes import LoadFigures, combined, medians, stage_shares
 from benchmarks.load.systems import InProcess, LoadDriver, PlainLoop
 
 Phase = Literal["curve", "compare", "open", "soak"]
 PHASES: tuple[Phase, ...] = ("curve", "compare", "open", "soak")
-Record = dict[str, Any]
 
-MANY = 32  # callers, and the in-process batch, of comparisons and of the capacity
+MANY = 32  # number of callers of comparisons and of the capacity, and size of the in-process batch
 IN_FLIGHT, ONE_AT_A_TIME, PLAIN_LOOP = "in flight", "one at a time", "plain loop on Triton"
 BATCHED, SINGLE = f"in-process, batch {MANY}", "in-process, batch 1"
-_LEARNED_AT_ONCE = 20  # photos, between two signs of progress
+_LEARNED_AT_ONCE = 20  # photos between two updates of the progress bar
 _SOAK_BEAMS = {2: 0.05, 4: 0.05}
 _SOAK_CANCELLED = 0.02
 _SOAK_HURRIED = 0.02
-_SOAK_PARTS = 20  # of the requests, memory is read after each
+_SOAK_PARTS = 20  # of the soak; memory is read after each
 _TURN_LIMIT_SECONDS = 3600.0
 _COMPLAINT = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadSettings:
-    """How a load test is done; seconds where not said otherwise."""
+    """Settings of a load test.
+
+    Attributes:
+        repository: folder of the models.
+        rounds: number of rounds of all phases but the soak.
+        callers: numbers of callers of the curve.
+        warm_seconds: least time before each window.
+        turn_seconds: length of a window of the closed loop.
+        rates: arrivals of the open loop, as shares of the capacity.
+        open_seconds: length of a window of the open loop.
+        deadline_seconds: deadline of the open loop.
+        soak_requests: number of requests of the soak.
+        seed: of the arrivals and the mixture.
+    """
 
     repository: Path
     rounds: int = 3
     callers: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     warm_seconds: float = 1.0
     turn_seconds: float = 6.0
-    rates: tuple[float, ...] = (0.1, 0.3, 0.6, 0.8, 0.9, 1.0, 1.5, 2.0, 4.0)  # of the capacity
+    rates: tuple[float, ...] = (0.1, 0.3, 0.6, 0.8, 0.9, 1.0, 1.5, 2.0, 4.0)
     open_seconds: float = 8.0
     deadline_seconds: float = 2.0
     soak_requests: int = 30_000
@@ -67,7 +80,7 @@ class LoadSettings:
 
 @dataclass(frozen=True)
 class TurnCost:
-    """What a turn took, warming up and connecting included: CPU seconds by part, and executions by batch size."""
+    """The cost of a turn with connecting and warming up: CPU seconds by part, and executions by batch size."""
 
     wall_seconds: float
     cpu_seconds: dict[str, float]
@@ -75,10 +88,20 @@ class TurnCost:
 
 
 class LoadTest:
-    """A gateway, its driver and what it is compared with, all started; the phases are its methods.
+    """A running gateway, its driver and the systems it is compared with; the phases are methods. Use it in a `with`.
+
+    Args:
+        settings: of the test.
+        photos: image files.
+        compares: whether the phase "compare" will run.
+        progress: its description and position are updated.
+
+    Attributes:
+        oracle: how the captions of gateway and in-process models compare, each photo captioned alone.
 
     Raises:
-        RuntimeError, OwnProcessError: something does not start.
+        RuntimeError: the gateway does not start.
+        OwnProcessError: another system does not start.
     """
 
     def __init__(self, settings: LoadSettings, photos: Sequence[bytes], *, compares: bool, progress: tqdm[Any]):
@@ -106,7 +129,14 @@ class LoadTest:
         self._stack.close()
 
     def curve_and_compare(self, callers: Sequence[int]) -> tuple[list[Record], list[Record]]:
-        """Points of the closed loop by callers, and of what is compared (empty unless asked for), round by round."""
+        """Run the closed loop.
+
+        Args:
+            callers: numbers of callers of the curve.
+
+        Returns:
+            A record for each number of callers, and one for each compared system (none unless `compares`).
+        """
         settings = self._settings
         figures: dict[str, list[LoadFigures]] = defaultdict(list)
         costs: dict[str, list[TurnCost]] = defaultdict(list)
@@ -140,7 +170,7 @@ class LoadTest:
         return curve, [points[name] for name in (IN_FLIGHT, ONE_AT_A_TIME, PLAIN_LOOP, BATCHED, SINGLE)]
 
     def open(self, capacity: float) -> list[Record]:
-        """Points of Poisson arrivals at shares of the capacity (requests per second), in rounds."""
+        """Run the open loop; returns a record for each share of the capacity (requests per second)."""
         settings = self._settings
         figures: dict[float, list[LoadFigures]] = defaultdict(list)
         costs: dict[float, list[TurnCost]] = defaultdict(list)
@@ -166,7 +196,7 @@ class LoadTest:
         ]
 
     def soak(self) -> Record:
-        """Mixed requests, 32 callers; memory of each part of the server as it goes on."""
+        """Run mixed requests of `MANY` callers; the record has the memory of each part of the server over time."""
         settings = self._settings
         mixture = Mixture(
             beams=_SOAK_BEAMS,
@@ -193,31 +223,31 @@ class LoadTest:
         return {**_point("soak", figures, costs), "mixture": mixture_record, "resident_bytes": memory}
 
     def peak_memory(self) -> int:
-        """Bytes of the gateway and all processes below it."""
+        """Return the peak memory of the gateway and its descendants, in bytes."""
         return peak_bytes(self._gateway.pid)
 
     def complaints(self) -> list[str]:
-        """Lines of the gateway's log that are warnings or worse; of a traceback its last line."""
+        """Return the warnings and errors in the gateway's log, see `complaints_in`."""
         return complaints_in(self._gateway.log)
 
     def turns(self, phases: Sequence[Phase], callers: Sequence[int]) -> int:
-        """How many the progress bar has to show, learning left out."""
+        """Return the number of turns of these phases, for the progress bar."""
         rounds = self._settings.rounds
-        total = rounds * len(callers)
+        turns = rounds * len(callers)
         if self._compares:
-            total += rounds * (4 + (MANY not in callers))
+            turns += rounds * (4 + (MANY not in callers))
         if "open" in phases:
-            total += rounds * len(self._settings.rates)
-        return total + (_SOAK_PARTS if "soak" in phases else 0)
+            turns += rounds * len(self._settings.rates)
+        return turns + (_SOAK_PARTS if "soak" in phases else 0)
 
     def learn_beams(self) -> None:
-        """Also what beam search says of every photo, for the soak."""
+        """Learn the expected captions of beam search, which the soak needs."""
         with self._gateway.awake():
             for beams in _SOAK_BEAMS:
                 self._learn_from_gateway(beams)
 
     def _learn(self) -> Record:
-        """The captions that count as right: each photo asked alone. Returns how far our models in-process agree."""
+        """Learn the expected captions: those of the gateway, each photo alone. Returns the `oracle`."""
         self._greedy = self._learn_from_gateway(1)
         alone: list[str] = []
         for first in range(0, len(self._photos), _LEARNED_AT_ONCE):
@@ -259,14 +289,15 @@ class LoadTest:
         return {**cpu_seconds_by_part(self._gateway.pid), "driver": cpu_seconds(self._driver.pid)}
 
     def _batch_sizes(self) -> BatchSizes | None:
-        """None where it sleeps, too: nothing is executed then."""
+        """Return None while the gateway is paused: nothing is executed then."""
         return batch_sizes(self._gateway.address) if self._gateway.is_awake else None
 
 
 def _point(name: str, figures: Sequence[LoadFigures], costs: Sequence[TurnCost]) -> Record:
-    """The rounds of one turn as one record."""
+    """Combine the rounds of one turn into one record."""
     one = combined(figures)
-    batches = _all_batches([cost.batches for cost in costs])
+    counted = [cost.batches for cost in costs if cost.batches is not None]
+    batches = total(counted) if len(counted) == len(costs) else None
     return {
         "name": name,
         **dataclasses.asdict(one),
@@ -281,23 +312,8 @@ def _point(name: str, figures: Sequence[LoadFigures], costs: Sequence[TurnCost])
     }
 
 
-def _all_batches(rounds: Sequence[Mapping[int, Any] | None]) -> BatchSizes | None:
-    if any(one is None for one in rounds):
-        return None
-    total: BatchSizes = {}
-    for one in rounds:
-        for size, count in (one or {}).items():
-            before = total.get(size)
-            total[size] = (
-                count
-                if before is None
-                else type(count)(before.executions + count.executions, before.seconds + count.seconds)
-            )
-    return total
-
-
 def complaints_in(log: str) -> list[str]:
-    """What is a warning or worse, each traceback as its last line."""
+    """Return the lines of a log that are warnings or errors, and the last line of each traceback."""
     complaints, is_trace = [], False
     for line in log.splitlines():
         if line.startswith("Traceback"):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captions as one writes it down first: each request asks Triton for itself, token by token, its cache sent along.
+"""The plain way to caption with Triton: each request calls the models for each token and sends its cache along.
 
-No scheduler, no shared memory: Triton's dynamic batcher is all that puts requests together. What the gateway's own
-batching is compared with.
+There is no scheduler and no shared memory; only Triton's dynamic batcher joins requests. The load test compares the
+gateway's batching with it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,25 @@ async def plain_caption(
     options: DecodingOptions,
     deadline: Deadline,
 ) -> list[int]:
-    """Tokens of one photo's caption, uint8 [height, width, 3], without BOS and EOS.
+    """Caption one photo.
+
+    Args:
+        inference: the client of Triton.
+        contract: of the models.
+        pixels: uint8 [height, width, 3], RGB.
+        options: of the decoding.
+        deadline: of the whole caption.
+
+    Returns:
+        The tokens, without BOS and EOS.
 
     Raises:
-        InferenceError, OverloadedError, DeadlineError.
+        InferenceError: a model failed.
+        OverloadedError: Triton refused a call because it is full.
+        DeadlineError: the deadline has passed.
     """
     encoded = await inference.encode(pixels[None], deadline)
-    slot_pool = KvSlotPool(contract, slots=1, beams=options.num_beams)  # no region: it goes over gRPC
+    slot_pool = KvSlotPool(contract, slots=1, beams=options.num_beams)  # without shared memory: it is sent over gRPC
     assert encoded.hidden_states is not None
     await inference.prefill(encoded.hidden_states, slot_pool, [0], deadline)
     decoder = decoder_for(options, contract.bos_token_id, contract.eos_token_id)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of a load test as a picture: left by callers beside what it is compared with, right by offered load."""
+"""Plots the record of a load test: on the left the closed loop and its comparisons, on the right the open loop."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,12 @@ _OTHERS = {
 
 
 def plot_load(record: Mapping[str, Any], path: Path) -> None:
-    """Write a PNG; a phase that was not run leaves its half empty."""
+    """Write a PNG; the half of a phase that was not run stays empty.
+
+    Args:
+        record: as `benchmarks.load` writes it.
+        path: of the PNG file.
+    """
     figure, grid = pyplot.subplots(2, 2, figsize=(10, 6.4), layout="constrained", height_ratios=(1.25, 1))
     _closed(record.get("curve") or [], record.get("compare") or [], grid[0][0], grid[1][0])
     _open(record.get("open"), grid[0][1], grid[1][1])
@@ -40,7 +46,7 @@ def plot_load(record: Mapping[str, Any], path: Path) -> None:
 
 
 def _closed(curve: Sequence[Any], others: Sequence[Any], speed: Axes, latency: Axes) -> None:
-    speed.set(title="Callers who wait for their answer", ylabel="captions per second")
+    speed.set(title="Closed loop: callers wait for their answers", ylabel="captions per second")
     latency.set(xlabel="callers", ylabel="milliseconds")
     if curve:
         callers = [point["callers"] for point in curve]
@@ -51,7 +57,7 @@ def _closed(curve: Sequence[Any], others: Sequence[Any], speed: Axes, latency: A
                 f"{value:.0f}", (many, value), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8
             )
         for name, colour in (("p50", _OURS), ("p99", _TAIL)):
-            values = [point["latency"][name] if point["latency"] else None for point in curve]
+            values = [point["latency"][name] if point["latency"] else math.nan for point in curve]
             latency.plot(callers, values, "o-", color=colour, label=name)
         _milliseconds(latency)
         latency.legend(fontsize=8)
@@ -74,8 +80,8 @@ def _closed(curve: Sequence[Any], others: Sequence[Any], speed: Axes, latency: A
 
 
 def _open(run: Mapping[str, Any] | None, speed: Axes, latency: Axes) -> None:
-    speed.set(title="Arrivals that wait for nobody (Poisson)", ylabel="requests per second")
-    latency.set(xlabel="offered load, % of what 32 callers got", ylabel="milliseconds")
+    speed.set(title="Open loop: Poisson arrivals", ylabel="requests per second")
+    latency.set(xlabel=f"offered load, % of the throughput with {MANY} callers", ylabel="milliseconds")
     if run is None:
         return
     points = run["points"]
@@ -89,8 +95,8 @@ def _open(run: Mapping[str, Any] | None, speed: Axes, latency: Axes) -> None:
         ("refusals, p99", "shed_latency", "p99", _SHED),
         ("health, p99", "health_latency", "p99", "#74c476"),
     ):
-        values = [point[kind][percentile] if point[kind] else None for point in points]
-        if any(value is not None for value in values):
+        values = [point[kind][percentile] if point[kind] else math.nan for point in points]
+        if not all(map(math.isnan, values)):
             latency.plot(shares, values, "o-", color=colour, label=name)
     aim = MAX_P99_OF_UNLOADED_P50 * run["unloaded_p50_ms"]
     latency.plot(
@@ -108,7 +114,7 @@ def _open(run: Mapping[str, Any] | None, speed: Axes, latency: Axes) -> None:
 
 
 def _milliseconds(axes: Axes) -> None:
-    """A logarithmic axis in plain numbers."""
+    """Make the vertical axis logarithmic, with plain numbers."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -116,7 +122,7 @@ def _milliseconds(axes: Axes) -> None:
 
 
 def _labels(shares: Sequence[float]) -> list[str]:
-    """Of a logarithmic axis; those too near to the one before stay empty."""
+    """Return the labels of a logarithmic axis; a label too near to the one before is empty."""
     labels, last = [], 0.0
     for share in shares:
         is_apart = share > _MIN_APART * last

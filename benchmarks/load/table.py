@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of a load test as text: a table for each phase, then the aims."""
+"""Formats the record of a load test as text: a table for each phase, then the aims."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Column = tuple[str, Callable[[Point], str]]
 
 
 def load_table(record: Mapping[str, Any]) -> str:
-    """All of it, one paragraph each."""
+    """Return the text of a record that went through JSON."""
     parts = [_head(record)]
     if record.get("curve"):
         parts.append("Closed loop, greedy captions\n" + _table(record["curve"], _RATES + _SERVER))
     if record.get("compare"):
-        parts.append("Compared, the same photos in the same order\n" + _table(record["compare"], _RATES))
+        parts.append("Comparison with the same photos in the same order\n" + _table(record["compare"], _RATES))
     if "open" in record:
         run = record["open"]
         title = (
@@ -43,7 +43,7 @@ def load_table(record: Mapping[str, Any]) -> str:
         # The first 24 characters are the time.
         lines = Counter(line[24:] if line[:2] == "20" else line for line in record["complaints"])
         told = "\n".join(f"  {count} × {line[:160]}" for line, count in lines.most_common(10))
-        parts.append(f"Complaints in the gateway's log: {lines.total()}\n{told}")
+        parts.append(f"Warnings and errors in the gateway's log: {lines.total()}\n{told}")
     if record.get("aims"):
         parts.append(_aims(record["aims"]))
     return "\n\n".join(parts)
@@ -54,7 +54,7 @@ def _head(record: Mapping[str, Any]) -> str:
     differ = oracle["differ_from_in_process"]
     return (
         f"{record['commit']}, {record['machine']}, load {record['load_average']:.1f}, {record['measured']}\n"
-        f"{oracle['photos']} photos; asked alone, the gateway and our models in-process differ on {differ}"
+        f"{oracle['photos']} photos; captioned alone, gateway and in-process models differ for {differ}"
     )
 
 
@@ -70,7 +70,7 @@ def _cores(part: str) -> Callable[[Point], str]:
 
 
 def _failures(point: Point) -> str:
-    """Outcomes that are neither right nor refused, by name."""
+    """Count the outcomes that are neither right nor refused, by name."""
     told = [f"{count} {kind}" for kind, count in point["counts"].items() if count and kind not in ("ok", "shed")]
     if point["lost"]:
         told.append(f"{point['lost']} lost")
@@ -126,7 +126,7 @@ def _table(points: Sequence[Point], columns: Sequence[Column]) -> str:
 
 
 def _with_stages(record: Mapping[str, Any]) -> list[tuple[str, Point]]:
-    """The two ends of the curve."""
+    """Return the first and the last point of the curve."""
     curve = [point for point in record.get("curve", []) if point["stage_shares"]]
     return [(point["name"], point) for point in (curve if len(curve) < 3 else [curve[0], curve[-1]])]
 
@@ -136,7 +136,7 @@ def _with_batches(record: Mapping[str, Any]) -> list[tuple[str, Point]]:
 
 
 def _batches(point: Point) -> str:
-    """`32: 51 % (9.8 ms)` for each size, of executions and the mean time of one."""
+    """Return `32: 51% (9.8 ms)` for each size: its share of the executions, and the mean time of one."""
     total = sum(one["executions"] for one in point["batches"].values())
     return ", ".join(
         f"{size}: {one['executions'] / total:.0%} ({1000 * one['seconds'] / one['executions']:.1f} ms)"
@@ -149,8 +149,8 @@ def _soak(soak: Point) -> str:
     counts = ", ".join(f"{count} {kind}" for kind, count in soak["counts"].items() if count)
     lines = [
         f"Soak: {soak['sent']:,} requests, {soak['throughput']:.1f} right answers/s, {soak['lost']} lost, "
-        f"{soak['wrong_words']} wrong words",
-        f"  left in peace: {counts}; cancelled or hurried on purpose: {intended}",
+        f"{soak['wrong_words']} wrong captions",
+        f"  normal requests: {counts}; requests that were cancelled or had a short deadline: {intended}",
     ]
     if soak["latency"]:
         lines.append("  p50 {p50:,.0f} ms, p99 {p99:,.0f} ms, max {max:,.0f} ms".format(**soak["latency"]))

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The refinement's weights and thresholds by nDCG@10 on queries whose answers are known.
+"""Chooses the refinement's weights and semantic threshold by nDCG@10 on queries with known relevance.
 
-First the weights without filters. Their curves are flat around the best, so it is not the best by chance that is taken,
-but of those that cannot be told from it the one that divides most evenly: the one-standard-error rule (Breiman et al.,
-"Classification and Regression Trees", 1984) with the difference from the best of each query.
+The weights come first, without filters. Their curves are flat around the best value, so the choice follows the
+one-standard-error rule (Breiman et al., "Classification and Regression Trees", 1984): among the values that are within
+a standard error of the best, it takes the one nearest to a half. The standard error is that of the differences between
+queries' scores.
 
-Then the semantic threshold with these weights, the strictest that costs little for candidates found by words and looks
-and for those found by words alone: a filter never helps nDCG, which forgives what stands at the end, but it is what
-keeps wrong pictures out. The visual threshold is shown and not chosen: in a gallery so dense ten pictures of a close
-look are always found, so a strict one costs nothing here, and would leave nothing of what the web has. What it keeps:
-`visual_threshold`.
+The semantic threshold follows, with these weights: the strictest value that costs little nDCG, both for candidates
+found by words and looks and for those found by words alone. A filter cannot raise nDCG, which hardly counts the last
+results, but it keeps wrong pictures out. The visual threshold is shown but not chosen: this gallery always has ten
+pictures that look similar, so a strict threshold costs nothing here but would drop nearly everything found on the web.
+`visual_threshold` measures what it keeps.
 """
 
 from __future__ import annotations
@@ -28,29 +29,44 @@ from search_gateway.ranking.rerank import RefinementLimits
 WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))
 VISUAL_SCORES = (NO_FILTER, *(round(0.1 * step, 1) for step in range(10)))
 SEMANTIC_SCORES = tuple(round(0.1 * step, 1) for step in range(11))
-TOLERANCE = 0.005  # of nDCG@10: what keeping wrong pictures out may cost
+TOLERANCE = 0.005  # of nDCG@10: what the semantic threshold may cost
 
-BY_WORDS = "min_semantic_score, candidates by words alone"  # the name of its curve
+BY_WORDS = "min_semantic_score, candidates by words alone"  # name of a curve
 
-# All queries, reranked with these limits.
+# Reranks the candidates of all queries with these limits.
 RankAll = Callable[[RefinementLimits], list[Ranking]]
 
 
 @dataclass(frozen=True)
 class Point:
-    """What one value of a setting gives."""
+    """The scores with one value of a setting.
+
+    Attributes:
+        value: of the setting.
+        ndcg: nDCG@10, mean over queries.
+        precision: share of results with the query's articleType.
+        empty: share of queries without a result.
+        ndcgs: float64 [queries], nDCG@10 of each query.
+    """
 
     value: float
-    ndcg: float  # nDCG@10, mean over queries
-    precision: float  # of what was answered: share of results of the same articleType
-    empty: float  # share of queries without a result
-    ndcgs: npt.NDArray[np.float64] = field(compare=False, repr=False)  # of each query
+    ndcg: float
+    precision: float
+    empty: float
+    ndcgs: npt.NDArray[np.float64] = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Calibrated:
+    """The result of a calibration.
+
+    Attributes:
+        limits: the chosen ones.
+        curves: setting (and `BY_WORDS`) -> scores of its values, with the earlier settings as chosen.
+    """
+
     limits: RefinementLimits
-    curves: dict[str, list[Point]]  # setting (and BY_WORDS) -> what its values give, the settings before it as chosen
+    curves: dict[str, list[Point]]
 
 
 def calibrate(
@@ -61,10 +77,14 @@ def calibrate(
     *,
     progress: bool = True,
 ) -> Calibrated:
-    """Choose neighbour_weight, visual_weight and min_semantic_score, in this order; the rest of `start` stays.
+    """Choose neighbour_weight, visual_weight and min_semantic_score, in this order.
 
     Args:
-        rank_by_words: of candidates that were found by words alone, as a web search finds them.
+        rank_all: reranks candidates that were found by words and looks.
+        rank_by_words: reranks candidates that were found by words alone, as by a web search.
+        grades: of each query int64 [products].
+        start: limits whose other fields are kept.
+        progress: whether to show progress bars.
     """
     limits = replace(start, min_visual_score=NO_FILTER, min_semantic_score=0.0)
     curves: dict[str, list[Point]] = {}
@@ -80,7 +100,7 @@ def calibrate(
         chosen = most_even(curve_of(name, WEIGHTS, rank_all, name))
         limits = replace(limits, **{name: chosen.value})  # type: ignore[arg-type]
     curve_of("min_visual_score", VISUAL_SCORES, rank_all, "min_visual_score")
-    # One limit for both kinds of providers: the milder one.
+    # Both kinds of providers have the same limit: the lower one.
     name = "min_semantic_score"
     both = [curve_of(name, SEMANTIC_SCORES, rank_all, name), curve_of(name, SEMANTIC_SCORES, rank_by_words, BY_WORDS)]
     least = min(strictest(curve).value for curve in both)
@@ -89,12 +109,12 @@ def calibrate(
 
 
 def best(curve: Sequence[Point]) -> Point:
-    """The highest nDCG@10; of equals the first."""
+    """Return the point with the highest nDCG@10, the first of equals."""
     return max(curve, key=lambda point: point.ndcg)
 
 
 def most_even(curve: Sequence[Point]) -> Point:
-    """Of the values within a standard error of the best the one nearest to a half; of equals the first."""
+    """Return the point nearest to 0.5 of those within a standard error of the best; the first of equals."""
     highest = best(curve)
 
     def is_near(point: Point) -> bool:
@@ -105,13 +125,13 @@ def most_even(curve: Sequence[Point]) -> Point:
 
 
 def strictest(curve: Sequence[Point]) -> Point:
-    """The highest value whose nDCG@10 is the best but for TOLERANCE."""
+    """Return the highest value whose nDCG@10 is within `TOLERANCE` of the best."""
     least = best(curve).ndcg - TOLERANCE
     return max((point for point in curve if point.ndcg >= least), key=lambda point: point.value)
 
 
 def point_of(value: float, rankings: Sequence[Ranking], grades: Sequence[npt.NDArray[np.int64]]) -> Point:
-    """What answers to the same queries are worth; queries without anything relevant do not count for nDCG."""
+    """Score the rankings of all queries; queries without a relevant product do not count for nDCG."""
     shown = np.concatenate([every[ranking] > 0 for every, ranking in zip(grades, rankings, strict=True)])
     ndcgs = judge(rankings, grades)["nDCG@10"]
     ndcgs = ndcgs[~np.isnan(ndcgs)]

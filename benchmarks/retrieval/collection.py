@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The test collection: products -> queries, a gallery without their names, and graded relevance.
+"""The test collection: queries, a gallery without the queries' names, and graded relevance.
 
-The gallery is the training split: the catalogue of a shop is what its captioner would be trained on. The queries are
-of the validation split, photos the model never saw: half of its names to calibrate, the other half to evaluate.
-(Training photos would not do: their captions are right more often, and the words would be trusted too much.) All
-splits are by name (`prepare_data.split_share`), so nothing of a query's name is in its gallery.
+The gallery is the training split, because a shop would train its captioner on its own catalogue. The queries are of
+the validation split, which the model never saw: half of its names are for calibration, the other half for evaluation.
+(Captions of training photos are right more often, so a calibration with them would trust the words too much.) All
+splits are by name (`prepare_data.split_share`), so no product of the gallery has the name of a query.
 """
 
 from __future__ import annotations
@@ -22,20 +22,25 @@ Rows = npt.NDArray[np.int64]
 SAME_TYPE_AND_COLOUR = 2
 SAME_TYPE = 1
 
-_NO_COLOUR = frozenset({"", "NA"})  # not known: two of them share nothing
+_NO_COLOUR = frozenset({"", "NA"})  # the colour is not known: two such products do not share it
 
 
 @dataclass(frozen=True, eq=False)
 class RetrievalSet:
-    """Rows of a product set that ask, and rows that are searched.
+    """A product set with the rows that are queries and the rows that are searched.
+
+    Attributes:
+        data: the products.
+        query_rows: int64 [queries].
+        gallery_rows: int64 [products].
 
     Raises:
         ValueError: a name is on both sides.
     """
 
     data: ProductSet
-    query_rows: Rows  # int64 [queries]
-    gallery_rows: Rows  # int64 [products]
+    query_rows: Rows
+    gallery_rows: Rows
 
     def __post_init__(self) -> None:
         both = {_folded(one) for one in self.queries} & {_folded(one) for one in self.gallery}
@@ -44,14 +49,16 @@ class RetrievalSet:
 
     @cached_property
     def queries(self) -> list[Product]:
+        """The products of `query_rows`."""
         return [self.data.products[row] for row in self.query_rows.tolist()]
 
     @cached_property
     def gallery(self) -> list[Product]:
+        """The products of `gallery_rows`."""
         return [self.data.products[row] for row in self.gallery_rows.tolist()]
 
     def sample(self, count: int, seed: int) -> RetrievalSet:
-        """The same gallery asked by `count` of the queries, drawn without repetition; by all where there are fewer."""
+        """Draw `count` of the queries without repetition, or all if there are fewer; the gallery stays."""
         if count >= len(self.query_rows):
             return self
         drawn = np.random.default_rng(seed).choice(self.query_rows, count, replace=False)
@@ -59,12 +66,12 @@ class RetrievalSet:
 
 
 def evaluation_set(data: ProductSet) -> RetrievalSet:
-    """Queries: one half of the validation split's names; gallery: the training split."""
+    """Return one half of the validation split's names as queries, and the training split as gallery."""
     return _half(data, is_for_calibration=False)
 
 
 def calibration_set(data: ProductSet) -> RetrievalSet:
-    """Queries: the other half; gallery: the same."""
+    """Return the other half as queries, and the same gallery."""
     return _half(data, is_for_calibration=True)
 
 
@@ -72,23 +79,32 @@ def _half(data: ProductSet, *, is_for_calibration: bool) -> RetrievalSet:
     _, validation = data.split()
     held_back = {one.id for one in validation.products}
     is_held_back = np.array([one.id in held_back for one in data.products], bool)
-    # Even and odd are as good as drawn, and stay when products are added.
+    # Whether the share is even or odd is as good as random, and does not change when products are added.
     calibrates = np.array([split_share(one.listed_name or one.name) % 2 == 0 for one in data.products], bool)
     asks = is_held_back & (calibrates == is_for_calibration)
     return RetrievalSet(data, np.flatnonzero(asks), np.flatnonzero(~is_held_back))
 
 
 class Relevance:
-    """How relevant each product of a gallery is to a query's product."""
+    """The relevance of a gallery's products to queries.
+
+    Args:
+        gallery: n products.
+    """
 
     def __init__(self, gallery: list[Product]) -> None:
         self._types = np.array([one.article_type for one in gallery])
         self._colours = np.array([one.colour for one in gallery])
 
     def grades(self, query: Product) -> npt.NDArray[np.int64]:
-        """int64 [n]: 2 = same articleType and baseColour, 1 = same articleType, 0 = another one.
+        """Grade the gallery for a query.
 
-        "NA" is no colour: two products without one share nothing that could be seen.
+        Args:
+            query: its product.
+
+        Returns:
+            int64 [n]: 2 for the same articleType and baseColour, 1 for the same articleType, else 0. Two products
+            without a colour ("NA") do not share it.
         """
         same_type = self._types == query.article_type
         same_colour = (self._colours == query.colour) & (query.colour not in _NO_COLOUR)

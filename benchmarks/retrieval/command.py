@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does searching by words beat looking alone? `python -m benchmarks.retrieval --data FOLDER [--json] [--sheet FILE]`.
+"""Is search with words better than by looks alone? `python -m benchmarks.retrieval --data FOLDER [--sheet FILE]`.
 
-Photos the model never saw ask a catalogue of other products (`retrieval_set.py`); every way to search
-(`retrieval_systems.py`) answers the same questions in one run. `--calibrate` chooses the refinement's settings with
-as many other such photos and writes them beside the checkpoint; `export` takes them to the models, where the gateway
-reads them. With `--phone` the validation photos of phones ask instead, and every product of --data is in the gallery
-(`retrieval_phone.py`). What the models read is kept in --run, so that a second run is fast.
+Photos that the model never saw are the queries, and other products are the gallery (see `collection`). All systems (see
+`systems`) answer the same queries in one run. With --calibrate the command uses other such photos to choose the
+refinement's settings, and stores them beside the checkpoint; the export copies them to the models, where the gateway
+reads them. With --phone the queries are the validation photos of phones, and the gallery is all products (see `phone`).
+What the models say of photos is kept in --run, so that a second run is fast.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,13 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from benchmarks.common.provenance import provenance
+from benchmarks.common.report import add_output_options, make_parser, publish
 from benchmarks.retrieval.calibration import RankAll, calibrate
 from benchmarks.retrieval.collection import Relevance, RetrievalSet, calibration_set, evaluation_set
-from benchmarks.retrieval.gateway import AskedGateway, write_gallery
+from benchmarks.retrieval.gateway import AskedGateway, phone_photo, studio_photo, write_gallery
 from benchmarks.retrieval.metrics import DEPTH, Bootstrap, judge
 from benchmarks.retrieval.phone import SYSTEMS as PHONE_SYSTEMS
-from benchmarks.retrieval.phone import gateway_search, phone_record, phone_table
+from benchmarks.retrieval.phone import phone_record, phone_table
 from benchmarks.retrieval.photo_reader import Embeddings, PhotoReader
 from benchmarks.retrieval.plot import plot_calibration, plot_systems
 from benchmarks.retrieval.record import MAIN, by_type, slices, system_rows
@@ -52,43 +54,47 @@ from search_gateway.config import GatewayConfig
 from search_gateway.ranking.calibration import SETTINGS, RefinementCalibration, with_calibration
 from search_gateway.ranking.rerank import RefinementLimits
 from training.phone_photos import load_phone_photos
-from training.prepare_data import ProductSet, load_products
+from training.prepare_data import Product, ProductSet, load_products
 
-SHRINKAGE = 0.1  # of the whitening; never tuned
+SHRINKAGE = 0.1  # of the whitening; it was not tuned
 GATEWAY = "ours, through a gateway"
-_SHEET_ROWS = 6  # best and as many worst answers
+_SHEET_ROWS = 6  # best answers, and the same number of worst answers
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.retrieval", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Parse the command line."""
+    parser = make_parser("benchmarks.retrieval", __doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with images/ and styles.csv")
     parser.add_argument("--models", type=Path, default=Path("model_repository"))
-    parser.add_argument("--queries", type=int, help="a sample of so many (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample and of the bootstrap")
-    parser.add_argument("--threads", type=int, default=0, help="of ONNX Runtime; 0: one per core")
+    parser.add_argument("--queries", type=int, metavar="N", help="ask only a sample of N queries (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample and the bootstrap (default 0)")
+    parser.add_argument("--threads", type=int, default=0, help="threads of ONNX Runtime (default 0: one per core)")
     parser.add_argument(
-        "--run", type=Path, default=Path(".run/retrieval"), help="where embeddings and captions of photos are kept"
+        "--run", type=Path, default=Path(".run/retrieval"), help="folder where embeddings and captions are kept"
     )
-    # Evaluation
-    parser.add_argument("--beams", type=int, default=4, help="of the row with beam search")
-    parser.add_argument("--gateway", metavar="HOST:PORT", help="ask a gateway as well, whose catalogue is the gallery")
     parser.add_argument(
-        "--write-gallery", type=Path, metavar="FOLDER", help="only write the gallery for such a catalogue"
+        "--phone", type=Path, metavar="DIR", help="ask with phone photos (folder with images.csv) for all products"
     )
-    parser.add_argument("--json", action="store_true", help="print the record instead of the tables")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the record as JSON, too")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="write the systems as a picture")
-    parser.add_argument("--sheet", type=Path, metavar="FILE", help="write the best and the worst answers as a picture")
-    # Street to shop
-    parser.add_argument(
-        "--phone", type=Path, metavar="DIR", help="phone photos with images.csv ask all products of --data instead"
+    evaluation = parser.add_argument_group("evaluation")
+    evaluation.add_argument("--beams", type=int, default=4, help="beams of the system with beam search (default 4)")
+    evaluation.add_argument(
+        "--gateway", metavar="HOST:PORT", help="also ask a gateway whose catalogue is the gallery (see --write-gallery)"
     )
-    # Calibration
-    parser.add_argument("--calibrate", action="store_true", help="choose the refinement's settings instead")
-    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/fashion-small"), help="gets the settings")
-    parser.add_argument("--curves", type=Path, metavar="FILE", help="write the calibration's curves as a picture")
+    evaluation.add_argument(
+        "--write-gallery", type=Path, metavar="FOLDER", help="write photos and titles for such a catalogue, and stop"
+    )
+    add_output_options(evaluation)
+    evaluation.add_argument("--plot", type=Path, metavar="FILE", help="also write a plot of the systems")
+    evaluation.add_argument("--sheet", type=Path, metavar="FILE", help="also write a picture of best and worst answers")
+    calibration = parser.add_argument_group("calibration")
+    calibration.add_argument("--calibrate", action="store_true", help="choose the refinement's settings, and stop")
+    calibration.add_argument(
+        "--checkpoint",
+        type=Path,
+        default=Path("checkpoints/fashion-small"),
+        help="folder where the settings are stored (default %(default)s)",
+    )
+    calibration.add_argument("--curves", type=Path, metavar="FILE", help="also write a plot of the calibration")
     args = parser.parse_args()
     if args.phone is not None and (args.calibrate or args.plot or args.sheet):
         parser.error("--phone cannot be combined with --calibrate, --plot or --sheet")
@@ -96,67 +102,91 @@ def parse_args() -> argparse.Namespace:
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
-    """Everything that searching needs and that takes long to make."""
+class Gallery:
+    """The products that are searched.
 
-    chosen: RetrievalSet
-    queries: list[Query]
-    grades: list[npt.NDArray[np.int64]]  # of each query, [gallery]
-    gallery: Embeddings
+    Attributes:
+        ids: of the products.
+        embeddings: of their photos.
+        catalogue: file that has them.
+        fingerprint: of the models that made the embeddings.
+    """
+
+    ids: list[str]
+    embeddings: Embeddings
     catalogue: Path
     fingerprint: str
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What searching with products needs and takes long to make.
+
+    Attributes:
+        chosen: queries and gallery.
+        queries: the photos of the queries as the models read them.
+        grades: of each query int64 [products of the gallery].
+        gallery: the products that are searched.
+    """
+
+    chosen: RetrievalSet
+    queries: list[Query]
+    grades: list[npt.NDArray[np.int64]]
+    gallery: Gallery
+
+
 def prepare(
-    args: argparse.Namespace,
-    reader: PhotoReader,
-    make: Callable[[ProductSet], RetrievalSet],
-    count: int | None,
-    *,
-    num_beams: int = 1,
+    args: argparse.Namespace, reader: PhotoReader, make: Callable[[ProductSet], RetrievalSet], *, num_beams: int = 1
 ) -> Prepared:
-    """Read the set, let the models read its photos, and write the catalogue."""
-    contract = reader.contract
-    data = load_products(args.data, height=contract.image_height, width=contract.image_width, fit=contract.fit)
+    """Load the products, let the models read their photos, and write the catalogue.
+
+    Args:
+        args: of `parse_args`.
+        reader: the models.
+        make: chooses queries and gallery.
+        num_beams: beams of the queries' second caption; 1 leaves it out, because beams take four times as long.
+
+    Raises:
+        SystemExit: no product is a query.
+    """
+    data = load_products(args.data, **reader.contract.photo_shape)
     chosen = make(data)
     if not len(chosen.query_rows):
-        raise SystemExit(f"{args.data} has no validation photo to ask with: it takes more products than {len(data)}")
+        raise SystemExit(f"{args.data} has no validation photo for a query: it needs more than {len(data)} products")
+    # Captions are kept by the photos they are of: all are read, also where only a sample is asked.
     asking = data.subset(chosen.query_rows.tolist())
-    words = dict(zip(chosen.query_rows.tolist(), reader.words(asking), strict=True))
-    paper = dict(zip(chosen.query_rows.tolist(), reader.words(asking, rule=QueryRule.LAST_TWO_WORDS), strict=True))
-    # The calibration does not ask for them, and beams take four times as long.
-    beams = words
-    if num_beams > 1:
-        beams = dict(zip(chosen.query_rows.tolist(), reader.words(asking, num_beams=num_beams), strict=True))
-    if count is not None:
-        chosen = chosen.sample(count, args.seed)
+    words = reader.words(asking)
+    paper = reader.words(asking, rule=QueryRule.LAST_TWO_WORDS)
+    beams = reader.words(asking, num_beams=num_beams) if num_beams > 1 else words
+    place = {row: place for place, row in enumerate(chosen.query_rows.tolist())}
+    if args.queries is not None:
+        chosen = chosen.sample(args.queries, args.seed)
     embeddings = reader.embeddings(data)
-    gallery = Embeddings(embeddings.served[chosen.gallery_rows], embeddings.patch_mean[chosen.gallery_rows])
-    fingerprint = model_fingerprint(contract)
-    catalogue = _catalogue(args.run, [product.name for product in chosen.gallery], gallery, fingerprint)
-    relevance = Relevance(chosen.gallery)
+    searched = Embeddings(embeddings.served[chosen.gallery_rows], embeddings.patch_mean[chosen.gallery_rows])
     queries = [
         Query(
-            embeddings.served[row], embeddings.patch_mean[row], words[row], beams[row], paper[row], product.name,
-            product.id,
+            embeddings.served[row], embeddings.patch_mean[row], words[place[row]], beams[place[row]],
+            paper[place[row]], product.name, product.id,
         )
         for row, product in zip(chosen.query_rows.tolist(), chosen.queries, strict=True)
     ]  # fmt: skip
+    relevance = Relevance(chosen.gallery)
     grades = [relevance.grades(one) for one in chosen.queries]
-    return Prepared(chosen, queries, grades, gallery, catalogue, fingerprint)
+    return Prepared(chosen, queries, grades, _gallery(args.run, reader, chosen.gallery, searched))
 
 
-def _catalogue(folder: Path, titles: Sequence[str], gallery: Embeddings, fingerprint: str) -> Path:
-    """The catalogue file of a gallery, written where it is not there yet."""
-    digest = hashlib.sha256("\n".join([fingerprint, *titles]).encode() + gallery.served.tobytes())
+def _gallery(folder: Path, reader: PhotoReader, products: Sequence[Product], embeddings: Embeddings) -> Gallery:
+    """Write the catalogue of these products into the folder, unless it is there."""
+    fingerprint, titles = model_fingerprint(reader.contract), [product.name for product in products]
+    digest = hashlib.sha256("\n".join([fingerprint, *titles]).encode() + embeddings.served.tobytes())
     path = folder / f"catalogue-{digest.hexdigest()[:16]}.sqlite"
     if not path.exists():
-        write_catalogue(path, titles, gallery.served, fingerprint)
-    return path
+        write_catalogue(path, titles, embeddings.served, fingerprint)
+    return Gallery([product.id for product in products], embeddings, path, fingerprint)
 
 
 def limits_of(config: GatewayConfig) -> RefinementLimits:
-    """What the gateway would refine with, for a request that asks for nothing special."""
+    """Return the gateway's limits for a request without limits of its own."""
     return RefinementLimits(
         min_visual_score=config.min_visual_score,
         min_semantic_score=config.min_semantic_score,
@@ -166,29 +196,60 @@ def limits_of(config: GatewayConfig) -> RefinementLimits:
     )
 
 
-def evaluate(args: argparse.Namespace, reader: PhotoReader) -> None:
-    """Run every system on every query and report."""
-    ready = prepare(args, reader, evaluation_set, args.queries, num_beams=args.beams)
+def _settings(args: argparse.Namespace) -> Settings:
     config = with_calibration(GatewayConfig(model_repository=args.models))
-    settings = Settings(limits_of(config), config.max_candidates)
+    return Settings(limits_of(config), config.max_candidates)
+
+
+def _answers(
+    args: argparse.Namespace,
+    gallery: Gallery,
+    queries: Sequence[Query],
+    read_photo: Callable[[str], bytes],
+    names: Sequence[str] | None = None,
+) -> tuple[dict[str, list[Ranking]], dict[str, float]]:
+    """Let systems answer all queries.
+
+    Args:
+        args: of `parse_args`.
+        gallery: the products that are searched.
+        queries: what is asked.
+        read_photo: returns the image file of a query's `product_id`, for a gateway.
+        names: of the systems; None: all of them.
+
+    Returns:
+        System -> the answer to each query, and system -> mean milliseconds of a query.
+    """
+    settings = _settings(args)
     rankings: dict[str, list[Ranking]] = {}
     milliseconds: dict[str, float] = {}
+    served, patch_mean = gallery.embeddings.served, gallery.embeddings.patch_mean
     with ExitStack() as opened:
-        gallery = opened.enter_context(SearchedGallery(ready.catalogue, ready.fingerprint))
-        whitening = Whitening(ready.gallery.served, SHRINKAGE)
-        searches = systems(gallery, ready.gallery.patch_mean, whitening, ready.gallery.served, settings)
+        searched = opened.enter_context(SearchedGallery(gallery.catalogue, gallery.fingerprint))
+        every = systems(searched, patch_mean, Whitening(served, SHRINKAGE), served, settings)
+        searches = every if names is None else {name: every[name] for name in names}
         if args.gateway is not None:
-            ids = [product.id for product in ready.chosen.gallery]
-            asked_gateway = opened.enter_context(AskedGateway(args.gateway, args.data, ids))
-            searches[GATEWAY] = lambda query: asked_gateway.answer(query.product_id, settings.limits.max_results)
+            asked = opened.enter_context(AskedGateway(args.gateway, read_photo, gallery.ids))
+            searches[GATEWAY] = lambda query: asked.answer(query.product_id, settings.limits.max_results)
         for name, search in searches.items():
-            rankings[name], milliseconds[name] = _timed(name, search, ready.queries)
+            search(queries[0])  # warms up
+            began = time.perf_counter()
+            rankings[name] = [search(query) for query in tqdm(queries, desc=name, unit="query")]
+            milliseconds[name] = 1000 * (time.perf_counter() - began) / len(queries)
+    return rankings, milliseconds
+
+
+def evaluate(args: argparse.Namespace, reader: PhotoReader) -> None:
+    """Let every system answer every query, and report."""
+    ready = prepare(args, reader, evaluation_set, num_beams=args.beams)
+    rankings, milliseconds = _answers(args, ready.gallery, ready.queries, partial(studio_photo, args.data))
     every = {name: judge(found, ready.grades) for name, found in rankings.items()}
     scored = ~np.isnan(every[OURS][MAIN])
     places = np.flatnonzero(scored).tolist()
     scores = {name: {metric: values[scored] for metric, values in one.items()} for name, one in every.items()}
     asked = [ready.chosen.queries[place] for place in places]
     captions = [ready.queries[place].words.caption.text for place in places]
+    settings = _settings(args)
     record = {
         "queries": len(places),
         "queries without a relevant product": int((~scored).sum()),
@@ -204,74 +265,44 @@ def evaluate(args: argparse.Namespace, reader: PhotoReader) -> None:
         "types": by_type(scores, asked),
         **provenance(),
     }
-    text = json.dumps(record, indent=2)
-    if args.output is not None:
-        args.output.write_text(text + "\n", encoding="utf-8")
     if args.plot is not None:
         plot_systems(record, args.plot)
     if args.sheet is not None:
         _write_sheet(args.sheet, ready, rankings, every[OURS][MAIN] - every[VISUAL][MAIN])
-    print(text if args.json else table(record))
+    publish(record, table, args)
 
 
 def evaluate_phone(args: argparse.Namespace, reader: PhotoReader) -> None:
-    """Let phone photos ask the whole studio set and report."""
-    contract = reader.contract
-    size = {"height": contract.image_height, "width": contract.image_width}
-    phone = load_phone_photos(args.phone, **size, fit=contract.fit, validation=True)
+    """Let phone photos ask for all products, and report."""
+    shape = reader.contract.photo_shape
+    phone = load_phone_photos(args.phone, **shape, validation=True)
     if args.queries is not None and args.queries < len(phone):
         drawn = np.sort(np.random.default_rng(args.seed).choice(len(phone), args.queries, replace=False))
         phone = phone.subset(drawn.tolist())
-    data = load_products(args.data, **size, fit=contract.fit)
+    data = load_products(args.data, **shape)
     words, asking = reader.words(phone), reader.embeddings(phone)
     paper = reader.words(phone, rule=QueryRule.LAST_TWO_WORDS)
-    gallery = reader.embeddings(data)
-    fingerprint = model_fingerprint(contract)
-    catalogue = _catalogue(args.run, [product.name for product in data.products], gallery, fingerprint)
+    gallery = _gallery(args.run, reader, data.products, reader.embeddings(data))
     queries = [
         Query(asking.served[row], asking.patch_mean[row], words[row], words[row], paper[row], photo.label, photo.image)
         for row, photo in enumerate(phone.photos)
     ]
-    config = with_calibration(GatewayConfig(model_repository=args.models))
-    settings = Settings(limits_of(config), config.max_candidates)
-    rankings: dict[str, list[Ranking]] = {}
-    milliseconds: dict[str, float] = {}
-    with ExitStack() as opened:
-        searched = opened.enter_context(SearchedGallery(catalogue, fingerprint))
-        whitening = Whitening(gallery.served, SHRINKAGE)
-        every = systems(searched, gallery.patch_mean, whitening, gallery.served, settings)
-        searches = {name: every[name] for name in PHONE_SYSTEMS}
-        if args.gateway is not None:
-            ids = [product.id for product in data.products]
-            asked = opened.enter_context(AskedGateway(args.gateway, args.data, ids))
-            searches[GATEWAY] = gateway_search(asked.answer_photo, args.phone, settings.limits.max_results)
-        for name, search in searches.items():
-            rankings[name], milliseconds[name] = _timed(name, search, queries)
+    rankings, milliseconds = _answers(args, gallery, queries, partial(phone_photo, args.phone), PHONE_SYSTEMS)
+    settings = _settings(args)
     record = {
         **phone_record(rankings, phone.photos, data.products, milliseconds),
         "left_out": dict(phone.skipped),
         "settings": {**asdict(settings.limits), "max_candidates": settings.max_candidates},
         **provenance(),
     }
-    text = json.dumps(record, indent=2)
-    if args.output is not None:
-        args.output.write_text(text + "\n", encoding="utf-8")
-    print(text if args.json else phone_table(record))
-
-
-def _timed(name: str, search: Callable[[Query], Ranking], queries: Sequence[Query]) -> tuple[list[Ranking], float]:
-    """The answers to all queries, and the mean milliseconds of one."""
-    search(queries[0])  # what only a first search does is not timed
-    began = time.perf_counter()
-    found = [search(query) for query in tqdm(queries, desc=name, unit="query")]
-    return found, 1000 * (time.perf_counter() - began) / len(queries)
+    publish(record, phone_table, args)
 
 
 def calibrate_settings(args: argparse.Namespace, reader: PhotoReader) -> None:
-    """Choose the settings on one half of the validation photos and store them with the checkpoint."""
-    ready = prepare(args, reader, calibration_set, args.queries)
+    """Choose the settings on one half of the validation photos, and store them with the checkpoint."""
+    ready = prepare(args, reader, calibration_set)
     config = GatewayConfig(model_repository=args.models)
-    with SearchedGallery(ready.catalogue, ready.fingerprint) as gallery:
+    with SearchedGallery(ready.gallery.catalogue, ready.gallery.fingerprint) as gallery:
 
         def ranked_by(embeddings: Sequence[npt.NDArray[np.float32] | None]) -> RankAll:
             asked = zip(tqdm(ready.queries, desc="candidates", unit="query"), embeddings, strict=True)
@@ -318,7 +349,7 @@ def _write_sheet(
             query.name,
             f"caption: {query.words.caption.text}",
             f"nDCG@10 {gains[place]:+.2f}",
-            "above ours, below by looks",
+            "top: ours, bottom: visual only",
         ]
         answers = [
             [(pixels[gallery_rows[found]], int(ready.grades[place][found])) for found in rankings[name][place]]
@@ -329,11 +360,11 @@ def _write_sheet(
 
 
 def main() -> int:
+    """Run the command; returns its exit code."""
     args = parse_args()
     reader = PhotoReader(args.models, args.run, threads=args.threads)
     if args.write_gallery is not None:
-        contract = reader.contract
-        data = load_products(args.data, height=contract.image_height, width=contract.image_width, fit=contract.fit)
+        data = load_products(args.data, **reader.contract.photo_shape)
         gallery = evaluation_set(data).gallery if args.phone is None else data.products
         write_gallery(args.data, gallery, args.write_gallery)
         return 0

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A running gateway as one more system: photos go in as files, and what its catalogue answers becomes places.
-
-Its catalogue is built of what `write_gallery` writes.
-"""
+"""A running gateway as one more system, whose catalogue was built from the files of `write_gallery`."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 
@@ -22,7 +19,12 @@ PHOTOS, TITLES = "photos", "titles.csv"
 
 
 def write_gallery(data: Path, gallery: Sequence[Product], folder: Path) -> None:
-    """The gallery's photos and titles as `search_gateway catalog build` reads them: folder/photos, folder/titles.csv.
+    """Write photos/ and titles.csv, from which `search_gateway catalog build` builds a catalogue.
+
+    Args:
+        data: folder of the products.
+        gallery: the products to write.
+        folder: where they are written.
 
     Raises:
         OSError: a file cannot be read or written.
@@ -37,18 +39,29 @@ def write_gallery(data: Path, gallery: Sequence[Product], folder: Path) -> None:
             writer.writerow((PurePosixPath(name).name, product.name))
 
 
+def studio_photo(data: Path, product_id: str) -> bytes:
+    """Return the image file of a product."""
+    with open_files(data) as files:
+        return read_photo(files, product_id)[1]
+
+
+def phone_photo(folder: Path, image: str) -> bytes:
+    """Return the image file of a phone photo."""
+    return (folder / "images" / f"{image}.jpg").read_bytes()
+
+
 class AskedGateway:
-    """Use it in a `with`.
+    """A client of a gateway, for use in a `with`.
 
     Args:
         address: HOST:PORT.
-        data: the product set, for the photos that ask.
+        read_photo: returns the image file of a query's `product_id`.
         gallery: ids of the gallery's products, in its order.
     """
 
-    def __init__(self, address: str, data: Path, gallery: Iterable[str]) -> None:
+    def __init__(self, address: str, read_photo: Callable[[str], bytes], gallery: Iterable[str]) -> None:
         self._client = SearchClient(address)
-        self._data = data
+        self._read_photo = read_photo
         self._places = {product_id: place for place, product_id in enumerate(gallery)}
 
     def __enter__(self) -> AskedGateway:
@@ -60,25 +73,22 @@ class AskedGateway:
         self._client.close()
 
     def answer(self, product_id: str, max_results: int) -> Ranking:
-        """What the provider "catalog" answers to a product's photo.
+        """Search the gateway's catalogue with a query's photo.
+
+        Returns:
+            The results as places in the gallery, best first.
 
         Raises:
-            SearchClientError: the gateway refuses or cannot be reached.
-            ValueError: its catalogue has a photo that is none of the gallery's.
+            SearchClientError: the gateway gave no answer.
+            ValueError: the catalogue has a photo that is not in the gallery.
         """
-        with open_files(self._data) as files:
-            _, photo = read_photo(files, product_id)
-        return self.answer_photo(photo, max_results)
-
-    def answer_photo(self, photo: bytes, max_results: int) -> Ranking:
-        """What the provider "catalog" answers to any photo, an image file's bytes; errors as `answer`."""
-        found = self._client.search(photo, provider="catalog", max_results=max_results)
+        found = self._client.search(self._read_photo(product_id), provider="catalog", max_results=max_results)
         return [self._place(result.url) for result in found.results]
 
     def _place(self, url: str) -> int:
         place = self._places.get(PurePosixPath(url).stem)
         if place is None:
             raise ValueError(
-                f"the gateway's catalogue has {url!r}, which is no photo of the gallery: build it of those"
+                f"the gateway's catalogue has {url!r}, which is not in the gallery: build it from --write-gallery"
             )
         return place

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rankings and graded relevance -> precision, nDCG, reciprocal rank a query, and their intervals over queries.
+"""Precision, nDCG and reciprocal rank of each query, and their intervals over queries.
 
-The measures are ir-measures' (trec_eval's: gains are the grades, discount log2(rank + 1)).
+The measures are those of ir-measures, which are trec_eval's: the gain is the grade, the discount log2(rank + 1).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from ir_measures import RR, P, nDCG
 
-DEPTH = 10  # results that are looked at
+DEPTH = 10  # number of results that count
 
 Floats = npt.NDArray[np.float64]
 
-# "@2" asks for type and colour, without it for the type.
+# A result is relevant from grade 1 on (same articleType), for "colour" from grade 2 on (same baseColour, too).
 _MEASURES = {
     "nDCG@10": nDCG @ 10,
     "P@1": P @ 1,
@@ -35,7 +35,7 @@ METRICS = tuple(_MEASURES)
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over queries with the 95 % interval of its bootstrap."""
+    """A mean over queries with its 95 % bootstrap interval."""
 
     mean: float
     low: float
@@ -43,19 +43,20 @@ class Estimate:
 
 
 def judge(rankings: Sequence[Sequence[int]], grades: Sequence[npt.NDArray[np.int64]]) -> dict[str, Floats]:
-    """Each of METRICS for each query, float64 [n].
+    """Score the rankings of n queries.
 
     Args:
-        rankings: for each query places in the gallery, best first; what is behind the tenth does not count.
-        grades: for each query the grade of every place of the gallery, int64 [m].
+        rankings: for each query places in the gallery, best first; only the first ten count.
+        grades: for each query int64 [m], the grade of every place in the gallery.
 
-    A query without relevant products in the gallery scores NaN: leave it out.
+    Returns:
+        Name of `METRICS` -> float64 [n], NaN for a query without a relevant product in the gallery.
     """
     scores = {name: np.full(len(rankings), np.nan) for name in METRICS}
     relevant: dict[str, dict[str, int]] = {}
     run: dict[str, dict[str, float]] = {}
     for number, (ranking, every) in enumerate(zip(rankings, grades, strict=True)):
-        # All that trec_eval needs to know: the grades of what was found, and the ten best there are (for the ideal).
+        # trec_eval needs only the grades of the results, and the ten best grades for the ideal ranking.
         best = np.argsort(-every, kind="stable")[:DEPTH]
         if not every[best[:1]].any():
             continue
@@ -63,7 +64,7 @@ def judge(rankings: Sequence[Sequence[int]], grades: Sequence[npt.NDArray[np.int
         relevant[str(number)] = {str(place): int(every[place]) for place in known}
         run[str(number)] = {str(place): float(-rank) for rank, place in enumerate(ranking[:DEPTH])}
         for values in scores.values():
-            values[number] = 0.0  # the library says nothing about queries without an answer
+            values[number] = 0.0  # the library returns nothing for queries without a result
     names = {measure: name for name, measure in _MEASURES.items()}
     for metric in ir_measures.iter_calc(list(names), relevant, run):
         scores[names[metric.measure]][int(metric.query_id)] = metric.value
@@ -71,9 +72,14 @@ def judge(rankings: Sequence[Sequence[int]], grades: Sequence[npt.NDArray[np.int
 
 
 class Bootstrap:
-    """Means over resampled queries, the same ones for everything: so differences are paired.
+    """Intervals by the percentile bootstrap (Efron 1979) over queries.
 
-    Percentile bootstrap, Efron 1979.
+    All figures use the same resampled queries, so differences are paired.
+
+    Args:
+        num_queries: number of queries.
+        resamples: number of times that the queries are drawn with replacement.
+        seed: of the draws.
     """
 
     def __init__(self, num_queries: int, *, resamples: int = 2000, seed: int = 0) -> None:
@@ -82,6 +88,6 @@ class Bootstrap:
         self._weights = generator.multinomial(num_queries, even, size=resamples) / num_queries  # [resamples, queries]
 
     def estimate(self, values: Floats) -> Estimate:
-        """The mean of values [queries] and its interval."""
+        """Estimate the mean of values, float64 [queries]."""
         low, high = np.percentile(self._weights @ values, [2.5, 97.5])
         return Estimate(float(values.mean()), float(low), float(high))

@@ -1,30 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Street to shop: phone photos of people's own clothes ask a catalogue of studio photos.
+"""Street to shop: phone photos of people's own clothes are searched in a catalogue of studio photos.
 
-The queries are the photos of validation senders, the gallery is every product of the studio set. A result is right
-where its articleType is the garment of the photo's label or a near one (`Garment.accepts_type`); colour is not known.
-Intervals are over senders, since photos of one sender resemble each other.
+The queries are the photos of the validation senders, and the gallery is all studio products. A result is right if its
+articleType fits the garment of the photo's label (`Garment.accepts_type`); the colour is not known. Intervals are over
+senders, because photos of one sender resemble each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.common.report import markdown_table
 from benchmarks.retrieval.metrics import Floats, judge
-from benchmarks.retrieval.systems import OURS, VISUAL, Query, Ranking
-from benchmarks.retrieval.table import interval
+from benchmarks.retrieval.systems import OURS, VISUAL, Ranking
+from benchmarks.retrieval.table import interval, percent
 from training.phone_accuracy import SenderBootstrap
 from training.phone_photos import GARMENTS, PhonePhoto
 from training.prepare_data import Product
 
 WORDS = "two words"
-SYSTEMS = (VISUAL, WORDS, OURS)  # of those of `retrieval_systems.systems`
+SYSTEMS = (VISUAL, WORDS, OURS)  # of `systems.systems`
 METRICS = ("P@1", "P@5", "P@10", "nDCG@10")
 
 
@@ -32,12 +32,11 @@ def phone_grades(photos: Sequence[PhonePhoto], gallery: Sequence[Product]) -> li
     """Grade every product for every photo.
 
     Args:
-        photos: n that ask.
+        photos: the queries.
         gallery: m products.
 
     Returns:
-        Of each photo int64 [m]: 1 where the product is the garment or a near one, else 0. Photos of one label share
-        one array.
+        For each photo int64 [m], 1 for the garment or a similar one, else 0. Photos of one label share an array.
     """
     kinds = np.array([product.article_type for product in gallery])
     accepted = {
@@ -58,8 +57,8 @@ def phone_record(
 
     Args:
         rankings: system -> for each photo places in the gallery, best first.
-        photos: n that ask.
-        gallery: m products.
+        photos: the queries.
+        gallery: the products.
         milliseconds: system -> mean time of a query.
 
     Returns:
@@ -73,7 +72,7 @@ def phone_record(
     grades = phone_grades(photos, gallery)
     for photo, grade in zip(photos, grades, strict=True):
         if not grade.any():
-            raise ValueError(f"no product of the gallery is a {photo.label!r}: the set is too small to be asked")
+            raise ValueError(f"no product of the gallery is a {photo.label!r}: the gallery is too small")
     scores: dict[str, dict[str, Floats]] = {}
     for name, found in rankings.items():
         every = judge(found, grades)
@@ -109,44 +108,28 @@ def phone_record(
 
 
 def phone_table(record: Mapping[str, Any]) -> str:
-    """The record as Markdown tables."""
-    lines = [
-        f"{record['queries']:,} phone photos of {record['senders']} senders ask {record['gallery']:,} studio products; "
-        "right: an articleType that the label accepts; intervals over senders",
-        "",
-        "| system | " + " | ".join(METRICS) + " | empty | ms |",
-        "| --- |" + " ---: |" * (len(METRICS) + 2),
+    """Format a record as Markdown tables."""
+    rows = [
+        [name, *(interval(row[metric]) for metric in METRICS), percent(row["empty"]), f"{row['ms per query']:.1f}"]
+        for name, row in record["systems"].items()
     ]
-    for name, row in record["systems"].items():
-        cells = [interval(row[metric]) for metric in METRICS]
-        cells += [f"{row['empty']:.1%}".replace("%", " %"), f"{row['ms per query']:.1f}"]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     systems = list(record["systems"])
-    lines += [
-        "",
-        "| label | n | share of the gallery | " + " | ".join(f"{name}, P@1" for name in systems) + " |",
-        "| --- |" + " ---: |" * (len(systems) + 2),
+    labels = [
+        [
+            label,
+            str(row["queries"]),
+            percent(row["share of the gallery"]),
+            *(f"{row[name]['P@1']:.3f}" for name in systems),
+        ]
+        for label, row in record["labels"].items()
     ]
-    for label, row in record["labels"].items():
-        share = f"{row['share of the gallery']:.1%}".replace("%", " %")
-        cells = [str(row["queries"]), share, *(f"{row[name]['P@1']:.3f}" for name in systems)]
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def gateway_search(answer: Callable[[bytes, int], Ranking], folder: Path, count: int) -> Callable[[Query], Ranking]:
-    """A search through a gateway with the photos' own files.
-
-    Args:
-        answer: takes a photo's bytes and the number of results, returns places in the gallery.
-        folder: of the phone photos.
-        count: results of a search.
-
-    Returns:
-        A search by query, whose `product_id` is the photo's `image`.
-    """
-
-    def search(query: Query) -> Ranking:
-        return answer((folder / "images" / f"{query.product_id}.jpg").read_bytes(), count)
-
-    return search
+    return "\n".join(
+        [
+            f"{record['queries']:,} phone photos of {record['senders']} senders, {record['gallery']:,} products; "
+            "right: an articleType that the label accepts; intervals over senders",
+            "",
+            markdown_table(["system", *METRICS, "empty", "ms"], rows),
+            "",
+            markdown_table(["label", "n", "share of the gallery", *(f"{name}, P@1" for name in systems)], labels),
+        ]
+    )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the served models make of a product set's photos, kept in a file so that a second run need not read them again.
+"""Embeds and captions photos with the served models, and keeps the results in files for the next run.
 
-One process, ONNX Runtime, no Triton.
+It runs the models in this process with ONNX Runtime, without Triton.
 """
 
 from __future__ import annotations
@@ -41,19 +41,28 @@ Photos = ProductSet | PhonePhotoSet
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """Of n photos, rows of length 1."""
+    """Embeddings of n photos; all rows have length 1.
 
-    served: Floats  # [n, D], what the gateway compares
-    patch_mean: Floats  # [n, D], mean of the patches' hidden states
+    Attributes:
+        served: float32 [n, D], the embeddings that the gateway compares.
+        patch_mean: float32 [n, D], the means of the patches' hidden states.
+    """
+
+    served: Floats
+    patch_mean: Floats
 
 
 class PhotoReader:
-    """Embeds and captions photos, or remembers how it did.
+    """Embeds and captions photos, unless a file has the results.
 
     Args:
         repository: folder of the models, as `export.install_models` writes it.
-        folder: where what was read is kept; a file is named by the models and the photos it is of.
-        threads: of ONNX Runtime, 0 is one per core.
+        folder: for the files; the name of each has a digest of models and photos.
+        threads: of ONNX Runtime; 0: one per core.
+
+    Attributes:
+        contract: of the models.
+        rule: the models' default query rule.
 
     Raises:
         ContractError: the repository cannot be used.
@@ -72,7 +81,7 @@ class PhotoReader:
         self.rule = QueryRule.LIKELIEST_WORDS if self.contract.num_queries else QueryRule.LAST_TWO_WORDS
 
     def embeddings(self, data: Photos) -> Embeddings:
-        """Of all photos, in their order."""
+        """Return the embeddings of all photos, in their order."""
         path = self._folder / f"embeddings-{self._key(data)}.npz"
         if not path.exists():
             served, patch_mean = [], []
@@ -86,10 +95,12 @@ class PhotoReader:
             return Embeddings(stored["served"], stored["patch_mean"])
 
     def words(self, data: Photos, *, num_beams: int = 1, rule: QueryRule | None = None) -> list[PhotoWords]:
-        """Caption, query and query distribution of all photos, in their order.
+        """Return caption, query and query distribution of all photos, in their order.
 
         Args:
-            rule: None: the models' default one.
+            data: the photos.
+            num_beams: beams of the captions.
+            rule: of the queries; None is `self.rule`.
         """
         rule = rule or self.rule
         path = self._folder / f"words-{rule.value}-{num_beams}-{self._key(data)}.json"
@@ -122,9 +133,9 @@ def _batches(data: Photos, what: str) -> Iterator[npt.NDArray[np.uint8]]:
 
 @contextmanager
 def _new_file(path: Path) -> Iterator[Path]:
-    """A name to write to; it becomes `path` where nothing goes wrong.
+    """Yield a temporary name, which becomes `path` after the block.
 
-    A run that is interrupted must not leave half a file under the name of a whole one.
+    An interrupted run must not leave a part of a file under the name of a whole one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
@@ -135,7 +146,7 @@ def _new_file(path: Path) -> Iterator[Path]:
         scratch.unlink(missing_ok=True)
 
 
-_MAX_QUERIES = 100  # of a distribution that are kept
+_MAX_QUERIES = 100  # number of queries of a distribution that are kept
 
 
 def _record(words: PhotoWords) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Curves of a calibration, and the systems of a run with their intervals, as pictures."""
+"""Plots the curves of a calibration, and the systems of a run with their intervals."""
 
 from __future__ import annotations
 
@@ -20,19 +20,17 @@ _LABELS = {
     "visual_weight": "weight of the visual score",
     "min_visual_score": "least visual score",
     "min_semantic_score": "least semantic score",
-    BY_WORDS: "the same, found by words alone",
+    BY_WORDS: "least semantic score, found by words alone",
 }
 
 
 def plot_calibration(calibrated: Calibrated, path: Path) -> None:
-    """Write a PNG: nDCG@10, precision of what is shown and empty answers over each setting, and what was chosen."""
+    """Write a PNG: nDCG@10, precision and empty answers over the values of each setting, and the chosen values."""
     figure, grid = pyplot.subplots(1, len(calibrated.curves), figsize=(15, 3.2), layout="constrained", sharey=True)
     for axes, (name, curve) in zip(grid, calibrated.curves.items(), strict=True):
         values = [point.value for point in curve]
         axes.plot(values, [point.ndcg for point in curve], "o-", label="nDCG@10", color="#08519c")
-        axes.plot(
-            values, [point.precision for point in curve], "s-", label="same type, of what is shown", color="#fd8d3c"
-        )
+        axes.plot(values, [point.precision for point in curve], "s-", label="precision (same type)", color="#fd8d3c")
         axes.plot(values, [point.empty for point in curve], "^-", label="empty answers", color="#7f7f7f")
         axes.axvline(
             getattr(calibrated.limits, name.partition(",")[0]), color="#a63603", linestyle="--", label="chosen"
@@ -45,7 +43,7 @@ def plot_calibration(calibrated: Calibrated, path: Path) -> None:
 
 
 def plot_systems(record: Mapping[str, Any], path: Path) -> None:
-    """Write a PNG: nDCG@10 of each system with its 95 % interval, ours darkest, its variants darker."""
+    """Write a PNG: nDCG@10 of each system with its 95 % interval; ours is darkest, its variants less dark."""
     rows = [(name, row["nDCG@10"]) for name, row in record["systems"].items()][::-1]
     figure, axes = pyplot.subplots(figsize=(7.5, 0.36 * len(rows) + 0.9), layout="constrained")
     for place, (name, estimate) in enumerate(rows):

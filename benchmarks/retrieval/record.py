@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of all systems -> the record of a run: means, intervals, paired differences, slices."""
+"""Makes the record of a run from all scores: means, intervals, paired differences and slices."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.label_words import LabelWords
 from training.prepare_data import Product
 
 MAIN = "nDCG@10"
-MIN_SLICE = 20  # queries: below it a mean says nothing
+MIN_SLICE = 20  # queries; means over fewer are left out
 _COMMON, _RARE = 1000, 200  # products of an articleType in the gallery
 
 Scores = Mapping[str, Mapping[str, Floats]]  # system -> metric -> [queries]
@@ -26,7 +26,7 @@ Record = dict[str, object]
 def system_rows(
     scores: Scores, rankings: Mapping[str, Sequence[Ranking]], milliseconds: Mapping[str, float], bootstrap: Bootstrap
 ) -> dict[str, Record]:
-    """System -> its metrics with intervals, share of empty answers, ranking time, and how ours differs from it."""
+    """Return for each system its metrics with intervals, share of empty answers, time, and the difference of ours."""
     rows: dict[str, Record] = {}
     for name, metrics in scores.items():
         difference = bootstrap.estimate(scores[OURS][MAIN] - metrics[MAIN])
@@ -42,13 +42,13 @@ def system_rows(
 def slices(
     scores: Scores, queries: Sequence[Product], captions: Sequence[str], gallery: Sequence[Product]
 ) -> dict[str, Record]:
-    """Kind of query -> how many there are, and how ours and looking alone do on them."""
+    """Return for each kind of query their number, and the scores of ours and of the visual search."""
     found = {**by_frequency(queries, gallery), **by_words(queries, captions)}
     return {name: _compared(scores, chosen) for name, chosen in found.items() if chosen.any()}
 
 
 def by_type(scores: Scores, queries: Sequence[Product]) -> dict[str, Record]:
-    """articleType with enough queries -> the same; where looking alone wins comes first."""
+    """Return the same for each articleType with enough queries; ours is worst on the first."""
     types = np.array([one.article_type for one in queries])
     rows = {
         kind: _compared(scores, types == kind) for kind, count in Counter(types.tolist()).items() if count >= MIN_SLICE
@@ -57,7 +57,11 @@ def by_type(scores: Scores, queries: Sequence[Product]) -> dict[str, Record]:
 
 
 def by_frequency(queries: Sequence[Product], gallery: Sequence[Product]) -> dict[str, npt.NDArray[np.bool_]]:
-    """Queries [n] by how many products of their articleType there are to be found."""
+    """Group queries by the number of the gallery's products of their articleType.
+
+    Returns:
+        Kind of query -> bool [n].
+    """
     known = Counter(one.article_type for one in gallery)
     counts = np.array([known[one.article_type] for one in queries])
     return {
@@ -68,7 +72,11 @@ def by_frequency(queries: Sequence[Product], gallery: Sequence[Product]) -> dict
 
 
 def by_words(queries: Sequence[Product], captions: Sequence[str]) -> dict[str, npt.NDArray[np.bool_]]:
-    """Queries [n] by whether the caption's words name the product's type and colour (`label_words.json`)."""
+    """Group queries by whether the caption names the product's type and colour (`label_words.json`).
+
+    Returns:
+        Kind of query -> bool [n].
+    """
     words = LabelWords.load()
     types = np.array([words.type_of(text) == one.article_type for text, one in zip(captions, queries, strict=True)])
     colours = np.array([words.colour_of(text) == one.colour for text, one in zip(captions, queries, strict=True)])

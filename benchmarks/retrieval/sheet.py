@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The answers ours gained and lost most by, beside those of looking alone, as one picture.
+"""Draws the answers on which ours gains and loses most against the visual search.
 
-Rows are queries: the photo, what ours found (above) and what looking alone found (below); the frame is green where type
-and colour are the query's, yellow where the type is, red where neither is.
+Each row is a query: its photo, the results of ours (top) and those of the visual search (bottom). The frame of a result
+is green if type and colour are the query's, yellow if only the type is, and red otherwise.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-_SHOWN = 6  # results of each
+_SHOWN = 6  # number of results in a line
 _GAP = 4  # pixels
 _TEXT_WIDTH = 330  # pixels
 _FRAMES = {2: (40, 160, 60), 1: (230, 180, 20), 0: (200, 40, 40)}
@@ -23,19 +23,19 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def best_and_worst(differences: npt.NDArray[np.float64], each: int) -> list[int]:
-    """Places of the `each` highest values, best first, and of the `each` lowest, worst last; none twice, no NaN."""
+    """Return the places of the `each` highest values, best first, then of the `each` lowest; none twice, no NaN."""
     order = np.argsort(-differences, kind="stable")
     order = order[~np.isnan(differences[order])]
     return list(dict.fromkeys([*order[:each].tolist(), *order[-each:].tolist()]))
 
 
 def row_picture(photo: Pixels, lines: Sequence[str], answers: Sequence[Sequence[tuple[Pixels, int]]]) -> Image.Image:
-    """One query.
+    """Draw the row of one query.
 
     Args:
         photo: uint8 [height, width, 3], as all pictures.
-        lines: what stands beside it.
-        answers: of each system the pictures with their grades, best first.
+        lines: text beside the photo.
+        answers: for each system pictures with their grades, best first.
     """
     height, width, _ = photo.shape
     step = width + 2 * _GAP
@@ -53,10 +53,11 @@ def row_picture(photo: Pixels, lines: Sequence[str], answers: Sequence[Sequence[
 
 
 def write_sheet(rows: Sequence[Image.Image], path: Path) -> None:
-    """Rows below each other, with a line between them.
+    """Write rows below each other, with a line between them.
 
     Raises:
-        OSError, ValueError: the file cannot be written, or its name says no format.
+        OSError: the file cannot be written.
+        ValueError: the suffix of its name is not that of a picture.
     """
     gap = 3 * _GAP
     sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height + gap for row in rows)), "white")

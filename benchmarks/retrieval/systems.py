@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ways to search that are compared, each a function from a query to places in the gallery, best first.
+"""The compared systems, each a function from a query to places in the gallery, best first.
 
-Words, looks and refinement are the product's own: the catalogue file, its provider, `rerank`.
+Text search, visual search and refinement are the gateway's own: the catalogue, its provider and `rerank`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from search_gateway.ranking.word_agreement import Synonyms
 Floats = npt.NDArray[np.float32]
 Ranking = list[int]
 
-TIMEOUT_SECONDS = 60.0  # of one find: on a busy machine nothing may be lost to time
+TIMEOUT_SECONDS = 60.0  # of one search; a busy machine must not lose results
 NO_FILTER = -1.0  # cosine
 _BATCH = 2000  # products a transaction
 
@@ -41,21 +41,33 @@ OURS = "ours: words and looks"
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """A photo as the models read it, with its true name for the oracle."""
+    """A photo as the models read it.
 
-    embedding: Floats  # [D], length 1
-    patch_mean: Floats  # [D], length 1
-    words: PhotoWords  # greedy, the models' default rule
-    beams: PhotoWords  # by beam search
-    paper: PhotoWords  # greedy, the caption's last two words
+    Attributes:
+        embedding: float32 [D], length 1.
+        patch_mean: float32 [D], mean of the patches' hidden states, length 1.
+        words: of the greedy caption, by the models' default rule.
+        beams: of beam search, by the models' default rule.
+        paper: of the greedy caption, by its last two words.
+        name: the product's name, for the oracle.
+        product_id: id of the product, or name of the phone photo.
+    """
+
+    embedding: Floats
+    patch_mean: Floats
+    words: PhotoWords
+    beams: PhotoWords
+    paper: PhotoWords
     name: str
     product_id: str
 
 
 class Whitening:
-    """Embeddings with every direction of the gallery's spread made equal, then of length 1.
+    """PCA whitening of embeddings, with the variances shrunk towards their mean, because small ones are noise.
 
-    PCA whitening with the variances shrunk towards their mean, as small ones are noise.
+    Args:
+        gallery: float32 [n, D], from which directions and variances are computed.
+        shrinkage: 0 to 1.
     """
 
     def __init__(self, gallery: Floats, shrinkage: float) -> None:
@@ -65,13 +77,18 @@ class Whitening:
         self._matrix = (directions / np.sqrt(shrunk)).astype(np.float32)  # [D, D]
 
     def __call__(self, embeddings: Floats) -> Floats:
-        """[n, D] -> [n, D]."""
+        """Whiten embeddings, float32 [n, D]; the results have length 1."""
         whitened = (embeddings - self._mean) @ self._matrix
         return np.asarray(whitened / np.maximum(np.linalg.norm(whitened, axis=1, keepdims=True), 1e-12), np.float32)
 
 
 class SearchedGallery:
-    """A gallery as the product stores and searches it; use it in a `with`."""
+    """A gallery in a catalogue file, searched as the gateway does; for use in a `with`.
+
+    Args:
+        catalogue: the file.
+        fingerprint: of the models that made its embeddings.
+    """
 
     def __init__(self, catalogue: Path, fingerprint: str) -> None:
         self._loop = asyncio.new_event_loop()
@@ -90,22 +107,22 @@ class SearchedGallery:
         self._loop.close()
 
     def by_looks(self, embedding: Floats, count: int) -> Ranking:
-        """By cosine: the traditional way."""
+        """Return the `count` products with the highest cosine to an embedding."""
         return [place_of(one.row.path) for one in self._store.similar(embedding, count, TIMEOUT_SECONDS)]
 
     def by_words(self, words: str, count: int) -> Ranking:
-        """By BM25; among equals in the catalogue's own order."""
+        """Return the `count` products with the highest BM25 score for words."""
         return [place_of(row.path) for row in self._store.find(words_of(words), count, TIMEOUT_SECONDS)]
 
     def candidates(self, words: str, count: int, embedding: Floats | None) -> list[InspectedCandidate]:
-        """What the pipeline would rerank: found by words and, where an embedding is given, by looks."""
+        """Return what the pipeline would rerank, found by words and, if an embedding is given, by looks."""
         if not words:
-            return []  # as `pipeline.py`: nothing to search for
+            return []  # as in `pipeline.py`
         found = self._loop.run_until_complete(self._provider.find(words, count, TIMEOUT_SECONDS, embedding))
         return [InspectedCandidate(one, one.embedding, one.thumbnail) for one in found]
 
     def nearest_neighbours(self, embedding: Floats, count: int) -> list[Candidate]:
-        """Those of `count` candidates that come by looks."""
+        """Return the candidates that are found by looks, of `count` candidates."""
         return self._loop.run_until_complete(self._provider.find("", count, TIMEOUT_SECONDS, embedding))
 
     def reranked(
@@ -116,7 +133,7 @@ class SearchedGallery:
         seen: Sequence[InspectedCandidate],
         limits: RefinementLimits,
     ) -> Ranking:
-        """The places that `rerank` keeps."""
+        """Return the places of the candidates that `rerank` keeps."""
         reranked = rerank(query.embedding, words, hypotheses, seen, limits, self._synonyms)
         return [place_of(one.candidate.url) for one in reranked.kept]
 
@@ -127,7 +144,7 @@ class SearchedGallery:
         seen: Sequence[InspectedCandidate],
         limits: RefinementLimits,
     ) -> Ranking:
-        """What the pipeline makes of a photo's words and its candidates."""
+        """Rerank candidates as the pipeline does with a photo's words."""
         found = [one.candidate for one in seen]
         hypotheses = photo_hypotheses(
             said.caption, said.rule, query.embedding, found, limits.neighbour_weight, said.distribution
@@ -137,7 +154,7 @@ class SearchedGallery:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the gateway would be started with."""
+    """Settings of a gateway."""
 
     limits: RefinementLimits
     max_candidates: int
@@ -150,11 +167,14 @@ def systems(
     embeddings: Floats,
     settings: Settings,
 ) -> dict[str, Callable[[Query], Ranking]]:
-    """Name -> search.
+    """Return the search of each system by name.
 
     Args:
-        patch_mean: of the gallery, [n, D].
-        embeddings: of the gallery, [n, D].
+        gallery: the gallery.
+        patch_mean: of the gallery, float32 [n, D].
+        whitening: of the system "visual only, whitened".
+        embeddings: of the gallery, float32 [n, D].
+        settings: of the gateway.
     """
     limits, most, count = settings.limits, settings.max_candidates, settings.limits.max_results
     whitened = whitening(embeddings)
@@ -181,7 +201,7 @@ def systems(
         return gallery.reranked(query, words, QueryHypotheses.certain(words), seen, limits)
 
     def named_by_neighbours(query: Query) -> Ranking:
-        # As ours with the likeliest name in the place of the caption: what can be had without a captioner.
+        # As ours, with the likeliest name of the neighbours instead of the caption: it needs no captioner.
         names = neighbour_hypotheses(query.embedding, gallery.nearest_neighbours(query.embedding, most))
         if names is None:
             return []
@@ -210,20 +230,26 @@ def systems(
 
 
 def nearest(gallery: Floats, embedding: Floats, count: int) -> Ranking:
-    """Places of the rows [n, D] of the highest cosine with embedding [D], all of length 1."""
+    """Return the `count` rows of [n, D] with the highest cosine to an embedding [D]; all have length 1."""
     ranking: Ranking = np.argsort(-(gallery @ embedding), kind="stable")[:count].tolist()
     return ranking
 
 
 def write_catalogue(path: Path, titles: Sequence[str], embeddings: Floats, fingerprint: str) -> None:
-    """A catalogue file of a gallery, product i at the path "i"; without pictures, which ranking does not need.
+    """Write a catalogue file; product i has the path "i" and no thumbnail, which ranking does not need.
+
+    Args:
+        path: of the file.
+        titles: of n products.
+        embeddings: float32 [n, D].
+        fingerprint: of the models that made the embeddings.
 
     Raises:
-        CatalogError: it cannot be written.
+        CatalogError: the file cannot be written.
         OSError: its folder cannot be made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A run that is interrupted must not leave half a catalogue under the name of a whole one.
+    # An interrupted run must not leave a part of a catalogue under the name of a whole one.
     scratch = path.with_name(f"{path.name}.{os.getpid()}")
     stamp = PhotoStamp(size_bytes=0, mtime_ns=0, sha256="")
     with CatalogStore.open_for_writing(scratch, photos_folder=path.parent, model_fingerprint=fingerprint) as store:
@@ -245,5 +271,5 @@ def write_catalogue(path: Path, titles: Sequence[str], embeddings: Floats, finge
 
 
 def place_of(path: str) -> int:
-    """A product's place in the gallery."""
+    """Return the place in the gallery of a product's path."""
     return int(path)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hostile image files: `python -m benchmarks.robustness`."""
+"""Behaviour of the gateway with hostile image files: `python -m benchmarks.robustness`."""

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Good callers beside hostile pictures: `python -m benchmarks.robustness --data FOLDER [--bad-images FOLDER]`.
+"""How does a gateway bear hostile pictures? `python -m benchmarks.robustness --data FOLDER [--bad-images FOLDER]`.
 
-Starts a gateway with its own defaults. First every hostile picture (the bombs and odd files of hostile_photos.py,
-and those of --bad-images) is sent alone: which status it gets, and what it costs the gateway and its photo workers in
-processor time, a worker that has to be replaced included; captions, which Triton makes of whatever is a picture, are
-not counted. Then a closed loop of good callers is timed in alternating turns: alone, beside callers who send hostile
-pictures without a pause, and beside as many callers more with good photos, which is what any caller costs the others.
-Callers are in processes of their own, on the same machine.
+Starts a gateway with its default settings. First it sends each hostile picture (the bombs and odd files of
+`hostile_photos`, and the files of --bad-images) alone, and records its status and the CPU time of the gateway and its
+photo workers, including the replacement of a worker. Triton's time for captions does not count. Then it measures a
+closed loop of good callers in alternating turns: alone, beside callers that send hostile pictures without a pause, and
+beside the same number of additional good callers, whose cost is the baseline. The callers run in processes of their
+own on the same machine.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ import argparse
 import asyncio
 import contextlib
 import itertools
-import json
 import re
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
@@ -34,6 +33,7 @@ from benchmarks.common.own_process import OwnProcess
 from benchmarks.common.photo_files import read_photos
 from benchmarks.common.process_usage import cpu_seconds, cpu_seconds_of_ended_children, processes_with
 from benchmarks.common.provenance import provenance
+from benchmarks.common.report import Record, add_output_options, make_parser, publish
 from benchmarks.load.outcomes import Latency, LoadFigures
 from benchmarks.load.systems import LoadDriver
 from benchmarks.robustness.hostile_photos import BOMBS, odd_photos
@@ -46,46 +46,48 @@ MAX_P99_RATIO = 2.0
 ALONE, BESIDE_HOSTILE, BESIDE_GOOD = "alone", "beside hostile callers", "beside as many good ones"
 EXPECTED = ("OK", "INVALID_ARGUMENT")
 _TIMEOUT_SECONDS = 30.0
-_QUIET_SECONDS = 0.15  # in which nothing was computed: a worker is replaced in the background
-_MAX_EXPENSIVE = 8  # pictures that the record names
-Record = dict[str, Any]
+_QUIET_SECONDS = 0.15  # the replacement of a worker is over when no CPU time was used for this long
+_MAX_EXPENSIVE = 8  # number of pictures that the record names
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.robustness",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder of good photos, or with a folder images/")
-    parser.add_argument("--bad-images", type=Path, metavar="FOLDER", help="more hostile files, in folders of any depth")
-    parser.add_argument("--only", default="", metavar="REGEX", help="hostile files whose name has this")
+    """Parse the command line."""
+    parser = make_parser("benchmarks.robustness", __doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder of good photos, or one with a folder images/")
+    parser.add_argument("--bad-images", type=Path, metavar="FOLDER", help="more hostile files, also in its subfolders")
+    parser.add_argument("--only", default="", metavar="REGEX", help="use only hostile files whose names match")
     parser.add_argument("--model-repository", type=Path, default=Path("model_repository"))
-    parser.add_argument("--callers", type=int, default=4, help="good ones, default 4")
-    parser.add_argument("--attackers", type=int, default=2, help="hostile ones, default 2")
-    parser.add_argument("--rounds", type=int, default=3, help="of three turns, default 3")
-    parser.add_argument("--parts", default=",".join(PARTS), help="of one-by-one,turns; default both")
-    parser.add_argument("--turn-seconds", type=float, default=6.0, help="default 6")
-    parser.add_argument("--warm-seconds", type=float, default=1.0, help="before each turn, default 1")
-    parser.add_argument("--json", action="store_true", help="print the record instead of the table")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the record there")
+    parser.add_argument("--callers", type=int, default=4, help="number of good callers (default 4)")
+    parser.add_argument("--attackers", type=int, default=2, help="number of hostile callers (default 2)")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds of three turns (default 3)")
+    parser.add_argument("--parts", default=",".join(PARTS), help="some of %(default)s (default: both)")
+    parser.add_argument("--turn-seconds", type=float, default=6.0, help="length of a turn (default 6)")
+    parser.add_argument("--warm-seconds", type=float, default=1.0, help="least time before each turn (default 1)")
+    add_output_options(parser)
     args = parser.parse_args(argv)
     args.parts = [part for part in args.parts.split(",") if part]
     if not args.parts or not {*args.parts} <= {*PARTS}:
         parser.error(f"--parts is {','.join(args.parts)!r}: choose from {', '.join(PARTS)}")
     if min(args.callers, args.attackers, args.rounds) < 1:
-        parser.error("--callers, --attackers and --rounds begin at 1")
+        parser.error("--callers, --attackers and --rounds must be at least 1")
     try:
         re.compile(args.only)
     except re.error as error:
-        parser.error(f"--only is no regular expression: {error}")
+        parser.error(f"--only is not a regular expression: {error}")
     if args.turn_seconds <= 0 or args.warm_seconds < 0:
-        parser.error("--turn-seconds must be more than 0 and --warm-seconds not less")
+        parser.error("--turn-seconds must be above 0, --warm-seconds at least 0")
     return args
 
 
 def hostile_files(bad_images: Path | None, only: str = "") -> Iterator[tuple[str, bytes]]:
-    """Name and content of those whose name has the expression `only`. Bombs come between the others, spread evenly.
+    """Make or read the hostile files, the bombs spread evenly among the others.
+
+    Args:
+        bad_images: folder of more files; None: there are none.
+        only: regular expression that names must match.
+
+    Yields:
+        Name and bytes of each file.
 
     Raises:
         OSError: a file of the folder cannot be read.
@@ -106,27 +108,40 @@ def hostile_files(bad_images: Path | None, only: str = "") -> Iterator[tuple[str
 
 
 class Attacker:
-    """Callers who send hostile pictures; to live in a process of its own."""
+    """Callers that send hostile pictures; runs in a process of its own.
+
+    Args:
+        address: HOST:PORT of the gateway.
+        bad_images: see `hostile_files`.
+        only: see `hostile_files`.
+
+    Raises:
+        ValueError: no hostile file has such a name.
+    """
 
     def __init__(self, address: str, bad_images: Path | None, only: str = ""):
         self._address = address
         self._files = list(hostile_files(bad_images, only))
         if not self._files:
-            raise ValueError(f"no hostile file has {only!r} in its name")
+            raise ValueError(f"no hostile file has a name that matches {only!r}")
         kinds = [[data for name, data in self._files if (name in BOMBS) == is_bomb] for is_bomb in (True, False)]
         self._kinds = [files for files in kinds if files]
         self._next = itertools.count()
 
     def names(self) -> list[str]:
-        """Of all files."""
+        """Return the names of all files."""
         return [name for name, _ in self._files]
 
     def send(self, place: int) -> str:
-        """The status that one file gets."""
+        """Send one file, and return its gRPC status."""
         return asyncio.run(self._send_one(self._files[place][1]))
 
     def stream(self, attackers: int, seconds: float) -> dict[str, int]:
-        """How often each status came back. Every second file is a bomb, since bombs are few."""
+        """Send files without a pause for some seconds; every second file is a bomb, because bombs are few.
+
+        Returns:
+            gRPC status -> number of answers.
+        """
         return dict(asyncio.run(self._stream(attackers, time.monotonic() + seconds)))
 
     async def _send_one(self, data: bytes) -> str:
@@ -147,10 +162,10 @@ class Attacker:
         return statuses
 
     @contextlib.asynccontextmanager
-    async def _stub(self) -> Any:
+    async def _stub(self) -> AsyncIterator[search_pb2_grpc.SearchServiceStub]:
         options = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(self._address, options=options) as channel:
-            yield search_pb2_grpc.SearchServiceStub(channel)
+            yield search_pb2_grpc.SearchServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
 
 
 async def _status_of(stub: Any, data: bytes) -> str:
@@ -162,7 +177,7 @@ async def _status_of(stub: Any, data: bytes) -> str:
 
 
 def one_by_one(gateway: GatewayProcess, attacker: OwnProcess) -> Record:
-    """Status and processor time of every hostile file."""
+    """Send each hostile file alone; returns the statuses and CPU times."""
     names = attacker.ask("names")
     statuses: Counter[str] = Counter()
     costs: list[tuple[float, str, str]] = []
@@ -186,12 +201,12 @@ def one_by_one(gateway: GatewayProcess, attacker: OwnProcess) -> Record:
 
 
 def photo_worker_pids(pid: int) -> set[int]:
-    """Of a gateway."""
+    """Return the process ids of a gateway's photo workers."""
     return processes_with(pid, "imaging.worker_main")
 
 
 def photo_cpu_seconds(pid: int) -> float:
-    """What a gateway itself, its photo workers and those it has replaced have taken so far; to the hundredth."""
+    """Return the CPU seconds so far of a gateway itself, its photo workers and the workers that were replaced."""
     replaced = cpu_seconds_of_ended_children(pid)
     return replaced + cpu_seconds(pid) + sum(cpu_seconds(worker) for worker in photo_worker_pids(pid))
 
@@ -204,7 +219,7 @@ def _wait_until_quiet(pid: int) -> None:
 
 
 def in_turns(args: argparse.Namespace, driver: OwnProcess, attacker: OwnProcess) -> Record:
-    """Latency of the good callers in all three situations."""
+    """Measure the good callers in all three situations."""
     figures: dict[str, list[LoadFigures]] = defaultdict(list)
     statuses: Counter[str] = Counter()
     callers = {ALONE: args.callers, BESIDE_HOSTILE: args.callers, BESIDE_GOOD: args.callers + args.attackers}
@@ -212,7 +227,7 @@ def in_turns(args: argparse.Namespace, driver: OwnProcess, attacker: OwnProcess)
     with ThreadPoolExecutor(1) as background, tqdm(total=3 * args.rounds, unit="turn") as progress:
         for number in range(args.rounds):
             order = [ALONE, BESIDE_HOSTILE, BESIDE_GOOD]
-            # Each comes first, second and last equally often: the machine is not equally fast all the time.
+            # Each comes first, second and last equally often, because the speed of the machine changes over time.
             for name in order[number % 3 :] + order[: number % 3]:
                 progress.set_description_str(name)
                 attack = None
@@ -256,10 +271,15 @@ def _p99(rounds: Sequence[LoadFigures]) -> float:
 
 
 def measure(args: argparse.Namespace, photos: Sequence[bytes]) -> Record:
-    """The whole run.
+    """Run the benchmark.
+
+    Args:
+        args: of `parse_args`.
+        photos: good image files.
 
     Raises:
-        RuntimeError, OwnProcessError: something does not start, or no good caller is answered.
+        RuntimeError: the gateway does not start, or no good caller gets an answer.
+        OwnProcessError: a caller's process fails.
     """
     names = ("callers", "attackers", "only", "rounds", "turn_seconds", "warm_seconds")
     record: Record = {"settings": {name: getattr(args, name) for name in names}, **provenance()}
@@ -278,20 +298,20 @@ def measure(args: argparse.Namespace, photos: Sequence[bytes]) -> Record:
 
 
 def table(record: Record) -> str:
-    """The record for people."""
+    """Format a record as text."""
     lines = []
     if "one_by_one" in record:
         alone = record["one_by_one"]
         lines += [
             f"{alone['files']:,} hostile files, one by one: {_counts(alone['statuses'])}",
-            f"most processor time: {alone['most_cpu_seconds']:.2f} s (limit {MAX_CPU_SECONDS:g} s), of",
+            f"highest CPU time: {alone['most_cpu_seconds']:.2f} s (limit {MAX_CPU_SECONDS:g} s); most expensive:",
             *(f"  {one['cpu_seconds']:5.2f} s  {one['status']:<17} {one['name']}" for one in alone["most_expensive"]),
             "",
         ]
     if "turns" in record:
         settings = record["settings"]
         lines += [
-            f"{settings['callers']} good callers, {settings['attackers']} others; {settings['rounds']} rounds' medians",
+            f"{settings['callers']} good callers, {settings['attackers']} others; {settings['rounds']} rounds, medians",
             f"{'':<26}{'answers':>8}{'per second':>12}{'p50 ms':>9}{'p99 ms':>9}",
         ]
         for name, turn in record["turns"].items():
@@ -300,32 +320,30 @@ def table(record: Record) -> str:
                 + (f"  {_counts(turn['failures'])}" if turn["failures"] else "")
             )
         lines += [
-            f"p99 beside hostile callers: {record['p99_ratio']:.2f} times that alone (aim: {MAX_P99_RATIO:g})",
-            f"they got {_counts(record['hostile_statuses'])}",
+            f"p99 beside hostile callers ÷ p99 alone: {record['p99_ratio']:.2f} (aim: at most {MAX_P99_RATIO:g})",
+            f"statuses of the hostile callers: {_counts(record['hostile_statuses'])}",
         ]
     lines.append(f"{record['commit']}, {record['machine']}, load {record['load_average']:.1f}")
     return "\n".join(lines)
 
 
 def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items())) or "nothing"
+    return ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items())) or "none"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
     args = parse_args(argv)
     try:
         photos = read_photos(args.data, PHOTOS)
         if args.bad_images is not None and not args.bad_images.is_dir():
-            raise NotADirectoryError(f"{args.bad_images} is no folder")
+            raise NotADirectoryError(f"{args.bad_images} is not a folder")
     except OSError as error:
         print(f"benchmarks.robustness: {error}", file=sys.stderr)
         return 2
     record = measure(args, photos)
-    text = json.dumps(record, indent=2, ensure_ascii=False)
-    print(text if args.json else table(record))
-    if args.output is not None:
-        args.output.write_text(text + "\n", encoding="utf-8")
-    # Slowness beside others is a result; a wrong status or price is a defect.
+    publish(record, table, args)
+    # A slow gateway is a result; a wrong status or a too expensive picture is a defect.
     alone = record.get("one_by_one", {"unexpected": [], "most_cpu_seconds": 0.0})
     unexpected = [*alone["unexpected"], *({*record.get("hostile_statuses", {})} - {*EXPECTED})]
     return 1 if unexpected or alone["most_cpu_seconds"] > MAX_CPU_SECONDS else 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are made to cost a decoder time or memory, and unusual files that are legal."""
+"""Image files that cost a decoder much time or memory, and unusual files that are legal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from benchmarks.robustness.image_files import (
 
 
 def _flat_png(side: int, bits: int, colour_type: int, samples: int) -> bytes:
-    """A few kilobytes that become side x side pixels."""
+    """Make a file of a few kilobytes with side x side pixels."""
     row = b"\0" * (1 + side * samples * bits // 8)
     return png(side, side, bits, colour_type, row * side)
 
@@ -62,7 +62,7 @@ def _gif_of_extensions(count: int) -> bytes:
 
 
 def _jpeg_with_many_tags() -> bytes:
-    """Without a JFIF segment, so that Pillow looks for the resolution among the tags."""
+    """Make a JPEG without a JFIF segment, for which Pillow looks for the resolution among the tags."""
     jpeg = encoded(noise(8, 8), "JPEG")
     return with_many_tags(jpeg[:2] + jpeg[20:], 65_535)
 
@@ -118,7 +118,11 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 
 
 def odd_photos() -> Iterator[tuple[str, bytes]]:
-    """Legal in ways that decoders get wrong, and cut short at every twentieth."""
+    """Make files that are legal but that decoders often get wrong, and files that are cut at every twentieth.
+
+    Yields:
+        Name and bytes of each file.
+    """
     grey16 = Image.fromarray(np.linspace(0, 65535, 80 * 60).astype(np.uint16).reshape(80, 60))
     yield "16-bit grey", encoded(grey16, "PNG")
     rows = b"".join(b"\0" + row.tobytes() for row in noise(9, 8 * 6, 1))
@@ -148,7 +152,11 @@ def odd_photos() -> Iterator[tuple[str, bytes]]:
 
 
 def legal_25_megapixels() -> Iterator[tuple[str, bytes]]:
-    """What a camera or a designer may send: the largest photos that the default limits allow."""
+    """Make the largest photos of cameras and designers that the default limits allow.
+
+    Yields:
+        Name and bytes of each file.
+    """
     rows, columns = np.mgrid[0:5000, 0:5000]
     shades = [rows * 255 // 5000, columns * 255 // 5000, (rows + columns) % 256, 255 - columns * 200 // 5000]
     picture = Image.fromarray(np.stack(shades, axis=-1).astype(np.uint8))

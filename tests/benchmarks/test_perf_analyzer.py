@@ -95,4 +95,4 @@ def test_which_one_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_folder_without_photos_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--data", str(tmp_path)]) == 2
-    assert "holds no .jpg" in capsys.readouterr().err
+    assert "has no file that ends in .jpg" in capsys.readouterr().err

@@ -91,7 +91,7 @@ def test_demo_shows_something_for_a_photo_that_nothing_matches(run_folder: Path,
 def test_demo_of_a_missing_photo_says_so(run_folder: Path) -> None:
     answer = run("demo.run_demo", "--photo", "nowhere.jpg", "--run", str(run_folder))
     assert answer.returncode == 2
-    assert "there is no photo nowhere.jpg" in answer.stderr
+    assert "there is no file nowhere.jpg" in answer.stderr
 
 
 def test_demo_of_a_bad_photo_says_so(run_folder: Path, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_up_serves_the_same_words_twice_and_down_leaves_nothing(
         assert up.returncode == 0, up.stderr
         assert f"serving on {free_address}" in up.stdout
         again = run("demo.background", "up", "--address", free_address, "--run", str(run_folder))
-        assert "already serving" in again.stdout
+        assert "already serves" in again.stdout
         arguments = ["search", "demo/sample.jpg", "--json", "--address", free_address]
         first, second = (json.loads(run("client", *arguments).stdout) for _ in range(2))
         assert first["words"] == second["words"]

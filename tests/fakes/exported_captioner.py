@@ -44,7 +44,8 @@ def save_talkative_captioner(folder: Path) -> None:
     model, _ = load_captioner(folder)
     decoder = model.decoder.transformer
     with torch.no_grad():
-        model.encoder.embeddings.patch_embeddings.projection.weight.mul_(30)  # else the positions drown the photo
+        # Otherwise the position embeddings are much larger than the photo's.
+        model.get_parameter("encoder.embeddings.patch_embeddings.projection.weight").mul_(30)
         for block in decoder.h:
             block.crossattention.q_attn.weight.mul_(8)  # look at few patches, not at their mean
             block.crossattention.c_attn.weight.mul_(8)
@@ -77,8 +78,8 @@ def tiny_captioner(factory: pytest.TempPathFactory, precision: Precision) -> Onn
 
 def export_by_command(checkpoint: Path, folder: Path) -> str:
     """As a user does; what it printed is also in a file beside `folder`."""
-    command = [sys.executable, "-m", "export.to_onnx", "--checkpoint", checkpoint, "--output", folder, "--name", "tiny"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "export.to_onnx", "--checkpoint", str(checkpoint), "--output", str(folder)]
+    done = subprocess.run([*command, "--name", "tiny"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     folder.with_suffix(".txt").write_text(done.stdout, encoding="utf-8")
     return done.stdout

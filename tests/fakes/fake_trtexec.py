@@ -14,8 +14,10 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 BANNER = "&&&& {state} TensorRT.trtexec [TensorRT v110300] [b99] # {command}"
 
@@ -118,7 +120,7 @@ def _run(flags: dict[str, str], folder: Path, what: str, details: list[str]) -> 
         (folder / flags["--exportOutput"]).write_text(_written(outputs), encoding="utf-8")
 
 
-def _written(outputs: dict[str, np.ndarray]) -> str:
+def _written(outputs: dict[str, npt.NDArray[Any]]) -> str:
     """As sampleReporting.cpp does: floats with six digits."""
     tensors = [
         f'{{ "name" : "{name}"\n  , "dimensions" : "{"x".join(map(str, array.shape))}"\n'
@@ -128,7 +130,7 @@ def _written(outputs: dict[str, np.ndarray]) -> str:
     return "[\n  " + "\n, ".join(tensors) + "\n]\n"
 
 
-def _session(model: bytes):  # type: ignore[no-untyped-def]
+def _session(model: bytes) -> Any:
     import onnxruntime  # slow, and not needed for --help
 
     settings = onnxruntime.SessionOptions()

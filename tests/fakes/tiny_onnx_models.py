@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +61,7 @@ class _Graph:
         self.constants: list[onnx.TensorProto] = []
         self.rng = np.random.default_rng(len(spec.name))
 
-    def add(self, operator: str, *inputs: str, to: str | None = None, **attributes: object) -> str:
+    def add(self, operator: str, *inputs: str, to: str | None = None, **attributes: Any) -> str:
         output = to or f"{operator}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
         return output

@@ -80,7 +80,7 @@ equal: tokens (gRPC: words) that `generate` says, too, at the same place.
 | encoder | INT8 | 8 | 500.00 | 0.00 | 0.00 | – | – |
 
 Best of this machine in the same run: FP32 200 GFLOP/s (PyTorch), read 30.0 GB/s, copy 20.0 GB/s.
-Commit abc1234, 2026-01-01T00:00:00+00:00, a CPU, 2 cores, Python 3.11.7, load before 0.0; torch 2.13.0."""
+Commit abc1234, 2026-01-01T00:00:00+00:00, a CPU, 2 cores, Python 3.11.7, load before the run 0.0; torch 2.13.0."""
     )
 
 

@@ -52,7 +52,7 @@ def test_photos_are_spread_over_the_folder(tmp_path: Path) -> None:
 
 def test_folder_without_photos_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert load.main(["--data", str(tmp_path)]) == 2
-    assert "holds no .jpg" in capsys.readouterr().err
+    assert "has no file that ends in .jpg" in capsys.readouterr().err
 
 
 def test_complaints_are_one_line_each() -> None:

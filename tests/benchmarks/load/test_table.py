@@ -22,8 +22,8 @@ def test_table_has_all_parts() -> None:
     assert "capacity 120.0/s, unloaded p50 33 ms" in text
     assert "encode 10.0 ms (20%), decode 30.0 ms (60%), other 10.0 ms (20%)" in text
     assert "1: 75% (10.0 ms), 32: 25% (20.0 ms)" in text
-    assert "cancelled or hurried on purpose: 3 cancelled, 2 deadline" in text
-    assert "Complaints in the gateway's log: 2\n  2 × WARNING triton: slow" in text
+    assert "requests that were cancelled or had a short deadline: 3 cancelled, 2 deadline" in text
+    assert "Warnings and errors in the gateway's log: 2\n  2 × WARNING triton: slow" in text
     assert "reached  (120.0 ÷ 30.0 captions/s)" in text
     assert "MISSED" not in text
 

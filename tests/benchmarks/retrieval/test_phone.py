@@ -14,11 +14,8 @@ import pytest
 
 pytest.importorskip("ir_measures", reason="needs the development group")
 
-from benchmarks.retrieval.phone import SYSTEMS, gateway_search, phone_grades, phone_record, phone_table
-from benchmarks.retrieval.systems import OURS, VISUAL, Query
-from captioner.captions import Caption
-from captioner.photo_words import PhotoWords
-from captioner.query import QueryRule
+from benchmarks.retrieval.phone import SYSTEMS, phone_grades, phone_record, phone_table
+from benchmarks.retrieval.systems import OURS, VISUAL
 from drawings.draw_samples import training_samples
 from tests.conftest import ROOT
 from tests.fakes.phone_samples import phone_photo, write_phone_photos
@@ -57,22 +54,6 @@ def test_record_has_every_system_and_label() -> None:
 def test_label_without_one_product_is_refused() -> None:
     with pytest.raises(ValueError, match="no product of the gallery is a 'Dress'"):
         phone_record({VISUAL: [[0]], OURS: [[0]]}, [phone_photo("Dress")], GALLERY, {VISUAL: 1.0, OURS: 1.0})
-
-
-def test_gateway_gets_the_file_as_it_is(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a.jpg").write_bytes(b"bytes of a photo")
-    asked: list[tuple[bytes, int]] = []
-
-    def answer(photo: bytes, count: int) -> list[int]:
-        asked.append((photo, count))
-        return [3]
-
-    vector = np.zeros(2, np.float32)
-    words = PhotoWords(Caption("", (), 0.0, True, ()), "", QueryRule.LAST_TWO_WORDS)
-    search = gateway_search(answer, tmp_path, 10)
-    assert search(Query(vector, vector, words, words, words, "Hat", "a")) == [3]
-    assert asked == [(b"bytes of a photo", 10)]
 
 
 @pytest.mark.slow
