@@ -13,7 +13,7 @@ CLIENT_STUBS := client/captrieve_client/_generated
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down setup test unit load-test check format proto config-page
+.PHONY: help demo up down setup test unit load-test check format proto config-page results-page
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,8 @@ check: $(VENV)/.development ## ruff, mypy, import rules, and whether generated f
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/python -m search_gateway.settings_page | diff docs/configuration.md - || { echo 'docs/configuration.md is not current: run "make config-page"'; exit 1; }
+	@$(BIN)/python -m benchmarks.results_page | diff docs/results.md - || { echo 'docs/results.md is not current: run "make results-page"'; exit 1; }
+	@$(BIN)/python -m training.model_card --check
 	@$(MAKE) --no-print-directory proto
 	@git diff --exit-code --stat -- search_api $(CLIENT_STUBS) || { echo 'the stubs are not current: commit what "make proto" wrote'; exit 1; }
 
@@ -70,6 +72,9 @@ format: $(VENV)/.development ## write the code as ruff wants it
 
 config-page: $(VENV)/.development ## write docs/configuration.md from the settings class
 	@$(BIN)/python -m search_gateway.settings_page > docs/configuration.md
+
+results-page: $(VENV)/.development ## write docs/results.md from the records of the benchmarks
+	@$(BIN)/python -m benchmarks.results_page > docs/results.md
 
 proto: $(VENV)/.development ## write the stubs of server and client from search.proto
 	@$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. --grpc_python_out=. search_api/search.proto

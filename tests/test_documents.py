@@ -138,6 +138,13 @@ def test_configuration_page_is_current() -> None:
     assert text_of(ROOT / "docs" / "configuration.md") == settings_page(), "run `make config-page`"
 
 
+def test_results_page_is_made_from_the_records() -> None:
+    pytest.importorskip("torch", reason="needs the training extra (torch)")
+    from benchmarks.results_page import results_page
+
+    assert text_of(ROOT / "docs" / "results.md") == results_page(), "run `make results-page`"
+
+
 def test_page_has_every_setting_once_in_a_section() -> None:
     rows = [line.split("`")[1] for line in settings_page().splitlines() if line.startswith("| `")]
     assert rows == [variable_of(name) for name in GatewayConfig.model_fields]
