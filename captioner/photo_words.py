@@ -17,7 +17,7 @@ import numpy.typing as npt
 from captioner.caption_tokenizer import CaptionTokenizer
 from captioner.captions import MAX_WORD_ALTERNATIVES, Caption, Word, WordAlternative, caption_of
 from captioner.decoding import Hypothesis
-from captioner.query import QUERY_WORDS, QueryRule, caption_words, query_from_caption, words_of
+from captioner.query import QUERY_WORDS, Query, QueryRule, caption_words, words_of
 from captioner.query_distribution import CaptionHypothesis, QueryDistribution, photo_distribution
 from captioner.word_folding import fold
 
@@ -48,7 +48,7 @@ class PhotoWords:
     """
 
     caption: Caption
-    query: str
+    query: Query
     rule: QueryRule
     distribution: QueryDistribution | None = None
 
@@ -76,11 +76,11 @@ def photo_words(
         distribution = photo_distribution(query_classes, decoded.query_logprobs, hypotheses)
     if rule is not QueryRule.LIKELIEST_WORDS:
         caption = caption_of(decoded.hypotheses, tokenizer)
-        return PhotoWords(caption, query_from_caption(caption.text, rule), rule, distribution)
+        return PhotoWords(caption, Query.of_caption(caption.text, rule), rule, distribution)
     assert distribution is not None, "the rule was checked against the contract"
     query = distribution.likeliest()
     caption = ending_with(_best_caption(decoded.hypotheses, tokenizer, query), query, distribution)
-    return PhotoWords(caption, query, rule, distribution)
+    return PhotoWords(caption, Query.of(query), rule, distribution)
 
 
 def ending_with(caption: Caption, query: str, distribution: QueryDistribution) -> Caption:

@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Caption -> search query: the paper's last two words, and back. Pure text."""
+"""Caption -> search query: the paper's last two words, and back. Pure."""
 
 from __future__ import annotations
 
 import enum
 import re
 import unicodedata
+from dataclasses import dataclass, field
 
+from captioner.colours import Colour, Colours
 from captioner.word_folding import fold
 
 QUERY_WORDS = 2
 
 # A word keeps what is inside it (T-shirt, Levi's, 3/4) and loses what is around it ("Blue," or "(Shirt)").
 _EDGES = re.compile(r"^[^\w]+|[^\w]+$")
+
+# "T Shirt" is one word, of which "shirt" is no part: a T-shirt is no shirt.
+T_SHIRT = re.compile(r"(?<!\w)t(?:ee)?[-\s]+(?=shirt)", re.IGNORECASE)
 
 
 class QueryRule(enum.Enum):
@@ -39,6 +44,73 @@ def query_from_caption(caption: str, rule: QueryRule = QueryRule.LAST_TWO_WORDS)
     if rule is not QueryRule.FULL_CAPTION:
         words = words[-QUERY_WORDS:]
     return " ".join(words).lower()
+
+
+@dataclass(frozen=True)
+class Query:
+    """What to search for, read once. Two queries are equal when their texts are.
+
+    `key` tells when two queries are one question to an image search. It merges only what no search engine tells apart:
+    case, spaces, and the two ways in which Unicode writes an accent. Plurals, hyphens, the order of words and the
+    punctuation around them (`shirt -red`, `"polo neck"`) make another question.
+
+    Attributes:
+        text: as providers are asked and callers are told; "" where there is nothing to search for.
+        words: without the punctuation around them; the two words "T shirt" are the one word "t-shirt".
+        key: the text cut at its spaces, casefolded and composed (NFC).
+        colours: places in `words`.
+        product_type: place in `words` of the last word that is no colour and has no digit (a size, a year), else of the
+            last one that is no colour; None where all are colours.
+    """
+
+    text: str
+    words: tuple[str, ...] = field(compare=False)
+    key: tuple[str, ...] = field(compare=False)
+    colours: frozenset[int] = field(compare=False)
+    product_type: int | None = field(compare=False)
+
+    @classmethod
+    def of(cls, text: str, colours: Colours | None = None) -> Query:
+        """Read a text as a query.
+
+        Args:
+            colours: the words that are colours; None: those of `colours.json`.
+        """
+        words = tuple(words_of(T_SHIRT.sub("t-", text)))
+        kinds = (colours or Colours.builtin()).kinds(words)
+        coloured = frozenset(place for place, kind in enumerate(kinds) if kind is not Colour.NONE)
+        others = [place for place in range(len(words)) if place not in coloured]
+        plain = [place for place in others if not any(character.isdigit() for character in words[place])]
+        # Composed again: folding the case of a composed letter can take it apart.
+        folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+        return cls(text, words, tuple(folded.split()), coloured, next(reversed(plain or others), None))
+
+    @classmethod
+    def of_caption(cls, caption: str, rule: QueryRule = QueryRule.LAST_TWO_WORDS) -> Query:
+        """The query for a caption, see `query_from_caption`."""
+        return cls.of(query_from_caption(caption, rule))
+
+    def replaced(self, *, colour: str | None, product_type: str | None, colours: Colours | None = None) -> Query:
+        """The query in lower case with its colours, its product type or both replaced; None keeps what it has.
+
+        A query without a colour gets it in front; a query without a product type gets it at the end.
+        """
+        if colour is None and product_type is None:
+            return self
+        words = list(self.words)
+        if product_type is not None:
+            if self.product_type is None:
+                words.append(product_type)
+            else:
+                words[self.product_type] = product_type
+        if colour is not None:
+            places = sorted(self.colours)
+            words = [word for place, word in enumerate(words) if place not in places[1:]]
+            if places:
+                words[places[0]] = colour
+            else:
+                words.insert(0, colour)
+        return Query.of(" ".join(words).lower(), colours)
 
 
 def caption_words(query: str) -> list[str]:

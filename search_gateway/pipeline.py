@@ -19,7 +19,7 @@ from captioner.captions import Caption
 from captioner.decoding import DecodingOptions
 from captioner.model_contract import ModelContract
 from captioner.photo_words import PhotoWords, photo_words
-from captioner.query import QueryRule
+from captioner.query import Query, QueryRule
 from search_gateway.deadline import Deadline
 from search_gateway.errors import InvalidPhotoError, PhotoTooLargeError, SearchError
 from search_gateway.imaging.decoder_pool import DecoderPool
@@ -36,7 +36,7 @@ from search_gateway.ranking.rerank import (
     Verdict,
     rerank,
 )
-from search_gateway.ranking.word_agreement import Synonyms, with_words
+from search_gateway.ranking.word_agreement import Synonyms
 from search_gateway.stage_timer import StageTimer
 from search_gateway.thumbnails.fetcher import ThumbnailError, ThumbnailFetcher
 from search_gateway.triton.pool import TritonPool
@@ -51,7 +51,7 @@ _RESERVE_SECONDS = 0.5
 class SearchOptions:
     decoding: DecodingOptions
     query_rule: QueryRule
-    query_override: str | None  # search for these words, do not caption
+    query_override: Query | None  # search for these words, do not caption
     override_colour: str | None = None  # in the place of the query's own colour
     override_product_type: str | None = None  # replaces the query's own product type
     provider: str | None  # None: the chain
@@ -62,7 +62,7 @@ class SearchOptions:
 @dataclass(frozen=True)
 class CaptionAnswer:
     caption: Caption
-    query: str
+    query: Query
     timings_ms: dict[str, float]
     query_rule: QueryRule = QueryRule.LAST_TWO_WORDS  # what made the query
     no_product_probability: float = 0.0  # 0 where the model has no query head
@@ -71,7 +71,7 @@ class CaptionAnswer:
 @dataclass(frozen=True)
 class SearchAnswer:
     caption: Caption | None  # None where the query was given
-    query: str
+    query: Query
     hypotheses: QueryHypotheses  # most likely first
     found: ProviderResult
     reranked: RerankResult
@@ -82,7 +82,7 @@ class SearchAnswer:
     no_product_probability: float = 0.0  # 0 where the model has no query head, or the photo was not captioned
 
 
-SearchEvent = Caption | str | ScoredResult | SearchAnswer
+SearchEvent = Caption | Query | ScoredResult | SearchAnswer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,14 +176,14 @@ class Pipeline:
 
     async def _search(
         self,
-        query: str,
+        query: Query,
         options: SearchOptions,
         embedding: npt.NDArray[np.float32],
         watch: StageTimer,
         deadline: Deadline,
     ) -> tuple[ProviderResult, list[InspectedCandidate], list[Degradation]]:
         """Candidates and their thumbnails, of the first provider one of whose candidates could be looked at."""
-        if not query:
+        if not query.text:
             return ProviderResult("", []), [], []
         found: ProviderResult | None = None
         seen: list[InspectedCandidate] = []
@@ -207,7 +207,7 @@ class Pipeline:
     def _hypotheses(
         self,
         words: PhotoWords | None,
-        query: str,
+        query: Query,
         options: SearchOptions,
         embedding: npt.NDArray[np.float32],
         candidates: Sequence[Candidate],
@@ -219,12 +219,10 @@ class Pipeline:
         hypotheses = photo_hypotheses(words.caption, words.rule, embedding, candidates, weight, words.distribution)
         return hypotheses.changed(lambda one: self._overridden(one, options))
 
-    def _overridden(self, query: str, options: SearchOptions) -> str:
+    def _overridden(self, query: Query, options: SearchOptions) -> Query:
         """The query with the words that the caller wants instead of its own."""
-        if options.override_colour is None and options.override_product_type is None:
-            return query
-        return with_words(
-            query, self.synonyms.colours, colour=options.override_colour, product_type=options.override_product_type
+        return query.replaced(
+            colour=options.override_colour, product_type=options.override_product_type, colours=self.synonyms.colours
         )
 
     async def _see(

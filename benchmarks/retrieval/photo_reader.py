@@ -24,7 +24,7 @@ from captioner.captions import Caption, CaptionAlternative, Word, WordAlternativ
 from captioner.decoding import DecodingOptions
 from captioner.model_contract import ENCODER, PREFILL, STEP
 from captioner.photo_words import PhotoWords, photo_words
-from captioner.query import QueryRule
+from captioner.query import Query, QueryRule
 from captioner.query_classes import load_query_classes
 from captioner.query_distribution import QueryDistribution
 from export.onnx_captioner import OnnxCaptioner
@@ -153,7 +153,7 @@ def _record(words: PhotoWords) -> dict[str, Any]:
     said = words.distribution
     return {
         "caption": asdict(words.caption),
-        "query": words.query,
+        "query": words.query.text,
         "rule": words.rule.value,
         "no_product": words.no_product_probability,
         "queries": None if said is None else said.top(_MAX_QUERIES),
@@ -163,7 +163,7 @@ def _record(words: PhotoWords) -> dict[str, Any]:
 def _photo_words(record: dict[str, Any]) -> PhotoWords:
     queries = record["queries"]
     said = None if queries is None else QueryDistribution.of([("", record["no_product"]), *map(tuple, queries)])
-    return PhotoWords(_caption(record["caption"]), record["query"], QueryRule(record["rule"]), said)
+    return PhotoWords(_caption(record["caption"]), Query.of(record["query"]), QueryRule(record["rule"]), said)
 
 
 def _caption(record: dict[str, Any]) -> Caption:

@@ -18,7 +18,8 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from captioner.photo_words import PhotoWords
-from captioner.query import QueryRule, query_from_caption, words_of
+from captioner.query import Query as Words
+from captioner.query import QueryRule
 from search_gateway.catalog.store import CatalogEntry, CatalogProduct, CatalogStore, PhotoStamp
 from search_gateway.providers.base import Candidate
 from search_gateway.providers.catalog import CatalogProvider
@@ -110,25 +111,25 @@ class SearchedGallery:
         """Return the `count` products with the highest cosine to an embedding."""
         return [place_of(one.row.path) for one in self._store.similar(embedding, count, TIMEOUT_SECONDS)]
 
-    def by_words(self, words: str, count: int) -> Ranking:
+    def by_words(self, words: Words, count: int) -> Ranking:
         """Return the `count` products with the highest BM25 score for words."""
-        return [place_of(row.path) for row in self._store.find(words_of(words), count, TIMEOUT_SECONDS)]
+        return [place_of(row.path) for row in self._store.find(words.words, count, TIMEOUT_SECONDS)]
 
-    def candidates(self, words: str, count: int, embedding: Floats | None) -> list[InspectedCandidate]:
+    def candidates(self, words: Words, count: int, embedding: Floats | None) -> list[InspectedCandidate]:
         """Return what the pipeline would rerank, found by words and, if an embedding is given, by looks."""
-        if not words:
+        if not words.text:
             return []  # as in `pipeline.py`
         found = self._loop.run_until_complete(self._provider.find(words, count, TIMEOUT_SECONDS, embedding))
         return [InspectedCandidate(one, one.embedding, one.thumbnail) for one in found]
 
     def nearest_neighbours(self, embedding: Floats, count: int) -> list[Candidate]:
         """Return the candidates that are found by looks, of `count` candidates."""
-        return self._loop.run_until_complete(self._provider.find("", count, TIMEOUT_SECONDS, embedding))
+        return self._loop.run_until_complete(self._provider.find(Words.of(""), count, TIMEOUT_SECONDS, embedding))
 
     def reranked(
         self,
         query: Query,
-        words: str,
+        words: Words,
         hypotheses: QueryHypotheses,
         seen: Sequence[InspectedCandidate],
         limits: RefinementLimits,
@@ -194,9 +195,9 @@ def systems(
     def whole(query: Query) -> PhotoWords:
         caption = query.paper.caption
         rule = QueryRule.FULL_CAPTION
-        return PhotoWords(caption, query_from_caption(caption.text, rule), rule, query.paper.distribution)
+        return PhotoWords(caption, Words.of_caption(caption.text, rule), rule, query.paper.distribution)
 
-    def certain(query: Query, words: str) -> Ranking:
+    def certain(query: Query, words: Words) -> Ranking:
         seen = gallery.candidates(words, most, query.embedding)
         return gallery.reranked(query, words, QueryHypotheses.certain(words), seen, limits)
 
@@ -224,8 +225,8 @@ def systems(
         "neighbours' names, no captioner": named_by_neighbours,
         "full caption": lambda query: gallery.by_words(whole(query).query, count),
         "full caption, words and looks": lambda query: ours(query, whole(query)),
-        "oracle words": lambda query: gallery.by_words(query_from_caption(query.name), count),
-        "oracle words and looks": lambda query: certain(query, query_from_caption(query.name)),
+        "oracle words": lambda query: gallery.by_words(Words.of_caption(query.name), count),
+        "oracle words and looks": lambda query: certain(query, Words.of_caption(query.name)),
     }
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from captioner.decoding import DecodingOptions
 from captioner.model_contract import ModelContract
-from captioner.query import QueryRule, words_of
+from captioner.query import Query, QueryRule, words_of
 from search_api import search_pb2
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import BadRequestError
@@ -97,7 +97,7 @@ def search_options(request: search_pb2.SearchRequest, contract: ModelContract, c
     )
 
 
-def _query_override(request: search_pb2.SearchRequest) -> str | None:
+def _query_override(request: search_pb2.SearchRequest) -> Query | None:
     if not request.HasField("query_override"):
         return None
     words = " ".join(request.query_override.split())
@@ -105,7 +105,7 @@ def _query_override(request: search_pb2.SearchRequest) -> str | None:
         raise BadRequestError("query_override is empty: give words, or leave it unset to use the caption's")
     if len(words) > MAX_QUERY_CHARACTERS:
         raise BadRequestError(f"query_override has {len(words)} characters; the limit is {MAX_QUERY_CHARACTERS}")
-    return words
+    return Query.of(words)
 
 
 def _word_override(request: search_pb2.SearchRequest, name: Literal["colour", "thing"]) -> str | None:

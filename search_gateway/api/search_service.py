@@ -10,7 +10,7 @@ import grpc
 
 from captioner import captions
 from captioner.model_contract import ModelContract
-from captioner.query import QueryRule
+from captioner.query import Query, QueryRule
 from search_api import search_pb2, search_pb2_grpc
 from search_gateway.api.admission import Admission
 from search_gateway.api.request_validation import decoding_options, query_rule, search_options
@@ -53,8 +53,8 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
             match event:
                 case captions.Caption():
                     yield search_pb2.SearchEvent(caption=_caption_message(event))
-                case str():
-                    yield search_pb2.SearchEvent(query=event)
+                case Query():
+                    yield search_pb2.SearchEvent(query=event.text)
                 case ScoredResult():
                     yield search_pb2.SearchEvent(result=_result_message(event))
                 case SearchAnswer():
@@ -70,7 +70,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
 
     async def _events(
         self, request: search_pb2.SearchRequest, context: Context
-    ) -> AsyncIterator[captions.Caption | str | ScoredResult | SearchAnswer]:
+    ) -> AsyncIterator[captions.Caption | Query | ScoredResult | SearchAnswer]:
         with self._admission.admitted():
             options = search_options(request, self._contract, self._config)
             async for event in self._pipeline.search(request.photo, options, self._admission.deadline(context)):
@@ -88,7 +88,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
 def _caption_response(answer: CaptionAnswer, model: str) -> search_pb2.CaptionResponse:
     return search_pb2.CaptionResponse(
         caption=_caption_message(answer.caption),
-        query=answer.query,
+        query=answer.query.text,
         timings=_timings(answer.timings_ms),
         model=model,
         query_rule=_QUERY_RULES[answer.query_rule],
@@ -101,7 +101,7 @@ def _search_response(
 ) -> search_pb2.SearchResponse:
     reranked = answer.reranked
     response = search_pb2.SearchResponse(
-        query=answer.query,
+        query=answer.query.text,
         provider=answer.found.provider,
         results=_results(reranked.kept if with_results else ()),
         counts=_counts(answer),
@@ -111,7 +111,8 @@ def _search_response(
         dropped=_results(reranked.dropped if explain else ()),
         model=model,
         readings=[
-            search_pb2.Reading(query=one.query, probability=one.probability) for one in answer.hypotheses.hypotheses
+            search_pb2.Reading(query=one.query.text, probability=one.probability)
+            for one in answer.hypotheses.hypotheses
         ],
         query_rule=_QUERY_RULES[answer.query_rule],
         no_product_probability=answer.no_product_probability,

@@ -66,7 +66,7 @@ class CaptionModel:
         return Inference(
             columns={
                 "CAPTION": [answer.caption.text for answer in answers],
-                "QUERY": [answer.query for answer in answers],
+                "QUERY": [answer.query.text for answer in answers],
                 "LOG_PROBABILITY": [answer.caption.log_probability for answer in answers],
             },
             stages_ms=max((answer.timings_ms for answer in answers), key=lambda stages: stages["total"]),
@@ -106,7 +106,7 @@ def _search_columns(answer: SearchAnswer) -> Columns:
     kept = answer.reranked.kept
     return {
         "CAPTION": ["" if answer.caption is None else answer.caption.text],
-        "QUERY": [answer.query],
+        "QUERY": [answer.query.text],
         "PROVIDER": [answer.found.provider],
         "EMPTY_REASON": [answer.empty_reason],
         "TITLE": [result.candidate.title for result in kept],

@@ -10,6 +10,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from captioner.query import Query
+
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
@@ -51,7 +53,7 @@ class Provider(Protocol):
 
     async def find(
         self,
-        query: str,
+        query: Query,
         max_candidates: int,
         timeout_seconds: float,
         embedding: npt.NDArray[np.float32] | None = None,

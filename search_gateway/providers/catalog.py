@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from captioner.query import words_of
+from captioner.query import Query
 from search_gateway.catalog.store import (
     CatalogError,
     CatalogRow,
@@ -58,7 +58,7 @@ class CatalogProvider:
 
     async def find(
         self,
-        query: str,
+        query: Query,
         max_candidates: int,
         timeout_seconds: float,
         embedding: npt.NDArray[np.float32] | None = None,
@@ -79,7 +79,7 @@ class CatalogProvider:
 
         def search() -> list[Candidate]:
             # The time spent waiting for the thread counts; loop.time() may be read from any thread.
-            rows = self._store.find(words_of(query), max_candidates, deadline - loop.time())
+            rows = self._store.find(query.words, max_candidates, deadline - loop.time())
             if embedding is None:
                 return [_candidate(row) for row in rows]
             count = math.ceil(NEIGHBOUR_SHARE * max_candidates)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from captioner.query import Query
 from search_gateway.deadline import Deadline
 from search_gateway.errors import BadRequestError, ProviderError, ProviderNotAskedError
 from search_gateway.providers.base import Candidate, Provider, StaleCandidates
@@ -54,7 +55,7 @@ class ProviderChain:
 
     async def find(
         self,
-        query: str,
+        query: Query,
         name: str | None,
         max_candidates: int,
         deadline: Deadline,

@@ -34,9 +34,9 @@ import primp
 from ddgs import DDGS
 from ddgs.exceptions import DDGSException, TimeoutException
 
+from captioner.query import Query
 from search_gateway.errors import ConfigError, ProviderError, ProviderNotAskedError, ProviderTimeoutError
 from search_gateway.providers.base import Candidate
-from search_gateway.providers.query_key import query_words
 
 MAX_THREADS = 4
 
@@ -110,7 +110,7 @@ class DuckDuckGoProvider:
 
     async def find(
         self,
-        query: str,
+        query: Query,
         max_candidates: int,
         timeout_seconds: float,
         embedding: npt.NDArray[np.float32] | None = None,
@@ -122,7 +122,7 @@ class DuckDuckGoProvider:
             ProviderNotAskedError: there is no thread for this search, or the gateway is stopping.
             ProviderError: DuckDuckGo cannot be reached, its answer cannot be read, or it gave none.
         """
-        if not query.strip() or max_candidates < 1:
+        if not query.key or max_candidates < 1:
             return []
         if timeout_seconds <= 0:
             raise ProviderTimeoutError("no time is left to ask DuckDuckGo")
@@ -138,7 +138,7 @@ class DuckDuckGoProvider:
         self._closed = True
         self._threads.shutdown(wait=False)
 
-    def _start(self, query: str, timeout_seconds: float) -> Future[object]:
+    def _start(self, query: Query, timeout_seconds: float) -> Future[object]:
         if self._closed:
             raise ProviderNotAskedError("the gateway is stopping and asks DuckDuckGo no more")
         self._jobs = [job for job in self._jobs if not job.done()]
@@ -153,7 +153,7 @@ class DuckDuckGoProvider:
         self._jobs.append(job)
         return job
 
-    def _ask(self, query: str, request_timeout_seconds: int) -> object:
+    def _ask(self, query: Query, request_timeout_seconds: int) -> object:
         """Ask DuckDuckGo; runs in a thread.
 
         Raises:
@@ -165,7 +165,7 @@ class DuckDuckGoProvider:
             client = DDGS(proxy=self._proxy, timeout=request_timeout_seconds, verify=self._verify)
             # All rows of the answer, which has one page: some will be dropped.
             return client.images(
-                query,
+                query.text,
                 region=self._region,
                 safesearch=self._safesearch,
                 backend="duckduckgo",
@@ -177,14 +177,14 @@ class DuckDuckGoProvider:
             # and a panic in its HTTP client, which is Rust, is no Exception: it would end the loop.
             raise _translated(error, request_timeout_seconds) from error
 
-    def _filters(self, query: str) -> dict[str, str]:
+    def _filters(self, query: Query) -> dict[str, str]:
         colour = colour_filter_for(query) if self._colour_filter else None
         return {} if colour is None else {"color": colour}
 
 
-def colour_filter_for(query: str) -> str | None:
+def colour_filter_for(query: Query) -> str | None:
     """DuckDuckGo's name of the one colour that a query names; None where it names none, or several."""
-    colours = {COLOUR_FILTERS[word] for word in query_words(query) if word in COLOUR_FILTERS}
+    colours = {COLOUR_FILTERS[word] for word in query.key if word in COLOUR_FILTERS}
     return colours.pop() if len(colours) == 1 else None
 
 

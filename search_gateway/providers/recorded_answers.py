@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from captioner.query import Query
 from search_gateway.providers.base import Candidate
-from search_gateway.providers.query_key import query_words
 
 MAX_FILE_BYTES = 256 * 2**20
 
@@ -112,7 +112,7 @@ def answer_of(line: bytes) -> tuple[tuple[str, ...], tuple[Candidate, ...]]:
         raise RecordingError(f"`words` must be a list of 1 to {_MAX_WORDS} texts")
     if not isinstance(rows, list) or len(rows) > _MAX_CANDIDATES:
         raise RecordingError(f"`candidates` must be a list of at most {_MAX_CANDIDATES}")
-    key = query_words(" ".join(words))
+    key = Query.of(" ".join(words)).key
     if not key:
         raise RecordingError("`words` has no word")
     return key, tuple(_candidate(row) for row in rows)

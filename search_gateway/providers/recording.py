@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from captioner.query import Query
 from search_gateway.providers.base import Candidate, Provider
-from search_gateway.providers.query_key import query_words
 from search_gateway.providers.recorded_answers import MAX_FILE_BYTES, RecordingError, append_line, line_of
 from search_gateway.thumbnails.fetcher import ThumbnailError
 
@@ -52,7 +52,7 @@ class RecordingProvider:
 
     async def find(
         self,
-        query: str,
+        query: Query,
         max_candidates: int,
         timeout_seconds: float,
         embedding: npt.NDArray[np.float32] | None = None,
@@ -64,12 +64,11 @@ class RecordingProvider:
         """
         began = time.monotonic()
         candidates = await self._provider.find(query, max_candidates, timeout_seconds, embedding)
-        words = query_words(query)
-        if self._is_full or not words or not candidates:
+        if self._is_full or not query.key or not candidates:
             return candidates
         seconds = _SHARE_FOR_THUMBNAILS * (timeout_seconds - (time.monotonic() - began))
         candidates = await asyncio.gather(*(self._with_thumbnail(one, seconds) for one in candidates))
-        await self._write(line_of(words, candidates))
+        await self._write(line_of(query.key, candidates))
         return candidates
 
     async def close(self) -> None:

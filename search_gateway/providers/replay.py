@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from captioner.query import Query
 from search_gateway.errors import ProviderError, ProviderTimeoutError
 from search_gateway.providers.base import Candidate
-from search_gateway.providers.query_key import query_words
 from search_gateway.providers.recorded_answers import load_answers
 
 _SEED = 0
@@ -46,7 +46,7 @@ class ReplayProvider:
 
     async def find(
         self,
-        query: str,
+        query: Query,
         max_candidates: int,
         timeout_seconds: float,
         embedding: npt.NDArray[np.float32] | None = None,
@@ -64,7 +64,7 @@ class ReplayProvider:
             raise ProviderTimeoutError(f"no answer within {timeout_seconds:.3g} s")
         if fails:
             raise ProviderError("a failure that the server's settings imitate")
-        answer = self._answers.get(query_words(query))
+        answer = self._answers.get(query.key)
         if answer is None:
             raise ProviderError("no answer was recorded for these words: record one or use another provider")
         return list(answer[:max_candidates])

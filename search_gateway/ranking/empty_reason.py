@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import textwrap
 
+from captioner.query import Query
 from search_gateway.ranking.rerank import RerankResult, Verdict
 
 _TITLE_CHARACTERS = 60
@@ -21,23 +22,23 @@ _WORDS = {
 _UNSEEN = (Verdict.DROPPED_UNFETCHABLE, Verdict.DROPPED_UNDECODABLE)
 
 
-def empty_reason(query: str, provider: str, reranked: RerankResult) -> str:
+def empty_reason(query: Query, provider: str, reranked: RerankResult) -> str:
     """The sentence for an answer without results.
 
     Args:
         provider: the one that answered; empty where none did.
     """
-    if not query:
+    if not query.text:
         return "the caption has no words to search for"
     if not provider:
         return "no provider answered: see `degraded`"
     found = sum(reranked.counts.values())
     if not found:
-        return f"{provider} has nothing for {query!r}"
+        return f"{provider} has nothing for {query.text!r}"
     parts = [
         f"{number} {words[number > 1]}" for verdict, words in _WORDS.items() if (number := reranked.counts[verdict])
     ]
-    reason = f"{provider} found {found} for {query!r}, but {', '.join(parts)}"
+    reason = f"{provider} found {found} for {query.text!r}, but {', '.join(parts)}"
     nearest = reranked.dropped[0]
     if nearest.verdict in _UNSEEN:
         return reason  # none could be looked at: none is near

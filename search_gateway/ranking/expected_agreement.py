@@ -11,14 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from captioner.query import Query
 from search_gateway.ranking.query_hypotheses import QueryHypotheses, QueryHypothesis
 from search_gateway.ranking.word_agreement import (
-    QueryWords,
     Synonyms,
     TextWords,
     WantedWord,
     WordWeights,
     wanted_words,
+    word_weights,
     wording,
 )
 
@@ -46,21 +47,20 @@ class ExpectedAgreement:
         hypotheses: what the photo may show; `QueryHypotheses.certain(query)` where the caller gave the query.
     """
 
-    def __init__(self, query: str, hypotheses: QueryHypotheses, synonyms: Synonyms, weights: WordWeights):
+    def __init__(self, query: Query, hypotheses: QueryHypotheses, synonyms: Synonyms, weights: WordWeights):
         self._synonyms = synonyms
         self._weights = weights
-        self._query = QueryWords.of(query, synonyms.colours)
+        self._query = query
         # The mean over hypotheses is a sum over their words. They share words, and each is looked up once per title.
         self._places: dict[WantedWord, int] = {}
         self._shares: list[float] = []
         self._agreed = 0.0  # the probability of hypotheses without words
-        self._own = self._add(self._query, 0.0)
+        self._own = self._add(query, 0.0)
         self._told: list[tuple[QueryHypothesis, list[int]]] = []  # others than the query that a reason may name
         names = []
         for one in hypotheses.hypotheses:
-            words = QueryWords.of(one.query, synonyms.colours)
-            places = self._add(words, one.probability)
-            if one.query and one.query != query and one.probability >= _MIN_TOLD:
+            places = self._add(one.query, one.probability)
+            if one.query.text and one.query != query and one.probability >= _MIN_TOLD:
                 self._told.append((one, places))
             names.append(TextWords(one.query, synonyms))
         self._most_likely = hypotheses.hypotheses[0]
@@ -74,14 +74,14 @@ class ExpectedAgreement:
         said = wording(self._query, text, self._synonyms) + self._other_name(values)
         return Agreement(score, said)
 
-    def _add(self, words: QueryWords, probability: float) -> list[int]:
+    def _add(self, query: Query, probability: float) -> list[int]:
         """Add a hypothesis's probability to the weights of its words; returns the places of the words."""
-        if not words.words:
+        if not query.words:
             self._agreed += probability
             return []
         places = []
-        wanted = wanted_words(words, self._synonyms)
-        for word, weight in zip(wanted, words.weights(self._weights.product_type_weight), strict=True):
+        wanted = wanted_words(query, self._synonyms)
+        for word, weight in zip(wanted, word_weights(query, self._weights.product_type_weight), strict=True):
             place = self._places.setdefault(word, len(self._shares))
             if place == len(self._shares):
                 self._shares.append(0.0)
@@ -113,4 +113,4 @@ class ExpectedAgreement:
 
 
 def _shown(hypothesis: QueryHypothesis) -> str:
-    return f"{hypothesis.query!r} ({hypothesis.probability:.2f})"
+    return f"{hypothesis.query.text!r} ({hypothesis.probability:.2f})"

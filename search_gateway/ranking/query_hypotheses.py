@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from captioner.captions import Caption, Word
-from captioner.query import QUERY_WORDS, QueryRule, query_from_caption
+from captioner.query import QUERY_WORDS, Query, QueryRule
 from captioner.query_distribution import CaptionHypothesis, QueryDistribution, hypothesis_weights
 from search_gateway.providers.base import Candidate
 
@@ -36,7 +36,7 @@ SHARPNESS = 40.0
 class QueryHypothesis:
     """A query and its probability, 0 to 1."""
 
-    query: str
+    query: Query
     probability: float
 
 
@@ -51,14 +51,14 @@ class QueryHypotheses:
     hypotheses: tuple[QueryHypothesis, ...]
 
     @classmethod
-    def certain(cls, query: str) -> QueryHypotheses:
+    def certain(cls, query: Query) -> QueryHypotheses:
         """One query with probability 1: the caller gave it."""
         return cls((QueryHypothesis(query, 1.0),))
 
     @classmethod
-    def weighted(cls, weighted: Iterable[tuple[str, float]]) -> QueryHypotheses | None:
+    def weighted(cls, weighted: Iterable[tuple[Query, float]]) -> QueryHypotheses | None:
         """Normalise weights of any sum; the weights of equal queries are added. None where all weights are 0."""
-        sums: defaultdict[str, float] = defaultdict(float)
+        sums: defaultdict[Query, float] = defaultdict(float)
         for query, weight in weighted:
             sums[query] += weight
         total = sum(sums.values())
@@ -84,7 +84,7 @@ class QueryHypotheses:
         assert both is not None, "probabilities add up to 1"
         return both
 
-    def changed(self, change: Callable[[str], str]) -> QueryHypotheses:
+    def changed(self, change: Callable[[Query], Query]) -> QueryHypotheses:
         """Apply a function to each query; queries that become equal are merged."""
         changed = QueryHypotheses.weighted((change(one.query), one.probability) for one in self.hypotheses)
         assert changed is not None, "probabilities add up to 1"
@@ -125,8 +125,10 @@ def caption_query_hypotheses(
     were independent, and the probability of the others is shared among these combinations.
     """
     if distribution is not None and rule is not QueryRule.FULL_CAPTION:
-        likeliest = QueryHypotheses.weighted(distribution.top(MAX_HYPOTHESES))
-        return QueryHypotheses.certain(distribution.likeliest()) if likeliest is None else likeliest
+        likeliest = QueryHypotheses.weighted(
+            (Query.of(text), probability) for text, probability in distribution.top(MAX_HYPOTHESES)
+        )
+        return QueryHypotheses.certain(Query.of(distribution.likeliest())) if likeliest is None else likeliest
     if caption.alternatives:
         hypotheses = [
             CaptionHypothesis(caption.text, caption.log_probability),
@@ -141,9 +143,9 @@ def caption_query_hypotheses(
             (" ".join([*kept, *(text for text, _ in chosen)]), math.prod(probability for _, probability in chosen))
             for chosen in itertools.product(*options)
         ]
-    queries = QueryHypotheses.weighted((query_from_caption(text, rule), weight) for text, weight in weighted)
+    queries = QueryHypotheses.weighted((Query.of_caption(text, rule), weight) for text, weight in weighted)
     if queries is None:  # probabilities may underflow
-        return QueryHypotheses.certain(query_from_caption(caption.text, rule))
+        return QueryHypotheses.certain(Query.of_caption(caption.text, rule))
     return queries.most_likely(MAX_HYPOTHESES)
 
 
@@ -171,10 +173,8 @@ def neighbour_hypotheses(photo: npt.NDArray[np.float32], candidates: Sequence[Ca
         if one.is_nearest_neighbour and one.embedding is not None
     ]
     cosines.sort(key=lambda pair: -pair[0])
-    nearest = cosines[:NUM_NAMES]
+    nearest = [(cosine, Query.of_caption(title)) for cosine, title in cosines[:NUM_NAMES]]
     named = QueryHypotheses.weighted(
-        (query_from_caption(title), math.exp(SHARPNESS * (cosine - nearest[0][0])))
-        for cosine, title in nearest
-        if query_from_caption(title)
+        (query, math.exp(SHARPNESS * (cosine - nearest[0][0]))) for cosine, query in nearest if query.text
     )
     return None if named is None else named.most_likely(MAX_HYPOTHESES)

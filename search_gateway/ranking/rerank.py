@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from captioner.query import Query
 from search_gateway.providers.base import Candidate
 from search_gateway.ranking.duplicates import Picture, is_same_picture, normalised_url
 from search_gateway.ranking.expected_agreement import ExpectedAgreement
@@ -80,7 +81,7 @@ class RerankResult:
 
 def rerank(
     photo: npt.NDArray[np.float32],
-    query: str,
+    query: Query,
     hypotheses: QueryHypotheses,
     seen: Sequence[InspectedCandidate],
     limits: RefinementLimits,

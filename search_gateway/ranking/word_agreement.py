@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 
-from captioner.query import words_of
+from captioner.colours import Colour, Colours
+from captioner.query import T_SHIRT, Query, words_of
 from captioner.word_folding import fold
-from search_gateway.ranking.colours import Colour, Colours
 
-# "T Shirt" is one word, of which "shirt" is no part (in a title that has "tshirt"): a T-shirt is no shirt.
-_T_SHIRT = re.compile(r"(?<!\w)t(?:ee)?[-\s]+(?=shirt)", re.IGNORECASE)
 _JOINTS = re.compile(r"[\W_]+")
 _REMEMBERED_WORDS = 10_000
 
@@ -72,40 +70,26 @@ class WordWeights:
             )
 
 
-@dataclass(frozen=True)
-class QueryWords:
-    """The words of a query: its colours, its product type, and others ("women")."""
-
-    words: tuple[str, ...]
-    colours: frozenset[int]  # places in `words`
-    product_type: int | None  # place in `words`
-
-    @classmethod
-    def of(cls, query: str, colours: Colours) -> QueryWords:
-        """The product type is the last word that is no colour and has no digit (a size, a year), where there is one."""
-        words = tuple(words_of(_T_SHIRT.sub("t-", query)))
-        coloured = frozenset(place for place, kind in enumerate(colours.kinds(words)) if kind is not Colour.NONE)
-        others = [place for place in range(len(words)) if place not in coloured]
-        plain = [place for place in others if not any(character.isdigit() for character in words[place])]
-        candidates = plain or others
-        return cls(words, coloured, candidates[-1] if candidates else None)
-
-    def weights(self, product_type_weight: float) -> list[float]:
-        """The weight of each word; they add up to 1."""
-        others = len(self.words) - 1
-        if self.product_type is None or not others:
-            return [1 / len(self.words)] * len(self.words)
-        return [
-            product_type_weight if place == self.product_type else (1 - product_type_weight) / others
-            for place in range(others + 1)
-        ]
+def word_weights(query: Query, product_type_weight: float) -> list[float]:
+    """The weight of each word of a query that has words; they add up to 1."""
+    others = len(query.words) - 1
+    if query.product_type is None or not others:
+        return [1 / len(query.words)] * len(query.words)
+    return [
+        product_type_weight if place == query.product_type else (1 - product_type_weight) / others
+        for place in range(others + 1)
+    ]
 
 
 class TextWords:
-    """The words of a title, taken apart once for any number of queries."""
+    """The words of a title, or of a query that is taken as one, taken apart once for any number of queries."""
 
-    def __init__(self, text: str, synonyms: Synonyms):
-        words = words_of(_T_SHIRT.sub("t", text))
+    def __init__(self, text: str | Query, synonyms: Synonyms):
+        # "T-shirt" is one word here, without the part "shirt".
+        if isinstance(text, Query):
+            words = [T_SHIRT.sub("t", word) for word in text.words]
+        else:
+            words = words_of(T_SHIRT.sub("t", text))
         # "Light-blue" has both its parts and the whole.
         flat = [part for word in words for part in _JOINTS.split(word) if part]
         self.meanings = frozenset().union(*(synonyms.meanings(one) for one in {*words, *flat}))
@@ -145,7 +129,7 @@ class WantedWord:
         return 0.0 if has_others else weights.unsaid_colour
 
 
-def wanted_words(query: QueryWords, synonyms: Synonyms) -> list[WantedWord]:
+def wanted_words(query: Query, synonyms: Synonyms) -> list[WantedWord]:
     """The words of a query as a title is asked for them, in order."""
     meanings = [synonyms.meanings(word) for word in query.words]
     # The blue of "light-blue" is asked for as well, though the whole is no colour that is known.
@@ -154,7 +138,7 @@ def wanted_words(query: QueryWords, synonyms: Synonyms) -> list[WantedWord]:
     return [WantedWord(one, asked if place in query.colours else None) for place, one in enumerate(meanings)]
 
 
-def wording(query: QueryWords, title: TextWords, synonyms: Synonyms) -> str:
+def wording(query: Query, title: TextWords, synonyms: Synonyms) -> str:
     """What a title says and lacks, such as "says black, not blue, and lacks 'shirt'"."""
     wanted = wanted_words(query, synonyms)
     absent = [place for place, one in enumerate(wanted) if not one.is_in(title)]
@@ -172,28 +156,6 @@ def wording(query: QueryWords, title: TextWords, synonyms: Synonyms) -> str:
         sentences.append(f"lacks {_and(repr(query.words[place]) for place in lacking)}")
     # A comma where the first part has one already.
     return ", and ".join(sentences) or "has every word"
-
-
-def with_words(query: str, colours: Colours, *, colour: str | None, product_type: str | None) -> str:
-    """The query with its colour or its product type replaced, in lower case.
-
-    A query without a colour gets it in front; a query without a product type gets it at the end.
-    """
-    wanted = QueryWords.of(query, colours)
-    words = list(wanted.words)
-    if product_type is not None:
-        if wanted.product_type is None:
-            words.append(product_type)
-        else:
-            words[wanted.product_type] = product_type
-    if colour is not None:
-        places = sorted(wanted.colours)
-        words = [word for place, word in enumerate(words) if place not in places[1:]]
-        if places:
-            words[places[0]] = colour
-        else:
-            words.insert(0, colour)
-    return " ".join(words).lower()
 
 
 def _and(words: Iterable[str]) -> str:

@@ -60,7 +60,7 @@ def read(
 
 def test_caption_that_ends_with_the_likeliest_query_stays_as_it_is() -> None:
     words = read("Puma Men Blue Shirt", blue_shirt=0.5, navy_shirt=0.25, watch=0.15, nothing=0.1)
-    assert (words.query, words.rule) == ("blue shirt", QueryRule.LIKELIEST_WORDS)
+    assert (words.query.text, words.rule) == ("blue shirt", QueryRule.LIKELIEST_WORDS)
     assert words.caption.text == "Puma Men Blue Shirt"
     assert not words.caption.ends_edited
     assert words.no_product_probability == pytest.approx(0.1)
@@ -91,7 +91,7 @@ def test_best_hypothesis_that_ends_with_the_query_is_shown() -> None:
 
 def test_else_the_last_two_words_are_replaced() -> None:
     words = read("Nike Men Blue Shirt", sports_shoes=0.75, blue_shirt=0.25)
-    assert words.query == "sports shoes"
+    assert words.query.text == "sports shoes"
     assert words.caption.text == "Nike Men Sports Shoes"
     assert words.caption.ends_edited
     assert [one.probability for one in words.caption.words] == pytest.approx([0.9, 0.9, 0.75, 0.75])
@@ -113,7 +113,7 @@ def test_caption_of_few_words_becomes_the_query(caption: str) -> None:
 
 def test_other_spelling_of_the_query_is_spelled_as_the_query() -> None:
     words = read("Puma Men Blue T-Shirt", blue_tshirts=1.0)
-    assert (words.query, words.caption.text) == ("blue tshirts", "Puma Men Blue Tshirts")
+    assert (words.query.text, words.caption.text) == ("blue tshirts", "Puma Men Blue Tshirts")
     assert words.caption.words[3].probability == pytest.approx(1.0)
 
 
@@ -127,8 +127,8 @@ def test_punctuation_stays_where_the_caption_stays() -> None:
 def test_captions_of_beams_have_the_part_in_the_query_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("captioner.query_distribution.BEAM_CAPTIONS_WEIGHT", 0.3)
     shares = {"navy_shirt": 0.4, "blue_shirt": 0.35, "watch": 0.25}
-    assert read("Puma Blue Shirt", **shares).query == "navy shirt"
-    assert read("Puma Blue Shirt", "Men Blue Shirt", **shares).query == "blue shirt"
+    assert read("Puma Blue Shirt", **shares).query.text == "navy shirt"
+    assert read("Puma Blue Shirt", "Men Blue Shirt", **shares).query.text == "blue shirt"
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_captions_of_beams_have_the_part_in_the_query_that_is_set(monkeypatch: p
 )
 def test_other_rules_leave_the_caption_as_it_was_decoded(rule: QueryRule, query: str) -> None:
     words = read("Puma Red Dress", "Nike Blue Shirt", rule=rule, blue_shirt=0.9, nothing=0.1)
-    assert (words.query, words.rule, words.caption.text) == (query, rule, "Puma Red Dress")
+    assert (words.query.text, words.rule, words.caption.text) == (query, rule, "Puma Red Dress")
     assert words.caption.words[2].probability == pytest.approx(0.9)
     assert words.distribution is not None
     assert words.no_product_probability == pytest.approx(0.1 * (1 - BEAM_CAPTIONS_WEIGHT))
@@ -144,4 +144,4 @@ def test_other_rules_leave_the_caption_as_it_was_decoded(rule: QueryRule, query:
 
 def test_model_without_a_head_has_no_distribution() -> None:
     words = read("Puma Red Dress", classes=(), rule=QueryRule.LAST_TWO_WORDS)
-    assert (words.query, words.distribution, words.no_product_probability) == ("red dress", None, 0.0)
+    assert (words.query.text, words.distribution, words.no_product_probability) == ("red dress", None, 0.0)

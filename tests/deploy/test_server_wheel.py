@@ -34,7 +34,7 @@ def test_wheel_has_code_data_and_models(wheel: zipfile.ZipFile) -> None:
     assert models == {name for name in names if name.startswith("search_gateway/_models/")}
     assert {
         "search_api/search.proto",
-        "search_gateway/ranking/colours.json",
+        "captioner/colours.json",
         "search_gateway/ranking/synonyms.json",
         "search_gateway/triton/backend/onnxruntime/model.py",
     } <= names

@@ -28,7 +28,7 @@ from grpc_status import rpc_status
 from PIL import Image
 
 from captioner.model_contract import ModelContract, model_fingerprint
-from captioner.query import words_of
+from captioner.query import Query, words_of
 from drawings.draw_samples import write_catalogue
 from search_api import search_pb2, search_pb2_grpc
 from search_gateway.catalog.store import CatalogStore
@@ -62,9 +62,9 @@ class ScriptedProvider:
         return "scripted"
 
     async def find(
-        self, query: str, max_candidates: int, timeout_seconds: float, embedding: Any = None
+        self, query: Query, max_candidates: int, timeout_seconds: float, embedding: Any = None
     ) -> list[Candidate]:
-        self.queries.append(query)
+        self.queries.append(query.text)
         if self._problem is not None:
             raise self._problem
         return self._candidates[:max_candidates]
@@ -429,7 +429,7 @@ def test_full_server_refuses_with_retry_info(start_gateway: StartGateway, connec
 
     class SlowProvider(ScriptedProvider):
         async def find(
-            self, query: str, max_candidates: int, timeout_seconds: float, embedding: Any = None
+            self, query: Query, max_candidates: int, timeout_seconds: float, embedding: Any = None
         ) -> list[Candidate]:
             entered.set()
             await asyncio.to_thread(release.wait, 20)
@@ -597,7 +597,7 @@ def test_stop_finishes_what_is_in_flight(triton_address: str, connect: Any, phot
 
     class SlowProvider(ScriptedProvider):
         async def find(
-            self, query: str, max_candidates: int, timeout_seconds: float, embedding: Any = None
+            self, query: Query, max_candidates: int, timeout_seconds: float, embedding: Any = None
         ) -> list[Candidate]:
             entered.set()
             await asyncio.to_thread(release.wait, 20)

@@ -28,6 +28,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 from tritonclient.utils import InferenceServerException
 
+from captioner.query import Query
 from search_api import search_pb2, search_pb2_grpc
 from search_gateway.config import GatewayConfig
 from search_gateway.kserve.model_statistics import STAGES
@@ -321,7 +322,7 @@ def test_full_server_refuses_with_retry_info(start_gateway: StartGateway, photo:
 
     class SlowProvider(ScriptedProvider):
         async def find(
-            self, query: str, max_candidates: int, timeout_seconds: float, embedding: Any = None
+            self, query: Query, max_candidates: int, timeout_seconds: float, embedding: Any = None
         ) -> list[Candidate]:
             entered.set()
             await asyncio.to_thread(release.wait, 20)

@@ -17,7 +17,7 @@ import tritonclient.grpc as triton
 
 from captioner.decoding import DecodingOptions
 from captioner.model_contract import ContractError, ModelContract
-from captioner.query import words_of
+from captioner.query import Query, words_of
 from captioner.query_classes import QUERY_CLASSES_FILE
 from search_api import search_pb2, search_pb2_grpc
 from search_gateway.config import GatewayConfig
@@ -45,9 +45,9 @@ class Provider:
         self.queries: list[str] = []
 
     async def find(
-        self, query: str, max_candidates: int, timeout_seconds: float, embedding: Any = None
+        self, query: Query, max_candidates: int, timeout_seconds: float, embedding: Any = None
     ) -> list[Candidate]:
-        self.queries.append(query)
+        self.queries.append(query.text)
         return [Candidate(title="Wallet", url="", thumbnail_url="", source="shop", thumbnail=self.picture)]
 
     async def close(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from captioner.decoding import DecodingOptions
-from captioner.query import QueryRule
+from captioner.query import Query, QueryRule
 from search_gateway.deadline import Deadline
 from search_gateway.errors import OverloadedError
 from search_gateway.pipeline import Pipeline, SearchOptions
@@ -49,7 +49,7 @@ def pipeline(photos: Photos) -> Pipeline:
     )
 
 
-def search_options(query_override: str | None) -> SearchOptions:
+def search_options(query_override: Query | None) -> SearchOptions:
     return SearchOptions(
         decoding=DecodingOptions(),
         query_rule=QueryRule.LAST_TWO_WORDS,
@@ -77,5 +77,5 @@ def test_who_is_refused_costs_no_decoding_of_a_photo() -> None:
 def test_search_for_given_words_needs_no_room_among_captions() -> None:
     photos = Photos()
     with pytest.raises(RuntimeError, match="far enough"):
-        asyncio.run(searched(search_options("red handbag"), photos))
+        asyncio.run(searched(search_options(Query.of("red handbag")), photos))
     assert photos.decoded == 1

@@ -21,13 +21,13 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from captioner.query import Query
 from search_gateway.errors import ProviderError, ProviderNotAskedError, ProviderTimeoutError
 from search_gateway.providers.base import Candidate, Provider, StaleCandidates
 from search_gateway.providers.guard.circuit_breaker import BreakerState, CircuitBreaker, Permit
 from search_gateway.providers.guard.query_cache import QueryCache
 from search_gateway.providers.guard.rate_limit import RateLimit
 from search_gateway.providers.guard.single_flight import FlightCancelledError, SingleFlight
-from search_gateway.providers.query_key import query_words
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class GuardedProvider:
 
     async def find(
         self,
-        query: str,
+        query: Query,
         max_candidates: int,
         timeout_seconds: float,
         embedding: npt.NDArray[np.float32] | None = None,
@@ -81,16 +81,15 @@ class GuardedProvider:
             ProviderNotAskedError: at once; the provider is left alone, or its turn would come too late.
             ProviderError: as the provider's own.
         """
-        words = query_words(query)
-        if not words or max_candidates < 1:
+        if not query.key or max_candidates < 1:
             return []
-        cached = self._cache.fresh(self.name, words)
+        cached = self._cache.fresh(self.name, query.key)
         if cached is not None:
             return list(cached.candidates[:max_candidates])
         try:
-            candidates = await self._find_now(query, words, timeout_seconds)
+            candidates = await self._find_now(query, timeout_seconds)
         except Exception as error:
-            old = self._cache.stale(self.name, words)
+            old = self._cache.stale(self.name, query.key)
             if old is None:
                 raise
             age = _age(self._cache.age_seconds(old))
@@ -101,10 +100,10 @@ class GuardedProvider:
         await self._calls.close()
         await self._provider.close()
 
-    async def _find_now(self, query: str, words: tuple[str, ...], timeout_seconds: float) -> list[Candidate]:
+    async def _find_now(self, query: Query, timeout_seconds: float) -> list[Candidate]:
         if timeout_seconds <= 0:
             raise ProviderTimeoutError("no time is left to ask it")
-        if self._calls.is_under_way(words):
+        if self._calls.is_under_way(query.key):
             self._cache.counters.shared += 1
         else:
             # A caller that would begin a call fails immediately.
@@ -112,13 +111,13 @@ class GuardedProvider:
                 raise self._refusal()
             self._spacing.check(timeout_seconds)
         try:
-            return await self._calls.join(words, lambda: self._call(query, words), timeout_seconds)
+            return await self._calls.join(query.key, lambda: self._call(query), timeout_seconds)
         except TimeoutError:
             raise ProviderTimeoutError(f"no answer within {timeout_seconds:.3g} s") from None
         except FlightCancelledError:
             raise ProviderError("the search was broken off: try again") from None
 
-    async def _call(self, query: str, words: tuple[str, ...]) -> list[Candidate]:
+    async def _call(self, query: Query) -> list[Candidate]:
         """One call, shared by all callers that wait for it."""
         deadline = self._clock() + self._call_timeout_seconds
         try:
@@ -132,10 +131,10 @@ class GuardedProvider:
         except TimeoutError:
             raise ProviderTimeoutError(f"no answer within {self._call_timeout_seconds:.3g} s") from None
         if candidates:
-            self._cache.put(self.name, words, candidates)
+            self._cache.put(self.name, query.key, candidates)
         return candidates
 
-    async def _permitted_call(self, permit: Permit, query: str, timeout_seconds: float) -> list[Candidate]:
+    async def _permitted_call(self, permit: Permit, query: Query, timeout_seconds: float) -> list[Candidate]:
         before = self._breaker.state
         began = self._clock()
         try:

@@ -14,7 +14,7 @@ from captioner.caption_tokenizer import CaptionTokenizer
 from captioner.captions import caption_of
 from captioner.decoding import DecodingOptions
 from captioner.model_contract import ModelContract
-from captioner.query import QueryRule, query_from_caption
+from captioner.query import Query, QueryRule
 from export.calibration import drawn_photos
 from export.onnx_captioner import OnnxCaptioner
 from tests.conftest import MODELS
@@ -43,7 +43,7 @@ def test_hypotheses_are_the_captioners(tmp_path: Path) -> None:
     assert all(caption.alternatives for caption in expected)
     found_words = reader.words(data, num_beams=2, rule=QueryRule.LAST_TWO_WORDS)
     assert [one.caption for one in found_words] == expected
-    assert [one.query for one in found_words] == [query_from_caption(one.text) for one in expected]
+    assert [one.query for one in found_words] == [Query.of_caption(one.text) for one in expected]
 
 
 def test_second_reading_comes_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

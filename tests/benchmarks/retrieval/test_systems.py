@@ -22,7 +22,8 @@ from benchmarks.retrieval.systems import (
 )
 from captioner.captions import Caption, CaptionAlternative, Word
 from captioner.photo_words import PhotoWords
-from captioner.query import QueryRule, query_from_caption
+from captioner.query import Query as Words
+from captioner.query import QueryRule
 from search_gateway.ranking.rerank import RefinementLimits
 
 TITLES = ["Puma Red Shirt", "Nike Men Blue Shirt", "Red Bag", "Old Red Shirt", "Green Hat"]
@@ -37,7 +38,7 @@ def caption(text: str, *alternatives: CaptionAlternative) -> Caption:
 
 
 def said(text: str, *alternatives: CaptionAlternative) -> PhotoWords:
-    return PhotoWords(caption(text, *alternatives), query_from_caption(text), QueryRule.LAST_TWO_WORDS)
+    return PhotoWords(caption(text, *alternatives), Words.of_caption(text), QueryRule.LAST_TWO_WORDS)
 
 
 QUERY = Query(
@@ -106,8 +107,8 @@ def test_caption_without_words_finds_nothing_by_words(gallery: SearchedGallery) 
 
 
 def test_nearest_neighbours_join_the_candidates_only_where_a_photo_is_given(gallery: SearchedGallery) -> None:
-    by_words = [seen.candidate.title for seen in gallery.candidates("green hat", 10, None)]
-    both = [seen.candidate.title for seen in gallery.candidates("green hat", 10, QUERY.embedding)]
+    by_words = [seen.candidate.title for seen in gallery.candidates(Words.of("green hat"), 10, None)]
+    both = [seen.candidate.title for seen in gallery.candidates(Words.of("green hat"), 10, QUERY.embedding)]
     assert by_words == ["Green Hat"]
     assert sorted(both) == sorted(TITLES)
 

@@ -11,7 +11,7 @@ import pytest
 
 from captioner.decoding import DecodingOptions
 from captioner.model_contract import ModelContract
-from captioner.query import QueryRule
+from captioner.query import Query, QueryRule
 from search_api import search_pb2
 from search_gateway.api.request_validation import decoding_options, query_rule, search_options
 from search_gateway.config import GatewayConfig
@@ -70,7 +70,7 @@ def test_request_that_says_everything_gets_it() -> None:
     )
     assert result.decoding == DecodingOptions(num_beams=4, length_penalty=0.5, max_tokens=9)
     assert result.query_rule is QueryRule.FULL_CAPTION
-    assert (result.query_override, result.provider) == ("red dress", "catalog")
+    assert (result.query_override, result.provider) == (Query.of("red dress"), "catalog")
     limits = result.limits
     assert (limits.min_visual_score, limits.min_semantic_score, limits.max_results) == (-0.5, 0.0, 30)
 
@@ -162,7 +162,7 @@ def test_unknown_query_rule_is_refused(value: int) -> None:
 
 
 def test_query_override_loses_superfluous_space() -> None:
-    assert options(query_override="  red \t\n dress ").query_override == "red dress"
+    assert options(query_override="  red \t\n dress ").query_override == Query.of("red dress")
 
 
 @pytest.mark.parametrize("text", ["", "   ", "\t\n"])
@@ -172,8 +172,8 @@ def test_empty_query_override_is_refused_with_the_remedy(text: str) -> None:
 
 
 def test_length_of_a_query_override_has_a_limit() -> None:
-    assert options(query_override="x" * 200).query_override == "x" * 200
-    assert options(query_override=" " + "é" * 200 + " ").query_override == "é" * 200
+    assert options(query_override="x" * 200).query_override == Query.of("x" * 200)
+    assert options(query_override=" " + "é" * 200 + " ").query_override == Query.of("é" * 200)
     assert refusal(options, query_override="x" * 201) == "query_override has 201 characters; the limit is 200"
 
 
@@ -198,7 +198,9 @@ def test_one_word_or_both_may_be_overridden() -> None:
     result = word_override(colour="navy  blue", thing="(T-Shirt)!")
     assert (result.override_colour, result.override_product_type) == ("navy blue", "T-Shirt")
     assert options().override_colour is options().override_product_type is None
-    assert options(word_override=search_pb2.WordOverride(), query_override="red dress").query_override == "red dress"
+    assert options(word_override=search_pb2.WordOverride(), query_override="red dress").query_override == Query.of(
+        "red dress"
+    )
 
 
 @pytest.mark.parametrize("name", ["colour", "thing"])

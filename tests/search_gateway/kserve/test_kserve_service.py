@@ -15,6 +15,7 @@ import pytest
 import captioner
 from captioner.captions import Caption
 from captioner.model_contract import ModelContract
+from captioner.query import Query
 from search_gateway.api.admission import Admission
 from search_gateway.api.error_interceptor import ErrorInterceptor
 from search_gateway.config import GatewayConfig
@@ -46,7 +47,7 @@ class ScriptedPipeline:
                 raise InvalidPhotoError("the file is not a JPEG")
             if data == b"bug":
                 raise KeyError(SECRET)
-            return CaptionAnswer(Caption(data.decode(), (), -1.0, True, ()), "query", {"total": 1.0})
+            return CaptionAnswer(Caption(data.decode(), (), -1.0, True, ()), Query.of("query"), {"total": 1.0})
         finally:
             self.ended += 1
 
@@ -204,7 +205,7 @@ def test_timeout_parameter_shortens_the_deadline() -> None:
 
             async def caption(data: bytes, decoding: object, rule: object, deadline: Any) -> CaptionAnswer:
                 deadlines.append(deadline.remaining_seconds())
-                return CaptionAnswer(Caption("x", (), -1.0, True, ()), "query", {"total": 1.0})
+                return CaptionAnswer(Caption("x", (), -1.0, True, ()), Query.of("query"), {"total": 1.0})
 
             it.pipeline.caption = caption  # type: ignore[method-assign]
             request = ask(b"one")

@@ -11,7 +11,7 @@ import pytest
 from captioner.captions import Caption
 from captioner.decoding import DecodingOptions
 from captioner.model_contract import ModelContract
-from captioner.query import QueryRule
+from captioner.query import Query, QueryRule
 from search_gateway.deadline import Deadline
 from search_gateway.errors import BadRequestError, InferenceError, InvalidPhotoError
 from search_gateway.kserve.protocol import service_pb2
@@ -45,7 +45,7 @@ class ScriptedPipeline:
             if data == b"slow":
                 await asyncio.Event().wait()
             caption = Caption(data.decode(), (), -1.5, True, ())
-            return CaptionAnswer(caption, "query", {"encode": float(len(data)), "total": float(len(data))})
+            return CaptionAnswer(caption, Query.of("query"), {"encode": float(len(data)), "total": float(len(data))})
         finally:
             self.ended += 1
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from captioner.query import Query
 from search_gateway.catalog.store import (
     CatalogEntry,
     CatalogError,
@@ -72,7 +73,7 @@ async def opened(path: Path) -> AsyncIterator[CatalogProvider]:
 def find(path: Path, query: str, max_candidates: int = 10) -> list[Candidate]:
     async def run() -> list[Candidate]:
         async with opened(path) as provider:
-            return await provider.find(query, max_candidates, 10.0)
+            return await provider.find(Query.of(query), max_candidates, 10.0)
 
     return asyncio.run(run())
 
@@ -121,9 +122,9 @@ def test_provider_keeps_the_protocol(path: Path) -> None:
 def test_what_is_added_meanwhile_is_found(path: Path) -> None:
     async def run() -> None:
         async with opened(path) as provider:
-            assert await provider.find("zebra", 5, 10.0) == []
+            assert await provider.find(Query.of("zebra"), 5, 10.0) == []
             write(path, product("Zebra Print Scarf"))
-            assert len(await provider.find("zebra", 5, 10.0)) == 1
+            assert len(await provider.find(Query.of("zebra"), 5, 10.0)) == 1
 
     asyncio.run(run())
 
@@ -132,7 +133,7 @@ def test_many_searches_at_once_get_their_own_answers(path: Path) -> None:
     async def run() -> None:
         async with opened(path) as provider:
             queries = ["navy", "tshirt", "dress", "zebra"] * 25
-            answers = await asyncio.gather(*(provider.find(query, 5, 10.0) for query in queries))
+            answers = await asyncio.gather(*(provider.find(Query.of(query), 5, 10.0) for query in queries))
         assert [len(answer) for answer in answers] == [1, 1, 1, 0] * 25
         assert all("Dress" in answer[0].title for answer in answers[2::4])
 
@@ -156,14 +157,14 @@ def test_timeout_is_kept_and_the_provider_goes_on(path: Path) -> None:
             blocking.execute("BEGIN EXCLUSIVE")
             started = loop.time()
             with pytest.raises(ProviderTimeoutError, match="no answer within 0.05 s") as raised:
-                await provider.find("blue shirt", 5, 0.05)
+                await provider.find(Query.of("blue shirt"), 5, 0.05)
             assert loop.time() - started < 5
             assert str(path.parent) not in str(raised.value)
             with pytest.raises(ProviderTimeoutError):
-                await provider.find("blue shirt", 5, 0.0)
+                await provider.find(Query.of("blue shirt"), 5, 0.0)
             blocking.execute("ROLLBACK")
             blocking.close()
-            assert await provider.find("blue shirt", 5, 10.0)
+            assert await provider.find(Query.of("blue shirt"), 5, 10.0)
 
     asyncio.run(run())
 
@@ -171,12 +172,12 @@ def test_timeout_is_kept_and_the_provider_goes_on(path: Path) -> None:
 def test_cancelled_search_leaves_the_provider_usable(path: Path) -> None:
     async def run() -> None:
         async with opened(path) as provider:
-            search = asyncio.create_task(provider.find("blue shirt", 5, 10.0))
+            search = asyncio.create_task(provider.find(Query.of("blue shirt"), 5, 10.0))
             await asyncio.sleep(0)
             search.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await search
-            assert await provider.find("blue shirt", 5, 10.0)
+            assert await provider.find(Query.of("blue shirt"), 5, 10.0)
 
     asyncio.run(run())
 
@@ -192,7 +193,7 @@ def test_damage_is_told_without_paths(path: Path) -> None:
         async with opened(path) as provider:
             damage()
             with pytest.raises(ProviderError, match="^the catalogue cannot be read$") as raised:
-                await provider.find("blue shirt", 5, 10.0)
+                await provider.find(Query.of("blue shirt"), 5, 10.0)
             assert isinstance(raised.value.__cause__, CatalogError)
             assert not isinstance(raised.value, ProviderTimeoutError)
 
@@ -204,7 +205,7 @@ def test_closed_provider_says_so(path: Path) -> None:
         async with opened(path) as provider:
             await provider.close()
             with pytest.raises(ProviderError, match="the catalogue is closed"):
-                await provider.find("blue shirt", 5, 10.0)
+                await provider.find(Query.of("blue shirt"), 5, 10.0)
 
     asyncio.run(run())
 
@@ -223,7 +224,7 @@ def test_what_looks_like_the_photo_is_found_among_many_of_the_same_words(tmp_pat
 
     async def run() -> list[Candidate]:
         async with opened(path) as provider:
-            return await provider.find("blue shirt", 40, 10.0, wanted)
+            return await provider.find(Query.of("blue shirt"), 40, 10.0, wanted)
 
     found = asyncio.run(run())
     assert len(found) == 40
@@ -237,7 +238,7 @@ def directions(cosines: list[float]) -> list[npt.NDArray[np.float32]]:
 def found_with_photo(path: Path, query: str, max_candidates: int) -> list[Candidate]:
     async def run() -> list[Candidate]:
         async with opened(path) as provider:
-            return await provider.find(query, max_candidates, 10.0, np.array([1.0, 0.0], np.float32))
+            return await provider.find(Query.of(query), max_candidates, 10.0, np.array([1.0, 0.0], np.float32))
 
     return asyncio.run(run())
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from captioner.query import Query
 from search_gateway.deadline import Deadline
 from search_gateway.errors import BadRequestError, ProviderError, ProviderNotAskedError, ProviderTimeoutError
 from search_gateway.providers.base import Candidate, StaleCandidates
 from search_gateway.providers.chain import Degradation, ProviderChain, ProviderResult
 
+BLUE_SHIRT = Query.of("blue shirt")
 SHIRT = Candidate(title="Blue Shirt", url="https://shop.example/1", thumbnail_url="", source="shop")
 
 
@@ -38,7 +40,7 @@ class FakeProvider:
     num_closed: int = 0
 
     async def find(
-        self, query: str, max_candidates: int, timeout_seconds: float, embedding: Any = None
+        self, query: Query, max_candidates: int, timeout_seconds: float, embedding: Any = None
     ) -> list[Candidate]:
         self.asked.append((query, max_candidates, timeout_seconds, embedding))
         self.before_answer()
@@ -58,13 +60,13 @@ def find(
     deadline: Deadline | None = None,
 ) -> ProviderResult:
     chain = ProviderChain(providers, timeout_seconds)
-    return asyncio.run(chain.find("blue shirt", name, 40, deadline or Deadline(30.0)))
+    return asyncio.run(chain.find(BLUE_SHIRT, name, 40, deadline or Deadline(30.0)))
 
 
 def test_first_provider_that_answers_is_enough() -> None:
     first, second = FakeProvider("first", [SHIRT]), FakeProvider("second", [SHIRT])
     assert find([first, second]) == ProviderResult("first", [SHIRT], [])
-    assert [asked[:2] for asked in first.asked] == [("blue shirt", 40)]
+    assert [asked[:2] for asked in first.asked] == [(BLUE_SHIRT, 40)]
     assert not second.asked
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import ddgs.cli
 import pytest
 
+from captioner.query import Query
 from search_gateway.errors import ConfigError, ProviderError, ProviderNotAskedError, ProviderTimeoutError
 from search_gateway.providers.base import Candidate, Provider
 from search_gateway.providers.duckduckgo import (
@@ -66,7 +67,7 @@ def find(
 ) -> list[Candidate]:
     async def search() -> list[Candidate]:
         try:
-            return await provider.find(query, max_candidates, timeout_seconds)
+            return await provider.find(Query.of(query), max_candidates, timeout_seconds)
         finally:
             await provider.close()
 
@@ -134,7 +135,7 @@ def test_colour_filter_is_the_querys_colour_and_only_where_it_is_switched_on(fak
     ],
 )
 def test_colour_filter_needs_exactly_one_colour(query: str, colour: str | None) -> None:
-    assert colour_filter_for(query) == colour
+    assert colour_filter_for(Query.of(query)) == colour
 
 
 def test_colour_filters_are_those_that_ddgs_takes() -> None:
@@ -257,7 +258,7 @@ def test_searches_side_by_side_get_their_own_answers(fake: FakeDuckDuckGo) -> No
     async def search() -> None:
         provider = provider_for(fake)
         queries = [f"{colour} shirt" for colour in ("red", "blue", "green", "black", "white")][:MAX_THREADS]
-        answers = await asyncio.gather(*(provider.find(query, 3, 10.0) for query in queries))
+        answers = await asyncio.gather(*(provider.find(Query.of(query), 3, 10.0) for query in queries))
         for query, answer in zip(queries, answers, strict=True):
             assert [c.title for c in answer] == [row["title"] for row in rows_for(query, 3)]
         await provider.close()
@@ -270,7 +271,7 @@ async def found_again(provider: DuckDuckGoProvider) -> None:
     async with asyncio.timeout(10):
         while True:
             try:
-                assert len(await provider.find(QUERY, 1, 5.0)) == 1
+                assert len(await provider.find(Query.of(QUERY), 1, 5.0)) == 1
             except ProviderError:
                 await asyncio.sleep(0.05)
             else:
@@ -281,12 +282,12 @@ def test_stuck_searches_fail_the_next_at_once_and_pass(fake: FakeDuckDuckGo) -> 
     async def search() -> None:
         provider = provider_for(fake, request_timeout_seconds=1.0)
         fake.behaviour = "stall"
-        stuck = (provider.find(QUERY, 1, 0.3) for _ in range(MAX_THREADS))
+        stuck = (provider.find(Query.of(QUERY), 1, 0.3) for _ in range(MAX_THREADS))
         for error in await asyncio.gather(*stuck, return_exceptions=True):
             assert type(error) is ProviderTimeoutError
         started = time.monotonic()
         with pytest.raises(ProviderNotAskedError, match="wait for its answer: try again later") as caught:
-            await provider.find(QUERY, 1, 30.0)
+            await provider.find(Query.of(QUERY), 1, 30.0)
         assert not INTERNAL_TEXT.search(str(caught.value))
         assert time.monotonic() - started < 0.3
         fake.behaviour = "results"
@@ -300,7 +301,7 @@ def test_stuck_searches_take_four_threads_of_their_own_and_none_of_the_loops(fak
     async def search() -> None:
         provider = provider_for(fake, request_timeout_seconds=1.0)
         fake.behaviour = "stall"
-        stuck = [asyncio.create_task(provider.find(QUERY, 1, 0.5)) for _ in range(3 * MAX_THREADS)]
+        stuck = [asyncio.create_task(provider.find(Query.of(QUERY), 1, 0.5)) for _ in range(3 * MAX_THREADS)]
         await asyncio.to_thread(fake.is_stalled.wait, 5)
         names = [thread.name.rpartition("_")[0] for thread in threading.enumerate()]
         assert names.count("duckduckgo") == MAX_THREADS
@@ -318,15 +319,15 @@ def test_search_without_a_thread_is_refused_and_asks_nobody(fake: FakeDuckDuckGo
     async def search() -> None:
         provider = provider_for(fake)
         fake.delay_seconds = 0.2
-        busy = [asyncio.create_task(provider.find(QUERY, 1, 10.0)) for _ in range(MAX_THREADS)]
+        busy = [asyncio.create_task(provider.find(Query.of(QUERY), 1, 10.0)) for _ in range(MAX_THREADS)]
         await asyncio.sleep(0)
         started = time.monotonic()
         with pytest.raises(ProviderNotAskedError):
-            await provider.find(QUERY, 1, 10.0)
+            await provider.find(Query.of(QUERY), 1, 10.0)
         assert time.monotonic() - started < 0.2
         assert all(len(answer) == 1 for answer in await asyncio.gather(*busy))
         assert fake.num_searches == MAX_THREADS
-        assert len(await provider.find(QUERY, 1, 10.0)) == 1
+        assert len(await provider.find(Query.of(QUERY), 1, 10.0)) == 1
         await provider.close()
 
     asyncio.run(search())
@@ -336,13 +337,13 @@ def test_cancelled_search_leaves_the_provider_usable(fake: FakeDuckDuckGo) -> No
     async def search() -> None:
         provider = provider_for(fake, request_timeout_seconds=1.0)
         fake.behaviour = "stall"
-        task = asyncio.create_task(provider.find(QUERY, 1, 30.0))
+        task = asyncio.create_task(provider.find(Query.of(QUERY), 1, 30.0))
         await asyncio.to_thread(fake.is_stalled.wait, 5)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         fake.behaviour = "results"
-        assert len(await provider.find(QUERY, 1, 5.0)) == 1
+        assert len(await provider.find(Query.of(QUERY), 1, 5.0)) == 1
         await provider.close()
 
     asyncio.run(search())

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from captioner.query import Query
 from search_gateway.config import GatewayConfig
 from search_gateway.deadline import Deadline
 from search_gateway.errors import ConfigError
@@ -50,7 +51,7 @@ def found(web: FakeDuckDuckGo, behaviours: list[Any], **settings: Any) -> list[P
         chain = ProviderChain(made(**(given | settings)), 6.0)
         answers = []
         for web.behaviour in behaviours:
-            answers.append(await chain.find(QUERY, None, 40, Deadline(10.0)))
+            answers.append(await chain.find(Query.of(QUERY), None, 40, Deadline(10.0)))
         await chain.close()
         return answers
 

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from captioner.query import Query
 from search_gateway.providers import recorded_answers
 from search_gateway.providers.base import Candidate
-from search_gateway.providers.query_key import query_words
 from search_gateway.providers.recorded_answers import RecordingError, answer_of, append_line, line_of, load_answers
 
 SHIRT = Candidate(
@@ -38,7 +38,7 @@ def changed(**fields: Any) -> bytes:
 
 
 @given(
-    query=st.text(min_size=1).filter(query_words),
+    query=st.text(min_size=1).filter(lambda text: Query.of(text).key),
     titles=st.lists(st.text(max_size=50), max_size=5),
     thumbnail=st.none() | st.binary(max_size=100),
 )
@@ -46,9 +46,9 @@ def test_what_is_written_is_read(query: str, titles: list[str], thumbnail: bytes
     candidates = [
         Candidate(title=title, url="https://x", thumbnail_url="", source="", thumbnail=thumbnail) for title in titles
     ]
-    line = line_of(query_words(query), candidates)
+    line = line_of(Query.of(query).key, candidates)
     assert line.count(b"\n") == 1
-    assert answer_of(line) == (query_words(query), tuple(candidates))
+    assert answer_of(line) == (Query.of(query).key, tuple(candidates))
 
 
 def test_lines_are_added_and_the_later_answer_counts(tmp_path: Path) -> None:

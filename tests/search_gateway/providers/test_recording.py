@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from captioner.query import Query
 from search_gateway.errors import ProviderError
 from search_gateway.providers.base import Candidate
 from search_gateway.providers.recorded_answers import load_answers
@@ -50,7 +51,7 @@ async def fetch(url: str, timeout_seconds: float) -> bytes:
 
 
 def find(provider: RecordingProvider, query: str = "Zebra shirt", timeout_seconds: float = 0.3) -> list[Candidate]:
-    return asyncio.run(provider.find(query, 40, timeout_seconds))
+    return asyncio.run(provider.find(Query.of(query), 40, timeout_seconds))
 
 
 def test_answer_is_written_with_its_pictures_and_replayed_without_the_web(tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ def test_answer_is_written_with_its_pictures_and_replayed_without_the_web(tmp_pa
     assert [one.thumbnail for one in answer] == [b"picture of https://t/1", None, None]
     assert [one.url for one in answer] == [shirt(number).url for number in (1, 2, 3)]
     assert load_answers(path) == {("zebra", "shirt"): tuple(answer)}
-    replayed = asyncio.run(ReplayProvider(path).find("zebra SHIRT", 40, 1.0))
+    replayed = asyncio.run(ReplayProvider(path).find(Query.of("zebra SHIRT"), 40, 1.0))
     assert replayed[0] == answer[0]
     assert [one.thumbnail_url for one in replayed[1:]] == ["", ""]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from captioner.query import Query
 from search_gateway.errors import ProviderError, ProviderTimeoutError
 from search_gateway.providers.base import Candidate, Provider
 from search_gateway.providers.recorded_answers import RecordingError, append_line, line_of
@@ -30,7 +31,7 @@ def recording(tmp_path: Path) -> Path:
 
 
 def find(provider: Provider, query: str, max_candidates: int = 40, timeout_seconds: float = 6.0) -> list[Candidate]:
-    return run_virtually(provider.find(query, max_candidates, timeout_seconds))
+    return run_virtually(provider.find(Query.of(query), max_candidates, timeout_seconds))
 
 
 def test_answers_come_back_by_their_words(recording: Path) -> None:
@@ -57,10 +58,10 @@ def test_time_is_imitated(recording: Path) -> None:
     async def run() -> None:
         provider = ReplayProvider(recording, latency_seconds=2.0)
         clock = asyncio.get_running_loop().time
-        await provider.find("red shirt", 40, 6.0)
+        await provider.find(Query.of("red shirt"), 40, 6.0)
         assert clock() == pytest.approx(2.0)
         with pytest.raises(ProviderTimeoutError, match=r"within 0\.5 s"):
-            await provider.find("red shirt", 40, 0.5)
+            await provider.find(Query.of("red shirt"), 40, 0.5)
         assert clock() == pytest.approx(2.5)
         await provider.close()
 
@@ -71,7 +72,7 @@ def failures(recording: Path, ratio: float) -> list[bool]:
     async def run() -> list[bool]:
         provider = ReplayProvider(recording, failure_ratio=ratio)
         answers = await asyncio.gather(
-            *(provider.find("red shirt", 1, 6.0) for _ in range(400)), return_exceptions=True
+            *(provider.find(Query.of("red shirt"), 1, 6.0) for _ in range(400)), return_exceptions=True
         )
         assert all(isinstance(answer, list) or "imitate" in str(answer) for answer in answers)
         return [isinstance(answer, ProviderError) for answer in answers]

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from captioner.colours import Colours
+from captioner.query import Query
 from search_gateway.providers.base import Candidate
 from search_gateway.ranking.empty_reason import empty_reason
 from search_gateway.ranking.query_hypotheses import QueryHypotheses
@@ -18,6 +20,7 @@ from search_gateway.ranking.rerank import InspectedCandidate, RefinementLimits, 
 from search_gateway.ranking.word_agreement import Synonyms
 
 PHOTO = np.array([1.0, 0.0], np.float32)
+BLUE_SHIRT = Query.of("blue shirt", Colours())
 NOTHING = RerankResult([], [], Counter())
 
 
@@ -32,7 +35,7 @@ def reranked(
     limits = RefinementLimits(
         min_visual_score=min_visual_score, min_semantic_score=min_semantic_score, max_results=2, visual_weight=0.5
     )
-    return rerank(PHOTO, "blue shirt", QueryHypotheses.certain("blue shirt"), candidates, limits, Synonyms([]))
+    return rerank(PHOTO, BLUE_SHIRT, QueryHypotheses.certain(BLUE_SHIRT), candidates, limits, Synonyms([]))
 
 
 @pytest.mark.parametrize(
@@ -45,7 +48,7 @@ def reranked(
     ],
 )
 def test_nothing_to_rerank(query: str, provider: str, expected: str) -> None:
-    assert empty_reason(query, provider, NOTHING) == expected
+    assert empty_reason(Query.of(query), provider, NOTHING) == expected
 
 
 def test_one_and_many_of_every_fate() -> None:
@@ -57,7 +60,7 @@ def test_one_and_many_of_every_fate() -> None:
         seen(None, "Blue Shirt", Verdict.DROPPED_UNDECODABLE),
         seen(None, "Blue Shirt", Verdict.DROPPED_UNDECODABLE),
     )
-    assert empty_reason("blue shirt", "catalog", result) == (
+    assert empty_reason(BLUE_SHIRT, "catalog", result) == (
         "catalog found 6 for 'blue shirt', but 2 look too different, 1 does not agree with the words, 1 has no "
         "thumbnail that could be fetched, 2 have a broken thumbnail; the nearest, 'Blue Shirt': looks too different: "
         "0.40, the least is 0.50"
@@ -66,13 +69,13 @@ def test_one_and_many_of_every_fate() -> None:
 
 def test_what_nobody_could_see_is_not_near() -> None:
     result = reranked(seen(None, "Blue Shirt", Verdict.DROPPED_UNFETCHABLE))
-    assert empty_reason("blue shirt", "catalog", result) == (
+    assert empty_reason(BLUE_SHIRT, "catalog", result) == (
         "catalog found 1 for 'blue shirt', but 1 has no thumbnail that could be fetched"
     )
 
 
 def test_long_title_is_cut() -> None:
-    assert len(empty_reason("blue shirt", "catalog", reranked(seen(0.1, "word " * 100)))) < 250
+    assert len(empty_reason(BLUE_SHIRT, "catalog", reranked(seen(0.1, "word " * 100)))) < 250
 
 
 ANY = st.one_of(
@@ -95,7 +98,7 @@ def test_numbers_of_an_empty_answer_add_up(
     assert sum(result.counts.values()) == len(candidates)
     if result.kept or not candidates:
         return
-    reason = empty_reason("blue shirt", "catalog", result)
+    reason = empty_reason(BLUE_SHIRT, "catalog", result)
     numbers = re.findall(r"(?:but |, )(\d+) ", reason.split("; the nearest")[0])
     assert sum(map(int, numbers)) == len(candidates)
     if any(one.embedding is not None for one in candidates):
@@ -106,4 +109,4 @@ def test_numbers_of_an_empty_answer_add_up(
 def test_every_verdict_has_its_words(verdict: Verdict) -> None:
     (one,) = reranked(seen(0.1, "Jeans")).dropped
     result = RerankResult([], [one], Counter({verdict: 3}))
-    assert re.search(r"but 3 (look|do|have|are) ", empty_reason("blue shirt", "catalog", result))
+    assert re.search(r"but 3 (look|do|have|are) ", empty_reason(BLUE_SHIRT, "catalog", result))

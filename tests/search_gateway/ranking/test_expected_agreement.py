@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_gateway.ranking.colours import Colours
+from captioner.colours import Colours
+from captioner.query import Query
 from search_gateway.ranking.expected_agreement import Agreement, ExpectedAgreement
 from search_gateway.ranking.query_hypotheses import QueryHypotheses
 from search_gateway.ranking.word_agreement import Synonyms, WordWeights
@@ -17,14 +18,18 @@ COLOURED = Synonyms([["navy", "blue"]], Colours(["blue", "navy", "red", "white",
 texts = st.lists(st.sampled_from(["blue", "navy", "red", "white", "shirt", "shirts", "bag", "men"]), max_size=4)
 
 
+def wanted(query: str) -> Query:
+    return Query.of(query, COLOURED.colours)
+
+
 def read(**queries: float) -> QueryHypotheses:
-    found = QueryHypotheses.weighted((query.replace("_", " "), weight) for query, weight in queries.items())
+    found = QueryHypotheses.weighted((wanted(query.replace("_", " ")), weight) for query, weight in queries.items())
     assert found is not None
     return found
 
 
 def agreement(query: str, title: str, hypotheses: QueryHypotheses) -> Agreement:
-    return ExpectedAgreement(query, hypotheses, COLOURED, WordWeights()).of(title)
+    return ExpectedAgreement(wanted(query), hypotheses, COLOURED, WordWeights()).of(title)
 
 
 UNSURE = read(blue_shirt=0.5, red_shirt=0.3, blue_bag=0.2)
@@ -67,19 +72,21 @@ def test_title_with_the_query_is_told_what_is_more_likely() -> None:
 
 @given(texts.map(" ".join), texts.map(" ".join))
 def test_other_hypotheses_without_probability_change_nothing(query: str, title: str) -> None:
-    certain = agreement(query, title, QueryHypotheses.certain(query))
-    same = agreement(query, title, QueryHypotheses.certain(query).mixed(UNSURE, 0.0))
+    certain = agreement(query, title, QueryHypotheses.certain(wanted(query)))
+    same = agreement(query, title, QueryHypotheses.certain(wanted(query)).mixed(UNSURE, 0.0))
     assert same == certain
 
 
 @given(texts.map(" ".join), texts.map(" ".join), st.floats(0, 1))
 def test_score_is_from_nothing_to_all_and_a_hypothesis_as_title_has_all(query: str, title: str, share: float) -> None:
-    hypotheses = QueryHypotheses.certain(query).mixed(UNSURE, share)
+    hypotheses = QueryHypotheses.certain(wanted(query)).mixed(UNSURE, share)
     assert 0 <= agreement(query, title, hypotheses).score <= 1
-    assert max(agreement(query, one.query, hypotheses).score for one in hypotheses.hypotheses) == pytest.approx(1.0)
+    assert max(agreement(query, one.query.text, hypotheses).score for one in hypotheses.hypotheses) == pytest.approx(
+        1.0
+    )
 
 
 def test_a_hypothesis_without_words_agrees_with_everything() -> None:
-    hypotheses = QueryHypotheses.certain("").mixed(read(blue_shirt=1.0), 0.4)
+    hypotheses = QueryHypotheses.certain(wanted("")).mixed(read(blue_shirt=1.0), 0.4)
     assert agreement("", "Blue Shirt", hypotheses).score == pytest.approx(1.0)
     assert agreement("", "White Hat", hypotheses).score == pytest.approx(0.6)

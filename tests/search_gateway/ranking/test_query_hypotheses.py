@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captioner.captions import Caption, CaptionAlternative, Word, WordAlternative
-from captioner.query import QueryRule, query_from_caption
+from captioner.query import Query, QueryRule, query_from_caption
 from captioner.query_distribution import QueryDistribution
 from search_gateway.providers.base import Candidate
 from search_gateway.ranking.query_hypotheses import (
@@ -57,13 +57,17 @@ def neighbour(title: str, cosine: float) -> Candidate:
     return Candidate(title=title, url="", thumbnail_url="", source="", embedding=at(cosine), is_nearest_neighbour=True)
 
 
+def weighted(*pairs: tuple[str, float]) -> QueryHypotheses | None:
+    return QueryHypotheses.weighted((Query.of(text), weight) for text, weight in pairs)
+
+
 def shares(hypotheses: QueryHypotheses | None) -> dict[str, float]:
     assert hypotheses is not None
-    return {one.query: one.probability for one in hypotheses.hypotheses}
+    return {one.query.text: one.probability for one in hypotheses.hypotheses}
 
 
 distributions = st.dictionaries(st.sampled_from("abcdefghijkl"), st.floats(0.01, 1), min_size=1).map(
-    lambda weights: QueryHypotheses.weighted(weights.items())
+    lambda weights: QueryHypotheses.weighted((Query.of(text), weight) for text, weight in weights.items())
 )
 
 
@@ -78,13 +82,15 @@ def is_distribution(hypotheses: QueryHypotheses) -> bool:
 
 
 def test_weights_of_any_sum_become_probabilities() -> None:
-    found = QueryHypotheses.weighted([("blue shirt", 1), ("navy shirt", 4), ("blue shirt", 2), ("red shirt", 0)])
-    assert found == QueryHypotheses((QueryHypothesis("navy shirt", 4 / 7), QueryHypothesis("blue shirt", 3 / 7)))
+    found = weighted(("blue shirt", 1), ("navy shirt", 4), ("blue shirt", 2), ("red shirt", 0))
+    assert found == QueryHypotheses(
+        (QueryHypothesis(Query.of("navy shirt"), 4 / 7), QueryHypothesis(Query.of("blue shirt"), 3 / 7))
+    )
 
 
-@pytest.mark.parametrize("weighted", [[], [("blue shirt", 0.0)], [("blue shirt", math.nan)]])
-def test_without_weight_there_is_no_hypothesis(weighted: list[tuple[str, float]]) -> None:
-    assert QueryHypotheses.weighted(weighted) is None
+@pytest.mark.parametrize("pairs", [[], [("blue shirt", 0.0)], [("blue shirt", math.nan)]])
+def test_without_weight_there_is_no_hypothesis(pairs: list[tuple[str, float]]) -> None:
+    assert weighted(*pairs) is None
 
 
 @given(distributions, distributions, st.floats(0, 1))
@@ -105,9 +111,9 @@ def test_the_rest_is_shared_among_the_most_likely(hypotheses: QueryHypotheses, c
 
 
 def test_hypotheses_that_become_equal_are_one() -> None:
-    found = QueryHypotheses.weighted([("blue shirt", 0.5), ("navy shirt", 0.3), ("blue top", 0.2)])
+    found = weighted(("blue shirt", 0.5), ("navy shirt", 0.3), ("blue top", 0.2))
     assert found is not None
-    changed = found.changed(lambda query: f"red {query.split()[1]}")
+    changed = found.changed(lambda query: query.replaced(colour="red", product_type=None))
     assert shares(changed) == {"red shirt": pytest.approx(0.8), "red top": pytest.approx(0.2)}
 
 
@@ -133,7 +139,7 @@ def test_unlikely_hypotheses_are_left_out() -> None:
 def test_words_are_weighed_by_their_first_token_as_their_alternatives_are() -> None:
     """Of several tokens the chosen word is less likely as a whole than the first token of another."""
     caption = greedy(word("Heroes"), word("T-shirt", 0.5, whole=0.06, graphic=0.22))
-    assert caption_query_hypotheses(caption, TWO).hypotheses[0].query == "heroes t-shirt"
+    assert caption_query_hypotheses(caption, TWO).hypotheses[0].query.text == "heroes t-shirt"
     assert shares(caption_query_hypotheses(caption, TWO))["heroes graphic"] == pytest.approx(0.22 / 0.72)
 
 

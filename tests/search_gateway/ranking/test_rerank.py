@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from captioner.colours import Colours
+from captioner.query import Query
 from search_gateway.providers.base import Candidate
-from search_gateway.ranking.colours import Colours
 from search_gateway.ranking.query_hypotheses import QueryHypotheses
 from search_gateway.ranking.rerank import (
     InspectedCandidate,
@@ -76,7 +77,8 @@ def limits(
 def reranked(
     *candidates: InspectedCandidate, to: RefinementLimits | None = None, query: str = "blue shirt"
 ) -> RerankResult:
-    return rerank(PHOTO, query, QueryHypotheses.certain(query), candidates, to or limits(), SYNONYMS)
+    wanted = Query.of(query, SYNONYMS.colours)
+    return rerank(PHOTO, wanted, QueryHypotheses.certain(wanted), candidates, to or limits(), SYNONYMS)
 
 
 def only(result: RerankResult) -> ScoredResult:
@@ -245,7 +247,7 @@ LIMITS = st.builds(limits, st.floats(-1, 1), st.floats(0, 1), st.integers(1, 5),
 @given(st.lists(ANY, max_size=12), LIMITS)
 @settings(deadline=None)
 def test_counts_add_up_and_nobody_is_lost(candidates: list[InspectedCandidate], to: RefinementLimits) -> None:
-    result = rerank(PHOTO, "blue shirt", QueryHypotheses.certain("blue shirt"), candidates, to, SYNONYMS)
+    result = reranked(*candidates, to=to)
     judged = result.kept + result.dropped
     assert sum(result.counts.values()) == len(candidates) == len(judged)
     assert result.counts == Counter(one.verdict for one in judged)
@@ -260,7 +262,7 @@ def test_counts_add_up_and_nobody_is_lost(candidates: list[InspectedCandidate], 
 def test_every_duplicate_stands_behind_one_result_that_passed(
     candidates: list[InspectedCandidate], to: RefinementLimits
 ) -> None:
-    result = rerank(PHOTO, "blue shirt", QueryHypotheses.certain("blue shirt"), candidates, to, SYNONYMS)
+    result = reranked(*candidates, to=to)
     duplicates = [one for one in result.dropped if one.verdict is Verdict.DROPPED_DUPLICATE]
     listed = [other for one in result.kept + result.dropped for other in one.duplicates]
     assert sorted(map(id, listed)) == sorted(id(one.candidate) for one in duplicates)
@@ -277,7 +279,7 @@ def test_every_duplicate_stands_behind_one_result_that_passed(
 def test_what_is_kept_is_the_best_that_passes_both_filters(
     candidates: list[InspectedCandidate], to: RefinementLimits
 ) -> None:
-    result = rerank(PHOTO, "blue shirt", QueryHypotheses.certain("blue shirt"), candidates, to, SYNONYMS)
+    result = reranked(*candidates, to=to)
     unseen = [one.verdict in UNSEEN for one in result.dropped]
     assert unseen == sorted(unseen), "what nobody could look at comes last"
     for part in (result.kept, result.dropped[: unseen.count(False)]):

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captioner.query import words_of
+from captioner.colours import Colours
+from captioner.query import Query, words_of
 from captioner.word_folding import fold
-from search_gateway.ranking.colours import Colours
 from search_gateway.ranking.expected_agreement import Agreement, ExpectedAgreement
 from search_gateway.ranking.query_hypotheses import QueryHypotheses
-from search_gateway.ranking.word_agreement import QueryWords, Synonyms, WordWeights, with_words
+from search_gateway.ranking.word_agreement import Synonyms, WordWeights
 
 NONE = Synonyms([])
 COLOURED = Synonyms([["navy", "blue"]], Colours(["blue", "navy", "red", "white", "black"], vague=["multi"]))
@@ -27,8 +27,8 @@ GROUPS: list[list[str]] = json.loads(
 
 def agreement(query: str, title: str, synonyms: Synonyms, weights: WordWeights | None = None) -> Agreement:
     """Of a title with a query that is certain."""
-    certain = ExpectedAgreement(query, QueryHypotheses.certain(query), synonyms, weights or WordWeights())
-    return certain.of(title)
+    wanted = Query.of(query, synonyms.colours)
+    return ExpectedAgreement(wanted, QueryHypotheses.certain(wanted), synonyms, weights or WordWeights()).of(title)
 
 
 def score(query: str, title: str, synonyms: Synonyms = COLOURED, **weights: float) -> float:
@@ -123,30 +123,6 @@ def test_brands_and_vague_colours_contradict_nobody(title: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "colour", "product_type", "expected"),
-    [
-        ("blue shirt", "red", None, "red shirt"),
-        ("blue shirt", None, "Jeans", "blue jeans"),
-        ("blue shirt", "Red", "jeans", "red jeans"),
-        ("shoes black", "red", None, "shoes red"),
-        ("women watches", "red", None, "red women watches"),
-        ("navy blue shirt", "red", None, "red shirt"),
-        ("blue t-shirt", "red", None, "red t-shirt"),
-        ("blue", None, "shirt", "blue shirt"),
-        ("shirt", "navy blue", None, "navy blue shirt"),
-        ("", "red", "shirt", "red shirt"),
-        ("", None, "shirt", "shirt"),
-        ("blue shirt", None, None, "blue shirt"),
-        ("turtle men blue shirt", "red", "jeans", "turtle men red jeans"),
-    ],
-)
-def test_one_word_of_a_query_is_changed(
-    query: str, colour: str | None, product_type: str | None, expected: str
-) -> None:
-    assert with_words(query, COLOURED.colours, colour=colour, product_type=product_type) == expected
-
-
-@pytest.mark.parametrize(
     ("one", "other"),
     [("navy", "Blue"), ("grey", "Gray"), ("sneakers", "Shoe"), ("purse", "Handbags"), ("offwhite", "Off-White")],
 )
@@ -205,7 +181,7 @@ def test_score_is_a_share_and_one_for_every_word(query: str, title: str, weights
 @given(TITLES, TITLES, WEIGHTS, st.data())
 @settings(deadline=None)
 def test_a_wanted_word_more_never_costs(query: str, title: str, weights: WordWeights, data: st.DataObject) -> None:
-    words = QueryWords.of(query, TRADE.colours).words
+    words = Query.of(query).words
     if words:
         more = f"{title} {data.draw(st.sampled_from(words))}"
         assert agreement(query, more, TRADE, weights).score >= agreement(query, title, TRADE, weights).score - 1e-9

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from captioner.query import Query
 from search_gateway.errors import ProviderError, ProviderNotAskedError, ProviderTimeoutError
 from search_gateway.providers.base import Candidate, Provider, StaleCandidates
 from search_gateway.providers.guard.circuit_breaker import BreakerSettings, BreakerState, CircuitBreaker
@@ -46,9 +47,9 @@ class Web:
     is_closed: bool = False
 
     async def find(
-        self, query: str, max_candidates: int, timeout_seconds: float, embedding: Any = None
+        self, query: Query, max_candidates: int, timeout_seconds: float, embedding: Any = None
     ) -> list[Candidate]:
-        self.queries.append(query)
+        self.queries.append(query.text)
         self.times.append(now())
         self.limits.append((max_candidates, timeout_seconds))
         try:
@@ -58,7 +59,7 @@ class Web:
             raise
         if self.failure is not None:
             raise self.failure
-        return candidates_for(query, self.num_candidates)
+        return candidates_for(query.text, self.num_candidates)
 
     async def close(self) -> None:
         self.is_closed = True
@@ -86,7 +87,7 @@ class Guarded:
         )
 
     async def find(self, query: str = f"{SECRET} shirt", timeout_seconds: float = TIMEOUT) -> list[Candidate]:
-        return await self.provider.find(query, 40, timeout_seconds)
+        return await self.provider.find(Query.of(query), 40, timeout_seconds)
 
     async def failing(self, query: str = f"{SECRET} shirt", timeout_seconds: float = TIMEOUT) -> ProviderError:
         with pytest.raises(ProviderError) as caught:
@@ -134,8 +135,8 @@ def test_second_search_makes_no_call() -> None:
 def test_one_answer_serves_callers_who_want_more_or_less() -> None:
     async def test() -> None:
         it = Guarded(Web(num_candidates=50))
-        assert len(await it.provider.find("shirt", 2, TIMEOUT)) == 2
-        assert len(await it.provider.find("shirt", 30, TIMEOUT)) == 30
+        assert len(await it.provider.find(Query.of("shirt"), 2, TIMEOUT)) == 2
+        assert len(await it.provider.find(Query.of("shirt"), 30, TIMEOUT)) == 30
         assert it.web.limits[0][0] == 100
         assert len(it.web.queries) == 1
 
@@ -199,7 +200,7 @@ def test_no_words_ask_nobody() -> None:
     async def test() -> None:
         it = Guarded(Web())
         assert await it.find("  ") == []
-        assert await it.provider.find("shirt", 0, TIMEOUT) == []
+        assert await it.provider.find(Query.of("shirt"), 0, TIMEOUT) == []
         assert not it.web.queries
 
     run(test)

@@ -8,14 +8,14 @@ from importlib import resources
 
 import pytest
 
+from captioner.colours import Colour, Colours
 from captioner.query import words_of
 from captioner.word_folding import fold
-from search_gateway.ranking.colours import Colour, Colours
 from training.label_words import LabelWords
 
 TRADE = Colours.builtin()
 LISTS: dict[str, list[str]] = json.loads(
-    resources.files("search_gateway.ranking").joinpath("colours.json").read_text(encoding="utf-8")
+    resources.files("captioner").joinpath("colours.json").read_text(encoding="utf-8")
 )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which words of a query or a title are colours, by the list in `colours.json`.
+"""Which words of a query or a title are colours, by the list in `colours.json`. Pure.
 
 The list holds five kinds of words:
     colours: a title with such a word is of that colour.
@@ -12,6 +12,7 @@ The list holds five kinds of words:
 from __future__ import annotations
 
 import enum
+import functools
 import json
 from collections.abc import Iterable, Sequence
 from importlib import resources
@@ -46,9 +47,10 @@ class Colours:
         self._not_colours = {tuple(map(fold, phrase.split())) for phrase in not_colours}
 
     @classmethod
+    @functools.cache
     def builtin(cls) -> Colours:
-        """The words in `colours.json`."""
-        text = resources.files("search_gateway.ranking").joinpath("colours.json").read_text(encoding="utf-8")
+        """The words in `colours.json`, read once."""
+        text = resources.files("captioner").joinpath("colours.json").read_text(encoding="utf-8")
         return cls(**json.loads(text))
 
     def kinds(self, words: Sequence[str]) -> list[Colour]:
