@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Protobuf requests -> the gateway's own options, every field checked. Messages name field, value and limit."""
+"""What a caller asks for -> the gateway's own options, every value checked. Messages name field, value and limit."""
 
 from __future__ import annotations
 
-import math
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from captioner.decoding import DecodingOptions
 from captioner.model_contract import ModelContract
@@ -26,104 +27,160 @@ _QUERY_RULES: dict[int, QueryRule] = {
     search_pb2.QUERY_RULE_LIKELIEST_WORDS: QueryRule.LIKELIEST_WORDS,
 }
 
+# Message of search.proto -> its fields that are checked here.
+_NESTED = {
+    "decoding": ("num_beams", "length_penalty", "max_tokens"),
+    "refinement": ("min_visual_score", "min_semantic_score"),
+    "word_override": ("colour", "thing"),
+}
+_PROTO_NAMES = {name: f"{message}.{name}" for message, names in _NESTED.items() for name in names}
 
-def decoding_options(message: search_pb2.DecodingOptions, contract: ModelContract) -> DecodingOptions:
-    """Raises:
-    BadRequestError: a value is outside the limits of search.proto.
+
+@dataclass(frozen=True, kw_only=True)
+class RequestValues:
+    """What a caller asks for, not checked yet, whatever interface it came through.
+
+    Attributes:
+        names: what the caller calls a field where it is not the name here; messages use it.
+        others: None where the caller leaves the choice to the gateway.
     """
-    options = DecodingOptions(
-        num_beams=message.num_beams if message.HasField("num_beams") else 1,
-        length_penalty=message.length_penalty if message.HasField("length_penalty") else 0.0,
-        max_tokens=message.max_tokens if message.HasField("max_tokens") else contract.max_tokens,
-    )
-    _check("decoding.num_beams", options.num_beams, 1, contract.max_beams)
-    _check("decoding.length_penalty", options.length_penalty, MIN_LENGTH_PENALTY, MAX_LENGTH_PENALTY)
-    _check("decoding.max_tokens", options.max_tokens, 1, contract.max_tokens)
-    return options
+
+    names: Mapping[str, str] = field(default_factory=dict)
+    num_beams: int | None = None
+    length_penalty: float | None = None
+    max_tokens: int | None = None
+    query_rule: QueryRule | None = None
+    max_results: int | None = None
+    min_visual_score: float | None = None
+    min_semantic_score: float | None = None
+    provider: str | None = None
+    query_override: str | None = None
+    colour: str | None = None
+    thing: str | None = None
+
+    def name(self, field_name: str) -> str:
+        """What the caller calls a field."""
+        return self.names.get(field_name, field_name)
 
 
-def query_rule(value: int, contract: ModelContract) -> QueryRule:
-    """The rule that a request asks for; unset, the best one that the model has.
-
-    Args:
-        value: QueryRule of search.proto.
+def request_values(request: search_pb2.SearchRequest | search_pb2.CaptionRequest) -> RequestValues:
+    """Read a request of search.proto.
 
     Raises:
-        BadRequestError: the value is no rule of search.proto, or the model cannot follow it.
+        BadRequestError: `query_rule` is no rule of search.proto.
+    """
+    values: dict[str, Any] = _set_fields(request, ("max_results", "provider", "query_override"))
+    for message, names in _NESTED.items():
+        if message in request.DESCRIPTOR.fields_by_name:
+            values |= _set_fields(getattr(request, message), names)
+    if request.query_rule != search_pb2.QUERY_RULE_UNSPECIFIED:
+        values["query_rule"] = _QUERY_RULES.get(request.query_rule)
+        if values["query_rule"] is None:
+            raise BadRequestError(f"query_rule is {request.query_rule}: it goes from 0 to {max(_QUERY_RULES)}")
+    return RequestValues(names=_PROTO_NAMES, **values)
+
+
+def _set_fields(message: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        name: getattr(message, name)
+        for name in names
+        if name in message.DESCRIPTOR.fields_by_name and message.HasField(name)
+    }
+
+
+def decoding_options(asked: RequestValues, contract: ModelContract) -> DecodingOptions:
+    """How to decode the caption.
+
+    Raises:
+        BadRequestError: a value is outside its limits.
+    """
+    return DecodingOptions(
+        num_beams=int(_checked(asked, "num_beams", 1, 1, contract.max_beams)),
+        length_penalty=_checked(asked, "length_penalty", 0.0, MIN_LENGTH_PENALTY, MAX_LENGTH_PENALTY),
+        max_tokens=int(_checked(asked, "max_tokens", contract.max_tokens, 1, contract.max_tokens)),
+    )
+
+
+def query_rule(asked: RequestValues, contract: ModelContract) -> QueryRule:
+    """How to make the query of the caption; where the caller does not say, the best way that the model has.
+
+    Raises:
+        BadRequestError: the model cannot follow the rule.
     """
     has_head = contract.num_queries > 0
-    if value == search_pb2.QUERY_RULE_UNSPECIFIED:
-        return QueryRule.LIKELIEST_WORDS if has_head else QueryRule.LAST_TWO_WORDS
-    rule = _QUERY_RULES.get(value)
+    rule = asked.query_rule
     if rule is None:
-        raise BadRequestError(f"query_rule is {value}: it goes from 0 to {max(_QUERY_RULES)}")
+        return QueryRule.LIKELIEST_WORDS if has_head else QueryRule.LAST_TWO_WORDS
     if rule is QueryRule.LIKELIEST_WORDS and not has_head:
         raise BadRequestError(
-            f"query_rule is {rule.value}: the model {contract.model} has no query head, use last_two_words or leave it "
-            "unset"
+            f"{asked.name('query_rule')} is {rule.value}: the model {contract.model} has no query head, use "
+            "last_two_words or leave it unset"
         )
     return rule
 
 
-def search_options(request: search_pb2.SearchRequest, contract: ModelContract, config: GatewayConfig) -> SearchOptions:
-    """Raises:
-    BadRequestError: a value is outside the limits of search.proto.
+def search_options(asked: RequestValues, contract: ModelContract, config: GatewayConfig) -> SearchOptions:
+    """How to search.
+
+    Raises:
+        BadRequestError: a value is outside its limits, or two of them exclude each other.
     """
-    max_results = request.max_results if request.HasField("max_results") else config.default_max_results
-    _check("max_results", max_results, 1, MAX_RESULTS)
-    refinement = request.refinement
+    max_results = int(_checked(asked, "max_results", config.default_max_results, 1, MAX_RESULTS))
     limits = RefinementLimits(
-        min_visual_score=refinement.min_visual_score
-        if refinement.HasField("min_visual_score")
-        else config.min_visual_score,
-        min_semantic_score=refinement.min_semantic_score
-        if refinement.HasField("min_semantic_score")
-        else config.min_semantic_score,
+        min_visual_score=_checked(asked, "min_visual_score", config.min_visual_score, -1, 1),
+        min_semantic_score=_checked(asked, "min_semantic_score", config.min_semantic_score, 0, 1),
         max_results=max_results,
         visual_weight=config.visual_weight,
         neighbour_weight=config.neighbour_weight,
     )
-    _check("refinement.min_visual_score", limits.min_visual_score, -1, 1)
-    _check("refinement.min_semantic_score", limits.min_semantic_score, 0, 1)
     return SearchOptions(
-        decoding=decoding_options(request.decoding, contract),
-        query_rule=query_rule(request.query_rule, contract),
-        query_override=_query_override(request),
-        override_colour=_word_override(request, "colour"),
-        override_product_type=_word_override(request, "thing"),
-        provider=request.provider if request.HasField("provider") else None,
+        decoding=decoding_options(asked, contract),
+        query_rule=query_rule(asked, contract),
+        query_override=_query_override(asked),
+        override_colour=_word_override(asked, "colour", asked.colour),
+        override_product_type=_word_override(asked, "thing", asked.thing),
+        provider=asked.provider,
         max_candidates=max(config.max_candidates, max_results),
         limits=limits,
     )
 
 
-def _query_override(request: search_pb2.SearchRequest) -> Query | None:
-    if not request.HasField("query_override"):
+def _query_override(asked: RequestValues) -> Query | None:
+    if asked.query_override is None:
         return None
-    words = " ".join(request.query_override.split())
-    if not words:
-        raise BadRequestError("query_override is empty: give words, or leave it unset to use the caption's")
-    if len(words) > MAX_QUERY_CHARACTERS:
-        raise BadRequestError(f"query_override has {len(words)} characters; the limit is {MAX_QUERY_CHARACTERS}")
-    return Query.of(words)
+    name = asked.name("query_override")
+    text = " ".join(asked.query_override.split())
+    if not text:
+        raise BadRequestError(f"{name} is empty: give words, or leave it unset to use the caption's")
+    if len(text) > MAX_QUERY_CHARACTERS:
+        raise BadRequestError(f"{name} has {len(text)} characters; the limit is {MAX_QUERY_CHARACTERS}")
+    return Query.of(text)
 
 
-def _word_override(request: search_pb2.SearchRequest, name: Literal["colour", "thing"]) -> str | None:
-    if not request.word_override.HasField(name):
+def _word_override(asked: RequestValues, field_name: str, value: str | None) -> str | None:
+    if value is None:
         return None
-    if request.HasField("query_override"):
-        raise BadRequestError(f"word_override.{name} and query_override are both set: give one of them")
-    value: str = getattr(request.word_override, name)
+    name = asked.name(field_name)
+    if asked.query_override is not None:
+        raise BadRequestError(f"{name} and {asked.name('query_override')} are both set: give one of them")
     # As the words of a caption: without what is around them.
     word = " ".join(words_of(value))
     if not word:
-        raise BadRequestError(f"word_override.{name} is {value[:20]!r}: give a word, or leave it unset")
+        raise BadRequestError(f"{name} is {value[:20]!r}: give a word, or leave it unset")
     if len(word) > MAX_WORD_CHARACTERS:
-        raise BadRequestError(f"word_override.{name} has {len(word)} characters; the limit is {MAX_WORD_CHARACTERS}")
+        raise BadRequestError(f"{name} has {len(word)} characters; the limit is {MAX_WORD_CHARACTERS}")
     return word
 
 
-def _check(name: str, value: float, low: float, high: float) -> None:
-    if not (math.isfinite(value) and low <= value <= high):
-        shown = value if isinstance(value, int) else f"{value:g}"
-        raise BadRequestError(f"{name} is {shown}: it goes from {low:g} to {high:g}")
+def _checked(asked: RequestValues, field_name: str, default: float, low: float, high: float) -> float:
+    """The value asked for, else the default; both within the limits.
+
+    Raises:
+        BadRequestError: the value is outside.
+    """
+    value = getattr(asked, field_name)
+    value = default if value is None else value
+    if not (low <= value <= high):  # also where it is no number
+        shown = f"{value:g}" if isinstance(value, float) else f"{value!s:.40}"
+        raise BadRequestError(f"{asked.name(field_name)} is {shown}: it goes from {low:g} to {high:g}")
+    return float(value)

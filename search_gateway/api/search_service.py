@@ -13,7 +13,7 @@ from captioner.model_contract import ModelContract
 from captioner.query import Query, QueryRule
 from search_api import search_pb2, search_pb2_grpc
 from search_gateway.api.admission import Admission
-from search_gateway.api.request_validation import decoding_options, query_rule, search_options
+from search_gateway.api.request_validation import decoding_options, query_rule, request_values, search_options
 from search_gateway.config import GatewayConfig
 from search_gateway.pipeline import CaptionAnswer, Pipeline, SearchAnswer
 from search_gateway.ranking.rerank import ScoredResult, Verdict
@@ -63,8 +63,9 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
 
     async def Caption(self, request: search_pb2.CaptionRequest, context: Context) -> search_pb2.CaptionResponse:
         with self._admission.admitted():
-            decoding = decoding_options(request.decoding, self._contract)
-            rule = query_rule(request.query_rule, self._contract)
+            asked = request_values(request)
+            decoding = decoding_options(asked, self._contract)
+            rule = query_rule(asked, self._contract)
             answer = await self._pipeline.caption(request.photo, decoding, rule, self._admission.deadline(context))
         return _caption_response(answer, self._model)
 
@@ -72,7 +73,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         self, request: search_pb2.SearchRequest, context: Context
     ) -> AsyncIterator[captions.Caption | Query | ScoredResult | SearchAnswer]:
         with self._admission.admitted():
-            options = search_options(request, self._contract, self._config)
+            options = search_options(request_values(request), self._contract, self._config)
             async for event in self._pipeline.search(request.photo, options, self._admission.deadline(context)):
                 yield event
 

@@ -1,31 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters of a ModelInferRequest -> the request of search.proto that says the same. Pure.
+"""Parameters of a ModelInferRequest -> what the caller asks for, as `request_validation` checks it. Pure.
 
-The limits of the values are not known here: `request_validation` checks all requests. A value may
-come as any of protobuf's kinds that says it without loss: 4, 4.0 and "4" are the same number.
+A value may come as any of protobuf's kinds that says it without loss: 4, 4.0 and "4" are the same number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from search_api import search_pb2
+from captioner.query import QueryRule
+from search_gateway.api.request_validation import RequestValues
 from search_gateway.errors import BadRequestError
 
 TIMEOUT = "timeout"  # Triton's own, in microseconds; 0 is none
-
-CAPTION_PARAMETERS = ("num_beams", "length_penalty", "max_tokens", "query_rule")
-SEARCH_PARAMETERS = (
-    *CAPTION_PARAMETERS,
-    "max_results", "min_visual_score", "min_semantic_score", "provider", "query_override",
-)  # fmt: skip
-
-_QUERY_RULES = {
-    "last_two_words": search_pb2.QUERY_RULE_LAST_TWO_WORDS,
-    "full_caption": search_pb2.QUERY_RULE_FULL_CAPTION,
-    "likeliest_words": search_pb2.QUERY_RULE_LIKELIEST_WORDS,
-}
 
 # For Triton's schedulers and its HTTP endpoint; its clients send some of them unasked.
 _IGNORED = {"priority", "sequence_id", "sequence_start", "sequence_end"}
@@ -34,36 +22,23 @@ _IGNORED_PREFIXES = ("triton_", "binary_data")
 Value = int | float | str  # bool is an int
 
 
-def caption_request(parameters: Mapping[str, Any]) -> search_pb2.CaptionRequest:
-    """A request without its photo.
+def parameter_values(parameters: Mapping[str, Any], known: tuple[str, ...]) -> RequestValues:
+    """Read the parameters of a request; their names are those that messages use.
+
+    Args:
+        parameters: InferParameter by name.
+        known: the parameters of the model.
 
     Raises:
         BadRequestError: a parameter is unknown, or its value is of another kind.
     """
-    request = search_pb2.CaptionRequest()
-    for name, value in _known(parameters, CAPTION_PARAMETERS):
-        _set_decoding(request, name, value)
-    return request
-
-
-def search_request(parameters: Mapping[str, Any]) -> search_pb2.SearchRequest:
-    """A request without its photo.
-
-    Raises:
-        BadRequestError: a parameter is unknown, or its value is of another kind.
-    """
-    request = search_pb2.SearchRequest()
-    for name, value in _known(parameters, SEARCH_PARAMETERS):
-        match name:
-            case "max_results":
-                request.max_results = _uint32(name, value)
-            case "min_visual_score" | "min_semantic_score":
-                setattr(request.refinement, name, _number(name, value))
-            case "provider" | "query_override":
-                setattr(request, name, _text(name, value))
-            case _:
-                _set_decoding(request, name, value)
-    return request
+    values: dict[str, Any] = {}
+    for name, parameter in parameters.items():
+        if name in known:
+            values[name] = _READERS[name](name, _value(name, parameter))
+        elif name != TIMEOUT and name not in _IGNORED and not name.startswith(_IGNORED_PREFIXES):
+            raise BadRequestError(f"there is no parameter {name!r:.80}; this model has: {', '.join(known)}, {TIMEOUT}")
+    return RequestValues(**values)
 
 
 def timeout_seconds(parameters: Mapping[str, Any]) -> float | None:
@@ -78,28 +53,6 @@ def timeout_seconds(parameters: Mapping[str, Any]) -> float | None:
     if microseconds < 0:
         raise BadRequestError(f"timeout is {_shown(microseconds)}: it is a number of microseconds, 0 for none")
     return min(microseconds, 2**63) / 1e6 or None
-
-
-def _known(parameters: Mapping[str, Any], known: tuple[str, ...]) -> Iterator[tuple[str, Value]]:
-    for name, parameter in parameters.items():
-        if name in known:
-            yield name, _value(name, parameter)
-        elif name != TIMEOUT and name not in _IGNORED and not name.startswith(_IGNORED_PREFIXES):
-            raise BadRequestError(f"there is no parameter {name!r:.80}; this model has: {', '.join(known)}, {TIMEOUT}")
-
-
-def _set_decoding(request: search_pb2.CaptionRequest | search_pb2.SearchRequest, name: str, value: Value) -> None:
-    match name:
-        case "num_beams" | "max_tokens":
-            setattr(request.decoding, name, _uint32(name, value))
-        case "length_penalty":
-            request.decoding.length_penalty = _number(name, value)
-        case "query_rule":
-            rule = _QUERY_RULES.get(str(value))
-            if rule is None:
-                *others, last = _QUERY_RULES
-                raise BadRequestError(f"query_rule is {_shown(value)}: write {', '.join(others)} or {last}")
-            request.query_rule = rule
 
 
 def _value(name: str, parameter: Any) -> Value:
@@ -120,13 +73,6 @@ def _whole(name: str, value: Value) -> int:
     return number
 
 
-def _uint32(name: str, value: Value) -> int:
-    number = _whole(name, value)
-    if not 0 <= number < 2**32:
-        raise BadRequestError(f"{name} is {_shown(value)}: it must be a whole number of 32 bits, 0 or more")
-    return number
-
-
 def _number(name: str, value: Value) -> float:
     try:
         return float(value)
@@ -142,3 +88,26 @@ def _text(name: str, value: Value) -> str:
 
 def _shown(value: Value) -> str:
     return f"{value!r:.80}"
+
+
+def _rule(name: str, value: Value) -> QueryRule:
+    try:
+        return QueryRule(value)
+    except ValueError:
+        *others, last = (rule.value for rule in QueryRule)
+        raise BadRequestError(f"{name} is {_shown(value)}: write {', '.join(others)} or {last}") from None
+
+
+_READERS = {
+    "num_beams": _whole,
+    "length_penalty": _number,
+    "max_tokens": _whole,
+    "query_rule": _rule,
+    "max_results": _whole,
+    "min_visual_score": _number,
+    "min_semantic_score": _number,
+    "provider": _text,
+    "query_override": _text,
+}
+CAPTION_PARAMETERS = ("num_beams", "length_penalty", "max_tokens", "query_rule")
+SEARCH_PARAMETERS = tuple(_READERS)

@@ -15,7 +15,7 @@ from search_gateway.config import GatewayConfig
 from search_gateway.deadline import Deadline
 from search_gateway.errors import BadRequestError
 from search_gateway.kserve.model_declarations import CAPTION, SEARCH, ModelDeclaration
-from search_gateway.kserve.request_parameters import caption_request, search_request
+from search_gateway.kserve.request_parameters import CAPTION_PARAMETERS, SEARCH_PARAMETERS, parameter_values
 from search_gateway.kserve.tensors import Columns
 from search_gateway.pipeline import CaptionAnswer, Pipeline, SearchAnswer
 
@@ -50,9 +50,9 @@ class CaptionModel:
 
     async def infer(self, photos: Sequence[bytes], parameters: Mapping[str, Any], deadline: Deadline) -> Inference:
         """All photos side by side. One that fails cancels the others, whose answers would not be sent."""
-        request = caption_request(parameters)
-        decoding = decoding_options(request.decoding, self._pipeline.contract)
-        rule = query_rule(request.query_rule, self._pipeline.contract)
+        asked = parameter_values(parameters, CAPTION_PARAMETERS)
+        decoding = decoding_options(asked, self._pipeline.contract)
+        rule = query_rule(asked, self._pipeline.contract)
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
@@ -93,7 +93,8 @@ class SearchModel:
     async def infer(self, photos: Sequence[bytes], parameters: Mapping[str, Any], deadline: Deadline) -> Inference:
         """The whole way, for the one photo of a request."""
         (photo,) = photos
-        options = search_options(search_request(parameters), self._pipeline.contract, self._config)
+        asked = parameter_values(parameters, SEARCH_PARAMETERS)
+        options = search_options(asked, self._pipeline.contract, self._config)
         answer: SearchAnswer | None = None
         async for event in self._pipeline.search(photo, options, deadline):
             if isinstance(event, SearchAnswer):

@@ -13,7 +13,13 @@ from captioner.decoding import DecodingOptions
 from captioner.model_contract import ModelContract
 from captioner.query import Query, QueryRule
 from search_api import search_pb2
-from search_gateway.api.request_validation import decoding_options, query_rule, search_options
+from search_gateway.api.request_validation import (
+    RequestValues,
+    decoding_options,
+    query_rule,
+    request_values,
+    search_options,
+)
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import BadRequestError
 from search_gateway.pipeline import SearchOptions
@@ -30,11 +36,17 @@ CONFIG = GatewayConfig(
 
 
 def decoding(**fields: Any) -> DecodingOptions:
-    return decoding_options(search_pb2.DecodingOptions(**fields), CONTRACT)
+    request = search_pb2.CaptionRequest(decoding=search_pb2.DecodingOptions(**fields))
+    return decoding_options(request_values(request), CONTRACT)
 
 
 def options(config: GatewayConfig = CONFIG, **fields: Any) -> SearchOptions:
-    return search_options(search_pb2.SearchRequest(**fields), CONTRACT, config)
+    return search_options(request_values(search_pb2.SearchRequest(**fields)), CONTRACT, config)
+
+
+def rule_of(value: int, contract: ModelContract) -> QueryRule:
+    request = search_pb2.CaptionRequest(query_rule=value)  # type: ignore[arg-type]  # any number goes over the wire
+    return query_rule(request_values(request), contract)
 
 
 def refinement(**fields: float) -> SearchOptions:
@@ -121,9 +133,9 @@ def test_limits_of_decoding_are_the_models() -> None:
         num_heads=4, head_size=8, max_tokens=5, num_candidates=4, max_beams=2, vocab_size=50, bos_token_id=0,
         eos_token_id=1, pad_token_id=2,
     )  # fmt: skip
-    assert decoding_options(search_pb2.DecodingOptions(), small).max_tokens == 5
-    with pytest.raises(BadRequestError, match="num_beams is 3: it goes from 1 to 2"):
-        decoding_options(search_pb2.DecodingOptions(num_beams=3), small)
+    assert decoding_options(RequestValues(), small).max_tokens == 5
+    with pytest.raises(BadRequestError, match="^num_beams is 3: it goes from 1 to 2"):
+        decoding_options(RequestValues(num_beams=3), small)
 
 
 @pytest.mark.parametrize(
@@ -135,14 +147,14 @@ def test_limits_of_decoding_are_the_models() -> None:
     ],
 )
 def test_query_rules_are_those_of_the_proto(value: int, rule: QueryRule) -> None:
-    assert query_rule(value, CONTRACT) is rule
+    assert rule_of(value, CONTRACT) is rule
     if value != search_pb2.QUERY_RULE_UNSPECIFIED:
-        assert query_rule(value, WITH_HEAD) is rule
+        assert rule_of(value, WITH_HEAD) is rule
 
 
 def test_model_with_a_query_head_uses_it_unless_told_otherwise() -> None:
-    assert query_rule(search_pb2.QUERY_RULE_UNSPECIFIED, WITH_HEAD) is QueryRule.LIKELIEST_WORDS
-    assert query_rule(search_pb2.QUERY_RULE_LIKELIEST_WORDS, WITH_HEAD) is QueryRule.LIKELIEST_WORDS
+    assert rule_of(search_pb2.QUERY_RULE_UNSPECIFIED, WITH_HEAD) is QueryRule.LIKELIEST_WORDS
+    assert rule_of(search_pb2.QUERY_RULE_LIKELIEST_WORDS, WITH_HEAD) is QueryRule.LIKELIEST_WORDS
 
 
 def test_model_without_a_query_head_refuses_the_rule_that_needs_one() -> None:
@@ -152,7 +164,7 @@ def test_model_without_a_query_head_refuses_the_rule_that_needs_one() -> None:
 
 
 def test_every_query_rule_of_the_proto_is_known() -> None:
-    assert {query_rule(value, WITH_HEAD) for value in search_pb2.QueryRule.values()} == set(QueryRule)
+    assert {rule_of(value, WITH_HEAD) for value in search_pb2.QueryRule.values()} == set(QueryRule)
 
 
 @pytest.mark.parametrize("value", [4, 99, -1, 2**31 - 1])
@@ -198,9 +210,8 @@ def test_one_word_or_both_may_be_overridden() -> None:
     result = word_override(colour="navy  blue", thing="(T-Shirt)!")
     assert (result.override_colour, result.override_product_type) == ("navy blue", "T-Shirt")
     assert options().override_colour is options().override_product_type is None
-    assert options(word_override=search_pb2.WordOverride(), query_override="red dress").query_override == Query.of(
-        "red dress"
-    )
+    nothing = search_pb2.WordOverride()
+    assert options(word_override=nothing, query_override="red dress").query_override == Query.of("red dress")
 
 
 @pytest.mark.parametrize("name", ["colour", "thing"])
@@ -215,3 +226,20 @@ def test_bad_word_override_is_refused_with_the_remedy(name: str) -> None:
     assert refusal(options, word_override=override, query_override="red dress") == (
         f"word_override.{name} and query_override are both set: give one of them"
     )
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"num_beams": 0}, "num_beams is 0: it goes from 1 to 8"),
+        ({"length_penalty": 1e300}, "length_penalty is 1e+300: it goes from -2 to 4"),
+        ({"min_visual_score": 2.0}, "min_visual_score is 2: it goes from -1 to 1"),
+        ({"max_results": 10**4000}, f"max_results is 1{'0' * 39}: it goes from 1 to 100"),
+        ({"colour": ""}, "colour is '': give a word, or leave it unset"),
+        ({"colour": "red", "query_override": "shirt"}, "colour and QUERY are both set: give one of them"),
+        ({"query_override": " "}, "QUERY is empty: give words, or leave it unset to use the caption's"),
+    ],
+)
+def test_messages_call_a_field_as_the_caller_does(values: dict[str, Any], says: str) -> None:
+    asked = RequestValues(names={"query_override": "QUERY"}, **values)
+    assert refusal(lambda: search_options(asked, CONTRACT, CONFIG)) == says
