@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 
+from captioner.image_error import ImageError, ImageReason
 from captioner.model_contract import Fit
 from captioner.trimming import Content, find_content
 
@@ -51,6 +52,8 @@ _EXIF_AS_TEXT = "Raw profile type exif"  # of old PNGs, in hexadecimal
 # Size of the bands of rows in which a picture is converted to RGB, so that only the result is as large as the picture.
 _BAND_PIXELS = 2**18
 
+_SAVE_AGAIN, _SEND_SMALLER = "save it again", "send a smaller one"
+
 _WHITE = (255, 255, 255)
 
 # EXIF orientation -> the transposition that turns the picture upright.
@@ -65,18 +68,6 @@ _TURNS = {
 }
 
 
-class ImageError(ValueError):
-    """The photo cannot be read; the message is for the caller and has the value and the limit."""
-
-
-class ImageTooLargeError(ImageError):
-    """The photo has more bytes or pixels than allowed."""
-
-
-class ImageMemoryError(ImageTooLargeError):
-    """Decoding the photo needs more memory than the process may have."""
-
-
 class _CountedFile(io.BytesIO):
     """A file that limits Pillow's reads, because a hostile file may consist of very many small parts."""
 
@@ -87,7 +78,8 @@ class _CountedFile(io.BytesIO):
     def read(self, size: int | None = -1, /) -> bytes:
         self._reads += 1
         if self._reads > MAX_READS:
-            raise ImageError(f"the photo takes over {MAX_READS:,} reads, the limit, for its many parts: save it again")
+            what = "takes at least {} reads for its many parts"
+            raise ImageError(ImageReason.UNREADABLE, what, self._reads, MAX_READS, _SAVE_AGAIN)
         return super().read(size)
 
 
@@ -116,8 +108,7 @@ def decode_photo(
         uint8 [height, width, 3], RGB.
 
     Raises:
-        ImageTooLargeError: it has more bytes or pixels than `limits` allow.
-        ImageError: it is not a readable JPEG, PNG, WebP or GIF.
+        ImageError: it is not a readable JPEG, PNG, WebP or GIF file, or has more bytes or pixels than `limits` allow.
     """
     # A JPEG is decoded at a fraction of its size before its margins are known. At twice the size, content that fills
     # half of a side has the quality of "pad", and content that fills a quarter is not enlarged.
@@ -130,15 +121,13 @@ def check_number_of_bytes(data: bytes, limits: ImageLimits) -> None:
     """Check the size of a file, before its bytes are sent to another process.
 
     Raises:
-        ImageError: the file is empty.
-        ImageTooLargeError: it has more bytes than `limits` allow.
+        ImageError: the file is empty, or has more bytes than `limits` allow.
     """
     if not data:
-        raise ImageError("the photo is empty (0 bytes): send the bytes of a JPEG, PNG, WebP or GIF file")
+        remedy = "send the bytes of a JPEG, PNG, WebP or GIF file"
+        raise ImageError(ImageReason.UNREADABLE, "is empty ({} bytes)", 0, None, remedy)
     if len(data) > limits.max_bytes:
-        raise ImageTooLargeError(
-            f"the photo has {len(data):,} bytes; the limit is {limits.max_bytes:,}: send a smaller file"
-        )
+        raise ImageError(ImageReason.TOO_LARGE, "has {} bytes", len(data), limits.max_bytes, "send a smaller file")
 
 
 def open_photo(data: bytes, *, limits: ImageLimits | None = None, target: tuple[int, int] | None = None) -> Image.Image:
@@ -151,8 +140,7 @@ def open_photo(data: bytes, *, limits: ImageLimits | None = None, target: tuple[
             fraction of its size.
 
     Raises:
-        ImageTooLargeError: it has more bytes or pixels than `limits` allow.
-        ImageError: it is not a readable JPEG, PNG, WebP or GIF.
+        ImageError: it is not a readable JPEG, PNG, WebP or GIF file, or has more bytes or pixels than `limits` allow.
     """
     limits = limits or ImageLimits()
     check_number_of_bytes(data, limits)
@@ -161,20 +149,18 @@ def open_photo(data: bytes, *, limits: ImageLimits | None = None, target: tuple[
     except ImageError:
         raise
     except MemoryError as error:
-        raise ImageMemoryError(
-            f"the photo ({len(data):,} bytes) takes more memory to decode than there is: send a smaller one"
-        ) from error
+        what = "({} bytes) takes more memory to decode than there is"
+        raise ImageError(ImageReason.OUT_OF_MEMORY, what, len(data), None, _SEND_SMALLER) from error
     except Image.DecompressionBombError as error:
         # Pillow checks its own, much higher limit before it returns the size; its message begins with the pixels.
         found = re.search(r"\d+", str(error))
-        pixels = f"{int(found[0]):,}" if found else "too many"
-        raise ImageTooLargeError(
-            f"the photo has {pixels} pixels; the limit is {limits.max_pixels:,}: send a smaller one"
-        ) from None
+        pixels = int(found[0]) if found else "too many"
+        raise _too_many_pixels(pixels, limits) from None
     except Exception as error:
         # For damaged files decoders raise many types (OSError, SyntaxError, ValueError, struct.error, EOFError, ...).
+        remedy = "send a complete JPEG, PNG, WebP or GIF file"
         raise ImageError(
-            f"the photo ({len(data):,} bytes) is damaged or cut short: send a complete JPEG, PNG, WebP or GIF file"
+            ImageReason.UNREADABLE, "({} bytes) is damaged or cut short", len(data), None, remedy
         ) from error
 
 
@@ -183,29 +169,24 @@ def _decode(data: bytes, limits: ImageLimits, target: tuple[int, int] | None) ->
     try:
         picture = Image.open(_CountedFile(data), formats=FORMATS)
     except UnidentifiedImageError:
-        raise ImageError(
-            f"the photo ({len(data):,} bytes) is not a JPEG, PNG, WebP or GIF file: convert it to one of these"
-        ) from None
+        what = "({} bytes) is not a JPEG, PNG, WebP or GIF file"
+        raise ImageError(ImageReason.UNREADABLE, what, len(data), None, "convert it to one of these") from None
     width, height = picture.size
     if width < 1 or height < 1:
-        raise ImageError(f"the photo has {width} x {height} pixels: it needs at least one")
+        size = f"{width} x {height}"
+        raise ImageError(ImageReason.UNREADABLE, "has {} pixels", size, None, "it needs at least one")
     if max(width, height) > limits.max_side:
-        raise ImageTooLargeError(
-            f"the photo is {width:,} x {height:,} pixels; the limit is {limits.max_side:,} a side: send a smaller one"
-        )
+        size, limit = f"{width:,} x {height:,}", f"{limits.max_side:,} a side"
+        raise ImageError(ImageReason.TOO_LARGE, "is {} pixels", size, limit, _SEND_SMALLER)
     if width * height > limits.max_pixels:
-        raise ImageTooLargeError(
-            f"the photo has {width * height:,} pixels; the limit is {limits.max_pixels:,}: send a smaller one"
-        )
+        raise _too_many_pixels(width * height, limits)
     if isinstance(picture, JpegImagePlugin.JpegImageFile):  # its format may be "MPO" (depth photos of phones)
         if scans > MAX_JPEG_SCANS:
-            raise ImageError(f"the photo is a JPEG of {scans} scans; the limit is {MAX_JPEG_SCANS}: save it again")
+            raise ImageError(ImageReason.UNREADABLE, "is a JPEG of {} scans", scans, MAX_JPEG_SCANS, _SAVE_AGAIN)
         most_scans = MAX_JPEG_SCANS_OF_LARGEST * limits.max_pixels // (width * height)
         if scans > most_scans:
-            raise ImageTooLargeError(
-                f"the photo is a JPEG of {scans} scans of {width * height:,} pixels; the limit at this size is "
-                f"{most_scans} scans: save it again"
-            )
+            what = f"is a JPEG of {{}} scans of {width * height:,} pixels"
+            raise ImageError(ImageReason.TOO_LARGE, what, scans, f"{most_scans} scans at this size", _SAVE_AGAIN)
         if target is not None:
             # Only JPEGs can be decoded at 1/2, 1/4 or 1/8; twice the target keeps the quality of the final reduction.
             picture.draft("RGB", (2 * target[0], 2 * target[1]))
@@ -214,6 +195,10 @@ def _decode(data: bytes, limits: ImageLimits, target: tuple[int, int] | None) ->
     if key is not None:
         picture.info["transparency"] = key
     return _to_rgb(_upright(picture))
+
+
+def _too_many_pixels(pixels: int | str, limits: ImageLimits) -> ImageError:
+    return ImageError(ImageReason.TOO_LARGE, "has {} pixels", pixels, limits.max_pixels, _SEND_SMALLER)
 
 
 def _count_scans(jpeg: bytes) -> int:
@@ -231,11 +216,13 @@ def _count_scans(jpeg: bytes) -> int:
         scans += found[0][1] == _START_OF_SCAN
         segments += 1
         if segments > MAX_JPEG_SEGMENTS:
-            raise ImageError(f"the photo is a JPEG of over {MAX_JPEG_SEGMENTS:,} segments, the limit: save it again")
+            what = "is a JPEG of at least {} segments"
+            raise ImageError(ImageReason.UNREADABLE, what, segments, MAX_JPEG_SEGMENTS, _SAVE_AGAIN)
         if found[0][1] == _APP1 and jpeg.startswith(b"Exif", found.end() + 2):
             exif_bytes += num_bytes
         if exif_bytes > MAX_EXIF_BYTES:
-            raise ImageError(f"the photo is a JPEG of over {MAX_EXIF_BYTES:,} bytes of Exif, the limit: save it again")
+            what = "is a JPEG with {} bytes of Exif or more"
+            raise ImageError(ImageReason.UNREADABLE, what, exif_bytes, MAX_EXIF_BYTES, _SAVE_AGAIN)
         position = found.end() + num_bytes
     return scans
 

@@ -25,8 +25,9 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 
+from captioner.image_error import ImageError
 from captioner.model_contract import ContractError, ModelContract, ModelSpec
-from captioner.preprocessing import ImageError, decode_photo, fit_photo
+from captioner.preprocessing import decode_photo, fit_photo
 from export.engine_parity import Array, Parity, compare_engines
 from export.engine_record import EngineRecord, reason_to_build, sha256_of
 from export.tensorrt_operators import problems

@@ -3,8 +3,6 @@
 
     SearchError                    never raised itself
     ├── BadRequestError            INVALID_ARGUMENT    the caller must change the request
-    │   ├── InvalidPhotoError        not a readable photo
-    │   └── PhotoTooLargeError       more bytes or pixels than allowed (the message gives both numbers)
     ├── NotFoundError              NOT_FOUND           there is no model of that name (the message lists them)
     ├── UnsupportedError           UNIMPLEMENTED       KServe's protocol has it, this server does not
     ├── OverloadedError            RESOURCE_EXHAUSTED  full; comes with the time to wait
@@ -14,6 +12,7 @@
         ├── ProviderTimeoutError     DEADLINE_EXCEEDED
         └── ProviderNotAskedError    UNAVAILABLE       we did not even ask it, and say when to come back
 
+    ImageError (ValueError)        INVALID_ARGUMENT    the photo cannot be used, see `captioner.image_error`
     ConfigError (ValueError)       start-up only; lists every wrong setting at once
     TritonStartError               start-up only, see `triton.embedded`
 
@@ -34,14 +33,6 @@ class SearchError(Exception):
 
 class BadRequestError(SearchError):
     code = grpc.StatusCode.INVALID_ARGUMENT
-
-
-class InvalidPhotoError(BadRequestError):
-    """The bytes are not a readable photo."""
-
-
-class PhotoTooLargeError(BadRequestError):
-    """The photo has more bytes or pixels than allowed."""
 
 
 class NotFoundError(SearchError):

@@ -17,11 +17,12 @@ import numpy.typing as npt
 from captioner.caption_tokenizer import CaptionTokenizer
 from captioner.captions import Caption
 from captioner.decoding import DecodingOptions
+from captioner.image_error import ImageError
 from captioner.model_contract import ModelContract
 from captioner.photo_words import PhotoWords, photo_words
 from captioner.query import Query, QueryRule
 from search_gateway.deadline import Deadline
-from search_gateway.errors import InvalidPhotoError, PhotoTooLargeError, SearchError
+from search_gateway.errors import SearchError
 from search_gateway.imaging.decoder_pool import DecoderPool
 from search_gateway.providers.base import Candidate
 from search_gateway.providers.chain import Degradation, ProviderChain, ProviderResult
@@ -104,6 +105,7 @@ class Pipeline:
         """Photo -> words.
 
         Raises:
+            ImageError: the photo cannot be used.
             SearchError: any leaf of the tree but ProviderError.
         """
         watch = StageTimer()
@@ -116,6 +118,7 @@ class Pipeline:
         """Photo -> caption, query, each kept result, and the whole answer last.
 
         Raises:
+            ImageError: the photo cannot be used.
             SearchError: any leaf of the tree; a provider that fails is no error but part of the answer.
         """
         watch = StageTimer()
@@ -255,7 +258,7 @@ class Pipeline:
                     return InspectedCandidate(candidate, None, None, Verdict.DROPPED_UNFETCHABLE)
                 thumbnail = await self.thumbnails.fetch(candidate.thumbnail_url, seconds)
             embedding, copy = await self._embedding(thumbnail, deadline)
-        except (InvalidPhotoError, PhotoTooLargeError):
+        except ImageError:
             return InspectedCandidate(candidate, None, None, Verdict.DROPPED_UNDECODABLE)
         except ThumbnailError as error:
             _log.info("thumbnail not fetched: %s", error)

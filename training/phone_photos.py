@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from captioner.image_error import ImageError
 from captioner.model_contract import Fit
-from captioner.preprocessing import ImageError, decode_photo
+from captioner.preprocessing import decode_photo
 from captioner.word_folding import fold
 from training.product_files import MAX_PHOTO_BYTES, DataError
 

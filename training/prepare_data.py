@@ -23,8 +23,9 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from captioner.image_error import ImageError
 from captioner.model_contract import Fit
-from captioner.preprocessing import ImageError, ImageTooLargeError, decode_photo, fit_photo, open_photo
+from captioner.preprocessing import decode_photo, fit_photo, open_photo
 from training.product_files import DataError as DataError  # raised here, so caught from here
 from training.product_files import ProductFiles, UnreadableFileError, open_files, read_photo
 
@@ -278,9 +279,9 @@ def load_products(
                     pixels[len(products)] = fit_photo(picture, height=height, width=width, fit=fit)
             except FileNotFoundError:
                 skipped["no photo"] += 1
-            except ImageTooLargeError:
-                skipped["photo too large"] += 1
-            except (ImageError, UnreadableFileError):
+            except ImageError as error:
+                skipped["photo too large" if error.reason.is_size else "unreadable photo"] += 1
+            except UnreadableFileError:
                 skipped["unreadable photo"] += 1
             else:
                 products.append(product)

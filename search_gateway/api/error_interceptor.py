@@ -20,6 +20,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from captioner.image_error import ImageError
 from search_gateway.errors import BadRequestError, DeadlineError, OverloadedError, SearchError
 
 _log = logging.getLogger(__name__)
@@ -62,13 +63,15 @@ def public_message(error: Exception, request_id: str) -> tuple[grpc.StatusCode, 
     """What a caller may read of an error; the operator finds the others in the log under the request's id."""
     if isinstance(error, SearchError):
         return error.code, str(error)
+    if isinstance(error, ImageError):
+        return grpc.StatusCode.INVALID_ARGUMENT, str(error)
     text = f"the server failed on this request; its operator finds why under {request_id}"
     return grpc.StatusCode.INTERNAL, text
 
 
 def logged_cause(error: Exception) -> BaseException | None:
     """Whose traceback goes into the log: bad requests and short deadlines are the callers' affair and nobody's."""
-    if isinstance(error, BadRequestError | DeadlineError):
+    if isinstance(error, BadRequestError | DeadlineError | ImageError):
         return None
     return error.__cause__ if isinstance(error, SearchError) else error
 

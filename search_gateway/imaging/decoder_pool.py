@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decodes photos and thumbnails in processes of their own, and turns image errors into the gateway's.
+"""Decodes photos and thumbnails in processes of their own.
 
 A picture that takes too long, too much memory or its process with it fails alone: the process is replaced in the
 background, and who waits is served by the others. Pictures that take long (many bytes or pixels) leave one process to
@@ -21,10 +21,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from captioner.image_error import ImageError, ImageReason
 from captioner.model_contract import ModelContract
-from captioner.preprocessing import ImageError, ImageLimits, ImageTooLargeError, check_number_of_bytes
+from captioner.preprocessing import ImageLimits, check_number_of_bytes
 from search_gateway.deadline import Deadline
-from search_gateway.errors import DeadlineError, InferenceError, InvalidPhotoError, PhotoTooLargeError, SearchError
+from search_gateway.errors import DeadlineError, InferenceError
 from search_gateway.imaging.worker_main import CPU_SECONDS, QUICK_CPU_SECONDS, Kind
 from search_gateway.imaging.worker_process import WORKER_COMMAND, Answer, WorkerProcess, WorkerStartError, described
 
@@ -44,7 +45,7 @@ class _Picture:
     data: bytes
     number: int  # of its arrival
     may_take_long: bool
-    pixels: asyncio.Future[bytearray]  # or the SearchError
+    pixels: asyncio.Future[bytearray]  # or the error
     timer: asyncio.TimerHandle | None = None
     was_killed: bool = False  # its process, from outside, once
 
@@ -96,16 +97,11 @@ class DecoderPool:
         """Image file -> uint8 [height, width, 3] as the encoder sees it.
 
         Raises:
-            PhotoTooLargeError, InvalidPhotoError.
+            ImageError: the file cannot be used.
             DeadlineError: the time is over.
             InferenceError: no process can be started, or the decoder is closed.
         """
-        try:
-            check_number_of_bytes(data, self._limits)
-        except ImageTooLargeError as error:
-            raise PhotoTooLargeError(str(error)) from error
-        except ImageError as error:
-            raise InvalidPhotoError(str(error)) from error
+        check_number_of_bytes(data, self._limits)
         if self._is_closed or self._is_broken():
             raise _unavailable()
         picture = _Picture(data, next(self._numbers), len(data) > QUICK_BYTES, self._loop.create_future())
@@ -179,7 +175,13 @@ class DecoderPool:
     # What processes say
 
     def _answered(self, process: WorkerProcess, answer: Answer) -> None:
-        if answer.kind is Kind.PIXELS and len(answer.body) != math.prod(self._shape):
+        error = None
+        try:
+            if answer.kind is Kind.ERROR:
+                error = ImageError.from_json(answer.body)
+            elif answer.kind is Kind.PIXELS and len(answer.body) != math.prod(self._shape):
+                raise ValueError("pixels of another shape")
+        except ValueError:
             self._fail(self._at_work[process], _cannot_be_decoded(self._at_work[process]))
             process.kill()  # hostile bytes have taken it over
             return
@@ -190,12 +192,10 @@ class DecoderPool:
             if not picture.pixels.done():
                 picture.may_take_long = True
                 self._put_back(picture)
-        elif answer.kind is Kind.PIXELS:
-            if not picture.pixels.done():
-                picture.pixels.set_result(answer.body)
-        else:
-            kind = PhotoTooLargeError if answer.kind is Kind.TOO_LARGE else InvalidPhotoError
-            self._fail(picture, kind(answer.body.decode(errors="replace")))
+        elif error is not None:
+            self._fail(picture, error)
+        elif not picture.pixels.done():
+            picture.pixels.set_result(answer.body)
         self._serve()
 
     def _ended(self, process: WorkerProcess, exit_code: int) -> None:
@@ -237,7 +237,7 @@ class DecoderPool:
         place = sum(other.number < picture.number for other in queue)
         queue.insert(place, picture)
 
-    def _fail(self, picture: _Picture, error: SearchError) -> None:
+    def _fail(self, picture: _Picture, error: ImageError | InferenceError) -> None:
         if not picture.pixels.done():
             picture.pixels.set_exception(error)
 
@@ -303,14 +303,11 @@ def _unavailable() -> InferenceError:
     return InferenceError("photos cannot be decoded at the moment: try again shortly")
 
 
-def _takes_too_long(limit: str) -> InvalidPhotoError:
-    return InvalidPhotoError(
-        f"the photo takes too long to decode; the limit is {limit}: save it again or send a smaller one"
-    )
+def _takes_too_long(limit: str) -> ImageError:
+    remedy = "save it again or send a smaller one"
+    return ImageError(ImageReason.TOO_SLOW, "takes too long to decode", "", limit, remedy)
 
 
-def _cannot_be_decoded(picture: _Picture) -> InvalidPhotoError:
-    return InvalidPhotoError(
-        f"the photo ({len(picture.data):,} bytes) ended the process that decoded it, most likely for want of memory: "
-        "save it again or send a smaller one"
-    )
+def _cannot_be_decoded(picture: _Picture) -> ImageError:
+    what = "({} bytes) ended the process that decoded it, most likely for want of memory"
+    return ImageError(ImageReason.CRASHED, what, len(picture.data), None, "save it again or send a smaller one")

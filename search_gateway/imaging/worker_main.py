@@ -6,8 +6,8 @@ here, where the kernel bounds its memory, files and processor time, and from whe
 network, no settings and no secrets; `worker_process.py` starts it and talks to it.
 
 Protocol, on file descriptor 0, a socket: the first answer says that the worker is ready. Then, one at a time, a request
-(`REQUEST`, then the file) and its answer (`ANSWER`, then pixels or a message). The end of the socket means that the
-gateway is gone.
+(`REQUEST`, then the file) and its answer (`ANSWER`, then pixels or an `ImageError`). The end of the socket means that
+the gateway is gone.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from captioner.image_error import ImageError, ImageReason
 from captioner.model_contract import FITS
-from captioner.preprocessing import ImageError, ImageLimits, ImageMemoryError, ImageTooLargeError, decode_photo
+from captioner.preprocessing import ImageLimits, decode_photo
 
 REQUEST = struct.Struct("<IB")  # bytes of the file; whether it may be one that takes long
 ANSWER = struct.Struct("<BI")  # Kind; bytes that follow
@@ -50,13 +51,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Kind(enum.IntEnum):
-    """What an answer is. The message of an error is fit for the caller."""
+    """What an answer is."""
 
     READY = 0
     PIXELS = 1
-    INVALID = 2  # ImageError
-    TOO_LARGE = 3  # ImageTooLargeError
-    TAKES_LONG = 4  # not decoded: ask again when there is time for a photo that takes long
+    ERROR = 2  # ImageError as JSON
+    TAKES_LONG = 3  # not decoded: ask again when there is time for a photo that takes long
 
 
 def memory_limit_bytes(limits: ImageLimits) -> int:
@@ -76,17 +76,20 @@ def main() -> None:
             pixels = decode_photo(
                 data, height=height, width=width, fit=fit, limits=limits if may_take_long else quick_limits
             )
-        except (ImageMemoryError, MemoryError):
-            most = memory_limit_bytes(limits) // 2**20
-            text = f"the photo ({len(data):,} bytes) takes too much memory to decode: the limit is {most:,} MiB"
-            return Kind.TOO_LARGE, f"{text}: send a smaller one".encode()
-        except ImageTooLargeError as error:
-            if not may_take_long and quick_limits != limits:
-                return Kind.TAKES_LONG, b""
-            return Kind.TOO_LARGE, str(error).encode()
+        except MemoryError:
+            return Kind.ERROR, out_of_memory(len(data)).to_json()
         except ImageError as error:
-            return Kind.INVALID, str(error).encode()
+            if error.reason is ImageReason.OUT_OF_MEMORY:
+                error = out_of_memory(len(data))
+            elif error.reason is ImageReason.TOO_LARGE and not may_take_long and quick_limits != limits:
+                return Kind.TAKES_LONG, b""
+            return Kind.ERROR, error.to_json()
         return Kind.PIXELS, pixels.tobytes()
+
+    def out_of_memory(num_bytes: int) -> ImageError:
+        limit = f"{memory_limit_bytes(limits) // 2**20:,} MiB"
+        what = "({} bytes) takes too much memory to decode"
+        return ImageError(ImageReason.OUT_OF_MEMORY, what, num_bytes, limit, "send a smaller one")
 
     _die_with(owner_pid)
     # Pillow refuses twice as many before it makes room for them; we could only look afterwards.

@@ -46,7 +46,7 @@ class WorkerStartError(Exception):
 @dataclass(frozen=True)
 class Answer:
     kind: Kind
-    body: bytearray  # pixels, or a message in UTF-8
+    body: bytearray  # pixels, or an ImageError as JSON
 
 
 class WorkerProcess(asyncio.Protocol):

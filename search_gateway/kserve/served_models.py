@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from captioner.decoding import DecodingOptions
+from captioner.image_error import ImageError
 from captioner.query import QueryRule
 from search_gateway.api.request_validation import decoding_options, query_rule, search_options
 from search_gateway.config import GatewayConfig
@@ -38,7 +39,7 @@ class ServedModel(Protocol):
 
     async def infer(self, photos: Sequence[bytes], parameters: Mapping[str, Any], deadline: Deadline) -> Inference:
         """Raises:
-        SearchError: a parameter or a photo is wrong, or the pipeline failed.
+        SearchError, ImageError: a parameter or a photo is wrong, or the pipeline failed.
         """
 
 
@@ -77,10 +78,10 @@ class CaptionModel:
     ) -> CaptionAnswer:
         try:
             return await self._pipeline.caption(photos[index], decoding, rule, deadline)
-        except BadRequestError as error:
+        except (BadRequestError, ImageError) as error:
             if len(photos) == 1:
                 raise
-            raise type(error)(f"photo {index} of 0 to {len(photos) - 1}: {error}") from error.__cause__
+            raise BadRequestError(f"photo {index} of 0 to {len(photos) - 1}: {error}") from error
 
 
 class SearchModel:

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
+from captioner.image_error import ImageError, ImageReason
 from search_gateway import errors
+from search_gateway.api.error_interceptor import public_message
 from search_gateway.errors import ConfigError, OverloadedError, SearchError
 from search_gateway.triton import embedded
 
@@ -35,10 +37,10 @@ def subclasses(of: type[SearchError]) -> Iterator[type[SearchError]]:
 
 
 def existing() -> dict[str, type[Exception]]:
-    """The exceptions this module defines, and the one it draws from elsewhere."""
+    """The exceptions this module defines, and those it draws from elsewhere."""
     own = inspect.getmembers(errors, lambda value: inspect.isclass(value) and issubclass(value, Exception))
     here = {name: value for name, value in own if value.__module__ == errors.__name__}
-    return {**here, "TritonStartError": embedded.TritonStartError}
+    return {**here, "ImageError": ImageError, "TritonStartError": embedded.TritonStartError}
 
 
 # Every module that could define an error of the tree has been imported by these.
@@ -59,7 +61,7 @@ def test_drawn_branches_are_the_base_classes() -> None:
     parents: list[str] = []
     for line in drawn():
         depth = len(line["branch"].replace("│", " ")) // 4
-        if line["name"] == "ConfigError":
+        if line["name"] == "ImageError":
             break
         parents[depth:] = [line["name"]]
         expected = Exception if depth == 0 else existing()[parents[depth - 1]]
@@ -72,8 +74,9 @@ def test_drawn_codes_are_the_codes() -> None:
         kind = existing()[line["name"]]
         if line["code"]:
             num_codes += 1
-            assert issubclass(kind, SearchError)
-            assert kind.code.name == line["code"]
+            image_error = ImageError(ImageReason.UNREADABLE, "is empty", 0, None, "send a file")
+            code = kind.code if issubclass(kind, SearchError) else public_message(image_error, "")[0]
+            assert code.name == line["code"]
         elif issubclass(kind, SearchError) and kind is not SearchError:
             assert "code" not in vars(kind), f"{line['name']} has a code of its own that is not drawn"
     assert num_codes >= 6

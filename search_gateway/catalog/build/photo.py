@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from captioner.preprocessing import FORMATS, ImageError, ImageLimits, ImageTooLargeError, open_photo
+from captioner.image_error import ImageError
+from captioner.preprocessing import FORMATS, ImageLimits, open_photo
 from search_gateway.catalog.build.photo_folder import CANNOT_READ, PhotoFile, UnreadablePhoto
 from search_gateway.catalog.store import CatalogEntry, PhotoStamp
 
@@ -98,10 +99,8 @@ def prepare_photo(job: PhotoJob, decode: Decode, renamed_from: Callable[[str], C
     try:
         small = open_photo(data, limits=PHOTO_LIMITS, target=(THUMBNAIL_SIDE, THUMBNAIL_SIDE))
         pixels = decode(data)
-    except ImageTooLargeError as error:
-        return left_out(job, f"{TOO_LARGE}: {error}")
     except ImageError as error:
-        return left_out(job, f"{NOT_A_PHOTO}: {error}")
+        return left_out(job, f"{TOO_LARGE if error.reason.is_size else NOT_A_PHOTO}: {error}")
     width, height = _upright_size(data, small)
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     thumbnail = io.BytesIO()

@@ -12,6 +12,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from captioner.image_error import ImageError, ImageReason
 from search_api import search_pb2, search_pb2_grpc
 from search_gateway import errors
 from search_gateway.api.error_interceptor import ErrorInterceptor
@@ -233,7 +234,10 @@ def test_cancelled_request_has_a_line_in_the_log(ask: Ask, caplog: pytest.LogCap
 def test_every_request_has_a_line_in_the_log(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         ask(None)
-        ask(errors.InvalidPhotoError("not a photo"))
+        ask(ImageError(ImageReason.TOO_LARGE, "has {} pixels", 9_000, 5_000, "send a smaller one"))
     lines = [record.getMessage() for record in caplog.records if "/Caption" in record.getMessage()]
-    assert [line.split(" ms ")[1] for line in lines] == ["OK", "INVALID_ARGUMENT: not a photo"]
+    assert [line.split(" ms ")[1] for line in lines] == [
+        "OK",
+        "INVALID_ARGUMENT: the photo has 9,000 pixels; the limit is 5,000: send a smaller one",
+    ]
     assert SECRET not in caplog.text, "a bad photo is worth no traceback"

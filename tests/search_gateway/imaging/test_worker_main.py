@@ -18,7 +18,8 @@ from PIL import Image
 
 from benchmarks.robustness.hostile_photos import BOMBS, legal_25_megapixels, odd_photos
 from benchmarks.robustness.image_files import encoded, noise, png, webp_header
-from captioner.preprocessing import ImageError, ImageLimits, ImageTooLargeError, decode_photo
+from captioner.image_error import ImageError, ImageReason
+from captioner.preprocessing import ImageLimits, decode_photo
 from search_gateway.imaging.decoder_pool import QUICK_BYTES
 from search_gateway.imaging.worker_main import ANSWER, CPU_SECONDS, QUICK_CPU_SECONDS, REQUEST, Kind, memory_limit_bytes
 from search_gateway.imaging.worker_process import WORKER_COMMAND
@@ -111,10 +112,8 @@ def check_like_here(worker: Worker, data: bytes, *, pixels_needed: bool = False)
 def said_here(data: bytes) -> tuple[Kind, bytes]:
     try:
         return Kind.PIXELS, decode_photo(data, height=HEIGHT, width=WIDTH, fit="pad").tobytes()
-    except ImageTooLargeError as error:
-        return Kind.TOO_LARGE, str(error).encode()
     except ImageError as error:
-        return Kind.INVALID, str(error).encode()
+        return Kind.ERROR, error.to_json()
 
 
 def test_photos_and_errors_are_those_of_decode_photo(worker: Worker) -> None:
@@ -144,7 +143,7 @@ def test_no_bomb_costs_more_than_promised(worker: Worker, name: str) -> None:
         assert worker.process.wait(10) == -signal.SIGPROF
         assert cpu_seconds_of_the_dead() - before < PROMISED_CPU_SECONDS  # with its start, which is the next one's too
     else:
-        assert kind in (Kind.PIXELS, Kind.INVALID, Kind.TOO_LARGE)
+        assert kind in (Kind.PIXELS, Kind.ERROR)
         assert worker.cpu_seconds() - idle < PROMISED_CPU_SECONDS
 
 
@@ -179,7 +178,8 @@ def test_nothing_takes_long_where_the_limits_are_small() -> None:
         kind, message = worker.ask(encoded(noise(80, 60), "PNG"), may_take_long=False)
     finally:
         worker.close()
-    assert (kind, message) == (Kind.TOO_LARGE, b"the photo has 4,800 pixels; the limit is 1,000: send a smaller one")
+    assert kind is Kind.ERROR
+    assert str(ImageError.from_json(message)) == "the photo has 4,800 pixels; the limit is 1,000: send a smaller one"
 
 
 @pytest.mark.parametrize(("may_take_long", "least", "most"), [(True, 1.2, PROMISED_CPU_SECONDS), (False, 0.3, 1.0)])
@@ -202,9 +202,11 @@ def test_processor_time_is_of_each_photo_and_not_of_all(misbehaving: Worker) -> 
 def test_memory_is_limited_and_the_worker_goes_on(misbehaving: Worker) -> None:
     for _ in range(3):
         kind, message = misbehaving.ask(b"EATS")
-        assert kind is Kind.TOO_LARGE
-        assert (
-            message == b"the photo (4 bytes) takes too much memory to decode: the limit is 731 MiB: send a smaller one"
+        assert kind is Kind.ERROR
+        error = ImageError.from_json(message)
+        assert error.reason is ImageReason.OUT_OF_MEMORY
+        assert str(error) == (
+            "the photo (4 bytes) takes too much memory to decode; the limit is 731 MiB: send a smaller one"
         )
         assert misbehaving.ask(encoded(noise(80, 60), "PNG"))[0] is Kind.PIXELS
 

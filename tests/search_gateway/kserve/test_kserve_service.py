@@ -14,12 +14,12 @@ import pytest
 
 import captioner
 from captioner.captions import Caption
+from captioner.image_error import ImageError, ImageReason
 from captioner.model_contract import ModelContract
 from captioner.query import Query
 from search_gateway.api.admission import Admission
 from search_gateway.api.error_interceptor import ErrorInterceptor
 from search_gateway.config import GatewayConfig
-from search_gateway.errors import InvalidPhotoError
 from search_gateway.kserve.kserve_service import InferenceService
 from search_gateway.kserve.protocol import SERVICE, service_pb2, service_pb2_grpc
 from search_gateway.pipeline import CaptionAnswer
@@ -44,7 +44,7 @@ class ScriptedPipeline:
             if data == b"wait":
                 await asyncio.Event().wait()
             if data == b"bad":
-                raise InvalidPhotoError("the file is not a JPEG")
+                raise ImageError(ImageReason.UNREADABLE, "is not a JPEG", 0, None, "convert it")
             if data == b"bug":
                 raise KeyError(SECRET)
             return CaptionAnswer(Caption(data.decode(), (), -1.0, True, ()), Query.of("query"), {"total": 1.0})

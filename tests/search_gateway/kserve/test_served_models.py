@@ -10,10 +10,11 @@ import pytest
 
 from captioner.captions import Caption
 from captioner.decoding import DecodingOptions
+from captioner.image_error import ImageError, ImageReason
 from captioner.model_contract import ModelContract
 from captioner.query import Query, QueryRule
 from search_gateway.deadline import Deadline
-from search_gateway.errors import BadRequestError, InferenceError, InvalidPhotoError
+from search_gateway.errors import BadRequestError, InferenceError
 from search_gateway.kserve.protocol import service_pb2
 from search_gateway.kserve.served_models import CaptionModel
 from search_gateway.pipeline import CaptionAnswer
@@ -39,7 +40,7 @@ class ScriptedPipeline:
         try:
             await self._company.wait()
             if data == b"bad":
-                raise InvalidPhotoError("the file is not a JPEG") from ValueError("inner text")
+                raise ImageError(ImageReason.UNREADABLE, "is not a JPEG", 0, None, "convert it")
             if data == b"down":
                 raise InferenceError("Triton is away")
             if data == b"slow":
@@ -68,10 +69,10 @@ def test_photos_are_captioned_side_by_side_and_keep_their_order() -> None:
 def test_bad_photo_is_named_by_its_index_and_the_others_are_ended() -> None:
     async def run() -> int:
         pipeline = ScriptedPipeline(3)
-        with pytest.raises(InvalidPhotoError) as refusal:
+        with pytest.raises(BadRequestError) as refusal:
             await infer(pipeline, b"slow", b"slow", b"bad")
-        assert str(refusal.value) == "photo 2 of 0 to 2: the file is not a JPEG"
-        assert isinstance(refusal.value.__cause__, ValueError)
+        assert str(refusal.value) == "photo 2 of 0 to 2: the photo is not a JPEG: convert it"
+        assert isinstance(refusal.value.__cause__, ImageError)
         return pipeline.ended
 
     assert asyncio.run(run()) == 3
@@ -79,7 +80,7 @@ def test_bad_photo_is_named_by_its_index_and_the_others_are_ended() -> None:
 
 def test_only_photo_needs_no_index() -> None:
     async def run() -> None:
-        with pytest.raises(InvalidPhotoError, match="^the file is not a JPEG$"):
+        with pytest.raises(ImageError, match="^the photo is not a JPEG: convert it$"):
             await infer(ScriptedPipeline(), b"bad")
 
     asyncio.run(run())
