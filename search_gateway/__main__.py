@@ -27,6 +27,7 @@ from search_gateway.triton.embedded import TritonStartError
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line; argparse ends the program where it is wrong."""
     parser = argparse.ArgumentParser(
         prog="captrieve-server", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -38,7 +39,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     commands.add_parser("serve", help="run the gateway (also without a command)", parents=[shared])
     catalog = commands.add_parser("catalog", help="a searchable catalogue of your own photos")
     actions = catalog.add_subparsers(dest="action", metavar="ACTION", required=True)
-    builder = actions.add_parser("build", help="make a catalogue, or bring one up to date", parents=[shared])
+    builder = actions.add_parser("build", help="create or update a catalogue", parents=[shared])
     builder.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of JPEG, PNG, WebP or GIF files")
     builder.add_argument(
         "--titles", type=Path, metavar="CSV", help="titles: Kaggle's styles.csv, or columns file,title"
@@ -48,12 +49,13 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Run the program; returns its exit code."""
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # They write the words of the query at INFO; nothing of a request is to be stored.
+    # They log the words of the query at INFO; the gateway stores nothing of a request.
     for name in ("ddgs", "primp"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # Pillow warns of oddities in files that strangers send; we refuse what is wrong by limits of our own.
+    # Pillow warns about odd files, which callers may send; the gateway refuses bad ones by its own limits.
     warnings.filterwarnings("ignore", module="PIL")
     try:
         config = GatewayConfig.from_env(environ, args.settings)

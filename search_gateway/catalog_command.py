@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`search_gateway catalog build`: starts what embedding needs, builds, and says what became of every photo."""
+"""`captrieve-server catalog build`: starts Triton if photos must be embedded, builds the catalogue, and reports."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from search_gateway.triton.client import TritonClient
 from search_gateway.triton.embedded import EmbeddedTriton
 
 _PHOTOS_PER_CALL = 16  # Triton takes 32 at most
-_BATCH_SECONDS = 120.0  # for one batch of photos, however slow the machine
+_BATCH_SECONDS = 120.0  # deadline of one batch of photos; ample even on a slow machine
 _SHOWN_PROBLEMS = 10
 
 _T = TypeVar("_T")
@@ -35,10 +35,20 @@ _T = TypeVar("_T")
 def build(config: GatewayConfig, photos: Path, titles: Path | None, out: Path) -> int:
     """Build or update a catalogue; returns the exit code.
 
-    Whatever ends it early, a line on stderr says what is stored and how to go on.
+    If the build ends early, a line on stderr says what is stored and how to continue.
+
+    Args:
+        config: the gateway's settings.
+        photos: folder of photos.
+        titles: CSV file of titles; None: titles are made from the file names.
+        out: the catalogue file.
 
     Raises:
-        CatalogError, ContractError, TritonStartError, InferenceError, OSError.
+        CatalogError: the photos, the titles or the catalogue cannot be used.
+        ContractError: the model repository is incomplete, or Triton serves other models.
+        TritonStartError: the embedded Triton does not start.
+        InferenceError: Triton does not answer.
+        OSError: a file cannot be read or written.
     """
     contract = ModelContract.load(config.model_repository)
     decode = functools.partial(
@@ -64,8 +74,8 @@ def build(config: GatewayConfig, photos: Path, titles: Path | None, out: Path) -
         except BaseException:
             if report.remaining:
                 print(
-                    f"{out}: stopped early. Stored: {report.counts()}. {report.remaining:,} photos are left: the same "
-                    "command goes on with them.",
+                    f"{out}: stopped early. Stored: {report.counts()}. {report.remaining:,} photos are left: run the "
+                    "same command again to continue.",
                     file=sys.stderr,
                 )
             raise
@@ -76,7 +86,7 @@ def build(config: GatewayConfig, photos: Path, titles: Path | None, out: Path) -
 
 
 class Embedder:
-    """Photos -> embeddings through Triton, for threads. The embedded Triton is started for the first photos, if any."""
+    """Computes embeddings through Triton for threads. Starts the embedded Triton with the first photos, if needed."""
 
     def __init__(self, config: GatewayConfig, contract: ModelContract) -> None:
         self._config = config
@@ -97,10 +107,17 @@ class Embedder:
         self._closing.close()
 
     def embed(self, photos: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
-        """uint8 [height, width, 3] each -> float32 [n, D]. Several threads may call it at once.
+        """Compute embeddings. Several threads may call this at once.
+
+        Args:
+            photos: n photos, each uint8 [height, width, 3].
+
+        Returns:
+            float32 [n, D].
 
         Raises:
-            TritonStartError, ContractError, InferenceError, OverloadedError, DeadlineError.
+            TritonStartError, ContractError: on the first call, if Triton cannot be used.
+            InferenceError, OverloadedError, DeadlineError: a call failed.
         """
         with self._one_start:
             if self._inference is None:

@@ -34,20 +34,20 @@ PROVIDER_NAMES = ("duckduckgo", "catalog", "replay")
 
 _log = logging.getLogger(__name__)
 
-# Former names of variables: they still work, with a warning.
+# Former names of variables, which still work with a warning.
 _RENAMED = {f"{PREFIX}LOOKALIKE_WEIGHT": f"{PREFIX}NEIGHBOUR_WEIGHT"}
 
-# Former settings: they still may be set, with a warning.
+# Removed settings, which may still be set, with a warning.
 _REMOVED = {f"{PREFIX}CAPTION_THUMBNAILS": "the gateway no longer captions thumbnails"}
 
-# Not fields, and no typing errors: the client's command line reads the first, `from_env` the second.
+# Variables that are not fields: the client's command line reads the first, `from_env` the second.
 _OTHERS = {f"{PREFIX}ADDRESS", SETTINGS_VARIABLE}
 
 _CHECKOUT = Path(__file__).parents[1]
 
 
 def default_model_repository() -> Path:
-    """The checkout's `model_repository`, or the models inside the installed wheel."""
+    """Return the checkout's `model_repository`, or the models inside the installed wheel."""
     installed = Path(__file__).with_name("_models")
     return installed if installed.is_dir() else _CHECKOUT / "model_repository"
 
@@ -61,7 +61,7 @@ def _none_if_empty(value: object) -> object:
 
 
 def _listed(value: object) -> object:
-    """The parts of a comma-separated text; a list, as of a TOML file, stays."""
+    """Split a comma-separated text; a list from a TOML file stays."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
@@ -119,7 +119,7 @@ class GatewayConfig(BaseSettings):
     drain_seconds: float = Field(10.0, ge=0, le=600, description="time for requests in flight to finish at SIGTERM")
     default_max_results: int = Field(
         10, ge=1, le=100, description="number of results of a request that does not set `max_results`"
-    )  # up to the limit of search.proto, or callers that set nothing would be refused
+    )  # at most the limit of search.proto, or requests that set nothing would be refused
 
     # Models and Triton
     model_repository: Path = Field(
@@ -214,7 +214,7 @@ class GatewayConfig(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what the caller gives: `from_env` reads the environment and the file."""
+        """Use only the constructor's values; `from_env` reads the environment and the file."""
         return (init_settings,)
 
     @classmethod
@@ -236,7 +236,7 @@ class GatewayConfig(BaseSettings):
         given = _Environment(cls, with_current_names(environ))()
         values = {name: value for name, value in in_file.items() if name in cls.model_fields} | given
         try:
-            # Not `cls(**values)`: the sentences name a value of the file by its key.
+            # Not `cls(**values)`: messages name a value of the file by its key.
             config = cls.__new__(cls)
             BaseSettings.__init__(config, **values)
         except ValidationError as error:
@@ -250,7 +250,7 @@ class GatewayConfig(BaseSettings):
         return config
 
     def replace(self, **changes: Any) -> GatewayConfig:
-        """A copy with other values, which are checked. `model_fields_set` of the copy includes them.
+        """Return a copy with other values, which are checked and added to `model_fields_set`.
 
         Raises:
             ConfigError: a value is wrong.
@@ -280,17 +280,17 @@ class GatewayConfig(BaseSettings):
 
 
 def variable_of(field: str) -> str:
-    """The environment variable of a field."""
+    """Return the environment variable of a field."""
     return PREFIX + field.upper()
 
 
 def with_current_names(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables, each former name replaced by the current one."""
+    """Return the variables with former names replaced by current ones."""
     return {_RENAMED.get(name, name): text for name, text in environ.items()}
 
 
 def default_text(field: FieldInfo) -> str:
-    """A field's default as the environment would say it; empty where there is none, or none for every machine."""
+    """Return a field's default as a variable's text; empty if it has none or the default depends on the machine."""
     default = field.default
     if field.default_factory is not None or default is None:
         return ""
@@ -300,7 +300,7 @@ def default_text(field: FieldInfo) -> str:
 
 
 def limits_text(field: FieldInfo) -> str:
-    """The range of a number, such as "from 1 to 64" or "more than 0"; empty for what has none."""
+    """Return the range of a number, such as "from 1 to 64" or "more than 0"; empty if there is none."""
     limits = {
         name: getattr(one, name)
         for one in field.metadata
@@ -313,10 +313,10 @@ def limits_text(field: FieldInfo) -> str:
 
 
 class _Environment(EnvSettingsSource):
-    """The environment of a mapping in the place of the process's own."""
+    """Reads a mapping instead of the process's environment."""
 
     def __init__(self, settings_cls: type[BaseSettings], environ: Mapping[str, str]) -> None:
-        # Of any case on Windows only: "captrieve_x" is somebody else's.
+        # Names in upper case only: "captrieve_x" is another variable.
         self._environ = {name.lower(): text for name, text in environ.items() if name == name.upper()}
         super().__init__(settings_cls)
 
@@ -326,7 +326,7 @@ class _Environment(EnvSettingsSource):
 
 def _read_file(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise ConfigError(f"{SETTINGS_VARIABLE} or --settings names {file}, which is no file: correct the path")
+        raise ConfigError(f"{SETTINGS_VARIABLE} or --settings names {file}, which is not a file: correct the path")
     try:
         return TomlConfigSettingsSource(GatewayConfig, toml_file=file)()
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -334,15 +334,15 @@ def _read_file(file: Path) -> dict[str, Any]:
 
 
 def _unknown(environ: Mapping[str, str], in_file: Iterable[str], file: Path | None) -> Iterable[str]:
-    """A sentence for every name that is no setting; warns of former names."""
+    """Yield a message for every unknown name, and warn about former names."""
     for old, new in _RENAMED.items():
         if old in environ and new in environ:
             yield f"{old} is the former name of {new}: set one of them"
         elif old in environ:
-            _log.warning("%s is deprecated: it is called %s now", old, new)
+            _log.warning("%s is deprecated: use %s", old, new)
     for variable, reason in _REMOVED.items():
         if variable in environ:
-            _log.warning("%s is deprecated and has no effect any more: %s", variable, reason)
+            _log.warning("%s is deprecated and has no effect: %s", variable, reason)
     variables = [variable_of(name) for name in GatewayConfig.model_fields]
     for variable in environ:
         if variable.startswith(PREFIX) and variable not in {*variables, *_OTHERS, *_RENAMED, *_REMOVED}:
@@ -373,7 +373,7 @@ _WANTED = {
 
 
 def _sentences(error: ValidationError, name_of: Callable[[str], str]) -> list[str]:
-    """One sentence for each wrong setting: its name, its value, the limit, and what to do."""
+    """Return a message for each wrong setting: name, value, limit and remedy."""
     sentences = {}
     for one in error.errors(include_url=False):
         name = str(one["loc"][0])
@@ -388,13 +388,13 @@ def _sentences(error: ValidationError, name_of: Callable[[str], str]) -> list[st
         if ": " not in wanted:
             default = default_text(field)
             wanted += f": correct it, or remove it for the default {default}" if default else ": correct or remove it"
-        # Of several wrong parts of one value the first is told.
+        # Only the first error of a value is reported.
         sentences.setdefault(name, f"{name_of(name)} is {shown}, but must be {wanted}")
     return list(sentences.values())
 
 
 def _wanted(one: ErrorDetails, field: FieldInfo) -> str:
-    """What a value must be, and after a colon what to do, where that is special."""
+    """Return what a value must be; a special remedy follows after a colon."""
     if one["type"] == "value_error":
         return str(one["ctx"]["error"])
     if one["type"] == "literal_error":

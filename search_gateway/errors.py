@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that can go wrong, as one tree. Each class carries its gRPC code; its message is fit for the caller.
+"""The gateway's errors as one tree. Each class has its gRPC status; its message is written for the caller.
 
     SearchError                    never raised itself
     ├── BadRequestError            INVALID_ARGUMENT    the caller must change the request
-    ├── NotFoundError              NOT_FOUND           there is no model of that name (the message lists them)
-    ├── UnsupportedError           UNIMPLEMENTED       KServe's protocol has it, this server does not
-    ├── OverloadedError            RESOURCE_EXHAUSTED  full; comes with the time to wait
-    ├── DeadlineError              DEADLINE_EXCEEDED   the caller's time is over
-    ├── InferenceError             UNAVAILABLE         Triton or the photo decoder failed or is not there
+    ├── NotFoundError              NOT_FOUND           no model has that name (the message lists them)
+    ├── UnsupportedError           UNIMPLEMENTED       part of KServe's protocol that this server does not offer
+    ├── OverloadedError            RESOURCE_EXHAUSTED  full; says how long to wait
+    ├── DeadlineError              DEADLINE_EXCEEDED   the caller's deadline passed
+    ├── InferenceError             UNAVAILABLE         Triton or the photo decoder failed or does not run
     └── ProviderError              UNAVAILABLE         an image search failed or refused
         ├── ProviderTimeoutError     DEADLINE_EXCEEDED
-        └── ProviderNotAskedError    UNAVAILABLE       we did not even ask it, and say when to come back
+        └── ProviderNotAskedError    UNAVAILABLE       the gateway did not ask it; says when to try again
 
     ImageError (ValueError)        INVALID_ARGUMENT    the photo cannot be used, see `captioner.image_error`
     ConfigError (ValueError)       start-up only; lists every wrong setting at once
     TritonStartError               start-up only, see `triton.embedded`
 
-Messages say what happened, the value, and the limit or the remedy. What must not reach a caller (paths, addresses,
-class names) goes into `__cause__`, which is logged and never sent.
+A message says what happened, the value, and the limit or the remedy. Details that callers must not see (paths,
+addresses, class names) belong in `__cause__`, which is logged and never sent.
 """
 
 from __future__ import annotations
@@ -28,22 +28,36 @@ import grpc
 
 
 class SearchError(Exception):
+    """The base of all errors that a request can end with; never raised itself."""
+
     code: ClassVar[grpc.StatusCode]
 
 
 class BadRequestError(SearchError):
+    """The caller must change the request."""
+
     code = grpc.StatusCode.INVALID_ARGUMENT
 
 
 class NotFoundError(SearchError):
+    """No model has this name or version."""
+
     code = grpc.StatusCode.NOT_FOUND
 
 
 class UnsupportedError(SearchError):
+    """KServe's protocol has this feature; the gateway does not."""
+
     code = grpc.StatusCode.UNIMPLEMENTED
 
 
 class OverloadedError(SearchError):
+    """A limit of concurrent work is reached.
+
+    Attributes:
+        retry_after_seconds: when the caller should try again.
+    """
+
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
     def __init__(self, message: str, retry_after_seconds: float):
@@ -52,26 +66,32 @@ class OverloadedError(SearchError):
 
 
 class DeadlineError(SearchError):
+    """The request's deadline passed."""
+
     code = grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 class InferenceError(SearchError):
+    """Triton or the photo decoder failed, or does not run."""
+
     code = grpc.StatusCode.UNAVAILABLE
 
 
 class ProviderError(SearchError):
+    """An image search failed or refused."""
+
     code = grpc.StatusCode.UNAVAILABLE
 
 
 class ProviderTimeoutError(ProviderError):
+    """An image search did not answer in time."""
+
     code = grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 class ProviderNotAskedError(ProviderError):
-    """Says nothing about the provider: it was left alone, is asked too often, or we have no thread for it."""
-
-    code = grpc.StatusCode.UNAVAILABLE
+    """The gateway did not ask the provider: it failed too often, is called too often, or no thread is free."""
 
 
 class ConfigError(ValueError):
-    """Settings the gateway cannot start with; the message lists all of them, one a line."""
+    """The gateway cannot start with these settings; the message has one line for each wrong one."""

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-# By name: Triton itself, whose usual port is ours, also answers health checks.
+# Named, because Triton answers health checks too, and its usual port is the gateway's.
 SERVICE = "captrieve.v1.SearchService"
 
 _POLL_SECONDS = 0.2
@@ -32,9 +32,12 @@ def is_serving(address: str, timeout_seconds: float = 2.0) -> bool:
 
 
 def main(argv: Sequence[str]) -> int:
+    """Check until the gateway serves or the time is over; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--address", default="127.0.0.1:8001", metavar="HOST:PORT")
-    parser.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="how long to wait for it")
+    parser.add_argument(
+        "--wait", type=float, default=0.0, metavar="SECONDS", help="how long to wait until the gateway serves"
+    )
     args = parser.parse_args(argv)
     end = time.monotonic() + args.wait
     while not is_serving(args.address):

@@ -44,33 +44,50 @@ from search_gateway.triton.pool import TritonPool
 
 _log = logging.getLogger(__name__)
 
-# Kept back of a request's time for refining and for sending the answer: the words must not be lost to thumbnails.
+# Reserved for refining and for sending the answer, so that slow thumbnails do not cost the whole answer.
 _RESERVE_SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
+    """How to search, checked.
+
+    Attributes:
+        decoding: greedy or beam search, and its limits.
+        query_rule: how the query is made.
+        query_override: search for this query; the photo is not captioned.
+        override_colour: replaces the query's own colour.
+        override_product_type: replaces the query's own product type.
+        provider: the only provider to ask; None: the chain.
+        max_candidates: how many candidates a provider is asked for.
+        limits: thresholds and weights.
+    """
+
     decoding: DecodingOptions
     query_rule: QueryRule
-    query_override: Query | None  # search for these words, do not caption
-    override_colour: str | None = None  # in the place of the query's own colour
-    override_product_type: str | None = None  # replaces the query's own product type
-    provider: str | None  # None: the chain
+    query_override: Query | None
+    override_colour: str | None = None
+    override_product_type: str | None = None
+    provider: str | None
     max_candidates: int
     limits: RefinementLimits
 
 
 @dataclass(frozen=True)
 class CaptionAnswer:
+    """A photo's caption and query; timings in milliseconds by stage."""
+
     caption: Caption
     query: Query
     timings_ms: dict[str, float]
-    query_rule: QueryRule = QueryRule.LAST_TWO_WORDS  # what made the query
+    query_rule: QueryRule = QueryRule.LAST_TWO_WORDS  # how the query was made
     no_product_probability: float = 0.0  # 0 where the model has no query head
 
 
 @dataclass(frozen=True)
 class SearchAnswer:
+    """The whole answer of a search; timings in milliseconds by stage."""
+
     caption: Caption | None  # None where the query was given
     query: Query
     hypotheses: QueryHypotheses  # most likely first
@@ -79,7 +96,7 @@ class SearchAnswer:
     empty_reason: str
     degraded: list[Degradation]
     timings_ms: dict[str, float]
-    query_rule: QueryRule | None = None  # what made the query; None where it was given
+    query_rule: QueryRule | None = None  # how the query was made; None where it was given
     no_product_probability: float = 0.0  # 0 where the model has no query head, or the photo was not captioned
 
 
@@ -88,25 +105,38 @@ SearchEvent = Caption | Query | ScoredResult | SearchAnswer
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
+    """The steps and the parts that they use.
+
+    Attributes:
+        small_photos: decodes thumbnails: tighter limits, and processes of its own, so that no photo waits for them.
+        query_classes: of the model's query head; empty for a model without one.
+    """
+
     contract: ModelContract
     tokenizer: CaptionTokenizer
     photos: DecoderPool
-    small_photos: DecoderPool  # for thumbnails: tighter limits, and processes that no photo waits for
+    small_photos: DecoderPool
     tritons: TritonPool
     providers: ProviderChain
     thumbnails: ThumbnailFetcher
     thumbnail_timeout_seconds: float
     synonyms: Synonyms = field(default_factory=Synonyms.builtin)
-    query_classes: Sequence[str] = ()  # of the model's query head; empty where it has none
+    query_classes: Sequence[str] = ()
 
     async def caption(
         self, data: bytes, decoding: DecodingOptions, rule: QueryRule, deadline: Deadline
     ) -> CaptionAnswer:
-        """Photo -> words.
+        """Caption a photo.
+
+        Args:
+            data: the image file.
+            decoding: greedy or beam search, and its limits.
+            rule: how the query is made.
+            deadline: of the whole call.
 
         Raises:
             ImageError: the photo cannot be used.
-            SearchError: any leaf of the tree but ProviderError.
+            OverloadedError, DeadlineError, InferenceError: it was not captioned.
         """
         watch = StageTimer()
         self.tritons.check_capacity(decoding)
@@ -115,11 +145,18 @@ class Pipeline:
         return CaptionAnswer(words.caption, words.query, watch.milliseconds(), words.rule, words.no_product_probability)
 
     async def search(self, data: bytes, options: SearchOptions, deadline: Deadline) -> AsyncIterator[SearchEvent]:
-        """Photo -> caption, query, each kept result, and the whole answer last.
+        """Search for a photo: yields the caption, the query, each kept result, and the whole answer last.
+
+        Args:
+            data: the image file.
+            options: checked.
+            deadline: of the whole call.
 
         Raises:
             ImageError: the photo cannot be used.
-            SearchError: any leaf of the tree; a provider that fails is no error but part of the answer.
+            BadRequestError: there is no such provider.
+            OverloadedError, DeadlineError, InferenceError: there is no answer. The failure of a provider or of a
+                thumbnail is not an error but part of the answer.
         """
         watch = StageTimer()
         self.providers.check(options.provider)
@@ -169,7 +206,7 @@ class Pipeline:
         watch: StageTimer,
         deadline: Deadline,
     ) -> tuple[PhotoWords, npt.NDArray[np.float32]]:
-        """Words and embedding: queue, encoder, prefill, decoding, and the query."""
+        """Return the photo's words and embedding: queue, encoder, prefill, decoding, and the query."""
         decoded = await self.tritons.caption(pixels, decoding, deadline)
         for stage, seconds in decoded.seconds.items():
             watch.add(stage, seconds)
@@ -185,7 +222,7 @@ class Pipeline:
         watch: StageTimer,
         deadline: Deadline,
     ) -> tuple[ProviderResult, list[InspectedCandidate], list[Degradation]]:
-        """Candidates and their thumbnails, of the first provider one of whose candidates could be looked at."""
+        """Return the candidates of the first provider with a usable thumbnail, or of the last that found anything."""
         if not query.text:
             return ProviderResult("", []), [], []
         found: ProviderResult | None = None
@@ -199,7 +236,7 @@ class Pipeline:
                 )
             degraded += answer.degraded
             if found is not None and not answer.candidates:
-                return found, seen, degraded  # what the one before found, if only by its words
+                return found, seen, degraded  # of the provider before; only their words can be compared
             found = answer
             with watch.stage("thumbnails"):  # 7
                 seen, problems = await self._see(found.candidates, deadline)
@@ -215,7 +252,7 @@ class Pipeline:
         embedding: npt.NDArray[np.float32],
         candidates: Sequence[Candidate],
     ) -> QueryHypotheses:
-        """The query hypotheses; a query that the caller gave is the only one."""
+        """Return the query hypotheses; the only one if the caller gave the query."""
         if words is None:
             return QueryHypotheses.certain(query)
         weight = options.limits.neighbour_weight
@@ -223,7 +260,7 @@ class Pipeline:
         return hypotheses.changed(lambda one: self._overridden(one, options))
 
     def _overridden(self, query: Query, options: SearchOptions) -> Query:
-        """The query with the words that the caller wants instead of its own."""
+        """Return the query with the words that the caller wants to replace."""
         return query.replaced(
             colour=options.override_colour, product_type=options.override_product_type, colours=self.synonyms.colours
         )
@@ -231,7 +268,7 @@ class Pipeline:
     async def _see(
         self, candidates: Sequence[Candidate], deadline: Deadline
     ) -> tuple[list[InspectedCandidate], list[Degradation]]:
-        """Embeddings of all candidates' thumbnails, fetched where the provider does not bring them."""
+        """Compute the embeddings of all candidates' thumbnails, and fetch those that the provider did not return."""
         deadline = Deadline(max(0.0, deadline.remaining_seconds() - _RESERVE_SECONDS))
         problems: list[SearchError] = []
         seen = await asyncio.gather(*(self._see_one(candidate, deadline, problems) for candidate in candidates))
@@ -247,7 +284,7 @@ class Pipeline:
     async def _see_one(
         self, candidate: Candidate, deadline: Deadline, problems: list[SearchError]
     ) -> InspectedCandidate:
-        """One candidate; what is not its own fault is added to `problems`."""
+        """Inspect one candidate; adds to `problems` what is not the thumbnail's fault."""
         if candidate.embedding is not None:
             return InspectedCandidate(candidate, candidate.embedding, candidate.thumbnail)
         thumbnail = candidate.thumbnail
@@ -264,7 +301,7 @@ class Pipeline:
             _log.info("thumbnail not fetched: %s", error)
             return InspectedCandidate(candidate, None, None, Verdict.DROPPED_UNFETCHABLE)
         except SearchError as error:
-            # Triton went away or time ran out: the words are still worth an answer.
+            # Triton failed or time ran out: the words still make an answer.
             problems.append(error)
             return InspectedCandidate(candidate, None, None, Verdict.DROPPED_UNFETCHABLE)
         return InspectedCandidate(candidate, embedding, thumbnail, colour_grid=copy)
@@ -272,6 +309,6 @@ class Pipeline:
     async def _embedding(
         self, thumbnail: bytes, deadline: Deadline
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-        """A thumbnail's embedding and colour grid."""
+        """Return a thumbnail's embedding and colour grid."""
         pixels = await self.small_photos.decode(thumbnail, deadline)
         return await self.tritons.embed(pixels, deadline), colour_grid(pixels)

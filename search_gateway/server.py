@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts the gateway together, runs it and takes it apart: Triton, pipeline, services, health, shutdown."""
+"""Starts, runs and stops the gateway: Triton, pipeline, services, health, shutdown."""
 
 from __future__ import annotations
 
@@ -42,19 +42,24 @@ _log = logging.getLogger(__name__)
 
 SERVICE = search_pb2.DESCRIPTOR.services_by_name["SearchService"].full_name
 
-# Thumbnails are small by nature; what claims to be one and is not costs this much at most.
+# Thumbnails are small; these limits bound the cost of files that are not.
 _THUMBNAIL_LIMITS = ImageLimits(max_bytes=2 * 2**20, max_pixels=4_000_000)
 
 
 class StartError(RuntimeError):
-    """The gateway cannot start; one line fit for the terminal."""
+    """The gateway cannot start; the message is one line for the terminal."""
 
 
 class Gateway:
     """One gateway: `async with Gateway(config) as gateway: await gateway.wait()`.
 
     Args:
-        thumbnails: how thumbnails are fetched; tests put a fetcher here that may reach their own server.
+        config: the settings.
+        providers: used instead of those that the settings name.
+        thumbnails: creates the fetcher of thumbnails; tests pass one that may reach their own server.
+
+    Raises:
+        ConfigError, ContractError, StartError, TritonStartError: from `async with`, if it cannot start.
     """
 
     def __init__(
@@ -85,15 +90,15 @@ class Gateway:
 
     @property
     def triton(self) -> EmbeddedTriton | None:
-        """The embedded one, where there is one."""
+        """The embedded Triton; None if the gateway uses others."""
         return next((replica.embedded for replica in self._replicas), None)
 
     async def wait(self) -> None:
-        """Return when `stop` was called."""
+        """Return after `stop` was called."""
         await self._stopped.wait()
 
     def stop(self) -> None:
-        """Ask the gateway to finish what is in flight and end; safe as a signal handler."""
+        """Ask the gateway to finish the requests in flight and end; safe in a signal handler."""
         self._stopped.set()
 
     async def _start(self) -> None:
@@ -105,20 +110,20 @@ class Gateway:
                 f"the tokenizer has {tokenizer.vocab_size} pieces, the models {contract.vocab_size}: install them again"
             )
         query_classes = load_query_classes(config.model_repository, contract.num_queries)
-        vocabulary_of(query_classes)  # now, not when the first photo waits for it
+        vocabulary_of(query_classes)  # cached now, so that the first photo does not wait for it
         thumbnails = self._make_thumbnails()
         self._closing.push_async_callback(thumbnails.close)
         cache = cache_for(config)
         made = self._extra_providers
-        # Before Triton starts, so that wrong settings fail at once.
+        # Before Triton starts, so that wrong settings fail immediately.
         if made is None:
             made = make_providers(config, model_fingerprint(contract), cache, thumbnails)
         providers = ProviderChain(made, config.provider_timeout_seconds)
         self._closing.push_async_callback(providers.close)
         server = self._make_server()
-        # Bound before Triton starts: a port in use fails at once, and Triton's free ports cannot be ours.
+        # Bound before Triton starts: a port in use fails immediately, and Triton cannot choose this port.
         port = self._bind(server)
-        # Their processes start while Triton does.
+        # Their processes start while Triton starts.
         photos = self._photo_decoder(
             contract, ImageLimits(max_bytes=config.max_photo_bytes, max_pixels=config.max_photo_pixels)
         )
@@ -145,7 +150,7 @@ class Gateway:
         return decoder
 
     async def _serve(self, server: grpc.aio.Server, pipeline: Pipeline, cache: QueryCache) -> None:
-        """Add the services to the server, start it, and see that it will be drained."""
+        """Add the services to the server, start it, and have it drained at the end."""
         config, tritons = self._config, pipeline.tritons
         admission = Admission(config.max_in_flight, config.max_deadline_seconds)
         search_pb2_grpc.add_SearchServiceServicer_to_server(  # type: ignore[no-untyped-call]
@@ -175,7 +180,7 @@ class Gateway:
         await server.start()
 
         async def drain() -> None:
-            # First say that no more is wanted, then finish what came before.
+            # First report NOT_SERVING, then finish the requests in flight.
             monitor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await monitor
@@ -190,9 +195,9 @@ class Gateway:
             interceptors=[ErrorInterceptor()],
             options=[
                 ("grpc.so_reuseport", 0),  # or a second gateway would silently share the port
-                # Room above the photo's limit, so that a photo somewhat over it gets our own answer with both numbers.
+                # More than the photo's limit, so that a photo slightly over it gets our own message with both numbers.
                 ("grpc.max_receive_message_length", 4 * self._config.max_photo_bytes + 2**20),
-                # Photos do not compress, and a compressed message may be a bomb: identity only.
+                # Identity only: photos do not compress, and a compressed message may be a decompression bomb.
                 ("grpc.compression_enabled_algorithms_bitset", 1),
                 ("grpc.max_concurrent_streams", 1000),
             ],
@@ -209,9 +214,11 @@ class Gateway:
             ) from error
 
     async def _start_tritons(self, contract: ModelContract) -> TritonPool:
-        """Raises:
-        ConfigError, TritonStartError, ContractError.
-        StartError: not one Triton can be reached.
+        """Start or connect to the Tritons that the settings name.
+
+        Raises:
+            ConfigError, TritonStartError, ContractError: one of them cannot be used.
+            StartError: none can be reached.
         """
         config = self._config
         if config.triton_shared_memory == SharedMemory.CUDA.value and config.triton_address:
@@ -248,7 +255,7 @@ class Gateway:
 
 
 async def _report_health(tritons: TritonPool, status: Any) -> None:
-    """Keep the health that callers see as the Tritons are."""
+    """Keep the reported health up to date with the Tritons."""
     looked = asyncio.Event()
     tritons.watch(looked.set)
     while True:
@@ -260,14 +267,14 @@ async def _report_health(tritons: TritonPool, status: Any) -> None:
 async def _set_health(status: Any, *, is_serving: bool) -> None:
     value = health_pb2.HealthCheckResponse.SERVING if is_serving else health_pb2.HealthCheckResponse.NOT_SERVING
     for name in ("", SERVICE, protocol.SERVICE):
-        # A Watch client that does not read can hold up set(); it must not hold up the others.
+        # A Watch client that does not read can delay set(); it must not delay the others.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1):
                 await status.set(name, value)
 
 
 async def serve(config: GatewayConfig) -> None:
-    """Run until SIGTERM or SIGINT; then finish what is in flight.
+    """Run until SIGTERM or SIGINT, then finish the requests in flight.
 
     Raises:
         ConfigError, ContractError, StartError, TritonStartError: it cannot start.
@@ -279,13 +286,13 @@ async def serve(config: GatewayConfig) -> None:
     def stop() -> None:
         gateway.stop()
         for number in signals:
-            loop.remove_signal_handler(number)  # the second one ends at once
+            loop.remove_signal_handler(number)  # a second signal ends the process immediately
 
     for number in signals:
         loop.add_signal_handler(number, stop)
     starting = asyncio.ensure_future(gateway.__aenter__())
     stopping = asyncio.ensure_future(gateway.wait())
-    # A signal that comes while Triton still starts ends the start.
+    # A signal during the start ends it.
     await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
         starting.cancel()
@@ -295,6 +302,6 @@ async def serve(config: GatewayConfig) -> None:
     await starting
     try:
         await stopping
-        _log.info("stopping: finishing what is in flight")
+        _log.info("stopping: finishing the requests in flight")
     finally:
         await gateway.__aexit__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m search_gateway.settings_page` prints docs/configuration.md, made from the settings class."""
+"""`python -m search_gateway.settings_page` prints docs/configuration.md, generated from the settings class."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ that were calibrated for them. A value that you set has priority.
 
 
 def settings_row(name: str) -> str:
-    """The row of a field in a table: variable, default, limits and meaning."""
+    """Return a field's row of the table: variable, default, limits and meaning."""
     field = GatewayConfig.model_fields[name]
     default = default_text(field)
     shown = f"`{default}`" if default else "the models of this version" if name == "model_repository" else ""
@@ -56,7 +56,7 @@ def settings_row(name: str) -> str:
 
 
 def settings_page() -> str:
-    """The whole page as Markdown."""
+    """Return the whole page as Markdown."""
     lines = [_INTRODUCTION]
     for name in GatewayConfig.model_fields:
         if name in SECTIONS:

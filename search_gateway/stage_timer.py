@@ -9,13 +9,15 @@ from contextlib import contextmanager
 
 
 class StageTimer:
+    """Measures the stages of one request."""
+
     def __init__(self) -> None:
         self._started = time.perf_counter()
         self._stages: dict[str, float] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a block, whether it ends well or not."""
+        """Measure a block, also if it raises."""
         started = time.perf_counter()
         try:
             yield
@@ -23,9 +25,9 @@ class StageTimer:
             self.add(name, time.perf_counter() - started)
 
     def add(self, name: str, seconds: float) -> None:
-        """Of a stage that was timed elsewhere."""
+        """Add the duration of a stage that was measured elsewhere."""
         self._stages[name] = self._stages.get(name, 0.0) + 1000 * seconds
 
     def milliseconds(self) -> dict[str, float]:
-        """Every stage in the order it was first entered, then the total since the stopwatch was made."""
+        """Return the duration of each stage in the order of their first use, then "total", since the start."""
         return {**self._stages, "total": 1000 * (time.perf_counter() - self._started)}

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What comes in over gRPC: the search service, validation of requests, admission, errors as statuses."""
+"""The gRPC side of the search service: requests, their validation, admission, and errors as statuses."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Admission: how many requests are in progress at a time, over all services, and how long each may take."""
+"""Admission: how many requests all services work on at a time, and how long each request may take."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Protocol
 from search_gateway.deadline import Deadline
 from search_gateway.errors import BadRequestError, OverloadedError
 
-# For the answer's way back, so that it arrives before the caller gives up.
+# Reserved for sending the answer, so that it arrives before the caller gives up.
 _ANSWER_SECONDS = 0.05
 
 _RETRY_SECONDS = 0.5
 
 
 class CallContext(Protocol):
-    """What is asked of gRPC's context."""
+    """The part of gRPC's context that admission needs."""
 
     def time_remaining(self) -> float | None:
-        """Seconds until the caller gives up; None where it set no deadline."""
+        """Return the seconds until the caller gives up; None if it set no deadline."""
 
 
 class Admission:
-    """One for all services of a gateway.
+    """Limits the requests in progress; one object for all services of a gateway.
 
     Args:
-        max_in_flight: requests at a time.
-        max_deadline_seconds: for a request without a deadline, and at most for one with a longer one.
+        max_in_flight: maximum number of requests in progress.
+        max_deadline_seconds: deadline of a request that sets none, and the maximum for one that does.
     """
 
     def __init__(self, max_in_flight: int, max_deadline_seconds: float):
@@ -38,11 +38,14 @@ class Admission:
 
     @contextmanager
     def admitted(self, num_photos: int = 1) -> Iterator[None]:
-        """A place for each photo of a request, or none for any.
+        """Count a request as in progress while the block runs; each of its photos counts as one request.
+
+        Args:
+            num_photos: number of photos in the request.
 
         Raises:
-            OverloadedError: as many requests as allowed are inside, or would be.
-            BadRequestError: so many photos never fit.
+            OverloadedError: the request would exceed the limit now.
+            BadRequestError: the request alone exceeds the limit.
         """
         if num_photos > self._max_in_flight:
             raise BadRequestError(
@@ -66,7 +69,7 @@ class Admission:
             self._in_flight -= num_photos
 
     def deadline(self, context: CallContext) -> Deadline:
-        """A request's own, or the longest that is allowed."""
+        """Return the deadline of a request: its own, within the maximum."""
         remaining = context.time_remaining()
         seconds = self._max_deadline_seconds
         return Deadline(seconds if remaining is None else min(seconds, remaining) - _ANSWER_SECONDS)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one place where an exception becomes a gRPC status, and where a request gets its id and its line in the log.
+"""Turns exceptions into gRPC statuses, and gives each request an id and a line in the log. No other module does either.
 
-The project's own errors carry their code and a message for the caller; anything else is logged with its traceback and
-leaves as INTERNAL without a word from inside.
+The project's own errors have a status and a message for the caller. Any other exception is logged with its traceback
+and becomes INTERNAL, with a message that reveals nothing.
 """
 
 from __future__ import annotations
@@ -34,11 +34,14 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stubs only
+    """Wraps every method of every service."""
+
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
+        """Return the method's handler, wrapped."""
         handler = await continuation(handler_call_details)
         if handler is None:
             return handler
@@ -60,7 +63,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
 
 
 def public_message(error: Exception, request_id: str) -> tuple[grpc.StatusCode, str]:
-    """What a caller may read of an error; the operator finds the others in the log under the request's id."""
+    """Return the status and the message that the caller gets for an error.
+
+    The message of an unexpected error only names the request's id, under which the log has the rest.
+    """
     if isinstance(error, SearchError):
         return error.code, str(error)
     if isinstance(error, ImageError):
@@ -70,23 +76,26 @@ def public_message(error: Exception, request_id: str) -> tuple[grpc.StatusCode, 
 
 
 def logged_cause(error: Exception) -> BaseException | None:
-    """Whose traceback goes into the log: bad requests and short deadlines are the callers' affair and nobody's."""
+    """Return the exception whose traceback is logged; None for the caller's mistakes and for short deadlines."""
     if isinstance(error, BadRequestError | DeadlineError | ImageError):
         return None
     return error.__cause__ if isinstance(error, SearchError) else error
 
 
 def request_id(context: Context) -> str:
-    """The id that was given to a call or made for it; for services that answer errors themselves."""
+    """Return the id of a call, for services that report errors themselves."""
     return next((str(value) for key, value in context.trailing_metadata() if key == REQUEST_ID), "")
 
 
 class _Malformed:
-    """Stands for a request that is no message of its method."""
+    """Stands for a request that cannot be parsed."""
 
 
 def _tolerant(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
-    """gRPC's own answer to bytes it cannot parse is UNKNOWN with a class name in it; ours comes later, in `_check`."""
+    """Wrap a deserializer so that it does not raise; `_check` refuses the request later.
+
+    gRPC's own answer to bytes that it cannot parse is UNKNOWN with the name of a class.
+    """
 
     def parse(data: bytes) -> Any:
         try:
@@ -103,7 +112,7 @@ def _check(request: Any) -> None:
 
 
 class _Requests:
-    """The messages of a caller's stream. One that is malformed raises BadRequestError, and the next one follows."""
+    """The messages of a caller's stream. `anext` raises BadRequestError for a malformed one and then continues."""
 
     def __init__(self, messages: AsyncIterator[Any]):
         self._messages = aiter(messages)
@@ -136,8 +145,12 @@ def _guard_unary(behaviour: Any, method: str) -> Callable[[Any, Context], Awaita
 
 
 def _guard_stream(behaviour: Any, method: str, wrap: Callable[[Any], Any] = lambda request: request) -> Any:
-    """Args:
-    wrap: makes of what gRPC brings, a message or a stream of them, what the method is given.
+    """Wrap a method that answers with a stream.
+
+    Args:
+        behaviour: the method.
+        method: its name, for the log.
+        wrap: turns what gRPC passes (a message or a stream of messages) into the method's argument.
     """
 
     async def guarded(request: Any, context: Context) -> AsyncIterator[Any]:
@@ -146,8 +159,7 @@ def _guard_stream(behaviour: Any, method: str, wrap: Callable[[Any], Any] = lamb
             _check(request)
             responses = behaviour(wrap(request), context)
             if asyncio.iscoroutine(responses):
-                # The other style of grpc.aio: the handler writes to the context itself (health's Watch, KServe's
-                # stream).
+                # grpc.aio's other style: the handler writes to the context itself (health's Watch, KServe's stream).
                 await responses
             else:
                 async for response in responses:
@@ -164,7 +176,7 @@ def _guard_stream(behaviour: Any, method: str, wrap: Callable[[Any], Any] = lamb
 
 
 class _Call:
-    """One line of the log for each request, with its id, its end and its time."""
+    """Writes the log line of a request: its id, outcome and duration."""
 
     def __init__(self, method: str, request_id: str):
         self.request_id = request_id
@@ -179,7 +191,7 @@ class _Call:
 
 
 async def _identify(context: Context) -> str:
-    """The caller's request id where it is well-formed, else a new one; sent back either way."""
+    """Return the caller's request id if it is well-formed, else a new one. Both are sent back."""
     given = [value for key, value in context.invocation_metadata() or () if key == REQUEST_ID]
     if len(given) == 1 and isinstance(given[0], str) and _WELL_FORMED_ID.fullmatch(given[0]):
         request_id = given[0]
@@ -191,11 +203,11 @@ async def _identify(context: Context) -> str:
 
 async def _abort(context: Context, error: Exception, call: _Call) -> None:
     if isinstance(error, grpc.aio.AbortError):
-        raise error  # a service of gRPC's own (health) has already said why
+        raise error  # one of gRPC's own services (health) has already set the status
     if isinstance(error, OverloadedError):
         call.log(f"{error.code.name}: {error}")
         status = rpc_status.to_status(_overloaded(error))
-        # abort_with_status puts its own trailer in place of the one with the id.
+        # abort_with_status replaces the trailer, and with it the id.
         status = status._replace(  # type: ignore[attr-defined]  # a named tuple underneath
             trailing_metadata=(*status.trailing_metadata, (REQUEST_ID, call.request_id))
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a caller asks for -> the gateway's own options, every value checked. Messages name field, value and limit."""
+"""Checks what a caller asks for and makes the gateway's options of it. Messages name field, value and limit."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class RequestValues:
     """What a caller asks for, not checked yet, whatever interface it came through.
 
     Attributes:
-        names: what the caller calls a field where it is not the name here; messages use it.
+        names: the caller's name of a field, where it differs from the name here; messages use it.
         others: None where the caller leaves the choice to the gateway.
     """
 
@@ -59,7 +59,7 @@ class RequestValues:
     thing: str | None = None
 
     def name(self, field_name: str) -> str:
-        """What the caller calls a field."""
+        """Return the caller's name of a field."""
         return self.names.get(field_name, field_name)
 
 
@@ -67,7 +67,7 @@ def request_values(request: search_pb2.SearchRequest | search_pb2.CaptionRequest
     """Read a request of search.proto.
 
     Raises:
-        BadRequestError: `query_rule` is no rule of search.proto.
+        BadRequestError: `query_rule` is not a rule of search.proto.
     """
     values: dict[str, Any] = _set_fields(request, ("max_results", "provider", "query_override"))
     for message, names in _NESTED.items():
@@ -89,7 +89,7 @@ def _set_fields(message: Any, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def decoding_options(asked: RequestValues, contract: ModelContract) -> DecodingOptions:
-    """How to decode the caption.
+    """Return how to decode the caption.
 
     Raises:
         BadRequestError: a value is outside its limits.
@@ -102,7 +102,7 @@ def decoding_options(asked: RequestValues, contract: ModelContract) -> DecodingO
 
 
 def query_rule(asked: RequestValues, contract: ModelContract) -> QueryRule:
-    """How to make the query of the caption; where the caller does not say, the best way that the model has.
+    """Return how to make the query; if the caller does not say, the best rule that the model supports.
 
     Raises:
         BadRequestError: the model cannot follow the rule.
@@ -120,7 +120,7 @@ def query_rule(asked: RequestValues, contract: ModelContract) -> QueryRule:
 
 
 def search_options(asked: RequestValues, contract: ModelContract, config: GatewayConfig) -> SearchOptions:
-    """How to search.
+    """Return how to search.
 
     Raises:
         BadRequestError: a value is outside its limits, or two of them exclude each other.
@@ -163,7 +163,7 @@ def _word_override(asked: RequestValues, field_name: str, value: str | None) -> 
     name = asked.name(field_name)
     if asked.query_override is not None:
         raise BadRequestError(f"{name} and {asked.name('query_override')} are both set: give one of them")
-    # As the words of a caption: without what is around them.
+    # Like the words of a caption: without the punctuation around them.
     word = " ".join(words_of(value))
     if not word:
         raise BadRequestError(f"{name} is {value[:20]!r}: give a word, or leave it unset")
@@ -173,10 +173,10 @@ def _word_override(asked: RequestValues, field_name: str, value: str | None) -> 
 
 
 def _checked(asked: RequestValues, field_name: str, default: float, low: float, high: float) -> float:
-    """The value asked for, else the default; both within the limits.
+    """Return the value asked for, or the default, if it is within the limits.
 
     Raises:
-        BadRequestError: the value is outside.
+        BadRequestError: it is not.
     """
     value = getattr(asked, field_name)
     value = default if value is None else value

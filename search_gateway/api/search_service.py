@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`captrieve.v1.SearchService`: protobuf on the outside, the pipeline inside. Errors are raised, never built here."""
+"""`captrieve.v1.SearchService`: protobuf messages in and out of the pipeline. The interceptor handles its errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from search_gateway.ranking.rerank import ScoredResult, Verdict
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
-# An answer must not grow with what strangers' servers send as thumbnails.
+# Larger thumbnails are left out, so that other people's servers do not decide the size of an answer.
 _MAX_THUMBNAIL_BYTES = 256 * 1024
 
 _QUERY_RULES = {
@@ -33,12 +33,15 @@ _VERDICTS = {verdict: f"VERDICT_{verdict.name}" for verdict in Verdict}
 
 
 class SearchService(search_pb2_grpc.SearchServiceServicer):
+    """The service as search.proto documents it."""
+
     def __init__(self, pipeline: Pipeline, admission: Admission, config: GatewayConfig):
         self._pipeline = pipeline
         self._admission = admission
         self._config = config
 
     async def Search(self, request: search_pb2.SearchRequest, context: Context) -> search_pb2.SearchResponse:
+        """Search, and answer once."""
         answer: SearchAnswer | None = None
         async for event in self._events(request, context):
             if isinstance(event, SearchAnswer):
@@ -49,6 +52,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
     async def StreamSearch(
         self, request: search_pb2.SearchRequest, context: Context
     ) -> AsyncIterator[search_pb2.SearchEvent]:
+        """Search, and send caption, query, results and a summary as they become known."""
         async for event in self._events(request, context):
             match event:
                 case captions.Caption():
@@ -62,6 +66,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
                     yield search_pb2.SearchEvent(summary=summary)
 
     async def Caption(self, request: search_pb2.CaptionRequest, context: Context) -> search_pb2.CaptionResponse:
+        """Caption a photo without searching."""
         with self._admission.admitted():
             asked = request_values(request)
             decoding = decoding_options(asked, self._contract)

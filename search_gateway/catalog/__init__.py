@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a catalogue is stored and searched."""
+"""Stores and searches catalogues of the user's own products."""

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The SQLite file a catalogue is: its tables, whom it belongs to, its transactions and errors.
+"""The SQLite file of a catalogue: tables, model, transactions and errors.
 
-An open file belongs to the thread that opened it. One writer and any number of readers may have it open; the journal
-is SQLite's rollback journal, not a WAL, so that a reader needs no second file and the finished catalogue can be copied
-or mounted as the one it is.
+Use an open file only in the thread that opened it. One writer and any number of readers may have it open. It uses
+SQLite's rollback journal, not a WAL, so that a finished catalogue is one file, which can be copied or mounted.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _WRITER_WAIT_SECONDS = 30.0
 
 _SCHEMA = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-    # The two blobs stand last: reading the columns before them leaves their pages alone.
+    # The two blobs are last, so that reading the other columns does not read their pages.
     """CREATE TABLE products (
         id INTEGER PRIMARY KEY,
         path TEXT NOT NULL UNIQUE,
@@ -39,7 +38,7 @@ _SCHEMA = (
         embedding BLOB NOT NULL,
         thumbnail BLOB NOT NULL
     )""",
-    # Which embeddings are new to a reader, and which ids there are, without a look at a row: those are large.
+    # Finds new embeddings and all ids without reading the rows, which are large.
     "CREATE INDEX products_by_revision ON products (revision)",
     """CREATE VIRTUAL TABLE titles USING fts5(
         words, tokenize = 'porter unicode61 remove_diacritics 2'
@@ -52,11 +51,11 @@ class CatalogError(Exception):
 
 
 class CatalogOutdatedError(CatalogError):
-    """A sound catalogue, but of another model or another version of this code: build it again."""
+    """The catalogue is valid, but for another model or another version of this code: build it again."""
 
 
 class CatalogTimeoutError(CatalogError):
-    """No answer within the time given."""
+    """The catalogue did not answer in time."""
 
 
 class CatalogDatabase:
@@ -76,9 +75,8 @@ class CatalogDatabase:
         """
         if not path.is_file():
             raise CatalogError(f"{path} does not exist: build it with `{_BUILD_COMMAND}`")
-        # Not SQLite's read-only mode: after a build was killed, that one cannot undo the half of a
-        # transaction and refuses the file. Where the file is write-protected, SQLite opens it
-        # read-only by itself.
+        # Not SQLite's read-only mode, which cannot roll back the unfinished transaction of a killed build
+        # and refuses the file. SQLite opens a write-protected file read-only by itself.
         with _opened(path, "rw", _READER_WAIT_SECONDS) as file:
             file.connection.execute("PRAGMA query_only = ON")
             if not file._is_catalogue():
@@ -90,14 +88,14 @@ class CatalogDatabase:
     def open_for_writing(
         cls, path: Path, *, photos_folder: Path, model_fingerprint: str, model_name: str
     ) -> CatalogDatabase:
-        """Open a file to change it; a missing one is made.
+        """Open a file to change it; creates a missing one.
 
         Raises:
             CatalogOutdatedError: its embeddings are of another model, or it is of another version.
-            CatalogError: the file cannot be written, or is something else than a catalogue.
+            CatalogError: the file cannot be written, or is not a catalogue.
         """
         with _opened(path, "rwc", _WRITER_WAIT_SECONDS) as file:
-            # Room for a whole batch: a transaction that outgrows it locks readers out early.
+            # Enough for a batch: a transaction that exceeds the cache locks out readers early.
             file.connection.execute("PRAGMA cache_size = -32000")  # KiB
             with file._transaction("IMMEDIATE"):
                 if not file._is_catalogue():
@@ -107,16 +105,17 @@ class CatalogDatabase:
             return file
 
     def close(self) -> None:
+        """Close the file."""
         self.connection.close()
 
     @property
     def photos_folder(self) -> Path:
-        """What relative paths of photos are relative to."""
+        """The folder that relative paths of photos refer to."""
         return Path(self.meta("photos_folder"))
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """A transaction: all of the block or nothing.
+        """Run the block as a transaction.
 
         Raises:
             CatalogError: the file cannot be written.
@@ -126,7 +125,7 @@ class CatalogDatabase:
 
     @contextmanager
     def reading(self, timeout_seconds: float = _READER_WAIT_SECONDS) -> Iterator[None]:
-        """One state of the file for all statements of the block, which give up in time.
+        """Run the block on one state of the file, with a time limit.
 
         Raises:
             CatalogTimeoutError: the statements took longer than `timeout_seconds`.
@@ -136,7 +135,7 @@ class CatalogDatabase:
         wait_ms = max(0, round(timeout_seconds * 1000))
         with self._translated():
             self.connection.execute(f"PRAGMA busy_timeout = {wait_ms}")
-            # Asked every 10,000 instructions of SQLite's machine, about once a millisecond.
+            # Called every 10,000 instructions of SQLite's virtual machine, about once a millisecond.
             self.connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
             try:
                 with self._transaction("DEFERRED"):
@@ -145,14 +144,16 @@ class CatalogDatabase:
                 self.connection.set_progress_handler(None, 0)
 
     def integer(self, statement: str) -> int:
-        """The one number a statement returns."""
+        """Return the one number that a statement yields."""
         return int(self.connection.execute(statement).fetchone()[0])
 
     def meta(self, key: str, default: str = "") -> str:
+        """Return a value of the table `meta`."""
         row = self.connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return default if row is None else str(row[0])
 
     def set_meta(self, key: str, value: str) -> None:
+        """Store a value in the table `meta`."""
         self.connection.execute(
             "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) "
             "DO UPDATE SET value = excluded.value WHERE value <> excluded.value",
@@ -160,11 +161,11 @@ class CatalogDatabase:
         )
 
     def _is_catalogue(self) -> bool:
-        """Whether it is a catalogue (True) or still empty (False); all else is refused."""
+        """Return True for a catalogue and False for an empty file; any other file is a CatalogError."""
         if self.integer("PRAGMA application_id") == _APPLICATION_ID:
             return True
         if self.integer("SELECT count(*) FROM sqlite_schema"):
-            raise CatalogError(f"{self._path} is not a catalogue but another SQLite file")
+            raise CatalogError(f"{self._path} is an SQLite file but not a catalogue")
         return False
 
     def _create(self, model_fingerprint: str, model_name: str) -> None:
@@ -179,7 +180,7 @@ class CatalogDatabase:
         version = self.meta("schema_version")
         if version != str(SCHEMA_VERSION):
             raise CatalogOutdatedError(
-                f"{self._path} has version {version}, this code reads {SCHEMA_VERSION}: "
+                f"{self._path} has version {version}, but this program reads version {SCHEMA_VERSION}: "
                 f"build it again with `{_BUILD_COMMAND}`"
             )
         fingerprint = self.meta("model_fingerprint")
@@ -197,7 +198,7 @@ class CatalogDatabase:
             yield
             self.connection.execute("COMMIT")
         except BaseException:
-            # SQLite has already rolled back after some errors, such as a full disk.
+            # After some errors, such as a full disk, SQLite has already rolled back.
             if self.connection.in_transaction:
                 self.connection.execute("ROLLBACK")
             raise
@@ -210,7 +211,7 @@ class CatalogDatabase:
 
 @contextmanager
 def _opened(path: Path, mode: str, wait_seconds: float) -> Iterator[CatalogDatabase]:
-    """A file that stays open unless the block fails."""
+    """Open a file; it stays open unless the block fails."""
     with _translated(path):
         uri = f"{path.resolve().as_uri()}?mode={mode}"
         connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=wait_seconds)
@@ -223,11 +224,11 @@ def _opened(path: Path, mode: str, wait_seconds: float) -> Iterator[CatalogDatab
 
 @contextmanager
 def _translated(path: Path) -> Iterator[None]:
-    """SQLite's errors become ours."""
+    """Translate SQLite's errors into CatalogErrors."""
     try:
         yield
     except sqlite3.ProgrammingError:
-        raise  # a closed store or the wrong thread: a mistake in the program
+        raise  # a closed store or the wrong thread: a bug
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
         if code == sqlite3.SQLITE_INTERRUPT:
@@ -235,7 +236,7 @@ def _translated(path: Path) -> Iterator[None]:
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise CatalogTimeoutError(f"{path} is locked by another program: try again") from error
         if code == sqlite3.SQLITE_NOTADB:
-            raise CatalogError(f"{path} is not a catalogue, nor any SQLite file") from error
+            raise CatalogError(f"{path} is not an SQLite file, so it is not a catalogue") from error
         if code == sqlite3.SQLITE_CORRUPT:
             raise CatalogError(f"{path} is damaged: delete it and build it again") from error
         raise CatalogError(f"{path} cannot be used: {error}") from error

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The catalogue: products with their embeddings and small pictures, found by words or by likeness.
+"""The catalogue: products with embeddings and thumbnails, searched by words or by looks.
 
-An open store belongs to the thread that opened it.
+Use an open store only in the thread that opened it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _MOVE = """
 
 @dataclass(frozen=True)
 class PhotoStamp:
-    """What tells whether a photo has changed."""
+    """Size, time and hash of a photo's file, which show whether it has changed."""
 
     size_bytes: int
     mtime_ns: int
@@ -67,11 +67,11 @@ class PhotoStamp:
 
 @dataclass(frozen=True, kw_only=True)
 class CatalogEntry:
-    """A product without what was computed from its photo."""
+    """A product without the data computed from its photo."""
 
     path: str  # of the photo, with "/", absolute or relative to the catalogue's photos folder
     title: str
-    url: str = ""  # the product's page, where there is one
+    url: str = ""  # of the product's page, if it has one
     stamp: PhotoStamp
 
 
@@ -83,7 +83,7 @@ class CatalogProduct:
     width: int  # pixels of the photo
     height: int
     embedding: npt.NDArray[np.float32]  # [D]
-    thumbnail: bytes  # a small JPEG file
+    thumbnail: bytes  # a JPEG file
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,6 +103,8 @@ class CatalogRow:
 
 @dataclass(frozen=True, eq=False)
 class SimilarRow:
+    """A product that was found by looks."""
+
     row: CatalogRow
     cosine: float
 
@@ -129,14 +131,17 @@ class CatalogStore:
     def open_for_writing(
         cls, path: Path, *, photos_folder: Path, model_fingerprint: str, model_name: str = ""
     ) -> CatalogStore:
-        """Open a catalogue to change it; a missing one is made.
+        """Open a catalogue to change it; creates a missing one.
 
         Args:
-            photos_folder: what relative paths of photos are relative to, from now on.
+            path: the file.
+            photos_folder: the folder that relative paths of photos refer to from now on.
+            model_fingerprint: of the model that computes the embeddings.
+            model_name: of the same model, for messages.
 
         Raises:
             CatalogOutdatedError: its embeddings are of another model, or it is of another version.
-            CatalogError: the file cannot be written, or is something else than a catalogue.
+            CatalogError: the file cannot be written, or is not a catalogue.
         """
         return cls(
             CatalogDatabase.open_for_writing(
@@ -154,10 +159,11 @@ class CatalogStore:
         self.close()
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def __len__(self) -> int:
-        """The number of products.
+        """Return the number of products.
 
         Raises:
             CatalogError: the file cannot be read.
@@ -166,7 +172,7 @@ class CatalogStore:
             return self._file.integer("SELECT count(*) FROM products")
 
     def entries(self) -> list[CatalogEntry]:
-        """All products, in no particular order, without what was computed from their photos.
+        """Return all products in no particular order, without the data computed from their photos.
 
         Raises:
             CatalogError: the file cannot be read.
@@ -180,11 +186,11 @@ class CatalogStore:
             ]
 
     def add(self, products: Sequence[CatalogProduct]) -> None:
-        """Store products, all or none; one whose path is known takes the place of the old one.
+        """Store products, all or none. A product replaces an older one with the same path.
 
         Raises:
             CatalogError: the file cannot be written.
-            ValueError: an embedding is zero, not finite, or of another size than the others.
+            ValueError: an embedding is zero or not finite, or their sizes differ.
         """
         units = [_unit(product.embedding) for product in products]
         with self._writing():
@@ -205,7 +211,7 @@ class CatalogStore:
                     self._index(product_id, product.entry.title)
 
     def refresh(self, entries: Iterable[CatalogEntry]) -> None:
-        """Take over titles, URLs and stamps, all or none; what was computed from photos stays.
+        """Update titles, URLs and stamps, all or none; the data computed from the photos stays.
 
         Raises:
             CatalogError: the file cannot be written.
@@ -213,10 +219,10 @@ class CatalogStore:
         self.move((entry.path, entry) for entry in entries)
 
     def move(self, moves: Iterable[tuple[str, CatalogEntry]]) -> None:
-        """Take over what is new of products by their old paths, all or none; what was computed from photos stays.
+        """Update products by their old paths, all or none; the data computed from the photos stays.
 
         Raises:
-            CatalogError: the file cannot be written, or another product has a new path.
+            CatalogError: the file cannot be written, or a new path belongs to another product.
         """
         with self._writing():
             for old_path, entry in moves:
@@ -225,7 +231,7 @@ class CatalogStore:
                     self._index(product_id, entry.title)
 
     def remove(self, paths: Iterable[str]) -> None:
-        """Forget the products with these photos, all or none; unknown paths are no error.
+        """Delete the products with these photos, all or none; ignores unknown paths.
 
         Raises:
             CatalogError: the file cannot be written.
@@ -238,7 +244,7 @@ class CatalogStore:
                     execute("DELETE FROM titles WHERE rowid = ?", (product_id,))
 
     def optimize(self) -> None:
-        """Merge the pieces that many small transactions left of the word index: finds get faster.
+        """Merge the parts of the word index that many small transactions left; this makes `find` faster.
 
         Raises:
             CatalogError: the file cannot be written.
@@ -249,7 +255,7 @@ class CatalogStore:
     def find(
         self, words: Sequence[str], limit: int, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
     ) -> list[CatalogRow]:
-        """Products whose title has the words: those with more of them first, then by BM25.
+        """Find products whose title has some of the words: those with more of them first, then by BM25.
 
         Raises:
             CatalogTimeoutError: no answer within `timeout_seconds`.
@@ -262,7 +268,7 @@ class CatalogStore:
             return self._rows(self._ranking.best(phrases, limit))
 
     def load(self, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> None:
-        """Read the embeddings now, which the first `similar` would wait for.
+        """Read the embeddings now, so that the first `similar` does not wait for them.
 
         Raises:
             CatalogTimeoutError: they could not be read within `timeout_seconds`.
@@ -277,15 +283,15 @@ class CatalogStore:
         limit: int,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> list[SimilarRow]:
-        """Products whose photo is most like the one with this embedding [D], by cosine.
+        """Find the products whose photos are most like the one with this embedding, float32 [D], by cosine.
 
-        Compares with all of them. The first call reads all embeddings, one after a change those that are new; they stay
-        in memory: N x D x 4 bytes.
+        This compares all N products. The first call reads all embeddings, later calls only new ones. They stay in
+        memory: N x D x 4 bytes.
 
         Raises:
             CatalogTimeoutError: the embeddings could not be read within `timeout_seconds`.
             CatalogError: the file cannot be read.
-            ValueError: the embedding is zero, not finite, or of another size than those stored.
+            ValueError: the embedding is zero or not finite, or its size differs from the stored ones.
         """
         query = _unit(embedding)
         if limit < 1:
@@ -321,7 +327,7 @@ class CatalogStore:
         execute("INSERT INTO titles (rowid, words) VALUES (?, ?)", words)
 
     def _check_sizes(self, embeddings: Sequence[npt.NDArray[np.float32]]) -> None:
-        """All embeddings are of one size, which the first ones set."""
+        """Check that all embeddings have the same size, which the first ones set."""
         if not embeddings:
             return
         stored = int(self._file.meta("embedding_size", str(embeddings[0].size)))
@@ -338,14 +344,14 @@ class CatalogStore:
 
 
 def _described(entry: CatalogEntry) -> tuple[str, str, int, int, str]:
-    """The columns title, url, size_bytes, mtime_ns and sha256."""
+    """Return the columns title, url, size_bytes, mtime_ns and sha256."""
     stamp = entry.stamp
     title, url = one_line(entry.title), one_line(entry.url)
     return title, url, stamp.size_bytes, stamp.mtime_ns, stamp.sha256
 
 
 def _unit(embedding: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The embedding [D], L2-normalised; what has no direction is refused."""
+    """Return the embedding [D], L2-normalised; ValueError if it is zero or not finite."""
     length = float(np.linalg.norm(embedding))
     if embedding.ndim != 1 or not np.isfinite(length) or length == 0.0:
         raise ValueError(f"an embedding {embedding.shape} of length {length} has no direction")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Titles and queries -> the same words ("T-Shirt", "t shirt" and "tee" are all "tshirt"). Pure.
+"""Turns titles and queries into the same words ("T-Shirt", "t shirt" and "tee" are all "tshirt"). Pure.
 
-Plurals are left to FTS5's porter tokenizer. Every word of a query becomes quoted phrases without
-any quote inside: nothing a caller writes can become an operator of FTS5.
+FTS5's porter tokenizer handles plurals. Every word of a query becomes quoted phrases without quotes inside, so that
+nothing in a query can become an operator of FTS5.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-# A query is two words by rule and a whole caption at most; more than this is not a query.
+# A query has two words by default and a whole caption at most; longer ones are cut.
 MAX_QUERY_CHARACTERS = 1000
 MAX_QUERY_WORDS = 24
 
-_MAX_WORD_CHARACTERS = 64  # beyond this the porter tokenizer does not look either
+_MAX_WORD_CHARACTERS = 64  # the porter tokenizer ignores the rest too
 
-# What porter stemming does not bring together, in a shop for clothes.
+# Words of a clothes shop that porter stemming does not unify.
 _SAME_WORD = {
     "tee": "tshirt",
     "tees": "tshirt",
@@ -33,12 +33,12 @@ _CHARACTERS = {ord(mark): None for mark in "'\u2018\u2019\u00ad"} | {0x2010: "-"
 
 
 def one_line(text: str) -> str:
-    """The text as SQLite can hold it: one line, no NUL, no half of a surrogate pair."""
+    """Return the text as SQLite can store it: one line, without NULs and unpaired surrogates."""
     return " ".join(text.replace("\0", " ").encode("utf-8", "replace").decode("utf-8").split())
 
 
 def index_words(title: str) -> str:
-    """What is indexed of a title: its words, hyphens joined, and the parts of such words."""
+    """Return the words of a title that are indexed: without hyphens, and also the parts of hyphenated words."""
     indexed: list[str] = []
     for word in _plain_words(title):
         indexed += [_joined(word), *_parts(word)]
@@ -46,17 +46,17 @@ def index_words(title: str) -> str:
 
 
 def query_phrases(words: Sequence[str]) -> list[str]:
-    """One FTS5 expression a word, each different; none where there is nothing to look for."""
+    """Return an FTS5 expression for each different word."""
     phrases: list[str] = []
     for word in _plain_words(" ".join(words)[:MAX_QUERY_CHARACTERS]):
-        # Joined as in the index, or its parts in a row: "off-white" finds "Off White" too.
+        # Joined as in the index, or its parts in sequence, so that "off-white" also finds "Off White".
         alternatives = [_joined(word), " ".join(_parts(word))]
         phrases.append(" OR ".join(f'"{text}"' for text in alternatives if text))
     return list(dict.fromkeys(phrases))[:MAX_QUERY_WORDS]
 
 
 def _plain_words(text: str) -> list[str]:
-    """Words in lower case without apostrophes and punctuation; hyphens inside words stay."""
+    """Return words in lower case without apostrophes and punctuation; hyphens inside words stay."""
     text = unicodedata.normalize("NFKC", text).casefold().translate(_CHARACTERS)
     # Letters, numbers and marks, as FTS5's tokenizer sees them: NULs and quotes end a word.
     kept = "".join(c if c == "-" or unicodedata.category(c)[0] in "LNM" else " " for c in text)
@@ -72,7 +72,7 @@ def _joined(word: str) -> str:
 
 
 def _parts(word: str) -> list[str]:
-    """What can stand alone of a word with hyphens: all of "off-white", nothing of "g-shock"."""
+    """Return the parts of a hyphenated word that can stand alone: both of "off-white", none of "g-shock"."""
     parts = [part for part in word.split("-") if part]
     if len(parts) < 2 or min(map(len, parts)) < 2:
         return []

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which titles have the words of a query: more of the words before fewer, then by BM25, then the older ones first.
+"""Finds titles with words of a query: those with more of them first, then by BM25, then the older ones first.
 
-Belongs to the thread that opened the file.
+Use it only in the thread that opened the file.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy.typing as npt
 from search_gateway.catalog.database import CatalogDatabase
 from search_gateway.catalog.vector_index import largest
 
-# A title costs SQLite about a microsecond to score, "black" in 40,000 products ten milliseconds. Colours and product
-# types come again in most queries, so what it says of a word is remembered until the file changes.
-MAX_REMEMBERED = 500_000  # titles, of all words together: 16 bytes each
+# SQLite takes about a microsecond to score a title, and ten milliseconds for "black" in 40,000 products. Most queries
+# repeat colours and product types, so the titles of a word are cached until the file changes.
+MAX_REMEMBERED = 500_000  # cached titles of all words, 16 bytes each
 
-# BM25 as FTS5 has it: the smaller, the better.
+# FTS5's BM25: smaller is better.
 _HITS = "SELECT rowid, rank FROM titles WHERE titles MATCH ?"
 _BEST = "SELECT rowid FROM titles WHERE titles MATCH ? ORDER BY rank, rowid LIMIT ?"
 
@@ -31,23 +31,28 @@ class TextIndex:
 
     def __init__(self, file: CatalogDatabase) -> None:
         self._file = file
-        self._remembered: dict[str, _Hits] = {}  # the word used last stands last
+        self._remembered: dict[str, _Hits] = {}  # least recently used first
         self._num_remembered = 0
-        self._version = -1  # SQLite's count of changes by others
+        self._version = -1  # SQLite's counter of changes by other connections
 
     def changed(self) -> None:
-        """This connection writes: SQLite's count of changes leaves those out."""
+        """Clear the cache. Call this when this connection writes; SQLite's counter excludes that."""
         self._remembered.clear()
         self._num_remembered = 0
 
     def best(self, phrases: Sequence[str], limit: int) -> list[int]:
-        """Ids of at most `limit` products for FTS5 expressions, one a word; inside `CatalogDatabase.reading`."""
+        """Return ids of at most `limit` products, best first. Call this inside `CatalogDatabase.reading`.
+
+        Args:
+            phrases: an FTS5 expression for each word.
+            limit: maximum number of products.
+        """
         version = self._file.integer("PRAGMA data_version")
         if version != self._version:
             self.changed()
             self._version = version
         if len(phrases) > 1:
-            # Mostly enough, and faster: only those are scored. It is the head of what follows.
+            # Usually this finds enough titles, and is faster. They are the first of what `_with_any` would return.
             every = " AND ".join(f"({phrase})" for phrase in phrases)
             ids = [found for (found,) in self._file.connection.execute(_BEST, (every, limit))]
             if len(ids) == limit:
@@ -55,7 +60,7 @@ class TextIndex:
         return self._with_any(phrases, limit)
 
     def _with_any(self, phrases: Sequence[str], limit: int) -> list[int]:
-        """BM25 is a sum over words, so each alone gives the count and, added in their order, the score."""
+        """Count and score titles word by word: BM25 is a sum over words."""
         hits = np.concatenate([self._hits(phrase) for phrase in phrases])
         counts = np.bincount(hits["id"])  # [ids]
         scores = np.bincount(hits["id"], weights=hits["score"]).astype(np.float64)
@@ -68,7 +73,7 @@ class TextIndex:
         return best
 
     def _hits(self, phrase: str) -> _Hits:
-        """All titles with a word, and how well it fits them."""
+        """Return all titles with a word, and their scores."""
         hits = self._remembered.pop(phrase, None)
         if hits is None:
             hits = np.fromiter(self._file.connection.execute(_HITS, (phrase,)), _HIT)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The embeddings of a catalogue in memory, and which are most like a photo's: all are compared, none is skipped.
+"""Keeps the embeddings of a catalogue in memory and finds those nearest to a photo's, by comparing all of them.
 
-Belongs to the thread that opened the file.
+Use it only in the thread that opened the file.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import numpy.typing as npt
 
 from search_gateway.catalog.database import CatalogDatabase
 
-# A read through `products` would walk over every picture of the file for the sake of 8 bytes a row.
+# Reading `products` itself would read every thumbnail of the file for 8 bytes per row.
 _IDS = "SELECT id FROM products INDEXED BY products_by_revision"
 _CHANGED = "SELECT id, embedding FROM products WHERE revision > ?"
-_COPIED_AT_ONCE = 4096  # rows; a copy of all at once would need the memory of all once more
+_COPIED_AT_ONCE = 4096  # rows; copying all at once would double the memory
 
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """The products most like a photo, the most alike first, equal ones in the order of their ids."""
+    """The products most like a photo, the most similar first, equal ones in the order of their ids."""
 
     ids: list[int]
     cosines: list[float]  # -1 to 1
@@ -30,16 +30,16 @@ class Neighbours:
 
 @dataclass(frozen=True, eq=False)
 class _State:
-    """What is in memory of which state of the file."""
+    """The embeddings in memory, and the state of the file that they come from."""
 
-    version: int  # SQLite's count of changes by others
-    revision: int  # ours, of the last embeddings read
+    version: int  # SQLite's counter of changes by other connections
+    revision: int  # our counter, of the newest embeddings in memory
     ids: npt.NDArray[np.int64]  # [N], ascending
     matrix: npt.NDArray[np.float32]  # [N, D], each L2-normalised
 
 
 class VectorIndex:
-    """The embeddings of an open catalogue: N x D x 4 bytes, for a moment twice that when products come or go."""
+    """The embeddings of an open catalogue: N x D x 4 bytes, briefly twice that when products are added or removed."""
 
     def __init__(self, file: CatalogDatabase) -> None:
         self._file = file
@@ -47,20 +47,22 @@ class VectorIndex:
         self._is_stale = False
 
     def changed(self) -> None:
-        """This connection writes: SQLite's count of changes leaves those out."""
+        """Mark the embeddings as outdated. Call this when this connection writes; SQLite's counter excludes that."""
         self._is_stale = True
 
     def load(self) -> None:
-        """Read what is not in memory yet; inside `CatalogDatabase.reading`."""
+        """Read what is not in memory yet. Call this inside `CatalogDatabase.reading`."""
         self._current()
 
     def nearest(self, unit: npt.NDArray[np.float32], limit: int) -> Neighbours:
-        """The products with the largest cosine to an L2-normalised embedding [D]; inside `CatalogDatabase.reading`.
+        """Find the products with the largest cosine. Call this inside `CatalogDatabase.reading`.
 
-        The first call reads all embeddings, one after a change those that are new.
+        Args:
+            unit: the photo's embedding, float32 [D], L2-normalised.
+            limit: maximum number of products.
 
         Raises:
-            ValueError: the embedding is of another size than those stored.
+            ValueError: the embedding's size differs from the stored ones.
         """
         state = self._current()
         if not len(state.ids):
@@ -97,9 +99,9 @@ class VectorIndex:
 
 
 def largest(values: npt.NDArray[np.floating[Any]], limit: int) -> npt.NDArray[np.intp]:
-    """Where the `limit` largest of the values [N] are, the largest first, the first of equal ones first.
+    """Return the places of the `limit` largest of the values [N], largest first; of equals the first comes first.
 
-    What a stable sort of all would begin with, without sorting all.
+    These are the first places of a stable sort, but not all values are sorted.
     """
     if 0 < limit < len(values):
         least = np.partition(values, -limit)[-limit]
@@ -110,8 +112,10 @@ def largest(values: npt.NDArray[np.floating[Any]], limit: int) -> npt.NDArray[np
 
 
 def check_size(size: int, stored: int) -> None:
-    """Raises:
-    ValueError: an embedding is of another size than those stored.
+    """Check an embedding's size.
+
+    Raises:
+        ValueError: it differs from the stored ones.
     """
     if size != stored:
-        raise ValueError(f"the embedding has {size} numbers; those stored have {stored}")
+        raise ValueError(f"the embedding has {size} numbers, but the stored ones have {stored}")

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the engine needs of inference: the three models as protocols, with their shapes, types and errors.
+"""The engine's contract with inference: the three models as protocols, with their shapes, dtypes, units and errors.
 
 `search_gateway/triton/client.py` implements them; tests use stand-ins. The letters are those of docs/architecture.md:
 n photos or rows, K beams, S encoder positions, D width, L decoder layers, H heads, d width of a head, T maximum tokens,
-C candidates per beam, Q queries of the query head.
+C candidates per beam, Q queries of the query head. All sizes but n and K are fixed by the `ModelContract`.
+
+`Floats` are float32, or float16 where the contract says FP16. Log-probabilities are natural logarithms (nats). All
+calls are made in one event loop and may overlap; a call whose task is cancelled may still be computed.
 """
 
 from __future__ import annotations
@@ -24,13 +27,13 @@ Pixels = npt.NDArray[np.uint8]  # [height, width, 3] of one photo, [n, height, w
 
 @dataclass(frozen=True)
 class EncodedPhotos:
-    """The encoder's outputs for n photos.
+    """The encoder's outputs for n photos, row i for photo i.
 
     Attributes:
-        hidden_states: float32 or float16 [n, S, D]; None where only embeddings were asked for.
+        hidden_states: Floats [n, S, D], what `prefill` needs; None if only embeddings were requested.
         embeddings: float32 [n, D], L2-normalised.
-        query_logprobs: float32 [n, Q], log-probabilities; None where only embeddings were asked for and for models
-            without a query head.
+        query_logprobs: float32 [n, Q], log-probability of each query class, in nats; None if only embeddings were
+            requested, or the model has no query head.
     """
 
     hidden_states: Floats | None
@@ -40,13 +43,14 @@ class EncodedPhotos:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """The step model's outputs for n rows.
+    """The step model's outputs for n rows, row s for slot s.
 
     Attributes:
-        candidate_logprobs: float32 [n, K, C], of each beam's C likeliest tokens.
-        candidate_tokens: int32 [n, K, C], in the same order.
-        new_kv: float32 or float16 [n, K, L, 2, H, d], the keys and values of the input tokens; the caller stores
-            them in the cache at the position of the step.
+        candidate_logprobs: float32 [n, K, C], log-probabilities of each beam's C likeliest next tokens given the
+            beam's tokens so far, in nats, largest first.
+        candidate_tokens: int32 [n, K, C], token ids in the same order.
+        new_kv: Floats [n, K, L, 2, H, d], keys (0) and values (1) of the input tokens; the caller writes them to the
+            cache at the position of the step.
     """
 
     candidate_logprobs: npt.NDArray[np.float32]
@@ -55,7 +59,7 @@ class StepOutput:
 
 
 class StepInference(Protocol):
-    """What a running batch needs: one decoding step."""
+    """What a running batch needs: the step model."""
 
     async def step(
         self, slot_pool: KvSlotPool, rows: int, tokens: Ids, positions: Ids, deadline: Deadline
@@ -63,14 +67,15 @@ class StepInference(Protocol):
         """Compute the next token's candidates for every beam of the slots below `rows`.
 
         Args:
-            slot_pool: both caches and the ancestors; this call only reads them.
-            rows: the slots 0 to rows - 1 take part, whether a caption uses them or not.
-            tokens: int32 [rows, K], the last token of each beam.
-            positions: int32 [rows, 1], the position of these tokens.
+            slot_pool: both caches and the ancestors; this call only reads them. Until it returns, the caller changes no
+                row that a caption of this step uses.
+            rows: slots 0 to rows - 1 are computed, used by a caption or not; 1 to `slot_pool.slots`.
+            tokens: int32 [rows, K], the last token of each beam; 0 in unused rows.
+            positions: int32 [rows, 1], the position of these tokens in their captions, 0 to T - 1.
             deadline: when the answer is no longer needed.
 
         Returns:
-            Row s belongs to slot s.
+            The outputs of all `rows` rows; those of unused rows are undefined.
 
         Raises:
             InferenceError: the call failed or the server is not reachable.
@@ -81,10 +86,14 @@ class StepInference(Protocol):
 
 
 class CaptionInference(StepInference, Protocol):
-    """What the scheduler needs: encoder, prefill, step, and the memory of the caches."""
+    """What the scheduler needs: encoder, prefill, step, and memory for the caches."""
 
     async def new_slot_pool(self, slots: int, beams: int) -> KvSlotPool:
-        """Allocate the caches of `slots` captions with `beams` beams each.
+        """Allocate the caches of a running batch.
+
+        Args:
+            slots: maximum number of captions.
+            beams: K of every caption.
 
         Raises:
             InferenceError: the server does not answer or refuses the memory.
@@ -92,16 +101,16 @@ class CaptionInference(StepInference, Protocol):
         ...
 
     async def free_slot_pool(self, slot_pool: KvSlotPool) -> None:
-        """Give the memory back. No caption may be decoded in it any more."""
+        """Release the memory. No call may use the pool any more."""
         ...
 
     async def encode(self, pixels: Pixels, deadline: Deadline, *, embeddings_only: bool = False) -> EncodedPhotos:
         """Encode n photos.
 
         Args:
-            pixels: uint8 [n, height, width, 3], RGB, in the contract's size.
+            pixels: uint8 [n, height, width, 3], RGB, 0 to 255, in the contract's size; n is at least 1.
             deadline: when the answer is no longer needed.
-            embeddings_only: compute only what thumbnails need.
+            embeddings_only: return nothing but the embeddings, which is all that thumbnails need.
 
         Raises:
             InferenceError, OverloadedError, DeadlineError: as `step`.
@@ -114,9 +123,9 @@ class CaptionInference(StepInference, Protocol):
         """Compute the cross-attention's keys and values of n photos and write them to n slots.
 
         Args:
-            hidden_states: [n, S, D], as `encode` returned them.
-            slot_pool: its cross-attention caches are written, [H, S, d] per layer and slot.
-            slots: n different slots; nothing else may use them until this returns.
+            hidden_states: Floats [n, S, D], as `encode` returned them.
+            slot_pool: its cross-attention caches are written: per layer and slot keys and values, [H, S, d] each.
+            slots: n different slots, in the order of the photos; nothing else may use them until this returns.
             deadline: when the answer is no longer needed.
 
         Raises:

@@ -65,7 +65,7 @@ class KvSlotPool:
 
     @staticmethod
     def byte_size(tensors: Sequence[TensorSpec], slots: int, beams: int) -> int:
-        """Size of a region with these caches."""
+        """Return the size of a region with these caches, in bytes."""
         return sum(_aligned(slots * size) for _, size in _layout(tensors, slots, beams).values())
 
     def acquire(self) -> int:
@@ -81,20 +81,20 @@ class KvSlotPool:
         heapq.heappush(self._free, slot)
 
     def tensor(self, name: str) -> Floats:
-        """A tensor by its name in the contract, [slots, ...]."""
+        """Return a tensor by its name in the contract, [slots, ...]."""
         return self._tensors[name]
 
     def location(self, name: str) -> tuple[int, int]:
-        """Where a tensor is in its region: (offset, size of one slot), in bytes."""
+        """Return where a tensor is in its region: (offset, size of one slot), in bytes."""
         return self._locations[name]
 
     def close(self) -> None:
         """Remove the region; the arrays must not be used afterwards."""
         if self._file is not None and self._lock is not None:
-            with contextlib.suppress(FileNotFoundError):  # Triton's supervisor may have been faster
+            with contextlib.suppress(FileNotFoundError):  # Triton's supervisor may have removed it already
                 (_SHARED_MEMORY / self.region).unlink()
             os.close(self._lock)
-            self._file = self._lock = None  # unmapped with the last array on it
+            self._file = self._lock = None  # unmapped when the last array on it is deleted
 
     def _at_its_location(self, spec: TensorSpec, shape: tuple[int, ...]) -> Floats:
         assert self._file is not None
@@ -110,7 +110,7 @@ def remove_orphans(prefix: str) -> list[str]:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
         except OSError:
-            continue  # another user's, or gone meanwhile
+            continue  # another user's, or already removed
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()

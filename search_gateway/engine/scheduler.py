@@ -111,7 +111,7 @@ class CaptionScheduler:
         Args:
             pixels: uint8 [height, width, 3].
             options: greedy or beam search, and its limits.
-            deadline: of the whole call, the time in the queue included.
+            deadline: of the whole call, including the time in the queue.
 
         Raises:
             OverloadedError: the queue of this number of beams is full, or Triton's is.

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the bytes of an image file become pixels: limits, and worker processes that may be killed."""
+"""Decodes image files within limits, in worker processes that may be killed."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decodes photos and thumbnails in processes of their own.
+"""Decodes photos and thumbnails in worker processes.
 
-A picture that takes too long, too much memory or its process with it fails alone: the process is replaced in the
-background, and who waits is served by the others. Pictures that take long (many bytes or pixels) leave one process to
-all others, so that a stream of them keeps nobody waiting.
+A picture that exceeds its time or memory, or that crashes its process, fails alone: the process is replaced in the
+background while the others serve the waiting callers. Slow pictures (many bytes or pixels) never occupy the last free
+process, so that a stream of them does not delay the rest.
 """
 
 from __future__ import annotations
@@ -31,31 +31,36 @@ from search_gateway.imaging.worker_process import WORKER_COMMAND, Answer, Worker
 
 _log = logging.getLogger(__name__)
 
-QUICK_BYTES = 2**20  # a larger file may take long, whatever is in it
-_WORK_SECONDS = 10  # for one picture by the clock, should the process hang instead of computing
-# What a picture may go on when its caller has left. Starting another process costs as much.
+QUICK_BYTES = 2**20  # larger files count as slow, whatever they contain
+_WORK_SECONDS = 10  # wall-clock limit of one picture, for a process that hangs instead of computing
+# How long a picture may continue after its caller has left; a new process takes as long to start.
 _GRACE_SECONDS = 0.25
 _START_SECONDS = 30
-_FAILED_STARTS_UNTIL_TOLD = 2  # one may be an accident, and callers can wait for the next start
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0  # between attempts to start what does not start
+_FAILED_STARTS_UNTIL_TOLD = 2  # callers fail only after the second: the first may be an accident
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0  # between failed attempts to start a process
 
 
 @dataclass(eq=False)
 class _Picture:
     data: bytes
-    number: int  # of its arrival
+    number: int  # in the order of arrival
     may_take_long: bool
     pixels: asyncio.Future[bytearray]  # or the error
     timer: asyncio.TimerHandle | None = None
-    was_killed: bool = False  # its process, from outside, once
+    was_killed: bool = False  # its process was killed from outside before
 
 
 class DecoderPool:
-    """Made on the event loop and used there; starts its processes at once.
+    """Decodes pictures. Create and use it on the event loop; it starts its processes immediately.
 
     Args:
-        num_workers: pictures decoded at a time, each in its process.
+        contract: gives the encoder's height, width and fit.
+        limits: of the image files.
+        num_workers: number of processes, each of which decodes one picture at a time.
         command: the program of a process, see `WorkerProcess`.
+
+    Attributes:
+        num_replaced: processes that ended and were replaced, since the start.
     """
 
     def __init__(
@@ -75,7 +80,7 @@ class DecoderPool:
         self._num_workers = num_workers
         self._idle: list[WorkerProcess] = []
         self._at_work: dict[WorkerProcess, _Picture] = {}
-        self._proven: set[WorkerProcess] = set()  # those that have answered or ended because of a picture
+        self._proven: set[WorkerProcess] = set()  # those that have answered at least once
         self._quick: deque[_Picture] = deque()
         self._long: deque[_Picture] = deque()
         self._numbers = itertools.count()
@@ -84,22 +89,29 @@ class DecoderPool:
         self._one_start_at_a_time = asyncio.Lock()
         self._failed_starts = 0  # in a row
         self._is_closed = False
-        self.num_replaced = 0  # processes since the start
+        self.num_replaced = 0
         for _ in range(num_workers):
             self._start_one()
 
     @property
     def pids(self) -> list[int]:
-        """Of the processes there are now."""
+        """Process ids of the current workers."""
         return [process.pid for process in self._processes]
 
     async def decode(self, data: bytes, deadline: Deadline) -> npt.NDArray[np.uint8]:
-        """Image file -> uint8 [height, width, 3] as the encoder sees it.
+        """Decode an image file.
+
+        Args:
+            data: the file.
+            deadline: of this call, including the time in the queue.
+
+        Returns:
+            uint8 [height, width, 3], RGB, as the encoder needs it.
 
         Raises:
             ImageError: the file cannot be used.
-            DeadlineError: the time is over.
-            InferenceError: no process can be started, or the decoder is closed.
+            DeadlineError: the deadline passed first.
+            InferenceError: no process can be started, or the pool is closed.
         """
         check_number_of_bytes(data, self._limits)
         if self._is_closed or self._is_broken():
@@ -116,16 +128,16 @@ class DecoderPool:
             if picture.pixels.cancelled():
                 self._leave(picture)
             elif picture.pixels.done():
-                picture.pixels.exception()  # looked at, even where the caller is cancelled in this very moment
+                picture.pixels.exception()  # retrieved, or asyncio would log it where the caller is cancelled now
         return np.frombuffer(pixels, np.uint8).reshape(self._shape)
 
     def close(self) -> None:
-        """End all processes, and return when they are gone. Calls that still wait fail: the server is stopping."""
+        """End all processes and wait for their end. Calls in progress fail with InferenceError."""
         self._is_closed = True
         for task in self._starting:
             task.cancel()
         for process in self._processes:
-            process.kill()  # all at once before waiting for each
+            process.kill()  # all of them, before waiting for each
         for process in self._processes:
             process.close()
         for picture in [*self._at_work.values(), *self._quick, *self._long]:
@@ -149,18 +161,18 @@ class DecoderPool:
             process.ask(picture.data, may_take_long=picture.may_take_long)
 
     def _next_queue(self) -> deque[_Picture] | None:
-        """That of the first to come, among those who may go now."""
+        """Return the queue whose first picture arrived earliest, of those that may be served now."""
         if not self._long or not self._has_room_for_a_long_one():
             return self._quick or None
         return self._long if not self._quick or self._long[0].number < self._quick[0].number else self._quick
 
     def _has_room_for_a_long_one(self) -> bool:
         long_ones = sum(picture.may_take_long for picture in self._at_work.values())
-        # One that lives is left over; those being replaced do not count, unless that fails.
+        # One live process must be left for the others. Processes being replaced do not count, unless that fails.
         return self._num_workers == 1 or self._failed_starts > 0 or long_ones + 1 < len(self._at_work) + len(self._idle)
 
     def _leave(self, picture: _Picture) -> None:
-        """The caller is gone: what it waits for is not decoded, or soon ended."""
+        """Drop a picture whose caller has left: remove it from the queue, or end its process soon."""
         if picture in self._queue_of(picture):
             self._queue_of(picture).remove(picture)
         for process, current in self._at_work.items():
@@ -183,7 +195,7 @@ class DecoderPool:
                 raise ValueError("pixels of another shape")
         except ValueError:
             self._fail(self._at_work[process], _cannot_be_decoded(self._at_work[process]))
-            process.kill()  # hostile bytes have taken it over
+            process.kill()  # a hostile file controls it
             return
         picture = self._finished(process)
         self._proven.add(process)
@@ -199,7 +211,7 @@ class DecoderPool:
         self._serve()
 
     def _ended(self, process: WorkerProcess, exit_code: int) -> None:
-        """Replace an ended process. Its picture is the cause, unless it was killed from outside for the first time."""
+        """Replace an ended process. Its picture fails, unless someone killed the process and this is the first time."""
         self._processes.discard(process)
         is_proven = process in self._proven
         self._proven.discard(process)
@@ -232,7 +244,7 @@ class DecoderPool:
         return picture
 
     def _put_back(self, picture: _Picture) -> None:
-        """Where it would be, had it not been taken."""
+        """Queue a picture again at its place in the order of arrival."""
         queue = self._queue_of(picture)
         place = sum(other.number < picture.number for other in queue)
         queue.insert(place, picture)
@@ -242,9 +254,9 @@ class DecoderPool:
             picture.pixels.set_exception(error)
 
     def _log_end(self, process: WorkerProcess, exit_code: int, picture: _Picture | None) -> None:
-        # The picture's fingerprint lets it be found again among those a caller has sent; it is not kept.
-        work = "without work" if picture is None else (
-            f"at a picture of {len(picture.data):,} bytes, sha256 {hashlib.sha256(picture.data).hexdigest()}"
+        # The hash helps to identify the picture among those that a caller has sent; the picture is not stored.
+        work = "idle" if picture is None else (
+            f"decoding a picture of {len(picture.data):,} bytes, sha256 {hashlib.sha256(picture.data).hexdigest()}"
         )  # fmt: skip
         _log.warning("photo worker %d ended %s: %s", process.pid, work, described(exit_code))
 
@@ -257,7 +269,7 @@ class DecoderPool:
             task.add_done_callback(self._starting.discard)
 
     async def _keep_starting(self) -> None:
-        """Until one is ready. One at a time: replacing those that hostile pictures end takes one processor at most."""
+        """Try until a process is ready. Only one starts at a time, to limit the load to one processor."""
         async with self._one_start_at_a_time:
             while True:
                 if self._failed_starts:
@@ -276,8 +288,10 @@ class DecoderPool:
                     return
 
     async def _start(self) -> WorkerProcess:
-        """Raises:
-        WorkerStartError.
+        """Start one process.
+
+        Raises:
+            WorkerStartError: it did not become ready.
         """
         process = WorkerProcess(self._command, self._arguments, self._answered, self._ended)
         self._processes.add(process)

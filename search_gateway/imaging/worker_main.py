@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The program of a process that decodes photos of strangers and does nothing else.
+"""The program of a worker process, which decodes untrusted image files and does nothing else.
 
-A decoder of pictures is where hostile bytes do their work, and a thread that runs one cannot be stopped. So it runs
-here, where the kernel bounds its memory, files and processor time, and from where it can be killed. It knows no
-network, no settings and no secrets; `worker_process.py` starts it and talks to it.
+Hostile files attack decoders, and a thread that runs one cannot be stopped. So decoders run in processes whose memory,
+files and processor time the kernel limits, and which can be killed. They have no network access, settings or secrets.
+`worker_process.py` starts them and talks to them.
 
 Protocol, on file descriptor 0, a socket: the first answer says that the worker is ready. Then, one at a time, a request
 (`REQUEST`, then the file) and its answer (`ANSWER`, then pixels or an `ImageError`). The end of the socket means that
@@ -30,19 +30,19 @@ from captioner.image_error import ImageError, ImageReason
 from captioner.model_contract import FITS
 from captioner.preprocessing import ImageLimits, decode_photo
 
-REQUEST = struct.Struct("<IB")  # bytes of the file; whether it may be one that takes long
-ANSWER = struct.Struct("<BI")  # Kind; bytes that follow
+REQUEST = struct.Struct("<IB")  # size of the file in bytes; whether it may be slow to decode
+ANSWER = struct.Struct("<BI")  # Kind; number of bytes that follow
 
-# Of processor time for one photo. The largest legal ones take 0.8 s. Below the 2 s that we promise, since the worker
-# that it ends has to be replaced, which takes 0.3 s, and since the kernel looks at its clock ticks only.
+# Processor time of one photo. The largest legal photos take 0.8 s. The limit is below the promised 2 s, since replacing
+# the worker takes 0.3 s and the kernel checks the time at its clock ticks only.
 CPU_SECONDS = 1.6
 
-# The most hungry legal photo, a transparent WebP turned by its EXIF, takes 20 bytes a pixel.
+# The most demanding legal photo, a transparent WebP rotated by its EXIF, takes 20 bytes per pixel.
 _BYTES_PER_PIXEL = 28
 _SPARE_BYTES = 64 * 2**20
 
-# What up to so many pixels takes is some 60 ms, 0.1 s with everything a hostile file can add that is known. Whatever
-# takes longer is not known, and is not to keep others waiting.
+# Photos of up to this many pixels take about 60 ms, or 0.1 s with every known trick of a hostile file. A file that
+# takes longer uses an unknown trick and must not keep others waiting.
 _QUICK_PIXELS = 2_000_000
 QUICK_CPU_SECONDS = 0.5
 
@@ -56,16 +56,19 @@ class Kind(enum.IntEnum):
     READY = 0
     PIXELS = 1
     ERROR = 2  # ImageError as JSON
-    TAKES_LONG = 3  # not decoded: ask again when there is time for a photo that takes long
+    TAKES_LONG = 3  # not decoded yet: ask again with `may_take_long`
 
 
 def memory_limit_bytes(limits: ImageLimits) -> int:
-    """Address space for one photo, above what the worker has anyway: about 0.7 GiB for 25 megapixels."""
+    """Return the address space for one photo, beyond that of the idle worker: about 0.7 GiB for 25 megapixels."""
     return _SPARE_BYTES + _BYTES_PER_PIXEL * limits.max_pixels
 
 
 def main() -> None:
-    """Arguments: the owner's process id, the encoder's height, width and fit, then `ImageLimits` in its order."""
+    """Run the worker.
+
+    Its arguments are the owner's process id, the encoder's height, width and fit, then the fields of `ImageLimits`.
+    """
     owner_pid, height, width = (int(argument) for argument in sys.argv[1:4])
     (fit,) = (one for one in FITS if one == sys.argv[4])
     limits = ImageLimits(**dict(zip(_names_of_limits(), map(int, sys.argv[5:]), strict=True)))
@@ -92,9 +95,9 @@ def main() -> None:
         return ImageError(ImageReason.OUT_OF_MEMORY, what, num_bytes, limit, "send a smaller one")
 
     _die_with(owner_pid)
-    # Pillow refuses twice as many before it makes room for them; we could only look afterwards.
+    # Pillow refuses twice as many pixels before it allocates them; our own check comes only afterwards.
     Image.MAX_IMAGE_PIXELS = (limits.max_pixels + 1) // 2
-    answer_to(b"makes Pillow load its formats now", True)
+    answer_to(b"Pillow loads its formats now", True)
     _confine(memory_limit_bytes(limits))
     connection = socket.socket(fileno=0)
     _send(connection, Kind.READY, b"")
@@ -104,7 +107,7 @@ def main() -> None:
             data = requests.read(num_bytes)
             if len(data) < num_bytes:
                 break
-            # Ends the process wherever it is, inside a C library too.
+            # Ends the process at any point, also inside a C library.
             signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS if may_take_long else QUICK_CPU_SECONDS)
             answer = answer_to(data, bool(may_take_long))
             signal.setitimer(signal.ITIMER_PROF, 0)
@@ -120,26 +123,26 @@ def _send(connection: socket.socket, kind: Kind, body: bytes) -> None:
 
 
 def _die_with(owner_pid: int) -> None:
-    """Also while a photo is decoded and the socket is not read."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the gateway's affair
+    """Make the kernel end this process with its owner, also while it decodes and does not read the socket."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the gateway handles Ctrl-C
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != owner_pid:  # it ended before the line above
+    if os.getppid() != owner_pid:  # the owner ended before the line above
         sys.exit(1)
 
 
 def _confine(memory_bytes: int) -> None:
-    """From here on: no more memory than that, no core dump, no writing to files, and no word on stderr."""
+    """Limit this process from now on: memory and open files; no core dump, no written files, no stderr."""
     now = re.search(r"VmSize:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
     assert now is not None
-    os.dup2(1, 2)  # /dev/null: libraries print what they think of a file
+    os.dup2(1, 2)  # /dev/null: libraries print warnings about files
     for limit, value in (
         (resource.RLIMIT_AS, int(now[1]) * 1024 + memory_bytes),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NOFILE, _OPEN_FILES),
     ):
-        # Never above a limit the administrator has set.
+        # Never above the administrator's limit.
         _, hard = resource.getrlimit(limit)
         least = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(limit, (least, least))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One process of `worker_main.py` as the event loop sees it: started, given one request at a time, killed.
+"""One process of `worker_main.py`: starts it, sends it one request at a time, kills it.
 
-A request costs a write and a read on a socket: no thread, no pickling.
+A request is a write and a read on a socket, without threads or pickling.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from pathlib import Path
 
 from search_gateway.imaging.worker_main import ANSWER, REQUEST, Kind
 
-# In isolated mode (-I: no PYTHON* variables, nothing from the working directory) the package is found by its folder.
+# In isolated mode (-I: no PYTHON* variables, no working directory) the package is found by its folder.
 _PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); from search_gateway.imaging.worker_main import main; main()"
 )
 WORKER_COMMAND = (sys.executable, "-I", "-c", _PROGRAM, str(Path(__file__).parents[2]))
 
-# The gateway's settings and secrets are not a decoder's business.
+# A decoder does not get the gateway's settings and secrets.
 _VARIABLES = ("LD_LIBRARY_PATH", "LANG", "LC_ALL", "PATH")
 _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
-    # Pixels of a large photo go back to the system at once, instead of counting against the next one's limit.
+    # The memory of a large photo is returned to the system, so that it does not count against the next photo's limit.
     "MALLOC_MMAP_THRESHOLD_": str(2**20),
 }
 
@@ -40,25 +40,28 @@ _END_SECONDS = 0.1
 
 
 class WorkerStartError(Exception):
-    """The worker did not become ready; for the log, not for a caller."""
+    """The worker did not become ready. The message is for the log, not for a caller."""
 
 
 @dataclass(frozen=True)
 class Answer:
+    """What a worker answered."""
+
     kind: Kind
     body: bytearray  # pixels, or an ImageError as JSON
 
 
 class WorkerProcess(asyncio.Protocol):
-    """A started worker. Call `connect` next; it may be killed at any time.
+    """A started worker. Call `connect` next. It may be killed at any time.
 
-    The process dies with the thread that makes this object, the event loop's, and at the latest with this process.
+    The process ends with the thread that creates this object (the event loop's), or at the latest with this process.
 
     Args:
-        command: a program that keeps to the protocol of `worker_main.py`; `arguments` are appended.
+        command: a program that follows the protocol of `worker_main.py`.
+        arguments: appended to the command.
         answered: called with each answer, on the event loop.
-        ended: called once when the process is gone, with its exit status (negative: the signal); not before `connect`
-            has returned.
+        ended: called once when the process has ended, with its exit status (negative: the signal), but not before
+            `connect` has returned.
 
     Raises:
         WorkerStartError: it cannot be executed.
@@ -74,7 +77,7 @@ class WorkerProcess(asyncio.Protocol):
         self._answered = answered
         self._ended = ended
         self._received = bytearray()
-        self._is_expected = True  # an answer; anything else that arrives is no worker of ours any more
+        self._is_expected = True  # an answer; a worker that sends anything else is under foreign control
         self._ready: asyncio.Future[None] | None = None
         self._transport: asyncio.Transport | None = None
         self._socket, theirs = socket.socketpair()
@@ -87,7 +90,7 @@ class WorkerProcess(asyncio.Protocol):
                     stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     env=_environment(),
-                    start_new_session=True,  # out of reach of the terminal's Ctrl-C from the first moment
+                    start_new_session=True,  # so that the terminal's Ctrl-C does not reach it
                 )
             except OSError as error:
                 self._socket.close()
@@ -95,13 +98,14 @@ class WorkerProcess(asyncio.Protocol):
 
     @property
     def pid(self) -> int:
+        """Process id."""
         return self._process.pid
 
     async def connect(self, timeout_seconds: float) -> None:
-        """Return when the worker is ready.
+        """Wait until the worker is ready.
 
         Raises:
-            WorkerStartError: it ended, or took too long and was killed.
+            WorkerStartError: it ended, or was not ready in time and was killed.
         """
         loop = asyncio.get_running_loop()
         self._ready = loop.create_future()
@@ -113,10 +117,15 @@ class WorkerProcess(asyncio.Protocol):
             self.kill()
             raise WorkerStartError(f"it was not ready after {timeout_seconds:g} s") from error
         finally:
-            self._ready.cancel()  # its caller has left; no effect where it has a result
+            self._ready.cancel()  # no effect where it has a result
 
     def ask(self, data: bytes, *, may_take_long: bool) -> None:
-        """Send a file to decode. Only one at a time: the answer must have come first."""
+        """Send a file to decode. Call this only after the answer to the last file.
+
+        Args:
+            data: the file.
+            may_take_long: whether the long limit of processor time applies.
+        """
         assert self._transport is not None
         assert not self._is_expected
         self._is_expected = True
@@ -124,12 +133,12 @@ class WorkerProcess(asyncio.Protocol):
         self._transport.write(data)
 
     def kill(self) -> None:
-        """End it wherever it is. `ended` is called as for any end."""
+        """End the process immediately; `ended` is called as usual."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
     def close(self) -> None:
-        """Kill it, and return when it is gone; on the event loop. Nothing is called any more."""
+        """Kill the process and wait for its end. The callbacks are not called any more."""
         self._answered, self._ended = _ignore, _ignore
         self.kill()
         self._process.wait()
@@ -141,19 +150,21 @@ class WorkerProcess(asyncio.Protocol):
     # What asyncio calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        # The whole request is already in the buffer: there is no writer to pause.
+        # The buffer holds whole requests, so there is no writer to pause.
         transport.set_write_buffer_limits(high=2**31)
 
     def data_received(self, data: bytes) -> None:
+        """Collect the bytes of an answer."""
         self._received += data
         if len(self._received) < ANSWER.size:
             return
         kind, num_bytes = ANSWER.unpack_from(self._received)
         expected = ANSWER.size + num_bytes
         if not self._is_expected or num_bytes > _MAX_ANSWER_BYTES or len(self._received) > expected:
-            self.kill()  # a decoder that hostile bytes have taken over
+            self.kill()  # a hostile file controls it
         elif len(self._received) == expected:
             body, self._received = self._received, bytearray()
             del body[: ANSWER.size]
@@ -170,9 +181,10 @@ class WorkerProcess(asyncio.Protocol):
             self.kill()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Report the end of the process."""
         assert self._ready is not None
         try:
-            exit_code = self._process.wait(_END_SECONDS)  # nearly always at once: the kernel closes its files last
+            exit_code = self._process.wait(_END_SECONDS)  # short: the kernel closes a process's files last
         except subprocess.TimeoutExpired:
             self._process.kill()
             exit_code = self._process.wait()
@@ -190,7 +202,7 @@ def _environment() -> dict[str, str]:
 
 
 def described(exit_code: int) -> str:
-    """An exit status in words, for the log."""
+    """Return an exit status in words, for the log."""
     if exit_code >= 0:
         return f"status {exit_code}"
     try:
@@ -200,4 +212,4 @@ def described(exit_code: int) -> str:
 
 
 def _ignore(*_: object) -> None:
-    """Stands for a callback whose owner has closed."""
+    """Replaces the callbacks after `close`."""

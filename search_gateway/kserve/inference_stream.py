@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many requests of one stream at a time, their answers in the order of the requests."""
+"""Works on many requests of one stream at a time and writes the answers in the order of the requests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from search_gateway.errors import BadRequestError
 
-MAX_IN_WORK = 64  # requests of one stream that were read and whose answers are not written yet
+MAX_IN_WORK = 64  # requests of one stream that were read but not answered yet
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -22,12 +22,13 @@ async def answer_in_order(
     write: Callable[[Response], Awaitable[object]],
     closing: asyncio.Event,
 ) -> None:
-    """Return when the last answer is written. Cancelling it ends all that is in work before it returns.
+    """Answer a stream; returns when the last answer is written. Cancelling this cancels all work in progress.
 
     Args:
-        requests: may raise BadRequestError for one that cannot be read, and go on.
-        answer: must not raise; it is given what `requests` raised, too.
-        closing: once set, no further request is read: what is in work is answered and that is the end.
+        requests: may raise BadRequestError for a request that cannot be read, and continue.
+        answer: must not raise; also gets the errors that `requests` raised.
+        write: sends one answer.
+        closing: when it is set, no further request is read; those in progress are still answered.
     """
     in_work: asyncio.Queue[asyncio.Task[Response] | None] = asyncio.Queue()  # None: no more
     places = asyncio.Semaphore(MAX_IN_WORK)
@@ -55,8 +56,10 @@ async def answer_in_order(
 
 
 async def _next_or_closing(requests: AsyncIterator[Request], closing: asyncio.Event) -> Request:
-    """Raises:
-    StopAsyncIteration: there is no further request, or none is wanted.
+    """Return the next request.
+
+    Raises:
+        StopAsyncIteration: there is none, or `closing` was set first.
     """
 
     async def receive() -> tuple[Request, ...]:

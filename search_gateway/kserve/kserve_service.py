@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`inference.GRPCInferenceService`: the pipeline as Triton's clients and perf_analyzer know models.
+"""`inference.GRPCInferenceService`: the pipeline as models for Triton's clients and perf_analyzer.
 
-Errors are raised, never built here; only in a stream, where they must not end the others, they become messages.
+Errors are raised and become statuses in the interceptor. In a stream, where one must not end the others, they become
+messages here.
 """
 
 from __future__ import annotations
@@ -40,11 +41,15 @@ _EXTENSIONS = ("model_configuration", "parameters", "statistics")
 
 
 class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]  # its stubs are Any
-    """Args:
-    admission: the gateway's one; every photo of a request has a place of its own in it.
-    is_ready: whether Triton can be used.
-    step_batches: calls of the step model by the captions in them, shown as the batches of `caption`.
-    search_cache: of the answers of providers, shown as the cache of `search`.
+    """KServe's inference protocol, version 2, with the models `caption` and `search`.
+
+    Args:
+        pipeline: does the work.
+        admission: shared with the search service; each photo of a request counts as one.
+        config: the defaults of what requests leave out.
+        is_ready: whether Triton can be used.
+        step_batches: calls of the step model by the captions in them, reported as the batches of `caption`.
+        search_cache: counters of the cached answers of providers, reported as the cache of `search`.
     """
 
     def __init__(
@@ -67,45 +72,51 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         self._closing = asyncio.Event()
 
     def finish_streams(self) -> None:
-        """Streams answer what they have read and end: an idle one would hold up the end of the server."""
+        """End all streams after the requests that they have read; an idle stream would delay the server's stop."""
         self._closing.set()
 
     async def ServerLive(
         self, request: service_pb2.ServerLiveRequest, context: Context
     ) -> service_pb2.ServerLiveResponse:
+        """Whether the server runs: always true."""
         return service_pb2.ServerLiveResponse(live=True)
 
     async def ServerReady(
         self, request: service_pb2.ServerReadyRequest, context: Context
     ) -> service_pb2.ServerReadyResponse:
+        """Whether Triton can be used."""
         return service_pb2.ServerReadyResponse(ready=await self._is_ready())
 
     async def ModelReady(
         self, request: service_pb2.ModelReadyRequest, context: Context
     ) -> service_pb2.ModelReadyResponse:
-        # As in Triton, a model that is not there is no error of this question.
+        """Whether the model exists and can be used. Like Triton's, false for an unknown model."""
         is_there = request.name in MODELS and request.version in ("", VERSION)
         return service_pb2.ModelReadyResponse(ready=is_there and await self._is_ready())
 
     async def ServerMetadata(
         self, request: service_pb2.ServerMetadataRequest, context: Context
     ) -> service_pb2.ServerMetadataResponse:
+        """Name, version and extensions of the server."""
         return service_pb2.ServerMetadataResponse(name=_SERVER, version=captioner.__version__, extensions=_EXTENSIONS)
 
     async def ModelMetadata(
         self, request: service_pb2.ModelMetadataRequest, context: Context
     ) -> service_pb2.ModelMetadataResponse:
+        """Inputs and outputs of a model."""
         return model_declarations.metadata(declared(request.name, request.version))
 
     async def ModelConfig(
         self, request: service_pb2.ModelConfigRequest, context: Context
     ) -> service_pb2.ModelConfigResponse:
+        """Configuration of a model."""
         model = declared(request.name, request.version)
         return service_pb2.ModelConfigResponse(config=model_declarations.config(model))
 
     async def ModelStatistics(
         self, request: service_pb2.ModelStatisticsRequest, context: Context
     ) -> service_pb2.ModelStatisticsResponse:
+        """Statistics of one model, or of both."""
         names = [declared(request.name, request.version).name] if request.name else list(MODELS)
         return service_pb2.ModelStatisticsResponse(model_stats=[self._statistics_of(name) for name in names])
 
@@ -116,6 +127,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
     async def RepositoryIndex(
         self, request: service_pb2.RepositoryIndexRequest, context: Context
     ) -> service_pb2.RepositoryIndexResponse:
+        """The models there are."""
         kind = service_pb2.RepositoryIndexResponse.ModelIndex
         return service_pb2.RepositoryIndexResponse(
             models=[kind(name=name, version=VERSION, state="READY") for name in MODELS]
@@ -124,6 +136,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
     async def ModelInfer(
         self, request: service_pb2.ModelInferRequest, context: Context
     ) -> service_pb2.ModelInferResponse:
+        """Run a model."""
         model = self._models[declared(request.model_name, request.model_version).name]
         statistics = self._statistics[model.declaration.name]
         started = time.perf_counter_ns()
@@ -135,7 +148,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
                 inference = await model.infer(photos, request.parameters, deadline)
             inferred = time.perf_counter_ns()
             response = infer_response(request, model.declaration, outputs, inference.columns)
-        except BaseException:  # cancelled ones, too
+        except BaseException:  # also when cancelled
             statistics.failed(total_ns=time.perf_counter_ns() - started)
             raise
         ended = time.perf_counter_ns()
@@ -145,12 +158,14 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         return response
 
     async def ModelStreamInfer(self, requests: AsyncIterator[service_pb2.ModelInferRequest], context: Context) -> None:
+        """Run models for the requests of a stream."""
+
         async def answer(
             request: service_pb2.ModelInferRequest | BadRequestError,
         ) -> service_pb2.ModelStreamInferResponse:
             return await self._answer_in_stream(request, context)
 
-        # Written from here, not yielded: so a stream that is cancelled while it writes ends here, at once.
+        # Written here, not yielded: a stream that is cancelled while it writes then ends immediately.
         await answer_in_order(requests, answer, context.write, self._closing)
 
     async def _answer_in_stream(
@@ -181,7 +196,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
     async def _refuse(self, request: Any, context: Context) -> NoReturn:
         kind = type(request).__name__.removesuffix("Request")
         raise UnsupportedError(
-            f"{kind} is not offered: the models and settings of this server are fixed when it starts"
+            f"{kind} is not supported: the models and settings of this server are fixed when it starts"
         )
 
     RepositoryModelLoad = RepositoryModelUnload = _refuse

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the two models are called and take and give, once: metadata and configuration are made of it."""
+"""Names, inputs and outputs of the two models; their metadata and configuration come from here."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ _CONFIG_TYPES = {BYTES: "TYPE_STRING", FP32: "TYPE_FP32"}
 
 @dataclass(frozen=True)
 class Tensor:
+    """An input or output."""
+
     name: str
     datatype: str  # BYTES or FP32
     dims: tuple[int, ...]  # without the batch axis; -1 is any length
@@ -26,8 +28,10 @@ class Tensor:
 
 @dataclass(frozen=True)
 class ModelDeclaration:
-    """Attributes:
-    max_batch_size: photos of one request, the first axis of every tensor; 0: one photo, and no such axis.
+    """A model.
+
+    Attributes:
+        max_batch_size: maximum photos of one request, the first axis of every tensor; 0: one photo and no such axis.
     """
 
     name: str
@@ -36,7 +40,7 @@ class ModelDeclaration:
     outputs: tuple[Tensor, ...]
 
     def shape(self, tensor: Tensor) -> list[int]:
-        """As the metadata says it, with -1 for the batch."""
+        """Return a tensor's shape for the metadata, with -1 for the batch axis."""
         return [-1, *tensor.dims] if self.max_batch_size else list(tensor.dims)
 
 
@@ -79,7 +83,7 @@ MODELS = {model.name: model for model in (CAPTION, SEARCH)}
 
 
 def declared(name: str, version: str) -> ModelDeclaration:
-    """The model of a name; an empty version is the only one there is.
+    """Return the model with a name; an empty version stands for the only one.
 
     Raises:
         NotFoundError: there is no such model or version.
@@ -93,7 +97,7 @@ def declared(name: str, version: str) -> ModelDeclaration:
 
 
 def metadata(model: ModelDeclaration) -> service_pb2.ModelMetadataResponse:
-    """The answer of ModelMetadata."""
+    """Return the answer of ModelMetadata."""
     kind = service_pb2.ModelMetadataResponse.TensorMetadata
     return service_pb2.ModelMetadataResponse(
         name=model.name,
@@ -105,7 +109,7 @@ def metadata(model: ModelDeclaration) -> service_pb2.ModelMetadataResponse:
 
 
 def config(model: ModelDeclaration) -> model_config_pb2.ModelConfig:
-    """What ModelConfig answers."""
+    """Return the answer of ModelConfig."""
     answer = model_config_pb2.ModelConfig(
         name=model.name,
         platform=PLATFORM,
@@ -121,6 +125,6 @@ def config(model: ModelDeclaration) -> model_config_pb2.ModelConfig:
         ],
     )
     if model.max_batch_size:
-        # Photos of other requests join those of this one; perf_analyzer takes it for what it is.
+        # The scheduler batches photos of different requests, which perf_analyzer recognises by this field.
         answer.dynamic_batching.SetInParent()
     return answer

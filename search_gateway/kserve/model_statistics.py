@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ModelStatistics tells of one model: how many requests, and where their time went.
+"""What ModelStatistics reports of one model: the number of requests and the time of their stages.
 
-Our stages stand for Triton's like this:
+Our stages correspond to Triton's:
 
     queue           queue: waiting for a slot of the step model
     compute_input   preprocess: image file -> pixels
     compute_infer   encode, prefill, decode, search, thumbnails
     compute_output  query, refine, and building the response
 
-A request's photos are worked on side by side, so the stages of the photo that took longest stand for the request.
-Requests that were cancelled or ran out of time count as failed, as Triton's do. An "execution" is a request.
+The photos of a request are processed concurrently, so the stages of the slowest photo stand for the request. As in
+Triton, requests that were cancelled or exceeded their deadline count as failed. An "execution" is a request.
 
-The cache of `search` is that of answers from the web, for all requests of the gateway; its times are not taken.
+The cache of `search` is that of answers from the web, for all requests of the gateway; its times are not measured.
 """
 
 from __future__ import annotations
@@ -49,8 +49,11 @@ class _Total:
 
 
 class ModelStatistics:
-    """Args:
-    clock_ms: milliseconds since 1970.
+    """Counts the requests of one model.
+
+    Args:
+        model: the model.
+        clock_ms: returns milliseconds since 1970.
     """
 
     def __init__(self, model: ModelDeclaration, clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000):
@@ -63,11 +66,13 @@ class ModelStatistics:
         self._parts = {part: _Total() for part in STAGES}
 
     def succeeded(self, num_photos: int, *, total_ns: int, output_ns: int, stages_ms: Mapping[str, float]) -> None:
-        """Count one request.
+        """Count a request that was answered.
 
         Args:
-            output_ns: of building the response, which no stage has.
-            stages_ms: of the pipeline, by name.
+            num_photos: its photos.
+            total_ns: its duration.
+            output_ns: duration of building the response, which is part of no stage.
+            stages_ms: duration of the pipeline's stages, by name.
         """
         self._last_ms = self._clock_ms()
         self._num_photos += num_photos
@@ -77,12 +82,12 @@ class ModelStatistics:
             self._parts[part].add(nanoseconds + (output_ns if part == "compute_output" else 0))
 
     def failed(self, *, total_ns: int) -> None:
-        """Count one request that had no answer."""
+        """Count a request that was not answered."""
         self._last_ms = self._clock_ms()
         self._fail.add(total_ns)
 
     def message(self, step_batches: StepBatches, cache: CacheCounters | None = None) -> service_pb2.ModelStatistics:
-        """Everything since the start; `step_batches` is empty for a model that has none."""
+        """Return the statistics since the start; `step_batches` is empty for a model without them."""
         cache = cache or CacheCounters()
         return service_pb2.ModelStatistics(
             name=self._model.name,

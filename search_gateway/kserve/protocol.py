@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The messages of `inference.GRPCInferenceService`, from tritonclient: the only file that takes them from there.
+"""The messages of `inference.GRPCInferenceService`, imported from tritonclient here alone.
 
-They are not generated again from a .proto of our own: two files that register the same names break protobuf's pool.
+They are not generated from a .proto of our own, since protobuf's pool does not accept the same names twice.
 """
 
 from __future__ import annotations

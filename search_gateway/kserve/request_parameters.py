@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters of a ModelInferRequest -> what the caller asks for, as `request_validation` checks it. Pure.
+"""Reads the parameters of a ModelInferRequest; `request_validation` checks their values. Pure.
 
-A value may come as any of protobuf's kinds that says it without loss: 4, 4.0 and "4" are the same number.
+A parameter may have any type that expresses its value without loss: 4, 4.0 and "4" are the same number.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from search_gateway.errors import BadRequestError
 
 TIMEOUT = "timeout"  # Triton's own, in microseconds; 0 is none
 
-# For Triton's schedulers and its HTTP endpoint; its clients send some of them unasked.
+# For Triton's schedulers and its HTTP endpoint; Triton's clients send some of them by default.
 _IGNORED = {"priority", "sequence_id", "sequence_start", "sequence_end"}
 _IGNORED_PREFIXES = ("triton_", "binary_data")
 
@@ -23,14 +23,14 @@ Value = int | float | str  # bool is an int
 
 
 def parameter_values(parameters: Mapping[str, Any], known: tuple[str, ...]) -> RequestValues:
-    """Read the parameters of a request; their names are those that messages use.
+    """Read the parameters of a request.
 
     Args:
         parameters: InferParameter by name.
         known: the parameters of the model.
 
     Raises:
-        BadRequestError: a parameter is unknown, or its value is of another kind.
+        BadRequestError: a parameter is unknown, or its value has a wrong type.
     """
     values: dict[str, Any] = {}
     for name, parameter in parameters.items():
@@ -42,7 +42,7 @@ def parameter_values(parameters: Mapping[str, Any], known: tuple[str, ...]) -> R
 
 
 def timeout_seconds(parameters: Mapping[str, Any]) -> float | None:
-    """How long the caller of Triton would wait; None where it does not say.
+    """Return the parameter `timeout` in seconds; None where it is not set or 0.
 
     Raises:
         BadRequestError: it is not a whole number of microseconds.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two models: photos and parameters in, columns of values out, through the pipeline."""
+"""The two models: they turn photos and parameters into columns of values, through the pipeline."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ from search_gateway.pipeline import CaptionAnswer, Pipeline, SearchAnswer
 
 @dataclass(frozen=True)
 class Inference:
-    """Attributes:
-    columns: every output of the model.
-    stages_ms: of the photo that took longest.
+    """The result of a model.
+
+    Attributes:
+        columns: every output of the model.
+        stages_ms: duration of the stages of the slowest photo.
     """
 
     columns: Columns
@@ -33,24 +35,35 @@ class Inference:
 
 
 class ServedModel(Protocol):
+    """A model of the KServe service."""
+
     @property
     def declaration(self) -> ModelDeclaration:
-        """What it takes and gives."""
+        """Its name, inputs and outputs."""
 
     async def infer(self, photos: Sequence[bytes], parameters: Mapping[str, Any], deadline: Deadline) -> Inference:
-        """Raises:
-        SearchError, ImageError: a parameter or a photo is wrong, or the pipeline failed.
+        """Run the model.
+
+        Args:
+            photos: image files.
+            parameters: InferParameter by name.
+            deadline: of the whole call.
+
+        Raises:
+            SearchError, ImageError: a parameter or a photo is wrong, or the pipeline failed.
         """
 
 
 class CaptionModel:
+    """The model `caption`."""
+
     declaration = CAPTION
 
     def __init__(self, pipeline: Pipeline):
         self._pipeline = pipeline
 
     async def infer(self, photos: Sequence[bytes], parameters: Mapping[str, Any], deadline: Deadline) -> Inference:
-        """All photos side by side. One that fails cancels the others, whose answers would not be sent."""
+        """Caption all photos concurrently. If one fails, the others are cancelled, since nothing of them is sent."""
         asked = parameter_values(parameters, CAPTION_PARAMETERS)
         decoding = decoding_options(asked, self._pipeline.contract)
         rule = query_rule(asked, self._pipeline.contract)
@@ -85,6 +98,8 @@ class CaptionModel:
 
 
 class SearchModel:
+    """The model `search`."""
+
     declaration = SEARCH
 
     def __init__(self, pipeline: Pipeline, config: GatewayConfig):
@@ -92,7 +107,7 @@ class SearchModel:
         self._config = config
 
     async def infer(self, photos: Sequence[bytes], parameters: Mapping[str, Any], deadline: Deadline) -> Inference:
-        """The whole way, for the one photo of a request."""
+        """Search for the one photo of a request."""
         (photo,) = photos
         asked = parameter_values(parameters, SEARCH_PARAMETERS)
         options = search_options(asked, self._pipeline.contract, self._config)

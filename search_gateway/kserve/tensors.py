@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Photos out of a ModelInferRequest, and columns of values into a ModelInferResponse. Pure.
+"""Reads the photos of a ModelInferRequest, and writes columns of values to a ModelInferResponse. Pure.
 
-Photos are taken from raw_input_contents or from bytes_contents; answers always go into raw_output_contents, since
-perf_analyzer reads nothing else. A BYTES tensor is, for each element, its length as uint32, little-endian, then its
-bytes. What is wrong with a request is a BadRequestError or UnsupportedError that says what, the value and the limit.
+Photos may be in raw_input_contents or in bytes_contents; answers are always in raw_output_contents, since
+perf_analyzer reads nothing else. In a BYTES tensor each element is its length as uint32, little-endian, and its bytes.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ Columns: TypeAlias = Mapping[str, Sequence[str] | Sequence[float]]
 
 
 def read_photos(request: service_pb2.ModelInferRequest, model: ModelDeclaration) -> list[bytes]:
-    """The elements of the model's one input, as many as its shape says.
+    """Return the elements of the model's one input.
 
     Raises:
-        BadRequestError: the input is missing, unknown, double, or not what it says it is.
-        UnsupportedError: it lies in shared memory.
+        BadRequestError: the input is missing, unknown or given twice, or its data, type and shape do not agree.
+        UnsupportedError: it is in shared memory.
     """
     (declared,) = model.inputs
     given = _only_input(request, model)
@@ -46,11 +45,11 @@ def read_photos(request: service_pb2.ModelInferRequest, model: ModelDeclaration)
 
 
 def requested_outputs(request: service_pb2.ModelInferRequest, model: ModelDeclaration) -> list[Tensor]:
-    """The outputs to return, in the order asked for; all where none is named.
+    """Return the outputs that the request names, in its order; all if it names none.
 
     Raises:
         BadRequestError: an output is unknown or named twice.
-        UnsupportedError: it is wanted in shared memory or as a classification.
+        UnsupportedError: it is requested in shared memory or as a classification.
     """
     if not request.outputs:
         return list(model.outputs)
@@ -69,7 +68,7 @@ def requested_outputs(request: service_pb2.ModelInferRequest, model: ModelDeclar
 def infer_response(
     request: service_pb2.ModelInferRequest, model: ModelDeclaration, outputs: Sequence[Tensor], columns: Columns
 ) -> service_pb2.ModelInferResponse:
-    """The answer, with the request's id; `columns` has every output of the model."""
+    """Build the answer, with the request's id; `columns` has every output of the model."""
     response = service_pb2.ModelInferResponse(model_name=model.name, model_version=VERSION, id=request.id)
     for tensor in outputs:
         values = columns[tensor.name]
@@ -81,17 +80,22 @@ def infer_response(
 
 
 def encode_bytes(values: Sequence[Any]) -> bytes:
-    """Texts -> a BYTES tensor in UTF-8."""
-    # Titles of strangers' pages may hold what is no text; one of them must not cost the whole answer.
+    """Encode texts as a BYTES tensor in UTF-8."""
+    # A title from the web may contain half a surrogate pair; it must not cost the whole answer.
     encoded = [value.encode("utf-8", errors="replace") for value in values]
     return b"".join(struct.pack("<I", len(element)) + element for element in encoded)
 
 
 def decode_bytes(raw: bytes, num_elements: int, name: str) -> list[bytes]:
-    """A BYTES tensor -> its elements.
+    """Return the elements of a BYTES tensor.
+
+    Args:
+        raw: the tensor.
+        num_elements: what its shape says.
+        name: the input's, for messages.
 
     Raises:
-        BadRequestError: it has fewer or more bytes than its lengths say; `name` is the input's.
+        BadRequestError: it has fewer or more bytes than its lengths say.
     """
     elements = []
     offset = 0
@@ -160,11 +164,11 @@ def _typed_elements(contents: Any, num_elements: int, name: str) -> list[bytes]:
 
 
 def _refuse_parameters(parameters: Mapping[str, Any], of: str) -> None:
-    """What can be asked of one tensor, none of which is offered."""
+    """Refuse the parameters of one tensor, none of which is supported."""
     for name in parameters:
         if name.startswith("shared_memory"):
-            raise UnsupportedError(f"{of} has parameter {name}: shared memory is not offered, send and take bytes")
+            raise UnsupportedError(f"{of} has parameter {name}: shared memory is not supported, send and receive bytes")
         if name == "classification":
-            raise UnsupportedError(f"{of} has parameter classification: no output here is a distribution over classes")
+            raise UnsupportedError(f"{of} has parameter classification: no output is a distribution over classes")
         if not name.startswith("binary_data"):
             raise BadRequestError(f"{of} has the unknown parameter {name!r:.80}: leave it out")

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where candidates come from: one module per provider, each a `Provider` of `search_gateway.providers.base`."""
+"""The providers of candidates: one module each, which implements `Provider` of `search_gateway.providers.base`."""

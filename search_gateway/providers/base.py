@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a provider is and what it returns."""
+"""The protocol of a provider, and the candidates it returns."""
 
 from __future__ import annotations
 
@@ -18,25 +18,23 @@ class Candidate:
     """A picture that a provider found for a query; not yet compared with the photo."""
 
     title: str
-    url: str  # page or file the picture belongs to; in a catalogue without URLs its path in the photos folder
-    thumbnail_url: (
-        str  # where a small version can be fetched; empty where `thumbnail` or `embedding` makes that needless
-    )
+    url: str  # page or file of the picture; in a catalogue without URLs its path in the photos folder
+    thumbnail_url: str  # of a small version; may be empty where `thumbnail` or `embedding` is given
     source: str  # the site or index it comes from
     image_url: str = ""
     width: int = 0  # pixels of the full picture; 0 where unknown
     height: int = 0
-    embedding: npt.NDArray[np.float32] | None = None  # [D], L2-normalised, where the provider has stored it
-    thumbnail: bytes | None = None  # an image file, where the provider has it at hand
-    is_nearest_neighbour: bool = False  # found by the photo's embedding, whether or not the words found it too
+    embedding: npt.NDArray[np.float32] | None = None  # [D], L2-normalised, if the provider stores it
+    thumbnail: bytes | None = None  # an image file, if the provider has it
+    is_nearest_neighbour: bool = False  # found by the photo's embedding, perhaps by the words too
 
 
 class StaleCandidates(list[Candidate]):
     """Cached candidates of a provider that fails now.
 
     Args:
-        candidates: what it found for the same words before.
-        remark: how old the answer is and what failed; fit for the caller.
+        candidates: what it found for the same query before.
+        remark: how old the answer is and what failed, written for the caller.
     """
 
     def __init__(self, candidates: Iterable[Candidate], remark: str):
@@ -61,12 +59,15 @@ class Provider(Protocol):
         """Find pictures for a query, best first; `StaleCandidates` where a cached answer replaces a failure.
 
         Args:
-            embedding: the photo's, [D], L2-normalised; for providers that can also look. Most cannot.
+            query: what to search for; without words nothing is found.
+            max_candidates: maximum number of pictures.
+            timeout_seconds: for the whole call.
+            embedding: the photo's, float32 [D], L2-normalised, for providers that also search by looks; most ignore it.
 
         Raises:
             ProviderTimeoutError: no answer within `timeout_seconds`.
-            ProviderNotAskedError: it was not asked, on purpose.
-            ProviderError: the provider failed, refused, or cannot be distinguished from one that did.
+            ProviderNotAskedError: the gateway deliberately did not ask it.
+            ProviderError: the provider failed or refused, or its answer does not show whether it did.
         """
 
     async def close(self) -> None:

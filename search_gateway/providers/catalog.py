@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The provider `catalog`: the user's own products, offline.
 
-SQLite blocks and binds a connection to its thread, so the store lives in a thread of its own.
+SQLite calls block, and a connection belongs to its thread, so the store has its own thread.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from search_gateway.providers.base import Candidate
 
 NAME = "catalog"
 
-# Of the candidates, where a photo is given. Looks help words out: a shop may use another word for the product, or have
-# more blue shirts than are asked for. docs/evaluation.md has what a half gives.
+# Share of the candidates that are found by looks if a photo is given. A shop may use another word for the product, or
+# have more blue shirts than are asked for. docs/evaluation.md shows what a half gives.
 NEIGHBOUR_SHARE = 0.5
 
 
 class CatalogProvider:
-    """Searches one catalogue file; what a build adds meanwhile is found at once."""
+    """Searches one catalogue file, including what a build adds meanwhile."""
 
     def __init__(self, path: Path, model_fingerprint: str) -> None:
-        """Open the catalogue; blocks for some milliseconds.
+        """Open the catalogue. This blocks for some milliseconds.
 
         Raises:
             CatalogError: the file is missing, not a catalogue, or of another model or version.
@@ -49,11 +49,12 @@ class CatalogProvider:
         except CatalogError:
             self._thread.shutdown()
             raise
-        # The first photo need not wait for the embeddings. A failure here is reported by the search that needs them.
+        # Loaded now, so that the first photo does not wait. A search that needs the embeddings reports a failure.
         self._thread.submit(self._store.load)
 
     @property
     def name(self) -> str:
+        """Its name in requests and settings."""
         return NAME
 
     async def find(
@@ -63,10 +64,10 @@ class CatalogProvider:
         timeout_seconds: float,
         embedding: npt.NDArray[np.float32] | None = None,
     ) -> list[Candidate]:
-        """Products whose title has the words of the query, best first; none is not an error.
+        """Find products whose title has words of the query, best first. To find none is not an error.
 
-        Where the photo's embedding is given, the products that look most like it are among them, NEIGHBOUR_SHARE of
-        `max_candidates`, and come last but for those that the words found, too. All of them are marked.
+        If the photo's embedding is given, NEIGHBOUR_SHARE of `max_candidates` are the products that look most like it.
+        They are marked, and those that the words did not find come last.
 
         Raises:
             ProviderTimeoutError: no answer within `timeout_seconds`.
@@ -78,14 +79,14 @@ class CatalogProvider:
         deadline = loop.time() + timeout_seconds
 
         def search() -> list[Candidate]:
-            # The time spent waiting for the thread counts; loop.time() may be read from any thread.
+            # Waiting for the thread counts too; any thread may call loop.time().
             rows = self._store.find(query.words, max_candidates, deadline - loop.time())
             if embedding is None:
                 return [_candidate(row) for row in rows]
             count = math.ceil(NEIGHBOUR_SHARE * max_candidates)
             similar = [one.row for one in self._store.similar(embedding, count, deadline - loop.time())]
             neighbours = {row.id for row in similar}
-            # What was found twice keeps its place among the words, however far back: its place is one by looks, too.
+            # A product that was found both ways stays in its place among the words and uses no place of theirs.
             named, places = [], max_candidates - len(neighbours)
             for row in rows:
                 if row.id in neighbours or places > 0:
@@ -104,7 +105,7 @@ class CatalogProvider:
             raise ProviderError("the catalogue cannot be read") from error
 
     async def close(self) -> None:
-        """Close the file, after what is being searched; a second call does nothing."""
+        """Close the file after the searches in progress. Further calls do nothing."""
         if self._closed:
             return
         self._closed = True
@@ -115,7 +116,7 @@ class CatalogProvider:
 def _candidate(row: CatalogRow, *, is_nearest_neighbour: bool = False) -> Candidate:
     return Candidate(
         title=row.title,
-        # Callers are not to learn where the folder is on the server.
+        # The path is relative: callers must not learn where the folder is on the server.
         url=row.url or row.path,
         thumbnail_url="",
         source=NAME,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks one provider after the other until one answers, and says which ones failed."""
+"""Asks one provider after the other until one answers, and reports those that failed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Degradation:
-    """A part of the answer that is missing or degraded, and why; fit for the caller."""
+    """A part of the answer that is missing or degraded, and the reason, written for the caller."""
 
     part: str
     reason: str
@@ -36,17 +36,27 @@ class ProviderResult:
 
 
 class ProviderChain:
+    """The providers in the order in which they are asked.
+
+    Args:
+        providers: may be empty.
+        timeout_seconds: for one provider's answer.
+    """
+
     def __init__(self, providers: Sequence[Provider], timeout_seconds: float):
         self._providers = list(providers)
         self._timeout_seconds = timeout_seconds
 
     @property
     def names(self) -> list[str]:
+        """The names of the providers."""
         return [provider.name for provider in self._providers]
 
     def check(self, name: str | None) -> None:
-        """Raises:
-        BadRequestError: no provider has this name.
+        """Check the name of a provider; None stands for the chain.
+
+        Raises:
+            BadRequestError: no provider has this name.
         """
         if name is not None and name not in self.names:
             raise BadRequestError(
@@ -63,11 +73,15 @@ class ProviderChain:
         *,
         after: str | None = None,
     ) -> ProviderResult:
-        """Candidates of the named provider, or of the first that answers. Failures are reported, not raised.
+        """Return the candidates of the named provider, or of the first that answers. Failures are not raised.
 
         Args:
-            embedding: the photo's, for providers that can also look.
-            after: ask only those behind this one.
+            query: what to search for.
+            name: the only provider to ask; None: all in turn.
+            max_candidates: maximum number of candidates.
+            deadline: of the request; a provider that is not the last gets half of the remaining time at most.
+            embedding: the photo's, [D], for providers that also search by looks.
+            after: ask only the providers after this one.
 
         Raises:
             BadRequestError: no provider has this name.
@@ -83,7 +97,7 @@ class ProviderChain:
             try:
                 candidates = await provider.find(query, max_candidates, timeout_seconds, embedding)
             except ProviderNotAskedError as error:
-                # One of many while a provider is left alone; that it is was logged when it began.
+                # Many such errors come while the breaker is open, which was logged when it opened.
                 _log.debug("provider %s was not asked: %s", provider.name, error)
                 degraded.append(Degradation(provider.name, str(error)))
             except ProviderError as error:
@@ -91,7 +105,7 @@ class ProviderChain:
                 _log.warning("provider %s failed: %s (%s)", provider.name, error, type(error.__cause__).__name__)
                 degraded.append(Degradation(provider.name, str(error)))
             except Exception:
-                # A provider depends on foreign code and foreign web pages; its defects must not fail the request.
+                # A provider depends on foreign code and web pages; their defects must not fail the request.
                 _log.exception("provider %s broke", provider.name)
                 degraded.append(Degradation(provider.name, "the provider failed unexpectedly"))
             else:
@@ -101,10 +115,11 @@ class ProviderChain:
         return ProviderResult("", [], degraded)
 
     async def close(self) -> None:
+        """Close all providers."""
         for provider in self._providers:
             await provider.close()
 
 
 def _shown(name: str) -> str:
-    """A name from outside, short and printable."""
+    """Return a name from a request, short and printable."""
     return repr(name if len(name) <= 40 else name[:40] + "…")

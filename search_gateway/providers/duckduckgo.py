@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """DuckDuckGo's image search, through the library ddgs; the only module that imports it.
 
-What ddgs 9.16 does, and what that means here:
+Properties of ddgs 9.16 and their consequences here:
 
-- It blocks, and a blocked thread cannot be stopped. So searches run in threads of their own, four at
-  most; a caller is let go at its deadline and the thread ends by itself, after twice
-  `request_timeout_seconds` at the latest. While all are taken, the next search is refused at once:
-  one that waited for a thread would begin when it likes, not when it is its turn.
-- "Nothing found", "blocked" and "limited" are one exception. No answer is therefore never an empty
-  truth: it is a `ProviderError`.
-- It asks other engines unless told not to, so `backend` is always given.
-- Without a `proxy` argument it takes the variable DDGS_PROXY, and its HTTP client HTTPS_PROXY and
-  its like. Neither can be switched off from here: an operator who sets them means them.
-- Titles and URLs are strangers' text, types included: all is checked before it is a candidate's.
-- It reads an answer of any size, and follows DuckDuckGo's redirects anywhere: it trusts DuckDuckGo
-  itself, whose certificate is checked, and so must we.
+- It blocks, and a blocked thread cannot be stopped. So searches run in at most four threads of their own. A caller is
+  released at its deadline; the thread ends by itself, at the latest after twice `request_timeout_seconds`. While all
+  threads are taken, further searches are refused: a search that waited for a thread would miss its turn in the rate
+  limit.
+- "Nothing found", "blocked" and "limited" are the same exception. So an answer without results is a `ProviderError`.
+- It asks other engines by default, so `backend` is always given.
+- Without a `proxy` argument it uses the variable DDGS_PROXY, and its HTTP client uses HTTPS_PROXY and similar ones.
+  Neither can be switched off from here.
+- Titles, URLs and even their types come from the web, so everything is checked before it becomes a candidate.
+- It reads answers of any size and follows DuckDuckGo's redirects to any host. It trusts DuckDuckGo, whose certificate
+  is checked, and so must the gateway.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from search_gateway.providers.base import Candidate
 MAX_THREADS = 4
 
 _SAFE_SEARCH = ("on", "moderate", "off")
-# What `images` takes as `color`, by the words of a query; it also takes "color" and "Monochrome".
+# Word of a query -> value of the parameter `color` of `images`, which also accepts "color" and "Monochrome".
 COLOUR_FILTERS = {
     **{name.lower(): name for name in ("Red", "Orange", "Yellow", "Green", "Blue", "Purple", "Pink", "Brown", "Black")},
     **{name.lower(): name for name in ("Gray", "Teal", "White")},
@@ -55,12 +54,12 @@ _MAX_SOURCE_CHARACTERS = 100
 _MAX_URL_CHARACTERS = 2048
 _MAX_SIDE_DIGITS = 6  # pixels of a picture's side
 
-# Strangers send strings of any length; what is cut anyway need not be normalised first.
+# Longer texts from the web are cut before they are normalised.
 _MAX_RAW_CHARACTERS = 10_000
 
 
 class DuckDuckGoProvider:
-    """A `Provider`. Lives in one event loop.
+    """A `Provider`; use it in one event loop.
 
     Args:
         proxy: URL of an HTTP or SOCKS5 proxy; see the module's notes on the environment.
@@ -68,11 +67,11 @@ class DuckDuckGoProvider:
             authorities to trust.
         region: country and language, as "us-en".
         safesearch: "on", "moderate" or "off".
-        colour_filter: whether only pictures in the colour that the query names are wanted.
+        colour_filter: whether to ask only for pictures in the colour that the query names.
         request_timeout_seconds: for each of the two requests that make a search.
 
     Raises:
-        ConfigError: naming every wrong argument.
+        ConfigError: arguments are wrong; the message names all of them.
     """
 
     name = "duckduckgo"
@@ -105,7 +104,7 @@ class DuckDuckGoProvider:
         self._colour_filter = colour_filter
         self._request_timeout_seconds = request_timeout_seconds
         self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="duckduckgo")
-        self._jobs: list[Future[object]] = []  # that may still occupy a thread
+        self._jobs: list[Future[object]] = []  # those that may still occupy a thread
         self._closed = False
 
     async def find(
@@ -115,11 +114,11 @@ class DuckDuckGoProvider:
         timeout_seconds: float,
         embedding: npt.NDArray[np.float32] | None = None,
     ) -> list[Candidate]:
-        """Pictures for a query, best first; the best of at most about 100. Words only: `embedding` is not used.
+        """Find pictures for a query, best first, about 100 at most. `embedding` is not used.
 
         Raises:
             ProviderTimeoutError: no answer within `timeout_seconds`.
-            ProviderNotAskedError: there is no thread for this search, or the gateway is stopping.
+            ProviderNotAskedError: no thread is free, or the gateway is stopping.
             ProviderError: DuckDuckGo cannot be reached, its answer cannot be read, or it gave none.
         """
         if not query.key or max_candidates < 1:
@@ -134,20 +133,20 @@ class DuckDuckGoProvider:
         return candidates_from(rows, max_candidates)
 
     async def close(self) -> None:
-        """Refuse new searches. Threads end with the requests they are in."""
+        """Refuse new searches. Threads end after their current request."""
         self._closed = True
         self._threads.shutdown(wait=False)
 
     def _start(self, query: Query, timeout_seconds: float) -> Future[object]:
         if self._closed:
-            raise ProviderNotAskedError("the gateway is stopping and asks DuckDuckGo no more")
+            raise ProviderNotAskedError("the gateway is stopping: try another one")
         self._jobs = [job for job in self._jobs if not job.done()]
         if len(self._jobs) >= MAX_THREADS:
             raise ProviderNotAskedError(
-                f"all {MAX_THREADS} searches that DuckDuckGo is asked at once wait for its answer: "
+                f"{MAX_THREADS} searches already wait for DuckDuckGo's answer, the limit: "
                 "try again later or use another provider"
             )
-        # ddgs takes whole seconds; the deadline proper is kept by `find`.
+        # ddgs accepts whole seconds only; `find` keeps the exact deadline.
         seconds = max(1, math.ceil(min(self._request_timeout_seconds, timeout_seconds)))
         job = self._threads.submit(self._ask, query, seconds)
         self._jobs.append(job)
@@ -159,11 +158,11 @@ class DuckDuckGoProvider:
         Raises:
             ProviderTimeoutError, ProviderError: as `find`.
         """
-        # A client for each search: it costs a few milliseconds and one handshake, and carries no
-        # cookies from one caller's query to the next.
+        # A client for each search costs a few milliseconds and a handshake, and carries no cookies from
+        # one caller's query to the next.
         try:
             client = DDGS(proxy=self._proxy, timeout=request_timeout_seconds, verify=self._verify)
-            # All rows of the answer, which has one page: some will be dropped.
+            # All rows of the answer's one page, since some will be dropped.
             return client.images(
                 query.text,
                 region=self._region,
@@ -173,8 +172,8 @@ class DuckDuckGoProvider:
                 **self._filters(query),
             )
         except BaseException as error:
-            # Anything: ddgs leaves wrong types in the answer to Python (TypeError, AttributeError),
-            # and a panic in its HTTP client, which is Rust, is no Exception: it would end the loop.
+            # ddgs does not check types (TypeError, AttributeError), and a panic in its HTTP client, which
+            # is written in Rust, is not an Exception and would end the event loop.
             raise _translated(error, request_timeout_seconds) from error
 
     def _filters(self, query: Query) -> dict[str, str]:
@@ -183,13 +182,13 @@ class DuckDuckGoProvider:
 
 
 def colour_filter_for(query: Query) -> str | None:
-    """DuckDuckGo's name of the one colour that a query names; None where it names none, or several."""
+    """Return DuckDuckGo's name for the colour of a query; None if it names no colour or several."""
     colours = {COLOUR_FILTERS[word] for word in query.key if word in COLOUR_FILTERS}
     return colours.pop() if len(colours) == 1 else None
 
 
 def _translated(error: BaseException, request_timeout_seconds: int) -> ProviderError:
-    """What went wrong, by the types of exceptions: ddgs passes the engine's exception as its own argument."""
+    """Translate an exception by its type; ddgs passes the engine's exception as an argument of its own."""
     if isinstance(error, TimeoutException):
         return ProviderTimeoutError(f"DuckDuckGo gave no answer within {request_timeout_seconds} s")
     inner = error.args[0] if error.args else None
@@ -208,10 +207,10 @@ def _translated(error: BaseException, request_timeout_seconds: int) -> ProviderE
 
 
 def candidates_from(rows: object, max_candidates: int) -> list[Candidate]:
-    """The usable rows of an answer, in order, each thumbnail once.
+    """Return the usable rows of an answer in order, without repeated thumbnails.
 
     Raises:
-        ProviderError: not a list, or a list without one usable row.
+        ProviderError: `rows` is not a list, or no row is usable.
     """
     if not isinstance(rows, list):
         raise ProviderError("DuckDuckGo's answer cannot be read: use another provider")
@@ -223,12 +222,12 @@ def candidates_from(rows: object, max_candidates: int) -> list[Candidate]:
         if candidate is not None:
             candidates.setdefault(candidate.thumbnail_url, candidate)
     if not candidates:
-        raise ProviderError(f"DuckDuckGo's answer has {len(rows)} entries and none can be used: use another provider")
+        raise ProviderError(f"none of the {len(rows)} entries of DuckDuckGo's answer can be used: use another provider")
     return list(candidates.values())
 
 
 def _candidate_from(row: object) -> Candidate | None:
-    """None where there is no title, no thumbnail or nothing to link to."""
+    """Return a candidate; None if the row has no title, thumbnail or link."""
     if not isinstance(row, dict):
         return None
     title = _text(row.get("title"), _MAX_TITLE_CHARACTERS)
@@ -249,7 +248,7 @@ def _candidate_from(row: object) -> Candidate | None:
 
 
 def _text(value: Any, max_characters: int) -> str:
-    """One line without control and formatting characters; empty where it is no text."""
+    """Return one line without control and formatting characters; empty if the value is not text."""
     if not isinstance(value, str):
         return ""
     spaced = " ".join(value[:_MAX_RAW_CHARACTERS].split())
@@ -259,10 +258,10 @@ def _text(value: Any, max_characters: int) -> str:
 
 
 def _url(value: Any, schemes: tuple[str, ...]) -> str:
-    """The URL, or empty where it is not one that a page may safely link to."""
+    """Return the URL; empty if it is not one that a page may safely link to."""
     if not isinstance(value, str) or not 0 < len(value) <= _MAX_URL_CHARACTERS:
         return ""
-    # urlsplit drops tabs and line ends in silence, so look before.
+    # Checked here, because urlsplit silently drops tabs and line ends.
     if any(char.isspace() or unicodedata.category(char).startswith("C") for char in value):
         return ""
     if any(char in '<>"\\`' for char in value):
@@ -272,14 +271,14 @@ def _url(value: Any, schemes: tuple[str, ...]) -> str:
         has_host = bool(parts.hostname) and parts.port != 0
     except ValueError:
         return ""
-    # A user's name in a URL serves to make one host look like another.
+    # A user name in a URL can make one host look like another.
     if parts.scheme not in schemes or not has_host or "@" in parts.netloc:
         return ""
     return value
 
 
 def _side(value: Any) -> int:
-    """Pixels of a side; 0 where unknown."""
+    """Return the length of a side in pixels; 0 if unknown."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value if 0 < value < 10**_MAX_SIDE_DIGITS else 0
     if isinstance(value, str) and re.fullmatch(rf"[0-9]{{1,{_MAX_SIDE_DIGITS}}}", value):
@@ -295,7 +294,7 @@ def _proxy_problems(proxy: str | None) -> list[str]:
         good = parts.scheme in _PROXY_SCHEMES and bool(parts.hostname) and parts.port != 0
     except ValueError:
         good = False
-    # Not shown: a proxy's URL may hold a password.
+    # The value is not shown, since a proxy's URL may contain a password.
     return [] if good else ["proxy must be a URL such as http://host:3128 or socks5h://host:1080"]
 
 

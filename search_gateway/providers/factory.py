@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the providers that the settings name. Those on the web get their guard; local ones change and need none."""
+"""Creates the providers that the settings name. Those on the web are guarded; local ones need no guard."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from search_gateway.thumbnails.fetcher import ThumbnailFetcher
 
 
 def cache_for(config: GatewayConfig) -> QueryCache:
+    """Create the cache of web answers with the configured limits."""
     return QueryCache(
         config.cache_bytes, ttl_seconds=config.cache_ttl_seconds, stale_seconds=config.cache_stale_seconds
     )
@@ -31,10 +32,16 @@ def cache_for(config: GatewayConfig) -> QueryCache:
 def make_providers(
     config: GatewayConfig, model_fingerprint: str, cache: QueryCache, thumbnails: ThumbnailFetcher
 ) -> list[Provider]:
-    """In the order they are asked. A catalogue that is not set is left out; with nothing left there is no gateway.
+    """Create the providers in the order in which they are asked; `catalog` is left out if no file is set.
+
+    Args:
+        config: the settings.
+        model_fingerprint: of the model whose embeddings a catalogue must have.
+        cache: of web answers.
+        thumbnails: fetches the pictures that are recorded.
 
     Raises:
-        ConfigError: names the setting that is wrong.
+        ConfigError: a setting is wrong, or no provider is left; the message names the setting.
     """
     providers: list[Provider] = []
     for name in config.providers:
@@ -76,6 +83,6 @@ def _duckduckgo(config: GatewayConfig, cache: QueryCache, thumbnails: ThumbnailF
         breaker=CircuitBreaker(BreakerSettings(), clock=time.monotonic, random=random.random),
         spacing=RateLimit(config.duckduckgo_min_interval_seconds),
         call_timeout_seconds=config.provider_timeout_seconds,
-        # One answer serves every caller: request_validation allows 100 results, the settings may allow more candidates.
+        # Enough for every caller: request_validation allows 100 results, and the settings may allow more candidates.
         num_candidates=max(100, config.max_candidates),
     )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers of image searches as a file of JSON lines, written by recording and read by replaying.
+"""A file of image search answers as JSON lines, written by `recording` and read by `replay`.
 
     {"words": ["red", "handbag"], "candidates": [{"title": ..., "url": ..., "thumbnail": <base64>, ...}, ...]}
 
-A line is appended whole or not at all. Of two lines with the same words the later one counts. Everything here blocks.
+A line is appended completely or not at all. Of two lines with the same words the later one counts. All calls block.
 """
 
 from __future__ import annotations
@@ -29,29 +29,34 @@ _MAX_WORDS = 1000
 
 
 class RecordingError(Exception):
-    """The file cannot be used; the message is fit for the operator, not for callers."""
+    """The file cannot be used. The message is for the operator, not for callers."""
 
 
 def line_of(words: Sequence[str], candidates: Sequence[Candidate]) -> bytes:
-    """One line, without the embeddings: they belong to a model."""
+    """Return the line of an answer, without the embeddings, which belong to one model."""
     rows = []
     for candidate in candidates:
         row: dict[str, Any] = {name: getattr(candidate, name) for name in (*_TEXTS, *_NUMBERS)}
         if candidate.thumbnail is not None:
             row["thumbnail"] = base64.b64encode(candidate.thumbnail).decode("ascii")
         rows.append(row)
-    # Escaped to ASCII: no half of a surrogate pair and no line separator can break the file.
+    # Escaped to ASCII, so that no surrogate and no line separator can break the file.
     return json.dumps({"words": list(words), "candidates": rows}).encode("ascii") + b"\n"
 
 
 def append_line(path: Path, line: bytes, max_file_bytes: int = MAX_FILE_BYTES) -> None:
-    """Add one line; several processes may. A line that a crash cut off before is removed.
+    """Append one line. Several processes may do so. A line that a crash cut off before is removed.
+
+    Args:
+        path: created if it does not exist.
+        line: with its line end.
+        max_file_bytes: maximum size of the file.
 
     Raises:
         RecordingError: the file would become larger than `max_file_bytes`.
-        OSError: it cannot be written; then it is as it was.
+        OSError: it cannot be written; its content has not changed.
     """
-    # Readable by its owner only: queries are words about private photos.
+    # Readable by its owner only, since queries describe private photos.
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -71,10 +76,10 @@ def append_line(path: Path, line: bytes, max_file_bytes: int = MAX_FILE_BYTES) -
 
 
 def load_answers(path: Path, max_file_bytes: int = MAX_FILE_BYTES) -> dict[tuple[str, ...], tuple[Candidate, ...]]:
-    """Every answer by the words of its query.
+    """Read the file; returns its answers by the words of their queries, `Query.key`.
 
     Raises:
-        RecordingError: there is no such file, it is too large, or a line is not an answer; names the line.
+        RecordingError: there is no such file, it is too large, or a line is not an answer; the message names the line.
     """
     answers: dict[tuple[str, ...], tuple[Candidate, ...]] = {}
     try:
@@ -84,7 +89,7 @@ def load_answers(path: Path, max_file_bytes: int = MAX_FILE_BYTES) -> dict[tuple
                 raise RecordingError(f"it has {size} bytes; the limit is {max_file_bytes}")
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
-                    break  # cut off while it was written
+                    break  # it was cut off while it was written
                 try:
                     words, candidates = answer_of(line)
                 except RecordingError as error:
@@ -96,10 +101,10 @@ def load_answers(path: Path, max_file_bytes: int = MAX_FILE_BYTES) -> dict[tuple
 
 
 def answer_of(line: bytes) -> tuple[tuple[str, ...], tuple[Candidate, ...]]:
-    """Words and candidates of one line; every type and size is checked.
+    """Read one line and check every type and size; returns `Query.key` and the candidates.
 
     Raises:
-        RecordingError: it is not an answer.
+        RecordingError: the line is not an answer.
     """
     try:
         value = json.loads(line)
@@ -144,7 +149,7 @@ def _candidate(row: object) -> Candidate:
 
 
 def _end_of_last_line(file: int) -> int:
-    """Where the last whole line ends, in bytes from the beginning."""
+    """Return the offset of the end of the last complete line."""
     end = os.fstat(file).st_size
     while end:
         begin = max(0, end - 65536)

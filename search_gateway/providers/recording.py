@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A provider in front of another that writes down what that one answers, for the provider `replay`.
+"""Wraps a provider and records its answers for the provider `replay`.
 
-It fetches the pictures as well and hands them on with the candidates, so that they are fetched once and a replay needs
-no web. Failures are not recorded. Recording must not cost anybody an answer: what goes wrong here is logged.
+It also fetches the pictures and passes them on with the candidates, so that they are fetched once and a replay does not
+need the web. Failures of the provider are not recorded. Failures of the recording are logged and cost no answer.
 """
 
 from __future__ import annotations
@@ -24,13 +24,18 @@ from search_gateway.thumbnails.fetcher import ThumbnailError
 
 _log = logging.getLogger(__name__)
 
-# Of the time that is left when the provider has answered; the rest is for writing and for those who wait.
+# Share of the time left after the provider's answer; the rest is for writing and for the callers.
 _SHARE_FOR_THUMBNAILS = 0.7
 
 
 class RecordingProvider:
-    """Args:
-    fetch: a thumbnail's bytes by its URL and the seconds it may take; raises ThumbnailError.
+    """A `Provider` that records another one.
+
+    Args:
+        provider: the provider to record.
+        path: the file; answers are appended.
+        fetch: returns the file of a thumbnail, given its URL and a time limit in seconds; raises ThumbnailError.
+        max_file_bytes: recording ends before the file becomes larger.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class RecordingProvider:
 
     @property
     def name(self) -> str:
+        """The recorded provider's name."""
         return self._provider.name
 
     async def find(
@@ -57,10 +63,10 @@ class RecordingProvider:
         timeout_seconds: float,
         embedding: npt.NDArray[np.float32] | None = None,
     ) -> list[Candidate]:
-        """As the provider's own, with thumbnails.
+        """Return the provider's candidates, with thumbnails.
 
         Raises:
-            ProviderError: as the provider's own.
+            ProviderError: the provider raised it.
         """
         began = time.monotonic()
         candidates = await self._provider.find(query, max_candidates, timeout_seconds, embedding)
@@ -72,13 +78,14 @@ class RecordingProvider:
         return candidates
 
     async def close(self) -> None:
+        """Close the recorded provider."""
         await self._provider.close()
 
     async def _with_thumbnail(self, candidate: Candidate, seconds: float) -> Candidate:
         if candidate.thumbnail is not None or not candidate.thumbnail_url or seconds <= 0:
             return candidate
         try:
-            # The fetcher may queue before it counts its time.
+            # The fetcher's own time limit starts after its queue.
             async with asyncio.timeout(seconds):
                 thumbnail = await self._fetch(candidate.thumbnail_url, seconds)
         except (ThumbnailError, TimeoutError):
@@ -90,6 +97,6 @@ class RecordingProvider:
             await asyncio.to_thread(append_line, self._path, line, self._max_file_bytes)
         except RecordingError as error:
             self._is_full = True
-            _log.warning("recording of provider %s ends: %s", self.name, error)
+            _log.warning("recording of provider %s stops: %s", self.name, error)
         except OSError as error:
             _log.warning("an answer of provider %s was not recorded: %s", self.name, error.strerror or "disk full")

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The provider `replay`: answers that were recorded, so that load tests and demonstrations make no calls to the web.
+"""The provider `replay`: returns recorded answers, so that load tests and demonstrations do not call the web.
 
-- A query that was not recorded is a failure, not an empty answer: what would have been found is unknown, and a chain
-  must go on to the next provider.
-- Pictures are recorded, too. A candidate without one has no address of one either: nothing is fetched from the web.
-- Time and failures of a real provider can be imitated. Which calls fail is drawn from a fixed seed: runs compare.
+- A query that was not recorded is a failure, not an empty answer: what it would find is unknown, and the chain must
+  continue with the next provider.
+- Pictures are recorded too. A candidate without one loses its thumbnail URL, so that nothing is fetched from the web.
+- It can imitate the latency and the failures of a real provider. A fixed seed decides which calls fail, so that runs
+  are comparable.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class ReplayProvider:
     """A `Provider`.
 
     Args:
-        latency_seconds: that every answer and every failure takes.
+        path: the recording.
+        latency_seconds: duration of every answer and failure.
         failure_ratio: share of the calls that fail, 0 to 1.
 
     Raises:
@@ -51,11 +53,11 @@ class ReplayProvider:
         timeout_seconds: float,
         embedding: npt.NDArray[np.float32] | None = None,
     ) -> list[Candidate]:
-        """What was recorded for the query's words. `embedding` is not used.
+        """Return what was recorded for the query. `embedding` is not used.
 
         Raises:
-            ProviderTimeoutError: the imitated time is longer than `timeout_seconds`.
-            ProviderError: the query was not recorded, or an imitated failure.
+            ProviderTimeoutError: the imitated latency is longer than `timeout_seconds`.
+            ProviderError: the query was not recorded, or this call imitates a failure.
         """
         fails = self._random.random() < self._failure_ratio
         if self._latency_seconds:
@@ -63,14 +65,14 @@ class ReplayProvider:
         if self._latency_seconds > timeout_seconds:
             raise ProviderTimeoutError(f"no answer within {timeout_seconds:.3g} s")
         if fails:
-            raise ProviderError("a failure that the server's settings imitate")
+            raise ProviderError("an imitated failure, which the server's settings demand")
         answer = self._answers.get(query.key)
         if answer is None:
-            raise ProviderError("no answer was recorded for these words: record one or use another provider")
+            raise ProviderError("no answer was recorded for this query: record one or use another provider")
         return list(answer[:max_candidates])
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there is nothing to release."""
 
 
 def _offline(candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:

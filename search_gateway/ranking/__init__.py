@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which results stay, in what order, and why."""
+"""Decides which results are kept, in what order and for what reason."""

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`refinement.json`, stored with a model: the refinement's settings as calibrated for its embeddings and words.
+"""`refinement.json`, stored with a model: settings of the ranking that were calibrated for its embeddings and words.
 
     {"version": 2, "weights": "f0a0b024b4017add", "settings": {"visual_weight": 0.6, ...}, "calibration": {...}}
 
-`settings` are fields of the gateway's configuration, `weights` is the model contract's, and `calibration` says how
-they were found, for people.
+`settings` are fields of the gateway's configuration, `weights` is that of the model contract, and `calibration` tells
+people how the values were found.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from search_gateway.errors import ConfigError
 
 VERSION = 2
 SETTINGS = ("min_visual_score", "min_semantic_score", "visual_weight", "neighbour_weight")
-_RENAMED = {"lookalike_weight": "neighbour_weight"}  # former names, in files that were written before
+_RENAMED = {"lookalike_weight": "neighbour_weight"}  # former names, in older files
 
 _log = logging.getLogger(__name__)
 
@@ -32,16 +32,16 @@ _log = logging.getLogger(__name__)
 class RefinementCalibration:
     """The content of the file."""
 
-    weights: str  # of the model they are for, as in its contract
-    settings: Mapping[str, float]  # each of SETTINGS
-    calibration: Mapping[str, Any] = field(default_factory=dict)  # on what, with what result
+    weights: str  # of the model, as in its contract
+    settings: Mapping[str, float]  # a value for each of SETTINGS
+    calibration: Mapping[str, Any] = field(default_factory=dict)  # how they were found, and the result
 
     @classmethod
     def load(cls, folder: Path) -> RefinementCalibration | None:
-        """What lies in a folder of a model; None where there is no such file.
+        """Read the file in a model's folder; None if there is none.
 
         Raises:
-            ConfigError: the file is not of this form.
+            ConfigError: the file is invalid.
         """
         path = folder / REFINEMENT_FILE
         try:
@@ -73,12 +73,12 @@ class RefinementCalibration:
 
 
 def with_calibration(config: GatewayConfig) -> GatewayConfig:
-    """The configuration with what was calibrated for its model, where the user has not set something else.
+    """Return the configuration with the values calibrated for its model, except for those that the user has set.
 
-    A calibration of other weights says nothing about these embeddings: it is left aside, with a warning.
+    A calibration for other weights is ignored, with a warning.
 
     Raises:
-        ConfigError: the file is not of its form, or a value is outside its limits.
+        ConfigError: the file is invalid, or a value is outside its limits.
         ContractError: there is a file but no model contract beside it.
     """
     calibrated = RefinementCalibration.load(config.model_repository)
@@ -86,7 +86,9 @@ def with_calibration(config: GatewayConfig) -> GatewayConfig:
         return config
     weights = ModelContract.load(config.model_repository).weights
     if calibrated.weights != weights:
-        _log.warning("%s is of weights %s, the models of %s: not used", REFINEMENT_FILE, calibrated.weights, weights)
+        _log.warning(
+            "%s is for weights %s, but the models have %s: it is not used", REFINEMENT_FILE, calibrated.weights, weights
+        )
         return config
     unset = {name: value for name, value in calibrated.settings.items() if name not in config.model_fields_set}
     try:
@@ -96,14 +98,14 @@ def with_calibration(config: GatewayConfig) -> GatewayConfig:
 
 
 def _problem(content: object) -> str:
-    """What is wrong with the content; empty if nothing."""
+    """Return what is wrong with the content; empty if it is valid."""
     if not isinstance(content, dict) or content.get("version") != VERSION:
-        return f"is not of version {VERSION}"
+        return f"does not have version {VERSION}"
     if not isinstance(content.get("weights"), str):
-        return "does not say of which weights it is"
+        return "does not name its weights"
     settings = content.get("settings")
     if not isinstance(settings, dict) or set(settings) != set(SETTINGS):
         return f"must have exactly the settings {', '.join(SETTINGS)}"
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in settings.values()):
-        return "has a setting that is no number"
+        return "has a setting that is not a number"
     return ""

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether two candidates show the same picture, for example the same photo in two shops.
+"""Decides whether two candidates show the same picture, for example the same photo in two shops.
 
-Embeddings alone cannot decide: two products of the same design are closer than one picture and a second JPEG of it. So
-the pixels must agree as well, as colour grids. Among 4,000 products compared in pairs, a cosine of 0.98 found 255
-pairs; those whose colour grids differ by at most 10 are 11 that are one picture and 4 lipsticks on one studio photo. Of
-600 pictures that were scaled or compressed again (quality 50 to 70), at least 98 % stay within 10.
+Embeddings alone cannot decide this: two products of the same design may be closer than a picture and another JPEG of
+it. So the pixels must agree too, as colour grids. Of all pairs of 4,000 products, 255 had a cosine of 0.98 or more.
+Those whose colour grids differ by at most 10 are 11 pairs of one picture and 4 lipsticks on one studio photo. Of 600
+pictures that were scaled or compressed again (quality 50 to 70), at least 98 % stay within 10.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 
-_ROWS, _COLUMNS = 10, 8  # of a colour grid
+_ROWS, _COLUMNS = 10, 8  # size of a colour grid
 _PORTS = {"http": ":80", "https": ":443"}
 
 
@@ -23,15 +23,15 @@ _PORTS = {"http": ":80", "https": ":443"}
 class Picture:
     """What is known of a picture; everything may be missing."""
 
-    image_url: str = ""  # both as `normalised_url` writes them
+    image_url: str = ""  # both URLs as `normalised_url` returns them
     page_url: str = ""
     thumbnail: bytes | None = None  # the file
     embedding: npt.NDArray[np.float32] | None = None  # [D], L2-normalised
-    colour_grid: npt.NDArray[np.uint8] | None = None  # of the function `colour_grid`
+    colour_grid: npt.NDArray[np.uint8] | None = None  # from the function `colour_grid`
 
 
 def colour_grid(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Mean colours of the cells of a grid over a picture.
+    """Compute the mean colours of the cells of a grid over a picture.
 
     Args:
         pixels: uint8 [height, width, 3].
@@ -43,7 +43,7 @@ def colour_grid(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     rows = np.linspace(0, height, _ROWS + 1).astype(int)[:-1]
     columns = np.linspace(0, width, _COLUMNS + 1).astype(int)[:-1]
     sums = np.add.reduceat(np.add.reduceat(pixels, rows, axis=0, dtype=np.uint32), columns, axis=1)
-    # A picture smaller than the grid has cells in common, one pixel each.
+    # In a picture smaller than the grid, neighbouring cells share a pixel.
     heights = np.maximum(np.diff(rows, append=height), 1)
     widths = np.maximum(np.diff(columns, append=width), 1)
     means: npt.NDArray[np.uint8] = np.rint(sums / (heights[:, None, None] * widths[:, None])).astype(np.uint8)
@@ -51,13 +51,15 @@ def colour_grid(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def is_same_picture(one: Picture, other: Picture, *, min_cosine: float, max_difference: float) -> bool:
-    """Whether two candidates show one picture: one file, or one look in embedding and pixels.
+    """Whether two candidates show one picture: the same file, or similar embeddings and pixels.
 
-    The same page is not enough, since it may show many pictures; the same page and a similar embedding are.
+    The same page is not enough, since it may show many pictures; the same page and similar embeddings are enough.
 
     Args:
-        min_cosine: of the embeddings.
-        max_difference: of the colour grids in the cell where they differ most, of 255.
+        one: a picture.
+        other: another picture.
+        min_cosine: minimum cosine of the embeddings.
+        max_difference: maximum difference of the colour grids in any cell and channel, of 255.
     """
     if one.image_url and one.image_url == other.image_url:
         return True
@@ -73,14 +75,14 @@ def is_same_picture(one: Picture, other: Picture, *, min_cosine: float, max_diff
 
 
 def normalised_url(url: str) -> str:
-    """What two spellings of an address have in common: no fragment, no usual port, host in lower case.
+    """Return a normal form of a URL: no fragment, no default port, host in lower case.
 
-    The scheme does not count, nor a slash at the end. The query does: many shops keep the picture's number there.
+    `http`, `https` and a final slash are removed. The query stays, since many shops identify the picture there.
     """
     try:
         parts = urlsplit(url.strip())
         host = parts.netloc.lower().removesuffix(_PORTS.get(parts.scheme, ":"))
-    except ValueError:  # brackets that are no address
+    except ValueError:  # brackets without an address
         return url.strip()
     scheme = f"{parts.scheme}:" if parts.scheme and parts.scheme not in _PORTS else ""
     query = f"?{parts.query}" if parts.query else ""

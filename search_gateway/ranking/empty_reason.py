@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why an answer has no results, and what came nearest, in one sentence. Pure; a caller reads it as it is."""
+"""Explains to the caller, in one sentence, why an answer has no results and what came nearest. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from search_gateway.ranking.rerank import RerankResult, Verdict
 
 _TITLE_CHARACTERS = 60
 
-# Verdict -> of one, of several. Of all verdicts: that an answer is empty shows elsewhere, here nothing gets lost.
+# Verdict -> (words for one candidate, words for several).
 _WORDS = {
     Verdict.DROPPED_VISUAL: ("looks too different", "look too different"),
     Verdict.DROPPED_SEMANTIC: ("does not agree with the words", "do not agree with the words"),
@@ -23,10 +23,12 @@ _UNSEEN = (Verdict.DROPPED_UNFETCHABLE, Verdict.DROPPED_UNDECODABLE)
 
 
 def empty_reason(query: Query, provider: str, reranked: RerankResult) -> str:
-    """The sentence for an answer without results.
+    """Return the sentence for an answer without results.
 
     Args:
-        provider: the one that answered; empty where none did.
+        query: what was searched for.
+        provider: the one that answered; empty if none did.
+        reranked: all candidates, none of which is kept.
     """
     if not query.text:
         return "the caption has no words to search for"
@@ -41,6 +43,6 @@ def empty_reason(query: Query, provider: str, reranked: RerankResult) -> str:
     reason = f"{provider} found {found} for {query.text!r}, but {', '.join(parts)}"
     nearest = reranked.dropped[0]
     if nearest.verdict in _UNSEEN:
-        return reason  # none could be looked at: none is near
+        return reason  # no candidate could be compared, so none is near
     title = textwrap.shorten(nearest.candidate.title, _TITLE_CHARACTERS, placeholder="…")
     return f"{reason}; the nearest, {title!r}: {nearest.reason}"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Semantic score: how well a title agrees with a photo's query hypotheses, in the mean over them.
 
-The score is relative to the best possible title: a title that equals the best fitting hypothesis has 1, however unsure
-the hypotheses are, so that a threshold means the same for every photo. With one certain hypothesis the score is the
-agreement with that.
+The score is relative to the best possible title: a title that equals the best hypothesis has the score 1, however
+uncertain the hypotheses are, so that a threshold means the same for every photo. With one certain hypothesis the score
+is the agreement with it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from search_gateway.ranking.word_agreement import (
     wording,
 )
 
-_MIN_TOLD = 0.05  # probability of a hypothesis that a reason may name
+_MIN_TOLD = 0.05  # minimum probability of a hypothesis that a reason names
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Agreement:
 
     Attributes:
         score: 0 to 1.
-        wording: what the title says or lacks, to be written after "its title".
+        wording: what the title says or lacks; continues the words "its title".
     """
 
     score: float
@@ -43,20 +43,24 @@ class ExpectedAgreement:
     """Scores titles for one photo. A query without words agrees with every title.
 
     Args:
-        query: what is searched for; the wording is about it.
-        hypotheses: what the photo may show; `QueryHypotheses.certain(query)` where the caller gave the query.
+        query: what is searched for; the wording refers to it.
+        hypotheses: what the photo may show; `QueryHypotheses.certain(query)` if the caller gave the query.
+        synonyms: words that agree with each other.
+        weights: of the query's words.
     """
 
     def __init__(self, query: Query, hypotheses: QueryHypotheses, synonyms: Synonyms, weights: WordWeights):
         self._synonyms = synonyms
         self._weights = weights
         self._query = query
-        # The mean over hypotheses is a sum over their words. They share words, and each is looked up once per title.
+        # The mean over hypotheses is a sum over their words. They share words, so each is looked up once per title.
         self._places: dict[WantedWord, int] = {}
         self._shares: list[float] = []
         self._agreed = 0.0  # the probability of hypotheses without words
         self._own = self._add(query, 0.0)
-        self._told: list[tuple[QueryHypothesis, list[int]]] = []  # others than the query that a reason may name
+        self._told: list[
+            tuple[QueryHypothesis, list[int]]
+        ] = []  # hypotheses other than the query that a reason may name
         names = []
         for one in hypotheses.hypotheses:
             places = self._add(one.query, one.probability)
@@ -67,7 +71,7 @@ class ExpectedAgreement:
         self._best = max(self._mean(self._values(name)) for name in names)
 
     def of(self, title: str) -> Agreement:
-        """The agreement of a candidate's title."""
+        """Return the agreement of a candidate's title."""
         text = TextWords(title, self._synonyms)
         values = self._values(text)
         score = min(max(self._mean(values) / self._best, 0.0), 1.0) if self._best > 0 else 0.0
@@ -96,7 +100,7 @@ class ExpectedAgreement:
         return self._agreed + sum(share * value for share, value in zip(self._shares, values, strict=True))
 
     def _other_name(self, values: Sequence[float]) -> str:
-        """Explains what the query's words do not: that the title fits, or lacks, another hypothesis."""
+        """Explain what the query's words do not: that the title has, or lacks, the words of another hypothesis."""
 
         def fits(places: Sequence[int]) -> bool:
             return bool(places) and all(values[place] >= 1 for place in places)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Query hypotheses: the queries that may name the product of a photo, and the probability of each.
 
-A caption is a guess, and the captioner says how sure it is. Where it hesitates between "white shirt" and "white
-tshirt", a title with either is better than one with neither. The products that look like the photo have names too. Both
-distributions are mixed, as kNN-LM mixes a language model with the nearest neighbours in its data store (Khandelwal et
+The captioner gives several captions with probabilities. If "white shirt" and "white tshirt" are both likely, a title
+with either is better than one with neither. The products that look like the photo have names too. Both distributions
+are mixed, as kNN-LM mixes a language model with the nearest neighbours in its data store (Khandelwal et
 al., "Generalization through Memorization: Nearest Neighbor Language Models", ICLR 2020, https://arxiv.org/abs/1911.00172).
 """
 
@@ -23,7 +23,7 @@ from captioner.query import QUERY_WORDS, Query, QueryRule
 from captioner.query_distribution import CaptionHypothesis, QueryDistribution, hypothesis_weights
 from search_gateway.providers.base import Candidate
 
-_MIN_LETTERS = 3  # of an alternative that can be a word by itself
+_MIN_LETTERS = 3  # minimum length of an alternative that counts as a word
 MAX_HYPOTHESES = 8  # of the caption, and as many of the nearest neighbours; further ones change the scores very little
 
 # The titles of the NUM_NAMES nearest neighbours count, each with the weight exp(SHARPNESS x cosine). docs/evaluation.md
@@ -52,12 +52,12 @@ class QueryHypotheses:
 
     @classmethod
     def certain(cls, query: Query) -> QueryHypotheses:
-        """One query with probability 1: the caller gave it."""
+        """Return one query with probability 1, for a query that the caller gave."""
         return cls((QueryHypothesis(query, 1.0),))
 
     @classmethod
     def weighted(cls, weighted: Iterable[tuple[Query, float]]) -> QueryHypotheses | None:
-        """Normalise weights of any sum; the weights of equal queries are added. None where all weights are 0."""
+        """Normalise weights; those of equal queries are added. None if all weights are 0."""
         sums: defaultdict[Query, float] = defaultdict(float)
         for query, weight in weighted:
             sums[query] += weight
@@ -68,13 +68,13 @@ class QueryHypotheses:
         return cls(tuple(QueryHypothesis(query, weight / total) for query, weight in ordered if weight > 0))
 
     def most_likely(self, count: int) -> QueryHypotheses:
-        """The first `count`, normalised."""
+        """Return the first `count` hypotheses, normalised."""
         kept = QueryHypotheses.weighted((one.query, one.probability) for one in self.hypotheses[:count])
         assert kept is not None, "the first has a probability"
         return kept
 
     def mixed(self, others: QueryHypotheses | None, share: float) -> QueryHypotheses:
-        """Mix with other hypotheses, which get `share` of the probability, 0 to 1."""
+        """Mix with other hypotheses, if there are any; they get `share` of the probability, 0 to 1."""
         if others is None:
             return self
         both = QueryHypotheses.weighted(
@@ -103,10 +103,10 @@ def photo_hypotheses(
 
     Args:
         caption: with its alternatives.
-        rule: how a query is made of a caption.
+        rule: how the query is made.
         photo: the photo's embedding, float32 [D], L2-normalised as those of the candidates.
         candidates: the nearest neighbours among them are used.
-        neighbour_weight: the neighbours' share of the probability where there are any, 0 to 1.
+        neighbour_weight: the neighbours' share of the probability if there are any, 0 to 1.
         distribution: of the model's query head; None for a model without one.
     """
     return caption_query_hypotheses(caption, rule, distribution).mixed(
@@ -117,7 +117,7 @@ def photo_hypotheses(
 def caption_query_hypotheses(
     caption: Caption, rule: QueryRule, distribution: QueryDistribution | None = None
 ) -> QueryHypotheses:
-    """The captioner's own hypotheses.
+    """Return the captioner's own hypotheses.
 
     With a query head, and any rule but `FULL_CAPTION`, they are its likeliest queries that name a product. Otherwise
     they come from the caption: with several beams the captions of all of them, weighted as `hypothesis_weights` does;
@@ -150,13 +150,13 @@ def caption_query_hypotheses(
 
 
 def _options(word: Word) -> list[tuple[str, float]]:
-    """What a word could be, by its first token; the beginning of a longer one ("t", "ch") or a code says nothing."""
+    """Return what a word may be, by its first token; skips beginnings of longer words ("t", "ch") and codes."""
     others = [one for one in word.alternatives if one.text.isalpha() and len(one.text) >= _MIN_LETTERS]
     return [(word.text, word.first_probability), *((one.text, one.probability) for one in others)]
 
 
 def neighbour_hypotheses(photo: npt.NDArray[np.float32], candidates: Sequence[Candidate]) -> QueryHypotheses | None:
-    """The names of the photo's nearest neighbours: the last words of their titles.
+    """Return the names of the photo's nearest neighbours: the last words of their titles.
 
     Candidates that only the query's words found do not count, because they would repeat the query.
 
@@ -165,7 +165,7 @@ def neighbour_hypotheses(photo: npt.NDArray[np.float32], candidates: Sequence[Ca
         candidates: as the provider returned them.
 
     Returns:
-        None where no candidate is a nearest neighbour.
+        The hypotheses; None if no nearest neighbour has a name.
     """
     cosines = [
         (float(photo @ one.embedding), one.title)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Candidates -> results: those that look like the photo and agree with the words, best first, each with a reason."""
+"""Keeps the candidates that look like the photo and agree with the words, best first, and gives reasons."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ _TITLE_CHARACTERS = 60  # of a title in a reason
 
 
 class Verdict(enum.Enum):
+    """What became of a candidate."""
+
     KEPT = "kept"
     DROPPED_VISUAL = "dropped_visual"
     DROPPED_SEMANTIC = "dropped_semantic"
@@ -39,21 +41,21 @@ class RefinementLimits(WordWeights):
     min_visual_score: float  # cosine, -1 to 1
     min_semantic_score: float  # agreement with the query hypotheses, 0 to 1
     max_results: int
-    visual_weight: float  # of the visual score in the final one; the semantic score has the rest
+    visual_weight: float  # of the visual score in the final score; the semantic score has the rest
     neighbour_weight: float = 0.5  # of the nearest neighbours' names; the caption has the rest
-    duplicate_cosine: float = 0.96  # minimum of two copies of one picture; see duplicates.py
-    duplicate_difference: float = 10.0  # maximum of their colour grids, of 255
+    duplicate_cosine: float = 0.96  # minimum cosine of two copies of one picture; see duplicates.py
+    duplicate_difference: float = 10.0  # maximum difference of their colour grids, of 255
 
 
 @dataclass(frozen=True)
 class InspectedCandidate:
-    """A candidate with the embedding of its thumbnail, or with the verdict that says why there is none."""
+    """A candidate with the embedding of its thumbnail, or with the verdict that explains why it has none."""
 
     candidate: Candidate
     embedding: npt.NDArray[np.float32] | None
     thumbnail: bytes | None = None
     failure: Verdict | None = None
-    colour_grid: npt.NDArray[np.uint8] | None = None  # of duplicates.py; None where the pixels were not decoded
+    colour_grid: npt.NDArray[np.uint8] | None = None  # see duplicates.py; None if the pixels were not decoded
 
 
 @dataclass(frozen=True)
@@ -92,14 +94,14 @@ def rerank(
     Args:
         photo: the photo's embedding, [D], L2-normalised as those of the candidates.
         query: what was searched for.
-        hypotheses: what titles have to agree with; `QueryHypotheses.certain(query)` where the caller gave the query.
+        hypotheses: what titles must agree with; `QueryHypotheses.certain(query)` if the caller gave the query.
         seen: the candidates with their embeddings.
         limits: thresholds and weights.
         synonyms: words that agree with each other.
     """
     expected = ExpectedAgreement(query, hypotheses, synonyms, limits)
     pairs = [(_judge(photo, expected, one, limits), one) for one in seen]
-    # Python's sort is stable: among equals the provider's order, its own idea of relevance, stays.
+    # The sort is stable: equal candidates stay in the provider's order of relevance.
     pairs.sort(key=lambda pair: -pair[0].score)
     judged = _with_duplicates(pairs, limits)
     kept = [one for one in judged if one.verdict is Verdict.KEPT]
@@ -127,10 +129,10 @@ def _judge(
     score = limits.visual_weight * visual + (1 - limits.visual_weight) * words.score
     if visual < limits.min_visual_score:
         verdict = Verdict.DROPPED_VISUAL
-        reason = f"looks too different: {visual:.2f}, the least is {limits.min_visual_score:.2f}"
+        reason = f"looks too different: {visual:.2f}, the minimum is {limits.min_visual_score:.2f}"
     elif words.score < limits.min_semantic_score:
         verdict = Verdict.DROPPED_SEMANTIC
-        reason = f"its title {words.wording}: {words.score:.2f}, the least is {limits.min_semantic_score:.2f}"
+        reason = f"its title {words.wording}: {words.score:.2f}, the minimum is {limits.min_semantic_score:.2f}"
     else:
         verdict = Verdict.KEPT
         reason = f"looks like the photo ({visual:.2f}) and its title {words.wording}"
@@ -140,10 +142,10 @@ def _judge(
 def _with_duplicates(
     pairs: Sequence[tuple[ScoredResult, InspectedCandidate]], limits: RefinementLimits
 ) -> list[ScoredResult]:
-    """Mark the results that are the same picture as a kept result; the order stays.
+    """Mark the results that show the same picture as a kept result; the order stays.
 
-    A picture that failed a filter can be a duplicate too: a reverse search is to say where else a picture is found,
-    whatever the title there. Duplicates of duplicates do not count, or small differences could add up.
+    A candidate that failed a filter can be a duplicate too: a reverse search should report every place of a picture,
+    whatever its title there. Duplicates of duplicates do not count, since small differences could add up.
     """
     judged = [one for one, _ in pairs]
     pictures = [_picture(seen) for _, seen in pairs]
@@ -151,7 +153,7 @@ def _with_duplicates(
     originals: list[int] = []
     for place in sorted(range(len(pairs)), key=lambda place: judged[place].verdict is not Verdict.KEPT):
         if pictures[place].embedding is None:
-            continue  # there is nothing to compare
+            continue  # nothing can be compared
         original = next(
             (
                 other

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well a title agrees with the words of a query, word by word; colour and product type count apart.
+"""How well a title agrees with the words of a query, word by word; colour and product type have their own weights.
 
 Words agree when they are equal after folding (case, hyphens, plural) or belong to one group of `synonyms.json`. A title
 that names another colour contradicts the query; a title that names none leaves the colour undetermined.
@@ -31,7 +31,7 @@ class Synonyms:
         for number, group in enumerate(groups):
             for word in group:
                 self._groups.setdefault(fold(word), set()).add(number)
-        # The same words recur, and callers choose them: a bounded cache.
+        # The same words recur. The cache is bounded, since callers choose the words.
         self.meanings = lru_cache(maxsize=_REMEMBERED_WORDS)(self._meanings)
 
     @classmethod
@@ -45,7 +45,7 @@ class Synonyms:
         return not self.meanings(one).isdisjoint(self.meanings(other))
 
     def _meanings(self, word: str) -> frozenset[str | int]:
-        """What words with the same meaning share: the folded word and the numbers of its groups."""
+        """Return what words with the same meaning share: the folded word and the numbers of its groups."""
         folded = fold(word)
         return frozenset({folded, *self._groups.get(folded, ())})
 
@@ -54,7 +54,7 @@ class Synonyms:
 class WordWeights:
     """The weights of a query's words, and the scores of partial agreement. All from 0 to 1."""
 
-    # A search for a blue shirt is served better by a black shirt than by a blue bag. The other words share the rest.
+    # In a search for a blue shirt, a black shirt is better than a blue bag. The other words share the rest.
     product_type_weight: float = 0.6
     mixed_colour: float = 0.75  # the title has the colour and another beside it
     unsaid_colour: float = 0.5  # the title names no colour
@@ -71,7 +71,7 @@ class WordWeights:
 
 
 def word_weights(query: Query, product_type_weight: float) -> list[float]:
-    """The weight of each word of a query that has words; they add up to 1."""
+    """Return the weight of each word of a query that has words; they add up to 1."""
     others = len(query.words) - 1
     if query.product_type is None or not others:
         return [1 / len(query.words)] * len(query.words)
@@ -82,7 +82,7 @@ def word_weights(query: Query, product_type_weight: float) -> list[float]:
 
 
 class TextWords:
-    """The words of a title, or of a query that is taken as one, taken apart once for any number of queries."""
+    """The words of a title, or of a query taken as a title; parsed once for any number of queries."""
 
     def __init__(self, text: str | Query, synonyms: Synonyms):
         # "T-shirt" is one word here, without the part "shirt".
@@ -90,17 +90,17 @@ class TextWords:
             words = [T_SHIRT.sub("t", word) for word in text.words]
         else:
             words = words_of(T_SHIRT.sub("t", text))
-        # "Light-blue" has both its parts and the whole.
+        # "Light-blue" counts as a whole and as its parts.
         flat = [part for word in words for part in _JOINTS.split(word) if part]
         self.meanings = frozenset().union(*(synonyms.meanings(one) for one in {*words, *flat}))
         kinds = synonyms.colours.kinds(flat)
-        # The colours that it says for sure, each with what it means.
+        # The certain colours, each with its meanings.
         self.colours = {
             part.lower(): synonyms.meanings(part) for part, kind in zip(flat, kinds, strict=True) if kind is Colour.SURE
         }
 
     def other_colours(self, asked: Collection[frozenset[str | int]]) -> list[str]:
-        """The colours that it says and that mean none of those asked for."""
+        """Return the colours that it names and that mean none of those in `asked`."""
         return [name for name, own in self.colours.items() if all(own.isdisjoint(one) for one in asked)]
 
 
@@ -109,17 +109,19 @@ class WantedWord:
     """A word of a query. Two queries may have the same one.
 
     Attributes:
-        asked: what each colour of its query means, where it is one of them; None for another word.
+        meanings: of the word.
+        asked: meanings of all colours of its query if the word is one of them; None for other words.
     """
 
     meanings: frozenset[str | int]
     asked: frozenset[frozenset[str | int]] | None
 
     def is_in(self, text: TextWords) -> bool:
+        """Whether a title has the word."""
         return not self.meanings.isdisjoint(text.meanings)
 
     def value(self, title: TextWords, weights: WordWeights) -> float:
-        """How well a title agrees with this word, 0 to 1."""
+        """Return how well a title agrees with this word, 0 to 1."""
         has = self.is_in(title)
         if self.asked is None:
             return 1.0 if has else 0.0
@@ -130,16 +132,16 @@ class WantedWord:
 
 
 def wanted_words(query: Query, synonyms: Synonyms) -> list[WantedWord]:
-    """The words of a query as a title is asked for them, in order."""
+    """Return the words of a query, in order, to be looked up in titles."""
     meanings = [synonyms.meanings(word) for word in query.words]
-    # The blue of "light-blue" is asked for as well, though the whole is no colour that is known.
+    # The blue of "light-blue" counts too, although the whole is not a known colour.
     parts = (synonyms.meanings(part) for word in query.words for part in _JOINTS.split(word) if part)
     asked = frozenset({*(meanings[place] for place in query.colours), *parts})
     return [WantedWord(one, asked if place in query.colours else None) for place, one in enumerate(meanings)]
 
 
 def wording(query: Query, title: TextWords, synonyms: Synonyms) -> str:
-    """What a title says and lacks, such as "says black, not blue, and lacks 'shirt'"."""
+    """Return what a title says and lacks, such as "says black, not blue, and lacks 'shirt'"."""
     wanted = wanted_words(query, synonyms)
     absent = [place for place, one in enumerate(wanted) if not one.is_in(title)]
     colours = [place for place in absent if place in query.colours]
@@ -154,7 +156,7 @@ def wording(query: Query, title: TextWords, synonyms: Synonyms) -> str:
     lacking = [place for place in absent if not (others and place in query.colours)]
     if lacking:
         sentences.append(f"lacks {_and(repr(query.words[place]) for place in lacking)}")
-    # A comma where the first part has one already.
+    # With a comma, since the first part may have one already.
     return ", and ".join(sentences) or "has every word"
 
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How pictures from other people's servers are fetched."""
+"""Fetches thumbnails from other people's servers."""

@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fetches thumbnails whose URLs strangers chose, without being led anywhere else.
+"""Fetches thumbnails from untrusted URLs, protected against server-side request forgery.
 
-Three walls, each enough alone against most tricks (server-side request forgery):
+Three independent checks:
 
-1. the URL: https, one port, no user, a host of the allow-list;
-2. the name: every address it resolves to must be public, one bad one refuses all;
-3. the connection: the address about to be connected is checked again, so no second lookup, literal
-   address or redirect gets round the first two. aiohttp skips the resolver for literal addresses;
-   the socket factory it cannot skip.
+1. the URL: https, one port, no user name, a host of the allow-list;
+2. the host name: every address that it resolves to must be public; one private address refuses them all;
+3. the connection: the address is checked again when the socket is created, so that no second lookup, literal address
+   or redirect bypasses the first two. aiohttp skips the resolver for literal addresses, but not the socket factory.
 
-Redirects are followed by hand through the same walls. Proxies, cookies, netrc and content codings
-are off: a proxy would resolve for us and void the check, a coding would let a small body grow. What
-was fetched is not looked at: whether it is an image, `captioner.preprocessing` decides. Knows
-nothing about providers and captions.
+Redirects are followed here, with the same checks. Proxies, cookies, netrc and content codings are off: a proxy would
+resolve the name itself and bypass the check, and a coding would let a small body grow. The content is not inspected;
+`captioner.preprocessing` decides whether it is an image.
 """
 
 from __future__ import annotations
@@ -34,11 +32,10 @@ from yarl import URL
 
 from search_gateway.thumbnails.public_addresses import is_public
 
-# Where DuckDuckGo's thumbnails lie (its index is Bing's). tse<n>.mm.bing.net is what ddgs shows.
-# The three others carry the same ids (/th?id=OIP...) in public code: ts<n>.mm and tse<n>.explicit
-# as shards of the same service ("explicit" holds many harmless pictures; what may be shown is the
-# safe search's business), th.bing.com as its name on Bing's own pages. The live service was out of
-# reach when this was written: a host that turns up in the logs as "not allowed" belongs here.
+# Hosts of DuckDuckGo's thumbnails (its index is Bing's). ddgs returns tse<n>.mm.bing.net. In public code the other
+# three have the same ids (/th?id=OIP...): ts<n>.mm and tse<n>.explicit are shards of the same service ("explicit" has
+# many harmless pictures; safe search decides what may be shown), and th.bing.com is its name on Bing's own pages. The
+# live service could not be reached when this was written: add hosts that the log reports as "not allowed".
 BING_THUMBNAIL_HOSTS = (
     r"tse?[0-9]{1,2}\.mm\.bing\.net",
     r"tse[0-9]{1,2}\.explicit\.bing\.net",
@@ -55,7 +52,7 @@ _KEEPALIVE_SECONDS = 15.0
 _CLOSE_TURNS = 100
 _CLOSE_TURN_SECONDS = 0.005
 
-# Printable ASCII without space and backslash: whatever else a URL may contain, parsers disagree on.
+# Printable ASCII without space and backslash: parsers disagree on everything else.
 _PLAIN_URL = re.compile(r"[!-\[\]-~]+")
 
 _HEADERS = {
@@ -71,24 +68,24 @@ Resolve = Callable[[str, int], Sequence[str]]
 class ThumbnailError(Exception):
     """This thumbnail was not fetched.
 
-    The message is for our logs alone: told to a client, it would say which internal addresses
-    answer.
+    The message is for the log only: it would tell a caller which internal addresses answer.
     """
 
 
 class _RefusedAddressError(OSError):
-    """An address that is not allowed. An OSError, as aiohttp expects of lookups and sockets."""
+    """The address is not allowed. It is an OSError, which aiohttp expects of lookups and sockets."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ThumbnailPolicy:
-    """What may be fetched. No text of a settings file can switch the address check off: it is code.
+    """What may be fetched. No setting can switch off the address check, which is a function.
 
     Raises:
-        ValueError, re.error: a value that cannot be meant.
+        ValueError: a number is out of range.
+        re.error: a host is not a regular expression.
     """
 
-    allowed_hosts: tuple[str, ...] = BING_THUMBNAIL_HOSTS  # regular expressions, for the whole host
+    allowed_hosts: tuple[str, ...] = BING_THUMBNAIL_HOSTS  # regular expressions that match whole host names
     max_bytes: int = 2 * 2**20
     max_redirects: int = 2
     port: int = 443
@@ -106,7 +103,7 @@ class ThumbnailPolicy:
 
 
 def lookup(host: str, port: int) -> list[str]:
-    """The addresses of a host, by the system's resolver.
+    """Return the addresses of a host from the system's resolver.
 
     Raises:
         OSError: the name does not exist or no server answers.
@@ -116,10 +113,12 @@ def lookup(host: str, port: int) -> list[str]:
 
 
 class ThumbnailFetcher:
-    """Fetches thumbnails, at most `MAX_PARALLEL_FETCHES` at once. Lives in one event loop.
+    """Fetches at most `MAX_PARALLEL_FETCHES` thumbnails at a time. Use it in one event loop.
 
     Args:
-        resolve, ssl_context: for tests with a server of their own; the defaults are the system's.
+        policy: what may be fetched.
+        resolve: looks up addresses; tests with their own server pass another one.
+        ssl_context: verifies certificates; None: the system's.
     """
 
     def __init__(
@@ -138,11 +137,13 @@ class ThumbnailFetcher:
         self._closed = False
 
     async def fetch(self, url: str, timeout_seconds: float) -> bytes:
-        """The body behind a thumbnail's URL: at most `policy.max_bytes`, said to be an image.
+        """Fetch the file of a thumbnail.
+
+        Returns:
+            At most `policy.max_bytes` bytes, which the server declares to be an image.
 
         Raises:
-            ThumbnailError: refused, failed, too large, not an image, or not done within
-                `timeout_seconds`.
+            ThumbnailError: the URL is refused, or the file is too large, not an image, or not there in time.
         """
         if self._closed:
             raise ThumbnailError("the fetcher is closed")
@@ -152,8 +153,8 @@ class ThumbnailFetcher:
         except ValueError as error:
             raise ThumbnailError(f"not a URL: {_shown(url)}") from error
         try:
-            # One limit for everything, waiting for a connection included. Limits per step let a
-            # slow drip pass for ever.
+            # One limit for everything, including the wait for a connection: with limits per step, a server
+            # that sends slowly could keep a fetch going for ever.
             async with asyncio.timeout(timeout_seconds):
                 return await self._follow(target)
         except TimeoutError as error:
@@ -161,23 +162,21 @@ class ThumbnailFetcher:
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self._closed and task is not None and not task.cancelling():
-                # aiohttp cancels what waits for a closed connector; our caller was not cancelled.
+                # aiohttp cancels what waits for a closed connector, although our caller was not cancelled.
                 raise ThumbnailError(f"{target.host}: the fetcher was closed") from None
             raise
         except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:
-            # ValueError: malformed answers, besides aiohttp's own classes. RuntimeError: closed
-            # meanwhile.
+            # ValueError: some malformed answers. RuntimeError: closed meanwhile.
             raise ThumbnailError(f"{target.host}: {_shown(error)}") from error
 
     async def close(self) -> None:
-        """Close all connections. What is being fetched fails."""
+        """Close all connections. Fetches in progress fail."""
         self._closed = True
         await self._resolver.close()
         if self._session is None:
             return
         await self._session.close()
-        # Connections given up before are still saying goodbye, as TLS wants it: to a silent peer
-        # for half a minute.
+        # Aborted connections still perform the TLS shutdown, for half a minute if the peer is silent.
         for opened in self._sockets:
             with contextlib.suppress(OSError):
                 opened.shutdown(socket.SHUT_RDWR)
@@ -214,7 +213,7 @@ class ThumbnailFetcher:
         body = bytearray()
         async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
             body += chunk
-            # Counted here as well: the announced length may be missing or a lie.
+            # Counted too, since the announced length may be missing or wrong.
             if len(body) > max_bytes:
                 raise ThumbnailError(f"{host}: more than {max_bytes} bytes")
         if not body:
@@ -222,7 +221,7 @@ class ThumbnailFetcher:
         return bytes(body)
 
     def _checked(self, url: URL) -> URL:
-        """Wall 1. Takes the very object that is requested, so no second parser reads the text."""
+        """Check 1. It gets the object that is requested, so that no second parser reads the text."""
         if url.scheme != "https":
             raise ThumbnailError(f"not https: {_shown(url)}")
         if url.raw_user is not None or url.raw_password is not None:
@@ -235,13 +234,13 @@ class ThumbnailFetcher:
         return url
 
     def _open_session(self) -> aiohttp.ClientSession:
-        # Not in the constructor: aiohttp wants a running event loop.
+        # Not in the constructor: aiohttp needs a running event loop.
         if self._session is None:
             connector = aiohttp.TCPConnector(
                 limit=MAX_PARALLEL_FETCHES,
                 resolver=self._resolver,
-                # A cached lookup would be a cached verdict. A kept connection is not: its peer was
-                # checked and cannot change.
+                # A cached lookup would skip the check. A kept connection is safe: its peer was checked
+                # and cannot change.
                 use_dns_cache=False,
                 keepalive_timeout=_KEEPALIVE_SECONDS,
                 socket_factory=self._open_socket,
@@ -258,7 +257,7 @@ class ThumbnailFetcher:
         return self._session
 
     def _open_socket(self, info: aiohttp.AddrInfoType) -> socket.socket:
-        """Wall 3: called with the very address that is connected next."""
+        """Check 3. aiohttp calls this with the address that it connects to next."""
         family, kind, protocol, _, sockaddr = info
         _refuse_unless(self._policy.address_is_allowed, str(sockaddr[0]))
         opened = socket.socket(family, kind, protocol)
@@ -267,7 +266,7 @@ class ThumbnailFetcher:
 
 
 class _CheckingResolver(AbstractResolver):
-    """Wall 2. Has threads of its own: a lookup that hangs must not take the process's."""
+    """Check 2. It has its own threads, so that a lookup that hangs does not occupy the process's."""
 
     def __init__(self, resolve: Resolve, address_is_allowed: Callable[[str], bool]) -> None:
         self._resolve = resolve
@@ -281,7 +280,7 @@ class _CheckingResolver(AbstractResolver):
         addresses = await loop.run_in_executor(self._threads, self._resolve, host, port)
         if not addresses:
             raise _RefusedAddressError(errno.ENOENT, "has no address")
-        # All before any: happy eyeballs would take whichever answers first.
+        # All are checked, because aiohttp (happy eyeballs) uses whichever answers first.
         for address in addresses:
             _refuse_unless(self._address_is_allowed, address)
         return [
@@ -297,7 +296,7 @@ class _CheckingResolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        # Queued lookups are left to end: cancelled, they would look like a cancelled fetch.
+        # Queued lookups continue: cancelled, they would look like a cancelled fetch.
         self._threads.shutdown(wait=False)
 
 
@@ -307,14 +306,14 @@ def _refuse_unless(address_is_allowed: Callable[[str], bool], address: str) -> N
 
 
 def _abort_unless_done(response: aiohttp.ClientResponse) -> None:
-    """Cut the connection of a body that was not read to its end: it may have none."""
+    """Abort the connection of a body that was not read to its end, since it may be endless."""
     if response.connection is not None and response.connection.transport is not None:
         response.connection.transport.abort()
     response.close()
 
 
 def _refuse_odd_text(text: str) -> None:
-    """What parsers disagree on or drop in silence, and so cannot be seen in the parsed URL."""
+    """Refuse characters that parsers disagree on or drop silently, so that a parsed URL does not show them."""
     if len(text) > _MAX_URL_CHARACTERS or not _PLAIN_URL.fullmatch(text):
         raise ThumbnailError(f"not a plain URL: {_shown(text)}")
     if "@" in text.partition("//")[2].partition("/")[0]:
@@ -322,5 +321,5 @@ def _refuse_odd_text(text: str) -> None:
 
 
 def _shown(value: object) -> str:
-    """A stranger's text, fit for one line of a log."""
+    """Return an untrusted text for one line of a log."""
     return ascii(str(value))[:200]

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which IP addresses belong to the public internet.
+"""Decides which IP addresses belong to the public internet.
 
-The tables are our own because `ipaddress` is no such filter: Python 3.11.7 calls ::7f00:1,
-64:ff9b::7f00:1, 2002:7f00:1::, fec0::1, 3fff::1, 192.0.0.8 and all multicast `is_global`
-(CVE-2024-4032), and a later version may judge anew. IPv4 lists what is refused (the space is full);
-IPv6 lists what is allowed, because most of its space means nothing yet.
+The tables are our own, because `ipaddress` is not such a filter: in Python 3.11.7 `is_global` is true for ::7f00:1,
+64:ff9b::7f00:1, 2002:7f00:1::, fec0::1, 3fff::1, 192.0.0.8 and all multicast addresses (CVE-2024-4032), and later
+versions may differ. For IPv4 the table lists what is refused, since the space is fully assigned; for IPv6 it lists what
+is allowed, since most of the space is unassigned.
 
-Not seen from here: a network's own NAT64 prefix (RFC 6052), or public ranges routed to private
-machines. An operator with such addresses must refuse them in `ThumbnailPolicy.address_is_allowed`. The other way round,
-where IPv4 is reached through NAT64 and DNS64 alone, all of IPv4 is refused until a policy allows it.
+The tables cannot know a network's own NAT64 prefix (RFC 6052) or public ranges that are routed to private machines. An
+operator with such addresses must refuse them in `ThumbnailPolicy.address_is_allowed`. In a network that reaches IPv4
+only through NAT64 and DNS64, all of IPv4 is refused until a policy allows it.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _REFUSED_IPV4 = tuple(
     )
 )
 
-# All that IANA has given out for public use. Outside: loopback, IPv4-mapped and -compatible, both
-# NAT64 prefixes, unique local, link- and site-local, segment routing, multicast.
+# All that IANA has assigned for public use. It excludes loopback, IPv4-mapped and -compatible addresses, both NAT64
+# prefixes, unique local, link- and site-local addresses, segment routing and multicast.
 _ALLOWED_IPV6 = ipaddress.IPv6Network("2000::/3")
 
 _REFUSED_IPV6 = tuple(
@@ -60,11 +60,10 @@ _ISATAP_IDENTIFIERS = (0x0000_5EFE, 0x0200_5EFE)
 
 
 def is_public(address: str) -> bool:
-    """Whether a packet to this address leaves for the public internet.
+    """Whether a packet to this address goes to the public internet. Does not raise.
 
-    Only the canonical form is taken, as a socket address carries it: names, ports, brackets, scope
-    ids ("fe80::1%eth0") and the short, octal or hexadecimal forms of IPv4 are not public. Raises
-    nothing.
+    Only the canonical form of socket addresses can be public: names, ports, brackets, scope ids ("fe80::1%eth0") and
+    the short, octal or hexadecimal forms of IPv4 are not.
     """
     try:
         parsed = ipaddress.ip_address(address)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three models behind Triton: arrays in, arrays out. The only file that calls tritonclient.
+"""Calls the three models on Triton, with arrays as inputs and outputs. The only file that calls tritonclient.
 
-Errors of Triton and gRPC become those of `search_gateway.errors` here.
+Errors of Triton and gRPC become errors of `search_gateway.errors` here.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ _log = logging.getLogger(__name__)
 
 _HEALTH_TIMEOUT_SECONDS = 2.0
 _SHARED_TENSORS = "shared_tensors"  # parameter of triton/backend/onnxruntime/model.py
-_UNKNOWN_REGION = "Unable to find shared memory region"  # so Triton says
+_UNKNOWN_REGION = "Unable to find shared memory region"  # in Triton's message
 _CUDA_DEVICE = 0
 _CHANNEL_ARGUMENTS = [
     ("grpc.max_send_message_length", -1),  # the cache of many beams is larger than gRPC's 4 MiB
     ("grpc.max_receive_message_length", -1),
-    ("grpc.enable_http_proxy", 0),  # the environment's proxy is not for us
+    ("grpc.enable_http_proxy", 0),  # the environment's proxy is not meant for Triton
     # A restarted Triton is found again within half a second instead of gRPC's minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 2000),  # also the least time a connection attempt may take
+    ("grpc.min_reconnect_backoff_ms", 2000),  # also the minimum time limit of a connection attempt
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
 
@@ -64,11 +64,11 @@ class SharedMemory(enum.Enum):
 
 
 class _CudaMemoryError(Exception):
-    """The GPU has no memory to share."""
+    """The GPU's memory cannot be shared."""
 
 
 def load_cuda() -> Any:
-    """What SharedMemory.CUDA needs beyond tritonclient.
+    """Import what SharedMemory.CUDA needs beyond tritonclient.
 
     Raises:
         InferenceError: CUDA's packages for Python are not installed.
@@ -76,16 +76,20 @@ def load_cuda() -> Any:
     try:
         from tritonclient.utils import cuda_shared_memory  # imports them
     except (ImportError, RuntimeError) as error:  # the latter where cuda-python is missing
-        raise InferenceError("sharing memory of a GPU needs the packages of tritonclient[cuda]") from error
+        raise InferenceError("sharing GPU memory needs the packages of tritonclient[cuda]: install them") from error
     return cuda_shared_memory
 
 
 class TritonClient:
-    """Each model takes as many photos per call as the caller has. Triton's dynamic batcher puts calls together, too:
-    those of several gateways.
+    """Implements `CaptionInference` with one Triton.
+
+    Each call takes as many photos as the caller passes. Triton's dynamic batcher also joins calls of several gateways.
 
     Args:
-        region_prefix: how regions in /dev/shm are named; unused with SharedMemory.NONE.
+        address: HOST:PORT of Triton's gRPC service.
+        contract: of the models.
+        shared_memory: how the caches reach Triton.
+        region_prefix: first part of the names of regions in /dev/shm; unused with SharedMemory.NONE.
     """
 
     def __init__(
@@ -107,14 +111,7 @@ class TritonClient:
     async def encode(
         self, pixels: npt.NDArray[np.uint8], deadline: Deadline, *, embeddings_only: bool = False
     ) -> EncodedPhotos:
-        """uint8 [n, height, width, 3] -> hidden states, embeddings, and what the query head says where there is one.
-
-        Args:
-            embeddings_only: ask for nothing else.
-
-        Raises:
-            InferenceError, OverloadedError, DeadlineError.
-        """
+        """Encode n photos; see `CaptionInference.encode`."""
         spec = self.contract.encoder
         wanted = [tensor for tensor in spec.outputs if not embeddings_only or tensor.name == "embedding"]
         outputs = [triton.InferRequestedOutput(tensor.name) for tensor in wanted]
@@ -123,10 +120,9 @@ class TritonClient:
         return EncodedPhotos(arrays.get("hidden_states"), arrays["embedding"], arrays.get(QUERY_LOGPROBS))
 
     async def new_slot_pool(self, slots: int, beams: int) -> KvSlotPool:
-        """Slots for captions with `beams` beams, in memory Triton maps too where it can.
+        """Allocate caches; see `CaptionInference.new_slot_pool`.
 
-        Raises:
-            InferenceError: Triton does not answer, or does not map our memory.
+        They are in memory that Triton maps too, if it can; otherwise a warning says that they are sent over gRPC.
         """
         slot_pool = KvSlotPool(self.contract, slots=slots, beams=beams)
         if self._shared_memory is not SharedMemory.NONE:
@@ -134,12 +130,14 @@ class TritonClient:
                 slot_pool = await self._new_shared_slot_pool(slots, beams)
             except OSError as error:
                 size = KvSlotPool.byte_size(self.contract.caches, slots, beams)
-                _log.warning("no %.0f MB in /dev/shm for the caches, they go over gRPC: %s", size / 1e6, error)
+                _log.warning("no %.0f MB in /dev/shm for the caches, which are sent over gRPC: %s", size / 1e6, error)
             except _CudaMemoryError as error:
-                _log.warning("no memory on GPU %d for the caches, they go over gRPC: %s", _CUDA_DEVICE, error)
+                _log.warning("no memory on GPU %d for the caches, which are sent over gRPC: %s", _CUDA_DEVICE, error)
             except (InferenceServerException, grpc.RpcError) as error:
                 if "disabled" in str(error):
-                    raise InferenceError("the inference server does not let clients share memory with it") from error
+                    raise InferenceError(
+                        "the inference server does not allow clients to share memory with it"
+                    ) from error
                 raise InferenceError("the inference server cannot be reached: try again shortly") from error
         self._slot_pools.add(slot_pool)
         return slot_pool
@@ -170,10 +168,9 @@ class TritonClient:
         return slot_pool
 
     async def _register_cuda(self, name: str, size: int) -> None:
-        """Memory of GPU 0 that only Triton writes and reads.
+        """Allocate memory of GPU 0 and register it. Only Triton reads and writes it.
 
-        All that is done with it is to allocate and register it: the client's functions that read or write such memory
-        take no offset, and none of them may be called from two threads.
+        The client's functions that read or write such memory take no offset, and are not thread-safe.
         """
         cuda = load_cuda()
         try:
@@ -190,7 +187,7 @@ class TritonClient:
         )
 
     async def free_slot_pool(self, slot_pool: KvSlotPool) -> None:
-        """Give an slot_pool's memory back; nothing may be decoded in it any more."""
+        """Release the memory of the caches; see `CaptionInference.free_slot_pool`."""
         self._slot_pools.discard(slot_pool)
         if slot_pool.region and not slot_pool.is_stale and self._shared_memory is not SharedMemory.EMBEDDED:
             with contextlib.suppress(InferenceServerException, grpc.RpcError):
@@ -212,9 +209,9 @@ class TritonClient:
     async def prefill(
         self, hidden_states: Floats, slot_pool: KvSlotPool, slots: Sequence[int], deadline: Deadline
     ) -> None:
-        """[n, S, D] -> cross_key and cross_value [H, S, d] of each layer, in these n slots. Raises as `encode`."""
+        """Fill n slots; see `CaptionInference.prefill`."""
         if slot_pool.region and self._shared_memory is not SharedMemory.EMBEDDED:
-            # An output in shared memory is one piece: slots that are no neighbours need calls of their own.
+            # An output in shared memory is contiguous, so each slot needs its own call.
             calls = (
                 self._prefill_in_place(one[None], slot_pool, slot, deadline)
                 for one, slot in zip(hidden_states, slots, strict=True)
@@ -248,10 +245,7 @@ class TritonClient:
     async def step(
         self, slot_pool: KvSlotPool, rows: int, tokens: Ids, positions: Ids, deadline: Deadline
     ) -> StepOutput:
-        """One token for each beam of the slots below `rows`: tokens int32 [rows, K], positions int32 [rows, 1].
-
-        Raises as `encode`.
-        """
+        """Compute one step; see `StepInference.step`."""
         spec = self.contract.step
         small = {"tokens": tokens, "ancestors": slot_pool.cache.ancestors[:rows], "position": positions}
         parameters = None
@@ -287,7 +281,7 @@ class TritonClient:
         return True
 
     async def probe(self, deadline: Deadline) -> bool:
-        """Whether all three models compute, asked with a photo of zeros. A full queue or a slow answer is no fault."""
+        """Run all three models with a black photo; False if one fails. A full queue or a slow answer is no failure."""
         contract = self.contract
         try:
             black = np.zeros((1, contract.image_height, contract.image_width, 3), np.uint8)
@@ -323,16 +317,16 @@ class TritonClient:
                 details = ", ".join(
                     f"{name}: served {served.get(name)}, contract {expected.get(name)}" for name in wrong
                 )
-                raise ContractError(f"Triton's {spec.name} does not honour the contract ({details}): export it again")
+                raise ContractError(f"Triton's {spec.name} differs from the contract ({details}): export it again")
 
     def seconds_since_success(self) -> float:
-        """Since all three models have answered; infinite where one never has."""
+        """Return the time since all three models last answered; infinite if one never has."""
         if len(self._last_success) < len(self.contract.models):
             return math.inf
         return time.monotonic() - min(self._last_success.values())
 
     async def reconnect(self, address: str, *, region_prefix: str = "") -> None:
-        """Go on with a Triton at another address; calls to the old one fail, and so do captions in its memory."""
+        """Continue with a Triton at another address. Calls to the old one fail, and so do captions in its memory."""
         self.forget_slot_pools()
         self._region_prefix = region_prefix
         old, self._client = self._client, triton.InferenceServerClient(address, channel_args=_CHANNEL_ARGUMENTS)
@@ -350,6 +344,7 @@ class TritonClient:
         self._close_slot_pool(slot_pool)
 
     async def close(self) -> None:
+        """Close the connection."""
         await self._client.close()
 
     async def _call(
@@ -371,9 +366,9 @@ class TritonClient:
                 parameters=parameters,
             )
         except InferenceServerException as error:
-            # A Triton that was restarted between two checks of `watch` has no registered regions.
+            # If Triton was restarted between two checks of `watch`, it has no registered regions.
             if slot_pool is not None and slot_pool in self._slot_pools and _UNKNOWN_REGION in str(error.message()):
-                _log.warning("Triton has forgotten the memory of the caches: new captions get another one")
+                _log.warning("Triton no longer maps the memory of the caches: new captions get new memory")
                 self._forget(slot_pool)
             raise _translated(error) from error
         except grpc.RpcError as error:
@@ -383,14 +378,14 @@ class TritonClient:
 
 
 def _input(tensor: TensorSpec, array: npt.NDArray[Any]) -> triton.InferInput:
-    """[B, ...] to be sent along."""
+    """Make an input that is sent with the request; `array` is [B, ...]."""
     one = triton.InferInput(tensor.name, list(array.shape), tensor.datatype)
     one.set_data_from_numpy(array)
     return one
 
 
 def _step_inputs(slot_pool: KvSlotPool, rows: int, contract: ModelContract) -> str:
-    """Where the rows of all caches lie, as the embedded Triton's backend reads it (its module says how)."""
+    """Return where the rows of all caches are, in the format of the embedded Triton's backend."""
     places = {
         tensor.name: [slot_pool.location(tensor.name)[0], [rows, *with_beams(tensor, slot_pool.beams)]]
         for tensor in contract.caches
@@ -399,10 +394,10 @@ def _step_inputs(slot_pool: KvSlotPool, rows: int, contract: ModelContract) -> s
 
 
 def _array(result: triton.InferResult, tensor: TensorSpec) -> npt.NDArray[Any]:
-    """[B, ...] that was sent back."""
+    """Return an output, [B, ...]."""
     array: npt.NDArray[Any] | None = result.as_numpy(tensor.name)
     if array is None:
-        raise InferenceError("the inference server gave an incomplete answer: try again")
+        raise InferenceError("the inference server's answer is incomplete: try again")
     return array
 
 
@@ -410,7 +405,7 @@ def _translated(error: InferenceServerException) -> InferenceError | OverloadedE
     status, message = str(error.status() or ""), str(error.message() or "")
     if "DEADLINE_EXCEEDED" in status:
         return DeadlineError("the deadline passed before inference was done: allow more time")
-    # Triton answers UNAVAILABLE for a full queue; only its text tells that from a server that is gone.
+    # Triton answers UNAVAILABLE for a full queue; only the text distinguishes it from a server that is gone.
     if "Exceeds maximum queue size" in message:
         return OverloadedError("the inference queue is full: try again shortly", retry_after_seconds=1.0)
     return InferenceError("the inference server failed or cannot be reached: try again shortly")

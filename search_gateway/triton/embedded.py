@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts and stops the real `tritonserver` from the nvidia-pytriton wheel: no Docker, GPU or root.
 
-`supervisor.py` stands between this process and Triton, so that nothing is left running, in /dev/shm or in /tmp however
-this process ends, kill -9 included. So any thread may call `start` too (a parent death signal would follow the thread
-instead).
+`supervisor.py` runs Triton, so that no process and no file in /dev/shm or /tmp is left behind however this process
+ends, including kill -9. So any thread may call `start` (a parent death signal would depend on the calling thread).
 
-Triton is in a session of its own: Ctrl-C reaches the gateway alone, which first finishes what it
-has begun. Under systemd set KillMode=mixed for the same reason.
+Triton has its own session: Ctrl-C reaches only the gateway, which first finishes the requests in flight. Under systemd
+set KillMode=mixed for the same reason.
 """
 
 import contextlib
@@ -37,7 +36,7 @@ _LOOPBACK = "127.0.0.1"
 _PORT_ATTEMPTS = 4
 _POLL_SECONDS = 0.05
 # How long Triton may finish requests in flight at `stop`. The gateway stops it last, so there are
-# none unless something hangs. A normal stop takes 1-2 s: Triton looks once a second.
+# none unless something hangs. A normal stop takes 1-2 s, since Triton checks once a second.
 _GRACE_SECONDS = 10
 _BACKENDS = Path(__file__).parent / "backend"
 
@@ -51,10 +50,9 @@ class EmbeddedTriton:
             connect(triton.grpc_address)
 
     Args:
-        model_repository: Every folder in it must be a model that loads, or `start` fails.
-        log_file: Appended to. Without it the log is a temporary file, which a clean `stop` removes
-            and a failure leaves.
-        start_timeout_seconds: For all models together.
+        model_repository: every folder in it must be a model that loads, or `start` fails.
+        log_file: the log is appended to it; None: a temporary file, which remains only after a failure.
+        start_timeout_seconds: for loading all models.
     """
 
     def __init__(
@@ -82,9 +80,9 @@ class EmbeddedTriton:
 
     @property
     def shm_prefix(self) -> str:
-        """Regions in /dev/shm whose name starts so are removed when Triton ends.
+        """Prefix of the regions in /dev/shm that are removed when Triton ends.
 
-        A caller that names its own regions like this leaks none, even when it is killed.
+        A caller whose own regions have this prefix leaks none, even if it is killed.
         """
         return self._running().instance_id
 
@@ -95,9 +93,11 @@ class EmbeddedTriton:
 
     @property
     def log_file(self) -> Path:
+        """Triton's log."""
         return self._log_file
 
     def is_running(self) -> bool:
+        """Whether Triton was started and has not ended."""
         return self._run is not None and self._run.supervisor.poll() is None
 
     def start(self) -> None:
@@ -126,13 +126,13 @@ class EmbeddedTriton:
                 return
             log = read_from(self._log_file, log_start)
             self._discard()
-            # Between finding a free port and Triton binding it, anybody can take it.
+            # Another program may take a free port before Triton binds it.
             if "already in use" not in log:
                 raise TritonStartError(self._explain(problem, log))
         raise TritonStartError(self._explain("found no free port on 127.0.0.1", log))
 
     def stop(self) -> None:
-        """Stop Triton, gracefully if it lets us, and remove what it used. May be repeated."""
+        """Stop Triton, gracefully if possible, and remove what it used. Further calls do nothing."""
         run, self._run = self._run, None
         if run is None:
             return
@@ -163,7 +163,7 @@ class EmbeddedTriton:
         return self._run
 
     def _wait_until_ready(self, run: "_Run", deadline: float) -> str | None:
-        """Wait; the answer is None when Triton is ready, else what went wrong."""
+        """Wait until Triton is ready; returns what went wrong, or None."""
         with grpc.insecure_channel(
             f"{_LOOPBACK}:{run.grpc_port}",
             options=[
@@ -197,7 +197,7 @@ class _Run:
 
 
 def _check_model_repository(folder: Path) -> None:
-    # Triton itself would start with no model at all, and call that ready.
+    # Triton itself would start without a model and report ready.
     if not any(folder.glob("*/config.pbtxt")):
         raise TritonStartError(f"{folder} holds no model (no */config.pbtxt)")
 
@@ -232,7 +232,7 @@ def _launch(installation: TritonInstallation, model_repository: Path, log_file: 
             os.close(log_descriptor)
         assert process.stdout is not None
         with process.stdout as first_line:
-            triton_pid = int(first_line.readline() or 0)  # no line: it failed, and `poll` tells so
+            triton_pid = int(first_line.readline() or 0)  # no line: it failed, which `poll` reports
     except BaseException:
         shutil.rmtree(workspace, ignore_errors=True)
         raise
@@ -247,7 +247,7 @@ def _launch(installation: TritonInstallation, model_repository: Path, log_file: 
 
 
 def _lay_out_backends(installation: TritonInstallation, workspace: Path) -> Path:
-    """Build the one backend directory Triton takes. Copies: it refuses links that lead outside."""
+    """Build the backend directory. It holds copies, since Triton refuses links that lead outside."""
     backends = workspace / "backends"
     shutil.copytree(_BACKENDS, backends, ignore=shutil.ignore_patterns("__pycache__", "__init__.py"))
     python_backend = backends / "python"
@@ -287,15 +287,15 @@ def _flags(model_repository: Path, backends: Path, grpc_port: int, metrics_port:
 
 
 def _environment(installation: TritonInstallation) -> dict[str, str]:
-    """Ours, less the gateway's own settings and secrets, plus what Triton needs to find Python."""
+    """Return our environment without the gateway's settings and secrets, and with what Triton needs to find Python."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CAPTRIEVE_")}
-    # The stub asks PATH for `python3` and takes that one's virtual environment, so numpy and
-    # onnxruntime are the ones installed beside this interpreter.
+    # The stub uses the virtual environment of the first `python3` in PATH, so numpy and onnxruntime
+    # are those of this interpreter.
     _prepend(environment, "PATH", Path(sys.executable).parent)
     _prepend(environment, "LD_LIBRARY_PATH", *installation.libraries)
-    # The embedded server is for the CPU; looking at a GPU costs start time and GPU memory.
+    # The embedded server uses the CPU only; initialising a GPU would cost start time and GPU memory.
     environment["CUDA_VISIBLE_DEVICES"] = ""
-    # ONNX Runtime gets its threads from config.pbtxt; numpy only joins and splits rows.
+    # config.pbtxt sets ONNX Runtime's threads; numpy only joins and splits rows.
     environment["OMP_NUM_THREADS"] = "1"
     environment["OPENBLAS_NUM_THREADS"] = "1"
     return environment
@@ -309,7 +309,7 @@ def _prepend(environment: dict[str, str], name: str, *folders: Path) -> None:
 def _free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
     try:
-        # All bound at once, so that they differ.
+        # All are bound at the same time, so that they differ.
         for free in sockets:
             free.bind((_LOOPBACK, 0))
         return [int(free.getsockname()[1]) for free in sockets]
@@ -319,12 +319,11 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _is_ready(channel: grpc.Channel, run: _Run) -> bool:
-    """Whether this very server answers and has all models.
+    """Whether the server that was started answers and has all models.
 
-    With --exit-on-error Triton serves gRPC only after every model has loaded, and with
-    --strict-readiness ServerReady is true only if all are ready, so nothing is asked per model. The
-    messages are so small that they are read as bytes: {1: true} is 08 01, and ServerMetadata holds
-    the server's name. (only client.py imports tritonclient.)
+    With --exit-on-error Triton serves gRPC only after every model has loaded, and with --strict-readiness ServerReady
+    is true only if all are ready, so no model is asked individually. The messages are small enough to be read as bytes,
+    since only client.py imports tritonclient: {1: true} is 08 01, and ServerMetadata contains the server's name.
     """
     service = "/inference.GRPCInferenceService/"
     try:
@@ -336,7 +335,7 @@ def _is_ready(channel: grpc.Channel, run: _Run) -> bool:
 
 
 def _has_metrics(port: int) -> bool:
-    # Triton binds this port last and exits when it cannot: before that, ready may not last.
+    # Triton binds this port last, and exits if it cannot. It counts as ready only after that.
     connection = http.client.HTTPConnection(_LOOPBACK, port, timeout=1)
     try:
         connection.request("GET", "/metrics")
@@ -348,7 +347,7 @@ def _has_metrics(port: int) -> bool:
 
 
 def _end(run: _Run, *, is_graceful: bool) -> int:
-    """Stop, wait until nothing is left, and return the exit status (negative: unclean)."""
+    """Stop Triton, wait until all its processes have ended, and return the exit status (negative: killed)."""
     process = run.supervisor
     assert process.stdin is not None
     if is_graceful:
@@ -356,7 +355,7 @@ def _end(run: _Run, *, is_graceful: bool) -> int:
             process.stdin.write(b"s")
     process.stdin.close()  # without the byte before it, this means: kill
     try:
-        # Its end means that all processes are gone and everything is cleaned up.
+        # The supervisor ends after all processes have ended and everything is removed.
         exit_code = process.wait(timeout=_GRACE_SECONDS + 5)
     except subprocess.TimeoutExpired:
         process.kill()
@@ -368,7 +367,7 @@ def _end(run: _Run, *, is_graceful: bool) -> int:
 
 
 def _kill_instance(instance_id: str) -> None:
-    """Kill the processes with the id in their command line: unlike a stored pid, it is never reused."""
+    """Kill the processes with the id in their command line. Unlike a pid, the id is never reused."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if instance_id.encode() in (process / "cmdline").read_bytes():

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds what we need of Triton in the nvidia-pytriton wheel, and says what is missing.
-
-It starts nothing and imports nothing of the wheel.
-"""
+"""Finds Triton's files in the nvidia-pytriton wheel, and says what is missing. It imports nothing of the wheel."""
 
 import ctypes.util
 import importlib.metadata
@@ -16,12 +13,12 @@ _TRITON_PACKAGE = "nvidia-pytriton==0.7.0"
 
 
 class TritonStartError(RuntimeError):
-    """Triton did not become ready. One line: what, where the log is, what to do."""
+    """Triton did not become ready. The message is one line: the problem, the log file, the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TritonInstallation:
-    """Where the wheel has what we need of Triton."""
+    """Where the files of the wheel are."""
 
     server: Path
     python_backend: Path
@@ -30,7 +27,7 @@ class TritonInstallation:
 
 
 def find_installation() -> TritonInstallation:
-    """Looks beside the running interpreter.
+    """Find the wheel that belongs to the running interpreter.
 
     Raises:
         TritonStartError: a package is missing or of the wrong version.
@@ -53,7 +50,7 @@ def find_installation() -> TritonInstallation:
     _find_package("numpy", "'numpy<2'")
     numpy_version = importlib.metadata.version("numpy")
     if not numpy_version.startswith("1."):
-        # Not an error of Triton's: every output would arrive empty.
+        # Triton would not report an error, but every output would arrive empty.
         raise TritonStartError(
             f"The embedded Triton needs numpy 1 (Python 3.11 or 3.12), not {numpy_version}: pip install 'numpy<2'"
         )
@@ -66,7 +63,7 @@ def find_installation() -> TritonInstallation:
 
 
 def _find_package(name: str, requirement: str) -> Path:
-    # Looked for, not imported: pytriton's own import takes most of a second.
+    # Not imported: importing pytriton takes most of a second.
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
         raise TritonStartError(f"The embedded Triton needs {name}: pip install {requirement}")
@@ -74,13 +71,13 @@ def _find_package(name: str, requirement: str) -> Path:
 
 
 def _libpython_folders(version: str, wheel_libraries: Path) -> list[Path]:
-    """Where the stub finds libpython: the running interpreter's first, to match its library."""
+    """Return the folders in which the stub finds libpython: first that of the running interpreter."""
     name = f"libpython{version}.so.1.0"
     folder = Path(sysconfig.get_config_var("LIBDIR") or sys.base_prefix)
     if (folder / name).exists():
         return [folder]
     major, minor = version.split(".")
-    is_in_wheel = any(wheel_libraries.glob(f"libpython{major}-*.{minor}.so*"))  # so for 3.13
+    is_in_wheel = any(wheel_libraries.glob(f"libpython{major}-*.{minor}.so*"))  # true for 3.13
     if not is_in_wheel and ctypes.util.find_library(f"python{version}") is None:
         raise TritonStartError(
             f"Triton's python backend needs {name}: install libpython{version},"

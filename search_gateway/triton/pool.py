@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All Tritons of a gateway as one: each photo goes to the one with the least to do, and to another where that fails.
+"""Distributes photos over the gateway's Tritons: each goes to the least busy one, and to another one if that fails.
 
-A photo stays with one Triton from the encoder to the last word, since its caches lie there.
+A photo stays with one Triton from the encoder to the last word, since its caches are there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from search_gateway.errors import InferenceError, OverloadedError
 
 _log = logging.getLogger(__name__)
 
-# A replica that has just failed is chosen last, until its next health check.
+# How long a replica that failed is chosen last, unless a health check comes first.
 _SUSPECT_SECONDS = 1.0
 
 Answer = TypeVar("Answer")
@@ -35,22 +35,29 @@ class Replica(Protocol):
     """What the pool needs of a Triton."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Its name, for the log."""
 
     @property
-    def captions(self) -> CaptionScheduler: ...
+    def captions(self) -> CaptionScheduler:
+        """Its scheduler."""
 
     @property
-    def is_serving(self) -> bool: ...
+    def is_serving(self) -> bool:
+        """Whether it answered its last health check."""
 
-    async def watch(self, changed: Callable[[], object]) -> None: ...
+    async def watch(self, changed: Callable[[], object]) -> None:
+        """Check its health until cancelled; `changed` is called after each check."""
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """End all its work."""
 
 
 class TritonPool:
-    """Args:
-    replicas: at least one, started.
+    """All Tritons of a gateway, used like one `CaptionScheduler`.
+
+    Args:
+        replicas: at least one; started. The caller closes them.
     """
 
     def __init__(self, replicas: Sequence[Replica]):
@@ -60,11 +67,12 @@ class TritonPool:
 
     @property
     def is_serving(self) -> bool:
+        """Whether at least one Triton can be used."""
         return any(replica.is_serving for replica in self._replicas)
 
     @property
     def step_calls(self) -> dict[int, tuple[int, int]]:
-        """Captions in a call of the step model -> number of calls, nanoseconds; of all Tritons together."""
+        """Calls of the step model on all Tritons: captions in a call -> (number of calls, total nanoseconds)."""
         total: dict[int, tuple[int, int]] = {}
         for replica in self._replicas:
             for size, calls in replica.captions.step_calls.items():
@@ -78,7 +86,7 @@ class TritonPool:
         def look(replica: Replica) -> None:
             self._failures.pop(replica, None)
             if not replica.is_serving and self.is_serving:
-                # It may be silent rather than dead: another one can still answer in time.
+                # It may hang rather than be dead: fail its photos, so that another Triton answers them in time.
                 replica.captions.fail_all(InferenceError("the inference server does not answer: try again shortly"))
             changed()
 
@@ -87,17 +95,17 @@ class TritonPool:
         ]
 
     async def close(self) -> None:
-        """Stop watching; the replicas are their maker's."""
+        """Stop watching."""
         for task in self._watching:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
     def check_capacity(self, options: DecodingOptions) -> None:
-        """As `CaptionScheduler.check_capacity`, of the Triton with the most room.
+        """Check that at least one Triton has a free place in its queue.
 
         Raises:
-            OverloadedError: not one has room.
+            OverloadedError: none has.
         """
         replicas = sorted(self._replicas, key=self._rank)
         serving = [replica for replica in replicas if replica.is_serving] or replicas
@@ -111,11 +119,11 @@ class TritonPool:
         raise refusals[0]
 
     async def caption(self, pixels: Pixels, options: DecodingOptions, deadline: Deadline) -> DecodedPhoto:
-        """As `CaptionScheduler.caption`; an InferenceError only where every Triton failed."""
+        """Caption a photo as `CaptionScheduler.caption`; InferenceError only if every Triton failed."""
         return await self._ask(lambda captions: captions.caption(pixels, options, deadline), deadline)
 
     async def embed(self, pixels: Pixels, deadline: Deadline) -> npt.NDArray[np.float32]:
-        """As `CaptionScheduler.embed`; an InferenceError only where every Triton failed."""
+        """Embed a photo as `CaptionScheduler.embed`; InferenceError only if every Triton failed."""
         return await self._ask(lambda captions: captions.embed(pixels, deadline), deadline)
 
     async def _ask(self, ask: Callable[[CaptionScheduler], Awaitable[Answer]], deadline: Deadline) -> Answer:
@@ -129,7 +137,7 @@ class TritonPool:
                 self._failures[replica] = time.monotonic()
                 if not left or deadline.remaining_seconds() <= 0:
                     raise
-                _log.warning("Triton %s failed on a photo, another one is asked: %s", replica.name, error)
+                _log.warning("Triton %s failed on a photo; the next one is tried: %s", replica.name, error)
             except OverloadedError:
                 if not left:
                     raise

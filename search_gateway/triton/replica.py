@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One Triton of the gateway: connected to, watched, and started again where it is our own."""
+"""One Triton of the gateway: connects to it and watches it; starts the embedded one, and again when it fails."""
 
 from __future__ import annotations
 
@@ -24,27 +24,33 @@ _log = logging.getLogger(__name__)
 
 _HEALTH_INTERVAL_SECONDS = 0.5
 
-# A Triton whose worker process died still calls itself ready: only asking the models tells. A probe takes some 20 ms.
+# A Triton whose worker process died still reports ready, so the models themselves are called. A probe takes some 20 ms.
 _PROBE_INTERVAL_SECONDS = 3.0
 _PROBE_TIMEOUT_SECONDS = 5.0
 _FAILED_PROBES_TO_RESTART = 2
 
 _RESTART_BACKOFF_SECONDS = (0.0, 1.0, 5.0, 15.0, 60.0)
 
-# Regions for a Triton that is not our own; its own supervisor removes those of the embedded one.
+# Names of the regions for a Triton that is not embedded; the supervisor removes those of the embedded one.
 _REGION_PREFIX = "captrieve_gateway_"
 
 
 class TritonReplica:
-    """`await start()`, then `watch()` as a task for as long as it is needed, then `await close()`.
+    """A `Replica`: call `start`, then run `watch` as a task, and `close` at the end.
 
     Args:
-        address: HOST:PORT; empty for an embedded one.
+        contract: of the models.
+        address: HOST:PORT; empty for an embedded Triton.
+        model_repository: of the embedded Triton.
+        log_file: of the embedded Triton; None: a temporary file.
         shared_memory: how the caches reach a Triton that is not embedded.
+        slots: maximum number of captions decoded together.
+        waiting: maximum number of queued photos of one kind.
 
     Attributes:
-        captions: what is asked of it.
-        is_serving: whether it answered when it was last watched, with all models of the contract.
+        captions: the scheduler, after `start`.
+        embedded: the embedded Triton; None for another one.
+        is_serving: whether its last health check found all models of the contract.
     """
 
     def __init__(
@@ -72,21 +78,22 @@ class TritonReplica:
 
     @property
     def name(self) -> str:
-        """For the log."""
+        """Its name, for the log."""
         return self._address or "embedded"
 
     async def start(self) -> None:
-        """Start the embedded Triton, or connect to the other and compare its models with the contract.
+        """Start the embedded Triton, or connect to the other one, and compare its models with the contract.
 
         Raises:
-            TritonStartError, ContractError.
+            TritonStartError: the embedded Triton does not start.
+            ContractError: it serves other models.
             InferenceError: no server answers at the address; `watch` keeps trying.
         """
         prefix = f"{_REGION_PREFIX}{os.getpid()}_{secrets.token_hex(4)}_"
         if self.embedded is not None:
             self._closing.push_async_callback(asyncio.to_thread, self.embedded.stop)
             await asyncio.to_thread(self.embedded.start)
-            # Named like Triton's own regions, which the supervisor removes at the end.
+            # The supervisor removes all regions with this prefix at the end.
             prefix = self.embedded.shm_prefix
         elif self._shared_memory is not SharedMemory.NONE:
             for region in remove_orphans(_REGION_PREFIX):
@@ -110,14 +117,14 @@ class TritonReplica:
         self._is_checked = self.is_serving = True
 
     async def close(self) -> None:
-        """End what is under way. May be called whatever `start` did."""
+        """End all work. May be called even if `start` failed."""
         await self._closing.aclose()
 
     async def watch(self, changed: Callable[[], object]) -> None:
-        """Keep `is_serving` as it is, and start the embedded Triton again where it died or its models did.
+        """Keep `is_serving` up to date, and restart the embedded Triton if it or one of its models died.
 
         Args:
-            changed: called whenever `is_serving` was looked at.
+            changed: called after each health check.
         """
         while True:
             await asyncio.sleep(_HEALTH_INTERVAL_SECONDS)
@@ -138,8 +145,8 @@ class TritonReplica:
                 _log.error("Triton %s is not used: %s", self.name, error)
                 await asyncio.sleep(_PROBE_INTERVAL_SECONDS)
             except Exception:
-                # Without this task `is_serving` would stay as it is for ever, whatever Triton does.
-                _log.exception("watching Triton %s failed; it goes on", self.name)
+                # The task must go on, or `is_serving` would never change again.
+                _log.exception("a health check of Triton %s failed unexpectedly", self.name)
             changed()
 
     def _must_restart(self) -> bool:
@@ -161,7 +168,7 @@ class TritonReplica:
     async def _check_health(self) -> bool:
         is_ready = await self._inference.is_ready()
         if not is_ready:
-            # Whatever comes back at this address may be another Triton, with other models and no memory of ours.
+            # What answers next at this address may be another Triton, with other models and without our memory.
             self._is_checked = self._is_checked and self.embedded is not None
             return False
         if not self._is_checked:
@@ -172,19 +179,19 @@ class TritonReplica:
             self._inference.forget_slot_pools()
             self._is_checked = True
         if self._inference.seconds_since_success() < _PROBE_INTERVAL_SECONDS:
-            # Requests have just shown it: at full size a probe is a fifteenth of the machine.
+            # Requests have just shown that it works: at full size a probe takes a fifteenth of the machine.
             self._failed_probes = self._restarts = 0
         elif time.monotonic() >= self._next_probe:
             is_healthy = await self._inference.probe(Deadline(_PROBE_TIMEOUT_SECONDS))
             self._failed_probes = 0 if is_healthy else self._failed_probes + 1
             self._restarts = 0 if is_healthy else self._restarts
-            # It may have been exchanged for another one faster than anybody looked.
+            # It may have been replaced between two checks.
             self._is_checked = is_healthy or self.embedded is not None
             self._next_probe = time.monotonic() + (_PROBE_INTERVAL_SECONDS if is_healthy else 0.0)
         return not self._failed_probes
 
 
 def _embedded_memory(model_repository: Path) -> SharedMemory:
-    """What the repository's step allows: one that was exported without a configuration for us wants all its inputs."""
+    """Return what the exported step model allows: without our configuration it needs all its inputs by protocol."""
     is_ours = (model_repository / STEP / "configs" / "embedded.pbtxt").is_file()
     return SharedMemory.EMBEDDED if is_ours else SharedMemory.SYSTEM

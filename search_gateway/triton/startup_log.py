@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Triton's log says of a start that failed, made fit for a person."""
+"""Finds the reason for a failed start in Triton's log."""
 
 import re
 from pathlib import Path
 
 
 def read_from(log_file: Path, start: int) -> str:
-    """The log from this byte on."""
+    """Return the log from a byte on."""
     with log_file.open("rb") as log:
         log.seek(start)
         return log.read().decode(errors="replace")
 
 
 def reason_in(log: str) -> str | None:
-    """The line of Triton's log that tells a person what to repair, made one short sentence."""
+    """Return what is wrong according to Triton's log, as one short sentence; None if the log does not say."""
     failed = re.findall(r"\"failed to load '([^']+)' version \d+: (?:\w+: )?(.*)\"$", log, re.M)
     if failed:
         model, message = failed[0]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs one command until its owner lets go, then leaves nothing of it behind.
+"""Runs one command until its owner stops it or ends, then removes everything that the command used.
 
-A program of its own, because only another process survives the owner's kill -9. It owns the process group of the
-command, its shared memory and its folder. Standard library only, so that `python -I -S` starts it in some 20 ms.
+This is a separate program because only another process survives the owner's kill -9. It owns the command's process
+group, shared memory and folder. It uses only the standard library, so that `python -I -S` starts it in some 20 ms.
 
 Protocol: the first line on stdout is the command's pid. On stdin one byte asks for a graceful stop;
 the end of stdin means that the owner is gone. The exit status is the command's.
@@ -28,9 +28,9 @@ _SHARED_MEMORY = Path("/dev/shm")
 
 
 def remove_leftovers(workspace: Path, shm_prefix: str) -> None:
-    """Delete the folder and the shared memory regions that only the ended command used."""
+    """Delete the folder and the shared memory regions of the ended command."""
     shutil.rmtree(workspace, ignore_errors=True)
-    if shm_prefix and _SHARED_MEMORY.is_dir():  # an empty prefix would be everybody's memory
+    if shm_prefix and _SHARED_MEMORY.is_dir():  # an empty prefix would match every region
         for region in _SHARED_MEMORY.iterdir():
             if region.name.startswith(shm_prefix):
                 region.unlink(missing_ok=True)
@@ -46,7 +46,7 @@ class _Command:
         self.exit_code: int | None = None
 
     def is_running(self) -> bool:
-        """Collect ended processes, adopted ones too, and tell whether the command itself lives."""
+        """Reap ended processes, also adopted ones, and return whether the command itself runs."""
         while self.exit_code is None and self._reap(os.WNOHANG):
             pass
         return self.exit_code is None
@@ -58,10 +58,10 @@ class _Command:
             time.sleep(_POLL_SECONDS / 4)
 
     def kill_group(self) -> None:
-        """End what is left, and return only when the kernel has taken every process away."""
+        """Kill the remaining processes, and return when all have ended."""
         with contextlib.suppress(ProcessLookupError):  # nothing left: normal after a graceful stop
             os.killpg(self.pid, signal.SIGKILL)
-        # As subreaper we inherit the orphans, so no more children means that all are gone.
+        # A subreaper inherits orphans, so without children all are gone.
         while self._reap(0):
             pass
 
@@ -76,11 +76,11 @@ class _Command:
 
 
 def _become(arguments: list[str], prctl: Callable[[int, int], int]) -> None:
-    """In the forked child: turn into the command. Never returns."""
+    """Replace the forked child by the command. Never returns."""
     try:
         os.setpgid(0, 0)
-        # Should this supervisor be killed itself, the command must not outlive it. The signal comes
-        # when the forking thread ends; here that is the only thread.
+        # If this supervisor is killed, the command must not outlive it. The signal is sent when the
+        # forking thread ends, which is the only thread here.
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         # Python ignores SIGPIPE, and exec would pass that on.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
@@ -107,6 +107,7 @@ def _parse_args() -> argparse.Namespace:
 
 
 def main() -> int:
+    """Run the command; returns its exit status."""
     options = _parse_args()
     is_stop_asked = False
 
@@ -122,7 +123,7 @@ def main() -> int:
     os.write(1, f"{command.pid}\n".encode())
 
     while command.is_running():
-        # stdin alone would do, had the owner never forked: a fork holds the pipe open as well.
+        # The end of stdin is not enough: a fork of the owner would hold the pipe open.
         is_owner_gone = os.getppid() != options.owner_pid
         if select.select([0], [], [], 0 if is_owner_gone or is_stop_asked else _POLL_SECONDS)[0]:
             is_stop_asked = os.read(0, 1) != b""

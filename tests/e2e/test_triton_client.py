@@ -114,7 +114,7 @@ def test_too_small_shared_memory_sends_the_caches_over_grpc(
         triton_address, SharedMemory.SYSTEM, prefix(), lambda inference, scheduler: captions(inference, scheduler, 1)
     )
     assert got == expected
-    assert "MB in /dev/shm for the caches, they go over gRPC" in caplog.text
+    assert "MB in /dev/shm for the caches, which are sent over gRPC" in caplog.text
 
 
 def test_triton_elsewhere_makes_the_memory_stale_and_captions_go_on(triton_address: str) -> None:
@@ -353,7 +353,7 @@ def test_a_gpu_without_memory_sends_the_caches_over_grpc(
         await inference.free_slot_pool(slot_pool)
 
     on_a_gpu(monkeypatch, use, cuda=cuda)
-    assert "no memory on GPU 0 for the caches, they go over gRPC" in caplog.text
+    assert "no memory on GPU 0 for the caches, which are sent over gRPC" in caplog.text
 
 
 def test_one_region_that_cannot_be_given_back_does_not_keep_the_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,7 +121,7 @@ def test_a_triton_that_forgot_the_memory_faster_than_anybody_looks_fails_one_cap
         assert not new & old, "memory nobody maps is kept"
 
     asyncio.run(with_host(triton_address, SharedMemory.SYSTEM, use))
-    assert "Triton has forgotten the memory of the caches" in caplog.text
+    assert "Triton no longer maps the memory of the caches" in caplog.text
 
 
 def test_a_triton_that_was_away_gets_new_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

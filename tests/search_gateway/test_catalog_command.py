@@ -94,7 +94,7 @@ def test_ctrl_c_says_what_is_stored_and_how_to_go_on(
     told = errors.splitlines()[-1]
     assert told.startswith(f"{out}: stopped early. Stored: ")
     [stored] = [n for n in (64, 128, 192) if f" {n} added, 0 updated, 0 unchanged, 0 removed. " in told]
-    assert told.endswith(f" {NUM_PHOTOS - stored} photos are left: the same command goes on with them.")
+    assert told.endswith(f" {NUM_PHOTOS - stored} photos are left: run the same command again to continue.")
     monkeypatch.setattr(Embedder, "embed", embed)
     assert build(CONFIG, photos, None, out) == 0
     assert f"{NUM_PHOTOS - stored} added, 0 updated, {stored} unchanged, 0 removed" in capsys.readouterr().out

@@ -290,7 +290,7 @@ def test_former_name_of_a_variable_works_with_a_warning(caplog: pytest.LogCaptur
 def test_removed_setting_is_accepted_with_a_warning(text: str, caplog: pytest.LogCaptureFixture) -> None:
     assert GatewayConfig.from_env({"CAPTRIEVE_CAPTION_THUMBNAILS": text}) == GatewayConfig()
     (record,) = caplog.records
-    assert record.getMessage().startswith("CAPTRIEVE_CAPTION_THUMBNAILS is deprecated and has no effect any more")
+    assert record.getMessage().startswith("CAPTRIEVE_CAPTION_THUMBNAILS is deprecated and has no effect")
 
 
 def test_environment_of_the_process_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,7 +351,7 @@ def test_everything_wrong_in_file_and_environment_is_told_at_once(tmp_path: Path
 
 
 def test_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none\.toml, which is no file: correct the path"):
+    with pytest.raises(ConfigError, match=r"none\.toml, which is not a file: correct the path"):
         GatewayConfig.from_env({}, tmp_path / "none.toml")
     (tmp_path / "bad.toml").write_text("listen_address = here\n")
     with pytest.raises(ConfigError, match=r"bad\.toml cannot be read as TOML \(.*line 1.*\): correct it"):

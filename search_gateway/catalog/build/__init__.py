@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a catalogue is built from a folder of photos."""
+"""Builds a catalogue from a folder of photos."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of photos -> the catalogue file. Only what has changed since the last build is done.
+"""Builds a catalogue file from a folder of photos, and processes only what has changed since the last build.
 
-Every batch is a transaction in the file itself: a build that is stopped, however hard, has lost the batches it was at,
-and the next one goes on from there. While one batch is stored the next ones are at the model already, and those after
-them are being decoded. The caller gives the functions that decode and embed.
+Every batch is a transaction in the file. A build that is stopped, even by kill -9, loses only the batches in progress,
+and the next build continues from there. While one batch is stored, the next ones are embedded and further ones decoded.
+The caller passes the functions that decode and embed.
 """
 
 from __future__ import annotations
@@ -45,14 +45,13 @@ from search_gateway.catalog.store import (
     CatalogStore,
 )
 
-NO_EMBEDDING = "the model gives no embedding"
+NO_EMBEDDING = "the model returned no valid embedding"
 
 # Pixels [H, W, 3] of each photo -> embeddings [n, D]; called from several threads at once
 Embed = Callable[[Sequence[npt.NDArray[np.uint8]]], npt.NDArray[np.float32]]
 
 _MAX_DECODERS = 4  # threads; the model needs the other cores
-# Batches at the model at a time. With one the model would wait while the next one is put together; with a second one
-# in its queue there is always something to batch.
+# Batches that are embedded at a time. With one, the model would wait while the next one is prepared.
 _BATCHES_EMBEDDED_AT_ONCE = 2
 
 _In = TypeVar("_In")
@@ -62,7 +61,7 @@ _Out = TypeVar("_Out")
 @dataclass(frozen=True, eq=False)
 class _Batch:
     photos: list[PreparedPhoto]
-    embeddings: npt.NDArray[np.float32]  # [n, D], of those that are decoded
+    embeddings: npt.NDArray[np.float32]  # [n, D], of the decoded photos
 
 
 def build_catalog(
@@ -78,23 +77,32 @@ def build_catalog(
     batch: int = 64,
     report: BuildReport | None = None,
 ) -> BuildReport:
-    """Bring the catalogue `output` up to date with the photos in a folder and the folders in it.
+    """Update a catalogue to the photos in a folder and its subfolders.
 
-    A catalogue of another model, or of another version of this code, is built anew beside the old
-    one (`<output>.new`) and takes its place when it is complete.
+    A catalogue of another model or another version of this code is built again beside the old one (`<output>.new`) and
+    replaces it when it is complete.
 
     Args:
+        photos_folder: folder of photos.
+        titles_csv: file of titles, see `read_titles`; None: titles are made from the file names.
+        output: the catalogue file; created if it does not exist.
+        embed: computes embeddings.
+        decode: decodes an image file for `embed`.
+        model_fingerprint: of the model behind `embed`.
+        model_name: of the same model, for messages.
+        progress: whether to show a progress bar.
         batch: photos that are embedded by one call and stored in one transaction.
-        report: filled while photos are stored, so that it is complete after an error or Ctrl-C.
+        report: updated while photos are stored, so that it is correct after an error or Ctrl-C.
 
     Raises:
-        CatalogError: no folder, no photo in it, unusable titles, or a file that cannot be written.
+        CatalogError: the folder does not exist or has no photo, or the titles or the catalogue cannot be used.
+        OSError: the catalogue's file cannot be replaced.
     """
     started = time.monotonic()
     folder = photos_folder.resolve()
     photos, unreadable = look_for_photos(folder)
     if not photos:
-        # A folder that is not mounted looks like this; it must not empty the catalogue.
+        # A folder that is not mounted looks like this, and must not empty the catalogue.
         raise CatalogError(f"no photo ({', '.join(sorted(PHOTO_SUFFIXES))}) in {photos_folder}")
     titles = TitleList([]) if titles_csv is None else read_titles(titles_csv, folder)
 
@@ -129,18 +137,18 @@ def build_catalog(
 
 
 class _Build:
-    """One run over the photos."""
+    """One build."""
 
     def __init__(self, store: CatalogStore, embed: Embed, decode: Decode, report: BuildReport) -> None:
         self._store = store
         self._embed = embed
         self._decode = decode
         self._report = report
-        # By SHA-256: products whose photo is not there any more, but may be there under another name.
+        # By SHA-256: products whose photo has disappeared but may exist under another name.
         self._gone: dict[str, list[CatalogEntry]] = {}
 
     def plan(self, photos: Iterable[PhotoFile], titles: TitleList, *, has_list: bool) -> list[PhotoJob]:
-        """Forget deleted photos, take over new titles, and return what must be read."""
+        """Delete the products of deleted photos, update titles, and return the photos that must be read."""
         report = self._report
         known = {entry.path: entry for entry in self._store.entries()}
         jobs: list[PhotoJob] = []
@@ -175,7 +183,7 @@ class _Build:
         return jobs
 
     def work_off(self, jobs: Sequence[PhotoJob], batch: int, progress: bool) -> None:
-        """Read, embed and store the photos; what is stored after each batch stays stored."""
+        """Read, embed and store the photos, in one transaction per batch."""
         decoders = ThreadPoolExecutor(min(_MAX_DECODERS, os.cpu_count() or 1), thread_name_prefix="decode")
         embedders = ThreadPoolExecutor(_BATCHES_EMBEDDED_AT_ONCE, thread_name_prefix="embed")
         try:
@@ -258,7 +266,7 @@ def _product(photo: DecodedPhoto, embedding: npt.NDArray[np.float32]) -> Catalog
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Callable[[_In], _Out], jobs: Iterable[_In], window: int) -> Iterator[_Out]:
-    """The results of the work in the order of the jobs, up to `window` jobs ahead of the reader."""
+    """Yield the results in the order of the jobs; works on up to `window` jobs ahead of the reader."""
     running: deque[Future[_Out]] = deque()
     for job in jobs:
         running.append(pool.submit(work, job))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One photo of a catalogue: read, compared with what the catalogue knows of it, decoded, made small.
+"""Reads one photo of a catalogue, compares it with its stored entry, decodes it, and makes its thumbnail.
 
-All of it may run in several threads at once.
+All functions are thread-safe.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from search_gateway.catalog.store import CatalogEntry, PhotoStamp
 
 THUMBNAIL_SIDE = 160  # pixels, at most
 
-# The user's own photos come from cameras, not from strangers: more is allowed than in a request.
-# Pillow itself warns from 89 million pixels on.
+# Higher limits than for requests, since the user's own photos are trusted and come from cameras.
+# Pillow itself warns above 89 million pixels.
 PHOTO_LIMITS = ImageLimits(max_bytes=64 * 2**20, max_pixels=80_000_000, max_side=30_000)
 
-# Kinds of unreadable photos, beside those of `photo_folder`.
+# Reasons for unreadable photos, in addition to those of `photo_folder`.
 TOO_LARGE = "too large"
 NOT_A_PHOTO = "not a readable photo"
 
-# An image file -> pixels [H, W, 3]; raises ImageError for what is none
+# Decodes an image file to pixels, uint8 [H, W, 3]; raises ImageError.
 Decode = Callable[[bytes], npt.NDArray[np.uint8]]
 
 
@@ -42,7 +42,7 @@ class PhotoJob:
     photo: PhotoFile
     title: str
     url: str
-    old: CatalogEntry | None  # what the catalogue knows of a photo of this path
+    old: CatalogEntry | None  # the stored entry of this path
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class DecodedPhoto:
 
 @dataclass(frozen=True)
 class KnownPhoto:
-    """A photo that has only another time, or another path."""
+    """An unchanged photo with another time or another path."""
 
     job: PhotoJob
     entry: CatalogEntry
@@ -68,6 +68,8 @@ class KnownPhoto:
 
 @dataclass(frozen=True)
 class LeftOutPhoto:
+    """A photo that cannot be used."""
+
     job: PhotoJob
     unreadable: UnreadablePhoto
 
@@ -76,16 +78,18 @@ PreparedPhoto = DecodedPhoto | KnownPhoto | LeftOutPhoto
 
 
 def prepare_photo(job: PhotoJob, decode: Decode, renamed_from: Callable[[str], CatalogEntry | None]) -> PreparedPhoto:
-    """Everything of a photo but its embedding; what is wrong with it is in the answer.
+    """Do everything for a photo except its embedding. Does not raise for a bad photo.
 
     Args:
-        renamed_from: by a file's SHA-256, a product whose photo is no longer where it was; no product twice.
+        job: the photo.
+        decode: decodes it for the model.
+        renamed_from: given a file's SHA-256, returns a product whose photo has disappeared; each product once.
     """
     if job.photo.size_bytes > PHOTO_LIMITS.max_bytes:
         limit = f"the limit is {PHOTO_LIMITS.max_bytes:,}"
         return left_out(job, f"{TOO_LARGE}: {job.photo.size_bytes:,} bytes; {limit}")
     try:
-        # Not as the look at the folder saw it: the file may have changed since.
+        # Size and time are read again, since the file may have changed.
         with job.photo.file.open("rb") as file:
             status = os.fstat(file.fileno())
             data = file.read()
@@ -109,17 +113,19 @@ def prepare_photo(job: PhotoJob, decode: Decode, renamed_from: Callable[[str], C
 
 
 def entry_of(job: PhotoJob, stamp: PhotoStamp) -> CatalogEntry:
+    """Return the entry of a photo."""
     return CatalogEntry(path=job.photo.path, title=job.title, url=job.url, stamp=stamp)
 
 
 def left_out(job: PhotoJob, reason: str) -> LeftOutPhoto:
+    """Return the result for a photo that cannot be used."""
     return LeftOutPhoto(job, UnreadablePhoto(job.photo.path, reason))
 
 
 def _upright_size(data: bytes, upright: Image.Image) -> tuple[int, int]:
-    """Width and height of a photo, of which the upright picture may be a fraction; reads its head only.
+    """Return width and height of a photo, upright; reads only the file's head.
 
-    What the picture looks like tells whether it was turned: Exif that strangers wrote is not read a second time.
+    `upright` may be a fraction of the size. It shows whether the photo was rotated, so Exif is not read again.
     """
     with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
         width, height = picture.size

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which photos are in a folder. Looks at names, sizes and times only; opens no photo."""
+"""Lists the photos in a folder by names, sizes and times, without opening them."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ BAD_NAME = "the file name is not UTF-8"
 
 
 class UnreadablePhoto(NamedTuple):
+    """A photo that cannot be used, and why."""
+
     path: str  # relative to the photos folder
-    reason: str  # a kind, and what is wrong with this photo after a colon
+    reason: str  # a general reason; details of this photo follow a colon
 
     @property
     def kind(self) -> str:
-        """The reason without what is true of this photo only, to be counted."""
+        """The reason without the details of this photo, for counting."""
         return self.reason.partition(":")[0]
 
 
 @dataclass(frozen=True)
 class PhotoFile:
-    """A file in the photos folder, as a look at the folder shows it."""
+    """A file in the photos folder."""
 
     file: Path
     path: str  # relative to the folder
@@ -38,10 +40,10 @@ class PhotoFile:
 
 
 def look_for_photos(folder: Path) -> tuple[list[PhotoFile], list[UnreadablePhoto]]:
-    """All photos in the folder and the folders in it, in order of their paths; hidden ones are not.
+    """Return the photos and the unreadable files in a folder and its subfolders, sorted by path; skips hidden ones.
 
     Raises:
-        CatalogError: a folder cannot be listed. (Its products would look deleted.)
+        CatalogError: a folder cannot be listed; otherwise its products would seem deleted.
     """
 
     def fail(error: OSError) -> None:
@@ -53,7 +55,7 @@ def look_for_photos(folder: Path) -> tuple[list[PhotoFile], list[UnreadablePhoto
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             file = Path(place, name)
-            # Hidden: what macOS puts beside photos on foreign disks ("._shirt.jpg") is no photo.
+            # Hidden: macOS stores "._shirt.jpg" beside photos on other file systems, which is not a photo.
             if name.startswith(".") or file.suffix.lower() not in PHOTO_SUFFIXES:
                 continue
             path = file.relative_to(folder).as_posix()

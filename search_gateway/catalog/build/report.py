@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a build of a catalogue did, for people."""
+"""The report of a catalogue's build, for people."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from search_gateway.catalog.build.photo_folder import UnreadablePhoto
 
 @dataclass(kw_only=True)
 class BuildReport:
-    """Counts what is stored already, not what is being done. A photo that became unreadable is in `removed`, too."""
+    """Counts what is already stored. A photo that became unreadable also counts in `removed`."""
 
     added: int = 0
     updated: int = 0  # photo, title or URL changed
     renamed: int = 0  # the same photo under another name
     unchanged: int = 0
     removed: int = 0
-    remaining: int = 0  # photos to be looked at, until the build is complete
-    untitled: int = 0  # photos the titles file does not know: titled by their file name
+    remaining: int = 0  # photos still to be read
+    untitled: int = 0  # photos without a line in the titles file: their file name is the title
     titles_without_photo: int = 0  # lines of the titles file
     unreadable: list[UnreadablePhoto] = field(default_factory=list)
     seconds: float = 0.0
 
     def counts(self) -> str:
-        """What became of the products, in a few words."""
+        """Return the counts in a few words."""
         renamed = f"{self.renamed:,} renamed, " if self.renamed else ""
         return (
             f"{self.added:,} added, {self.updated:,} updated, {renamed}{self.unchanged:,} unchanged, "
@@ -33,10 +33,10 @@ class BuildReport:
         )
 
     def summary(self) -> str:
-        """Some lines for people."""
+        """Return the whole report, several lines."""
         lines = [f"{self.counts()} in {self.seconds:.1f} s"]
         if self.untitled:
-            lines.append(f"{self.untitled:,} photos have no title in the list: file name used")
+            lines.append(f"{self.untitled:,} photos have no title in the list: their file names are used")
         if self.titles_without_photo:
             lines.append(f"{self.titles_without_photo:,} titles of the list have no photo")
         for kind, count in Counter(bad.kind for bad in self.unreadable).most_common():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The list of titles that comes with a folder of photos: a CSV file, or else the file names."""
+"""Titles for a folder of photos: from a CSV file or from the file names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ _BETWEEN_WORDS = re.compile(r"[\s_.+-]+")
 
 @dataclass(frozen=True)
 class TitleLine:
-    key: str  # what the file says of the photo: its path, its name, or its name without suffix
+    """A line of a titles file."""
+
+    key: str  # the photo's path, its name, or its name without suffix
     title: str
     url: str
 
@@ -37,7 +39,7 @@ class TitleList:
         return len(self._lines)
 
     def line_of(self, photo: PurePosixPath) -> TitleLine | None:
-        """The line of a photo, whose path is relative to the photos folder."""
+        """Return the line of a photo, given its path relative to the photos folder; None if there is none."""
         for key in (str(photo), photo.name, photo.stem):
             if line := self._lines.get(key):
                 return line
@@ -45,10 +47,14 @@ class TitleList:
 
 
 def read_titles(path: Path, photos_folder: Path) -> TitleList:
-    """Read a CSV file with a column file, path or id, and one productDisplayName, title or name.
+    """Read a CSV file with a column file, path or id, and a column productDisplayName, title or name.
 
-    Columns are found by name in any case; `url` may be there, others are ignored. The separator is
-    a comma, a semicolon or a tab. Lines without a title are left out.
+    The case of the names does not matter. A column `url` is optional, others are ignored. The separator is a comma, a
+    semicolon or a tab. Lines without a title are skipped.
+
+    Args:
+        path: the CSV file.
+        photos_folder: removed from the beginning of absolute paths in the file.
 
     Raises:
         CatalogError: the file cannot be read or lacks a column.
@@ -73,7 +79,7 @@ def read_titles(path: Path, photos_folder: Path) -> TitleList:
     for row in rows[1:]:
         if len(row) <= max(key_at, title_at):
             continue
-        # The Kaggle set has unquoted commas in names, its last column.
+        # The Kaggle set has unquoted commas in its last column, the names.
         rest = row[title_at:] if title_at == len(header) - 1 else row[title_at : title_at + 1]
         title = one_line(",".join(rest))
         url = one_line(row[url_at]) if url_at is not None and url_at < len(row) else ""
@@ -83,7 +89,7 @@ def read_titles(path: Path, photos_folder: Path) -> TitleList:
 
 
 def title_from_name(photo: PurePosixPath) -> str:
-    """A title for a photo no list knows: "blue_shirt-01.jpg" -> "blue shirt 01"."""
+    """Make a title from a file name: "blue_shirt-01.jpg" -> "blue shirt 01"."""
     return one_line(_BETWEEN_WORDS.sub(" ", photo.stem)) or photo.stem
 
 

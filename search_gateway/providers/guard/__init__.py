@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What protects a provider on the web: cache, shared calls, rate limit and circuit breaker."""
+"""Protects a provider on the web, and the gateway from it: cache, shared calls, rate limit and circuit breaker."""

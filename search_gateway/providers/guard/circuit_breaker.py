@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stops calls to a provider that fails too often, and finds out with single calls when it works again.
+"""Circuit breaker: stops calls to a provider that fails too often, and tests with single calls whether it recovered.
 
-    closed     calls go through; too many failures among those of the last minute open it
-    open       no call goes through, for a time that doubles with every failed probe
-    half-open  one call at a time, the probe: its success closes, its failure opens again
+    closed     calls are permitted; too many failures within the last minute open it
+    open       no call is permitted, for a time that doubles with every failed probe
+    half-open  one call at a time is permitted, the probe; its success closes the breaker, its failure opens it again
 
-Counts what its callers report; it neither waits nor reads a clock of its own.
+It counts what callers report. It does not wait, and its clock is an argument.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# More calls than this are not remembered, however many fit the window: memory is bounded.
+# Bounds the memory: only so many calls are remembered, however many the window has.
 _MAX_REMEMBERED_CALLS = 1000
 
 
 class BreakerState(enum.Enum):
+    """The state of a circuit breaker."""
+
     CLOSED = "closed"
     OPEN = "open"
     HALF_OPEN = "half-open"
@@ -27,28 +29,32 @@ class BreakerState(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class BreakerSettings:
+    """When a breaker opens, and for how long."""
+
     window_seconds: float = 60.0  # calls that ended longer ago do not count
-    min_calls: int = 3  # with fewer in the window nothing opens
-    max_failure_ratio: float = 0.5  # this share of failures opens
+    min_calls: int = 3  # it opens only with at least so many calls in the window
+    max_failure_ratio: float = 0.5  # it opens at this share of failures
     first_open_seconds: float = 10.0
     max_open_seconds: float = 600.0  # DuckDuckGo's bans end after 10 to 15 minutes
     jitter: float = 0.2  # open times are lengthened or shortened by at most this share
 
 
 class Permit:
-    """For one call. Exactly one of the three methods must be called; later calls have no effect."""
+    """Permission for one call, whose end must be reported by one of the three methods; only the first report counts."""
 
     def __init__(self, report: Callable[[bool | None], None]):
         self._report: Callable[[bool | None], None] | None = report
 
     def succeeded(self) -> None:
+        """Report that the provider answered."""
         self._tell(False)
 
     def failed(self) -> None:
+        """Report that the provider failed."""
         self._tell(True)
 
     def abandoned(self) -> None:
-        """The call ended without saying anything about whom it called: its caller was cancelled, for example."""
+        """Report an end that says nothing about the provider, such as a cancelled caller."""
         self._tell(None)
 
     def _tell(self, is_failure: bool | None) -> None:
@@ -58,9 +64,12 @@ class Permit:
 
 
 class CircuitBreaker:
-    """Args:
-    clock: seconds, never going back.
-    random: a number from 0 to 1, for jitter: gateways that began to fail together must not probe together.
+    """Decides whether a call may begin.
+
+    Args:
+        settings: when it opens, and for how long.
+        clock: returns seconds and never goes back.
+        random: returns a number from 0 to 1, for jitter, so that several gateways do not probe at the same time.
     """
 
     def __init__(self, settings: BreakerSettings, *, clock: Callable[[], float], random: Callable[[], float]):
@@ -68,7 +77,7 @@ class CircuitBreaker:
         self._clock = clock
         self._random = random
         self._state = BreakerState.CLOSED
-        self._period = 0  # counts changes of the state; a call that ends in another than it began in says nothing new
+        self._period = 0  # counts changes of the state; a call that began in an earlier period does not count
         self._calls: deque[tuple[float, bool]] = deque(maxlen=_MAX_REMEMBERED_CALLS)  # (end, is_failure)
         self._num_openings = 0  # since it was last closed
         self._open_until = 0.0
@@ -76,22 +85,23 @@ class CircuitBreaker:
 
     @property
     def state(self) -> BreakerState:
+        """The current state."""
         if self._state is BreakerState.OPEN and self._clock() >= self._open_until:
             self._change(BreakerState.HALF_OPEN)
         return self._state
 
     @property
     def seconds_until_probe(self) -> float:
-        """0 unless open."""
+        """The time until a probe is permitted; 0 if the breaker is not open."""
         return max(0.0, self._open_until - self._clock()) if self.state is BreakerState.OPEN else 0.0
 
     def would_permit(self) -> bool:
-        """Whether a call could begin now; takes no place."""
+        """Whether `permit` would permit a call now."""
         state = self.state
         return state is BreakerState.CLOSED or (state is BreakerState.HALF_OPEN and not self._is_probing)
 
     def permit(self) -> Permit | None:
-        """For a call that begins now; None where none may."""
+        """Return a permit for a call that begins now; None if no call may begin."""
         if not self.would_permit():
             return None
         self._is_probing = self._state is BreakerState.HALF_OPEN

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A provider in front of one on the web: cache, then circuit breaker, then turns, then the provider itself.
+"""Wraps a provider on the web: cache, then circuit breaker, then rate limit, then the provider itself.
 
-Chain and pipeline see a provider like others. For providers that are asked by words alone. Lives in one event loop.
+It is a `Provider` itself, for providers that search by words alone. Use it in one event loop.
 
-- The same words at the same time are one call (`single_flight.py`), which has `call_timeout_seconds` whatever time its
-  callers have; each of them is let go at its own deadline.
-- An empty answer is handed on but not remembered: on the web it may be a refusal in disguise.
-- A failure is answered with an old answer where there is one, and says so.
+- Concurrent callers with the same query share one call (`single_flight.py`). The call has `call_timeout_seconds`,
+  whatever deadlines its callers have; each caller is released at its own deadline.
+- An empty answer is returned but not cached: on the web it may be a disguised refusal.
+- If the provider fails and an old answer is cached, that answer is returned, with a remark.
 - A call that ended within `min_observation_seconds` because its callers left does not count: callers with short
-  deadlines must not open the breaker for the others. After that time it counts as failed.
+  deadlines must not open the breaker for others. After that time it counts as a failure.
 """
 
 from __future__ import annotations
@@ -33,12 +33,17 @@ _log = logging.getLogger(__name__)
 
 
 class GuardedProvider:
-    """Args:
-    cache: may be shared with other providers.
-    call_timeout_seconds: for waiting for a turn and for the answer.
-    num_candidates: asked for in every call, so that one answer serves callers who want more and who want less.
-    min_observation_seconds: see above.
-    clock: seconds, as the event loop counts them.
+    """A `Provider` with a cache, a circuit breaker and a rate limit.
+
+    Args:
+        provider: the provider on the web.
+        cache: may be shared with other providers.
+        breaker: of this provider.
+        spacing: of this provider.
+        call_timeout_seconds: for waiting for a turn and for the answer.
+        num_candidates: requested in every call, so that one answer serves callers who want more or fewer.
+        min_observation_seconds: see above.
+        clock: returns seconds, as the event loop counts them.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class GuardedProvider:
 
     @property
     def name(self) -> str:
+        """The wrapped provider's name."""
         return self._provider.name
 
     async def find(
@@ -74,12 +80,12 @@ class GuardedProvider:
         timeout_seconds: float,
         embedding: npt.NDArray[np.float32] | None = None,
     ) -> list[Candidate]:
-        """Pictures for a query, best first, remembered or found. `embedding` is not used.
+        """Return pictures for a query, best first, from the cache or from the provider. `embedding` is not used.
 
         Raises:
             ProviderTimeoutError: no answer within `timeout_seconds`.
-            ProviderNotAskedError: at once; the provider is left alone, or its turn would come too late.
-            ProviderError: as the provider's own.
+            ProviderNotAskedError: immediately, if the breaker is open or the turn would come too late.
+            ProviderError: the provider raised it.
         """
         if not query.key or max_candidates < 1:
             return []
@@ -97,6 +103,7 @@ class GuardedProvider:
         return candidates[:max_candidates]
 
     async def close(self) -> None:
+        """Cancel the calls in progress and close the provider."""
         await self._calls.close()
         await self._provider.close()
 
@@ -115,7 +122,7 @@ class GuardedProvider:
         except TimeoutError:
             raise ProviderTimeoutError(f"no answer within {timeout_seconds:.3g} s") from None
         except FlightCancelledError:
-            raise ProviderError("the search was broken off: try again") from None
+            raise ProviderError("the search was cancelled: try again") from None
 
     async def _call(self, query: Query) -> list[Candidate]:
         """One call, shared by all callers that wait for it."""
@@ -123,7 +130,7 @@ class GuardedProvider:
         try:
             async with asyncio.timeout(self._call_timeout_seconds):
                 await self._spacing.turn(self._call_timeout_seconds)
-                # Not before the turn: while this one waited, others may have failed.
+                # After the wait for the turn, during which other calls may have failed.
                 permit = self._breaker.permit()
                 if permit is None:
                     raise self._refusal()
@@ -158,9 +165,9 @@ class GuardedProvider:
         return candidates
 
     def _told(self, error: Exception) -> str:
-        """What a caller may read of a failure. Logged here, as the chain behind us does not see it."""
+        """Log a failure, which the chain does not see, and return the message for callers."""
         if not isinstance(error, ProviderError):
-            # Without its text: a foreign error message may contain the query.
+            # Without its message, which may contain the query.
             _log.error("provider %s broke: %s", self.name, type(error).__name__)
             return "the provider failed unexpectedly"
         if not isinstance(error, ProviderNotAskedError):
@@ -171,17 +178,17 @@ class GuardedProvider:
         seconds = self._breaker.seconds_until_probe
         if seconds > 0:
             return ProviderNotAskedError(
-                f"it failed too often and is not asked for another {seconds:.0f} s: use another provider meanwhile"
+                f"it failed too often and is not asked again for {seconds:.0f} s: use another provider meanwhile"
             )
         return ProviderNotAskedError(
-            "it failed too often and is being tried with another search: try again later or use another provider"
+            "it failed too often, and another search is testing it: try again later or use another provider"
         )
 
     def _log_change(self, before: BreakerState) -> None:
         after = self._breaker.state
         if after is BreakerState.OPEN and before is not after:
             _log.warning(
-                "provider %s fails too often and is left alone for %.0f s",
+                "provider %s fails too often and is not asked for %.0f s",
                 self.name,
                 self._breaker.seconds_until_probe,
             )
@@ -190,7 +197,7 @@ class GuardedProvider:
 
 
 def _age(seconds: float) -> str:
-    """ "12 minutes", "1 hour"; less than a minute is given in seconds."""
+    """Return a duration in words, such as "12 minutes" or "1 hour"; less than a minute in seconds."""
     for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if seconds >= size:
             number = int(seconds // size)

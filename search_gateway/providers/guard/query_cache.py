@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Remembers what providers found for which words; bounded in bytes, and in time by the library cachetools.
+"""Caches providers' answers by `Query.key`; limited in bytes, and in time by the library cachetools.
 
-An answer is fresh for `ttl_seconds`. It is kept `stale_seconds` longer, to be used where the provider fails. Knows
-nothing about calls: `guarded.py` decides what is remembered. Not for providers whose answer depends on more
-than the words.
+An answer is fresh for `ttl_seconds`. It is kept for `stale_seconds` longer, for use if the provider fails. `guarded.py`
+decides what is cached. It must not be used for providers whose answer depends on more than the words.
 """
 
 from __future__ import annotations
@@ -17,22 +16,24 @@ from cachetools import TTLCache
 
 from search_gateway.providers.base import Candidate
 
-# What cachetools and its dictionaries hold for an entry, and ours around the candidates.
+# Memory of an entry in cachetools and its dictionaries, and of our objects around the candidates.
 _ENTRY_BYTES = 1000
 
 
 @dataclass
 class CacheCounters:
-    """Since the start. Every search is a hit or a miss."""
+    """Counts since the start. Every search is a hit or a miss."""
 
     hits: int = 0  # answered from the cache, fresh
     misses: int = 0  # all others
-    shared: int = 0  # of the misses, those that waited for the call of another
-    stale: int = 0  # of the misses, those answered with an old answer, since the provider failed
+    shared: int = 0  # misses that shared the call of another search
+    stale: int = 0  # misses answered with an old answer, since the provider failed
 
 
 @dataclass(frozen=True)
 class CachedAnswer:
+    """An answer in the cache."""
+
     candidates: tuple[Candidate, ...]
     found_at: float  # on the cache's clock
     num_bytes: int
@@ -42,9 +43,16 @@ _Key = tuple[str, tuple[str, ...]]
 
 
 class QueryCache:
-    """Args:
-    max_bytes: of all answers together; 0 keeps none. An answer that does not fit is not kept.
-    clock: seconds, never going back.
+    """A cache of answers.
+
+    Args:
+        max_bytes: of all answers; 0 disables the cache. A larger answer is not kept.
+        ttl_seconds: how long an answer is fresh.
+        stale_seconds: how much longer it is kept.
+        clock: returns seconds and never goes back.
+
+    Attributes:
+        counters: updated by `fresh` and `stale`.
     """
 
     def __init__(
@@ -64,10 +72,11 @@ class QueryCache:
 
     @property
     def num_bytes(self) -> int:
+        """Estimated memory of all answers."""
         return int(self._answers.currsize)
 
     def fresh(self, provider: str, words: tuple[str, ...]) -> CachedAnswer | None:
-        """Counted as a hit or a miss."""
+        """Return a fresh answer or None, and count a hit or a miss."""
         answer = self._answers.get((provider, words))
         if answer is None or self.age_seconds(answer) >= self._ttl_seconds:
             self.counters.misses += 1
@@ -76,30 +85,31 @@ class QueryCache:
         return answer
 
     def stale(self, provider: str, words: tuple[str, ...]) -> CachedAnswer | None:
-        """What there is, however old. Counted where there is something."""
+        """Return the answer, however old, and count it; None if there is none."""
         answer = self._answers.get((provider, words))
         if answer is not None:
             self.counters.stale += 1
         return answer
 
     def put(self, provider: str, words: tuple[str, ...], candidates: Sequence[Candidate]) -> None:
-        """Remember an answer; the least recently used ones make room."""
+        """Cache an answer; the least recently used ones are removed if necessary."""
         num_bytes = _ENTRY_BYTES + sum(map(sys.getsizeof, words)) + sum(map(bytes_of, candidates))
         if num_bytes > self._answers.maxsize:
-            # What is older must not outlive what is newer.
+            # An older answer must not stay in the place of this one.
             self._answers.pop((provider, words), None)
             return
         self._answers[provider, words] = CachedAnswer(tuple(candidates), self._clock(), num_bytes)
 
     def age_seconds(self, answer: CachedAnswer) -> float:
+        """Return the age of an answer."""
         return max(0.0, self._clock() - answer.found_at)
 
 
 def bytes_of(candidate: Candidate) -> int:
-    """What a candidate holds in memory, as if it shared nothing with others."""
+    """Return the memory of a candidate, as if it shared no object with others."""
     fields = vars(candidate)
     num_bytes = 8 + sys.getsizeof(candidate) + sys.getsizeof(fields) + sum(map(sys.getsizeof, fields.values()))
     if candidate.embedding is not None and candidate.embedding.base is not None:
-        # A view keeps the whole array that it looks at; sys.getsizeof tells of the view alone.
+        # A view keeps its whole base array alive, which sys.getsizeof does not count.
         num_bytes += sys.getsizeof(candidate.embedding.base)
     return num_bytes

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps the beginnings of calls apart: at least so many seconds, for all callers together, in the order they came.
+"""Rate limit: a minimum time between the starts of calls, over all callers, in the order of their arrival.
 
-Own lines instead of a library: aiolimiter 1.3.0 does not report that a turn would come too late, lets the queue grow
-without bound and has no jitter. Lives in one event loop.
+Not a library, because aiolimiter 1.3.0 does not report that a turn would come too late, does not limit its queue, and
+has no jitter. Use it in one event loop.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from search_gateway.errors import ProviderNotAskedError
 
 
 class RateLimit:
-    """Args:
-    min_seconds: between the beginnings of two calls; 0: they are not kept apart.
-    jitter: a pause is lengthened by at most this share; never shortened.
-    max_waiting: more callers are refused.
-    clock: seconds, as the event loop counts them.
+    """Gives callers their turns.
+
+    Args:
+        min_seconds: minimum time between the starts of two calls; 0: no limit.
+        jitter: maximum share by which a pause is lengthened; it is never shortened.
+        max_waiting: maximum number of waiting callers.
+        clock: returns seconds, as the event loop counts them.
+        random: returns a number from 0 to 1.
     """
 
     def __init__(
@@ -39,15 +42,17 @@ class RateLimit:
         self._random = random
         self._num_waiting = 0
         self._next = -float("inf")  # when the next call may begin
-        self._queue = asyncio.Lock()  # hands over in the order of asking
+        self._queue = asyncio.Lock()  # acquired in the order of arrival
 
     def check(self, timeout_seconds: float) -> None:
-        """Raises:
-        ProviderNotAskedError: the next free turn comes later than this, or the queue is full.
+        """Check whether a turn can come in time.
+
+        Raises:
+            ProviderNotAskedError: the next free turn comes later than `timeout_seconds`, or the queue is full.
         """
         if self._num_waiting >= self._max_waiting:
             raise ProviderNotAskedError(
-                f"{self._num_waiting} searches wait for their turn, and no more may: "
+                f"{self._num_waiting} searches already wait for their turn, the limit: "
                 "try again later or use another provider"
             )
         earliest = max(0.0, self._next - self._clock()) + self._num_waiting * self._min_seconds
@@ -58,16 +63,16 @@ class RateLimit:
             )
 
     async def turn(self, timeout_seconds: float) -> None:
-        """Return when the caller may begin, and must. The first one waits not at all.
+        """Wait for the caller's turn; the call must then begin immediately.
 
         Raises:
-            ProviderNotAskedError: at once, as `check`.
+            ProviderNotAskedError: immediately, as `check`.
         """
         self.check(timeout_seconds)
         self._num_waiting += 1
         try:
             async with self._queue:
-                # Only the holder of the lock moves the time; a timer may be a little early.
+                # Only the holder of the lock changes `_next`; a timer may fire slightly early, hence the loop.
                 while (seconds := self._next - self._clock()) > 0:  # noqa: ASYNC110
                     await asyncio.sleep(seconds)
                 self._next = self._clock() + self._min_seconds * (1 + self._jitter * self._random())

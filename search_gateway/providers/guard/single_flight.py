@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Concurrent callers with the same key share one call. Lives in one event loop.
+"""Lets concurrent callers with the same key share one call. Use it in one event loop.
 
-A shared call is a task of its own: it goes on when the caller who began it leaves, and ends when the last one leaves.
+A shared call is a separate task: it continues when the caller that began it leaves, and is cancelled when the last one
+leaves.
 """
 
 from __future__ import annotations
@@ -25,17 +26,25 @@ class _Flight(Generic[T]):
 
 
 class SingleFlight(Generic[T]):
+    """The calls in progress, by key."""
+
     def __init__(self) -> None:
         self._flights: dict[Hashable, _Flight[T]] = {}
 
     def is_under_way(self, key: Hashable) -> bool:
+        """Whether a call for a key is in progress."""
         return key in self._flights
 
     async def join(self, key: Hashable, begin: Callable[[], Coroutine[Any, Any, T]], timeout_seconds: float) -> T:
-        """What the call under way for this key brings; where there is none, `begin` makes it.
+        """Return the result of the call in progress for a key, or begin one.
+
+        Args:
+            key: equal keys share a call.
+            begin: makes the call.
+            timeout_seconds: of this caller.
 
         Raises:
-            TimeoutError: this caller's time is over. The call goes on if others wait for it.
+            TimeoutError: this caller's time is over. The call continues if others wait for it.
             FlightCancelledError: `close` was called, or the call cancelled itself.
             Exception: what the call raised, or `begin`.
         """
@@ -60,7 +69,7 @@ class SingleFlight(Generic[T]):
                 flight.task.cancel()
 
     async def close(self) -> None:
-        """Cancel what is under way and wait for its end."""
+        """Cancel all calls and wait for their end."""
         tasks = [flight.task for flight in self._flights.values()]
         for task in tasks:
             task.cancel()

@@ -225,7 +225,7 @@ def test_removed_products_are_not_found(own_path: Path) -> None:
 
 def test_add_stores_all_or_nothing(own_path: Path) -> None:
     with writer(own_path) as store:
-        with pytest.raises(ValueError, match="3 numbers; those stored have 2"):
+        with pytest.raises(ValueError, match="3 numbers, but the stored ones have 2"):
             store.add([product("Zebra One"), product("Zebra Two", "", np.ones(3, np.float32))])
         for useless in ([0, 0], [np.nan, 1], [np.inf, 1]):
             with pytest.raises(ValueError, match="no direction"):
@@ -257,7 +257,7 @@ def test_similar_orders_by_cosine_and_sees_changes_of_others(tmp_path: Path) -> 
             titles = [hit.row.title for hit in store.similar(photo, 2)]
             assert titles == ["the photo itself", f"item {order[1]}"]
             assert len(store.similar(photo, 1000)) == 50
-        with pytest.raises(ValueError, match="3 numbers; those stored have 8"):
+        with pytest.raises(ValueError, match="3 numbers, but the stored ones have 8"):
             reading.similar(np.ones(3, np.float32), 5)
 
 
@@ -272,7 +272,7 @@ def test_other_files_are_refused_and_left_alone(tmp_path: Path, opened: object) 
     assert callable(opened)
     text = tmp_path / "notes.txt"
     text.write_text("no database at all, but long enough to have a header" * 10)
-    with pytest.raises(CatalogError, match="notes.txt is not a catalogue, nor any SQLite file"):
+    with pytest.raises(CatalogError, match="notes.txt is not an SQLite file, so it is not a catalogue"):
         opened(text)
     assert text.read_text().startswith("no database")
     other = tmp_path / "other.sqlite"
@@ -280,7 +280,7 @@ def test_other_files_are_refused_and_left_alone(tmp_path: Path, opened: object) 
         connection.execute("CREATE TABLE meta (key, value)")
     connection.close()
     before = other.read_bytes()
-    with pytest.raises(CatalogError, match="not a catalogue but another SQLite file"):
+    with pytest.raises(CatalogError, match="is an SQLite file but not a catalogue"):
         opened(other)
     assert other.read_bytes() == before
 
@@ -314,7 +314,7 @@ def test_another_schema_is_refused(own_path: Path) -> None:
     connection = sqlite3.connect(own_path, isolation_level=None)
     connection.execute("UPDATE meta SET value = '99' WHERE key = 'schema_version'")
     connection.close()
-    with pytest.raises(CatalogOutdatedError, match="has version 99, this code reads 2: build"):
+    with pytest.raises(CatalogOutdatedError, match="has version 99, but this program reads version 2: build"):
         reader(own_path)
 
 

@@ -158,7 +158,7 @@ def test_every_other_method_is_unimplemented_and_says_so() -> None:
                 error = await refused(getattr(it.stub, method.name)(request))
                 assert error.code() is grpc.StatusCode.UNIMPLEMENTED
                 assert error.details() == (
-                    f"{method.name} is not offered: the models and settings of this server are fixed when it starts"
+                    f"{method.name} is not supported: the models and settings of this server are fixed when it starts"
                 )
 
     asyncio.run(run())

@@ -423,7 +423,7 @@ def test_answer_that_is_no_list_is_an_error(rows: object) -> None:
 
 @pytest.mark.parametrize("rows", [[], [None], [7, "x", []], [{}], [{"title": "x"}]], ids=ascii)
 def test_answer_without_a_usable_row_is_an_error(rows: list[object]) -> None:
-    with pytest.raises(ProviderError, match=f"{len(rows)} entries and none can be used"):
+    with pytest.raises(ProviderError, match=f"none of the {len(rows)} entries of DuckDuckGo.s answer can be used"):
         candidates_from(rows, 5)
 
 

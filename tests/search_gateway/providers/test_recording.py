@@ -85,7 +85,7 @@ def test_full_file_ends_the_recording_once(tmp_path: Path, caplog: pytest.LogCap
     provider = RecordingProvider(Web(), path, fetch, max_file_bytes=100)
     with caplog.at_level(logging.WARNING):
         assert len(find(provider)) == len(find(provider)) == 3
-    assert caplog.text.count("recording of provider web ends") == 1
+    assert caplog.text.count("recording of provider web stops") == 1
     assert path.stat().st_size == 0
 
 

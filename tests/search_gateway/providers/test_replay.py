@@ -50,7 +50,7 @@ def test_nothing_is_left_to_fetch_from_the_web(recording: Path) -> None:
 
 @pytest.mark.parametrize("query", ["shirt blue", "blue", "green shirt", "", "\x00"])
 def test_query_that_was_not_recorded_is_a_failure(recording: Path, query: str) -> None:
-    with pytest.raises(ProviderError, match="no answer was recorded for these words"):
+    with pytest.raises(ProviderError, match="no answer was recorded for this query"):
         find(ReplayProvider(recording), query)
 
 

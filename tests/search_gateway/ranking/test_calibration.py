@@ -69,10 +69,10 @@ def test_calibration_of_other_weights_is_left_aside(models: Path, caplog: pytest
         ("{", "cannot be read"),
         ("[]", "version 2"),
         ('{"version": 1}', "version 2"),
-        (json.dumps({"version": 2, "settings": SETTINGS}), "which weights"),
+        (json.dumps({"version": 2, "settings": SETTINGS}), "name its weights"),
         (json.dumps({"version": 2, "weights": WEIGHTS, "settings": {}}), "exactly the settings"),
         (json.dumps({"version": 2, "weights": WEIGHTS, "settings": {**SETTINGS, "max_results": 1}}), "exactly"),
-        (json.dumps({"version": 2, "weights": WEIGHTS, "settings": {**SETTINGS, "visual_weight": "1"}}), "no number"),
+        (json.dumps({"version": 2, "weights": WEIGHTS, "settings": {**SETTINGS, "visual_weight": "1"}}), "not a number"),
         (json.dumps({"version": 2, "weights": WEIGHTS, "settings": {**SETTINGS, "visual_weight": 2}}), "from 0 to 1"),
     ],
 )

@@ -63,7 +63,7 @@ def test_one_and_many_of_every_fate() -> None:
     assert empty_reason(BLUE_SHIRT, "catalog", result) == (
         "catalog found 6 for 'blue shirt', but 2 look too different, 1 does not agree with the words, 1 has no "
         "thumbnail that could be fetched, 2 have a broken thumbnail; the nearest, 'Blue Shirt': looks too different: "
-        "0.40, the least is 0.50"
+        "0.40, the minimum is 0.50"
     )
 
 

@@ -98,14 +98,14 @@ def test_candidate_that_looks_alike_and_has_the_words_is_kept() -> None:
 def test_candidate_that_looks_different_is_dropped_with_both_numbers() -> None:
     judged = only(reranked(seen(0.3)))
     assert judged.verdict is Verdict.DROPPED_VISUAL
-    assert judged.reason == "looks too different: 0.30, the least is 0.50"
+    assert judged.reason == "looks too different: 0.30, the minimum is 0.50"
 
 
 def test_candidate_without_the_words_is_dropped_with_the_missing_ones() -> None:
     judged = only(reranked(seen(0.9, "Red Jeans")))
     assert judged.verdict is Verdict.DROPPED_SEMANTIC
     assert judged.semantic_score == 0.0
-    assert judged.reason == "its title says red, not blue, and lacks 'shirt': 0.00, the least is 0.50"
+    assert judged.reason == "its title says red, not blue, and lacks 'shirt': 0.00, the minimum is 0.50"
 
 
 def test_kept_candidate_may_lack_a_word_and_says_so() -> None:

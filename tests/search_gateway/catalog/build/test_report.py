@@ -19,7 +19,7 @@ def test_report_tells_people_what_happened() -> None:
     )
     assert report.summary().splitlines() == [
         "1,200 added, 3 updated, 0 unchanged, 0 removed in 1.3 s",
-        "2 photos have no title in the list: file name used",
+        "2 photos have no title in the list: their file names are used",
         "1 titles of the list have no photo",
         "1 left out, too large (e.g. a.jpg)",
     ]

@@ -91,7 +91,7 @@ def test_queue_is_bounded() -> None:
         await begin(spacing)
         waiting = [asyncio.create_task(begin(spacing)) for _ in range(2)]
         await asyncio.sleep(0)
-        with pytest.raises(ProviderNotAskedError, match="2 searches wait for their turn"):
+        with pytest.raises(ProviderNotAskedError, match="2 searches already wait for their turn"):
             await spacing.turn(1000)
         await asyncio.gather(*waiting)
         await spacing.turn(1000)
