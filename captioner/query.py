@@ -74,6 +74,7 @@ class Query:
         """Read a text as a query.
 
         Args:
+            text: stays as it is.
             colours: the words that are colours; None: those of `colours.json`.
         """
         words = tuple(words_of(T_SHIRT.sub("t-", text)))

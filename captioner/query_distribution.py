@@ -71,9 +71,11 @@ def vocabulary_of(queries: tuple[str, ...]) -> QueryVocabulary:
 
 
 class QueryDistribution:
-    """Args:
-    vocabulary: n queries.
-    shares: float [n], their probabilities; they add up to 1.
+    """A probability for each query of a vocabulary.
+
+    Args:
+        vocabulary: n queries.
+        shares: float [n], their probabilities; they add up to 1.
     """
 
     def __init__(self, vocabulary: QueryVocabulary, shares: npt.NDArray[np.float64]):

@@ -72,7 +72,7 @@ def test_calibration_of_other_weights_is_left_aside(models: Path, caplog: pytest
         (json.dumps({"version": 2, "settings": SETTINGS}), "name its weights"),
         (json.dumps({"version": 2, "weights": WEIGHTS, "settings": {}}), "exactly the settings"),
         (json.dumps({"version": 2, "weights": WEIGHTS, "settings": {**SETTINGS, "max_results": 1}}), "exactly"),
-        (json.dumps({"version": 2, "weights": WEIGHTS, "settings": {**SETTINGS, "visual_weight": "1"}}), "not a number"),
+        (json.dumps({"version": 2, "weights": WEIGHTS, "settings": {**SETTINGS, "visual_weight": ""}}), "not a number"),
         (json.dumps({"version": 2, "weights": WEIGHTS, "settings": {**SETTINGS, "visual_weight": 2}}), "from 0 to 1"),
     ],
 )
