@@ -259,6 +259,7 @@ def test_it_imports_little() -> None:
     assert done.stdout.strip() == str(
         [
             "captioner",
+            "captioner.image_error",
             "captioner.model_contract",
             "captioner.preprocessing",
             "captioner.trimming",

@@ -237,7 +237,7 @@ def test_stream_answers_in_order_and_goes_on_after_errors(caplog: pytest.LogCapt
     assert [answer.infer_response.id for answer in answers] == ["a", "b", "c", "d", "e"]
     messages = [answer.error_message for answer in answers]
     assert messages[0] == messages[4] == ""
-    assert messages[1] == "INVALID_ARGUMENT: the file is not a JPEG"
+    assert messages[1] == "INVALID_ARGUMENT: the photo is not a JPEG: convert it"
     assert messages[2] == "NOT_FOUND: there is no model 'bert'; this server has: caption, search"
     assert messages[3].startswith("INTERNAL: the server failed on this request; its operator finds why under ")
     stream_id = messages[3].rpartition(" ")[2]
