@@ -323,5 +323,5 @@ def _takes_too_long(limit: str) -> ImageError:
 
 
 def _cannot_be_decoded(picture: _Picture) -> ImageError:
-    what = "({} bytes) ended the process that decoded it, most likely for want of memory"
+    what = "({} bytes) ended the process that decoded it, most likely because of too little memory"
     return ImageError(ImageReason.CRASHED, what, len(picture.data), None, "save it again or send a smaller one")

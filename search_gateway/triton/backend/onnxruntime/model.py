@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Python-based Triton backend `onnxruntime`: runs a model.onnx with ONNX Runtime on the CPU.
 
-It takes the name of NVIDIA's native backend, so one config.pbtxt serves both. Triton's stub process
-reads this file on its own: it can import numpy, onnxruntime and triton_python_backend_utils, and
-knows nothing about captions, the gateway or what its tensors mean.
+It has the name of NVIDIA's native backend, so that one config.pbtxt works with both. Triton's stub process reads this
+file alone: it can import only numpy, onnxruntime and triton_python_backend_utils.
 
-Beyond the native backend it leaves tensors where the caller has them: Triton copies every tensor
-of a python backend twice, also one in shared memory, which for a decoder's caches costs more than
-decoding. The request parameter `shared_tensors` is JSON:
+Unlike the native backend, it can read and write tensors in the caller's memory. Triton copies every tensor of a python
+backend twice, also one in shared memory, which costs more than decoding in the case of a decoder's caches. The request
+parameter `shared_tensors` is JSON:
 
     {"region": name of a file in /dev/shm,
      "inputs": {name: [offset in bytes, [shape]]},      read there; the config calls them optional
      "outputs": {name: [offset in bytes, [row, ...]]}}  row i of the output is written to this row
 
-The caller must leave those bytes alone until it is answered.
+The caller must not touch these bytes until it has the answer.
 """
 
 import json
@@ -111,7 +110,7 @@ class TritonPythonModel:
         return [self._run_alone(request) for request in requests]
 
     def finalize(self) -> None:
-        """Give the session's memory back when the model is unloaded."""
+        """Release the session's memory when the model is unloaded."""
         del self._session
 
     def _run_together(self, requests: Sequence[Any]) -> list[Any]:
@@ -128,7 +127,7 @@ class TritonPythonModel:
         return [
             pb_utils.InferenceResponse(
                 [
-                    # Rows are contiguous: the slice is a view and is copied once, by Triton.
+                    # Rows are contiguous, so the slice is a view, which Triton copies once.
                     pb_utils.Tensor(name, output[end - count : end])
                     for name, output in zip(output_names, outputs, strict=True)
                     if name in names
@@ -149,7 +148,7 @@ class TritonPythonModel:
                 shared.take(outputs)
             return pb_utils.InferenceResponse([pb_utils.Tensor(name, output) for name, output in outputs.items()])
         except Exception as error:
-            # Raised further it would fail every request of this call, also those already answered.
+            # Raised further, it would fail every request of this call, also those already answered.
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
 
     def _feeds(self, request: Any, shared: "_Shared | None" = None) -> Feeds:
@@ -160,7 +159,7 @@ class TritonPythonModel:
 
 
 class SharedTensors:
-    """The caller's own regions of /dev/shm, and what requests want of them."""
+    """The callers' regions of /dev/shm, and the tensors that requests have there."""
 
     def __init__(self, configured: Sequence[dict[str, Any]]) -> None:
         self._types = {
@@ -169,7 +168,7 @@ class SharedTensors:
             if tensor["data_type"] in _NUMPY_TYPES
         }
         self._regions: dict[str, mmap.mmap] = {}
-        self._known: dict[str, _Shared] = {}  # a decoder asks for the same views over and over
+        self._known: dict[str, _Shared] = {}  # a decoder uses the same views in every step
 
     def of(self, request: Any) -> "_Shared | None":
         """What the request's parameter asks for, if it has one.
@@ -198,7 +197,7 @@ class SharedTensors:
     def _open(self, name: str) -> mmap.mmap:
         if not re.fullmatch(r"[A-Za-z0-9_]+", name):
             raise ValueError(f"{name!r} is no name of a region")
-        # Regions whose file is gone have no caller any more; their memory is freed with the last view.
+        # A region without a file has no caller any more; its memory is freed with the last view.
         gone = [other for other in self._regions if not (_SHARED_MEMORY / other).exists()]
         for other in gone:
             del self._regions[other]
@@ -220,7 +219,7 @@ class _Shared:
         self._outputs = outputs
 
     def take(self, outputs: Feeds) -> None:
-        """Move the outputs that are wanted in the region there, out of `outputs`; where one does not fit, none."""
+        """Move outputs from `outputs` to the region, as requested; none of them if one does not fit."""
         moves = []
         for name, (offset, rows) in self._outputs.items():
             output = outputs.pop(name)
@@ -255,10 +254,10 @@ def _open_session(model_path: Path, config: dict[str, Any]) -> onnxruntime.Infer
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    # Idle threads that spin win microseconds for one model and take whole cores from the others.
+    # Idle threads that spin save microseconds for one model and take whole cores from the others.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    options.log_severity_level = 3  # errors: warnings about its own optimisations help nobody here
+    options.log_severity_level = 3  # errors only: its warnings about optimisations are of no use here
     try:
         return onnxruntime.InferenceSession(str(model_path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
