@@ -125,7 +125,7 @@ def test_shared_memory_and_classes_are_not_offered() -> None:
         requested_outputs(outside, CAPTION)
     classes = ask(b"one")
     classes.outputs.add(name="CAPTION").parameters["classification"].int64_param = 3
-    with pytest.raises(UnsupportedError, match="output CAPTION has parameter classification: no output here"):
+    with pytest.raises(UnsupportedError, match="output CAPTION has parameter classification: no output is"):
         requested_outputs(classes, CAPTION)
 
 
