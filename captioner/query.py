@@ -56,15 +56,17 @@ class Query:
 
     Attributes:
         text: as providers are asked and callers are told; "" where there is nothing to search for.
-        words: without the punctuation around them; the two words "T shirt" are the one word "t-shirt".
+        words: without the punctuation around them.
+        terms: the words with "T shirt" joined to the one word "t-shirt", as titles are compared with them.
         key: the text cut at its spaces, casefolded and composed (NFC).
-        colours: places in `words`.
-        product_type: place in `words` of the last word that is no colour and has no digit (a size, a year), else of the
+        colours: places in `terms`.
+        product_type: place in `terms` of the last word that is no colour and has no digit (a size, a year), else of the
             last one that is no colour; None where all are colours.
     """
 
     text: str
     words: tuple[str, ...] = field(compare=False)
+    terms: tuple[str, ...] = field(compare=False)
     key: tuple[str, ...] = field(compare=False)
     colours: frozenset[int] = field(compare=False)
     product_type: int | None = field(compare=False)
@@ -77,14 +79,15 @@ class Query:
             text: stays as it is.
             colours: the words that are colours; None: those of `colours.json`.
         """
-        words = tuple(words_of(T_SHIRT.sub("t-", text)))
-        kinds = (colours or Colours.builtin()).kinds(words)
+        terms = tuple(words_of(T_SHIRT.sub("t-", text)))
+        kinds = (colours or Colours.builtin()).kinds(terms)
         coloured = frozenset(place for place, kind in enumerate(kinds) if kind is not Colour.NONE)
-        others = [place for place in range(len(words)) if place not in coloured]
-        plain = [place for place in others if not any(character.isdigit() for character in words[place])]
+        others = [place for place in range(len(terms)) if place not in coloured]
+        plain = [place for place in others if not any(character.isdigit() for character in terms[place])]
         # Composed again: folding the case of a composed letter can take it apart.
         folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
-        return cls(text, words, tuple(folded.split()), coloured, next(reversed(plain or others), None))
+        product_type = next(reversed(plain or others), None)
+        return cls(text, tuple(words_of(text)), terms, tuple(folded.split()), coloured, product_type)
 
     @classmethod
     def of_caption(cls, caption: str, rule: QueryRule = QueryRule.LAST_TWO_WORDS) -> Query:
@@ -98,7 +101,7 @@ class Query:
         """
         if colour is None and product_type is None:
             return self
-        words = list(self.words)
+        words = list(self.terms)
         if product_type is not None:
             if self.product_type is None:
                 words.append(product_type)

@@ -80,7 +80,7 @@ class ExpectedAgreement:
 
     def _add(self, query: Query, probability: float) -> list[int]:
         """Add a hypothesis's probability to the weights of its words; returns the places of the words."""
-        if not query.words:
+        if not query.terms:
             self._agreed += probability
             return []
         places = []

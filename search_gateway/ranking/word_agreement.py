@@ -72,9 +72,9 @@ class WordWeights:
 
 def word_weights(query: Query, product_type_weight: float) -> list[float]:
     """Return the weight of each word of a query that has words; they add up to 1."""
-    others = len(query.words) - 1
+    others = len(query.terms) - 1
     if query.product_type is None or not others:
-        return [1 / len(query.words)] * len(query.words)
+        return [1 / len(query.terms)] * len(query.terms)
     return [
         product_type_weight if place == query.product_type else (1 - product_type_weight) / others
         for place in range(others + 1)
@@ -87,7 +87,7 @@ class TextWords:
     def __init__(self, text: str | Query, synonyms: Synonyms):
         # "T-shirt" is one word here, without the part "shirt".
         if isinstance(text, Query):
-            words = [T_SHIRT.sub("t", word) for word in text.words]
+            words = [T_SHIRT.sub("t", word) for word in text.terms]
         else:
             words = words_of(T_SHIRT.sub("t", text))
         # "Light-blue" counts as a whole and as its parts.
@@ -133,9 +133,9 @@ class WantedWord:
 
 def wanted_words(query: Query, synonyms: Synonyms) -> list[WantedWord]:
     """Return the words of a query, in order, to be looked up in titles."""
-    meanings = [synonyms.meanings(word) for word in query.words]
+    meanings = [synonyms.meanings(word) for word in query.terms]
     # The blue of "light-blue" counts too, although the whole is not a known colour.
-    parts = (synonyms.meanings(part) for word in query.words for part in _JOINTS.split(word) if part)
+    parts = (synonyms.meanings(part) for word in query.terms for part in _JOINTS.split(word) if part)
     asked = frozenset({*(meanings[place] for place in query.colours), *parts})
     return [WantedWord(one, asked if place in query.colours else None) for place, one in enumerate(meanings)]
 
@@ -149,13 +149,13 @@ def wording(query: Query, title: TextWords, synonyms: Synonyms) -> str:
     others = title.other_colours(asked) if asked is not None else []
     sentences = []
     if colours and others:
-        sentences.append(f"says {_and(others)}, not {_and(query.words[place] for place in colours)}")
+        sentences.append(f"says {_and(others)}, not {_and(query.terms[place] for place in colours)}")
     elif others:
         has_all = "" if absent else "has every word and "
         sentences.append(f"{has_all}also says {_and(others)}")
     lacking = [place for place in absent if not (others and place in query.colours)]
     if lacking:
-        sentences.append(f"lacks {_and(repr(query.words[place]) for place in lacking)}")
+        sentences.append(f"lacks {_and(repr(query.terms[place]) for place in lacking)}")
     # With a comma, since the first part may have one already.
     return ", and ".join(sentences) or "has every word"
 

@@ -55,7 +55,7 @@ def test_words_of_words_are_the_words(query: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words", "colours", "product_type"),
+    ("text", "terms", "colours", "product_type"),
     [
         ("blue shirt", ["blue", "shirt"], ["blue"], "shirt"),
         ("shoes black", ["shoes", "black"], ["black"], "shoes"),
@@ -69,13 +69,17 @@ def test_words_of_words_are_the_words(query: str) -> None:
         ("- !", [], [], None),
     ],
 )
-def test_words_colours_and_product_type(
-    text: str, words: list[str], colours: list[str], product_type: str | None
+def test_terms_colours_and_product_type(
+    text: str, terms: list[str], colours: list[str], product_type: str | None
 ) -> None:
     query = Query.of(text)
-    assert (query.text, list(query.words)) == (text, words)
-    assert [words[place] for place in sorted(query.colours)] == colours
-    assert (None if query.product_type is None else words[query.product_type]) == product_type
+    assert (query.text, list(query.terms)) == (text, terms)
+    assert [terms[place] for place in sorted(query.colours)] == colours
+    assert (None if query.product_type is None else terms[query.product_type]) == product_type
+
+
+def test_words_are_those_of_the_text() -> None:
+    assert Query.of('navy T Shirt, "polo-t" shirt').words == ("navy", "T", "Shirt", "polo-t", "shirt")
 
 
 def test_colours_are_those_of_the_list_that_is_given() -> None:

@@ -181,7 +181,7 @@ def test_score_is_a_share_and_one_for_every_word(query: str, title: str, weights
 @given(TITLES, TITLES, WEIGHTS, st.data())
 @settings(deadline=None)
 def test_a_wanted_word_more_never_costs(query: str, title: str, weights: WordWeights, data: st.DataObject) -> None:
-    words = Query.of(query).words
+    words = Query.of(query).terms
     if words:
         more = f"{title} {data.draw(st.sampled_from(words))}"
         assert agreement(query, more, TRADE, weights).score >= agreement(query, title, TRADE, weights).score - 1e-9
