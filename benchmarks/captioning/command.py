@@ -137,12 +137,6 @@ def measure(
 ) -> Record:
     """Run the benchmark.
 
-    Args:
-        args: of `parse_args`.
-        checkpoint: folder of the checkpoint.
-        systems: the systems, the reference first.
-        find_limits: measures the limits of this machine.
-
     Returns:
         The record, from which tables and plot are made.
     """

@@ -30,15 +30,10 @@ Limits = dict[str, dict[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class MachineLimits:
-    """The best figures that were measured.
+    """The best figures that were measured."""
 
-    Attributes:
-        gemm: precision ("fp32", "fp16", "int8") -> library ("ONNX Runtime", "PyTorch") -> operations per second.
-        bandwidth: pattern ("read", "copy") -> bytes per second; a copied byte counts twice.
-    """
-
-    gemm: Limits
-    bandwidth: dict[str, float]
+    gemm: Limits  # precision ("fp32", "fp16", "int8") -> library ("ONNX Runtime", "PyTorch") -> operations per second
+    bandwidth: dict[str, float]  # pattern ("read", "copy") -> bytes per second; a copied byte counts twice
 
     def peak(self, precision: str) -> float | None:
         """Return the operations per second of the fastest library; None if the precision was not measured."""
@@ -67,13 +62,7 @@ def _better(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, f
 def measure_limits(
     shapes: tuple[tuple[int, int, int], ...] = SHAPES, read_bytes: int = READ_BYTES, seconds: float = SECONDS
 ) -> MachineLimits:
-    """Measure everything; takes 10 to 30 seconds.
-
-    Args:
-        shapes: M, K, N of each matrix product.
-        read_bytes: size of the matrix that is read for the bandwidth.
-        seconds: least time for each shape and library.
-    """
+    """Measure everything; takes 10 to 30 seconds."""
     import torch
 
     if torch.cuda.is_available():

@@ -90,12 +90,6 @@ class TurnCost:
 class LoadTest:
     """A running gateway, its driver and the systems it is compared with; the phases are methods. Use it in a `with`.
 
-    Args:
-        settings: of the test.
-        photos: image files.
-        compares: whether the phase "compare" will run.
-        progress: its description and position are updated.
-
     Attributes:
         oracle: how the captions of gateway and in-process models compare, each photo captioned alone.
 
@@ -130,9 +124,6 @@ class LoadTest:
 
     def curve_and_compare(self, callers: Sequence[int]) -> tuple[list[Record], list[Record]]:
         """Run the closed loop.
-
-        Args:
-            callers: numbers of callers of the curve.
 
         Returns:
             A record for each number of callers, and one for each compared system (none unless `compares`).

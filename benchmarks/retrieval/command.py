@@ -103,48 +103,28 @@ def parse_args() -> argparse.Namespace:
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """The products that are searched.
+    """The products that are searched."""
 
-    Attributes:
-        ids: of the products.
-        embeddings: of their photos.
-        catalogue: file that has them.
-        fingerprint: of the models that made the embeddings.
-    """
-
-    ids: list[str]
-    embeddings: Embeddings
-    catalogue: Path
-    fingerprint: str
+    ids: list[str]  # of the products
+    embeddings: Embeddings  # of their photos
+    catalogue: Path  # file that has them
+    fingerprint: str  # of the models that made the embeddings
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What searching with products needs and takes long to make.
+    """What searching with products needs and takes long to make."""
 
-    Attributes:
-        chosen: queries and gallery.
-        queries: the photos of the queries as the models read them.
-        grades: of each query int64 [products of the gallery].
-        gallery: the products that are searched.
-    """
-
-    chosen: RetrievalSet
-    queries: list[Query]
-    grades: list[npt.NDArray[np.int64]]
-    gallery: Gallery
+    chosen: RetrievalSet  # queries and gallery
+    queries: list[Query]  # the photos of the queries as the models read them
+    grades: list[npt.NDArray[np.int64]]  # of each query int64 [products of the gallery]
+    gallery: Gallery  # the products that are searched
 
 
 def prepare(
     args: argparse.Namespace, reader: PhotoReader, make: Callable[[ProductSet], RetrievalSet], *, num_beams: int = 1
 ) -> Prepared:
-    """Load the products, let the models read their photos, and write the catalogue.
-
-    Args:
-        args: of `parse_args`.
-        reader: the models.
-        make: chooses queries and gallery.
-        num_beams: beams of the queries' second caption; 1 leaves it out, because beams take four times as long.
+    """Load the products, let the models read their photos, and write the catalogue; one beam means no beam search.
 
     Raises:
         SystemExit: no product is a query.
@@ -209,13 +189,6 @@ def _answers(
     names: Sequence[str] | None = None,
 ) -> tuple[dict[str, list[Ranking]], dict[str, float]]:
     """Let systems answer all queries.
-
-    Args:
-        args: of `parse_args`.
-        gallery: the products that are searched.
-        queries: what is asked.
-        read_photo: returns the image file of a query's `product_id`, for a gateway.
-        names: of the systems; None: all of them.
 
     Returns:
         System -> the answer to each query, and system -> mean milliseconds of a query.

@@ -75,11 +75,6 @@ class Bootstrap:
     """Intervals by the percentile bootstrap (Efron 1979) over queries.
 
     All figures use the same resampled queries, so differences are paired.
-
-    Args:
-        num_queries: number of queries.
-        resamples: number of times that the queries are drawn with replacement.
-        seed: of the draws.
     """
 
     def __init__(self, num_queries: int, *, resamples: int = 2000, seed: int = 0) -> None:

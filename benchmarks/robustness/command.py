@@ -82,10 +82,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def hostile_files(bad_images: Path | None, only: str = "") -> Iterator[tuple[str, bytes]]:
     """Make or read the hostile files, the bombs spread evenly among the others.
 
-    Args:
-        bad_images: folder of more files; None: there are none.
-        only: regular expression that names must match.
-
     Yields:
         Name and bytes of each file.
 
@@ -109,11 +105,6 @@ def hostile_files(bad_images: Path | None, only: str = "") -> Iterator[tuple[str
 
 class Attacker:
     """Callers that send hostile pictures; runs in a process of its own.
-
-    Args:
-        address: HOST:PORT of the gateway.
-        bad_images: see `hostile_files`.
-        only: see `hostile_files`.
 
     Raises:
         ValueError: no hostile file has such a name.
@@ -272,10 +263,6 @@ def _p99(rounds: Sequence[LoadFigures]) -> float:
 
 def measure(args: argparse.Namespace, photos: Sequence[bytes]) -> Record:
     """Run the benchmark.
-
-    Args:
-        args: of `parse_args`.
-        photos: good image files.
 
     Raises:
         RuntimeError: the gateway does not start, or no good caller gets an answer.
