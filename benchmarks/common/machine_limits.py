@@ -66,22 +66,19 @@ def measure_limits(
     import torch
 
     if torch.cuda.is_available():
-        return _cuda_limits(shapes, read_bytes, seconds)
-    gemm: Limits = {"fp32": {}, "int8": {}}
-    # Idle threads of one library keep spinning for a while, so each library does all its products at once.
-    gemm["fp32"]["ONNX Runtime"] = max(_rate(shape, _onnx_product(shape, "fp32"), seconds) for shape in shapes)
-    gemm["int8"]["ONNX Runtime"] = max(_rate(shape, _onnx_product(shape, "int8"), seconds) for shape in shapes)
-    gemm["fp32"]["PyTorch"] = max(_rate(shape, _torch_product(shape, "fp32"), seconds) for shape in shapes)
-    return MachineLimits(gemm=gemm, bandwidth=_bandwidth("cpu", read_bytes, seconds))
-
-
-def _cuda_limits(shapes: tuple[tuple[int, int, int], ...], read_bytes: int, seconds: float) -> MachineLimits:
-    larger = (*shapes, (8192, 8192, 8192))
-    gemm = {
-        precision: {"PyTorch": max(_rate(shape, _torch_product(shape, precision, "cuda"), seconds) for shape in larger)}
-        for precision in ("fp32", "fp16")
-    }
-    return MachineLimits(gemm=gemm, bandwidth=_bandwidth("cuda", read_bytes, seconds))
+        device = "cuda"
+        ways = [(precision, "PyTorch", _torch_product) for precision in ("fp32", "fp16")]
+        shapes = (*shapes, (8192, 8192, 8192))
+    else:
+        device = "cpu"
+        # Idle threads of one library keep spinning for a while, so each library does all its products at once.
+        ways = [("fp32", "ONNX Runtime", _onnx_product), ("int8", "ONNX Runtime", _onnx_product)]
+        ways.append(("fp32", "PyTorch", _torch_product))
+    gemm: Limits = {}
+    for precision, library, product in ways:
+        best = max(_rate(shape, product(shape, precision, device), seconds) for shape in shapes)
+        gemm.setdefault(precision, {})[library] = best
+    return MachineLimits(gemm=gemm, bandwidth=_bandwidth(device, read_bytes, seconds))
 
 
 def _rate(shape: tuple[int, int, int], product: Callable[[], object], seconds: float) -> float:
@@ -105,7 +102,7 @@ def least_seconds(call: Callable[[], object], seconds: float) -> float:
     return min(times)
 
 
-def _onnx_product(shape: tuple[int, int, int], precision: str) -> Callable[[], object]:
+def _onnx_product(shape: tuple[int, int, int], precision: str, _device: str) -> Callable[[], object]:
     """Make ONNX Runtime's matrix product with constant weights, as in a model: FP32, or U8 x S8 with FP32 results."""
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
@@ -140,7 +137,7 @@ def _onnx_product(shape: tuple[int, int, int], precision: str) -> Callable[[], o
     return lambda: session.run(None, {"input": values})
 
 
-def _torch_product(shape: tuple[int, int, int], precision: str, device: str = "cpu") -> Callable[[], object]:
+def _torch_product(shape: tuple[int, int, int], precision: str, device: str) -> Callable[[], object]:
     import torch
 
     rows, inner, columns = shape
