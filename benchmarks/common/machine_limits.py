@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The limits of this machine: matrix products per second by precision, and memory bandwidth.
 
-`python -m benchmarks.common.machine_limits` prints them.
-
 The products are those of the captioner's libraries (ONNX Runtime and PyTorch) on all cores, on the encoder's shapes
 and on large square ones. The shortest time counts, because longer ones include other work of the machine. PyTorch
 must be installed; if it finds a CUDA GPU, the GPU is measured.
@@ -11,7 +9,6 @@ must be installed; if it finds a CUDA GPU, the GPU is measured.
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -190,13 +187,3 @@ def limits_text(limits: MachineLimits) -> str:
     ]
     memory = [f"{pattern} {rate / 1e9:.1f} GB/s" for pattern, rate in limits.bandwidth.items()]
     return ", ".join(itertools.chain(products, memory))
-
-
-def main() -> None:
-    """Measure, and print the figures as JSON."""
-    limits = measure_limits()
-    print(json.dumps({"gemm": limits.gemm, "bandwidth": limits.bandwidth}, indent=2))
-
-
-if __name__ == "__main__":
-    main()

@@ -33,7 +33,7 @@ from benchmarks.retrieval.metrics import DEPTH, Bootstrap, judge
 from benchmarks.retrieval.phone import SYSTEMS as PHONE_SYSTEMS
 from benchmarks.retrieval.phone import phone_record, phone_table
 from benchmarks.retrieval.photo_reader import Embeddings, PhotoReader
-from benchmarks.retrieval.plot import plot_calibration, plot_systems
+from benchmarks.retrieval.plot import plot_systems
 from benchmarks.retrieval.record import MAIN, by_type, slices, system_rows
 from benchmarks.retrieval.sheet import best_and_worst, row_picture, write_sheet
 from benchmarks.retrieval.systems import (
@@ -94,7 +94,6 @@ def parse_args() -> argparse.Namespace:
         default=Path("checkpoints/fashion-small"),
         help="folder where the settings are stored (default %(default)s)",
     )
-    calibration.add_argument("--curves", type=Path, metavar="FILE", help="also write a plot of the calibration")
     args = parser.parse_args()
     if args.phone is not None and (args.calibrate or args.plot or args.sheet):
         parser.error("--phone cannot be combined with --calibrate, --plot or --sheet")
@@ -306,8 +305,6 @@ def calibrate_settings(args: argparse.Namespace, reader: PhotoReader) -> None:
             **provenance(),
         },
     ).save(args.checkpoint)
-    if args.curves is not None:
-        plot_calibration(calibrated, args.curves)
     print(json.dumps({"settings": settings, "curves": curves} if args.json else settings, indent=2))
 
 
