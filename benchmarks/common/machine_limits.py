@@ -23,6 +23,8 @@ READ_BYTES = 2**29  # far more than any cache
 SECONDS = 0.6  # for each shape and library
 
 Limits = dict[str, dict[str, float]]
+Shape = tuple[int, int, int]
+MakeProduct = Callable[[Shape, str, str], Callable[[], object]]  # of shape, precision and device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +59,12 @@ def _better(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, f
 
 
 def measure_limits(
-    shapes: tuple[tuple[int, int, int], ...] = SHAPES, read_bytes: int = READ_BYTES, seconds: float = SECONDS
+    shapes: tuple[Shape, ...] = SHAPES, read_bytes: int = READ_BYTES, seconds: float = SECONDS
 ) -> MachineLimits:
     """Measure everything; takes 10 to 30 seconds."""
     import torch
 
+    ways: list[tuple[str, str, MakeProduct]]  # precision, library
     if torch.cuda.is_available():
         device = "cuda"
         ways = [(precision, "PyTorch", _torch_product) for precision in ("fp32", "fp16")]
@@ -69,7 +72,7 @@ def measure_limits(
     else:
         device = "cpu"
         # Idle threads of one library keep spinning for a while, so each library does all its products at once.
-        ways = [("fp32", "ONNX Runtime", _onnx_product), ("int8", "ONNX Runtime", _onnx_product)]
+        ways = [(precision, "ONNX Runtime", _onnx_product) for precision in ("fp32", "int8")]
         ways.append(("fp32", "PyTorch", _torch_product))
     gemm: Limits = {}
     for precision, library, product in ways:
@@ -78,7 +81,7 @@ def measure_limits(
     return MachineLimits(gemm=gemm, bandwidth=_bandwidth(device, read_bytes, seconds))
 
 
-def _rate(shape: tuple[int, int, int], product: Callable[[], object], seconds: float) -> float:
+def _rate(shape: Shape, product: Callable[[], object], seconds: float) -> float:
     rows, inner, columns = shape
     return 2 * rows * inner * columns / least_seconds(product, seconds)
 
@@ -99,7 +102,7 @@ def least_seconds(call: Callable[[], object], seconds: float) -> float:
     return min(times)
 
 
-def _onnx_product(shape: tuple[int, int, int], precision: str, _device: str) -> Callable[[], object]:
+def _onnx_product(shape: Shape, precision: str, _device: str) -> Callable[[], object]:
     """Make ONNX Runtime's matrix product with constant weights, as in a model: FP32, or U8 x S8 with FP32 results."""
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
@@ -134,7 +137,7 @@ def _onnx_product(shape: tuple[int, int, int], precision: str, _device: str) -> 
     return lambda: session.run(None, {"input": values})
 
 
-def _torch_product(shape: tuple[int, int, int], precision: str, device: str) -> Callable[[], object]:
+def _torch_product(shape: Shape, precision: str, device: str) -> Callable[[], object]:
     import torch
 
     rows, inner, columns = shape
