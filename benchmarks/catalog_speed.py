@@ -50,12 +50,6 @@ def milliseconds(ask: Callable[[_T], object], asked: Iterable[_T]) -> dict[str, 
 def measure(store: CatalogStore, words: list[list[str]], limit: int, neighbours: int) -> dict[str, dict[str, float]]:
     """Ask a catalogue all questions.
 
-    Args:
-        store: the catalogue.
-        words: the words of each question.
-        limit: number of products to find by words.
-        neighbours: number of products to find by the embedding of the best product of each question.
-
     Returns:
         Kind of question ("find", "find again", "similar") -> the result of `milliseconds`.
     """

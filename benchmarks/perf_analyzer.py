@@ -37,15 +37,10 @@ _RUN_LIMIT_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class PerfAnalyzer:
-    """A perf_analyzer.
+    """A perf_analyzer."""
 
-    Attributes:
-        program: the file to run.
-        root: where it sees the root directory of this machine; "" for the same place.
-    """
-
-    program: Path
-    root: str = ""
+    program: Path  # the file to run
+    root: str = ""  # where it sees the root directory of this machine; "" for the same place
 
     def path(self, path: Path) -> str:
         """Return the path as perf_analyzer sees it."""
@@ -95,15 +90,6 @@ def run_perf_analyzer(
     window_seconds: float,
 ) -> str | None:
     """Measure with one concurrency; the report and the CSV are in `output` afterwards.
-
-    Args:
-        analyzer: perf_analyzer.
-        address: HOST:PORT of the gateway.
-        model: the gateway's KServe model.
-        concurrency: number of requests in flight at once.
-        inputs: file with the requests, see `input_data`.
-        output: folder of the report and the CSV.
-        window_seconds: length of one of perf_analyzer's windows.
 
     Returns:
         The reason if the run failed, else None.
@@ -178,11 +164,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @contextlib.contextmanager
 def gateway_at(address: str | None, repository: Path, photos: Sequence[bytes]) -> Iterator[str]:
     """Start a gateway with a catalogue of the photos, unless an address is given; it stops after the block.
-
-    Args:
-        address: HOST:PORT of a running gateway, or None.
-        repository: models of the gateway that is started.
-        photos: image files.
 
     Yields:
         HOST:PORT of the gateway.

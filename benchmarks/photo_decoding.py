@@ -73,11 +73,6 @@ def plain_pillow(data: bytes, contract: ModelContract) -> Pixels:
 async def measure(photos: dict[str, bytes], contract: ModelContract, repeats: int) -> dict[str, dict[str, float]]:
     """Decode each photo in each way.
 
-    Args:
-        photos: name -> bytes of the image file.
-        contract: gives the encoder's size.
-        repeats: how often each photo is decoded in each way.
-
     Returns:
         Photo -> way -> median milliseconds, and "pixels": the mean absolute difference from plain Pillow, 0 to 255.
     """

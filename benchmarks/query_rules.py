@@ -44,15 +44,10 @@ WEIGHTS = (0.1, 0.3, 0.5)  # of the captions, the rest is the query head's
 
 @dataclass(frozen=True)
 class Reading:
-    """What the models say of one photo.
+    """What the models say of one photo."""
 
-    Attributes:
-        head: the query head's distribution; None for a model without a query head.
-        captions: number of beams -> finished captions, best first.
-    """
-
-    head: QueryDistribution | None
-    captions: dict[int, list[CaptionHypothesis]]
+    head: QueryDistribution | None  # the query head's distribution; None for a model without a query head
+    captions: dict[int, list[CaptionHypothesis]]  # number of beams -> finished captions, best first
 
 
 Rule = Callable[[Reading], str]
@@ -95,14 +90,7 @@ def read(
     pixels: npt.NDArray[np.uint8],
     what: str,
 ) -> tuple[list[Reading], dict[str, float]]:
-    """Read photos with the query head and with each number of beams.
-
-    Args:
-        captioner: the models.
-        tokenizer: of the captions.
-        classes: of the query head; empty for a model without one.
-        pixels: uint8 [n, height, width, 3], RGB.
-        what: title of the progress bar.
+    """Read photos, uint8 [n, height, width, 3], with the query head and with each number of beams.
 
     Returns:
         The n readings, and the milliseconds per photo of the encoder with its query head ("query head") and of encoder

@@ -71,11 +71,11 @@ def vocabulary_of(queries: tuple[str, ...]) -> QueryVocabulary:
 
 
 class QueryDistribution:
-    """A probability for each query of a vocabulary.
+    """The probabilities of queries.
 
     Args:
         vocabulary: n queries.
-        shares: float [n], their probabilities; they add up to 1.
+        shares: float64 [n], their probabilities, whose sum is 1.
     """
 
     def __init__(self, vocabulary: QueryVocabulary, shares: npt.NDArray[np.float64]):

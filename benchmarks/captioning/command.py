@@ -137,12 +137,6 @@ def measure(
 ) -> Record:
     """Run the benchmark.
 
-    Args:
-        args: of `parse_args`.
-        checkpoint: folder of the checkpoint.
-        systems: the systems, the reference first.
-        find_limits: measures the limits of this machine.
-
     Returns:
         The record, from which tables and plot are made.
     """
@@ -247,16 +241,9 @@ def _stage_record(
 
 
 def _system_record(entrant: Entrant) -> Record:
-    spec = entrant.spec
-    return {
-        "name": spec.name,
-        "kind": spec.kind,
-        "precision": spec.precision,
-        "device": spec.device,
-        "is_peer": spec.is_peer,
-        "peak_memory_bytes": entrant.peak_memory,
-        "failure": entrant.failure,
-    }
+    names = ("name", "kind", "precision", "device", "is_peer")
+    record = {name: getattr(entrant.spec, name) for name in names}
+    return {**record, "peak_memory_bytes": entrant.peak_memory, "failure": entrant.failure}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -148,11 +148,6 @@ def _stem(shape: CaptionerShape) -> tuple[int, int]:
 def least_seconds(cost: Cost, operations_per_second: float, bytes_per_second: float) -> tuple[float, str]:
     """Return the least time of a call by the roofline model (Williams, Waterman, Patterson 2009).
 
-    Args:
-        cost: of the call.
-        operations_per_second: limit of the machine.
-        bytes_per_second: limit of the machine.
-
     Returns:
         Seconds, and the limit that decides: "compute" or "memory".
     """

@@ -41,15 +41,10 @@ _OUR_SOURCES = ("export", "captioner")
 
 @dataclass(frozen=True)
 class Photos:
-    """Photos as pixels and as files.
+    """Photos as pixels and as files."""
 
-    Attributes:
-        pixels: uint8 [n, height, width, 3], the encoder's input.
-        files: JPEG files that decode to exactly these pixels.
-    """
-
-    pixels: npt.NDArray[np.uint8]
-    files: list[bytes]
+    pixels: npt.NDArray[np.uint8]  # uint8 [n, height, width, 3], the encoder's input
+    files: list[bytes]  # JPEG files that decode to exactly these pixels
 
     def batch(self, first: int, count: int) -> Photos:
         """Return `count` photos from number `first` on; after the last the first follows."""

@@ -27,19 +27,12 @@ PAUSE_SECONDS = 0.1  # threads keep spinning for some milliseconds after the las
 
 @dataclass
 class Entrant:
-    """A system that takes part, or the reason why it does not.
+    """A system that takes part, or the reason why it does not."""
 
-    Attributes:
-        spec: the system.
-        process: its process; None if it does not take part (any more).
-        failure: the reason, if it failed.
-        peak_memory: in bytes, if it is known.
-    """
-
-    spec: SystemSpec
-    process: OwnProcess | None = None
-    failure: str | None = None
-    peak_memory: int | None = None
+    spec: SystemSpec  # the system
+    process: OwnProcess | None = None  # its process; None if it does not take part (any more)
+    failure: str | None = None  # the reason, if it failed
+    peak_memory: int | None = None  # in bytes, if it is known
 
     def ask(self, method: str, *arguments: object) -> object | None:
         """Call a method of the system; returns None if it has failed."""
@@ -78,29 +71,17 @@ class Seconds:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptioningFigure:
-    """The speed of one system with one workload.
+    """The speed of one system with one workload."""
 
-    Attributes:
-        system: its name.
-        photos: photos at a time.
-        beams: of each caption.
-        waves: see `Workload`.
-        seconds: of a batch.
-        captions_per_second: of the median batch.
-        tokens_per_second: without EOS; None if neither system nor reference returns tokens.
-        equal: number of tokens that equal the reference's (words, if the system returns text).
-        compared: number of tokens (words) that were compared; 0 without a reference.
-    """
-
-    system: str
-    photos: int
-    beams: int
-    waves: int
-    seconds: Seconds
-    captions_per_second: float
-    tokens_per_second: float | None
-    equal: int
-    compared: int
+    system: str  # its name
+    photos: int  # photos at a time
+    beams: int  # of each caption
+    waves: int  # see `Workload`
+    seconds: Seconds  # of a batch
+    captions_per_second: float  # of the median batch
+    tokens_per_second: float | None  # without EOS; None if neither system nor reference returns tokens
+    equal: int  # number of tokens that equal the reference's (words, if the system returns text)
+    compared: int  # number of tokens (words) that were compared; 0 without a reference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,12 +129,7 @@ def race(
 ) -> list[CaptioningFigure]:
     """Measure systems in rounds, after one to warm up; each round another system begins.
 
-    Args:
-        entries: systems with their workloads.
-        repeats: number of rounds.
-        reference: name of the system whose captions are expected.
-        tokenizer: turns the reference's tokens into words.
-        progress: its description and position are updated.
+    The captions of all systems are compared with those of the system `reference`.
 
     Returns:
         The figures of all systems that did not fail; all have captioned the same photos.
@@ -195,17 +171,7 @@ def race_stages(
     repeats: int,
     progress: tqdm[Any],
 ) -> list[StageFigure]:
-    """Measure one model of each system alone, in rounds as `race`.
-
-    Args:
-        entrants: our systems in-process.
-        stage: the model.
-        photos: size of the batch.
-        beams: of each photo.
-        position: of the step.
-        repeats: number of rounds.
-        progress: its description and position are updated.
-    """
+    """Measure one model of each system alone, in rounds as `race`."""
     results: dict[str, list[list[float]]] = {entrant.spec.name: [] for entrant in entrants}
     for number in range(-1, repeats):
         for entrant in _in_turn(entrants, number):

@@ -34,42 +34,25 @@ _CUDA = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 @dataclass(frozen=True, kw_only=True)
 class SystemSpec:
-    """One system.
+    """One system."""
 
-    Attributes:
-        name: in the record.
-        kind: how it captions.
-        source: its checkpoint, optimum's export or our model repository.
-        precision: of its models.
-        device: where they run.
-        endless: whether no token ends a caption.
-        is_peer: whether it is an alternative to ours.
-    """
-
-    name: str
-    kind: Kind
-    source: Path
-    precision: Precision = "fp32"
-    device: Literal["cpu", "cuda"] = "cpu"
-    endless: bool = False
-    is_peer: bool = False
+    name: str  # in the record
+    kind: Kind  # how it captions
+    source: Path  # its checkpoint, optimum's export or our model repository
+    precision: Precision = "fp32"  # of its models
+    device: Literal["cpu", "cuda"] = "cpu"  # where they run
+    endless: bool = False  # whether no token ends a caption
+    is_peer: bool = False  # whether it is an alternative to ours
 
 
 @dataclass(frozen=True)
 class Workload:
-    """The captions of one call.
+    """The captions of one call."""
 
-    Attributes:
-        photos: photos at a time, in one batch or in flight through gRPC.
-        beams: of each caption.
-        tokens: of a caption with EOS: the exact number if captions are endless, else the most.
-        waves: how many times `photos` are captioned.
-    """
-
-    photos: int
-    beams: int
-    tokens: int
-    waves: int = 1
+    photos: int  # photos at a time, in one batch or in flight through gRPC
+    beams: int  # of each caption
+    tokens: int  # of a caption with EOS: the exact number if captions are endless, else the most
+    waves: int = 1  # how many times `photos` are captioned
 
     @property
     def captions(self) -> int:
@@ -86,12 +69,7 @@ class Turn:
 
 
 class MeasuredSystem:
-    """A system that measures itself, so that the pipe to its process is not part of any figure.
-
-    Args:
-        spec: the system.
-        photos: what it captions.
-    """
+    """A system that measures itself, so that the pipe to its process is not part of any figure."""
 
     def __init__(self, spec: SystemSpec, photos: Photos):
         self._photos = photos

@@ -25,12 +25,7 @@ _SETTLE_SECONDS = 0.5  # a gateway that was paused first does the health check t
 
 
 def gateway_environ(model_repository: Path, settings: Mapping[str, str]) -> dict[str, str]:
-    """Return this process's environment with these `CAPTRIEVE_` variables and no others.
-
-    Args:
-        model_repository: the models to serve.
-        settings: further `CAPTRIEVE_` variables.
-    """
+    """Return this process's environment with these `CAPTRIEVE_` variables and no others."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("CAPTRIEVE_")}
     return environ | {"CAPTRIEVE_MODEL_REPOSITORY": str(model_repository), **settings}
 

@@ -33,10 +33,6 @@ BatchSizes = dict[int, BatchCount]  # by batch size
 def batch_sizes(address: str, model: str = MODEL) -> BatchSizes | None:
     """Ask a server for its executions by batch size since it started.
 
-    Args:
-        address: HOST:PORT of the server.
-        model: name of the model.
-
     Returns:
         None where the server does not count them.
     """

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The limits of this machine: matrix products per second by precision, and memory bandwidth.
 
-`python -m benchmarks.common.machine_limits` prints them.
-
 The products are those of the captioner's libraries (ONNX Runtime and PyTorch) on all cores, on the encoder's shapes
 and on large square ones. The shortest time counts, because longer ones include other work of the machine. PyTorch
 must be installed; if it finds a CUDA GPU, the GPU is measured.
@@ -11,7 +9,6 @@ must be installed; if it finds a CUDA GPU, the GPU is measured.
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,19 +23,16 @@ READ_BYTES = 2**29  # far more than any cache
 SECONDS = 0.6  # for each shape and library
 
 Limits = dict[str, dict[str, float]]
+Shape = tuple[int, int, int]
+MakeProduct = Callable[[Shape, str, str], Callable[[], object]]  # of shape, precision and device
 
 
 @dataclass(frozen=True, kw_only=True)
 class MachineLimits:
-    """The best figures that were measured.
+    """The best figures that were measured."""
 
-    Attributes:
-        gemm: precision ("fp32", "fp16", "int8") -> library ("ONNX Runtime", "PyTorch") -> operations per second.
-        bandwidth: pattern ("read", "copy") -> bytes per second; a copied byte counts twice.
-    """
-
-    gemm: Limits
-    bandwidth: dict[str, float]
+    gemm: Limits  # precision ("fp32", "fp16", "int8") -> library ("ONNX Runtime", "PyTorch") -> operations per second
+    bandwidth: dict[str, float]  # pattern ("read", "copy") -> bytes per second; a copied byte counts twice
 
     def peak(self, precision: str) -> float | None:
         """Return the operations per second of the fastest library; None if the precision was not measured."""
@@ -65,37 +59,29 @@ def _better(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, f
 
 
 def measure_limits(
-    shapes: tuple[tuple[int, int, int], ...] = SHAPES, read_bytes: int = READ_BYTES, seconds: float = SECONDS
+    shapes: tuple[Shape, ...] = SHAPES, read_bytes: int = READ_BYTES, seconds: float = SECONDS
 ) -> MachineLimits:
-    """Measure everything; takes 10 to 30 seconds.
-
-    Args:
-        shapes: M, K, N of each matrix product.
-        read_bytes: size of the matrix that is read for the bandwidth.
-        seconds: least time for each shape and library.
-    """
+    """Measure everything; takes 10 to 30 seconds."""
     import torch
 
+    ways: list[tuple[str, str, MakeProduct]]  # precision, library
     if torch.cuda.is_available():
-        return _cuda_limits(shapes, read_bytes, seconds)
-    gemm: Limits = {"fp32": {}, "int8": {}}
-    # Idle threads of one library keep spinning for a while, so each library does all its products at once.
-    gemm["fp32"]["ONNX Runtime"] = max(_rate(shape, _onnx_product(shape, "fp32"), seconds) for shape in shapes)
-    gemm["int8"]["ONNX Runtime"] = max(_rate(shape, _onnx_product(shape, "int8"), seconds) for shape in shapes)
-    gemm["fp32"]["PyTorch"] = max(_rate(shape, _torch_product(shape, "fp32"), seconds) for shape in shapes)
-    return MachineLimits(gemm=gemm, bandwidth=_bandwidth("cpu", read_bytes, seconds))
+        device = "cuda"
+        ways = [(precision, "PyTorch", _torch_product) for precision in ("fp32", "fp16")]
+        shapes = (*shapes, (8192, 8192, 8192))
+    else:
+        device = "cpu"
+        # Idle threads of one library keep spinning for a while, so each library does all its products at once.
+        ways = [(precision, "ONNX Runtime", _onnx_product) for precision in ("fp32", "int8")]
+        ways.append(("fp32", "PyTorch", _torch_product))
+    gemm: Limits = {}
+    for precision, library, product in ways:
+        best = max(_rate(shape, product(shape, precision, device), seconds) for shape in shapes)
+        gemm.setdefault(precision, {})[library] = best
+    return MachineLimits(gemm=gemm, bandwidth=_bandwidth(device, read_bytes, seconds))
 
 
-def _cuda_limits(shapes: tuple[tuple[int, int, int], ...], read_bytes: int, seconds: float) -> MachineLimits:
-    larger = (*shapes, (8192, 8192, 8192))
-    gemm = {
-        precision: {"PyTorch": max(_rate(shape, _torch_product(shape, precision, "cuda"), seconds) for shape in larger)}
-        for precision in ("fp32", "fp16")
-    }
-    return MachineLimits(gemm=gemm, bandwidth=_bandwidth("cuda", read_bytes, seconds))
-
-
-def _rate(shape: tuple[int, int, int], product: Callable[[], object], seconds: float) -> float:
+def _rate(shape: Shape, product: Callable[[], object], seconds: float) -> float:
     rows, inner, columns = shape
     return 2 * rows * inner * columns / least_seconds(product, seconds)
 
@@ -116,7 +102,7 @@ def least_seconds(call: Callable[[], object], seconds: float) -> float:
     return min(times)
 
 
-def _onnx_product(shape: tuple[int, int, int], precision: str) -> Callable[[], object]:
+def _onnx_product(shape: Shape, precision: str, _device: str) -> Callable[[], object]:
     """Make ONNX Runtime's matrix product with constant weights, as in a model: FP32, or U8 x S8 with FP32 results."""
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
@@ -151,7 +137,7 @@ def _onnx_product(shape: tuple[int, int, int], precision: str) -> Callable[[], o
     return lambda: session.run(None, {"input": values})
 
 
-def _torch_product(shape: tuple[int, int, int], precision: str, device: str = "cpu") -> Callable[[], object]:
+def _torch_product(shape: Shape, precision: str, device: str) -> Callable[[], object]:
     import torch
 
     rows, inner, columns = shape
@@ -204,13 +190,3 @@ def limits_text(limits: MachineLimits) -> str:
     ]
     memory = [f"{pattern} {rate / 1e9:.1f} GB/s" for pattern, rate in limits.bandwidth.items()]
     return ", ".join(itertools.chain(products, memory))
-
-
-def main() -> None:
-    """Measure, and print the figures as JSON."""
-    limits = measure_limits()
-    print(json.dumps({"gemm": limits.gemm, "bandwidth": limits.bandwidth}, indent=2))
-
-
-if __name__ == "__main__":
-    main()

@@ -32,11 +32,6 @@ class OwnProcess:
 
     If the object has a method `close`, it is called at the end. `make`, arguments and answers must be picklable.
 
-    Args:
-        make: makes the object.
-        *arguments: of `make`.
-        start_seconds: how long `make` may take.
-
     Raises:
         OwnProcessError: `make` failed or took too long.
     """
@@ -61,11 +56,6 @@ class OwnProcess:
 
     def ask(self, method: str, *arguments: Any, timeout_seconds: float = 600.0) -> Any:
         """Call a method of the object and wait for its answer.
-
-        Args:
-            method: the method's name.
-            *arguments: of the method.
-            timeout_seconds: how long it may take.
 
         Returns:
             What the method returned.
@@ -116,11 +106,6 @@ class OwnProcess:
 
 def in_own_process(function: Callable[..., Any], *arguments: Any, timeout_seconds: float = 3600.0) -> Any:
     """Call a function in a new process, which leaves neither memory nor threads behind.
-
-    Args:
-        function: the function to call.
-        *arguments: of the function.
-        timeout_seconds: how long it may take.
 
     Returns:
         What the function returned.

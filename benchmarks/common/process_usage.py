@@ -74,9 +74,6 @@ def resident_bytes(pid: int) -> int:
 def cpu_seconds_by_part(pid: int) -> dict[str, float]:
     """Return a gateway's CPU time by part.
 
-    Args:
-        pid: the gateway's process id.
-
     Returns:
         Seconds of "gateway" itself, "triton", its Python "stubs", and "other" (supervisor and photo workers).
     """

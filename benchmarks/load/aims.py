@@ -20,21 +20,13 @@ MAX_HEALTH_MS = 200.0
 
 @dataclass(frozen=True)
 class LoadAim:
-    """One aim.
+    """One aim."""
 
-    Attributes:
-        name: what is measured.
-        value: its value.
-        aim: the bound, for example "≥ 4"; "" if the value has none.
-        passed: whether the value is within the bound; None if it has none.
-        sides: the figures that the value is made of.
-    """
-
-    name: str
-    value: float
-    aim: str
-    passed: bool | None
-    sides: str
+    name: str  # what is measured
+    value: float  # its value
+    aim: str  # the bound, for example "≥ 4"; "" if the value has none
+    passed: bool | None  # whether the value is within the bound; None if it has none
+    sides: str  # the figures that the value is made of
 
 
 def load_aims(record: Mapping[str, Any]) -> list[LoadAim]:

@@ -41,40 +41,24 @@ Words = dict[tuple[int, int], str]  # (number of the photo, beams) -> caption
 
 @dataclass(frozen=True)
 class Plan:
-    """One request.
+    """One request."""
 
-    Attributes:
-        photo: number of the photo.
-        beams: beams of the caption.
-        timeout_seconds: deadline of the request.
-        cancel_seconds: when the caller cancels the request; None: never.
-        intended: whether the plan makes the request fail, by cancellation or by a short deadline.
-    """
-
-    photo: int
-    beams: int = 1
-    timeout_seconds: float = 30.0
-    cancel_seconds: float | None = None
-    intended: bool = False
+    photo: int  # number of the photo
+    beams: int = 1  # beams of the caption
+    timeout_seconds: float = 30.0  # deadline of the request
+    cancel_seconds: float | None = None  # when the caller cancels the request; None: never
+    intended: bool = False  # whether the plan makes the request fail, by cancellation or by a short deadline
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """A mixed load; the requests in none of the shares are greedy captions.
+    """A mixed load; the requests in none of the shares are greedy captions."""
 
-    Attributes:
-        beams: beams -> share of the requests.
-        cancelled: share of the requests that their caller cancels.
-        hurried: share of the requests with a deadline of 2 to 200 ms.
-        timeout_seconds: deadline of all others.
-        seed: of the random choice.
-    """
-
-    beams: Mapping[int, float]
-    cancelled: float
-    hurried: float
-    timeout_seconds: float
-    seed: int = 1
+    beams: Mapping[int, float]  # beams -> share of the requests
+    cancelled: float  # share of the requests that their caller cancels
+    hurried: float  # share of the requests with a deadline of 2 to 200 ms
+    timeout_seconds: float  # deadline of all others
+    seed: int = 1  # of the random choice
 
     def plan(self, number: int, photos: int) -> Plan:
         """Return the plan of request `number` of a load with so many photos; always the same."""
@@ -157,13 +141,7 @@ class GatewayCaller:
 
 @contextlib.asynccontextmanager
 async def connected(address: str, photos: Sequence[bytes], words: Words) -> AsyncIterator[GatewayCaller]:
-    """Connect to a gateway at HOST:PORT.
-
-    Args:
-        address: HOST:PORT.
-        photos: image files.
-        words: expected captions; other photos' captions are not checked.
-    """
+    """Connect to a gateway at HOST:PORT."""
     async with contextlib.AsyncExitStack() as stack:
         channels = [
             await stack.enter_async_context(grpc.aio.insecure_channel(address, options=_OPTIONS))

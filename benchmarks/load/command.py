@@ -80,10 +80,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def measure(args: argparse.Namespace, photos: Sequence[bytes]) -> Record:
     """Run the test.
 
-    Args:
-        args: of `parse_args`.
-        photos: image files.
-
     Returns:
         The record, from which tables, aims and plot are made.
 

@@ -118,16 +118,7 @@ async def open_loop(
 
 
 def poisson_arrivals(rate: float, seconds: float, seed: int) -> list[float]:
-    """Return the times of a Poisson process.
-
-    Args:
-        rate: mean arrivals per second.
-        seconds: all times are below it.
-        seed: of the random generator.
-
-    Returns:
-        Ascending seconds.
-    """
+    """Return the times of a Poisson process with `rate` arrivals per second, in ascending seconds."""
     generator = random.Random(seed)
     arrivals = []
     moment = generator.expovariate(rate)
@@ -152,15 +143,7 @@ def one_at_a_time(call: Call) -> Call:
 async def watched_health(
     check: Check, interval_seconds: float = HEALTH_INTERVAL_SECONDS
 ) -> AsyncIterator[list[HealthCheck]]:
-    """Check a server's health during the block.
-
-    Args:
-        check: returns whether the server is serving.
-        interval_seconds: time between the starts of two checks; a check does not wait for the one before.
-
-    Yields:
-        A list to which each check is added.
-    """
+    """Check a server's health every `interval_seconds` during the block; yields a list to which checks are added."""
     clock = asyncio.get_running_loop().time
     checks: list[HealthCheck] = []
     start = clock()

@@ -19,21 +19,13 @@ _MAX_DETAILS = 12  # number of different messages that are kept
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one request ended.
+    """How one request ended."""
 
-    Attributes:
-        kind: what the answer was.
-        intended: whether the caller made the request fail, by cancellation or by a short deadline.
-        stages_ms: stage -> milliseconds, as the response says.
-        retry_seconds: the pause that a refusal asks for, if any.
-        detail: what went wrong, in one line.
-    """
-
-    kind: Kind
-    intended: bool = False
-    stages_ms: Mapping[str, float] = field(default_factory=dict)
-    retry_seconds: float | None = None
-    detail: str = ""
+    kind: Kind  # what the answer was
+    intended: bool = False  # whether the caller made the request fail, by cancellation or by a short deadline
+    stages_ms: Mapping[str, float] = field(default_factory=dict)  # stage -> milliseconds, as the response says
+    retry_seconds: float | None = None  # the pause that a refusal asks for, if any
+    detail: str = ""  # what went wrong, in one line
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,43 +89,24 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadFigures:
-    """The figures of a turn.
+    """The figures of a turn."""
 
-    Attributes:
-        sent: number of requests.
-        answered: requests with an outcome.
-        lost: requests without an outcome.
-        counts: kind -> number of outcomes that were not intended to fail.
-        intended: kind -> number of outcomes that were intended to fail.
-        throughput: right answers per second.
-        goodput: right answers per second within the deadline, counted from when the requests were due.
-        shed_rate: refusals per second.
-        latency: of right answers.
-        shed_latency: of refusals.
-        sheds_with_retry: number of refusals that say when to retry.
-        late_ms: longest time from when a request was due to when the driver sent it.
-        stages_ms: stage -> mean of the responses' timings.
-        health_latency: of the health checks.
-        health_failures: number of health checks that failed.
-        details: what went wrong -> how often.
-    """
-
-    sent: int
-    answered: int
-    lost: int
-    counts: dict[str, int]
-    intended: dict[str, int]
-    throughput: float
-    goodput: float
-    shed_rate: float
-    latency: Latency | None
-    shed_latency: Latency | None
-    sheds_with_retry: int
-    late_ms: float
-    stages_ms: dict[str, float]
-    health_latency: Latency | None
-    health_failures: int
-    details: dict[str, int]
+    sent: int  # number of requests
+    answered: int  # requests with an outcome
+    lost: int  # requests without an outcome
+    counts: dict[str, int]  # kind -> number of outcomes that were not intended to fail
+    intended: dict[str, int]  # kind -> number of outcomes that were intended to fail
+    throughput: float  # right answers per second
+    goodput: float  # right answers per second within the deadline, counted from when the requests were due
+    shed_rate: float  # refusals per second
+    latency: Latency | None  # of right answers
+    shed_latency: Latency | None  # of refusals
+    sheds_with_retry: int  # number of refusals that say when to retry
+    late_ms: float  # longest time from when a request was due to when the driver sent it
+    stages_ms: dict[str, float]  # stage -> mean of the responses' timings
+    health_latency: Latency | None  # of the health checks
+    health_failures: int  # number of health checks that failed
+    details: dict[str, int]  # what went wrong -> how often
 
     @property
     def wrong_words(self) -> int:
@@ -143,10 +116,6 @@ class LoadFigures:
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
     """Return the percentile by the nearest-rank method.
-
-    Args:
-        ordered: ascending values, at least one.
-        percent: 0 to 100.
 
     Returns:
         The smallest value that at least `percent` % of the values do not exceed.

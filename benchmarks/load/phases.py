@@ -51,31 +51,18 @@ _COMPLAINT = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b")
 
 @dataclass(frozen=True, kw_only=True)
 class LoadSettings:
-    """Settings of a load test.
+    """Settings of a load test."""
 
-    Attributes:
-        repository: folder of the models.
-        rounds: number of rounds of all phases but the soak.
-        callers: numbers of callers of the curve.
-        warm_seconds: least time before each window.
-        turn_seconds: length of a window of the closed loop.
-        rates: arrivals of the open loop, as shares of the capacity.
-        open_seconds: length of a window of the open loop.
-        deadline_seconds: deadline of the open loop.
-        soak_requests: number of requests of the soak.
-        seed: of the arrivals and the mixture.
-    """
-
-    repository: Path
-    rounds: int = 3
-    callers: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    warm_seconds: float = 1.0
-    turn_seconds: float = 6.0
-    rates: tuple[float, ...] = (0.1, 0.3, 0.6, 0.8, 0.9, 1.0, 1.5, 2.0, 4.0)
-    open_seconds: float = 8.0
-    deadline_seconds: float = 2.0
+    repository: Path  # folder of the models
+    rounds: int = 3  # of all phases but the soak
+    callers: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)  # of the curve
+    warm_seconds: float = 1.0  # least time before each window
+    turn_seconds: float = 6.0  # window of the closed loop
+    rates: tuple[float, ...] = (0.1, 0.3, 0.6, 0.8, 0.9, 1.0, 1.5, 2.0, 4.0)  # of the open loop, shares of the capacity
+    open_seconds: float = 8.0  # window of the open loop
+    deadline_seconds: float = 2.0  # of the open loop
     soak_requests: int = 30_000
-    seed: int = 1
+    seed: int = 1  # of the arrivals and the mixture
 
 
 @dataclass(frozen=True)
@@ -87,14 +74,11 @@ class TurnCost:
     batches: BatchSizes | None
 
 
+Turns = dict[str, list[tuple[LoadFigures, TurnCost]]]  # by name, one for each round
+
+
 class LoadTest:
     """A running gateway, its driver and the systems it is compared with; the phases are methods. Use it in a `with`.
-
-    Args:
-        settings: of the test.
-        photos: image files.
-        compares: whether the phase "compare" will run.
-        progress: its description and position are updated.
 
     Attributes:
         oracle: how the captions of gateway and in-process models compare, each photo captioned alone.
@@ -131,38 +115,30 @@ class LoadTest:
     def curve_and_compare(self, callers: Sequence[int]) -> tuple[list[Record], list[Record]]:
         """Run the closed loop.
 
-        Args:
-            callers: numbers of callers of the curve.
-
         Returns:
             A record for each number of callers, and one for each compared system (none unless `compares`).
         """
         settings = self._settings
-        figures: dict[str, list[LoadFigures]] = defaultdict(list)
-        costs: dict[str, list[TurnCost]] = defaultdict(list)
         times = settings.warm_seconds, settings.turn_seconds
+        turns: Turns = defaultdict(list)
 
-        def turn(name: str, measure: Callable[[], LoadFigures]) -> None:
-            self._progress.set_description_str(name)
-            one, cost = self._costed(measure)
-            figures[name].append(one)
-            costs[name].append(cost)
-            self._progress.update()
+        def turn(name: str, ask: Callable[..., LoadFigures], *arguments: Any) -> None:
+            self._turn(turns[name], name, ask, "closed", *arguments)
 
         for _ in range(settings.rounds):
             with self._gateway.awake():
                 for many in callers:
-                    turn(f"{many} callers", functools.partial(self._ask_driver, "closed", many, *times))
+                    turn(f"{many} callers", self._driver.ask, many, *times)
                 if self._compares:
                     if MANY not in callers:
-                        turn(IN_FLIGHT, functools.partial(self._ask_driver, "closed", MANY, *times))
-                    turn(ONE_AT_A_TIME, functools.partial(self._ask_driver, "closed", MANY, *times, True))
+                        turn(IN_FLIGHT, self._driver.ask, MANY, *times)
+                    turn(ONE_AT_A_TIME, self._driver.ask, MANY, *times, True)
             if self._plain is not None:
-                turn(PLAIN_LOOP, functools.partial(self._plain.ask, "closed", MANY, *times))
+                turn(PLAIN_LOOP, self._plain.ask, MANY, *times)
                 for name, batch in ((BATCHED, MANY), (SINGLE, 1)):
-                    turn(name, functools.partial(self._in_process.ask, "closed", batch, *times))
+                    turn(name, self._in_process.ask, batch, *times)
 
-        points = {name: _point(name, figures[name], costs[name]) for name in figures}
+        points = {name: _point(name, found) for name, found in turns.items()}
         curve = [{**points[f"{many} callers"], "callers": many} for many in callers]
         if not self._compares:
             return curve, []
@@ -172,26 +148,20 @@ class LoadTest:
     def open(self, capacity: float) -> list[Record]:
         """Run the open loop; returns a record for each share of the capacity (requests per second)."""
         settings = self._settings
-        figures: dict[float, list[LoadFigures]] = defaultdict(list)
-        costs: dict[float, list[TurnCost]] = defaultdict(list)
+        turns: Turns = defaultdict(list)
         with self._gateway.awake():
-            for turn in range(settings.rounds):
+            for number in range(settings.rounds):
                 for place, share in enumerate(settings.rates):
-                    self._progress.set_description_str(f"arrivals at {share:.0%} of {capacity:.0f}/s")
-                    arguments = (
+                    self._turn(
+                        turns[f"{share:.0%}"],
+                        f"arrivals at {share:.0%} of {capacity:.0f}/s",
+                        self._driver.ask,
+                        "open",
                         *(share * capacity, settings.warm_seconds, settings.open_seconds, settings.deadline_seconds),
-                        settings.seed + 1000 * turn + place,
+                        settings.seed + 1000 * number + place,
                     )
-                    one, cost = self._costed(functools.partial(self._ask_driver, "open", *arguments))
-                    figures[share].append(one)
-                    costs[share].append(cost)
-                    self._progress.update()
         return [
-            {
-                **_point(f"{share:.0%}", figures[share], costs[share]),
-                "share": share,
-                "offered": share * capacity,
-            }
+            {**_point(f"{share:.0%}", turns[f"{share:.0%}"]), "share": share, "offered": share * capacity}
             for share in settings.rates
         ]
 
@@ -205,22 +175,19 @@ class LoadTest:
             timeout_seconds=30.0,
             seed=settings.seed,
         )
-        figures, costs, first = [], [], 0
+        turns: list[tuple[LoadFigures, TurnCost]] = []
+        first = 0
         with self._gateway.awake():
             memory = [{"requests": 0, **resident_bytes_by_part(self._gateway.pid)}]
             for part in range(_SOAK_PARTS):
-                self._progress.set_description_str("soak")
                 requests = settings.soak_requests * (part + 1) // _SOAK_PARTS - first
                 if not requests:
                     continue
-                one, cost = self._costed(functools.partial(self._ask_driver, "mixed", MANY, mixture, first, requests))
+                self._turn(turns, "soak", self._driver.ask, "mixed", MANY, mixture, first, requests)
                 first += requests
-                figures.append(one)
-                costs.append(cost)
                 memory.append({"requests": first, **resident_bytes_by_part(self._gateway.pid)})
-                self._progress.update()
         mixture_record = dataclasses.asdict(mixture) | {"beams": {str(k): v for k, v in _SOAK_BEAMS.items()}}
-        return {**_point("soak", figures, costs), "mixture": mixture_record, "resident_bytes": memory}
+        return {**_point("soak", turns), "mixture": mixture_record, "resident_bytes": memory}
 
     def peak_memory(self) -> int:
         """Return the peak memory of the gateway and its descendants, in bytes."""
@@ -249,11 +216,7 @@ class LoadTest:
     def _learn(self) -> Record:
         """Learn the expected captions: those of the gateway, each photo alone. Returns the `oracle`."""
         self._greedy = self._learn_from_gateway(1)
-        alone: list[str] = []
-        for first in range(0, len(self._photos), _LEARNED_AT_ONCE):
-            self._progress.set_description_str(f"in-process words of photo {first}")
-            count = min(_LEARNED_AT_ONCE, len(self._photos) - first)
-            alone += self._in_process.ask("captions", first, count)
+        alone = self._in_parts("in-process words", functools.partial(self._in_process.ask, "captions"))
         self._in_process.ask("learn", self._words())
         differing = [photo for photo, words in enumerate(self._greedy) if alone[photo] != words]
         return {
@@ -263,27 +226,35 @@ class LoadTest:
         }
 
     def _learn_from_gateway(self, beams: int) -> list[str]:
+        return self._in_parts(f"words, {beams} beams", functools.partial(self._driver.ask, "learn", beams))
+
+    def _in_parts(self, what: str, ask: Callable[[int, int], list[str]]) -> list[str]:
+        """Ask for the captions of all photos, `_LEARNED_AT_ONCE` at a time, each part by first number and count."""
         captions: list[str] = []
         for first in range(0, len(self._photos), _LEARNED_AT_ONCE):
-            self._progress.set_description_str(f"words of photo {first}, {beams} beams")
-            count = min(_LEARNED_AT_ONCE, len(self._photos) - first)
-            captions += self._driver.ask("learn", beams, first, count)
+            self._progress.set_description_str(f"{what} of photo {first}")
+            captions += ask(first, min(_LEARNED_AT_ONCE, len(self._photos) - first))
         return captions
 
     def _words(self) -> dict[tuple[int, int], str]:
         return {(photo, 1): words for photo, words in enumerate(self._greedy)}
 
-    def _ask_driver(self, method: str, *arguments: Any) -> LoadFigures:
-        figures: LoadFigures = self._driver.ask(method, *arguments, timeout_seconds=_TURN_LIMIT_SECONDS)
-        return figures
-
-    def _costed(self, measure: Callable[[], LoadFigures]) -> tuple[LoadFigures, TurnCost]:
-        sizes = self._batch_sizes()
-        before, started = self._cpu(), time.monotonic()
-        figures = measure()
+    def _turn(
+        self,
+        turns: list[tuple[LoadFigures, TurnCost]],
+        what: str,
+        ask: Callable[..., LoadFigures],
+        method: str,
+        *arguments: Any,
+    ) -> None:
+        """Run one turn in a participant's process, and append its figures and cost."""
+        self._progress.set_description_str(what)
+        sizes, before, started = self._batch_sizes(), self._cpu(), time.monotonic()
+        figures = ask(method, *arguments, timeout_seconds=_TURN_LIMIT_SECONDS)
         seconds, after = time.monotonic() - started, self._cpu()
         spent = {part: round(after[part] - before.get(part, 0.0), 2) for part in after}
-        return figures, TurnCost(seconds, spent, since(sizes, self._batch_sizes()))
+        turns.append((figures, TurnCost(seconds, spent, since(sizes, self._batch_sizes()))))
+        self._progress.update()
 
     def _cpu(self) -> dict[str, float]:
         return {**cpu_seconds_by_part(self._gateway.pid), "driver": cpu_seconds(self._driver.pid)}
@@ -293,8 +264,9 @@ class LoadTest:
         return batch_sizes(self._gateway.address) if self._gateway.is_awake else None
 
 
-def _point(name: str, figures: Sequence[LoadFigures], costs: Sequence[TurnCost]) -> Record:
+def _point(name: str, turns: Sequence[tuple[LoadFigures, TurnCost]]) -> Record:
     """Combine the rounds of one turn into one record."""
+    figures, costs = [one for one, _ in turns], [cost for _, cost in turns]
     one = combined(figures)
     counted = [cost.batches for cost in costs if cost.batches is not None]
     batches = total(counted) if len(counted) == len(costs) else None

@@ -24,14 +24,7 @@ async def plain_caption(
     options: DecodingOptions,
     deadline: Deadline,
 ) -> list[int]:
-    """Caption one photo.
-
-    Args:
-        inference: the client of Triton.
-        contract: of the models.
-        pixels: uint8 [height, width, 3], RGB.
-        options: of the decoding.
-        deadline: of the whole caption.
+    """Caption one photo, uint8 [height, width, 3].
 
     Returns:
         The tokens, without BOS and EOS.

@@ -29,12 +29,7 @@ _OTHERS = {
 
 
 def plot_load(record: Mapping[str, Any], path: Path) -> None:
-    """Write a PNG; the half of a phase that was not run stays empty.
-
-    Args:
-        record: as `benchmarks.load` writes it.
-        path: of the PNG file.
-    """
+    """Write a PNG; the half of a phase that was not run stays empty."""
     figure, grid = pyplot.subplots(2, 2, figsize=(10, 6.4), layout="constrained", height_ratios=(1.25, 1))
     _closed(record.get("curve") or [], record.get("compare") or [], grid[0][0], grid[1][0])
     _open(record.get("open"), grid[0][1], grid[1][1])

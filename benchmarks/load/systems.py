@@ -33,12 +33,7 @@ _Load = Callable[[Call], Awaitable[LoadTurn]]
 
 
 class LoadDriver:
-    """Calls a gateway with photos, and compares the captions with those it has learned.
-
-    Args:
-        address: HOST:PORT of the gateway.
-        photos: image files.
-    """
+    """Calls a gateway with photos, and compares the captions with those it has learned."""
 
     def __init__(self, address: str, photos: Sequence[bytes]):
         self._address = address
@@ -47,16 +42,7 @@ class LoadDriver:
         self._runner = asyncio.Runner()
 
     def learn(self, beams: int, first: int, count: int) -> list[str]:
-        """Caption photos one at a time, and expect these captions from now on.
-
-        Args:
-            beams: beams of the captions.
-            first: number of the first photo.
-            count: number of photos.
-
-        Returns:
-            The captions.
-        """
+        """Caption `count` photos from number `first` on, one at a time, and expect these captions from now on."""
 
         async def ask() -> list[str]:
             async with connected(self._address, self._photos, {}) as caller:
@@ -67,14 +53,7 @@ class LoadDriver:
         return captions
 
     def closed(self, callers: int, warm_seconds: float, seconds: float, locked: bool = False) -> LoadFigures:
-        """Run a closed loop of greedy captions.
-
-        Args:
-            callers: number of callers.
-            warm_seconds: least time before the window.
-            seconds: length of the window.
-            locked: whether the callers send only one request at a time, together.
-        """
+        """Run a closed loop of greedy captions; if `locked`, the callers together send one request at a time."""
 
         async def load(call: Call) -> LoadTurn:
             call = one_at_a_time(call) if locked else call
@@ -133,13 +112,7 @@ class LoadDriver:
 
 
 class PlainLoop:
-    """`plain_loop.plain_caption` for many callers in one process, on its own Triton, which is paused between turns.
-
-    Args:
-        repository: folder of the models.
-        photos: image files.
-        words: expected captions.
-    """
+    """`plain_loop.plain_caption` for many callers in one process, on its own Triton, which is paused between turns."""
 
     def __init__(self, repository: Path, photos: Sequence[bytes], words: Words):
         from search_gateway.triton.embedded import EmbeddedTriton
@@ -188,13 +161,7 @@ class PlainLoop:
 
 
 class InProcess:
-    """Our ONNX models in batches; image files are decoded as in the gateway.
-
-    Args:
-        repository: folder of the models.
-        photos: image files.
-        words: expected captions.
-    """
+    """Our ONNX models in batches; image files are decoded as in the gateway."""
 
     def __init__(self, repository: Path, photos: Sequence[bytes], words: Words):
         from export.onnx_captioner import OnnxCaptioner
@@ -212,13 +179,7 @@ class InProcess:
         self._words = words
 
     def closed(self, batch: int, warm_seconds: float, seconds: float) -> LoadFigures:
-        """Caption batch after batch; the window ends with the batch in which its time ends.
-
-        Args:
-            batch: number of photos in a batch.
-            warm_seconds: least time before the window.
-            seconds: least length of the window.
-        """
+        """Caption batch after batch; the window ends with the batch in which its time ends."""
         clock = time.perf_counter
         start = clock()
         begin: float | None = None

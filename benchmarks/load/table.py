@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.common.report import markdown_table
+
 Point = Mapping[str, Any]
 Column = tuple[str, Callable[[Point], str]]
 
@@ -15,14 +17,14 @@ def load_table(record: Mapping[str, Any]) -> str:
     """Return the text of a record that went through JSON."""
     parts = [_head(record)]
     if record.get("curve"):
-        parts.append("Closed loop, greedy captions\n" + _table(record["curve"], _RATES + _SERVER))
+        parts.append("Closed loop, greedy captions\n\n" + _table(record["curve"], _RATES + _SERVER))
     if record.get("compare"):
-        parts.append("Comparison with the same photos in the same order\n" + _table(record["compare"], _RATES))
+        parts.append("Comparison with the same photos in the same order\n\n" + _table(record["compare"], _RATES))
     if "open" in record:
         run = record["open"]
         title = (
             f"Open loop, Poisson arrivals, {run['deadline_seconds']:g} s deadline, latency from the time due; "
-            f"capacity {run['capacity']:.1f}/s, unloaded p50 {run['unloaded_p50_ms']:.0f} ms\n"
+            f"capacity {run['capacity']:.1f}/s, unloaded p50 {run['unloaded_p50_ms']:.0f} ms\n\n"
         )
         parts.append(title + _table(run["points"], _OPEN))
     for name, point in _with_stages(record):
@@ -113,16 +115,7 @@ _OPEN: list[Column] = [
 
 
 def _table(points: Sequence[Point], columns: Sequence[Column]) -> str:
-    rows = [[title for title, _ in columns], *([cell(point) for _, cell in columns] for point in points)]
-    widths = [max(len(row[place]) for row in rows) for place in range(len(columns))]
-    return "\n".join(
-        "  "
-        + "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+    return markdown_table([title for title, _ in columns], [[cell(point) for _, cell in columns] for point in points])
 
 
 def _with_stages(record: Mapping[str, Any]) -> list[tuple[str, Point]]:
@@ -167,11 +160,7 @@ def _soak(soak: Point) -> str:
 def _aims(aims: Sequence[Mapping[str, Any]]) -> str:
     marks = {True: "reached", False: "MISSED", None: ""}
     rows = [
-        (aim["name"], f"{aim['value']:.2f}".removesuffix(".00"), aim["aim"], marks[aim["passed"]], aim["sides"])
+        [aim["name"], aim["sides"], f"{aim['value']:.2f}".removesuffix(".00"), aim["aim"], marks[aim["passed"]]]
         for aim in aims
     ]
-    widths = [max(len(row[place]) for row in rows) for place in range(4)]
-    return "Aims\n" + "\n".join(
-        f"  {name:<{widths[0]}}  {value:>{widths[1]}}  {aim:<{widths[2]}}  {mark:<{widths[3]}}  ({sides})"
-        for name, value, aim, mark, sides in rows
-    )
+    return markdown_table(["aim", "of", "value", "bound", ""], rows, left=2)

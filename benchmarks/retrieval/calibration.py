@@ -39,21 +39,13 @@ RankAll = Callable[[RefinementLimits], list[Ranking]]
 
 @dataclass(frozen=True)
 class Point:
-    """The scores with one value of a setting.
+    """The scores with one value of a setting."""
 
-    Attributes:
-        value: of the setting.
-        ndcg: nDCG@10, mean over queries.
-        precision: share of results with the query's articleType.
-        empty: share of queries without a result.
-        ndcgs: float64 [queries], nDCG@10 of each query.
-    """
-
-    value: float
-    ndcg: float
-    precision: float
-    empty: float
-    ndcgs: npt.NDArray[np.float64] = field(compare=False, repr=False)
+    value: float  # of the setting
+    ndcg: float  # nDCG@10, mean over queries
+    precision: float  # share of results with the query's articleType
+    empty: float  # share of queries without a result
+    ndcgs: npt.NDArray[np.float64] = field(compare=False, repr=False)  # float64 [queries], nDCG@10 of each query
 
 
 @dataclass(frozen=True)

@@ -29,18 +29,13 @@ _NO_COLOUR = frozenset({"", "NA"})  # the colour is not known: two such products
 class RetrievalSet:
     """A product set with the rows that are queries and the rows that are searched.
 
-    Attributes:
-        data: the products.
-        query_rows: int64 [queries].
-        gallery_rows: int64 [products].
-
     Raises:
         ValueError: a name is on both sides.
     """
 
-    data: ProductSet
-    query_rows: Rows
-    gallery_rows: Rows
+    data: ProductSet  # the products
+    query_rows: Rows  # int64 [queries]
+    gallery_rows: Rows  # int64 [products]
 
     def __post_init__(self) -> None:
         both = {_folded(one) for one in self.queries} & {_folded(one) for one in self.gallery}
@@ -86,11 +81,7 @@ def _half(data: ProductSet, *, is_for_calibration: bool) -> RetrievalSet:
 
 
 class Relevance:
-    """The relevance of a gallery's products to queries.
-
-    Args:
-        gallery: n products.
-    """
+    """The relevance of a gallery's products to queries."""
 
     def __init__(self, gallery: list[Product]) -> None:
         self._types = np.array([one.article_type for one in gallery])
@@ -98,9 +89,6 @@ class Relevance:
 
     def grades(self, query: Product) -> npt.NDArray[np.int64]:
         """Grade the gallery for a query.
-
-        Args:
-            query: its product.
 
         Returns:
             int64 [n]: 2 for the same articleType and baseColour, 1 for the same articleType, else 0. Two products

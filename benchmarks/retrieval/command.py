@@ -33,7 +33,7 @@ from benchmarks.retrieval.metrics import DEPTH, Bootstrap, judge
 from benchmarks.retrieval.phone import SYSTEMS as PHONE_SYSTEMS
 from benchmarks.retrieval.phone import phone_record, phone_table
 from benchmarks.retrieval.photo_reader import Embeddings, PhotoReader
-from benchmarks.retrieval.plot import plot_calibration, plot_systems
+from benchmarks.retrieval.plot import plot_systems
 from benchmarks.retrieval.record import MAIN, by_type, slices, system_rows
 from benchmarks.retrieval.sheet import best_and_worst, row_picture, write_sheet
 from benchmarks.retrieval.systems import (
@@ -94,7 +94,6 @@ def parse_args() -> argparse.Namespace:
         default=Path("checkpoints/fashion-small"),
         help="folder where the settings are stored (default %(default)s)",
     )
-    calibration.add_argument("--curves", type=Path, metavar="FILE", help="also write a plot of the calibration")
     args = parser.parse_args()
     if args.phone is not None and (args.calibrate or args.plot or args.sheet):
         parser.error("--phone cannot be combined with --calibrate, --plot or --sheet")
@@ -103,48 +102,28 @@ def parse_args() -> argparse.Namespace:
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """The products that are searched.
+    """The products that are searched."""
 
-    Attributes:
-        ids: of the products.
-        embeddings: of their photos.
-        catalogue: file that has them.
-        fingerprint: of the models that made the embeddings.
-    """
-
-    ids: list[str]
-    embeddings: Embeddings
-    catalogue: Path
-    fingerprint: str
+    ids: list[str]  # of the products
+    embeddings: Embeddings  # of their photos
+    catalogue: Path  # file that has them
+    fingerprint: str  # of the models that made the embeddings
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What searching with products needs and takes long to make.
+    """What searching with products needs and takes long to make."""
 
-    Attributes:
-        chosen: queries and gallery.
-        queries: the photos of the queries as the models read them.
-        grades: of each query int64 [products of the gallery].
-        gallery: the products that are searched.
-    """
-
-    chosen: RetrievalSet
-    queries: list[Query]
-    grades: list[npt.NDArray[np.int64]]
-    gallery: Gallery
+    chosen: RetrievalSet  # queries and gallery
+    queries: list[Query]  # the photos of the queries as the models read them
+    grades: list[npt.NDArray[np.int64]]  # of each query int64 [products of the gallery]
+    gallery: Gallery  # the products that are searched
 
 
 def prepare(
     args: argparse.Namespace, reader: PhotoReader, make: Callable[[ProductSet], RetrievalSet], *, num_beams: int = 1
 ) -> Prepared:
-    """Load the products, let the models read their photos, and write the catalogue.
-
-    Args:
-        args: of `parse_args`.
-        reader: the models.
-        make: chooses queries and gallery.
-        num_beams: beams of the queries' second caption; 1 leaves it out, because beams take four times as long.
+    """Load the products, let the models read their photos, and write the catalogue; one beam means no beam search.
 
     Raises:
         SystemExit: no product is a query.
@@ -209,13 +188,6 @@ def _answers(
     names: Sequence[str] | None = None,
 ) -> tuple[dict[str, list[Ranking]], dict[str, float]]:
     """Let systems answer all queries.
-
-    Args:
-        args: of `parse_args`.
-        gallery: the products that are searched.
-        queries: what is asked.
-        read_photo: returns the image file of a query's `product_id`, for a gateway.
-        names: of the systems; None: all of them.
 
     Returns:
         System -> the answer to each query, and system -> mean milliseconds of a query.
@@ -333,8 +305,6 @@ def calibrate_settings(args: argparse.Namespace, reader: PhotoReader) -> None:
             **provenance(),
         },
     ).save(args.checkpoint)
-    if args.curves is not None:
-        plot_calibration(calibrated, args.curves)
     print(json.dumps({"settings": settings, "curves": curves} if args.json else settings, indent=2))
 
 

@@ -21,11 +21,6 @@ PHOTOS, TITLES = "photos", "titles.csv"
 def write_gallery(data: Path, gallery: Sequence[Product], folder: Path) -> None:
     """Write photos/ and titles.csv, from which `search_gateway catalog build` builds a catalogue.
 
-    Args:
-        data: folder of the products.
-        gallery: the products to write.
-        folder: where they are written.
-
     Raises:
         OSError: a file cannot be read or written.
     """
@@ -51,13 +46,7 @@ def phone_photo(folder: Path, image: str) -> bytes:
 
 
 class AskedGateway:
-    """A client of a gateway, for use in a `with`.
-
-    Args:
-        address: HOST:PORT.
-        read_photo: returns the image file of a query's `product_id`.
-        gallery: ids of the gallery's products, in its order.
-    """
+    """A client of a gateway, for use in a `with`."""
 
     def __init__(self, address: str, read_photo: Callable[[str], bytes], gallery: Iterable[str]) -> None:
         self._client = SearchClient(address)

@@ -7,12 +7,13 @@ The measures are those of ir-measures, which are trec_eval's: the gain is the gr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import ir_measures
 import numpy as np
 import numpy.typing as npt
 from ir_measures import RR, P, nDCG
+
+from training.phone_accuracy import SenderBootstrap
 
 DEPTH = 10  # number of results that count
 
@@ -31,15 +32,6 @@ _MEASURES = {
     "MRR colour": RR(rel=2) @ 10,
 }
 METRICS = tuple(_MEASURES)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over queries with its 95 % bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
 
 
 def judge(rankings: Sequence[Sequence[int]], grades: Sequence[npt.NDArray[np.int64]]) -> dict[str, Floats]:
@@ -71,23 +63,8 @@ def judge(rankings: Sequence[Sequence[int]], grades: Sequence[npt.NDArray[np.int
     return scores
 
 
-class Bootstrap:
-    """Intervals by the percentile bootstrap (Efron 1979) over queries.
-
-    All figures use the same resampled queries, so differences are paired.
-
-    Args:
-        num_queries: number of queries.
-        resamples: number of times that the queries are drawn with replacement.
-        seed: of the draws.
-    """
+class Bootstrap(SenderBootstrap):
+    """Intervals by the percentile bootstrap (Efron 1979) over queries; the queries take the place of senders."""
 
     def __init__(self, num_queries: int, *, resamples: int = 2000, seed: int = 0) -> None:
-        generator = np.random.default_rng(seed)
-        even = np.full(num_queries, 1 / num_queries)
-        self._weights = generator.multinomial(num_queries, even, size=resamples) / num_queries  # [resamples, queries]
-
-    def estimate(self, values: Floats) -> Estimate:
-        """Estimate the mean of values, float64 [queries]."""
-        low, high = np.percentile(self._weights @ values, [2.5, 97.5])
-        return Estimate(float(values.mean()), float(low), float(high))
+        super().__init__([f"{number:09}" for number in range(num_queries)], resamples=resamples, seed=seed)

@@ -31,10 +31,6 @@ METRICS = ("P@1", "P@5", "P@10", "nDCG@10")
 def phone_grades(photos: Sequence[PhonePhoto], gallery: Sequence[Product]) -> list[npt.NDArray[np.int64]]:
     """Grade every product for every photo.
 
-    Args:
-        photos: the queries.
-        gallery: m products.
-
     Returns:
         For each photo int64 [m], 1 for the garment or a similar one, else 0. Photos of one label share an array.
     """
@@ -54,12 +50,6 @@ def phone_record(
     milliseconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """Score the answers of every system.
-
-    Args:
-        rankings: system -> for each photo places in the gallery, best first.
-        photos: the queries.
-        gallery: the products.
-        milliseconds: system -> mean time of a query.
 
     Returns:
         "queries", "senders", "gallery", "systems" (system -> metric -> mean and interval over senders, "empty", "ms

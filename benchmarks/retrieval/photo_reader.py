@@ -41,15 +41,10 @@ Photos = ProductSet | PhonePhotoSet
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """Embeddings of n photos; all rows have length 1.
+    """Embeddings of n photos; all rows have length 1."""
 
-    Attributes:
-        served: float32 [n, D], the embeddings that the gateway compares.
-        patch_mean: float32 [n, D], the means of the patches' hidden states.
-    """
-
-    served: Floats
-    patch_mean: Floats
+    served: Floats  # float32 [n, D], the embeddings that the gateway compares
+    patch_mean: Floats  # float32 [n, D], the means of the patches' hidden states
 
 
 class PhotoReader:
@@ -95,13 +90,7 @@ class PhotoReader:
             return Embeddings(stored["served"], stored["patch_mean"])
 
     def words(self, data: Photos, *, num_beams: int = 1, rule: QueryRule | None = None) -> list[PhotoWords]:
-        """Return caption, query and query distribution of all photos, in their order.
-
-        Args:
-            data: the photos.
-            num_beams: beams of the captions.
-            rule: of the queries; None is `self.rule`.
-        """
+        """Return caption, query and query distribution of all photos, in their order."""
         rule = rule or self.rule
         path = self._folder / f"words-{rule.value}-{num_beams}-{self._key(data)}.json"
         if not path.exists():

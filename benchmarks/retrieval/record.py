@@ -29,9 +29,9 @@ def system_rows(
     """Return for each system its metrics with intervals, share of empty answers, time, and the difference of ours."""
     rows: dict[str, Record] = {}
     for name, metrics in scores.items():
-        difference = bootstrap.estimate(scores[OURS][MAIN] - metrics[MAIN])
+        difference = bootstrap.interval(scores[OURS][MAIN] - metrics[MAIN])
         rows[name] = {
-            **{metric: asdict(bootstrap.estimate(metrics[metric])) for metric in METRICS},
+            **{metric: asdict(bootstrap.interval(metrics[metric])) for metric in METRICS},
             "empty": float(np.mean([not ranking for ranking in rankings[name]])),
             "ms per query": milliseconds[name],
             "ours minus this": asdict(difference),
@@ -95,5 +95,5 @@ def _compared(scores: Scores, chosen: npt.NDArray[np.bool_]) -> Record:
         "queries": len(ours),
         "ours": float(ours.mean()),
         "visual only": float(visual.mean()),
-        "difference": asdict(bootstrap.estimate(ours - visual)),
+        "difference": asdict(bootstrap.interval(ours - visual)),
     }

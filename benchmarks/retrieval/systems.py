@@ -42,34 +42,19 @@ OURS = "ours: words and looks"
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """A photo as the models read it.
+    """A photo as the models read it."""
 
-    Attributes:
-        embedding: float32 [D], length 1.
-        patch_mean: float32 [D], mean of the patches' hidden states, length 1.
-        words: of the greedy caption, by the models' default rule.
-        beams: of beam search, by the models' default rule.
-        paper: of the greedy caption, by its last two words.
-        name: the product's name, for the oracle.
-        product_id: id of the product, or name of the phone photo.
-    """
-
-    embedding: Floats
-    patch_mean: Floats
-    words: PhotoWords
-    beams: PhotoWords
-    paper: PhotoWords
-    name: str
-    product_id: str
+    embedding: Floats  # float32 [D], length 1
+    patch_mean: Floats  # float32 [D], mean of the patches' hidden states, length 1
+    words: PhotoWords  # of the greedy caption, by the models' default rule
+    beams: PhotoWords  # of beam search, by the models' default rule
+    paper: PhotoWords  # of the greedy caption, by its last two words
+    name: str  # the product's name, for the oracle
+    product_id: str  # id of the product, or name of the phone photo
 
 
 class Whitening:
-    """PCA whitening of embeddings, with the variances shrunk towards their mean, because small ones are noise.
-
-    Args:
-        gallery: float32 [n, D], from which directions and variances are computed.
-        shrinkage: 0 to 1.
-    """
+    """PCA whitening by a gallery, float32 [n, D]; variances are shrunk towards their mean, as small ones are noise."""
 
     def __init__(self, gallery: Floats, shrinkage: float) -> None:
         self._mean = gallery.mean(axis=0)
@@ -84,12 +69,7 @@ class Whitening:
 
 
 class SearchedGallery:
-    """A gallery in a catalogue file, searched as the gateway does; for use in a `with`.
-
-    Args:
-        catalogue: the file.
-        fingerprint: of the models that made its embeddings.
-    """
+    """A gallery in a catalogue file, searched as the gateway does; for use in a `with`."""
 
     def __init__(self, catalogue: Path, fingerprint: str) -> None:
         self._loop = asyncio.new_event_loop()
@@ -168,15 +148,7 @@ def systems(
     embeddings: Floats,
     settings: Settings,
 ) -> dict[str, Callable[[Query], Ranking]]:
-    """Return the search of each system by name.
-
-    Args:
-        gallery: the gallery.
-        patch_mean: of the gallery, float32 [n, D].
-        whitening: of the system "visual only, whitened".
-        embeddings: of the gallery, float32 [n, D].
-        settings: of the gateway.
-    """
+    """Return the search of each system by name."""
     limits, most, count = settings.limits, settings.max_candidates, settings.limits.max_results
     whitened = whitening(embeddings)
     by_words = replace(limits, min_visual_score=NO_FILTER, min_semantic_score=0.0, visual_weight=0.0)
@@ -237,13 +209,7 @@ def nearest(gallery: Floats, embedding: Floats, count: int) -> Ranking:
 
 
 def write_catalogue(path: Path, titles: Sequence[str], embeddings: Floats, fingerprint: str) -> None:
-    """Write a catalogue file; product i has the path "i" and no thumbnail, which ranking does not need.
-
-    Args:
-        path: of the file.
-        titles: of n products.
-        embeddings: float32 [n, D].
-        fingerprint: of the models that made the embeddings.
+    """Write a catalogue file with embeddings, float32 [n, D]; product i has the path "i" and no thumbnail.
 
     Raises:
         CatalogError: the file cannot be written.

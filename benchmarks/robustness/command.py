@@ -39,7 +39,6 @@ from benchmarks.load.systems import LoadDriver
 from benchmarks.robustness.hostile_photos import BOMBS, odd_photos
 from search_api import search_pb2, search_pb2_grpc
 
-PARTS = ("one-by-one", "turns")
 PHOTOS = 50
 MAX_CPU_SECONDS = 2.0
 MAX_P99_RATIO = 2.0
@@ -60,14 +59,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--callers", type=int, default=4, help="number of good callers (default 4)")
     parser.add_argument("--attackers", type=int, default=2, help="number of hostile callers (default 2)")
     parser.add_argument("--rounds", type=int, default=3, help="number of rounds of three turns (default 3)")
-    parser.add_argument("--parts", default=",".join(PARTS), help="some of %(default)s (default: both)")
     parser.add_argument("--turn-seconds", type=float, default=6.0, help="length of a turn (default 6)")
     parser.add_argument("--warm-seconds", type=float, default=1.0, help="least time before each turn (default 1)")
     add_output_options(parser)
     args = parser.parse_args(argv)
-    args.parts = [part for part in args.parts.split(",") if part]
-    if not args.parts or not {*args.parts} <= {*PARTS}:
-        parser.error(f"--parts is {','.join(args.parts)!r}: choose from {', '.join(PARTS)}")
     if min(args.callers, args.attackers, args.rounds) < 1:
         parser.error("--callers, --attackers and --rounds must be at least 1")
     try:
@@ -81,10 +76,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def hostile_files(bad_images: Path | None, only: str = "") -> Iterator[tuple[str, bytes]]:
     """Make or read the hostile files, the bombs spread evenly among the others.
-
-    Args:
-        bad_images: folder of more files; None: there are none.
-        only: regular expression that names must match.
 
     Yields:
         Name and bytes of each file.
@@ -109,11 +100,6 @@ def hostile_files(bad_images: Path | None, only: str = "") -> Iterator[tuple[str
 
 class Attacker:
     """Callers that send hostile pictures; runs in a process of its own.
-
-    Args:
-        address: HOST:PORT of the gateway.
-        bad_images: see `hostile_files`.
-        only: see `hostile_files`.
 
     Raises:
         ValueError: no hostile file has such a name.
@@ -273,10 +259,6 @@ def _p99(rounds: Sequence[LoadFigures]) -> float:
 def measure(args: argparse.Namespace, photos: Sequence[bytes]) -> Record:
     """Run the benchmark.
 
-    Args:
-        args: of `parse_args`.
-        photos: good image files.
-
     Raises:
         RuntimeError: the gateway does not start, or no good caller gets an answer.
         OwnProcessError: a caller's process fails.
@@ -290,41 +272,31 @@ def measure(args: argparse.Namespace, photos: Sequence[bytes]) -> Record:
         gateway.awake(),
     ):
         driver.ask("learn", 1, 0, len(photos))
-        if "one-by-one" in args.parts:
-            record["one_by_one"] = one_by_one(gateway, attacker)
-        if "turns" in args.parts:
-            record |= in_turns(args, driver, attacker)
-    return record
+        return {**record, "one_by_one": one_by_one(gateway, attacker), **in_turns(args, driver, attacker)}
 
 
 def table(record: Record) -> str:
     """Format a record as text."""
-    lines = []
-    if "one_by_one" in record:
-        alone = record["one_by_one"]
-        lines += [
+    alone, settings = record["one_by_one"], record["settings"]
+    rows = [
+        f"{name:<26}{turn['answers']:>8}{turn['throughput']:>12.1f}{turn['p50_ms']:>9.1f}{turn['p99_ms']:>9.1f}"
+        + (f"  {_counts(turn['failures'])}" if turn["failures"] else "")
+        for name, turn in record["turns"].items()
+    ]
+    return "\n".join(
+        [
             f"{alone['files']:,} hostile files, one by one: {_counts(alone['statuses'])}",
             f"highest CPU time: {alone['most_cpu_seconds']:.2f} s (limit {MAX_CPU_SECONDS:g} s); most expensive:",
             *(f"  {one['cpu_seconds']:5.2f} s  {one['status']:<17} {one['name']}" for one in alone["most_expensive"]),
             "",
-        ]
-    if "turns" in record:
-        settings = record["settings"]
-        lines += [
             f"{settings['callers']} good callers, {settings['attackers']} others; {settings['rounds']} rounds, medians",
             f"{'':<26}{'answers':>8}{'per second':>12}{'p50 ms':>9}{'p99 ms':>9}",
-        ]
-        for name, turn in record["turns"].items():
-            lines.append(
-                f"{name:<26}{turn['answers']:>8}{turn['throughput']:>12.1f}{turn['p50_ms']:>9.1f}{turn['p99_ms']:>9.1f}"
-                + (f"  {_counts(turn['failures'])}" if turn["failures"] else "")
-            )
-        lines += [
+            *rows,
             f"p99 beside hostile callers ÷ p99 alone: {record['p99_ratio']:.2f} (aim: at most {MAX_P99_RATIO:g})",
             f"statuses of the hostile callers: {_counts(record['hostile_statuses'])}",
+            f"{record['commit']}, {record['machine']}, load {record['load_average']:.1f}",
         ]
-    lines.append(f"{record['commit']}, {record['machine']}, load {record['load_average']:.1f}")
-    return "\n".join(lines)
+    )
 
 
 def _counts(counts: dict[str, int]) -> str:
@@ -344,6 +316,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     record = measure(args, photos)
     publish(record, table, args)
     # A slow gateway is a result; a wrong status or a too expensive picture is a defect.
-    alone = record.get("one_by_one", {"unexpected": [], "most_cpu_seconds": 0.0})
-    unexpected = [*alone["unexpected"], *({*record.get("hostile_statuses", {})} - {*EXPECTED})]
+    alone = record["one_by_one"]
+    unexpected = [*alone["unexpected"], *({*record["hostile_statuses"]} - {*EXPECTED})]
     return 1 if unexpected or alone["most_cpu_seconds"] > MAX_CPU_SECONDS else 0

@@ -40,16 +40,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 def png(
     width: int, height: int, bits: int, colour_type: int, rows: bytes = b"", transparency: bytes | None = None
 ) -> bytes:
-    """Return a PNG with this header.
-
-    Args:
-        width: in pixels, as the header says.
-        height: as well.
-        bits: per sample.
-        colour_type: of the PNG standard; 0 is grey, 2 is RGB, 6 is RGBA.
-        rows: filter byte and samples of each row; may be too few.
-        transparency: body of a tRNS chunk.
-    """
+    """Return a PNG with this header."""
     header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
     body = chunk(b"IHDR", header)
     if transparency is not None:

@@ -36,9 +36,9 @@ Answer = TypeVar("Answer")
 
 
 class AsyncSearchClient:
-    """`SearchClient` for asyncio. Tasks may share one client; all calls use one connection.
+    """`SearchClient` for asyncio, with the same methods as coroutines and asynchronous generators.
 
-    Create and use it inside one running event loop.
+    Create and use it inside one running event loop. Tasks may share one client; all calls use one connection.
 
     Args:
         address: HOST:PORT of the gateway.
@@ -65,20 +65,7 @@ class AsyncSearchClient:
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         **options: Unpack[SearchOptions],
     ) -> SearchAnswer:
-        """Finds pictures as `SearchClient.search` does.
-
-        Args:
-            photo: an image file (JPEG, PNG, WebP or GIF) as bytes, or its path.
-            timeout_seconds: how long the gateway may take.
-            **options: see `SearchOptions`.
-
-        Returns:
-            The results, best first, with the caption, the query, the counts and the times.
-
-        Raises:
-            SearchClientError: the gateway gave no answer; the subclass and its `code` say why.
-            ValueError: an option has a value that cannot be sent.
-        """
+        """Finds pictures; arguments, result and errors are those of `SearchClient.search`."""
         return await self._send(self._calls.search(await _read_photo(photo), timeout_seconds, options))
 
     async def stream_search(
@@ -88,20 +75,7 @@ class AsyncSearchClient:
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         **options: Unpack[SearchOptions],
     ) -> AsyncGenerator[SearchEvent, None]:
-        """Searches and yields each part of the answer as `SearchClient.stream_search` does.
-
-        Args:
-            photo: an image file (JPEG, PNG, WebP or GIF) as bytes, or its path.
-            timeout_seconds: how long the gateway may take for the whole answer.
-            **options: see `SearchOptions`.
-
-        Yields:
-            The `Caption`, the `Query`, each `Result`, then the whole `SearchAnswer`.
-
-        Raises:
-            SearchClientError: as for `search`; it may follow the first parts.
-            ValueError: an option has a value that cannot be sent.
-        """
+        """Searches and yields each part of the answer, see `SearchClient.stream_search`."""
         call = self._calls.stream_search(await _read_photo(photo), timeout_seconds, options)
         messages = call.start()
         with ExitStack() as stack, call.translated_errors():
@@ -118,20 +92,7 @@ class AsyncSearchClient:
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         **options: Unpack[CaptionOptions],
     ) -> CaptionAnswer:
-        """Describes the photo as `SearchClient.caption` does.
-
-        Args:
-            photo: an image file (JPEG, PNG, WebP or GIF) as bytes, or its path.
-            timeout_seconds: how long the gateway may take.
-            **options: see `CaptionOptions`.
-
-        Returns:
-            The caption and the query that a search would use.
-
-        Raises:
-            SearchClientError: the gateway gave no answer; the subclass and its `code` say why.
-            ValueError: an option has a value that cannot be sent.
-        """
+        """Describes the photo in words; arguments, result and errors are those of `SearchClient.caption`."""
         return await self._send(self._calls.caption(await _read_photo(photo), timeout_seconds, options))
 
     async def captions(
@@ -142,23 +103,7 @@ class AsyncSearchClient:
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         **options: Unpack[CaptionOptions],
     ) -> list[CaptionAnswer]:
-        """Captions many photos at once as `SearchClient.captions` does.
-
-        Args:
-            photos: image files as bytes, or their paths.
-            concurrency: how many requests may be in flight at once.
-            timeout_seconds: how long the gateway may take for each photo.
-            **options: see `CaptionOptions`.
-
-        Returns:
-            One answer per photo, in the order of the photos.
-
-        Raises:
-            SearchClientError: the error of the first photo without an answer; the other requests
-                are cancelled. `stream_captions` keeps the other answers.
-            ValueError: `concurrency` is below 1, or an option has a value that cannot be sent.
-            TypeError: `photos` is one photo.
-        """
+        """Captions many photos at once; arguments, result and errors are those of `SearchClient.captions`."""
         outcomes = self.stream_captions(photos, concurrency=concurrency, timeout_seconds=timeout_seconds, **options)
         async with aclosing(outcomes):
             return [answer_of(outcome) async for outcome in outcomes]
@@ -171,21 +116,7 @@ class AsyncSearchClient:
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         **options: Unpack[CaptionOptions],
     ) -> AsyncGenerator[CaptionOutcome, None]:
-        """Captions many photos at once and yields each outcome as `SearchClient.stream_captions` does.
-
-        Args:
-            photos: image files as bytes, or their paths.
-            concurrency: how many requests may be in flight at once.
-            timeout_seconds: how long the gateway may take for each photo.
-            **options: see `CaptionOptions`.
-
-        Yields:
-            The photo's answer, or its `SearchClientError`.
-
-        Raises:
-            ValueError: `concurrency` is below 1, or an option has a value that cannot be sent.
-            TypeError: `photos` is one photo.
-        """
+        """Captions many photos at once and yields each outcome, see `SearchClient.stream_captions`."""
         check_batch(photos, concurrency)
         free = asyncio.Semaphore(concurrency)
         tasks: OrderedFutures[asyncio.Task[CaptionOutcome]] = OrderedFutures()
@@ -201,17 +132,7 @@ class AsyncSearchClient:
             await asyncio.gather(*tasks.cancel(), return_exceptions=True)
 
     async def health(self, *, timeout_seconds: float = HEALTH_TIMEOUT_SECONDS) -> str:
-        """Asks whether the gateway is ready for requests.
-
-        Args:
-            timeout_seconds: how long the gateway may take.
-
-        Returns:
-            "serving", "not_serving" or "unknown".
-
-        Raises:
-            SearchClientError: the gateway gave no answer; the subclass and its `code` say why.
-        """
+        """Asks whether the gateway is ready for requests, see `SearchClient.health`."""
         return await self._send(self._calls.health(timeout_seconds))
 
     async def close(self) -> None:

@@ -57,18 +57,68 @@ def make_parser(program: str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=program,
         description="Search for pictures with a photo, through a Captrieve gateway.",
-        epilog="Exit codes: 0 found, 1 nothing found, 2 wrong usage or rejected request, 3 no answer from the gateway.",
+        epilog=f"""Exit codes:
+  0  results were found, captions were written, or the gateway is ready
+  1  the search found nothing
+  2  wrong usage, an unreadable photo or a rejected request
+  3  the gateway did not answer, is overloaded or failed
+
+`{program} COMMAND --help` explains each command.""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"{COMMAND} {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_search(commands.add_parser("search", help="find pictures that look like a photo"))
-    _add_caption(commands.add_parser("caption", help="describe photos, one line each, in order"))
-    health = commands.add_parser("health", help="ask whether the gateway is ready")
+    _add_search(
+        _add_command(
+            commands,
+            "search",
+            "find pictures that look like a photo",
+            "Find pictures that look like a photo and whose titles agree with its description.",
+            f"""Examples:
+  {program} search shirt.jpg
+  {program} search shirt.jpg --colour red --max-results 20
+  {program} search shirt.jpg --provider catalog --contact-sheet results.png""",
+        )
+    )
+    _add_caption(
+        _add_command(
+            commands,
+            "caption",
+            "describe photos, one line each, in order",
+            "Describe photos, one line each, in the order given.",
+            f"""Example:
+  {program} caption *.jpg --json""",
+        )
+    )
+    health = _add_command(
+        commands, "health", "ask whether the gateway is ready", "Ask whether the gateway is ready for requests."
+    )
     _add_common(health, HEALTH_TIMEOUT_SECONDS)
-    completion = commands.add_parser("completion", help="print a completion script for a shell")
+    completion = _add_command(
+        commands,
+        "completion",
+        "print a completion script for a shell",
+        f"Print the script that completes `{COMMAND}` in a shell.",
+        f"""Examples:
+  {COMMAND} completion bash > ~/.local/share/bash-completion/completions/{COMMAND}
+  {COMMAND} completion zsh > ~/.zfunc/_{COMMAND}       # a folder in $fpath, before compinit runs
+  {COMMAND} completion fish > ~/.config/fish/completions/{COMMAND}.fish""",
+    )
     completion.add_argument("shell", choices=SHELLS, metavar="SHELL", help="bash, zsh or fish")
     completion.set_defaults(json=False)
     return parser
+
+
+def _add_command(
+    commands: argparse._SubParsersAction[_Parser], name: str, summary: str, description: str, examples: str = ""
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def completion_script(shell: str) -> str:
@@ -102,9 +152,11 @@ def _all_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("photo", metavar="PHOTO", help="JPEG, PNG, WebP or GIF file")
-    _add_common(parser, DEFAULT_TIMEOUT_SECONDS)
-    _add_beams(parser)
-    rule = _add_query_rule(parser)
+    query = parser.add_argument_group("query")
+    query.add_argument("--words", metavar="WORDS", help="the query; the photo is not captioned")
+    query.add_argument("--colour", metavar="WORD", help="the colour in the query, instead of the caption's")
+    query.add_argument("--thing", metavar="WORD", help="the product type in the query, instead of the caption's")
+    rule = _add_query_rule(query)
     rule.add_argument(
         "--full-caption",
         action="store_const",
@@ -112,69 +164,83 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         dest="query_rule",
         help="the same as --query-rule full-caption",
     )
-    parser.add_argument(
+    _add_beams(query)
+    results = parser.add_argument_group("results")
+    results.add_argument(
         "--provider",
         choices=("duckduckgo", "catalog"),
         help="the only provider to ask (default: the gateway's providers, in their order)",
     )
-    parser.add_argument("--max-results", type=_whole, metavar="N", help="number of results, 1 to 100 (default 10)")
-    parser.add_argument("--min-visual", type=float, metavar="COSINE", help="lowest visual score, -1 to 1")
-    parser.add_argument("--min-semantic", type=float, metavar="SHARE", help="lowest agreement of the title, 0 to 1")
-    parser.add_argument("--words", metavar="WORDS", help="the query, instead of the caption's words")
-    parser.add_argument("--colour", metavar="WORD", help="the colour in the query, instead of the caption's")
-    parser.add_argument("--thing", metavar="WORD", help="the product type in the query, instead of the caption's")
-    parser.add_argument("--explain", action="store_true", help="also list the dropped candidates with their reasons")
-    parser.add_argument(
+    results.add_argument("--max-results", type=_whole, metavar="N", help="number of results, 1 to 100 (default 10)")
+    results.add_argument(
+        "--min-visual",
+        type=float,
+        metavar="COSINE",
+        help="lowest visual score, -1 to 1 (default: the gateway's)",
+    )
+    results.add_argument(
+        "--min-semantic",
+        type=float,
+        metavar="SHARE",
+        help="lowest agreement of the title with the query, 0 to 1 (default: the gateway's)",
+    )
+    results.add_argument("--explain", action="store_true", help="also list the dropped candidates with their reasons")
+    results.add_argument(
         "--contact-sheet",
         type=_sheet_path,
         metavar="FILE.png",
-        help="write a picture of the photo and the results (.png or .jpg)",
+        help="also write a picture of the photo and the results (.png or .jpg)",
     )
+    _add_common(parser, DEFAULT_TIMEOUT_SECONDS)
 
 
 def _add_caption(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="JPEG, PNG, WebP or GIF file")
-    _add_common(parser, DEFAULT_TIMEOUT_SECONDS)
-    _add_beams(parser)
-    _add_query_rule(parser)
-    parser.add_argument(
+    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="JPEG, PNG, WebP or GIF files")
+    captions = parser.add_argument_group("captions")
+    _add_query_rule(captions)
+    _add_beams(captions)
+    captions.add_argument(
         "--concurrency",
         type=_whole,
         default=DEFAULT_CONCURRENCY,
         metavar="N",
         help="number of requests in flight at once (default %(default)s)",
     )
+    _add_common(parser, DEFAULT_TIMEOUT_SECONDS)
 
 
 def _add_common(parser: argparse.ArgumentParser, timeout_seconds: float) -> None:
-    parser.add_argument(
+    common = parser.add_argument_group("gateway and output")
+    common.add_argument(
         "--address",
         default=os.environ.get("CAPTRIEVE_ADDRESS") or DEFAULT_ADDRESS,
         metavar="HOST:PORT",
         help=f"the gateway (default: the variable CAPTRIEVE_ADDRESS, otherwise {DEFAULT_ADDRESS})",
     )
-    parser.add_argument(
+    common.add_argument(
         "--timeout",
         type=_seconds,
         default=timeout_seconds,
         metavar="SECONDS",
         help="deadline of each request (default %(default)g)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object per line, also for errors")
+    common.add_argument("--json", action="store_true", help="print one JSON object per line, also for errors")
 
 
-def _add_beams(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--beams", type=_whole, default=1, metavar="N", help="beams of beam search (default 1: greedy)")
-
-
-def _add_query_rule(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
-    group = parser.add_mutually_exclusive_group()
+def _add_beams(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
+        "--beams", type=_whole, default=1, metavar="N", help="beams of the caption's beam search (default 1: greedy)"
+    )
+
+
+def _add_query_rule(group: argparse._ArgumentGroup) -> argparse._MutuallyExclusiveGroup:
+    rule = group.add_mutually_exclusive_group()
+    rule.add_argument(
         "--query-rule",
         choices=_QUERY_RULES,
         help="how the query is derived (default: the first of these that the gateway's model supports)",
     )
-    return group
+    return rule
 
 
 def _whole(text: str) -> int:

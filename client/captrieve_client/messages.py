@@ -252,14 +252,7 @@ def caption_request(
     max_tokens: int | None = None,
     query_rule: QueryRuleName | None = None,
 ) -> search_pb2.CaptionRequest:
-    """Builds the request of a caption.
-
-    Args:
-        photo: the bytes of an image file.
-        num_beams: see `CaptionOptions`, as for the others.
-        length_penalty: see there.
-        max_tokens: see there.
-        query_rule: see there.
+    """Builds the request of a caption from the bytes of an image file and the keyword arguments of `CaptionOptions`.
 
     Returns:
         The message to send.
@@ -290,22 +283,7 @@ def search_request(
     min_semantic_score: float | None = None,
     explain: bool = False,
 ) -> search_pb2.SearchRequest:
-    """Builds the request of a search.
-
-    Args:
-        photo: the bytes of an image file.
-        num_beams: see `SearchOptions`, as for the others.
-        length_penalty: see there.
-        max_tokens: see there.
-        query_rule: see there.
-        query_override: see there.
-        override_colour: see there.
-        override_thing: see there.
-        provider: see there.
-        max_results: see there.
-        min_visual_score: see there.
-        min_semantic_score: see there.
-        explain: see there.
+    """Builds the request of a search from the bytes of an image file and the keyword arguments of `SearchOptions`.
 
     Returns:
         The message to send.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Formats answers: as text for a terminal, and as records for JSON.
 
-Titles come from web pages that nobody checked, so only their printable characters reach a terminal.
+Titles come from unchecked web pages, so only their printable characters reach a terminal.
 """
 
 from __future__ import annotations

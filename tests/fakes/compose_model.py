@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our Compose files as Docker Compose would put them together: the few rules of its merge that they use.
-
-Knows nothing about what is in them.
-"""
+"""Merges our Compose files by those rules of Docker Compose that they need."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ BASE = ROOT / "docker-compose.yml"
 CPU = ROOT / "docker-compose.cpu.yml"
 
 
-_RESET = object()  # stands for a value behind `!reset`, which takes the base's away
+_RESET = object()  # a value with the tag `!reset`, which removes the base's value
 
 
 class _Loader(yaml.SafeLoader):
@@ -30,12 +27,12 @@ _Loader.add_constructor("!reset", lambda loader, node: _RESET)
 
 
 def load(path: Path) -> dict[str, Any]:
-    """One file, tags kept."""
+    """Read one file; tags are kept."""
     return dict(yaml.load(path.read_text(encoding="utf-8"), _Loader))
 
 
 def compose(*paths: Path, environ: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """`docker compose -f FIRST -f NEXT ... config`: merged, variables filled in, services of a profile left out."""
+    """Do what `docker compose -f FIRST -f NEXT ... config` does: merge, fill in variables, leave out profiles."""
     merged: dict[str, Any] = {}
     for path in paths:
         merged = _merge(merged, load(path), ())
@@ -64,7 +61,7 @@ def _merge(base: Any, over: Any, path: tuple[str, ...]) -> Any:
 
 
 def _fill(value: Any, environ: Mapping[str, str]) -> Any:
-    """Replace ${NAME:-default}; any other use of $ is an error, since our files have none."""
+    """Replace ${NAME:-default}; our files have no other use of $, which is an error here."""
     if isinstance(value, dict):
         return {key: _fill(one, environ) for key, one in value.items()}
     if isinstance(value, list):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lets a test be a coroutine: `@on_event_loop` runs it on an event loop of its own."""
+"""`@on_event_loop` runs a test that is a coroutine function."""
 
 from __future__ import annotations
 

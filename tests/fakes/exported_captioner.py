@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tiny captioner in every precision, exported once for all tests of a run. Torch must be there.
+"""The tiny captioner in each precision, exported once for all tests of a run; it needs torch.
 
-PyTorch's exporter takes seconds per graph, whatever its size.
+PyTorch's exporter takes seconds for each graph, even for a small one.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ Tokens = list[int]
 
 
 def tiny_checkpoint(factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint. Not to be written into."""
+    """Make the checkpoint once; tests must not write into it."""
     return _made_once(factory, "checkpoint", save_talkative_captioner)
 
 
 def save_talkative_captioner(folder: Path) -> None:
-    """The tiny captioner with nearly as many captions as photos, of many words and lengths.
+    """Save the tiny captioner with weights that give nearly every photo another caption, of varied words and lengths.
 
-    As it comes it repeats one word for every photo, so that no mistake in a cache or a beam would show.
+    With its own weights it repeats one word for every photo, and mistakes in caches or beams would not show.
     """
     save_tiny_captioner(folder)
     model, _ = load_captioner(folder)
@@ -58,7 +58,7 @@ def save_talkative_captioner(folder: Path) -> None:
 
 
 def tiny_repository(factory: pytest.TempPathFactory, precision: Precision) -> Path:
-    """The checkpoint's model repository. Not to be written into."""
+    """Export the checkpoint once; tests must not write into the repository."""
     checkpoint = tiny_checkpoint(factory)
 
     def make(folder: Path) -> None:
@@ -77,7 +77,7 @@ def tiny_captioner(factory: pytest.TempPathFactory, precision: Precision) -> Onn
 
 
 def export_by_command(checkpoint: Path, folder: Path) -> str:
-    """As a user does; what it printed is also in a file beside `folder`."""
+    """Export with the command; what it printed is returned and in a file beside `folder`."""
     command = [sys.executable, "-m", "export.to_onnx", "--checkpoint", str(checkpoint), "--output", str(folder)]
     done = subprocess.run([*command, "--name", "tiny"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -86,9 +86,9 @@ def export_by_command(checkpoint: Path, folder: Path) -> str:
 
 
 def export_graphs_once(factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until the patch is undone a graph that this run has exported before is not exported again but copied.
+    """Copy graphs that this run has already exported, until the patch is undone.
 
-    All that comes after PyTorch's exporter still happens. INT8 begins with the same graphs as FP32.
+    What follows PyTorch's exporter still runs. INT8 begins with the same graphs as FP32.
     """
     cache = _folder(factory) / "graphs"
     cache.mkdir(exist_ok=True)
@@ -106,18 +106,18 @@ def export_graphs_once(factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 def random_photos(count: int, seed: int) -> npt.NDArray[np.uint8]:
-    """Each patch of another colour: noise alone looks the same to convolutions."""
+    """Make photos whose patches have different colours; noise alone looks the same to convolutions."""
     patches = np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
     return patches.repeat(4, axis=1).repeat(4, axis=2)
 
 
 def words(hypotheses: list[list[Hypothesis]]) -> list[Tokens]:
-    """Tokens of the best hypothesis of each photo."""
+    """Return the tokens of the best hypothesis of each photo."""
     return [[token.token for token in one[0].tokens] for one in hypotheses]
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Everything in a folder, by its path within."""
+    """Return path -> bytes of all files in a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DuckDuckGo's image search on loopback, so that the library ddgs runs for real, TLS and all.
+"""A stand-in for DuckDuckGo's image search on loopback, for tests with the real library ddgs and TLS.
 
-A proxy takes `CONNECT duckduckgo.com:443` and leads to a TLS server that answers `/` (a page with
-the token vqd) and `/i.js` (the results). Give a provider `proxy=fake.proxy_url` and
-`verify=fake.ca_path`.
-Answers are a function of the query (`rows_for`), so a mixed-up answer shows as a wrong one.
+A proxy accepts `CONNECT duckduckgo.com:443` and forwards to a TLS server that answers `/` (a page with the token vqd)
+and `/i.js` (the results). Give a provider `proxy=fake.proxy_url` and `verify=fake.ca_path`. The rows depend on the
+query (`rows_for`), so the answer to another query is noticed.
 
     with FakeDuckDuckGo() as fake:
         fake.behaviour = "forbidden"
@@ -57,7 +56,7 @@ Row = dict[str, Any]
 
 
 def rows_for(query: str, num_rows: int = NUM_ROWS) -> list[Row]:
-    """The rows that `results` holds for a query."""
+    """Return the rows that the behaviour "results" has for a query."""
     rows = []
     for index in range(num_rows):
         picture = hashlib.sha256(f"{query} {index}".encode()).hexdigest()[:16]
@@ -76,7 +75,7 @@ def rows_for(query: str, num_rows: int = NUM_ROWS) -> list[Row]:
 
 
 def hostile_rows_for(query: str) -> list[Row]:
-    """Rows among which only those of `rows_for` are usable; ddgs lets all of them through."""
+    """Return rows of which only those of `rows_for` are usable; ddgs returns all of them."""
     good = rows_for(query)
     bad = [{**row, "image": f"https://shop.example/bad/{i}"} for i, row in enumerate(good * 3)]
     for index, row in enumerate(bad):
@@ -182,7 +181,7 @@ class FakeDuckDuckGo:
     def _tracked(
         self, handler: Callable[..., Coroutine[Any, Any, None]]
     ) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]:
-        """A handler that ends with the server and hides that clients go away at any time."""
+        """Wrap a handler so that it ends with the server, and ignores clients that close their connections."""
 
         async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             task = asyncio.current_task()
@@ -191,7 +190,7 @@ class FakeDuckDuckGo:
             try:
                 await handler(reader, writer)
             except (OSError, EOFError, asyncio.CancelledError):
-                # Cancelled only by ourselves, at the end: nothing to hand on.
+                # Only this server cancels handlers, at its end.
                 pass
             finally:
                 self._handlers.discard(task)

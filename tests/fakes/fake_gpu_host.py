@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of programs that makes this machine look like a host with a T4: trtexec or docker, and nvidia-smi."""
+"""Writes programs that make this machine look like a host with a T4: trtexec or docker, and nvidia-smi."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 FAKE_TRTEXEC = Path(__file__).with_name("fake_trtexec.py")
 
-# As much of `docker run` as we use: what follows the image is run in the mounted folder, with trtexec on the path.
+# The part of `docker run` that is used: it runs what follows the image in the mounted folder, with trtexec on PATH.
 _DOCKER = """
 import csv, os, subprocess, sys
 words = sys.argv[1:]
@@ -24,7 +24,7 @@ sys.exit(subprocess.run(words[image + 1:], cwd=source, env=environment).returnco
 
 
 def write_tools(folder: Path, *, trtexec: bool = True, docker: bool = False, gpu: str = "Tesla T4") -> str:
-    """Returns a PATH: the programs, and a shell for them."""
+    """Write the programs, and return a PATH with them and a shell."""
     folder.mkdir()
     if trtexec:
         _write(folder / "trtexec", _python(FAKE_TRTEXEC))

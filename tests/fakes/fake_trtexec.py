@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program that behaves as NVIDIA's `trtexec` does as far as we use it, but runs the ONNX file on ONNX Runtime.
+"""A stand-in for NVIDIA's `trtexec` that runs the ONNX file with ONNX Runtime.
 
-An "engine" is the ONNX file behind a line with its shapes. What the real one checks is checked: unknown arguments,
-names and shapes of inputs, sizes of files. `FAKE_TRTEXEC` makes it misbehave, see `MISBEHAVIOUR`.
+An "engine" is a line with its shapes, followed by the ONNX file. As the real program it checks arguments, names and
+shapes of inputs, and sizes of files. The variable `FAKE_TRTEXEC` makes it fail, see `MISBEHAVIOUR`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class UsageError(Exception):
 
 
 class FakeProcess:
-    """What `subprocess.Popen` gives, but run in this process: starting Python takes longer than all else."""
+    """Stands in for `subprocess.Popen`, but runs in this process, because starting Python takes longest."""
 
     def __init__(self, command: Sequence[str], cwd: Path, **_: object):
         self._log, self.returncode = trtexec(command[1:], Path(cwd))
@@ -53,7 +53,7 @@ class FakeProcess:
 
 
 def trtexec(arguments: Sequence[str], folder: Path) -> tuple[str, int]:
-    """Returns what it prints, and its exit code."""
+    """Run the program; returns what it prints, and its exit code."""
     command = " ".join(["trtexec", *arguments])
     what, *details = os.environ.get("FAKE_TRTEXEC", "").split(":")
     log = [] if what == "dumb" else [BANNER.format(state="RUNNING", command=command)]
@@ -121,7 +121,7 @@ def _run(flags: dict[str, str], folder: Path, what: str, details: list[str]) -> 
 
 
 def _written(outputs: dict[str, npt.NDArray[Any]]) -> str:
-    """As sampleReporting.cpp does: floats with six digits."""
+    """Format outputs as sampleReporting.cpp does: floats with six digits."""
     tensors = [
         f'{{ "name" : "{name}"\n  , "dimensions" : "{"x".join(map(str, array.shape))}"\n'
         f'  , "values" : [ {", ".join(f"{value:g}" for value in array.astype(float).flat)} ]\n  }}'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A record of a load test as benchmarks.load writes it, with figures made up."""
+"""A record of a load test as benchmarks.load writes it, with invented figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STAGES = {"encode": 10.0, "decode": 30.0, "total": 50.0}
 
 
 def point(name: str, throughput: float, *, p50: float = 0.1, p99: float = 0.2, sheds: int = 0, **more: Any) -> Any:
-    """98 answers in `p50` seconds and two in `p99`; refusals take 5 ms."""
+    """Make a point with 98 answers in `p50` seconds and two in `p99`; refusals take 5 ms."""
     samples = [Sample(0.0, 0.0, p50, Outcome("ok", stages_ms=STAGES))] * 98
     samples += [Sample(0.0, 0.0, p99, Outcome("ok", stages_ms=STAGES))] * 2
     samples += [Sample(0.0, 0.0, 0.005, Outcome("shed", retry_seconds=0.5))] * sheds
@@ -35,7 +35,7 @@ def point(name: str, throughput: float, *, p50: float = 0.1, p99: float = 0.2, s
 
 
 def load_record() -> dict[str, Any]:
-    """Every aim is reached by it, just so or easily."""
+    """Make a record that reaches every aim."""
     callers = {1: 30.0, 2: 45.0, 4: 60.0, 8: 80.0, 16: 95.0, 32: 120.0, 64: 122.0}
     rates = {0.1: 12.0, 0.3: 36.0, 0.6: 72.0, 0.8: 95.0, 0.9: 104.0, 1.0: 110.0, 1.5: 112.0, 2.0: 110.0, 4.0: 102.0}
     soak = point("soak", 100.0)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A photo worker that does as the first bytes of a file say: hang, burn, eat, crash, lie, quit. For tests.
+"""A photo worker that misbehaves as the first bytes of a file say: it hangs, allocates, crashes, lies or quits.
 
-Otherwise it is the real one. Run as a program, isolated from everything but this repository.
+For other files it is the real worker. It runs as a program that sees no other packages than this repository's.
 """
 
 from __future__ import annotations

@@ -12,13 +12,13 @@ import numpy as np
 from drawings.draw_samples import draw_sample
 from training.phone_photos import PhonePhoto, is_validation_sender
 
-# Label -> the drawing that shows it.
+# Label -> garment that is drawn for it.
 DRAWINGS = {"T-Shirt": "T-shirt", "Shirt": "Shirt", "Dress": "Dress", "Pants": "Jeans", "Shorts": "Shorts",
             "Skirt": "Skirt", "Shoes": "Shoes", "Hat": "Cap"}  # fmt: skip
 
 
 def senders(count: int, *, validation: bool) -> list[str]:
-    """The first names of senders on one side of the split."""
+    """Return the first `count` senders on one side of the split."""
     return [name for i in range(40 * count) if is_validation_sender(name := str(i)) == validation][:count]
 
 
@@ -37,7 +37,7 @@ def write_rows(folder: Path, rows: Sequence[dict[str, str]], columns: Sequence[s
 
 
 def write_phone_photos(folder: Path, *, validation_senders: int = 4, training_senders: int = 2) -> list[dict[str, str]]:
-    """Write two photos of each sender; returns the rows."""
+    """Write two photos of each sender, and return the rows."""
     names = [*senders(validation_senders, validation=True), *senders(training_senders, validation=False)]
     labels = list(DRAWINGS)
     rows = []

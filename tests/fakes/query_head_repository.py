@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The repository's own models with a query head of random weights on the encoder's embedding. Needs ONNX."""
+"""This repository's models with a query head of random weights on the encoder's embedding; it needs ONNX."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Floats = npt.NDArray[np.float32]
 
 
 def head_weights(hidden_size: int) -> Floats:
-    """[D, Q]"""
+    """Return the weights of the query head, float32 [D, Q]."""
     return np.random.default_rng(11).normal(0, 3, (hidden_size, len(CLASSES))).astype(np.float32)
 
 
 def write_repository_with_head(folder: Path) -> ModelContract:
-    """Copy the models; the encoder's third output is log_softmax(embedding @ head_weights)."""
+    """Copy the models; the encoder's third output becomes log_softmax(embedding @ head_weights)."""
     shutil.copytree(MODELS, folder, dirs_exist_ok=True)
     contract = dataclasses.replace(ModelContract.load(MODELS), num_queries=len(CLASSES))
     contract.save(folder)
@@ -48,7 +48,7 @@ def write_repository_with_head(folder: Path) -> ModelContract:
 
 
 def _remove_own_head(model: onnx.ModelProto) -> None:
-    """The models' own query head gives way to the one whose weights are known here."""
+    """Remove the models' own query head."""
     for node in model.graph.node:
         for place, name in enumerate(node.output):
             if name == "query_logprobs":
@@ -59,7 +59,7 @@ def _remove_own_head(model: onnx.ModelProto) -> None:
 
 
 def expected_logprobs(embeddings: Floats) -> Floats:
-    """float32 [n, D] -> [n, Q]."""
+    """Return the log-probabilities, float32 [n, Q], of embeddings, float32 [n, D]."""
     logits = embeddings @ head_weights(embeddings.shape[1])
     logprobs: Floats = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     return logprobs

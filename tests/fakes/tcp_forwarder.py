@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A port whose other end a test chooses: it may lead to one server, later to another, to nobody, or into silence."""
+"""Forwards a port to a server that a test can change, take away or silence."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import threading
 
 
 class TcpForwarder:
-    """Usage:
+    """A port on loopback.
 
-    with TcpForwarder() as forwarder:
-        forwarder.target = "127.0.0.1:8001"
-        connect(forwarder.address)
+    Usage:
+        with TcpForwarder() as forwarder:
+            forwarder.target = "127.0.0.1:8001"
+            connect(forwarder.address)
     """
 
     def __init__(self) -> None:
@@ -32,7 +33,7 @@ class TcpForwarder:
 
     @property
     def target(self) -> str | None:
-        """HOST:PORT new connections lead to; None refuses them. Setting it cuts those there are."""
+        """HOST:PORT of new connections; None refuses them. Setting it closes the existing connections."""
         return self._target
 
     @target.setter
@@ -41,7 +42,7 @@ class TcpForwarder:
         self._cut()
 
     def fall_silent(self) -> None:
-        """Connections stay and are accepted; not a byte goes through until `speak`."""
+        """Keep and accept connections, but forward nothing until `speak`."""
         self._speaks.clear()
 
     def speak(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bing's thumbnails on loopback: a TLS server with canaries beside it, where nothing may ever connect."""
+"""A stand-in for Bing's thumbnail server: TLS on loopback, and canary ports to which nothing may connect."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ JPEG = b"\xff\xd8\xff\xe0" + bytes(range(256)) * 40
 
 
 class RawAnswer(bytes):
-    """What the server sends as it is."""
+    """Bytes that the server sends unchanged."""
 
 
 def answer(body: bytes = JPEG, *, status: str = "200 OK", kind: str | None = "image/jpeg", **headers: str) -> RawAnswer:
@@ -67,7 +67,7 @@ class ThumbnailServer:
         self.answers = {"/good": answer()}
         self.requests = []
         self.canaries_connected = self.num_open = self.max_open = self.num_connections = 0
-        self.gate.set()  # nobody of the test before waits on
+        self.gate.set()  # handlers of the test before must not wait any longer
         self.gate = threading.Event()
 
     async def _serve(self) -> None:
@@ -81,7 +81,7 @@ class ThumbnailServer:
             await asyncio.start_server(self._handle, SERVER_ADDRESS, self.port, ssl=self._server_context),
         ]
         if socket.has_ipv6:
-            # A machine without IPv6 does without: the recorder of connects still watches.
+            # Without IPv6 there is no such canary; the tests also record all connections.
             with contextlib.suppress(OSError):
                 servers.append(await asyncio.start_server(self._canary, "::1", self.port))
                 self.has_ipv6_canary = True
@@ -101,7 +101,7 @@ class ThumbnailServer:
         task = asyncio.current_task()
         assert task is not None
         self._handlers.add(task)
-        test = self.gate  # each has its own
+        test = self.gate  # each test has its own
         self.num_connections += 1
         self.num_open += 1
         self.max_open = max(self.max_open, self.num_open)
@@ -134,7 +134,7 @@ class ThumbnailServer:
             raise EOFError
 
     async def _trickle(self, path: str, writer: asyncio.StreamWriter) -> None:
-        """Ends when the client goes away."""
+        """Send little or endless data until the client closes the connection."""
         if path == "/endless-redirect":
             writer.write(b"HTTP/1.1 302 Found\r\nLocation: /good\r\n")
             writer.write(b"Transfer-Encoding: chunked\r\n\r\n")
@@ -143,7 +143,7 @@ class ThumbnailServer:
         else:
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\n")
             writer.write(b"Transfer-Encoding: chunked\r\n\r\n")
-        # Asked, because asyncio goes on dropping what is written to a lost TLS connection.
+        # asyncio silently drops what is written to a closed TLS connection.
         while not writer.transport.is_closing():
             if path == "/drip-headers":
                 writer.write(b"x")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint of a tiny captioner whose words differ from photo to photo. Torch must be there."""
+"""A checkpoint of a tiny captioner whose words differ from photo to photo; it needs torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ QUERIES = ("", "blue shirt", "red dress", "green shoes", "sea", "the sea", "blue
 
 @torch.no_grad()
 def add_query_head(model: VisionEncoderDecoderModel, queries: tuple[str, ...] = QUERIES) -> None:
-    """A query head of random weights, centred and scaled so that the likeliest query differs from photo to photo."""
+    """Add a query head with random weights, scaled so that the most likely query differs from photo to photo."""
     height, width = model.config.encoder.image_size
     generator = torch.Generator().manual_seed(6)
     patches = 255 * torch.rand(64, 3, height // 4, width // 4, generator=generator)
@@ -43,12 +43,12 @@ def add_query_head(model: VisionEncoderDecoderModel, queries: tuple[str, ...] = 
 
 
 def save_queries(folder: Path, queries: tuple[str, ...] = QUERIES) -> None:
-    """The list beside a checkpoint."""
+    """Write the list of queries beside a checkpoint."""
     (folder / QUERY_CLASSES_FILE).write_text(json.dumps(queries), encoding="utf-8")
 
 
 def save_tiny_captioner(folder: Path) -> Path:
-    """Random weights, so large that the photo matters; the same ones every time."""
+    """Save a captioner with random weights that are large enough for the photo to matter; always the same ones."""
     tokenizer = train_tokenizer(["blue shirt", "red dress", "green shoes of the sea"] * 3, TINY.vocab_size)
     torch.manual_seed(5)
     model = random_captioner(TINY, tokenizer)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Three ONNX models of a few numbers with the contract's tensors, in FP32 or FP16: what engines are tested with.
+"""Three tiny ONNX models with the contract's tensors, in FP32 or FP16, for tests of engines.
 
-They are no captioner, but everything they are given has a part in what they say.
+They are not a captioner, but all their inputs affect their outputs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def tiny_contract(precision: Precision, num_queries: int = 0) -> ModelContract:
 
 
 def write_repository(folder: Path, precision: Precision, num_queries: int = 0) -> ModelContract:
-    """`<model>/1/model.onnx` of all three, and the contract."""
+    """Write `<model>/1/model.onnx` of all three, and the contract."""
     contract = tiny_contract(precision, num_queries)
     for spec in contract.models:
         version = folder / spec.name / "1"

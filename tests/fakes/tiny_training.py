@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of training share: tiny presets, drawn photos, and a run of them to the end. Torch must be there."""
+"""Tiny presets, drawn photos and complete runs for the tests of training; it needs torch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ STEPS_PER_EPOCH = 6  # of 8 of the 50 photos
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Two threads on matrices this small do nothing but wait for each other. Import it: then a module uses it."""
+    """Use one thread, as two would wait for each other on such small matrices; a module imports it to use it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -52,7 +52,7 @@ def one_thread() -> Iterator[None]:
 
 
 def drawn(preset: Preset) -> Data:
-    """Fifty drawn samples to train on and ten to validate with."""
+    """Draw fifty samples for training and ten for validation."""
     samples = list(training_samples(60, 3, preset.image_width, preset.image_height))
     products = [
         Product(row["id"], row["productDisplayName"], row["articleType"], row["baseColour"], row["gender"])
@@ -63,7 +63,7 @@ def drawn(preset: Preset) -> Data:
 
 
 def of_two_kinds(data: ProductSet) -> ProductSet:
-    """The same photos, every other of them black and called "Ties": not to be mistaken. Every tenth has no kind."""
+    """Return the photos with every other one black and of the type "Ties"; every tenth has no type."""
     kinds = [("Tshirts", "Ties")[i % 2] if i % 10 else "" for i in range(len(data))]
     products = [
         dataclasses.replace(product, article_type=kind) for product, kind in zip(data.products, kinds, strict=True)
@@ -73,7 +73,7 @@ def of_two_kinds(data: ProductSet) -> ProductSet:
 
 
 def beginning(preset: Preset, data: Data) -> tuple[VisionEncoderDecoderModel, PreTrainedTokenizerFast]:
-    """The captioner and tokenizer a run begins with, as `training.train` makes them."""
+    """Make captioner and tokenizer of a new run, as `training.train` does."""
     torch.manual_seed(preset.seed)
     return new_captioner(preset, [product.name for product in data[0].products])
 
@@ -89,25 +89,25 @@ def train(trainer: Trainer, folder: Path, *, save_every: int = 4, stop_after: in
 
 
 def resumed(preset: Preset, data: Data, folder: Path, processes: Processes | None = None) -> Trainer:
-    """A new process's trainer, as far as the old one came."""
+    """Make a trainer that continues from the saved state."""
     trainer = new_trainer(preset, data, processes)
     assert trainer.load_state(folder / "state")
     return trainer
 
 
 def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """A copy of all parameters and buffers."""
+    """Copy all parameters and buffers."""
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
 
 def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
-    """Names of what is not the same bit for bit."""
+    """Return the names of tensors that differ in any bit."""
     assert list(before) == list(after)
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
 def assert_same_end(trainer: Trainer, expected: Trainer) -> None:
-    """Bit for bit the same weights, statistics, optimiser and history (its minutes aside)."""
+    """Compare weights, statistics, optimiser and history (without its minutes) bit for bit."""
     assert trainer.step == expected.step == expected.total_steps
     assert not changed(weights_of(trainer), weights_of(expected))
     moments, wanted = trainer.optimiser.state_dict()["state"], expected.optimiser.state_dict()["state"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An event loop whose clock jumps to the next timer: tests of timing take no time and are exact."""
+"""An event loop whose clock jumps to the next timer, so that tests of timing are fast and exact."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 def run_virtually(coroutine: Coroutine[Any, Any, T]) -> T:
-    """As asyncio.run, from second 0 on."""
+    """Run a coroutine as `asyncio.run` does; time begins at 0."""
     with asyncio.Runner(loop_factory=_Loop) as runner:
         return runner.run(coroutine)

@@ -64,8 +64,8 @@ def test_whole_text(record: dict[str, Any]) -> None:
     assert (
         captioning_table(record)
         == """\
-239 M parameters, exactly 10 tokens a caption, medians of 5 turns; in brackets: times `generate`, times optimum; \
-equal: tokens (gRPC: words) that `generate` says, too, at the same place.
+239 M parameters, exactly 10 tokens a caption, medians of 5 turns; in brackets: ratio to `generate`, ratio to optimum; \
+equal: share of tokens (gRPC: words) that equal those of `generate` at the same place.
 
 | captions per second | | 1 photo, greedy | 8 photos, 4 beams | equal | peak memory |
 | --- | --- | ---: | ---: | ---: | ---: |

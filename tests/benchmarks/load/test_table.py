@@ -16,15 +16,15 @@ def test_table_has_all_parts() -> None:
     record["curve"][0]["counts"] |= {"unavailable": 2}
     record["curve"][0]["lost"] = 3
     text = load_table(record)
-    row = next(line for line in text.splitlines() if line.startswith("  1 callers"))
-    assert row.split()[:4] == ["1", "callers", "30.0", "33"]
+    row = next(line for line in text.splitlines() if line.startswith("| 1 callers"))
+    assert row.startswith("| 1 callers | 30.0 | 33 |")
     assert "2 unavailable, 3 lost" in row
     assert "capacity 120.0/s, unloaded p50 33 ms" in text
     assert "encode 10.0 ms (20%), decode 30.0 ms (60%), other 10.0 ms (20%)" in text
     assert "1: 75% (10.0 ms), 32: 25% (20.0 ms)" in text
     assert "requests that were cancelled or had a short deadline: 3 cancelled, 2 deadline" in text
     assert "Warnings and errors in the gateway's log: 2\n  2 × WARNING triton: slow" in text
-    assert "reached  (120.0 ÷ 30.0 captions/s)" in text
+    assert "| 120.0 ÷ 30.0 captions/s | 4 | ≥ 4 | reached |" in text
     assert "MISSED" not in text
 
 

@@ -71,16 +71,16 @@ def test_measures_are_their_definitions(data: st.DataObject, size: int) -> None:
 
 def test_interval_is_that_of_the_mean() -> None:
     values = np.random.default_rng(5).normal(3.0, 2.0, 4000)
-    estimate = Bootstrap(len(values), seed=1).estimate(values)
+    estimate = Bootstrap(len(values), seed=1).interval(values)
     error = values.std() / math.sqrt(len(values))
     assert estimate.mean == pytest.approx(values.mean())
     assert estimate.low == pytest.approx(values.mean() - 1.96 * error, abs=0.15 * error)
     assert estimate.high == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
-    assert Bootstrap(len(values), seed=1).estimate(values) == estimate
+    assert Bootstrap(len(values), seed=1).interval(values) == estimate
 
 
 def test_differences_are_paired() -> None:
     """A constant advantage is certain, however much the queries differ."""
     one = np.random.default_rng(6).normal(size=100)
-    estimate = Bootstrap(100).estimate((one + 0.5) - one)
+    estimate = Bootstrap(100).interval((one + 0.5) - one)
     assert (estimate.low, estimate.high) == pytest.approx((0.5, 0.5))

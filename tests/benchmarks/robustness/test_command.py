@@ -19,8 +19,6 @@ from tests.conftest import MODELS, jpeg
     "arguments",
     [
         [],
-        ["--data", "x", "--parts", "turns,other"],
-        ["--data", "x", "--parts", ""],
         ["--data", "x", "--attackers", "0"],
         ["--data", "x", "--rounds", "0"],
         ["--data", "x", "--turn-seconds", "0"],
@@ -52,7 +50,7 @@ def test_folders_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert hostile_photos.main(["--data", str(tmp_path / "none")]) == 2
     (tmp_path / "0.jpg").write_bytes(b"x")
     assert hostile_photos.main(["--data", str(tmp_path), "--bad-images", str(tmp_path / "none")]) == 2
-    assert "no folder" in capsys.readouterr().err
+    assert "is not a folder" in capsys.readouterr().err
 
 
 @pytest.mark.triton
