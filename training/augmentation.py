@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Product photos as users would take them: moved, turned, in other light, on other ground, out of focus.
+"""Augmentation that makes product photos look like users' photos: moved, turned, relit, on another background, blurred.
 
-Colours keep their names: nothing here changes a hue. All on tensors, whole batches at once.
+No function changes a hue, so the colour names stay right. All functions work on whole batches of tensors.
 """
 
 from __future__ import annotations
@@ -12,24 +12,28 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
-OTHER_GROUND_SHARE = 0.35
-PHOTOGRAPHED_GROUND_SHARE = 0.5  # of those
+OTHER_GROUND_SHARE = 0.35  # of the photos; the same for the next ones
+PHOTOGRAPHED_GROUND_SHARE = 0.5  # of the replaced backgrounds
 BLURRED_SHARE = 0.15
 COVERED_SHARE = 0.1
 FRAMED_SHARE = 0.08
-NEARLY_WHITE = 232.0  # 0 to 255; darker than this is not studio ground
+NEARLY_WHITE = 232.0  # 0 to 255; a darker pixel is not studio background
 
 
 def augment(pixels: torch.Tensor, generator: torch.Generator, grounds: torch.Tensor | None = None) -> torch.Tensor:
-    """Mirror, move, scale, turn and stretch each product photo and change its light; some get other ground, a shadow,
-    something in front, blur, or the frame of a screenshot.
+    """Augment product photos.
+
+    Every photo is mirrored, moved, scaled, turned, stretched and relit. A share gets another background with a shadow,
+    an object in front, blur, or the frame of a screenshot.
 
     Args:
-        pixels: float32 [B, 3, height, width], 0 to 255, on white ground.
-        grounds: float32 [n, 3, any, any], photos whose corners show floors, walls and fabric; None: drawn ones only.
+        pixels: float32 [B, 3, height, width], 0 to 255, on a white background.
+        generator: the source of every random choice.
+        grounds: float32 [n, 3, any, any], photos whose corners show floors, walls and fabric; None: backgrounds are
+            drawn.
 
     Returns:
-        As `pixels`.
+        Shape and range of `pixels`.
     """
     moved = move(pixels, generator)
     moved = replace_ground(moved, generator, OTHER_GROUND_SHARE, grounds)
@@ -40,13 +44,14 @@ def augment(pixels: torch.Tensor, generator: torch.Generator, grounds: torch.Ten
 
 
 def augment_street(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """The same for photos that have a ground of their own: turned and scaled more, often as blurred as small files are.
+    """Augment photos that keep their own background: they are turned and scaled more, and often coarsened.
 
     Args:
         pixels: float32 [B, 3, height, width], 0 to 255.
+        generator: the source of every random choice.
 
     Returns:
-        As `pixels`.
+        Shape and range of `pixels`.
     """
     moved = move(pixels, generator, degrees=25, scales=(0.65, 1.15), shift=0.12, slant=0.15, fill="reflection")
     moved = cover(moved, generator, COVERED_SHARE)
@@ -68,14 +73,19 @@ def move(
     slant: float = 0.1,
     fill: Literal["white", "reflection"] = "white",
 ) -> torch.Tensor:
-    """Mirror half of the photos, turn, scale, shift, stretch by 7 % and slant them as a camera at an angle does.
+    """Apply a random projective map: mirror half of the photos, turn, scale, shift, stretch by up to 7 % and tilt them.
 
     Args:
-        degrees: turned by at most so many, either way.
-        scales: of the part that is seen; below 1 the photo is enlarged.
-        shift: of half a side.
-        slant: by how much one side may come nearer than the opposite one.
-        fill: what is seen beyond the photo's edge.
+        pixels: float32 [B, 3, height, width], 0 to 255.
+        generator: the source of every random choice.
+        degrees: largest angle, in both directions.
+        scales: range of the visible part's size; below 1 the photo is enlarged.
+        shift: largest shift, as a share of half a side.
+        slant: largest tilt: by which share one side may be nearer to the camera than the opposite one.
+        fill: what appears beyond the photo's edge.
+
+    Returns:
+        Shape and range of `pixels`.
     """
     count = len(pixels)
     mirror = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
@@ -95,24 +105,24 @@ def move(
     grid = grid / (1 + tilt)  # a projective map: what is further away is smaller
     if fill == "reflection":
         return functional.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
-    # grid_sample fills with zero; on the inverted photo that is white, the ground all photos stand on.
+    # grid_sample fills with zero, which is white on the inverted photo.
     return 255 - functional.grid_sample(255 - pixels, grid, align_corners=False)
 
 
 def ground_mask(pixels: torch.Tensor) -> torch.Tensor:
-    """Where a photo shows its white ground: nearly white and joined to the border, so that a white shirt stays.
+    """Find the white background: pixels that are nearly white and connected to the border, so that a white shirt stays.
 
     Args:
         pixels: float32 [B, 3, height, width], 0 to 255.
 
     Returns:
-        float32 [B, 1, height, width], 1 on the ground and 0 elsewhere.
+        float32 [B, 1, height, width], 1 on the background and 0 elsewhere.
     """
     white = (pixels.amin(dim=1, keepdim=True) > NEARLY_WHITE).float()
     mask = torch.zeros_like(white)
     mask[:, :, (0, -1), :] = white[:, :, (0, -1), :]
     mask[:, :, :, (0, -1)] = white[:, :, :, (0, -1)]
-    # Geodesic dilation: grow within the white until nothing changes. A bound, for mazes.
+    # Geodesic dilation: grow within the white until nothing changes. The bound is for labyrinthine masks.
     for _ in range(sum(pixels.shape[-2:])):
         grown = functional.max_pool2d(mask, kernel_size=3, stride=1, padding=1) * white
         if torch.equal(grown, mask):
@@ -124,9 +134,9 @@ def ground_mask(pixels: torch.Tensor) -> torch.Tensor:
 def replace_ground(
     pixels: torch.Tensor, generator: torch.Generator, share: float, grounds: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Put a share of the photos on other ground, with a soft shadow.
+    """Put a share of the photos on another background, with a soft shadow.
 
-    The ground is a corner of one of `grounds`, or drawn: one shade with a gradient and some coarse or fine texture.
+    The background is a corner of one of `grounds`, or drawn: one shade with a gradient and a coarse or fine texture.
     """
     chosen = torch.rand(len(pixels), generator=generator) < share
     count = int(chosen.sum())
@@ -134,7 +144,7 @@ def replace_ground(
         return pixels
     height, width = pixels.shape[-2:]
     photos = pixels[chosen]
-    # Greys mostly, as walls, floors and tables are, with a tint.
+    # Tinted greys: the colours of most walls, floors and tables.
     shade = _uniform(count, 40, 250, generator).view(-1, 1, 1, 1)
     tint = (torch.rand(count, 3, 1, 1, generator=generator) - 0.5) * 50
     slope = (torch.rand(count, 2, 1, 1, generator=generator) - 0.5) * 80
@@ -162,7 +172,7 @@ def replace_ground(
 
 
 def _corners(grounds: torch.Tensor, count: int, size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
-    """Corners of the photos, two fifths of a side long, enlarged; float32 [count, 3, *size]."""
+    """Enlarge corners of the photos, two fifths of a side long; float32 [count, 3, *size]."""
     which = torch.randint(len(grounds), (count,), generator=generator)
     right, low = (torch.rand(count, generator=generator) < 0.5 for _ in range(2))
     zoom = 0.4
@@ -176,7 +186,7 @@ def _corners(grounds: torch.Tensor, count: int, size: tuple[int, int], generator
 
 
 def _shadow(product: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """How much darker the ground is beside each product, 0 to 0.5; product 1 where it is, float32 [B, 1, h, w]."""
+    """How much darker the background is beside each product (where `product` is 1), 0 to 0.5, float32 [B, 1, h, w]."""
     count, _, height, width = product.shape
     move_by = (int(torch.randint(1, max(2, height // 16), (1,), generator=generator)),
                int(torch.randint(1, max(2, width // 16), (1,), generator=generator)))  # fmt: skip
@@ -187,7 +197,7 @@ def _shadow(product: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def cover(pixels: torch.Tensor, generator: torch.Generator, share: float) -> torch.Tensor:
-    """Put something of one shade in front of a share of the photos: a round thing at an edge, as a hand or a hanger."""
+    """Draw an ellipse of one skin tone at an edge of a share of the photos, like a hand in front of the product."""
     chosen = torch.rand(len(pixels), generator=generator) < share
     count = int(chosen.sum())
     if not count:
@@ -208,7 +218,7 @@ def cover(pixels: torch.Tensor, generator: torch.Generator, share: float) -> tor
 
 
 def frame(pixels: torch.Tensor, generator: torch.Generator, share: float) -> torch.Tensor:
-    """Shrink a share of the photos into a frame with lines and marks beside it, as in a screenshot or a plot."""
+    """Shrink a share of the photos into a page with axes and tick marks, like a screenshot or a plot."""
     chosen = torch.rand(len(pixels), generator=generator) < share
     result = pixels.clone()
     height, width = pixels.shape[-2:]
@@ -223,7 +233,7 @@ def frame(pixels: torch.Tensor, generator: torch.Generator, share: float) -> tor
         ink = 230.0 if dark else 20.0
         shrunk = functional.interpolate(pixels[i : i + 1], inner, mode="bilinear", antialias=True)[0]
         result[i, :, top : top + inner[0], left : left + inner[1]] = shrunk
-        if torch.rand(1, generator=generator) < 0.6:  # axes: two lines and marks along them
+        if torch.rand(1, generator=generator) < 0.6:  # axes: two lines with tick marks
             result[i, :, top : top + inner[0], left - 1] = ink
             result[i, :, min(height - 1, top + inner[0]), left : left + inner[1]] = ink
             step = int(torch.randint(6, 16, (1,), generator=generator))
@@ -233,7 +243,7 @@ def frame(pixels: torch.Tensor, generator: torch.Generator, share: float) -> tor
 
 
 def coarsen(pixels: torch.Tensor, generator: torch.Generator, share: float) -> torch.Tensor:
-    """Reduce a share of the photos to between a third and two thirds of their size and enlarge them again."""
+    """Reduce a share of the photos to between a third and two thirds of their size, then enlarge them again."""
     chosen = torch.rand(len(pixels), generator=generator) < share
     if not chosen.any():
         return pixels
@@ -246,7 +256,7 @@ def coarsen(pixels: torch.Tensor, generator: torch.Generator, share: float) -> t
 
 
 def blur(pixels: torch.Tensor, generator: torch.Generator, share: float) -> torch.Tensor:
-    """Blur a share of the photos with a binomial kernel of 3 pixels, mixed in by 0.5 to 1."""
+    """Blur a share of the photos with a 3-pixel binomial kernel, blended in with a weight of 0.5 to 1."""
     chosen = torch.rand(len(pixels), generator=generator) < share
     photos = pixels[chosen]
     if not len(photos):
@@ -263,7 +273,7 @@ def blur(pixels: torch.Tensor, generator: torch.Generator, share: float) -> torc
 def change_light(
     pixels: torch.Tensor, generator: torch.Generator, light: tuple[float, float] = (0.88, 1.06)
 ) -> torch.Tensor:
-    """Brightness by a factor of the range `light` and contrast around the photo's mean by 0.85 to 1.15."""
+    """Change the contrast around each photo's mean by 0.85 to 1.15, then the brightness by a factor from `light`."""
     brightness = _uniform(len(pixels), *light, generator).view(-1, 1, 1, 1)
     contrast = _uniform(len(pixels), 0.85, 1.15, generator).view(-1, 1, 1, 1)
     mean = pixels.mean(dim=(1, 2, 3), keepdim=True)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names -> token ids, labels -> class ids, photos -> augmented batches. Every random choice is a function of
-(seed, step), so a run that was interrupted goes on exactly as it would have.
+"""Training batches: names become token ids, labels become class ids, photos are augmented.
+
+Every random choice is a function of (seed, step), so an interrupted run continues exactly as it would have.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,18 +24,26 @@ from training.augmentation import augment, augment_street
 from training.neighbour_names import NeighbourNames
 from training.phone_photos import PhonePhotoSet
 from training.prepare_data import Product, ProductSet
-from training.query_classes import NO_PRODUCT, QueryClasses
+from training.query_classes import NO_PRODUCT_CLASS, QueryClasses
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
-IGNORED = -100  # what torch's cross entropy leaves out
+IGNORED = -100  # the label that torch's cross entropy skips
 
 AUXILIARY_LABELS = ("article_type", "colour", "gender")
 
 
 def train_tokenizer(names: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over product names. GPT-2's own 50,257 pieces would cost more weights than the whole model."""
+    """Train a byte-level BPE on product names; GPT-2's 50,257 pieces would need more weights than the whole model.
+
+    Args:
+        names: product names.
+        vocab_size: largest number of pieces, special tokens included.
+
+    Returns:
+        A tokenizer with BOS, EOS and PAD that puts a space before the first word.
+    """
     tokenizer = Tokenizer(models.BPE())
-    # The first word is written as any other, with the space before it, so that it has the same token everywhere.
+    # With the space before it, a word has the same token at the start of a name as inside.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -50,12 +60,17 @@ def train_tokenizer(names: Sequence[str], vocab_size: int) -> PreTrainedTokenize
 
 @dataclass(frozen=True)
 class AuxiliaryClasses:
-    """The values of each label that are frequent enough to learn from; others are ignored."""
+    """The classes of the auxiliary heads.
+
+    Attributes:
+        values: label -> its frequent values in alphabetical order; the others are not learned.
+    """
 
     values: dict[str, list[str]]
 
     @classmethod
     def from_products(cls, products: Sequence[Product], min_count: int = 20) -> AuxiliaryClasses:
+        """Take each label's values that at least `min_count` of the products have."""
         values = {}
         for label in AUXILIARY_LABELS:
             counts = Counter(getattr(product, label) for product in products)
@@ -63,7 +78,7 @@ class AuxiliaryClasses:
         return cls(values)
 
     def ids(self, products: Sequence[Product]) -> dict[str, torch.Tensor]:
-        """Per label the class id of each product, int64 [n]; IGNORED where its value is not among the classes."""
+        """Label -> the class of each product, int64 [n]; IGNORED where its value is not among the classes."""
         result = {}
         for label, values in self.values.items():
             index = {value: i for i, value in enumerate(values)}
@@ -72,10 +87,18 @@ class AuxiliaryClasses:
 
 
 def tokenize(names: Sequence[str], tokenizer: PreTrainedTokenizerFast, max_tokens: int) -> torch.Tensor:
-    """Labels: each name's tokens and EOS, IGNORED behind it; int64 [n, max_tokens].
+    """Turn names into labels.
 
-    BOS is not among the labels: the model puts it before them as the decoder's first input, in training as in decoding.
-    A name longer than max_tokens is cut and has no EOS, since that is not where it ends.
+    BOS is not among the labels: the model puts it before them as the decoder's first input, in training and decoding.
+    A longer name is cut after `max_tokens` tokens and has no EOS, since it does not end there.
+
+    Args:
+        names: n names.
+        tokenizer: has an EOS token.
+        max_tokens: EOS included.
+
+    Returns:
+        int64 [n, max_tokens]: each name's tokens and EOS, then IGNORED.
     """
     labels = torch.full((len(names), max_tokens), IGNORED)
     for row, name in zip(labels, names, strict=True):
@@ -85,13 +108,13 @@ def tokenize(names: Sequence[str], tokenizer: PreTrainedTokenizerFast, max_token
 
 
 def in_query(labels: torch.Tensor, tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
-    """Which labels are the query: the tokens of each name's last two words, and its EOS; bool, as `labels`."""
+    """Mark the labels of the query: the tokens of each name's last two words, and EOS; bool, shape of `labels`."""
     begins = torch.tensor(
         [piece.startswith("Ġ") for piece in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))]
     )
     is_label = labels != IGNORED
     first_of_word = begins[labels.clamp(min=0)] & is_label
-    # Words that begin at this token or later; a token belongs to the word that began at or before it.
+    # How many words begin at this token or later; a token belongs to the last word that began before or at it.
     to_come = first_of_word.long().flip(1).cumsum(1).flip(1)
     words_after = to_come - first_of_word.long()
     return is_label & (words_after < QUERY_WORDS)
@@ -99,18 +122,18 @@ def in_query(labels: torch.Tensor, tokenizer: PreTrainedTokenizerFast) -> torch.
 
 @dataclass(frozen=True)
 class Targets:
-    """What a batch is to learn, without its photos. B rows; T' is the longest caption of the batch.
+    """The targets of a batch of B photos; T' is the length of its longest caption.
 
     Attributes:
         labels: tokens and EOS, int64 [B, T']; a row of IGNORED where the photo has no name.
-        in_query: bool [B, T'].
+        in_query: which labels belong to the query, bool [B, T'].
         auxiliary: label -> class, int64 [B] each.
-        types: which articleTypes the photo may show, bool [B, classes]; none where `auxiliary` says it.
+        types: the articleTypes that the photo may show, bool [B, classes]; all False where `auxiliary` has the type.
         queries: query class, int64 [B].
-        query_weights: how likely each query class is before the model has its say, float [B, Q]; a row of 0 where
-            `queries` says it.
-        soft_tokens, soft_weights: what similar photos' names say of the next token, int64 and float [B, T', k].
-        soft_queries: what they say of the query class, float [B, Q]; a row of 0 where they say nothing.
+        query_weights: prior probability of each query class, float [B, Q]; a row of 0 where `queries` has the class.
+        soft_tokens: next tokens in the names of similar photos, int64 [B, T', k].
+        soft_weights: the probabilities of `soft_tokens`, float [B, T', k].
+        soft_queries: distribution of the similar photos' query classes, float [B, Q]; a row of 0 where there is none.
     """
 
     labels: torch.Tensor
@@ -124,46 +147,43 @@ class Targets:
     soft_queries: torch.Tensor
 
     def to(self, device: torch.device) -> Targets:
-        """The same on another device."""
-        moved = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return Targets(
-            **{
-                name: {key: one.to(device) for key, one in value.items()}
-                if isinstance(value, dict)
-                else value.to(device)
-                for name, value in moved.items()
-            }
-        )
+        """Copy to a device."""
+        tensors: dict[str, Any] = {
+            field.name: getattr(self, field.name).to(device)
+            for field in dataclasses.fields(self)
+            if field.name != "auxiliary"
+        }
+        return Targets(auxiliary={name: one.to(device) for name, one in self.auxiliary.items()}, **tensors)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Photos, float32 [B, 3, height, width] in 0 to 255, and what they are to teach."""
+    """Photos, float32 [B, 3, height, width] in 0 to 255, with their targets."""
 
     pixels: torch.Tensor
     targets: Targets
 
     @property
     def labels(self) -> torch.Tensor:
-        """Of the targets."""
+        """The labels of the targets, int64 [B, T']."""
         return self.targets.labels
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
+        """Copy to a device."""
         return Batch(self.pixels.to(device), self.targets.to(device))
 
 
 @dataclass(frozen=True)
 class OtherPhotos:
-    """Training photos beside the products.
+    """Training photos other than the products' own.
 
     Attributes:
-        large: uint8 [m, height, width, 3], products again, of files with more pixels.
-        large_rows: int64 [m], which products they show.
+        large: uint8 [m, height, width, 3], photos of products from files with more pixels.
+        large_rows: int64 [m], the products that `large` shows.
         phone: photos that people took of their clothes.
-        phone_query_weights: float32 [number of phone photos, Q], as `phone_queries.query_weights` makes them; None:
-            all query classes that name the garment are equally likely.
-        phone_repeats: how often an epoch shows each of them.
+        phone_query_weights: float32 [number of phone photos, Q] from `phone_queries.query_weights`; None: all query
+            classes that name the garment are equally likely.
+        phone_repeats: how often an epoch shows each phone photo.
         nothing: uint8 [n, height, width, 3], pictures without a product.
     """
 
@@ -176,15 +196,18 @@ class OtherPhotos:
 
 
 class CaptionDataset:
-    """Products with their names, then (for training) phone photos with their labels and pictures without a product.
+    """Rows to train or validate on: products, then phone photos, then pictures without a product.
 
     Args:
         data: products.
-        queries: the query head's classes; None: it has none.
-        others: what else there is to train on.
-        neighbours: what the names of similar products say, row by row of `data`.
-        half_size: whether the products' files have less than half of the encoder's pixels a side, so that their photos
-            lose nothing when they are augmented at half the size.
+        tokenizer: turns names into labels.
+        classes: of the auxiliary heads.
+        max_tokens: of a caption, EOS included.
+        queries: the query head's classes; None: there is no query head.
+        others: further training photos.
+        neighbours: soft targets, one row for each of `data`.
+        half_size: whether the products' files have fewer than half of the encoder's pixels a side, so that their
+            photos lose nothing when they are augmented at half the size.
     """
 
     def __init__(
@@ -220,14 +243,24 @@ class CaptionDataset:
         self._phone_queries = named / named.sum(dim=1, keepdim=True).clamp(min=1)
         if others.phone_query_weights is not None:
             self._phone_queries = torch.from_numpy(others.phone_query_weights)
-        # A phone photo's caption is that of a query class: rows with one leave room for the longest of these.
+        # The caption of a phone photo is that of a query class: its labels need room for the longest of them.
         captions = tokenize(queries.captions, tokenizer, max_tokens) if queries is not None else self._labels[:0]
         self._longest_query = int((captions != IGNORED).sum(dim=1).max()) if len(captions) else 1
 
     @property
     def num_products(self) -> int:
-        """Rows that are products: the first ones."""
+        """How many of the rows, the first ones, are products."""
         return len(self._labels)
+
+    @property
+    def num_phone_rows(self) -> int:
+        """How many rows are phone photos, repetitions counted."""
+        return self._num_phone * self._phone_repeats
+
+    @property
+    def num_without_product(self) -> int:
+        """How many rows are pictures without a product."""
+        return 0 if self._nothing is None else len(self._nothing)
 
     @property
     def _num_phone(self) -> int:
@@ -235,23 +268,23 @@ class CaptionDataset:
 
     @property
     def _first_nothing(self) -> int:
-        return self.num_products + self._num_phone * self._phone_repeats
+        return self.num_products + self.num_phone_rows
 
     def __len__(self) -> int:
-        return self._first_nothing + (0 if self._nothing is None else len(self._nothing))
+        return self._first_nothing + self.num_without_product
 
     def is_phone(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Which rows are phone photos."""
+        """Which rows are phone photos, bool of the shape of `rows`."""
         return (rows >= self.num_products) & (rows < self._first_nothing)
 
     def batch(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
-        """These rows as they are, unaugmented."""
+        """The photos of some rows without augmentation, and their targets."""
         rows = np.asarray(indices)
         pixels = torch.from_numpy(self._photos(rows, large=False)).permute(0, 3, 1, 2).float()
         return Batch(pixels, self.targets(rows))
 
     def _photos(self, rows: npt.NDArray[np.int64], *, large: bool) -> npt.NDArray[np.uint8]:
-        """uint8 [B, height, width, 3]; with `large` products' larger files where there are any."""
+        """The rows' photos, uint8 [B, height, width, 3]; with `large`, products' larger files where there are any."""
         result = np.empty((len(rows), *self._pixels.shape[1:]), dtype=np.uint8)
         phone, nothing = self.is_phone(rows), rows >= self._first_nothing
         product = rows < self.num_products
@@ -266,7 +299,7 @@ class CaptionDataset:
         return result
 
     def targets(self, indices: npt.NDArray[np.int64]) -> Targets:
-        """What these rows are to teach."""
+        """The targets of some rows; `indices` int64 [B]."""
         rows = np.asarray(indices)
         product = torch.from_numpy(rows < self.num_products)
         own = torch.from_numpy(np.where(rows < self.num_products, rows, 0))
@@ -276,7 +309,7 @@ class CaptionDataset:
         longest = max(least, int((labels != IGNORED).sum(dim=1).max()))
         auxiliary = {name: torch.where(product, ids[own], IGNORED) for name, ids in self._auxiliary.items()}
         queries = torch.where(product, self._queries[own], IGNORED)
-        queries[torch.from_numpy(rows >= self._first_nothing)] = NO_PRODUCT
+        queries[torch.from_numpy(rows >= self._first_nothing)] = NO_PRODUCT_CLASS
         types = torch.zeros((len(rows), self._phone_types.shape[1]), dtype=torch.bool)
         query_weights = torch.zeros((len(rows), self._num_queries))
         if phone.any():
@@ -313,16 +346,23 @@ class CaptionDataset:
         return torch.from_numpy(self._neighbours.tokens[own]).long(), weights, queries
 
     def training_rows(self, step: int, batch_size: int, seed: int) -> npt.NDArray[np.int64]:
-        """Which rows optimiser step `step` sees: each epoch all of them, in another order."""
+        """The rows of an optimiser step, int64 [batch_size]; each epoch has its own order of all rows."""
         epoch, position = divmod(step, self.steps_per_epoch(batch_size))
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
         return order[position * batch_size : (position + 1) * batch_size].numpy()
 
     def training_batch(self, step: int, batch_size: int, seed: int, part: int = 0, parts: int = 1) -> Batch:
-        """The batch of optimiser step `step`, augmented; the same for the same arguments, whatever was asked before.
+        """The augmented batch of an optimiser step, a function of the arguments alone.
 
         Args:
-            part, parts: only the micro-batch `part` of `parts` equal ones, counted from 0.
+            step: counted from 0 over all epochs.
+            batch_size: photos of the step.
+            seed: of the run.
+            part: the micro-batch to return, counted from 0.
+            parts: the number of equal micro-batches.
+
+        Returns:
+            Micro-batch `part`.
         """
         rows = np.array_split(self.training_rows(step, batch_size, seed), parts)[part]
         generator = torch.Generator().manual_seed(seed * 7_919 + 2_000_000_011 + step + part * 49_979_687)
@@ -331,10 +371,15 @@ class CaptionDataset:
         return Batch(self.augmented(rows, generator, large=large), self.targets(rows))
 
     def augmented(self, rows: npt.NDArray[np.int64], generator: torch.Generator, *, large: bool) -> torch.Tensor:
-        """These photos as training sees them, float32 [B, 3, height, width] in 0 to 255.
+        """The augmented photos of some rows.
 
         Args:
-            large: show products' larger files where there are any.
+            rows: int64 [B].
+            generator: the source of every random choice.
+            large: use products' larger files where there are any.
+
+        Returns:
+            float32 [B, 3, height, width], 0 to 255.
         """
         pixels = torch.from_numpy(self._photos(rows, large=large)).permute(0, 3, 1, 2).float()
         product = rows < self.num_products
@@ -359,21 +404,21 @@ class CaptionDataset:
         return result
 
     def _grounds(self, generator: torch.Generator) -> torch.Tensor | None:
-        """A few phone photos, whose corners are floors, walls and beds; float32 [n, 3, height, width]."""
+        """A few phone photos, whose corners show floors, walls and beds; float32 [n, 3, height, width]."""
         if self._phone is None:
             return None
         which = torch.randint(self._num_phone, (8,), generator=generator).numpy()
         return torch.from_numpy(self._phone.pixels[which]).permute(0, 3, 1, 2).float()
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """The last, smaller batch is left out: its few photos come in another place next epoch."""
+        """Full batches in an epoch; the rest is left out, which concerns other photos in each epoch."""
         return max(1, len(self) // batch_size)
 
 
 def phone_sets(
     phone: PhonePhotoSet | None, classes: AuxiliaryClasses, queries: QueryClasses | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What each phone photo may be: articleTypes, bool [n, types], and query classes, bool [n, Q]."""
+    """The articleTypes, bool [n, types], and the query classes, bool [n, Q], that each phone photo's label allows."""
     photos = [] if phone is None else phone.photos
     values = classes.values.get("article_type", [])
     types = torch.zeros((len(photos), len(values)), dtype=torch.bool)

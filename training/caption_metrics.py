@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BLEU-4, ROUGE-L and CIDEr of captions against one true name each. Pure text; knows no model and no photo.
+"""BLEU-4, ROUGE-L and CIDEr of captions, each compared with one true name.
 
-BLEU and ROUGE come from torchmetrics. CIDEr is our own: the library that has it, pycocoevalcap, brings 100 MB of Java.
+BLEU and ROUGE come from torchmetrics. CIDEr is implemented here, since pycocoevalcap brings 100 MB of Java with it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Ngram = tuple[str, ...]
 
 @dataclass(frozen=True)
 class CaptionMetrics:
-    """How alike captions and true names are; more is better.
+    """How similar captions and true names are; higher is better.
 
     Attributes:
-        bleu4: 0 to 1. Of the whole corpus, without smoothing: 0 if no four words in a row are right anywhere.
-        rouge_l: 0 to 1. F1 of the longest common subsequence, mean over the captions.
-        cider: 0 to 10, as it is usually reported (CIDEr-D). Names below four words do not reach 10, since they have no
-            n-grams of the higher orders: a name of two words that is captioned perfectly scores 5.
+        bleu4: 0 to 1, of the whole corpus, without smoothing: 0 if no caption has four consecutive words right.
+        rouge_l: 0 to 1, F1 of the longest common subsequence, mean over the captions.
+        cider: 0 to 10 (CIDEr-D). A name of fewer than four words cannot reach 10, since it has no n-grams of the higher
+            orders: a perfect caption of a two-word name scores 5.
     """
 
     bleu4: float
@@ -39,23 +39,29 @@ class CaptionMetrics:
 
 
 def caption_metrics(captions: Sequence[str], names: Sequence[str]) -> CaptionMetrics:
-    """Compare captions with the true names, one reference each.
+    """Compare captions with the true names.
 
-    Words are `captioner.query.words_of` in lower case, the words a search would use: "Blue," is "blue", "T-shirt" stays
-    one word. Library tokenizers differ in just that (ROUGE's cuts at hyphens, BLEU's splits off commas), so that three
-    figures of one caption would judge three different texts. They are therefore comparable with each other and between
-    our checkpoints, and roughly with published ones, whose tokenizer (COCO's, in Java) also drops punctuation.
+    Words are `captioner.query.words_of` in lower case, the words of a search: "Blue," is "blue", "T-shirt" is one word.
+    The libraries' own tokenizers differ (ROUGE's cuts at hyphens, BLEU's splits off commas) and would score three
+    different texts. The figures are comparable between our checkpoints, and roughly with published ones, whose
+    tokenizer (COCO's) also drops punctuation.
 
-    CIDEr weighs n-grams by how rare they are among the references, here `names`: it depends on which products are
-    evaluated, so compare checkpoints on the same ones.
+    CIDEr weighs n-grams by their rarity among `names`, so compare checkpoints on the same products.
 
     Sources: Papineni et al. 2002 (BLEU), Lin 2004 (ROUGE), Vedantam et al. 2015 (CIDEr).
 
+    Args:
+        captions: n captions.
+        names: n true names.
+
+    Returns:
+        The metrics over all n pairs.
+
     Raises:
-        ValueError: there is nothing to compare, or the two differ in length.
+        ValueError: there are no captions, or the lengths differ.
     """
     if not captions:
-        raise ValueError("there is not one caption to compare")
+        raise ValueError("there are no captions to compare")
     pairs = [(_words(caption), _words(name)) for caption, name in zip(captions, names, strict=True)]
     predictions, references = ([" ".join(words) for words in side] for side in zip(*pairs, strict=True))
     rouge = rouge_score(predictions, references, rouge_keys="rougeL", normalizer=str, tokenizer=str.split)
@@ -73,12 +79,12 @@ def _words(text: str) -> list[str]:
 def _cider(pairs: Sequence[tuple[list[str], list[str]]]) -> float:
     """CIDEr-D of (caption, reference) words, mean over the pairs, 0 to 10 (Vedantam et al. 2015, equations 1 to 5).
 
-    Mean over n = 1 to 4 of the cosine of two tf-idf vectors of n-grams, where the caption's counts are clipped to the
-    reference's and a Gaussian punishes another length, times 10. No stemming, as in COCO's own implementation.
+    Ten times the mean over n = 1 to 4 of the cosine of two tf-idf vectors of n-grams. The caption's counts are clipped
+    to the reference's, and a Gaussian penalises a different length. No stemming, as in COCO's implementation.
     """
     counts = [(_ngrams(caption), _ngrams(reference)) for caption, reference in pairs]
     frequency = Counter(ngram for _, reference in counts for ngram in reference)  # references that have the n-gram
-    # An n-gram of no reference counts as one of a single reference: idf stays finite.
+    # An n-gram without a reference counts as if one had it, so that idf stays finite.
     idf = {ngram: math.log(len(pairs) / max(1, frequency[ngram])) for both in counts for side in both for ngram in side}
     total = 0.0
     for (caption, reference), (caption_words, reference_words) in zip(counts, pairs, strict=True):
@@ -96,7 +102,7 @@ def _ngrams(words: Sequence[str]) -> Counter[Ngram]:
 
 
 def _cosine(caption: Counter[Ngram], reference: Counter[Ngram], idf: dict[Ngram, float], n: int) -> float:
-    """Clipped cosine of the tf-idf vectors of order n; 0 where either side has no n-gram of any weight."""
+    """Clipped cosine of the tf-idf vectors of order n; 0 where a side has no n-gram with a weight."""
     got = {ngram: count * idf[ngram] for ngram, count in caption.items() if len(ngram) == n}
     wanted = {ngram: count * idf[ngram] for ngram, count in reference.items() if len(ngram) == n}
     lengths = math.hypot(*got.values()) * math.hypot(*wanted.values())

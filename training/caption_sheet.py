@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Photos with what a captioner says of them: `python -m training.caption_sheet --phone DIR --output FILE.png`.
+"""Draw photos with their captions: `python -m training.caption_sheet --phone DIR --output FILE.png`.
 
-The photos are a seeded random draw of the validation side, not chosen by hand. Each one stands over its label, its
-greedy caption and its likeliest query with the query's probability (without a query head: the caption's last two words
-and the product of their probabilities). A green mark says that the line names the garment, a red one that it does not.
+The photos are drawn at random, with a seed, from the validation side. Below each photo are its label, its greedy
+caption, and its likeliest query with the query's probability (without a query head: the caption's last two words and
+the product of their probabilities). A green mark means that the line names the garment, a red one that it does not.
 
 The phone photos are CC0, so their sheet may be kept in docs/. A sheet of studio photos (--data) must not be committed:
-their licence does not say whose the pictures are.
+their licence does not say who owns the pictures.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from captioner.query import QUERY_WORDS, query_from_caption, words_of
 from captioner.word_folding import fold
-from training.captioning import CheckpointCaptioner, CheckpointError, DescribedPhotos
+from training.captioning import CheckpointCaptioner, CheckpointError, DescribedPhotos, likeliest_queries
 from training.label_words import LabelWords
 from training.no_product import query_scores
 from training.phone_photos import load_phone_photos
-from training.prepare_data import DataError, Product, is_validation, load_products
-from training.query_calibration import likeliest_queries
+from training.prepare_data import DataError, load_products
 
 COLUMNS = 8
 RIGHT, WRONG = (40, 160, 60), (200, 40, 40)
@@ -50,7 +49,7 @@ class Card:
     Attributes:
         picture: uint8 [height, width, 3], RGB.
         label: what the photo shows.
-        caption: greedy.
+        caption: the greedy one.
         query: the likeliest one.
         probability: of the query, 0 to 1.
         caption_is_right: whether the caption names the label.
@@ -67,13 +66,13 @@ class Card:
 
 
 def draw(count: int, of: int, seed: int) -> list[int]:
-    """Places of `count` photos `of` so many, drawn without repetition, in their order; all where there are fewer."""
+    """Draw `count` of the indices below `of` without repetition, in ascending order; all where there are fewer."""
     chosen = np.random.default_rng(seed).permutation(of)[:count]
     return sorted(chosen.tolist())
 
 
 def queries_of(captioner: CheckpointCaptioner, described: DescribedPhotos) -> tuple[list[str], list[float]]:
-    """The likeliest query of each photo and its probability; without a query head that of the caption."""
+    """The likeliest query of each photo and its probability; without a query head, the caption's."""
     probabilities = query_scores(described)["highest query"].tolist()
     if described.query_log_probabilities is None:
         return [query_from_caption(caption) for caption in described.captions], probabilities
@@ -81,7 +80,7 @@ def queries_of(captioner: CheckpointCaptioner, described: DescribedPhotos) -> tu
 
 
 def names_type(article_type: str, label_words: LabelWords) -> Callable[[str], bool]:
-    """Whether a text names this articleType: by the published list, or by the type's own last word."""
+    """A test whether a text names an articleType, by the published list or by the type's own last word."""
     own = fold(words_of(article_type)[-1]) if words_of(article_type) else ""
     return lambda text: (
         label_words.type_of(text) == article_type or own in {fold(word) for word in words_of(text)[-QUERY_WORDS:]}
@@ -95,14 +94,14 @@ def cards_of(
     labels: Sequence[str],
     names: Sequence[Callable[[str], bool]],
 ) -> list[Card]:
-    """Let the captioner read photos.
+    """Caption photos and check the captions.
 
     Args:
-        captioner: reads them.
-        pixels: uint8 [n, height, width, 3] at the captioner's size.
-        pictures: the same photos as they are shown, n of uint8 [any height, any width, 3].
-        labels: n of them.
-        names: for each photo whether a text names its label.
+        captioner: captions the photos.
+        pixels: uint8 [n, height, width, 3], at the captioner's size.
+        pictures: the same photos for the sheet, n arrays uint8 [any height, any width, 3].
+        labels: n labels.
+        names: for each photo, the test whether a text names its label.
 
     Returns:
         n cards.
@@ -117,13 +116,13 @@ def cards_of(
 
 
 def draw_sheet(cards: Sequence[Card], title: str) -> Image.Image:
-    """Draw the cards in rows under a title that says how many captions and queries are right.
+    """Draw the cards in rows, below a title and a line that says how many captions and queries are right.
 
     Raises:
-        ValueError: there is no card.
+        ValueError: `cards` is empty.
     """
     if not cards:
-        raise ValueError("there is not one photo to show")
+        raise ValueError("there are no photos to show")
     columns = min(COLUMNS, len(cards))
     step = (_PICTURE + 2 * _GAP, _PICTURE + _TEXT_LINES * _LINE + 3 * _GAP)
     top = 2 * _LINE + _GAP
@@ -155,7 +154,7 @@ def draw_sheet(cards: Sequence[Card], title: str) -> Image.Image:
 
 
 def _broken(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    """The text in at most two lines of this width, broken between words."""
+    """Break a text between words into at most two lines of a width in pixels."""
     words = text.split(" ")
     first = len(words)
     while first > 1 and font.getlength(" ".join(words[:first])) > width:
@@ -165,7 +164,7 @@ def _broken(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.Im
 
 
 def _cut(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """The text without what is beyond this width."""
+    """Cut a text to a width in pixels, with an ellipsis."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"{text}…") > width:
@@ -179,9 +178,7 @@ def phone_cards(captioner: CheckpointCaptioner, folder: Path, count: int, seed: 
     Raises:
         DataError: the folder cannot be read.
     """
-    phone = load_phone_photos(
-        folder, height=captioner.height, width=captioner.width, fit=captioner.fit, validation=True
-    )
+    phone = load_phone_photos(folder, **captioner.photo_shape, validation=True)
     places = draw(count, len(phone), seed)
     photos = [phone.photos[place] for place in places]
     pictures = []
@@ -193,16 +190,12 @@ def phone_cards(captioner: CheckpointCaptioner, folder: Path, count: int, seed: 
 
 
 def studio_cards(captioner: CheckpointCaptioner, folder: Path, count: int, seed: int) -> list[Card]:
-    """Cards of studio photos of validation names, as the captioner sees them.
+    """Cards of studio photos of validation names, at the captioner's size.
 
     Raises:
         DataError: the set cannot be read.
     """
-
-    def is_held_back(product: Product) -> bool:
-        return is_validation(product.name)
-
-    data = load_products(folder, height=captioner.height, width=captioner.width, fit=captioner.fit, only=is_held_back)
+    data = load_products(folder, **captioner.photo_shape, validation=True)
     chosen = data.subset(draw(count, len(data), seed))
     label_words = LabelWords.load()
     labels = [f"{product.article_type}: {product.name}" for product in chosen.products]
@@ -211,14 +204,15 @@ def studio_cards(captioner: CheckpointCaptioner, folder: Path, count: int, seed:
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/fashion-small"))
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--phone", type=Path, help="folder of the phone photos (CC0: the sheet may be committed)")
     source.add_argument("--data", type=Path, help="product set in a Kaggle layout (its sheet must not be committed)")
     parser.add_argument("--output", type=Path, required=True, help="picture to write")
-    parser.add_argument("--count", type=int, default=40, help="photos")
-    parser.add_argument("--seed", type=int, default=17, help="of the draw")
+    parser.add_argument("--count", type=int, default=40, help="number of photos")
+    parser.add_argument("--seed", type=int, default=17, help="seed of the draw")
     args = parser.parse_args()
     if args.count < 1:
         parser.error(f"--count is {args.count}: give at least 1")

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint as evaluation uses it: photos -> embeddings, greedy captions, log-probabilities, labels, queries.
+"""A checkpoint as evaluation uses it: embeddings, greedy captions, log-probabilities, labels and queries of photos.
 
-Weights are FP32, nothing is random. Knows nothing about figures or data folders.
+Weights are FP32 and nothing is random.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,46 +22,57 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, VisionEncoderDecoderModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from captioner.model_contract import Fit
+from captioner.model_contract import ContractError, Fit
 from captioner.query import caption_with_query, words_of
+from captioner.query_classes import QUERY_CLASSES_FILE, load_query_classes
 from training.caption_dataset import IGNORED, tokenize
 from training.caption_model import embedding_of, normalise
 from training.new_captioner import SourceError, captioner_of_checkpoint
+from training.prepare_data import PhotoShape
+from training.query_classes import NO_PRODUCT_CLASS
 
 HEADS_FILE, CLASSES_FILE = "auxiliary_heads.safetensors", "auxiliary_classes.json"
-WEIGHTS_FILE, QUERY_CLASSES_FILE = "model.safetensors", "query_classes.json"
+WEIGHTS_FILE = "model.safetensors"
 QUERY_HEAD_WEIGHT, QUERY_HEAD_BIAS = "encoder.query_head.weight", "encoder.query_head.bias"
-NO_PRODUCT = 0  # the query class that says "this photo shows no product"
-MAX_CAPTION_TOKENS = 64  # EOS included; a model that never says EOS must end, and no name of the data is longer
+MAX_CAPTION_TOKENS = 64  # EOS included: a bound for models that never say EOS; no name of the data is longer
 MAX_BATCH = 128  # photos
 _BATCH_VOCABULARY = 2**21  # photos x vocabulary: the log-probabilities of 24 tokens stay below 200 MB
 
 
 class CheckpointError(ValueError):
-    """The folder is not a checkpoint we can read. The message says which, what is wrong and what to do."""
+    """The folder is not a readable checkpoint. The message says which, what is wrong and what to do."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """A linear head on the embedding that names one label, e.g. the articleType."""
+    """A linear head on the embedding that names one label, e.g. the articleType.
 
-    values: list[str]  # of the classes, in order
-    weight: torch.Tensor  # float32 [classes, D]
-    bias: torch.Tensor  # float32 [classes]
+    Attributes:
+        values: of the classes, in order.
+        weight: float32 [classes, D].
+        bias: float32 [classes].
+    """
+
+    values: list[str]
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def logits(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Score the classes; embeddings float32 [B, D] -> float32 [B, classes]."""
+        return embeddings @ self.weight.T + self.bias
 
     def predict(self, embeddings: npt.NDArray[np.float32]) -> list[str]:
         """The likeliest value of each photo; embeddings float32 [n, D]."""
-        scores = torch.from_numpy(embeddings) @ self.weight.T + self.bias
-        return [self.values[i] for i in scores.argmax(dim=1).tolist()]
+        return [self.values[i] for i in self.logits(torch.from_numpy(embeddings)).argmax(dim=1).tolist()]
 
 
 @dataclass(frozen=True, eq=False)
 class DescribedPhotos:
-    """What one pass over n photos gives.
+    """The outputs for n photos.
 
     Attributes:
-        captions: greedy, n of them.
-        word_probabilities: of each caption the probability of each of its words after the words before it.
+        captions: n greedy captions.
+        word_probabilities: for each caption its words with their probabilities, each given the words before it.
         embeddings: float32 [n, D], not normalised.
         query_log_probabilities: float32 [n, Q] in nats; None where the checkpoint has no query head.
     """
@@ -72,7 +84,14 @@ class DescribedPhotos:
 
 
 class CheckpointCaptioner:
-    """Model and tokenizer of one checkpoint. Photos are uint8 [n, height, width, 3], in evaluation order."""
+    """Model, tokenizer and heads of one checkpoint.
+
+    Args:
+        model: is switched to FP32 and evaluation mode.
+        tokenizer: of the captions.
+        heads: auxiliary heads by label.
+        query_head: None where the checkpoint has none.
+    """
 
     def __init__(
         self,
@@ -88,6 +107,7 @@ class CheckpointCaptioner:
         size = model.config.encoder.image_size
         self.height, self.width = size if isinstance(size, (list, tuple)) else (size, size)
         self.fit: Fit = getattr(model.config, "image_fit", "squash")
+        self.photo_shape: PhotoShape = {"height": self.height, "width": self.width, "fit": self.fit}
         self.max_tokens = int(model.config.decoder.n_positions)  # EOS included
         self.batch_size = max(1, min(MAX_BATCH, _BATCH_VOCABULARY // int(model.config.decoder.vocab_size)))
 
@@ -96,9 +116,9 @@ class CheckpointCaptioner:
         """Read config, weights, tokenizer and, where the checkpoint has them, the auxiliary heads and the query head.
 
         Raises:
-            CheckpointError: this is not such a folder.
+            CheckpointError: the folder is not a complete checkpoint.
         """
-        # A folder that is not there would be taken for the name of a model on the hub.
+        # transformers takes the path of a missing folder for the name of a model on the hub.
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"{folder} has no config.json: give --checkpoint the folder of a trained captioner")
         try:
@@ -109,37 +129,43 @@ class CheckpointCaptioner:
 
     @property
     def query_classes(self) -> list[str]:
-        """The queries that the query head chooses from; `NO_PRODUCT` is "". Empty where there is no such head."""
+        """The queries that the query head chooses from; `NO_PRODUCT_CLASS` is "". Empty where there is no such head."""
         return [] if self.query_head is None else self.query_head.values
 
     @torch.no_grad()
     def encode(self, pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
-        """Photos of one batch -> float32 [B, S, D], the encoder's hidden states."""
+        """The encoder's hidden states, float32 [B, S, D], of one batch of photos, uint8 [B, height, width, 3]."""
         photos = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float()
         hidden: torch.Tensor = self.model.encoder(pixel_values=normalise(photos)).last_hidden_state
         return hidden
 
     def labels(self, names: Sequence[str]) -> torch.Tensor:
-        """Tokens of the names and EOS, int64 [B, longest of them], as `tokenize`."""
+        """Tokens of the names and EOS as `tokenize` returns them, int64 [B, T'], cut to the longest name."""
         labels = tokenize(names, self.tokenizer, self.max_tokens)
         return labels[:, : int((labels != IGNORED).sum(dim=1).max())]
 
     @torch.no_grad()
     def logits(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Hidden states [B, S, D], labels int64 [B, T'] -> float32 [B, T', V], before each label."""
-        logits: torch.Tensor = self.model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=hidden), labels=labels
-        ).logits
+        """The decoder's logits for each label, given the labels before it.
+
+        Args:
+            hidden: float32 [B, S, D], from `encode`.
+            labels: int64 [B, T'].
+
+        Returns:
+            float32 [B, T', V].
+        """
+        logits: torch.Tensor = self.model(encoder_outputs=_encoded(hidden), labels=labels).logits
         return logits.float()
 
     @torch.no_grad()
     def greedy(self, hidden: torch.Tensor) -> list[str]:
-        """Hidden states [B, S, D] -> B captions, as served: greedy, special tokens and outer space removed."""
+        """Greedy captions without special tokens and outer space, B texts; hidden float32 [B, S, D], from `encode`."""
         rows = self.model.generate(
-            encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
+            encoder_outputs=_encoded(hidden),
             do_sample=False,
             num_beams=1,
-            max_length=min(self.max_tokens, MAX_CAPTION_TOKENS) + 1,  # and BOS
+            max_length=min(self.max_tokens, MAX_CAPTION_TOKENS) + 1,  # one more for BOS
         )
         return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
@@ -148,28 +174,27 @@ class CheckpointCaptioner:
         """Read the query head.
 
         Args:
-            hidden: float32 [B, S, D], as `encode` returns it.
+            hidden: float32 [B, S, D], from `encode`.
 
         Returns:
-            float32 [B, Q], natural logarithms; column i is `query_classes[i]`.
+            float32 [B, Q] in nats; column i is `query_classes[i]`.
 
         Raises:
             CheckpointError: the checkpoint has no query head.
         """
         if self.query_head is None:
             raise CheckpointError("this checkpoint has no query head: take one that was trained with a query head")
-        logits = embedding_of(hidden) @ self.query_head.weight.T + self.query_head.bias
-        return logits.log_softmax(dim=-1)
+        return self.query_head.logits(embedding_of(hidden)).log_softmax(dim=-1)
 
     def word_probabilities(self, hidden: torch.Tensor, captions: Sequence[str]) -> list[list[tuple[str, float]]]:
-        """Ask the decoder how probable the words of captions are.
+        """The decoder's probabilities of the words of captions.
 
         Args:
-            hidden: float32 [B, S, D], as `encode` returns it.
+            hidden: float32 [B, S, D], from `encode`.
             captions: B texts.
 
         Returns:
-            Of each caption its words with their probabilities, each given the words before it: the product over the
+            For each caption its words with their probabilities, each given the words before it: the product over the
             word's tokens. What `words_of` drops (pure punctuation) is left out.
         """
         labels = self.labels(captions)
@@ -189,8 +214,23 @@ class CheckpointCaptioner:
             found.append([("".join(text), math.exp(value)) for text, value in texts if text])
         return found
 
-    def describe(self, pixels: npt.NDArray[np.uint8], *, progress: str | None = None) -> DescribedPhotos:
-        """Read any number of photos, uint8 [n, height, width, 3], each encoded once."""
+    def describe(
+        self,
+        pixels: npt.NDArray[np.uint8],
+        *,
+        progress: str | None = None,
+        each_batch: Callable[[torch.Tensor, int], None] | None = None,
+    ) -> DescribedPhotos:
+        """Read any number of photos, each encoded once.
+
+        Args:
+            pixels: uint8 [n, height, width, 3].
+            progress: title of a progress bar; None shows none.
+            each_batch: is also given each batch's hidden states, float32 [B, S, D], and the index of its first photo.
+
+        Returns:
+            The outputs for all n photos.
+        """
         captions: list[str] = []
         probabilities: list[list[tuple[str, float]]] = []
         embeddings, queries = [], []
@@ -202,38 +242,21 @@ class CheckpointCaptioner:
             embeddings.append(embedding_of(hidden).numpy())
             if self.query_head is not None:
                 queries.append(self.query_log_probabilities(hidden).numpy())
+            if each_batch is not None:
+                each_batch(hidden, start)
         return DescribedPhotos(
             captions, probabilities, np.concatenate(embeddings), np.concatenate(queries) if queries else None
         )
 
-    def captions(
-        self, pixels: npt.NDArray[np.uint8], *, batch_size: int | None = None, progress: str | None = None
-    ) -> list[str]:
-        """Greedy captions of any number of photos."""
-        found: list[str] = []
-        for start, stop in self.batches(len(pixels), batch_size=batch_size, progress=progress):
-            found += self.greedy(self.encode(pixels[start:stop]))
-        return found
-
-    def served_captions(self, pixels: npt.NDArray[np.uint8], *, progress: str | None = None) -> list[str]:
+    def served_captions(self, described: DescribedPhotos) -> list[str]:
         """Captions as the gateway shows them by default: greedy, ending with the query head's likeliest query."""
-        found: list[str] = []
-        for start, stop in self.batches(len(pixels), progress=progress):
-            hidden = self.encode(pixels[start:stop])
-            captions = self.greedy(hidden)
-            found += captions if self.query_head is None else self.with_queries(captions, hidden)
-        return found
-
-    def with_queries(self, captions: Sequence[str], hidden: torch.Tensor) -> list[str]:
-        """Captions ending with the query head's likeliest query of a product; hidden states float32 [B, S, D]."""
-        chosen = self.query_log_probabilities(hidden)[:, NO_PRODUCT + 1 :].argmax(dim=1) + NO_PRODUCT + 1
-        return [
-            caption_with_query(caption, self.query_classes[query])
-            for caption, query in zip(captions, chosen.tolist(), strict=True)
-        ]
+        if described.query_log_probabilities is None:
+            return described.captions
+        queries = likeliest_queries(described.query_log_probabilities, self.query_classes)
+        return [caption_with_query(caption, query) for caption, query in zip(described.captions, queries, strict=True)]
 
     def embeddings(self, pixels: npt.NDArray[np.uint8], *, progress: str | None = None) -> npt.NDArray[np.float32]:
-        """What photos are compared by, float32 [n, D], not normalised."""
+        """The embeddings of photos, uint8 [n, height, width, 3]: float32 [n, D], not normalised."""
         parts = [
             embedding_of(self.encode(pixels[start:stop])).numpy()
             for start, stop in self.batches(len(pixels), progress=progress)
@@ -243,7 +266,7 @@ class CheckpointCaptioner:
     def batches(
         self, count: int, *, batch_size: int | None = None, progress: str | None = None
     ) -> Iterator[tuple[int, int]]:
-        """(start, stop) of each batch, with a bar in photos on stderr where `progress` gives it a name."""
+        """(start, stop) of each batch of `count` photos, with a progress bar where `progress` gives its title."""
         size = batch_size or self.batch_size
         with tqdm(total=count, desc=progress, unit="photo", disable=progress is None) as bar:
             for start in range(0, count, size):
@@ -252,8 +275,26 @@ class CheckpointCaptioner:
                 bar.update(stop - start)
 
 
+def _encoded(hidden: torch.Tensor) -> BaseModelOutput:
+    return BaseModelOutput(last_hidden_state=cast(torch.FloatTensor, hidden))  # transformers wants the old tensor type
+
+
+def likeliest_queries(log_probabilities: npt.NDArray[np.float32], classes: Sequence[str]) -> list[str]:
+    """The likeliest query of each photo by the rule `likeliest_words`, which leaves "no product" out.
+
+    Args:
+        log_probabilities: float32 [n, Q] in nats.
+        classes: Q queries.
+
+    Returns:
+        n queries.
+    """
+    columns = np.delete(np.arange(len(classes)), NO_PRODUCT_CLASS)
+    return [classes[column] for column in columns[log_probabilities[:, columns].argmax(axis=1)]]
+
+
 def load_heads(folder: Path) -> dict[str, Head]:
-    """Auxiliary heads by label (article_type, colour, gender); none where the checkpoint has no such files.
+    """Read the auxiliary heads by label (article_type, colour, gender); none where the checkpoint has no such files.
 
     Raises:
         CheckpointError: one of the two files is missing, or they do not fit together.
@@ -272,19 +313,19 @@ def load_heads(folder: Path) -> dict[str, Head]:
     heads = {}
     for label, values in classes.items():
         if f"{label}.weight" not in tensors:
-            continue  # a label without one frequent value is not learned
+            continue  # a label without a frequent value is not learned
         weight, bias = tensors[f"{label}.weight"].float(), tensors[f"{label}.bias"].float()
         if not len(values) == len(weight) == len(bias):
             raise CheckpointError(
                 f"{heads_file} has {len(weight)} classes of {label}, {CLASSES_FILE} names {len(values)}: "
-                "take both from one run"
+                "copy both from the same run"
             )
         heads[label] = Head(list(values), weight, bias)
     return heads
 
 
 def load_query_head(folder: Path) -> Head | None:
-    """Read the query head of a checkpoint's encoder and the names of its classes.
+    """Read the query head of a checkpoint's encoder and its classes.
 
     Args:
         folder: holds `model.safetensors` and, where the model has a query head, `query_classes.json`.
@@ -293,38 +334,25 @@ def load_query_head(folder: Path) -> Head | None:
         The head; None where the weights have none.
 
     Raises:
-        CheckpointError: the head has no list of classes, or the two do not fit together.
+        CheckpointError: a file is damaged, or the head and the list of classes do not fit together.
     """
-    weights_file, classes_file = folder / WEIGHTS_FILE, folder / QUERY_CLASSES_FILE
+    weights_file = folder / WEIGHTS_FILE
     tensors = {}
     if weights_file.is_file():
         try:
             with safe_open(weights_file, "pt") as file:
-                names = set(file.keys())
-                tensors = {name: file.get_tensor(name).float() for name in (QUERY_HEAD_WEIGHT, QUERY_HEAD_BIAS)
-                           if name in names}  # fmt: skip
+                names = set(file.keys()) & {QUERY_HEAD_WEIGHT, QUERY_HEAD_BIAS}
+                tensors = {name: file.get_tensor(name).float() for name in names}
         except SafetensorError as error:
             raise CheckpointError(f"{weights_file} is damaged ({error}): copy it again") from error
     if not tensors:
-        if classes_file.is_file():
-            raise CheckpointError(f"{classes_file} names queries, but {weights_file} has no query head: remove it")
+        if (folder / QUERY_CLASSES_FILE).is_file():
+            raise CheckpointError(f"{folder} has {QUERY_CLASSES_FILE}, but its weights have no query head: remove it")
         return None
-    if len(tensors) < 2:
-        raise CheckpointError(f"{weights_file} has half a query head, only {min(tensors)}: copy it again")
-    if not classes_file.is_file():
-        raise CheckpointError(f"{classes_file} is missing, {weights_file} has a query head: copy both from one run")
-    try:
-        classes = json.loads(classes_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{classes_file} is damaged ({error}): copy it again") from error
-    if not isinstance(classes, list) or not all(isinstance(one, str) for one in classes):
-        raise CheckpointError(f"{classes_file} is no JSON list of strings: copy it again")
+    if len(tensors) < 2 or len(tensors[QUERY_HEAD_WEIGHT]) != len(tensors[QUERY_HEAD_BIAS]):
+        raise CheckpointError(f"{weights_file} has an incomplete query head: copy it again")
     weight, bias = tensors[QUERY_HEAD_WEIGHT], tensors[QUERY_HEAD_BIAS]
-    if not len(classes) == len(weight) == len(bias):
-        raise CheckpointError(
-            f"{weights_file} has a query head of {len(weight)} classes, {QUERY_CLASSES_FILE} names {len(classes)}: "
-            "take both from one run"
-        )
-    if classes[:1] != [""]:
-        raise CheckpointError(f'{classes_file} begins with {classes[:1]}: its first class must be "" (no product)')
-    return Head(classes, weight, bias)
+    try:
+        return Head(list(load_query_classes(folder, len(weight))), weight, bias)
+    except ContractError as error:
+        raise CheckpointError(f"{error}; or copy both files from the same run") from error

@@ -30,9 +30,10 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from captioner.query_classes import QUERY_CLASSES_FILE
 from training.captioning import CLASSES_FILE, HEADS_FILE, CheckpointError, load_heads
 from training.curves import plot_curve
-from training.query_classes import QUERY_CAPTIONS_FILE, QUERY_CLASSES_FILE
+from training.query_classes import QUERY_CAPTIONS_FILE
 from training.trainer import Trainer
 
 TITLES_FILE = "title_encoder.safetensors"

@@ -16,7 +16,7 @@ UNITS = {"loss": "nats per token", "perplexity": "per token"}
 
 
 def plot_curve(history: Sequence[Mapping[str, float]], quantity: str, path: Path) -> None:
-    """Write a PNG of one quantity ("loss" or "perplexity") over epochs, a line for training and one for validation."""
+    """Plot a quantity ("loss" or "perplexity") over the epochs, for training and validation, as a PNG."""
     epochs = [row["epoch"] for row in history]
     figure, axes = pyplot.subplots(figsize=(5.2, 3.6), layout="constrained")
     for part in ("training", "validation"):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Photos with their background removed, as a studio would show the garment: on white.
+"""Cut garments out of photos and show them on white, as a studio would.
 
-GrabCut (Rother, Kolmogorov and Blake 2004) separates what lies in the middle of a photo from what touches its border.
-It needs no training, takes 0.05 s for a photo of 192 x 144 pixels, and serves training only.
+GrabCut (Rother, Kolmogorov and Blake 2004) separates the middle of a photo from what touches its border. It needs no
+training and takes 0.05 s for a photo of 192 x 144 pixels.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]
 
-BORDER_SHARE = 0.05  # of a side; what lies there is background
+BORDER_SHARE = 0.05  # of a side; this border is background
 NUM_ITERATIONS = 4
-MIN_SHARE, MAX_SHARE = 0.08, 0.92  # of the photo; a garment that is smaller or larger was not found
+MIN_SHARE, MAX_SHARE = 0.08, 0.92  # of the photo; a smaller or larger foreground is not taken for a garment
 
 
 def foreground_mask(photo: Pixels) -> npt.NDArray[np.bool_]:
-    """Where a photo shows the thing in its middle.
+    """Find the object in the middle of a photo.
 
     Args:
         photo: uint8 [height, width, 3], RGB, at least 16 pixels a side.
 
     Returns:
-        bool [height, width]; an ellipse in the middle where GrabCut finds hardly anything, or nearly everything.
+        bool [height, width]; an ellipse in the middle where GrabCut finds nearly nothing or nearly everything.
     """
     height, width = photo.shape[:2]
     left, top = round(width * BORDER_SHARE), round(height * BORDER_SHARE)
@@ -44,7 +44,7 @@ def foreground_mask(photo: Pixels) -> npt.NDArray[np.bool_]:
 
 
 def cut_out(photo: Pixels) -> Pixels:
-    """The photo with everything but its foreground white; uint8 [height, width, 3]."""
+    """Make everything but the foreground white; uint8 [height, width, 3], in and out."""
     result = photo.copy()
     result[~foreground_mask(photo)] = 255
     return result

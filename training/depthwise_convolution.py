@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A depthwise convolution whose backward pass is fast on a CPU in bfloat16.
 
-torch 2.13 (oneDNN) has slow paths there. 64 photos, 2 cores of an AMD EPYC, channels-last, measured one call at a time:
-the gradient of a 5x5 kernel takes 42 to 59 ms, that of a 3x3 kernel 0.6 ms; the gradient of the input takes 67 to
-83 ms with stride 2 and 1 to 3 ms with stride 1. So a 5x5 kernel's gradient is computed as four overlapping 3x3 ones,
-and a stride of 2 as a stride of 1 over an output gradient with zeros in between. The result is the same sum.
+torch 2.13 (oneDNN) has slow paths for some shapes. Measured one call at a time with 64 photos, channels last, on 2
+cores of an AMD EPYC: the gradient of a 5x5 kernel takes 42 to 59 ms, that of a 3x3 kernel 0.6 ms; the gradient of the
+input takes 67 to 83 ms with stride 2 and 1 to 3 ms with stride 1. So the gradient of a 5x5 kernel is computed as four
+overlapping 3x3 ones, and stride 2 as stride 1 over an output gradient with zeros in between. The sums are the same.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def depthwise_conv2d(padded: torch.Tensor, weight: torch.Tensor, stride: int) ->
     """Convolve each channel with a kernel of its own.
 
     Args:
-        padded: float [B, C, height, width], channels last, padded already.
+        padded: float [B, C, height, width], channels last, with its padding.
         weight: float [C, 1, k, k], k odd.
         stride: 1 or 2.
 
@@ -53,9 +53,10 @@ def depthwise_conv2d(padded: torch.Tensor, weight: torch.Tensor, stride: int) ->
 def _backward(
     gradient: torch.Tensor, inputs: torch.Tensor, weight: torch.Tensor, stride: int, mask: list[bool]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return torch.ops.aten.convolution_backward(
+    gradients: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = torch.ops.aten.convolution_backward(
         gradient, inputs, weight, None, [stride, stride], [0, 0], [1, 1], False, [0, 0], weight.shape[0], mask
-    )  # type: ignore[no-any-return]
+    )
+    return gradients
 
 
 def _input_gradient(gradient: torch.Tensor, padded: torch.Tensor, weight: torch.Tensor, stride: int) -> torch.Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a checkpoint says the same words again, alone or among other photos of a batch."""
+"""Whether a checkpoint repeats its captions, whatever other photos are in the batch."""
 
 from __future__ import annotations
 
@@ -17,13 +17,21 @@ ODD_BATCH_SIZES = (7, 1)  # beside the captioner's own, run twice
 
 @dataclass(frozen=True)
 class Determinism:
-    """Greedy captions of the first batch size against those of each other one."""
+    """Greedy captions of the run with the first batch size, compared with those of each other run.
+
+    Attributes:
+        photos: number of photos.
+        batch_sizes: one for each run.
+        captions_compared: photos x (runs - 1).
+        captions_equal: how many of these are equal to the first run's.
+        largest_logit_difference: over all tokens of the true names and the whole vocabulary.
+    """
 
     photos: int
-    batch_sizes: tuple[int, ...]  # one run each; the first is compared with
-    captions_compared: int  # photos x (runs - 1)
+    batch_sizes: tuple[int, ...]
+    captions_compared: int
     captions_equal: int
-    largest_logit_difference: float  # over all tokens of the true names and the whole vocabulary
+    largest_logit_difference: float
 
 
 def measure_determinism(
@@ -36,15 +44,21 @@ def measure_determinism(
     """Caption the photos once per batch size and compare with the first run.
 
     Args:
-        batch_sizes: one run each; by default the captioner's own twice, 7 and 1.
+        captioner: captions the photos.
+        data: photos with their true names.
+        batch_sizes: one for each run; None: the captioner's own twice, 7 and 1.
+        progress: show progress bars on stderr.
+
+    Returns:
+        The comparison.
 
     Raises:
-        ValueError: there is nothing to compare.
+        ValueError: there are no photos, or there is only one run.
     """
     if batch_sizes is None:
         batch_sizes = (captioner.batch_size, captioner.batch_size, *ODD_BATCH_SIZES)
     if len(batch_sizes) < 2 or not len(data):
-        raise ValueError(f"{len(batch_sizes)} runs over {len(data)} photos: two runs and one photo are the least")
+        raise ValueError(f"{len(batch_sizes)} runs over {len(data)} photos: at least two runs and one photo are needed")
     names = [product.name for product in data.products]
     labels = captioner.labels(names)
     expected, expected_logits = _run(captioner, data, labels, batch_sizes[0], progress)
@@ -52,7 +66,7 @@ def measure_determinism(
     for size in batch_sizes[1:]:
         captions, logits = _run(captioner, data, labels, size, progress)
         equal += sum(one == other for one, other in zip(captions, expected, strict=True))
-        largest = max(largest, float(logits.sub_(expected_logits).abs_().max()))  # in place: they are large
+        largest = max(largest, float(logits.sub_(expected_logits).abs_().max()))  # in place: the logits are large
     return Determinism(len(data), tuple(batch_sizes), len(data) * (len(batch_sizes) - 1), equal, largest)
 
 

@@ -3,7 +3,7 @@
 
 Architecture: Tan and Le 2019, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", in the Lite
 variant that Google published in 2020: no squeeze-and-excitation, ReLU6 as the only activation, a stem and a last stage
-of fixed width. Paddings follow TensorFlow's "SAME" rule, which the published weights were trained with.
+of fixed width. The published weights were trained with TensorFlow's "SAME" padding, so it is used here.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _EPSILON = 1e-3  # of every BatchNorm, as in TensorFlow
 
 
 class FrozenNormConv2d(nn.Module):
-    """A convolution and the BatchNorm behind it, whose statistics stay what they were when ImageNet was learned.
+    """A convolution and the BatchNorm behind it, which keeps the statistics of ImageNet.
 
-    A BatchNorm with fixed statistics multiplies each channel by a number and adds another, so `scale` multiplies the
-    kernels instead of the pixels: the same result without a pass over the features. All three tensors are trained.
+    A BatchNorm with fixed statistics multiplies each channel by one number and adds another. So `scale` multiplies the
+    kernels instead of the features, which saves a pass over them. All three tensors are trained.
 
     The padding is TensorFlow's "SAME": ceil(size / stride) positions, the odd pixel at the bottom and at the right. It
-    follows from the input's size when the module runs; an exported graph holds it as a constant.
+    depends on the input's size; an exported graph contains it as a constant.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1):
@@ -37,11 +37,11 @@ class FrozenNormConv2d(nn.Module):
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
 
     def folded_weight(self) -> torch.Tensor:
-        """The kernels as they are applied, float [C', C / groups, k, k]."""
+        """The kernels multiplied by the scale, float [C', C / groups, k, k]."""
         return self.weight * self.scale.view(-1, 1, 1, 1)
 
     def padding(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """(left, right, top, bottom) in pixels for an input of this size, in the order of `functional.pad`."""
+        """(left, right, top, bottom) in pixels for an input of this size, the order of `functional.pad`."""
         kernel = self.weight.shape[-1]
         sides = []
         for size in (width, height):
@@ -50,7 +50,7 @@ class FrozenNormConv2d(nn.Module):
         return sides[0], sides[1], sides[2], sides[3]
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """float [B, C, height, width] -> float [B, C', ceil(height / stride), ceil(width / stride)]."""
+        """Map float [B, C, height, width] to float [B, C', ceil(height / stride), ceil(width / stride)]."""
         weight = self.folded_weight()
         left, right, top, bottom = self.padding(pixels.shape[-2], pixels.shape[-1])
         if self.groups == weight.shape[0] and self.training and torch.is_autocast_enabled(pixels.device.type):
@@ -78,13 +78,13 @@ class InvertedResidual(nn.Module):
         self.is_residual = shape.stride == 1 and shape.inputs == shape.outputs
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """float [B, inputs, h, w] -> float [B, outputs, ceil(h / stride), ceil(w / stride)]."""
+        """Map float [B, inputs, h, w] to float [B, outputs, ceil(h / stride), ceil(w / stride)]."""
         projected: torch.Tensor = self.layers(features)
         return features + projected if self.is_residual else projected
 
 
 class EfficientNetLite0(nn.Module):
-    """Stem and blocks of EfficientNet-Lite0; the classifier and the 1x1 convolution before it are left out."""
+    """Stem and blocks of EfficientNet-Lite0, without the classifier and the 1x1 convolution before it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class EfficientNetLite0(nn.Module):
         self.blocks = nn.ModuleList(InvertedResidual(shape) for shape in LITE0_BLOCKS)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Photos -> features.
+        """Compute the features of photos.
 
         Args:
             pixels: float [B, 3, height, width], RGB, normalised to -1 to 1.
@@ -107,10 +107,10 @@ class EfficientNetLite0(nn.Module):
 
 
 def converted_state(published: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The published weights (names of the package `efficientnet-lite-pytorch`) under the names of `EfficientNetLite0`.
+    """Translate the published weights to the names and tensors of `EfficientNetLite0`.
 
     Args:
-        published: state dictionary of the .pth file.
+        published: state dictionary of the .pth file, with the names of the package `efficientnet-lite-pytorch`.
 
     Returns:
         State dictionary for `EfficientNetLite0.load_state_dict`, float32.
@@ -130,7 +130,7 @@ def converted_state(published: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 
 def _published_names(path: str) -> tuple[str, str]:
-    """`blocks.3.layers.2` -> `_blocks.3._depthwise_conv` and `_blocks.3._bn1`."""
+    """The published names of a layer's convolution and norm, e.g. `_blocks.3._depthwise_conv`, `_blocks.3._bn1`."""
     if path.startswith("stem"):
         return "_conv_stem", "_bn0"
     _, block, _, layer = path.split(".")

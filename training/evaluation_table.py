@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of an evaluation as text for a terminal. Knows what they are called, not where they come from."""
+"""The figures of an evaluation as text for a terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 _FIGURE_WIDTH, _COLUMN_WIDTH = 28, 12
 
-# Heading -> where the column's figures are.
+# Heading -> the keys that lead to the column's figures.
 _COLUMNS = {
     "checkpoint": (),
     "with query": ("served",),
@@ -21,7 +21,7 @@ _COLUMNS = {
 
 
 def table(figures: Mapping[str, Any]) -> str:
-    """What `training.evaluate` collects -> lines; figures that are not there are left out."""
+    """Format the result of `training.evaluate.evaluate`; absent figures are left out."""
     parts = [
         _heading(figures),
         _comparison(figures),
@@ -45,7 +45,7 @@ def _heading(figures: Mapping[str, Any]) -> list[str]:
 
 
 def _comparison(figures: Mapping[str, Any]) -> list[str]:
-    """One row per figure of the checkpoint, beside it the same of ceilings and baselines."""
+    """One row per figure: the checkpoint's, then those of ceilings and baselines."""
     columns = {}
     for heading, path in _COLUMNS.items():
         column: Any = figures
@@ -112,12 +112,12 @@ def _phone(figures: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _confusion(source: str, confusion: Mapping[str, Any]) -> list[str]:
-    """One line a label: its garment words, the most frequent first."""
+    """One line per label with its garment words, the most frequent first."""
     lines = [f"first word that names a garment, {source}:"]
     for label, counts in zip(confusion["labels"], confusion["counts"], strict=True):
         words = sorted(zip(counts, confusion["words"], strict=True), key=lambda pair: -pair[0])
         lines.append(f"  {label:<12}" + ", ".join(f"{word} {count}" for count, word in words if count))
-    lines.append(f"texts without a garment word end in: {_counts(confusion['other_last_words'])}")
+    lines.append(f"last words of texts without a garment word: {_counts(confusion['other_last_words'])}")
     return lines
 
 

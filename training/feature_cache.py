@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frozen trunk's features of every training photo, computed once for all epochs that leave the trunk alone.
+"""The frozen trunk's features of every training photo, computed once for all epochs that do not train the trunk.
 
-Each photo is augmented as often as there are views; epoch e reads view e modulo their number. Beside the features the
-photo is kept at half its size, which is what the stem beside the trunk reads. 52,000 photos of 192 x 144 pixels take
-2 GB a view.
+Each photo is augmented once per view; epoch e reads view e modulo the number of views. The cache also keeps each photo
+at half its size, which the stem beside the trunk reads. 52,000 photos of 192 x 144 pixels take 2 GB per view.
 """
 
 from __future__ import annotations
@@ -25,11 +24,12 @@ _CHUNK = 128  # photos that are augmented and read together
 
 
 class FeatureCache:
-    """Files of one run, in its state folder.
+    """The cache files of one run, in its state folder.
 
     Args:
-        folder: for the files; they are removed with `remove`.
-        identity: what the features depend on (data, preset, weights); files of another identity are written again.
+        folder: for the files; `remove` deletes them.
+        identity: a text for all that the features depend on (data, preset, weights); files with another identity are
+            replaced.
         views: how often each photo is augmented.
     """
 
@@ -45,11 +45,11 @@ class FeatureCache:
         return self._folder / "trunk_pixels.npy", self._folder / "trunk_features.npy"
 
     def open(self, data: CaptionDataset, stem: HybridStem, seed: int, *, progress: bool = True) -> None:
-        """Read the files, or write them first where they are missing or of another run.
+        """Open the files; write them first where they are missing or belong to another run.
 
         Args:
             data: the training photos.
-            stem: whose trunk reads them.
+            stem: has the trunk that computes the features.
             seed: of the augmentation.
             progress: show a bar on stderr.
         """
@@ -59,10 +59,14 @@ class FeatureCache:
         self._pixels, self._features = np.load(pixels, mmap_mode="r"), np.load(features, mmap_mode="r")
 
     def batch(self, rows: npt.NDArray[np.int64], epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """What an epoch sees of some photos.
+        """Read some photos of an epoch.
+
+        Args:
+            rows: int64 [B].
+            epoch: counted from 0.
 
         Returns:
-            Pixels at half the size, float32 [B, 3, height / 2, width / 2] in 0 to 255, and the trunk's features,
+            Pixels at half the size, float32 [B, 3, height / 2, width / 2], 0 to 255, and the trunk's features,
             float32 [B, 320, rows, columns].
         """
         assert self._pixels is not None, "the cache is open"
@@ -72,7 +76,7 @@ class FeatureCache:
         return pixels, torch.from_numpy(self._features[view, rows]).float()
 
     def remove(self) -> None:
-        """Delete the files: the trunk is about to change."""
+        """Delete the files, before the trunk changes."""
         self._pixels = self._features = None
         for path in (self._record, *self._files):
             path.unlink(missing_ok=True)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which articleType and baseColour the words of a caption name, by a published list. Pure text; knows no model.
+"""The articleType and the baseColour that the words of a caption name, by a published list.
 
-`label_words.json` holds the list: words and two-word phrases, folded as the search folds them, and what they stand for.
-Its colours are kept by hand: every baseColour under its own name, other words under the baseColour most training names
-with that word have, and null for what only looks like a colour (the brand "Red Tape"). Its types are counted from the
-training names; `python -m training.label_words --data DIR --write` writes them anew, and without --write the command
-only prints how often a name agrees with its own product.
+`label_words.json` maps words and two-word phrases, folded as the search folds them, to labels. Its colours are edited
+by hand: every baseColour under its own name, other words under the baseColour that most training names with that word
+have, and null for what only looks like a colour (the brand "Red Tape"). Its types are counted from the training names:
+`python -m training.label_words --data DIR --write` counts them again. Without --write the command only prints how often
+a name agrees with its own product.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ from training.prepare_data import DataError, Product, is_validation, read_styles
 
 LABEL_WORDS_FILE = Path(__file__).with_suffix(".json")
 PHRASE_WORDS = 2
-MIN_NAMES = 3  # training names a phrase must end to be listed
-MIN_SHARE = 0.5  # of them, what must be of one articleType
+MIN_NAMES = 3  # training names that must end in a phrase for it to be listed
+MIN_SHARE = 0.5  # of these names' products that must have the same articleType
 _JOINING = {"and", "n"}  # "Red and White" is one group of colours; words_of already drops "&"
 
 
 @dataclass(frozen=True)
 class LabelAccuracy:
-    """How often the words of captions name the right label. Shares, 0 to 1.
+    """How often the words of captions name the right label, as shares from 0 to 1.
 
     Attributes:
         type_accuracy: of all products, those whose caption names exactly their articleType.
         colour_accuracy: of all products, those whose caption names exactly their baseColour.
-        colour_accuracy_where_named: the same of the products whose true name names any colour; None if none does.
-        named_type: of all captions, those that name any articleType.
-        named_colour: of all captions, those that name any baseColour.
+        colour_accuracy_where_named: of the products whose true name contains a colour, those whose caption names
+            exactly their baseColour; None if there are no such products.
+        named_type: of all captions, those that name an articleType.
+        named_colour: of all captions, those that name a baseColour.
     """
 
     type_accuracy: float
@@ -51,11 +52,11 @@ class LabelAccuracy:
 
 @dataclass(frozen=True)
 class LabelWords:
-    """Folded phrases of one or two words and the label each stands for.
+    """Labels by folded phrases of one or two words.
 
     Attributes:
-        colours: baseColour by phrase; None says that the phrase names no colour, though a part of it does.
-        types: articleType by phrase.
+        colours: phrase -> baseColour; None for a phrase that names no colour though a part of it does.
+        types: phrase -> articleType.
     """
 
     colours: Mapping[str, str | None]
@@ -63,12 +64,12 @@ class LabelWords:
 
     @classmethod
     def load(cls) -> LabelWords:
-        """The published list."""
+        """Read the published list."""
         content = json.loads(LABEL_WORDS_FILE.read_text(encoding="utf-8"))
         return cls(content["colours"], content["types"])
 
     def type_of(self, caption: str) -> str | None:
-        """The articleType of the phrase that ends last ("Puma Men Running Shoes 2011"), the longer one if two do."""
+        """The articleType of the last listed phrase ("Puma Men Running Shoes 2011"), the longer one of two."""
         words = _folded(words_of(caption))
         for end in range(len(words), 0, -1):
             for start in range(max(0, end - PHRASE_WORDS), end):
@@ -77,16 +78,17 @@ class LabelWords:
         return None
 
     def colour_of(self, caption: str) -> str | None:
-        """The baseColour of the main colour: the first of the last group, as in "Red Tape Men Black & White Shoes".
+        """The baseColour of the first colour of the last group, as in "Red Tape Men Black & White Shoes".
 
-        This agrees with baseColour more often than the first or the last colour of the name; the command prints it.
+        It agrees with the product's baseColour more often than the first or the last colour of the name does, as the
+        command prints.
         """
         groups = self.colour_groups(caption)
         return groups[-1][0] if groups else None
 
     def colour_groups(self, caption: str) -> list[list[str]]:
-        """All baseColours a caption names, in order; those in a row, or joined by "and", are one group."""
-        # Also inside a word: "Off-White", "Silver-Toned", "Dk.Grey".
+        """All baseColours that a caption names, in order; adjacent ones, or those joined by "and", are one group."""
+        # Colours also occur inside a word: "Off-White", "Silver-Toned", "Dk.Grey".
         words = _folded(part for word in words_of(caption) for part in re.split(r"[\W_]+", word))
         groups: list[list[str]] = []
         start, group_is_open = 0, False
@@ -107,17 +109,23 @@ class LabelWords:
 
 
 def label_accuracy(captions: Sequence[str], products: Sequence[Product]) -> LabelAccuracy:
-    """Compare what captions name with the labels of their products, one by one.
+    """Compare the labels that captions name with those of their products, one by one.
 
-    This measures words, not sight: a caption that names the right colour counts even if it guessed. A true name is not
-    always right either ("Men Black Shoes" may be Casual, Sports or Formal Shoes; some names give no colour), so the
-    ceiling is not 1 but what the products' own names reach: `label_accuracy(names, products)`.
+    A true name does not always name the labels ("Men Black Shoes" may be Casual, Sports or Formal Shoes; some names
+    contain no colour), so the ceiling is not 1 but `label_accuracy(names, products)`.
+
+    Args:
+        captions: n captions.
+        products: n products.
+
+    Returns:
+        The shares over all n products.
 
     Raises:
-        ValueError: there is nothing to compare, or the two differ in length.
+        ValueError: there are no captions, or the lengths differ.
     """
     if not captions:
-        raise ValueError("there is not one caption to compare")
+        raise ValueError("there are no captions to compare")
     label_words = LabelWords.load()
     types = [label_words.type_of(caption) for caption in captions]
     colours = [label_words.colour_of(caption) for caption in captions]
@@ -138,11 +146,18 @@ def label_accuracy(captions: Sequence[str], products: Sequence[Product]) -> Labe
 
 
 def derive_types(products: Sequence[Product], colours: Mapping[str, str | None]) -> dict[str, str]:
-    """The articleType of each phrase that ends enough names, if most of those products have it.
+    """Count the articleType of each phrase in which enough names end, if most of those products have it.
 
-    A name ends before its trailing codes and sizes ("Lipstick 529", "Eau de Toilette 90 ml"). A phrase that names a
-    colour says nothing of the type, though yellow shoes are mostly for sports; codes do not either. Two words are
-    listed only where they stand for something else than the second of them alone.
+    Trailing codes and sizes are cut off first ("Lipstick 529", "Eau de Toilette 90 ml"). Phrases with a colour or a
+    digit are left out: they do not name the type, though most yellow shoes are for sports. A phrase of two words is
+    listed only where it stands for another type than its second word alone.
+
+    Args:
+        products: training products.
+        colours: phrase -> baseColour.
+
+    Returns:
+        Phrase -> articleType, sorted by phrase.
     """
     colour_words = LabelWords(colours, {})
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -169,7 +184,7 @@ def _folded(words: Iterable[str]) -> list[str]:
 
 
 def _is_plain(word: str) -> bool:
-    """Whether a name may end in this word: three letters at least and no digit."""
+    """Whether a name may end in a word: it has at least three characters and no digit."""
     return len(word) >= 3 and not any(character.isdigit() for character in word)
 
 
@@ -178,7 +193,7 @@ def _share(outcomes: Sequence[bool]) -> float:
 
 
 def _print_agreement(title: str, products: Sequence[Product], label_words: LabelWords) -> None:
-    """How often names agree with their own products: the ceiling, and why the main colour is the one it is."""
+    """Print how often names agree with their own products, and how well each rule for the main colour does."""
     print(f"{title}: {len(products)} names")
     for key, value in dataclasses.asdict(label_accuracy([product.name for product in products], products)).items():
         print(f"  {key:<28}{value:8.4f}")
@@ -188,9 +203,10 @@ def _print_agreement(title: str, products: Sequence[Product], label_words: Label
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with images/ and styles.csv")
-    parser.add_argument("--write", action="store_true", help="count the types anew and write label_words.json")
+    parser.add_argument("--write", action="store_true", help="count the types again and write label_words.json")
     args = parser.parse_args()
     try:
         products = list(read_styles(args.data, Counter()))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shapes of EfficientNet-Lite0's layers, without torch."""
+"""The shapes of EfficientNet-Lite0's layers, in a module that does not need torch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 STEM_CHANNELS = 32
 FEATURE_CHANNELS = 320  # of the last block
-STRIDE = 32  # pixels per position of the features, in each direction
+STRIDE = 32  # pixels between neighbouring positions of the features, in both directions
 
 
 @dataclass(frozen=True)
 class BlockShape:
-    """One inverted residual block."""
+    """One inverted residual block: channels in and out, the expansion in between, kernel and stride of the filter."""
 
     kernel: int
     stride: int
@@ -41,7 +41,7 @@ LITE0_BLOCKS: tuple[BlockShape, ...] = (
 def convolutions(
     height: int, width: int, blocks: Sequence[BlockShape] = LITE0_BLOCKS
 ) -> Iterator[tuple[int, int, int]]:
-    """(outputs, products per output and position, positions) of each convolution, for photos of this size in pixels."""
+    """Each convolution's (outputs, products per output and position, positions) for photos of a size in pixels."""
     height, width = -(-height // 2), -(-width // 2)
     yield STEM_CHANNELS, 9 * 3, height * width
     for block in blocks:

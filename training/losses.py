@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What training minimises: the caption's cross entropy and that of the auxiliary labels. Pure functions of tensors."""
+"""The losses of training: captions, auxiliary labels, queries, and the similarity of photos and titles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ AUXILIARY_SHARE = {"article_type": 1.0, "colour": 1.5, "gender": 1 / 3}
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Nats of each token, 0 where there is none; logits [B, T', V], labels int64 [B, T'] -> float32 [B, T']."""
+    """Cross entropy of each token in nats, float32 [B, T'], 0 where `labels` is IGNORED.
+
+    Args:
+        logits: float [B, T', V].
+        labels: int64 [B, T'].
+    """
     losses = functional.cross_entropy(
         logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
     )
@@ -20,26 +25,26 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def token_weights(labels: torch.Tensor, in_query: torch.Tensor, query_weight: float) -> torch.Tensor:
-    """How much each token counts: `query_weight` for those of the query, 1 for the others, 0 where there is none."""
+    """The weight of each token, float [B, T']: `query_weight` in the query, 1 elsewhere, 0 where there is no label."""
     return torch.where(in_query, query_weight, 1.0) * (labels != IGNORED)
 
 
 def label_loss(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Sum of the nats of one label over the products that have it; logits [B, classes], int64 [B] -> scalar."""
+    """Sum of the nats over the photos that have a class; logits float [B, C], classes int64 [B] -> scalar."""
     return functional.cross_entropy(logits.float(), classes, ignore_index=IGNORED, reduction="sum")
 
 
 def soft_token_losses(
     logits: torch.Tensor, labels: torch.Tensor, tokens: torch.Tensor, weights: torch.Tensor, share: float
 ) -> torch.Tensor:
-    """Nats of each token where the target is a mixture: the label, and with `share` what similar photos' names say.
+    """Nats of each token against a mixture of its label and the next tokens in the names of similar photos.
 
     Args:
         logits: float [B, T', V].
         labels: int64 [B, T'], IGNORED where there is none.
-        tokens: int64 [B, T', k], the next tokens that the names of similar photos have.
-        weights: float [B, T', k], their probabilities; all 0 where they say nothing, then the label has all.
-        share: of the mixture, 0 to 1.
+        tokens: int64 [B, T', k], next tokens in the names of similar photos.
+        weights: float [B, T', k], their probabilities; where all are 0, the label is the whole target.
+        share: of `tokens` in the mixture, 0 to 1.
 
     Returns:
         float32 [B, T'], 0 where there is no label.
@@ -52,10 +57,14 @@ def soft_token_losses(
 
 
 def set_losses(logits: torch.Tensor, sets: torch.Tensor) -> torch.Tensor:
-    """Nats of "one of these classes": float [B, C], bool [B, C] -> float32 [B], 0 where the set is empty.
+    """Nats of a set of classes, one of which is right (Cour, Sapp and Taskar 2011, "Learning from Partial Labels").
 
-    The photo's class is known only to be in the set, so the probability of the whole set is what counts (Cour, Sapp and
-    Taskar 2011, "Learning from Partial Labels").
+    Args:
+        logits: float [B, C].
+        sets: bool [B, C].
+
+    Returns:
+        Minus the logarithm of the whole set's probability, float32 [B]; 0 where the set is empty.
     """
     logits = logits.float()
     known = sets.any(dim=1)
@@ -64,16 +73,17 @@ def set_losses(logits: torch.Tensor, sets: torch.Tensor) -> torch.Tensor:
 
 
 def guided_targets(logits: torch.Tensor, weights: torch.Tensor, trust: float) -> torch.Tensor:
-    """What a model that knows only how likely classes are beforehand should say: the geometric mean of that and of what
-    it says itself, so that it decides what the weights leave open and cannot settle on a class they think unlikely.
+    """Targets for photos whose class is known only as a prior: the geometric mean of the prior and the model's output.
+
+    So the model decides between classes that are likely a priori, and cannot settle on an unlikely one.
 
     Args:
         logits: float [B, C].
-        weights: float [B, C], 0 for classes that are certainly wrong; rows add up to 1, or to 0.
-        trust: exponent of the model's own probability, 0 to 1; the weights have the rest.
+        weights: float [B, C], the prior, 0 for classes that are certainly wrong; rows sum to 1, or to 0.
+        trust: exponent of the model's probability, 0 to 1; that of the prior is 1 - `trust`.
 
     Returns:
-        float32 [B, C] without gradient; rows add up to 1, or to 0.
+        float32 [B, C] without gradient; rows sum to 1, or to 0.
     """
     own = logits.detach().float().log_softmax(dim=-1)
     guided = trust * own + (1 - trust) * weights.clamp(min=1e-12).log()
@@ -84,15 +94,19 @@ def guided_targets(logits: torch.Tensor, weights: torch.Tensor, trust: float) ->
 def contrastive_loss(
     photos: torch.Tensor, titles: torch.Tensor, scale: torch.Tensor, same: torch.Tensor
 ) -> torch.Tensor:
-    """Sum over both directions and all pairs of the nats of "this title belongs to this photo", halved.
+    """Nats of finding each photo's title and each title's photo in the batch, summed over the pairs, halved.
 
-    Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision"; pairs that have the
-    same name are no negatives of each other.
+    The loss of Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision". Here pairs
+    with the same name are not negatives of each other.
 
     Args:
-        photos, titles: float [B, D], L2-normalised; row i belongs to row i.
-        scale: what cosines are multiplied by.
+        photos: float [B, D], L2-normalised.
+        titles: float [B, D], L2-normalised; row i belongs to photo i.
+        scale: factor of the cosines.
         same: bool [B, B], which pairs have the same name.
+
+    Returns:
+        A scalar.
     """
     scores = (photos.float() @ titles.float().T) * scale
     others = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)

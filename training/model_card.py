@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write a checkpoint's model card: `python -m training.model_card --checkpoint DIR`.
 
-The card is generated from `evaluation.json` (what `training.evaluate --json --phone` printed, kept in the checkpoint's
-folder) and `training.json`, so that every figure in it is one that was measured. `--check` compares only.
+The card is generated from two files in the checkpoint's folder: `evaluation.json`, the output of
+`training.evaluate --json --phone`, and `training.json`. So every figure in it was measured. `--check` only compares.
 """
 
 from __future__ import annotations
@@ -33,27 +33,26 @@ class CardError(ValueError):
 
 
 def percent(share: float | None) -> str:
-    """0.7 -> "70.0 %"; "–" for None."""
+    """Format a share: 0.7 is "70.0 %", None is "–"."""
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
 def interval(found: Mapping[str, float]) -> str:
-    """A mean with its interval: "84.2 % (78.1 to 88.0)"."""
+    """Format a mean with its interval: "84.2 % (78.1 to 88.0)"."""
     return f"{percent(found['mean'])} ({100 * found['low']:.1f} to {100 * found['high']:.1f})"
 
 
 def rows(header: Sequence[str], lines: Sequence[Sequence[str]], align: str = "---:") -> list[str]:
-    """A Markdown table; the first column is text."""
-    return [
-        "| " + " | ".join(header) + " |",
-        "|---|" + "|".join([align] * (len(header) - 1)) + "|",
-        *("| " + " | ".join(line) + " |" for line in lines),
-        "",
-    ]
+    """Lines of a Markdown table; `align` is for all columns but the first. A `|` in a cell is escaped."""
+
+    def row(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return [row(header), "|---|" + "|".join([align] * (len(header) - 1)) + "|", *map(row, lines), ""]
 
 
 def words_table(figures: Mapping[str, Any]) -> list[str]:
-    """Words, labels and likeness of decoded and served captions, ceilings and baselines."""
+    """Words, labels and similarity of decoded and served captions, ceilings and baselines."""
     columns: dict[str, Mapping[str, Any]] = {"decoded": figures}
     if "served" in figures:
         columns["ending with the query"] = figures["served"]
@@ -74,7 +73,7 @@ def words_table(figures: Mapping[str, Any]) -> list[str]:
 
 
 def phone_section(figures: Mapping[str, Any]) -> list[str]:
-    """Garments named in phone photos, by way and by label."""
+    """How often the garments of phone photos are named, by way and by label."""
     phone = figures["phone"]
     ways = [name for name in phone["named"] if not name.endswith(", strictly")]
     lines = [
@@ -85,7 +84,7 @@ def phone_section(figures: Mapping[str, Any]) -> list[str]:
     labels = sorted(phone["labels"].items(), key=lambda item: -item[1]["n"])
     return [
         f"{phone['n']} photos of {phone['senders']} senders, none of whose photos was trained on. The 95 % interval is",
-        "over senders. Near labels (a polo shirt for a T-shirt) count; strictly they do not.",
+        'over senders. Near labels (a polo shirt for a T-shirt) count, except in the column "strictly".',
         "",
         *rows(["the garment is named by", "near labels count", "strictly"], lines),
         *rows(
@@ -96,7 +95,7 @@ def phone_section(figures: Mapping[str, Any]) -> list[str]:
 
 
 def calibration_section(figures: Mapping[str, Any]) -> list[str]:
-    """How right the query's words are for how sure they are."""
+    """How well the probabilities of the query's words fit their accuracy."""
     lines = []
     for source, curves in figures["calibration"].items():
         for name, one in curves.items():
@@ -111,7 +110,7 @@ def calibration_section(figures: Mapping[str, Any]) -> list[str]:
 
 
 def robustness_section(figures: Mapping[str, Any]) -> list[str]:
-    """The first photos of the split, made worse."""
+    """Accuracy on degraded photos."""
     if "robustness" not in figures:
         return []
     found = figures["robustness"]
@@ -120,9 +119,9 @@ def robustness_section(figures: Mapping[str, Any]) -> list[str]:
         "type by the words": "type_accuracy", "colour by the words": "colour_accuracy",
     }  # fmt: skip
     return [
-        "### Photos that are no studio shots",
+        "### Degraded photos",
         "",
-        f"The first {found['n']} validation photos, made worse (`training/photo_degradations.py`). Captions end with",
+        f"The first {found['n']} validation photos, degraded (`training/photo_degradations.py`). Captions end with",
         "the query.",
         "",
         *rows(
@@ -136,12 +135,12 @@ def robustness_section(figures: Mapping[str, Any]) -> list[str]:
 
 
 def card(figures: Mapping[str, Any], record: Mapping[str, Any], notes: str) -> str:
-    """The whole card.
+    """The text of the card.
 
     Args:
-        figures: `evaluation.json`.
-        record: `training.json`.
-        notes: `card_notes.md`, what no figure says: description, data, how it came about, limits.
+        figures: content of `evaluation.json`.
+        record: content of `training.json`.
+        notes: content of `card_notes.md`: description, data, method, limits.
     """
     perplexity = [
         f"{figures[key]:.3f} {what}"
@@ -159,22 +158,22 @@ def card(figures: Mapping[str, Any], record: Mapping[str, Any], notes: str) -> s
         "",
         f"`python -m training.evaluate --checkpoint checkpoints/{figures['checkpoint']} --data FOLDER --phone FOLDER",
         f"--json` on {figures['n']:,} validation photos of products, greedy decoding. This page is generated from its",
-        "output (`python -m training.model_card`). The true name is what a perfect captioner would reach.",
+        "output (`python -m training.model_card`). The true name shows what a perfect captioner would reach.",
         "",
         *words_table(figures),
         f"- **Perplexity**: {', '.join(perplexity)}.",
         f"  EOS is counted, names are as listed. {figures['names_cut']} names are too long for the model and left out.",
-        f"- The heads that taught the encoder name articleType for {percent(figures.get('head_type_accuracy'))} and",
-        f"  baseColour for {percent(figures.get('head_colour_accuracy'))} of the photos.",
+        f"- The auxiliary heads name the articleType of {percent(figures.get('head_type_accuracy'))} and the",
+        f"  baseColour of {percent(figures.get('head_colour_accuracy'))} of the photos.",
         "",
     ]
     if "phone" in figures:
         parts += ["### Photos that people took of their clothes", "", *phone_section(figures)]
         parts += [
-            "### How sure it is",
+            "### Calibration",
             "",
             "The temperature and the offset of the class for no product were fitted on these same validation photos;",
-            "`training.query_temperature` prints what the temperature of one half gains on the other.",
+            "`training.query_temperature` prints the gain on one half of the photos with the other half's temperature.",
             "",
             *calibration_section(figures),
         ]
@@ -214,16 +213,17 @@ def card_of(checkpoint: Path) -> str:
     """The card of a checkpoint's folder.
 
     Raises:
-        CardError: one of the files it is made from is missing.
+        CardError: a file that it is made from is missing.
     """
     figures, record = json.loads(_read(checkpoint / FIGURES)), json.loads(_read(checkpoint / RECORD))
     return card(figures, record, _read(checkpoint / "card_notes.md"))
 
 
 def main() -> int:
+    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/fashion-small"))
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where the card is not current")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the card is out of date")
     args = parser.parse_args()
     try:
         text = card_of(args.checkpoint)
@@ -234,7 +234,7 @@ def main() -> int:
         if path.is_file() and path.read_text(encoding="utf-8") == text:
             return 0
         print(
-            f"{path} is not current: run `python -m training.model_card --checkpoint {args.checkpoint}`",
+            f"{path} is out of date: run `python -m training.model_card --checkpoint {args.checkpoint}`",
             file=sys.stderr,
         )
         return 1

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the names of similar training photos say about a photo: soft targets for the decoder and the query head.
+"""Soft targets for the decoder and the query head, from the names of similar training photos.
 
-A photo has one name in the data and could have many. The names of the photos nearest to it, each with the weight
-exp(sharpness x cosine), say which: among those neighbours whose names begin as the photo's own does, they give a
-distribution of the next token (Khandelwal et al. 2020, "Generalization through Memorization: Nearest Neighbor Language
-Models", with photos instead of contexts as keys). Products of the photo's own name are left out, so that it learns
-something it did not know.
+A photo has one name in the data and could have many others. Those of its neighbours whose names begin like its own name
+give a distribution of the next token, each with the weight exp(sharpness x cosine) (Khandelwal et al. 2020,
+"Generalization through Memorization: Nearest Neighbor Language Models", with photos instead of contexts as keys).
+Products with the photo's own name are left out, since they add nothing to its label.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import numpy.typing as npt
 
 NUM_NEIGHBOURS = 64
 SHARPNESS = 40.0  # per unit of cosine
-NUM_SOFT_TOKENS = 8  # the likeliest next tokens that are kept
+NUM_SOFT_TOKENS = 8  # the number of likeliest next tokens that are kept
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,8 @@ class NeighbourNames:
 
     Attributes:
         tokens: int32 [n, T, NUM_SOFT_TOKENS], next tokens.
-        weights: float16 [n, T, NUM_SOFT_TOKENS], their probabilities; all 0 where no neighbour's name goes on so.
+        weights: float16 [n, T, NUM_SOFT_TOKENS], their probabilities; all 0 where no neighbour's name begins like the
+            photo's own.
         query_ids: int32 [n, NUM_NEIGHBOURS], query class of each neighbour, -1 for none.
         query_weights: float16 [n, NUM_NEIGHBOURS], their probabilities.
     """
@@ -42,15 +42,17 @@ class NeighbourNames:
 def nearest_neighbours(
     features: npt.NDArray[np.float32], names: Sequence[str], count: int = NUM_NEIGHBOURS, block: int = 1024
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """The photos most similar to each photo, those of its own name left out.
+    """Find the photos most similar to each photo, except those with its own name.
 
     Args:
         features: float32 [n, F], L2-normalised.
         names: n names.
+        count: neighbours of each photo.
+        block: photos per matrix product.
 
     Returns:
-        Indices int64 [n, count] and cosines float32 [n, count], most similar first; a cosine of -1 where there are
-        fewer.
+        Indices int64 [n, count] and cosines float32 [n, count], most similar first; where there are fewer neighbours,
+        the cosine is -1.
     """
     _, group = np.unique(np.array(names), return_inverse=True)
     count = min(count, len(names))
@@ -74,13 +76,16 @@ def neighbour_names(
     tokens: npt.NDArray[np.int64],
     queries: Sequence[int | None],
 ) -> NeighbourNames:
-    """Soft targets from the names of similar photos.
+    """Make soft targets of the names of similar photos.
 
     Args:
         features: float32 [n, F], L2-normalised.
         names: n names.
         tokens: int64 [n, T], each name's tokens and EOS, negative behind it.
-        queries: the query class of each name, None for none.
+        queries: the query class of each name; None where it has none.
+
+    Returns:
+        The soft targets of n photos.
     """
     indices, cosines = nearest_neighbours(features, names)
     weights = np.exp(SHARPNESS * (cosines - cosines[:, :1])) * (cosines > -1.0)

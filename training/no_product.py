@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures that show no product, and how well a captioner tells them from photos that do.
+"""Pictures that show no product, and how well a captioner separates them from photos of products.
 
-The pictures are drawn here, or are photographs that the wheels of scikit-image and scikit-learn bring. A captioner has
-two scores of "no product": the probability of the query head's class for it, and how improbable its likeliest query is.
-Without a query head the second is read from the caption: the product of the probabilities of its last two words.
+The pictures are drawn here, or are photographs that come with scikit-image and scikit-learn. A captioner has two
+scores for "no product": the probability of that class of the query head, and how improbable its likeliest query is.
+Without a query head, the second score is the product of the probabilities of the caption's last two words.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from captioner.image_error import ImageError
 from captioner.model_contract import Fit
 from captioner.preprocessing import decode_photo, fit_photo
 from captioner.query import QUERY_WORDS
-from training.captioning import NO_PRODUCT, DescribedPhotos
+from training.captioning import DescribedPhotos
+from training.query_classes import NO_PRODUCT_CLASS
 from training.reliability import auroc
 
-# Package -> its folder of pictures and those that are photographs or scans of no product.
+# Package -> its folder of pictures, and those of them that are photographs or scans without a product.
 WHEELS: dict[str, tuple[str, tuple[str, ...]]] = {
     "skimage": (
         "data",
@@ -42,7 +43,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def drawn_pictures(seed: int = 17) -> dict[str, Pixels]:
-    """Draw textures, noise, even areas and a page of text.
+    """Draw textures, noise, uniform areas and a page of text.
 
     Args:
         seed: of the noise.
@@ -77,14 +78,15 @@ def drawn_pictures(seed: int = 17) -> dict[str, Pixels]:
 
 
 def wheel_photos(height: int, width: int, fit: Fit) -> tuple[dict[str, Pixels], list[str]]:
-    """Read the photographs of the wheels that are installed; nothing is imported or downloaded.
+    """Read the photographs of the installed wheels; nothing is imported or downloaded.
 
     Args:
-        height, width: pixels of the result.
-        fit: as `decode_photo`.
+        height: pixels.
+        width: pixels.
+        fit: as of `decode_photo`.
 
     Returns:
-        Name -> uint8 [height, width, 3], and a sentence for each thing that is missing.
+        Name -> uint8 [height, width, 3], and a sentence for each wheel or file that is missing.
     """
     found: dict[str, Pixels] = {}
     notes = []
@@ -106,14 +108,16 @@ def wheel_photos(height: int, width: int, fit: Fit) -> tuple[dict[str, Pixels], 
 
 
 def pictures_without_product(height: int, width: int, fit: Fit) -> tuple[dict[str, Pixels], dict[str, str], list[str]]:
-    """All of them at the size of the encoder.
+    """All pictures without a product, at the encoder's size.
 
     Args:
-        height, width: pixels of the result.
-        fit: as `decode_photo`.
+        height: pixels.
+        width: pixels.
+        fit: as of `decode_photo`.
 
     Returns:
-        Name -> uint8 [height, width, 3]; name -> "photograph" or "drawn"; what is missing, as sentences.
+        Name -> uint8 [height, width, 3]; name -> "photograph" or "drawn"; a sentence for each wheel or file that is
+        missing.
     """
     photographs, notes = wheel_photos(height, width, fit)
     drawn = {
@@ -125,23 +129,23 @@ def pictures_without_product(height: int, width: int, fit: Fit) -> tuple[dict[st
 
 
 def query_scores(described: DescribedPhotos) -> dict[str, Floats]:
-    """How sure the captioner is that there is a product, or that there is none.
+    """The captioner's two scores for photos without a product.
 
     Args:
-        described: of n photos.
+        described: n photos.
 
     Returns:
-        "no product": the probability of that class, float64 [n], absent without a query head.
-        "highest query": the probability of the likeliest query, float64 [n]; without a query head the product of the
-        probabilities of the caption's last two words.
+        "no product": the probability of that class, float64 [n], absent without a query head; "highest query": the
+        probability of the likeliest query, float64 [n], or without a query head the product of the probabilities of the
+        caption's last two words.
     """
     if described.query_log_probabilities is None:
         ends = [[value for _, value in row[-QUERY_WORDS:]] for row in described.word_probabilities]
         return {"highest query": np.array([np.prod(values) if values else 0.0 for values in ends], np.float64)}
     probabilities = np.exp(described.query_log_probabilities.astype(np.float64))
     return {
-        "no product": probabilities[:, NO_PRODUCT],
-        "highest query": np.delete(probabilities, NO_PRODUCT, axis=1).max(axis=1),
+        "no product": probabilities[:, NO_PRODUCT_CLASS],
+        "highest query": np.delete(probabilities, NO_PRODUCT_CLASS, axis=1).max(axis=1),
     }
 
 
@@ -151,15 +155,15 @@ def no_product_figures(
     """Compare pictures without a product with photos of products.
 
     Args:
-        names: of the pictures without a product, k of them.
+        names: k pictures without a product.
         kinds: name -> kind of picture.
-        without: what the captioner says of the k pictures.
-        domains: name of a domain -> what it says of that domain's photos.
+        without: the captioner's outputs for the k pictures.
+        domains: domain -> the captioner's outputs for its photos.
 
     Returns:
         "pictures": name -> kind, scores and caption; "groups": kind or domain -> number and quartiles of each score;
-        "auroc": score -> domain -> how often a picture without a product is told from a photo of one, for all kinds
-        together and for each kind ("studio, photograph").
+        "auroc": score -> domain -> how well the score separates pictures without a product from photos of one, for all
+        kinds together and for each kind ("studio, photograph").
     """
     scores = query_scores(without)
     of_domains = {name: query_scores(described) for name, described in domains.items()}
@@ -199,7 +203,7 @@ def _quartiles(values: Floats) -> dict[str, float]:
 
 
 def _noise(generator: np.random.Generator, exponent: float) -> Floats:
-    """Noise whose amplitude falls with the frequency to this exponent, float [256, 256, 3], 0 to 255."""
+    """Noise whose amplitude is 1 / frequency**exponent, float [256, 256, 3], mostly 0 to 255."""
     frequencies = np.hypot(np.fft.fftfreq(_SIDE)[:, None], np.fft.fftfreq(_SIDE)[None, :])
     frequencies[0, 0] = 1.0
     spectrum = np.fft.fft2(generator.normal(size=(3, _SIDE, _SIDE))) / frequencies**exponent

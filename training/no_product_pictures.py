@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures that show no product, made by rule: what the query head learns "this is no product" from.
+"""Pictures without a product, from which the query head learns that class.
 
-Textures, shapes, stripes, text-like lines, flat colours, and photos cut into tiles in another order: their colours and
-textures are those of real photos, their things are gone.
+They are textures, shapes, stripes, text-like lines, flat colours, and photos whose tiles are shuffled: these keep the
+colours and textures of real photos but show no object.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def no_product_pictures(count: int, seed: int, height: int, width: int, photos: Pixels | None = None) -> Pixels:
-    """Draw pictures of all kinds in turn.
+    """Draw pictures of all kinds in turn; the same arguments give the same pictures.
 
     Args:
-        photos: uint8 [n, height, width, 3], whose tiles are shuffled; None: that kind is left out.
+        count: number of pictures.
+        seed: of the random numbers.
+        height: pixels.
+        width: pixels.
+        photos: uint8 [n, height, width, 3], the photos whose tiles are shuffled; None: that kind is left out.
 
     Returns:
-        uint8 [count, height, width, 3]; the same for the same arguments.
+        uint8 [count, height, width, 3].
     """
     rng = np.random.default_rng(seed)
     kinds = [_noise, _noise, _shapes, _stripes, _flat, _lines]
@@ -35,6 +39,11 @@ def no_product_pictures(count: int, seed: int, height: int, width: int, photos: 
     return result
 
 
+def _bytes(values: npt.NDArray[np.float64]) -> Pixels:
+    pixels: Pixels = np.clip(values, 0, 255).astype(np.uint8)
+    return pixels
+
+
 def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
     values = rng.integers(0, 256, 3)
     if rng.random() < 0.5:  # most surfaces are nearly grey
@@ -43,7 +52,7 @@ def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
 
 
 def _noise(rng: np.random.Generator, height: int, width: int) -> Pixels:
-    """Noise whose amplitude falls with frequency, as in photos of nature, in one to three colours."""
+    """Noise whose amplitude falls with frequency, as in photos of nature, with more or less correlated channels."""
     power = rng.uniform(0.6, 2.2)
     rows, columns = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :]
     amplitude = 1 / np.maximum(np.hypot(rows * rng.uniform(0.3, 3), columns), 1 / max(height, width)) ** power
@@ -54,7 +63,7 @@ def _noise(rng: np.random.Generator, height: int, width: int) -> Pixels:
         layers.append((layer - layer.mean()) / (layer.std() + 1e-9))
     correlation = rng.uniform(0, 1)
     mixed = np.stack([correlation * layers[0] + (1 - correlation) * layer for layer in layers], axis=-1)
-    return np.clip(np.array(_colour(rng)) + mixed * rng.uniform(15, 70), 0, 255).astype(np.uint8)
+    return _bytes(np.array(_colour(rng)) + mixed * rng.uniform(15, 70))
 
 
 def _shapes(rng: np.random.Generator, height: int, width: int) -> Pixels:
@@ -81,20 +90,18 @@ def _stripes(rng: np.random.Generator, height: int, width: int) -> Pixels:
     if rng.random() < 0.4:
         along ^= np.sin(2 * np.pi * (y * np.cos(angle) - x * np.sin(angle)) / period) > 0
     both = np.where(along[..., None], np.array(_colour(rng)), np.array(_colour(rng)))
-    return np.clip(both + rng.normal(0, rng.uniform(0, 12), both.shape), 0, 255).astype(np.uint8)
+    return _bytes(both + rng.normal(0, rng.uniform(0, 12), both.shape))
 
 
 def _flat(rng: np.random.Generator, height: int, width: int) -> Pixels:
     """One colour, or a gradient between two, with a little noise."""
     share = np.linspace(0, 1, height)[:, None, None] if rng.random() < 0.7 else 0.0
     both = np.array(_colour(rng)) * (1 - share) + np.array(_colour(rng)) * share
-    return np.clip(
-        np.broadcast_to(both, (height, width, 3)) + rng.normal(0, rng.uniform(0, 6), (height, width, 3)), 0, 255
-    ).astype(np.uint8)
+    return _bytes(both + rng.normal(0, rng.uniform(0, 6), (height, width, 3)))
 
 
 def _lines(rng: np.random.Generator, height: int, width: int) -> Pixels:
-    """A page of something like text, perhaps with axes."""
+    """A page with lines of short bars, which look like text from afar."""
     paper, ink = (_colour(rng), _colour(rng)) if rng.random() < 0.3 else ((250, 250, 248), (25, 25, 30))
     picture = Image.new("RGB", (width, height), paper)
     draw = ImageDraw.Draw(picture)
@@ -116,7 +123,7 @@ def _shuffled(rng: np.random.Generator, photo: Pixels) -> Pixels:
     tiles = [
         photo[r * rows : (r + 1) * rows, c * columns : (c + 1) * columns] for r in range(across) for c in range(across)
     ]
-    shuffled = photo.copy()  # a strip at the edge stays where the tiles do not cover it
+    shuffled = photo.copy()  # keeps the strip at the edge that the tiles do not cover
     for place, which in enumerate(rng.permutation(len(tiles))):
         row, column = divmod(place, across)
         tile = np.rot90(tiles[which], 2 * int(rng.integers(2)))

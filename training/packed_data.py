@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A product set in one file, to move it about: `python -m training.packed_data --data FOLDER --output fashion.zip`.
+"""Pack a product set into one file: `python -m training.packed_data --data FOLDER --output fashion.zip`.
 
-The format is a ZIP that any tool opens, in the layout of the small Kaggle set: each product's `images/<id>.jpg`, then
-`styles.csv` (its ten columns; UTF-8, commas quoted), rows in the order of the photos. Photos are the bytes they were,
-so nothing is compressed. All times are 1980-01-01: the same set gives the same bytes. Every command's --data takes such
-a file as it takes a folder.
+The file is a ZIP in the layout of the small Kaggle set: each product's `images/<id>.jpg`, then `styles.csv` (its ten
+columns; UTF-8, commas quoted) with the rows in the order of the photos. The photos are copied byte for byte and not
+compressed again. All times are 1980-01-01, so the same set gives the same file. Every command's --data accepts the file
+in place of a folder.
 
 Rows that cannot be used and rows without a photo are left out and counted. Photos are not decoded.
 """
@@ -33,30 +33,44 @@ from training.product_files import (
     read_photo,
 )
 
-_NO_TIME = (1980, 1, 1, 0, 0, 0)  # the first that ZIP can say
+_NO_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest time that a ZIP can hold
 _UNIX = 3
 _MODE = 0o100644 << 16  # a file, rw-r--r--
 
 
 @dataclass(frozen=True)
 class PackingReport:
+    """The result of `pack`.
+
+    Attributes:
+        num_products: in the file.
+        num_bytes: size of the file.
+        skipped: reason -> how many rows were left out.
+    """
+
     num_products: int
-    num_bytes: int  # of the packed file
-    skipped: Counter[str]  # reason -> rows
+    num_bytes: int
+    skipped: Counter[str]
 
 
 def pack(data: Path, output: Path, *, limit: int | None = None, progress: bool = False) -> PackingReport:
-    """Write the set at `data` (a folder, or a packed file) to `output`, aside first, so that it is whole or not there.
+    """Write a set to one file, which appears only when it is complete.
 
     Args:
+        data: a folder or a packed file.
+        output: the file to write.
         limit: pack only the first `limit` usable rows.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        What was packed.
 
     Raises:
-        DataError: `data` is not in a layout we read, or has not one photo.
+        DataError: `data` is not in a known layout, or has no photo.
         OSError: `output` cannot be written.
     """
     skipped: Counter[str] = Counter()
-    # The process in the name: two runs do not write into one file.
+    # The process id is part of the name, so that two runs do not write into one file.
     aside = output.with_name(f".{output.name}.{os.getpid()}.part")
     try:
         with open_files(data) as files:
@@ -64,7 +78,7 @@ def pack(data: Path, output: Path, *, limit: int | None = None, progress: bool =
             with zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as archive:
                 packed = _pack_rows(files, rows, archive, skipped, limit, progress)
         if not packed:
-            raise DataError(f"not one product of {data} has a photo ({dict(skipped)}): give --data another set")
+            raise DataError(f"no product of {data} has a photo ({dict(skipped)}): give --data another set")
         os.replace(aside, output)
     finally:
         aside.unlink(missing_ok=True)
@@ -79,8 +93,8 @@ def _pack_rows(
     limit: int | None,
     progress: bool,
 ) -> int:
-    """How many of `rows` went into the archive."""
-    # Which rows have a photo is known only when all have been read: styles.csv goes last.
+    """Add the rows and their photos to the archive; return how many have a photo."""
+    # styles.csv goes last, since only then all photos have been read.
     packed: list[StyleRow] = []
     for row in tqdm(rows, desc="packing", unit="photo", disable=not progress):
         if len(packed) == limit:
@@ -112,23 +126,25 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder in a Kaggle layout, or a packed file")
     parser.add_argument("--output", type=Path, required=True, help="the ZIP file to write")
     parser.add_argument("--limit", type=int, metavar="N", help="pack only the first N products")
     parser.add_argument("--progress", action="store_true", help="show a progress bar")
-    parser.add_argument("--force", action="store_true", help="replace the output if it is there")
+    parser.add_argument("--force", action="store_true", help="replace an existing output file")
     args = parser.parse_args(arguments)
     if args.limit is not None and args.limit < 1:
         parser.error(f"--limit is {args.limit}: give 1 or more")
     if args.output.is_dir():
         parser.error(f"--output {args.output} is a folder: name the file to write")
     if args.output.exists() and not args.force:
-        parser.error(f"--output {args.output} is there already: name another file, or give --force to replace it")
+        parser.error(f"--output {args.output} already exists: name another file, or give --force to replace it")
     return args
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit code."""
     args = parse_args(arguments)
     try:
         report = pack(args.data, args.output, limit=args.limit, progress=args.progress)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Perplexity of true names per token of GPT-2, whatever tokenizer the model has. Knows no model and no photo.
+"""Perplexity of true names per GPT-2 token, whatever tokenizer the model has.
 
-A perplexity per token depends on how long the tokens are. So the nats a model needs for the raw names, EOS included,
-are divided by the number of GPT-2 tokens of these names, one EOS each: models with other tokenizers become comparable.
+A perplexity per token depends on how long the tokens are. So the nats of the raw names, EOS included, are divided by
+the number of GPT-2 tokens of these names, with one EOS each, which makes models with different tokenizers comparable.
 """
 
 from __future__ import annotations
@@ -22,18 +22,20 @@ SPACE = "Ġ"  # how byte-level BPE writes the byte 0x20; every byte has one such
 
 
 class Gpt2FilesError(ValueError):
-    """GPT-2's BPE cannot be read. The message says from where and what should be there."""
+    """GPT-2's BPE cannot be read. The message says which file and what to do."""
 
 
 class Gpt2Bpe:
-    """GPT-2's own byte-level BPE. A text has no space before it: "Nike Shirt" begins with "Nike", not with " Nike"."""
+    """GPT-2's byte-level BPE, without a space before a text: "Nike Shirt" begins with "Nike", not with " Nike".
+
+    Args:
+        folder: holds `vocab.json` and `merges.txt`.
+
+    Raises:
+        Gpt2FilesError: a file is missing or cannot be read.
+    """
 
     def __init__(self, folder: Path):
-        """Read `vocab.json` and `merges.txt`.
-
-        Raises:
-            Gpt2FilesError: one of them is missing or cannot be read.
-        """
         files = folder / "vocab.json", folder / "merges.txt"
         for file in files:
             if not file.is_file():
@@ -54,23 +56,35 @@ class Gpt2Bpe:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """exp of nats per token, EOS included, over the names that fit the model; None without GPT-2's BPE."""
+    """exp of nats per token, EOS included, over the names that fit the model.
+
+    Attributes:
+        names_scored: number of these names.
+        names_cut: number of names that are longer than the model's captions; they are in none of the figures.
+        loss_nats_per_token: of the model's own tokenizer.
+        perplexity_per_token: the same as perplexity.
+        perplexity_per_gpt2_token: None without GPT-2's BPE.
+        perplexity_paper_protocol: see `PerplexityMeter`; None without GPT-2's BPE.
+    """
 
     names_scored: int
-    names_cut: int  # longer than the model's most tokens: no EOS, so they are in none of the figures
-    loss_nats_per_token: float  # of the model's own tokenizer
+    names_cut: int
+    loss_nats_per_token: float
     perplexity_per_token: float
     perplexity_per_gpt2_token: float | None
     perplexity_paper_protocol: float | None
 
 
 class PerplexityMeter:
-    """Adds up batches.
+    """Accumulates the perplexity of batches.
 
-    The protocol of the paper ("Reverse Image Search Using Image Captioning", Patel and Patel): its training has no BOS
-    and shifts the labels twice, so the loss leaves out each caption's first GPT-2 token. With nats N of all names, F of
-    their first tokens, and G GPT-2 tokens of n names: exp((N - F) / (G - n)). F of a model with another tokenizer is
-    what `FirstToken` gives.
+    The paper ("Reverse Image Search Using Image Captioning", Patel and Patel) trains without BOS and shifts the labels
+    twice, so its loss leaves out each caption's first GPT-2 token. Its protocol for n names with G GPT-2 tokens, N nats
+    in all and F nats for the first tokens is exp((N - F) / (G - n)). `FirstToken` computes F for other tokenizers.
+
+    Args:
+        tokenizer: of the model.
+        gpt2: None leaves the figures per GPT-2 token out.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, gpt2: Gpt2Bpe | None):
@@ -82,7 +96,12 @@ class PerplexityMeter:
         self._names, self._cut = 0, 0
 
     def add(self, log_probabilities: torch.Tensor, labels: torch.Tensor, names: Sequence[str]) -> None:
-        """Count a batch; log-probabilities float [B, T', V], labels int64 [B, T'] as of `tokenize`, B names.
+        """Add a batch.
+
+        Args:
+            log_probabilities: float [B, T', V], in nats.
+            labels: int64 [B, T'], from `tokenize`.
+            names: B names.
 
         Raises:
             ValueError: the labels are not the tokens of the names.
@@ -104,13 +123,13 @@ class PerplexityMeter:
             self._first_nats += self._first_token.nats(log_probabilities[row], labels[row, :length].tolist(), pieces)
 
     def result(self) -> Perplexity:
-        """Of all batches so far.
+        """The perplexity of all batches so far.
 
         Raises:
-            ValueError: not one name fitted the model.
+            ValueError: no name fitted the model.
         """
         if not self._names:
-            raise ValueError(f"none of {self._cut} names fits the model's most tokens: there is no perplexity")
+            raise ValueError(f"all {self._cut} names are too long for the model: there is no perplexity")
         loss = self._nats / self._tokens
         per_gpt2 = paper = None
         if self._gpt2 is not None:
@@ -120,23 +139,27 @@ class PerplexityMeter:
 
 
 class FirstToken:
-    """Nats a model with its own byte-level BPE spends on the first GPT-2 token of a name.
+    """The nats that a model with its own byte-level BPE needs for the first GPT-2 token of a name.
 
-    They are -log P(the text begins with that token's bytes), along the name's own canonical tokens: -log P of each own
-    token that ends inside the GPT-2 token, and at the one that reaches its end -log of the sum over all entries of the
-    vocabulary that begin with what is left.
+    These are -log P(the text begins with that token's bytes), along the name's canonical own tokens: the sum of -log P
+    over the own tokens that end inside the GPT-2 token, and for the one that reaches its end, -log of the summed
+    probability of all vocabulary entries that begin with the remaining bytes.
 
-    Two approximations, of opposite sign. Other tokenisations of the same bytes are not summed, which makes the nats of
-    first tokens too large and the paper protocol's perplexity too small; a model trained on canonical tokens gives the
-    others next to nothing. And a text that begins with the bytes may have another first GPT-2 token (one that begins
-    "Nikes", but not with the token "Nike"), which makes those nats too small and the perplexity too large. Where the
-    model's tokenizer is GPT-2's own, neither is needed and the nats are plainly those of its first token.
+    There are two approximations of opposite sign. Other tokenisations of the same bytes are not summed, which makes the
+    nats of first tokens too large and the paper protocol's perplexity too small; a model trained on canonical tokens
+    gives the others very little probability. And a text that begins with the bytes may have another first GPT-2 token
+    ("Nikes" does not begin with the token "Nike"), which makes the nats too small and the perplexity too large. Where
+    the model's tokenizer is GPT-2's own, the nats are exactly those of its first token.
+
+    Args:
+        tokenizer: of the model.
+        gpt2: GPT-2's BPE.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, gpt2: Gpt2Bpe):
         special = set(tokenizer.all_special_ids)
         pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-        # Special tokens write no text, so none of them begins with anything.
+        # Special tokens have no text.
         self._pieces: list[str | None] = [None if i in special else piece for i, piece in enumerate(pieces)]
         own = {piece: i for i, piece in enumerate(self._pieces) if piece is not None}
         known = {piece: i for piece, i in gpt2.vocabulary.items() if i not in special}
@@ -144,17 +167,22 @@ class FirstToken:
         self._continuations: dict[tuple[str, bool], torch.Tensor] = {}
 
     def nats(self, log_probabilities: torch.Tensor, tokens: Sequence[int], gpt2_pieces: Sequence[str]) -> float:
-        """Log-probabilities float [T', V] of one name, its own tokens without EOS, its GPT-2 tokens.
+        """The nats of one name's first GPT-2 token.
+
+        Args:
+            log_probabilities: float [T', V], in nats.
+            tokens: the name's own tokens without EOS.
+            gpt2_pieces: its GPT-2 tokens.
 
         Raises:
-            ValueError: the two are not tokens of one text.
+            ValueError: the two are not tokens of the same text.
         """
         own = [self._pieces[token] or "" for token in tokens]
         text, wanted = "".join(own), "".join(gpt2_pieces)
         spaced = text == SPACE + wanted  # the tokenizer writes a space before the first word
         if not wanted or not (spaced or text == wanted):
             raise ValueError(
-                f"the model's tokens say {text!r}, GPT-2's {wanted!r}: only byte-level tokenizers can be compared"
+                f"the model's tokens are {text!r}, GPT-2's are {wanted!r}: only byte-level tokenizers can be compared"
             )
         if self._is_gpt2 and own[0] == gpt2_pieces[0]:
             return -float(log_probabilities[0, tokens[0]])
@@ -168,10 +196,10 @@ class FirstToken:
                 return nats - float(log_probabilities[position, entries].double().logsumexp(dim=0))
             nats -= float(log_probabilities[position, token])
             left = left[len(piece) :]
-        raise AssertionError("the own tokens are as long as the name, and the name as its first GPT-2 token")
+        raise AssertionError("the own tokens are at least as long as the first GPT-2 token")
 
     def _beginning_with(self, start: str, at_start: bool) -> torch.Tensor:
-        """Ids of the entries whose text begins so; at the start with or without the space, which captions lose."""
+        """Ids of the entries whose text begins with `start`, at the start of a name with or without the space."""
         key = (start, at_start)
         if key not in self._continuations:
             forms = (start, SPACE + start) if at_start else (start,)

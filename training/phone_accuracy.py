@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often the garment on a phone photo is named, with intervals over senders. Pure; knows no model and no file.
+"""How often the garment on a phone photo is named, with intervals over senders.
 
 Photos of one sender resemble each other, so an interval over photos would be too narrow: senders are resampled.
 """
@@ -19,7 +19,7 @@ from training.phone_photos import GARMENTS, Garment, PhonePhoto
 
 Outcome = npt.NDArray[np.bool_]  # [n], right or not
 
-STRICT = ", strictly"  # what follows the name of an outcome without near labels
+STRICT = ", strictly"  # suffix of an outcome's name where near labels do not count
 NO_GARMENT_WORD = "(no garment word)"
 RESAMPLES = 2000
 
@@ -40,8 +40,8 @@ class Confusion:
     Attributes:
         labels: of the rows, those that occur, in the order of `GARMENTS`.
         words: of the columns, folded, the most frequent first; `NO_GARMENT_WORD` is last where it occurs.
-        counts: counts[row][column], photos.
-        other_last_words: of the texts without a garment word, what they end in, folded, the ten most frequent.
+        counts: counts[row][column] is a number of photos.
+        other_last_words: the ten most frequent last words, folded, of the texts without a garment word, with counts.
     """
 
     labels: list[str]
@@ -51,24 +51,22 @@ class Confusion:
 
 
 class SenderBootstrap:
-    """Means over resampled senders, the same resamples for every figure, so that differences are paired.
+    """Percentile bootstrap over clusters: each resample draws senders with all their photos.
 
-    Percentile bootstrap of clusters: a sender is drawn with all its photos.
+    All figures use the same resamples, so that differences are paired.
+
+    Args:
+        senders: of n photos.
+        resamples: how often the senders are drawn with replacement.
+        seed: of the draws.
+
+    Raises:
+        ValueError: there are no photos.
     """
 
     def __init__(self, senders: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0) -> None:
-        """Draw the resamples.
-
-        Args:
-            senders: of each photo, n of them.
-            resamples: how often the senders are drawn with replacement.
-            seed: of the draws.
-
-        Raises:
-            ValueError: there is no photo.
-        """
         if not senders:
-            raise ValueError("there is not one photo")
+            raise ValueError("there are no photos")
         _, self._groups = np.unique(np.array(senders), return_inverse=True)  # [n]
         self.num_senders = int(self._groups.max()) + 1
         generator = np.random.default_rng(seed)
@@ -82,7 +80,7 @@ class SenderBootstrap:
             values: bool or float [n].
 
         Returns:
-            The mean over all photos and the interval of the resampled means.
+            The mean over all photos, and the interval of the resampled means.
         """
         numbers = np.asarray(values, np.float64)
         totals = self._draws @ np.bincount(self._groups, numbers, self.num_senders)
@@ -92,7 +90,7 @@ class SenderBootstrap:
 
 
 def is_named_strictly(garment: Garment, words: Iterable[str]) -> bool:
-    """Whether one of the words names the garment itself, near garments not counted."""
+    """Whether one of the words names the garment itself; near garments do not count."""
     accepted = {fold(word) for word in garment.words}
     return any(fold(word) in accepted for word in words)
 
@@ -102,11 +100,11 @@ def outcomes_of_texts(name: str, texts: Sequence[str], photos: Sequence[PhonePho
 
     Args:
         name: of the outcome.
-        texts: captions or queries, n of them.
-        photos: n of them.
+        texts: n captions or queries.
+        photos: n photos.
 
     Returns:
-        bool [n] under `name` (near labels count) and under `name` with `STRICT` (they do not).
+        bool [n] under `name` (near labels count) and under `name` + `STRICT` (they do not).
     """
     rows = [(words_of(text), photo.garment) for text, photo in zip(texts, photos, strict=True)]
     return {
@@ -116,7 +114,7 @@ def outcomes_of_texts(name: str, texts: Sequence[str], photos: Sequence[PhonePho
 
 
 def outcomes_of_types(name: str, types: Sequence[str], photos: Sequence[PhonePhoto]) -> dict[str, Outcome]:
-    """Whether each articleType is that of its photo's garment; arguments and result as `outcomes_of_texts`."""
+    """Whether each articleType is that of its photo's garment; arguments and result as of `outcomes_of_texts`."""
     rows = list(zip(types, photos, strict=True))
     return {
         name: np.array([photo.garment.accepts_type(kind) for kind, photo in rows], bool),
@@ -131,16 +129,16 @@ def phone_outcomes(
     queries: Sequence[str] | None = None,
     types: Sequence[str] | None = None,
 ) -> dict[str, Outcome]:
-    """Whether the garment is named, by every way there is to name it.
+    """Whether the garment is named, for each way in which a captioner can name it.
 
     Args:
-        photos: n of them.
-        captions: greedy, n of them.
+        photos: n photos.
+        captions: n greedy captions.
         queries: the likeliest query of each photo; None where the checkpoint has no query head.
-        types: the articleType the auxiliary head names; None where there is no such head.
+        types: the articleType from the auxiliary head; None where there is no such head.
 
     Returns:
-        Name of the way -> bool [n]; each way twice, as `outcomes_of_texts` says.
+        Name of the way -> bool [n]; each way has two entries, as in `outcomes_of_texts`.
     """
     ends = [" ".join(words_of(caption)[-QUERY_WORDS:]) for caption in captions]
     outcomes = {
@@ -155,7 +153,7 @@ def phone_outcomes(
 
 
 def label_shares(outcomes: Mapping[str, Outcome], photos: Sequence[PhonePhoto]) -> dict[str, dict[str, float]]:
-    """Label -> the number of its photos ("n") and the share of them each way names; most frequent label first."""
+    """Label -> the number of its photos ("n") and each way's share of named garments; most frequent label first."""
     labels = np.array([photo.label for photo in photos])
     return {
         label: {"n": count, **{name: float(right[labels == label].mean()) for name, right in outcomes.items()}}
@@ -164,14 +162,11 @@ def label_shares(outcomes: Mapping[str, Outcome], photos: Sequence[PhonePhoto]) 
 
 
 def confusion_of(texts: Sequence[str], photos: Sequence[PhonePhoto]) -> Confusion:
-    """Count which garment word each label's photos get.
+    """Count the garment words of each label's photos.
 
     Args:
-        texts: captions or queries, n of them; of each the first word that names any garment counts.
-        photos: n of them.
-
-    Returns:
-        The counts.
+        texts: n captions or queries; the first word of each that names a garment counts.
+        photos: n photos.
     """
     known = {fold(word) for garment in GARMENTS.values() for word in (*garment.words, *garment.near_words)}
     counts: Counter[tuple[str, str]] = Counter()

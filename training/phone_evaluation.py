@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every figure of `training.evaluate --phone`: garments named, calibration, "no product"; and their files."""
+"""The figures of `training.evaluate --phone` (garments named, calibration, "no product") and their plots."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from typing import Any
 
 import numpy as np
 
-from training.captioning import CheckpointCaptioner, DescribedPhotos
+from training.captioning import CheckpointCaptioner, DescribedPhotos, likeliest_queries
 from training.no_product import no_product_figures, pictures_without_product
 from training.phone_accuracy import Confusion, SenderBootstrap, confusion_of, label_shares, phone_outcomes
 from training.phone_photos import PhonePhotoSet
 from training.phone_plots import plot_confusion, plot_reliability
-from training.query_calibration import calibration_figures, likeliest_queries
+from training.query_calibration import calibration_figures
 
 
 def garment_figures(captioner: CheckpointCaptioner, phone: PhonePhotoSet, described: DescribedPhotos) -> dict[str, Any]:
     """How often the garment is named.
 
     Args:
-        captioner: which described the photos.
+        captioner: described the photos.
         phone: n photos.
-        described: what the captioner says of them.
+        described: the captioner's outputs for the n photos.
 
     Returns:
-        "n", "senders", "left_out", "named" (way -> mean and interval), "labels" (label -> n and share of each way) and
-        "confusion" (source of the words -> counts).
+        "n", "senders", "left_out", "named" (way -> mean and interval), "labels" (label -> n and share of each way),
+        "confusion" (source of the words -> counts) and "examples".
     """
     queries = types = None
     if described.query_log_probabilities is not None:
@@ -54,7 +54,7 @@ def garment_figures(captioner: CheckpointCaptioner, phone: PhonePhotoSet, descri
 def _examples(
     phone: PhonePhotoSet, captions: Sequence[str], queries: Sequence[str] | None, count: int = 10
 ) -> list[dict[str, str]]:
-    """Not chosen by hand: the photos whose name has the smallest SHA-256."""
+    """The photos whose names have the smallest SHA-256, so that nobody chooses them by hand."""
     rows = sorted(range(len(phone)), key=lambda row: hashlib.sha256(phone.photos[row].image.encode()).hexdigest())
     return [
         {
@@ -73,19 +73,19 @@ def phone_figures(
     """All figures that `--phone` adds.
 
     Args:
-        captioner: which described the studio photos.
-        phone: phone photos that it never saw.
-        studio: what it says of n studio photos that it never saw.
-        names: their n true names.
+        captioner: described the studio photos.
+        phone: phone photos that it was not trained on.
+        studio: its outputs for n studio photos that it was not trained on.
+        names: the n true names.
 
     Returns:
-        "phone", "calibration", "no_product" and "notes" (what is missing, as sentences).
+        "phone", "calibration", "no_product" and "notes" (sentences about what is missing).
     """
     described = captioner.describe(phone.pixels, progress="captions of phone photos")
     pictures, kinds, notes = pictures_without_product(captioner.height, captioner.width, captioner.fit)
     without = captioner.describe(np.stack(list(pictures.values())))
     if captioner.query_head is None:
-        notes.append("query head: the checkpoint has none; words and scores of queries are those of the caption")
+        notes.append("query head: the checkpoint has none; words and scores of queries are the caption's")
     return {
         "phone": garment_figures(captioner, phone, described),
         "calibration": calibration_figures(studio, names, described, phone.photos, captioner.query_classes),
@@ -100,7 +100,7 @@ def write_pictures(figures: dict[str, Any], folder: Path) -> None:
     """Write the confusion of garments (PNG and JSON) and the reliability curves (PNG), one file for each source.
 
     Args:
-        figures: as `phone_figures` returns them.
+        figures: from `phone_figures`.
         folder: gets phone-confusion-*.png, phone-confusion-*.json and reliability-*.png.
 
     Raises:

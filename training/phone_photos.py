@@ -2,8 +2,8 @@
 """Photos that people took of their own clothes, with one garment label each, split by sender.
 
 The layout is that of Alexey Grigorev's clothing data set: `images/<image>.jpg` with `images.csv` (image, sender_id,
-label, kids). Photos of one sender show the same rooms and often the same garment, so a sender is either for training or
-for validation, never for both.
+label, kids). Photos of one sender show the same rooms and often the same garment, so all of them are either training
+or validation photos.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from captioner.image_error import ImageError
 from captioner.model_contract import Fit
 from captioner.preprocessing import decode_photo
 from captioner.word_folding import fold
-from training.product_files import MAX_PHOTO_BYTES, DataError
+from training.product_files import DataError, decode_photos, is_file_name
 
 VALIDATION_PER_MILLE = 250  # share of the senders held back
 COLUMNS = frozenset({"image", "sender_id", "label"})
@@ -31,13 +30,13 @@ COLUMNS = frozenset({"image", "sender_id", "label"})
 
 @dataclass(frozen=True)
 class Garment:
-    """What a label of the phone photos is called in the words of a shop.
+    """A label of the phone photos in a shop's words.
 
     Attributes:
-        words: words that name the garment, the first one what a caption for training says.
-        near_words: words of garments so much alike that a user would accept them.
+        words: words that name the garment.
         types: articleTypes of the studio set that are this garment.
-        near_types: articleTypes that a user would accept in its place.
+        near_words: words for garments so similar that a user would accept them.
+        near_types: articleTypes that a user would accept instead.
     """
 
     words: tuple[str, ...]
@@ -46,7 +45,7 @@ class Garment:
     near_types: tuple[str, ...] = ()
 
     def is_named_by(self, words: Iterable[str]) -> bool:
-        """Whether one of these words names the garment or a near one; case, hyphens and plurals do not matter."""
+        """Whether one of `words` names the garment or a near one; case, hyphens and plurals do not matter."""
         accepted = {fold(word) for word in (*self.words, *self.near_words)}
         return any(fold(word) in accepted for word in words)
 
@@ -124,7 +123,14 @@ GARMENTS: dict[str, Garment] = {
 
 @dataclass(frozen=True)
 class PhonePhoto:
-    """One row of `images.csv` whose label is a garment."""
+    """One row of `images.csv` whose label is a garment.
+
+    Attributes:
+        image: name of the file without its suffix.
+        sender: who took the photo.
+        label: a key of GARMENTS.
+        kids: whether the garment is for a child.
+    """
 
     image: str
     sender: str
@@ -133,37 +139,43 @@ class PhonePhoto:
 
     @property
     def garment(self) -> Garment:
-        """What the label is called."""
+        """The words and types of the label."""
         return GARMENTS[self.label]
 
 
 @dataclass
 class PhonePhotoSet:
-    """Photos with labels: `pixels` is uint8 [n, height, width, 3], RGB."""
+    """Photos with labels.
+
+    Attributes:
+        photos: n rows.
+        pixels: uint8 [n, height, width, 3], RGB.
+        skipped: reason -> how many rows were left out.
+    """
 
     photos: list[PhonePhoto]
     pixels: npt.NDArray[np.uint8]
-    skipped: Counter[str] = field(default_factory=Counter)  # reason -> rows
+    skipped: Counter[str] = field(default_factory=Counter)
 
     def __len__(self) -> int:
         return len(self.photos)
 
     def subset(self, indices: list[int]) -> PhonePhotoSet:
-        """The photos at these places."""
+        """The photos at these indices."""
         return PhonePhotoSet([self.photos[i] for i in indices], self.pixels[indices], self.skipped)
 
 
 def is_validation_sender(sender: str) -> bool:
-    """Whether photos of this sender are held back; a hash of the sender alone, so it never depends on the rest."""
+    """Whether a sender's photos are held back; only a hash of the sender decides, so other rows do not matter."""
     digest = hashlib.sha256(f"phone sender {sender}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % 1000 < VALIDATION_PER_MILLE
 
 
 def read_phone_rows(folder: Path, skipped: Counter[str]) -> Iterator[PhonePhoto]:
-    """The rows of `images.csv` whose label is a garment; others are counted in `skipped`.
+    """Read the rows of `images.csv` whose label is a garment; the others are counted in `skipped`.
 
     Raises:
-        DataError: there is no such file, or a column is missing.
+        DataError: the file or a column is missing.
     """
     path = folder / "images.csv"
     try:
@@ -180,7 +192,7 @@ def read_phone_rows(folder: Path, skipped: Counter[str]) -> Iterator[PhonePhoto]
         image = row["image"] or ""
         if row["label"] not in GARMENTS:
             skipped[f"label {row['label']!r}"] += 1
-        elif not image or not image.isprintable() or image.startswith(".") or set(image) & set("/\\:"):
+        elif not is_file_name(image):
             skipped["image is no file name"] += 1
         else:
             yield PhonePhoto(image, row["sender_id"] or "", row["label"], (row.get("kids") or "").lower() == "true")
@@ -200,16 +212,18 @@ def load_phone_photos(
 
     Args:
         folder: holds `images/` and `images.csv`.
-        height, width: pixels.
-        fit: as `decode_photo`.
+        height: pixels.
+        width: pixels.
+        fit: as of `decode_photo`.
         validation: True or False for one side of the split by sender, None for both.
         limit: use only the first `limit` rows of that side.
+        progress: show a progress bar on stderr.
 
     Returns:
         The photos in the order of `images.csv`.
 
     Raises:
-        DataError: the folder is not in this layout, or not one photo could be read.
+        DataError: the folder is not in this layout, or no photo could be read.
     """
     skipped: Counter[str] = Counter()
     rows = [
@@ -217,21 +231,13 @@ def load_phone_photos(
         for row in read_phone_rows(folder, skipped)
         if validation is None or is_validation_sender(row.sender) == validation
     ][:limit]
-    photos: list[PhonePhoto] = []
-    pixels = np.empty((len(rows), height, width, 3), dtype=np.uint8)
-    for row in tqdm(rows, desc=f"photos of {folder.name}", unit="photo", disable=not progress):
-        try:
-            data = (folder / "images" / f"{row.image}.jpg").read_bytes()
-            if len(data) > MAX_PHOTO_BYTES:
-                skipped["photo too large"] += 1
-                continue
-            pixels[len(photos)] = decode_photo(data, height=height, width=width, fit=fit)
-        except FileNotFoundError:
-            skipped["no photo"] += 1
-        except (ImageError, OSError):
-            skipped["unreadable photo"] += 1
-        else:
-            photos.append(row)
+
+    def picture_of(row: PhonePhoto) -> npt.NDArray[np.uint8]:
+        data = (folder / "images" / f"{row.image}.jpg").read_bytes()
+        return decode_photo(data, height=height, width=width, fit=fit)
+
+    bar = tqdm(rows, desc=f"photos of {folder.name}", unit="photo", disable=not progress)
+    photos, pixels = decode_photos(bar, picture_of, (len(rows), height, width, 3), skipped)
     if not photos:
-        raise DataError(f"none of the phone photos of {folder} that were asked for can be read ({dict(skipped)})")
-    return PhonePhotoSet(photos, pixels[: len(photos)], skipped)
+        raise DataError(f"none of the requested phone photos of {folder} can be read ({dict(skipped)})")
+    return PhonePhotoSet(photos, pixels, skipped)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of an evaluation on phone photos: the confusion of garments and the reliability of the query's words."""
+"""Plots of an evaluation on phone photos: the confusion of garments and the reliability of the query's words."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from training.phone_accuracy import Confusion
 
 
 def plot_confusion(confusion: Confusion, title: str, path: Path) -> None:
-    """Write a PNG of the shares of each label's photos by the garment word they got; cells hold the photos.
+    """Write a PNG with the share of each garment word among a label's photos; cells show the number of photos.
 
     Args:
         confusion: the counts.
-        title: what the words are taken from.
+        title: of the plot.
         path: of the picture.
 
     Raises:
@@ -48,7 +48,7 @@ def plot_reliability(curves: Mapping[str, Mapping[str, Any]], path: Path) -> Non
     """Write a PNG of reliability curves: accuracy over probability, bins of equal mass beside bins of equal width.
 
     Args:
-        curves: name -> figures as `reliability.reliability` returns them; an empty one is left out.
+        curves: name -> result of `reliability.reliability`; empty ones are left out.
         path: of the picture.
 
     Raises:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which query a phone photo should have: its label says the garment, a teacher the colour.
+"""Targets of the query head for phone photos: the label names the garment, a teacher estimates the colour.
 
-The label leaves open which of the queries that name the garment is right. Learning only "one of these" (partial labels)
-lets the head settle on any of them: after one epoch nearly all trousers were "molly jeans" (training/LOG.md). So each
-query has a weight: how often products are named so, times how likely its colour is. The colour comes from an earlier
-checkpoint, which knows studio photos only and therefore sees the garment cut out on white.
+Several queries name a label's garment. With "one of these" as the target (partial labels), the head settled on any of
+them: after one epoch nearly all trousers were "molly jeans" (training/LOG.md). So each query has a weight: how many
+products have that query, times how likely its colour is. The colour comes from an earlier checkpoint; it was trained
+on studio photos, so it gets the garment cut out on white.
 """
 
 from __future__ import annotations
@@ -33,16 +33,18 @@ MIN_RATIO, MAX_RATIO = 0.02, 20.0  # of a colour's probability to its frequency 
 def colour_probabilities(
     checkpoint: Path, phone: PhonePhotoSet, *, progress: bool = True
 ) -> tuple[list[str], npt.NDArray[np.float32]]:
-    """The colours that a teacher sees in phone photos whose background is removed.
+    """A teacher's colour probabilities for phone photos whose background is removed.
 
     Args:
-        checkpoint: of a captioner with a colour head.
+        checkpoint: a captioner with a colour head.
+        phone: n photos.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        The colours' names, and their probabilities, float32 [n, colours].
 
     Raises:
         CheckpointError: the teacher cannot be read or has no colour head.
-
-    Returns:
-        The colours' names, and float32 [n, colours], probabilities.
     """
     teacher = CheckpointCaptioner.load(checkpoint)
     head = teacher.heads.get("colour")
@@ -50,24 +52,23 @@ def colour_probabilities(
         raise CheckpointError(f"{checkpoint} has no colour head: give --teacher a checkpoint with auxiliary heads")
     fitted = np.stack(
         [
-            fit_photo(Image.fromarray(cut_out(photo)), height=teacher.height, width=teacher.width, fit=teacher.fit)
+            fit_photo(Image.fromarray(cut_out(photo)), **teacher.photo_shape)
             for photo in tqdm(phone.pixels, desc="backgrounds removed", unit="photo", disable=not progress)
         ]
     )
     embeddings = torch.from_numpy(teacher.embeddings(fitted))
-    probabilities = torch.softmax(embeddings @ head.weight.T + head.bias, dim=-1)
-    return head.values, probabilities.numpy()
+    return head.values, torch.softmax(head.logits(embeddings), dim=-1).numpy()
 
 
 def colour_ratios(
     values: Sequence[str], probabilities: npt.NDArray[np.float32], products: Sequence[Product]
 ) -> Mapping[str, npt.NDArray[np.float32]]:
-    """How much more likely than among products each colour word is in each photo.
+    """The ratio of each colour word's probability in each photo to its frequency among products.
 
     Args:
-        values: names of colours ("Navy Blue"); each of their words counts.
+        values: names of colours ("Navy Blue"), whose words are counted one by one.
         probabilities: float32 [n, colours].
-        products: their `colour` is one of `values`, or another that does not count.
+        products: those whose `colour` is not in `values` are ignored.
 
     Returns:
         Folded colour word -> float32 [n], between MIN_RATIO and MAX_RATIO.
@@ -88,14 +89,16 @@ def query_weights(
     names: Sequence[str],
     ratios: Mapping[str, npt.NDArray[np.float32]] | None,
 ) -> npt.NDArray[np.float32]:
-    """How likely each query class is before the model has its say.
+    """The prior probability of each query class for each phone photo.
 
     Args:
+        phone: n photos.
+        queries: Q classes.
         names: of the training products.
-        ratios: as of `colour_ratios`; None: colours are not known.
+        ratios: from `colour_ratios`; None: colours are not known.
 
     Returns:
-        float32 [n, Q]; rows add up to 1, or to 0 where no class names the garment.
+        float32 [n, Q]; rows sum to 1, or to 0 where no class names the garment.
     """
     counts = np.zeros(len(queries), dtype=np.float32)
     for query in queries.ids(names):
@@ -107,5 +110,5 @@ def query_weights(
         for query in queries.ending_with(photo.garment.words):
             ratio = 1.0 if ratios is None or first[query] not in ratios else float(ratios[first[query]][row])
             weights[row, query] = counts[query] * ratio
-    total = weights.sum(axis=1, keepdims=True)
-    return weights / np.maximum(total, 1e-9)
+    weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-9)
+    return weights

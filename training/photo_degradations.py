@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What users' photos suffer and studio shots do not, one fault at a time, to measure how robust a captioner is.
+"""Typical faults of users' photos, one at a time, to measure how robust a captioner is.
 
-Measuring instruments: on purpose neither the code nor the textures of `training/augmentation.py`, else the test would
-only show that training saw its own noise. Knows no model and no data set.
+Neither code nor textures are shared with `training/augmentation.py`: otherwise the measurement would only show that
+training has seen its own noise.
 """
 
 from __future__ import annotations
@@ -16,42 +16,41 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
 Degradation = Callable[[Image.Image, np.random.Generator], Image.Image]
-"""RGB picture of any size -> RGB picture, of the same size unless it is framed; the same generator state gives the same
-picture."""
+"""Maps an RGB picture to an RGB picture of the same size (framed ones are larger); random only by the generator."""
 
 WHITE = (255, 255, 255)
 MID_GREY = 128.0
-NEARLY_WHITE = 238  # 0 to 255, of the darkest channel; below it is no studio ground
+NEARLY_WHITE = 238  # 0 to 255, of the darkest channel; a darker pixel is not studio background
 JPEG_QUALITY = 20
-HALF_WHITE = 128  # the same for pixels beside the ground: from here on they hold a share of its white
+HALF_WHITE = 128  # 0 to 255; pixels beside the background that are brighter contain a share of its white
 BLUR_RADIUS_SHARE = 1 / 60  # of the shorter side: 1 px at 60
 MAX_ROTATION_DEGREES = 15.0
 CROP_SHARE = 0.8  # of each side
 
 
 def jpeg_quality_20(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """Compressed as JPEG of quality 20, colours at half resolution: blocks and ringing."""
+    """Compress as JPEG of quality 20, colours at half resolution: blocks and ringing."""
     data = io.BytesIO()
     picture.save(data, format="JPEG", quality=JPEG_QUALITY)
     return Image.open(data).convert("RGB")
 
 
 def blur(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """Gaussian blur with a standard deviation of 1/60 of the shorter side (1 px at 60 px): out of focus."""
+    """Blur with a Gaussian whose standard deviation is 1/60 of the shorter side (1 px at 60 px): out of focus."""
     return picture.filter(ImageFilter.GaussianBlur(min(picture.size) * BLUR_RADIUS_SHARE))
 
 
 def rotation_15(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """Turned about the middle by an angle drawn evenly from -15 to 15 degrees; the size stays, corners are cut.
+    """Turn about the middle by an angle from -15 to 15 degrees, uniformly drawn; the size stays, corners are cut.
 
-    What becomes uncovered is white, as the studio ground is: grey corners would measure another ground as well.
+    Uncovered corners are white like the studio background: grey ones would also measure another background.
     """
     angle = generator.uniform(-MAX_ROTATION_DEGREES, MAX_ROTATION_DEGREES)
     return picture.rotate(angle, resample=Image.Resampling.BICUBIC, fillcolor=WHITE)
 
 
 def crop(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """A part of 80 % of each side, anywhere, enlarged to the old size: garments lose an edge."""
+    """Cut out a random part with 80 % of each side and enlarge it to the old size: garments lose an edge."""
     width, height = picture.size
     left = generator.uniform(0, width * (1 - CROP_SHARE))
     top = generator.uniform(0, height * (1 - CROP_SHARE))
@@ -60,17 +59,17 @@ def crop(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
 
 
 def grey_ground(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """The studio ground (`ground_mask`) in even mid grey, 128 of 255; a picture without such ground stays as it is."""
+    """Paint the studio background (`ground_mask`) mid grey, 128 of 255; a picture without it stays as it is."""
     return _on_ground(picture, np.full((picture.height, picture.width, 3), MID_GREY))
 
 
 def textured_ground(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """The studio ground (`ground_mask`) as a wooden table or a woven rug: tinted, grained, lit from one side."""
+    """Turn the studio background (`ground_mask`) into a table or a rug: tinted, grained, lit unevenly."""
     return _on_ground(picture, _grained_surface(picture.width, picture.height, generator))
 
 
 def screenshot(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """As a screenshot of a phone shows it: on a page of one light or dark shade, at 50 to 75 % of its width."""
+    """Put the picture into a phone's screenshot: a page of one light or dark shade, at 50 to 75 % of its width."""
     shade = int(generator.choice([255, 245, 18]))
     width = round(picture.width / generator.uniform(0.5, 0.75))
     page = Image.new("RGB", (width, 2 * width), (shade,) * 3)
@@ -80,7 +79,7 @@ def screenshot(picture: Image.Image, generator: np.random.Generator) -> Image.Im
 
 
 def plot_axes(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """As a plotting program shows it: in a white figure, with a frame, marks and numbers beside two of its sides."""
+    """Put the picture into a plotting program's figure: white, with a frame, ticks and numbers along two sides."""
     margin = max(8, round(0.22 * picture.width))
     figure = Image.new("RGB", (picture.width + 2 * margin, picture.height + 2 * margin), WHITE)
     figure.paste(picture, (margin, margin))
@@ -110,12 +109,12 @@ DEGRADATIONS: dict[str, Degradation] = {
 
 
 def ground_mask(picture: Image.Image) -> npt.NDArray[np.bool_]:
-    """Where an RGB picture shows studio ground: nearly white and joined to the border, so that a white shirt stays.
+    """Find the studio background: nearly white pixels that are connected to the border, so that a white shirt stays.
 
-    A white garment that fades into the ground without an outline is taken for ground: no threshold can tell.
+    A white garment without an outline against the background is taken for background: no threshold separates them.
 
     Returns:
-        bool [height, width]; neighbours are those above, below, left and right.
+        bool [height, width]; pixels are connected to those above, below, left and right of them.
     """
     white: npt.NDArray[np.bool_] = np.asarray(picture).min(axis=2) >= NEARLY_WHITE
     mask = np.zeros_like(white)
@@ -128,7 +127,7 @@ def ground_mask(picture: Image.Image) -> npt.NDArray[np.bool_]:
 
 
 def _fill_runs(mask: npt.NDArray[np.bool_], white: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Mark all of every horizontal run of white that has a marked pixel; far fewer rounds than pixel by pixel."""
+    """Mark every horizontal run of white that contains a marked pixel, which needs fewer rounds than single pixels."""
     starts = np.ones_like(white)
     starts[:, 1:] = white[:, 1:] != white[:, :-1]
     run = np.cumsum(starts).reshape(white.shape) - 1
@@ -138,10 +137,10 @@ def _fill_runs(mask: npt.NDArray[np.bool_], white: npt.NDArray[np.bool_]) -> npt
 
 
 def _on_ground(picture: Image.Image, ground: npt.NDArray[np.float64]) -> Image.Image:
-    """Replace the studio ground by another, float [height, width, 3], 0 to 255.
+    """Replace the studio background by another one, float [height, width, 3], 0 to 255.
 
-    A pixel beside the ground mixes garment and white, the more white the brighter it is; that share is exchanged, else
-    the garment would keep a white rim that users' photos do not have.
+    A pixel beside the background mixes garment and white. Its share of white, estimated from its brightness, is also
+    replaced: otherwise the garment would keep a white rim, which users' photos do not have.
     """
     mask = ground_mask(picture)
     beside = np.asarray(Image.fromarray(mask).convert("L").filter(ImageFilter.MaxFilter(3))) > 0
@@ -153,12 +152,12 @@ def _on_ground(picture: Image.Image, ground: npt.NDArray[np.float64]) -> Image.I
 
 
 def _grained_surface(width: int, height: int, generator: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Stripes of grain that wander, in two shades of one tint, under light that falls off: float [height, width, 3]."""
+    """Wavy grain in two shades of one tint, under light that falls off to the sides: float [height, width, 3]."""
     across, down = np.meshgrid(np.arange(width) / width, np.arange(height) / width)  # both in picture widths
     angle = generator.uniform(0, math.pi)
     along = across * math.cos(angle) + down * math.sin(angle)
     side = down * math.cos(angle) - across * math.sin(angle)
-    # A few sine waves of other lengths and phases bend the stripes.
+    # A few sine waves of different lengths and phases bend the stripes.
     bend = sum(
         generator.uniform(0.01, 0.05) * np.sin(2 * math.pi * (generator.uniform(0.5, 3) * along + generator.random()))
         for _ in range(3)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A product set in a Kaggle layout -> photos and names in memory, split by name.
+"""Read a product set in a Kaggle layout into memory, photos and names, and split it by name.
 
-The layouts, in a folder or in one ZIP file: `images/<id>.jpg` with `styles.csv` (the small set), or with
-`styles/<id>.json` (the full set, which has both; then `styles.csv` is read). Rows that cannot be used are counted and
-reported, never silently dropped. Knows nothing about tokens or models.
+The layouts, in a folder or in one ZIP file, are `images/<id>.jpg` with `styles.csv` (the small set) or with
+`styles/<id>.json` (the full set; it has both, and `styles.csv` is read). Rows that cannot be used are counted and
+reported.
 """
 
 from __future__ import annotations
@@ -17,17 +17,23 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from captioner.image_error import ImageError
 from captioner.model_contract import Fit
 from captioner.preprocessing import decode_photo, fit_photo, open_photo
 from training.product_files import DataError as DataError  # raised here, so caught from here
-from training.product_files import ProductFiles, UnreadableFileError, open_files, read_photo
+from training.product_files import (
+    ProductFiles,
+    UnreadableFileError,
+    decode_photos,
+    is_file_name,
+    open_files,
+    read_photo,
+)
 
 VALIDATION_PER_MILLE = 50  # share of the product names held back
 
@@ -40,40 +46,69 @@ REQUIRED_COLUMNS = frozenset({"id", "articleType", "baseColour", "gender", "prod
 MAX_STYLES_BYTES = 64 * 2**20  # the full set's styles.csv has 4.3 MB, its largest styles/<id>.json less than 0.1
 MAX_ID_CHARACTERS = 100
 
-StyleRow = dict[str, str]  # each of STYLE_COLUMNS -> what it says about one product, "" if nothing
+StyleRow = dict[str, str]  # one product's value of each of STYLE_COLUMNS, "" where there is none
+
+
+class PhotoShape(TypedDict):
+    """How a model wants its photos decoded, as keyword arguments of `decode_photo` and of the functions that load sets.
+
+    Attributes:
+        height: pixels.
+        width: pixels.
+        fit: how a photo gets this shape.
+    """
+
+    height: int
+    width: int
+    fit: Fit
 
 
 @dataclass(frozen=True)
 class Product:
-    """One row of `styles.csv`; `name` is the photo's caption."""
+    """One row of `styles.csv`.
+
+    Attributes:
+        id: also the name of the photo's file.
+        name: the photo's caption.
+        article_type: articleType, e.g. "Tshirts".
+        colour: baseColour.
+        gender: whom the product is for.
+        listed_name: the name in `styles.csv`, where a rule made another caption of it; else "".
+    """
 
     id: str
     name: str
     article_type: str
     colour: str
     gender: str
-    listed_name: str = ""  # the name in styles.csv, where a rule has made another caption of it
+    listed_name: str = ""
 
 
 @dataclass
 class ProductSet:
-    """Products with their photos: `pixels` is uint8 [n, height, width, 3]."""
+    """Products with their photos.
+
+    Attributes:
+        products: n products.
+        pixels: uint8 [n, height, width, 3], RGB.
+        skipped: reason -> how many rows were left out.
+    """
 
     products: list[Product]
     pixels: npt.NDArray[np.uint8]
-    skipped: Counter[str] = field(default_factory=Counter)  # reason -> rows
+    skipped: Counter[str] = field(default_factory=Counter)
 
     def __len__(self) -> int:
         return len(self.products)
 
     def subset(self, indices: list[int]) -> ProductSet:
+        """The products at these indices."""
         return ProductSet([self.products[i] for i in indices], self.pixels[indices])
 
     def split(self) -> tuple[ProductSet, ProductSet]:
-        """(training, validation); products of one name are on one side.
+        """Divide into training and validation products; products of one listed name are on the same side.
 
-        The name is the listed one, so that no rule for names changes the split. Where a small set has no name that is
-        held back, the one with the lowest hash is.
+        Where no name of a small set is held back by its hash, the name with the lowest hash is.
         """
         shares = [split_share(product.listed_name or product.name) for product in self.products]
         bound = max(VALIDATION_PER_MILLE - 1, min(shares, default=0))
@@ -84,7 +119,7 @@ class ProductSet:
         )
 
     def renamed(self, rule: Callable[[str], str]) -> ProductSet:
-        """The same photos with the captions that `rule` (`product_names.NAME_RULES`) makes of the listed names."""
+        """The same photos with the captions that `rule` (of `product_names.NAME_RULES`) makes of the listed names."""
         products = []
         for product in self.products:
             listed = product.listed_name or product.name
@@ -94,26 +129,31 @@ class ProductSet:
 
 
 def is_validation(name: str) -> bool:
-    """Whether products of this listed name are held back; a hash of it alone, so it never depends on the rest."""
+    """Whether products of a listed name are held back; only a hash of the name decides, so other rows do not matter."""
     return split_share(name) < VALIDATION_PER_MILLE
 
 
 def split_share(name: str) -> int:
-    """Where a name's hash puts it, 0 to 999; case and spacing do not matter."""
+    """The hash of a name, 0 to 999; case and spacing do not matter."""
     normalised = " ".join(name.lower().split())
     digest = hashlib.sha256(normalised.encode()).digest()
     return int.from_bytes(digest[:8], "big") % 1000
 
 
 def read_rows(files: ProductFiles, name: str, skipped: Counter[str], *, progress: bool = False) -> Iterator[StyleRow]:
-    """The usable rows of a set, in the order of `styles.csv` or of the ids of `styles/<id>.json`.
+    """Read the usable rows of a set, in the order of `styles.csv` or of the ids of `styles/<id>.json`.
 
     Args:
-        name: what messages call the set.
-        skipped: reason -> rows that cannot be used; counted up.
+        files: of the set.
+        name: of the set in messages.
+        skipped: reason -> number of unusable rows, which is increased.
+        progress: show a progress bar on stderr.
+
+    Yields:
+        Rows with all of STYLE_COLUMNS, an id that is a file name, and a name.
 
     Raises:
-        DataError: no such files, or a column is missing.
+        DataError: the files or a column are missing.
     """
     if files.names("images") is None:
         raise _wrong_layout(name)
@@ -128,7 +168,7 @@ def read_rows(files: ProductFiles, name: str, skipped: Counter[str], *, progress
         raise DataError(f"{name} has a damaged styles.csv ({error}): copy it again") from None
     else:
         if len(data) > MAX_STYLES_BYTES:
-            raise DataError(f"styles.csv of {name} has more than {MAX_STYLES_BYTES:,} bytes: divide the set")
+            raise DataError(f"styles.csv of {name} has more than {MAX_STYLES_BYTES:,} bytes: split the set")
         rows = _csv_rows(data.decode("utf-8-sig", errors="replace"), name, skipped)
     seen: set[str] = set()
     for row in rows:
@@ -153,10 +193,7 @@ def _fault(row: StyleRow, seen: set[str]) -> str | None:
     product = row["id"]
     if not product:
         return "no id"
-    # The id is the photo's file name: it must not lead out of images/.
-    if len(product) > MAX_ID_CHARACTERS or product.startswith(".") or set(product) & set("/\\:"):
-        return "id is no file name"
-    if not product.isprintable():
+    if len(product) > MAX_ID_CHARACTERS or not is_file_name(product):
         return "id is no file name"
     if not row["productDisplayName"]:
         return "no name"
@@ -164,9 +201,10 @@ def _fault(row: StyleRow, seen: set[str]) -> str | None:
 
 
 def _csv_rows(text: str, name: str, skipped: Counter[str]) -> Iterator[StyleRow]:
-    """Every line is one row: a quote that is never closed costs its own row and not all behind it.
+    """Parse each line as one row, so that an unclosed quote spoils its own row only.
 
-    The full Kaggle set has unquoted commas in a few names; what is over belongs to the name if that is the last column.
+    A few names of the full Kaggle set have unquoted commas: surplus values belong to the name if that is the last
+    column.
     """
     lines = io.StringIO(text, newline=None)
     header = next(csv.reader([next(lines, "")]), [])
@@ -194,10 +232,10 @@ def _csv_rows(text: str, name: str, skipped: Counter[str]) -> Iterator[StyleRow]
 
 
 def _json_rows(files: ProductFiles, entries: list[str], skipped: Counter[str], progress: bool) -> Iterator[StyleRow]:
-    """`{"data": {"id": 1, "productDisplayName": "..", "articleType": {"typeName": ".."}, ..}}` a product."""
+    """Parse one file for each product: `{"data": {"id": 1, "articleType": {"typeName": "Shirts"}, ..}}`."""
     names = sorted(
         (name for name in entries if name.endswith(".json") and not name.startswith(".")),
-        key=lambda name: (len(name), name),  # as numbers, which the ids are
+        key=lambda name: (len(name), name),  # the order of numbers, which the ids are
     )
     for name in tqdm(names, desc="styles/*.json", unit="file", disable=not progress):
         try:
@@ -214,7 +252,7 @@ def _json_rows(files: ProductFiles, entries: list[str], skipped: Counter[str], p
 
 
 def _text(value: Any) -> str:
-    """A value of the JSON as `styles.csv` has it."""
+    """A value of the JSON in the form that `styles.csv` has."""
     if isinstance(value, dict):  # {"id": 90, "typeName": "Shirts", ..}
         value = value.get("typeName")
     if isinstance(value, bool) or not isinstance(value, str | int):
@@ -223,10 +261,17 @@ def _text(value: Any) -> str:
 
 
 def read_styles(folder: Path, skipped: Counter[str]) -> Iterator[Product]:
-    """The usable rows of the set at `folder` (or of a packed file), without its photos.
+    """Read the usable rows of a set without its photos.
+
+    Args:
+        folder: a folder in a Kaggle layout, or a ZIP file of one.
+        skipped: reason -> number of unusable rows, which is increased.
+
+    Yields:
+        The products in the order of the rows.
 
     Raises:
-        DataError: no such file, or a column is missing.
+        DataError: the files or a column are missing.
     """
     with open_files(folder) as files:
         yield from map(_product, read_rows(files, str(folder), skipped))
@@ -243,48 +288,49 @@ def load_products(
     width: int,
     fit: Fit,
     limit: int | None = None,
+    validation: bool | None = None,
     only: Callable[[Product], bool] = lambda product: True,
     aspect: float | None = None,
     progress: bool = True,
 ) -> ProductSet:
-    """Read and decode a set; photos become [height, width, 3].
+    """Read and decode a set.
 
     Args:
         folder: a folder in a Kaggle layout, or a ZIP file of one.
-        limit: use only the first `limit` usable rows.
-        only: which products to read; sees listed names.
-        aspect: width / height that the photos had before somebody changed it; None: they have it still.
+        height: pixels.
+        width: pixels.
+        fit: as of `decode_photo`.
+        limit: largest number of products.
+        validation: True or False for one side of the split by name, None for both.
+        only: a further condition; it sees listed names.
+        aspect: width / height of the photos before they were squashed; None: they were not.
+        progress: show progress bars on stderr.
+
+    Returns:
+        The products in the order of the rows, with photos uint8 [n, height, width, 3].
 
     Raises:
-        DataError: the set is not in such a layout, or not one photo could be read.
+        DataError: the set is not in such a layout, or no photo could be read.
     """
     skipped: Counter[str] = Counter()
-    products: list[Product] = []
     with open_files(folder) as files:
-        rows = read_rows(files, str(folder), skipped, progress=progress)
-        chosen = [product for product in map(_product, rows) if only(product)]
+
+        def picture_of(product: Product) -> npt.NDArray[np.uint8]:
+            _, data = read_photo(files, product.id)
+            if aspect is None:
+                return decode_photo(data, height=height, width=width, fit=fit)
+            picture = open_photo(data)
+            picture = picture.resize((round(picture.height * aspect), picture.height))
+            return fit_photo(picture, height=height, width=width, fit=fit)
+
+        chosen = [
+            product
+            for product in map(_product, read_rows(files, str(folder), skipped, progress=progress))
+            if validation in (None, is_validation(product.name)) and only(product)
+        ]
+        bar = tqdm(chosen, desc=f"photos of {folder.name}", unit="photo", disable=not progress)
         most = len(chosen) if limit is None else min(limit, len(chosen))
-        # Filled in place: a list of photos and the array made of it would need the memory twice.
-        pixels = np.empty((most, height, width, 3), dtype=np.uint8)
-        for product in tqdm(chosen, desc=f"photos of {folder.name}", unit="photo", disable=not progress):
-            if len(products) == most:
-                break
-            try:
-                _, data = read_photo(files, product.id)
-                if aspect is None:
-                    pixels[len(products)] = decode_photo(data, height=height, width=width, fit=fit)
-                else:
-                    picture = open_photo(data)
-                    picture = picture.resize((round(picture.height * aspect), picture.height))
-                    pixels[len(products)] = fit_photo(picture, height=height, width=width, fit=fit)
-            except FileNotFoundError:
-                skipped["no photo"] += 1
-            except ImageError as error:
-                skipped["photo too large" if error.reason.is_size else "unreadable photo"] += 1
-            except UnreadableFileError:
-                skipped["unreadable photo"] += 1
-            else:
-                products.append(product)
+        products, pixels = decode_photos(bar, picture_of, (most, height, width, 3), skipped)
     if not products:
-        raise DataError(f"none of the products of {folder} that were asked for has a readable photo ({dict(skipped)})")
-    return ProductSet(products, pixels[: len(products)], skipped)
+        raise DataError(f"none of the requested products of {folder} has a readable photo ({dict(skipped)})")
+    return ProductSet(products, pixels, skipped)

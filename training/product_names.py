@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules that make a caption of a product's name. Pure text; knows no file and no split.
+"""Rules that make a caption of a product's name.
 
 The last two words of a name become the query, so "Titan Women Blue Dial Watch N9769SM01" would search for
-"watch n9769sm01". No photo shows such a code: the rule "clean" takes it off. Validation is always chosen by the name as
-it is listed (`prepare_data.ProductSet`), so that a rule changes no split.
+"watch n9769sm01". No photo shows such a code, so the rule "clean" removes it. The listed name decides the split
+(`prepare_data.ProductSet`), so a rule does not change it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _QUANTITY = re.compile(r"\b\d+(?:\.\d+)?\s*(?:ml|l|gms?|g|oz)$", re.IGNORECASE) 
 _NO_CODE = re.compile(r"\d/\d|.*[a-z]{3}.*")  # "Capri 3/4" is a length, in "2Briefs" a space is missing
 _JOINED_CODE = re.compile(r"(?<=[a-z]{2})[-'(][A-Z]*\d[^\sa-z]*$")  # "Bra-BGDR01", "Cheater'13"
 _CODE_LETTERS = re.compile(r"[A-Z]{2,4}")  # "MAYS 1016-162", "SPF 15": one code in two words
-_JOINT = re.compile(r"[\s\-–,;:#(/+&|]+$")  # what stood between the name and what was taken off
+_JOINT = re.compile(r"[\s\-–,;:#(/+&|]+$")  # what separated the name from the removed ending
 
 
 def clean_name(name: str) -> str:
-    """The name without what ends it and no photo shows: codes, numbers, "Pack of 3".
+    """Remove endings that no photo shows: codes, numbers, "Pack of 3".
 
-    Only a suffix is taken off, whatever stands before it stays ("Levis 501 Jeans"), and what is left has a letter.
+    Only the end of a name is removed ("Levis 501 Jeans" stays), and the rest has at least one letter.
     """
     while (shorter := _without_ending(name)) != name:
         name = shorter
@@ -32,7 +32,7 @@ def clean_name(name: str) -> str:
 
 
 def _without_ending(name: str) -> str:
-    """The name without its last code, number or pack; itself where there is none or nothing would be left."""
+    """Remove the last code, number or pack; return the name where there is none or nothing would be left."""
     words = list(_WORD.finditer(name))
     if not words:
         return name
@@ -50,7 +50,7 @@ def _without_ending(name: str) -> str:
 
 
 def _words_of_code(words: list[str]) -> int:
-    """How many of the last words are one code: "EX030" is 1, "MAYS 1016-162" is 2, "with SPF 75" is 3."""
+    """How many of the last words form one code: "EX030" is 1, "MAYS 1016-162" is 2, "with SPF 75" is 3."""
     if len(words) < 3 or not words[-1][0].isdigit() or not _CODE_LETTERS.fullmatch(words[-2]):
         return 1
     if words[-3].isupper():  # "HUGO BOSS 50": a brand, not a code's letters
@@ -59,7 +59,7 @@ def _words_of_code(words: list[str]) -> int:
 
 
 def raw_name(name: str) -> str:
-    """The name as it is listed."""
+    """Keep the listed name."""
     return name
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reliability of the query's words on studio photos and on phone photos. Pure; knows no model and no file.
+"""Reliability of the query's words on studio photos and on phone photos.
 
 Two sources of words are measured: the query head (the likeliest query; a word's probability is the sum over all queries
 with that word in that place) and the caption (its last two words; a word's probability is the decoder's, given the
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from captioner.query import QUERY_WORDS
-from training.captioning import NO_PRODUCT, DescribedPhotos
+from training.captioning import DescribedPhotos, likeliest_queries
 from training.phone_photos import GARMENTS, PhonePhoto
 from training.reliability import reliability, word_at, word_marginals
 
@@ -25,30 +25,16 @@ LAST, FIRST = -1, -QUERY_WORDS
 Words = tuple[list[str], npt.NDArray[np.float64]]
 
 
-def likeliest_queries(log_probabilities: npt.NDArray[np.float32], classes: Sequence[str]) -> list[str]:
-    """The likeliest query of each photo by the rule `likeliest_words`: "no product" is left out.
-
-    Args:
-        log_probabilities: float32 [n, Q] in nats.
-        classes: Q queries.
-
-    Returns:
-        n queries.
-    """
-    columns = np.delete(np.arange(len(classes)), NO_PRODUCT)
-    return [classes[column] for column in columns[log_probabilities[:, columns].argmax(axis=1)]]
-
-
 def head_words(described: DescribedPhotos, classes: Sequence[str], place: int) -> Words:
     """The words at a place of the likeliest queries, with their marginal probabilities.
 
     Args:
-        described: of n photos, with query probabilities.
+        described: n photos with query probabilities.
         classes: Q queries.
         place: LAST or FIRST.
 
     Returns:
-        n folded words, "" where the query has one word only and `place` is FIRST, and float64 [n].
+        n folded words, "" where `place` is FIRST and the query has one word only, and their probabilities, float64 [n].
 
     Raises:
         ValueError: there are no query probabilities.
@@ -60,14 +46,14 @@ def head_words(described: DescribedPhotos, classes: Sequence[str], place: int) -
 
 
 def garment_shares(classes: Sequence[str]) -> npt.NDArray[np.float64]:
-    """How far each query stands for the garment that another one names.
+    """How far each query stands for the garment that another query names.
 
     Args:
         classes: Q queries.
 
     Returns:
-        float64 [Q, Q]: of the labels of phone photos that the column's last word names, the share that the row's last
-        word names as well; 0 where the column's names none.
+        float64 [Q, Q]: the share of the phone photos' labels named by the column's last word that the row's last word
+        names too; 0 where the column's last word names no label.
     """
     names = np.array(
         [[garment.is_named_by([word_at(query, LAST)]) for garment in GARMENTS.values()] for query in classes],
@@ -78,15 +64,15 @@ def garment_shares(classes: Sequence[str]) -> npt.NDArray[np.float64]:
 
 
 def head_garments(described: DescribedPhotos, classes: Sequence[str]) -> Words:
-    """The last words of the likeliest queries, with the probability of the garment they name, by whatever word.
+    """The last words of the likeliest queries, with the probability of the garment they name, by any word.
 
     Args:
-        described: of n photos, with query probabilities.
+        described: n photos with query probabilities.
         classes: Q queries.
 
     Returns:
-        n folded words, and float64 [n]: the probabilities of all queries, each as far as it stands for that garment.
-        The labels that one word names are taken to be equally likely.
+        n folded words, and float64 [n]: the sum of all queries' probabilities, each weighted by how far it stands for
+        that garment (`garment_shares`). The labels that a word names are assumed to be equally likely.
 
     Raises:
         ValueError: there are no query probabilities.
@@ -105,29 +91,29 @@ def caption_words(described: DescribedPhotos, place: int) -> Words:
 
 
 def studio_reliability(words: Words, names: Sequence[str], place: int) -> dict[str, Any]:
-    """Reliability of words on studio photos: right is the word of the true name in the same place.
+    """Reliability of words on studio photos, where the true name's word in the same place is right.
 
     Args:
-        words: of n photos, as `head_words` returns them; photos without a word are left out.
+        words: of n photos, from `head_words`; photos without a word are left out.
         names: n true names.
         place: LAST or FIRST.
 
     Returns:
-        As `reliability`; empty where no photo has such a word.
+        The result of `reliability`; empty where no photo has such a word.
     """
     right = np.array([word == word_at(name, place) for word, name in zip(words[0], names, strict=True)], bool)
     return _of_those_with_a_word(words, right)
 
 
 def phone_reliability(words: Words, photos: Sequence[PhonePhoto]) -> dict[str, Any]:
-    """Reliability of last words on phone photos: right is a word that names the garment or a near one.
+    """Reliability of last words on phone photos, where each word that names the garment or a near one is right.
 
     Args:
-        words: of n photos, as `head_garments` or `caption_words` returns them; photos without a word are left out.
-        photos: n of them.
+        words: of n photos, from `head_garments` or `caption_words`; photos without a word are left out.
+        photos: n photos.
 
     Returns:
-        As `reliability`; empty where no photo has such a word.
+        The result of `reliability`; empty where no photo has such a word.
     """
     right = np.array([photo.garment.is_named_by([word]) for word, photo in zip(words[0], photos, strict=True)], bool)
     return _of_those_with_a_word(words, right)
@@ -143,29 +129,28 @@ def calibration_figures(
     """Reliability of every source, word and domain.
 
     Args:
-        studio: of n studio photos.
+        studio: n studio photos.
         names: their n true names.
-        phone: of m phone photos.
-        photos: those m photos.
+        phone: m phone photos.
+        photos: the labels of the m phone photos.
         classes: of the query head; empty where there is none.
 
     Returns:
         "caption" and, where there is a head, "query head" -> "studio, last word", "studio, first word of the pair",
-        "phone, last word names the garment" -> figures as `reliability` returns them.
+        "phone, last word names the garment" -> the result of `reliability`.
     """
-    # The decoder's probability is that of one word among several that would be right.
-    sources = {"caption": (caption_words, caption_words(phone, LAST))}
+    # Of the caption, the probability is that of one word although several would be right.
+    sources = {"caption": (caption_words(studio, LAST), caption_words(studio, FIRST), caption_words(phone, LAST))}
     if classes:
-        sources["query head"] = (
-            lambda described, place: head_words(described, classes, place), head_garments(phone, classes)
-        )  # fmt: skip
+        of_studio = [head_words(studio, classes, place) for place in (LAST, FIRST)]
+        sources["query head"] = (of_studio[0], of_studio[1], head_garments(phone, classes))
     return {
         name: {
-            "studio, last word": studio_reliability(words_of_source(studio, LAST), names, LAST),
-            "studio, first word of the pair": studio_reliability(words_of_source(studio, FIRST), names, FIRST),
+            "studio, last word": studio_reliability(last, names, LAST),
+            "studio, first word of the pair": studio_reliability(first, names, FIRST),
             "phone, last word names the garment": phone_reliability(garments, photos),
         }
-        for name, (words_of_source, garments) in sources.items()
+        for name, (last, first, garments) in sources.items()
     }
 
 

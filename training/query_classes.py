@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the query head can say: the last two words of product names, as classes.
+"""The classes of the query head: the last two words of product names.
 
-A pair of words that is too rare to be learned falls back on its last word alone. Class 0 is the empty query: the photo
-shows no product.
+Where a pair of words is too rare to be learned, its last word alone is the class. Class 0, the empty query, means that
+the photo shows no product.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from captioner.query import QUERY_WORDS, query_from_caption, words_of
+from captioner.query_classes import NO_PRODUCT, QUERY_CLASSES_FILE
 from captioner.word_folding import fold
 
-QUERY_CLASSES_FILE = "query_classes.json"
 QUERY_CAPTIONS_FILE = "query_captions.json"
-NO_PRODUCT = 0
+NO_PRODUCT_CLASS = 0  # whose query is NO_PRODUCT
 MIN_COUNT = 4  # training names that a class needs
 
 
@@ -31,7 +31,7 @@ _Key = tuple[str, ...]  # folded words
 
 @dataclass(frozen=True)
 class QueryClasses:
-    """Queries by class.
+    """The queries, indexed by class.
 
     Attributes:
         captions: each class as the end of a caption ("Blue T-shirt"); class 0 is "".
@@ -44,8 +44,15 @@ class QueryClasses:
 
     @classmethod
     def from_names(cls, names: Iterable[str], min_count: int = MIN_COUNT) -> QueryClasses:
-        """The pairs of last words that at least `min_count` names share, then last words of the rest, most frequent
-        first; each in its most frequent spelling."""
+        """Choose the classes: frequent pairs of last words, and frequent last words of the other names.
+
+        Args:
+            names: of the training products.
+            min_count: how many names must share a pair or a word.
+
+        Returns:
+            The classes, most frequent first, each in its most frequent spelling.
+        """
         names = list(names)
         spellings: defaultdict[_Key, Counter[str]] = defaultdict(Counter)
         for name in names:
@@ -59,7 +66,7 @@ class QueryClasses:
         singles = {key for key, spelt in last_words.items() if key and spelt.total() >= min_count} - pairs
         found = {key: spellings[key] for key in pairs} | {key: last_words[key] for key in singles}
         ordered = sorted(found.items(), key=lambda item: (-item[1].total(), item[0]))
-        return cls(("", *(_most_frequent(spelt) for _, spelt in ordered)))
+        return cls((NO_PRODUCT, *(_most_frequent(spelt) for _, spelt in ordered)))
 
     @property
     def queries(self) -> list[str]:
@@ -76,29 +83,29 @@ class QueryClasses:
         return found
 
     def ending_with(self, words: Iterable[str]) -> list[int]:
-        """The classes whose last word is one of these; case, hyphens and plurals do not matter."""
+        """The classes whose last word is one of `words`; case, hyphens and plurals do not matter."""
         wanted = {fold(word) for word in words}
         return [i for i, caption in enumerate(self.captions) if caption and fold(caption.split()[-1]) in wanted]
 
     def save(self, folder: Path) -> None:
-        """Write `query_classes.json`, the queries in the order of the head's outputs, and their captions beside it."""
+        """Write `query_classes.json`, the queries in the order of the head's outputs, and `query_captions.json`."""
         for file, texts in ((QUERY_CLASSES_FILE, self.queries), (QUERY_CAPTIONS_FILE, list(self.captions))):
             (folder / file).write_text(json.dumps(texts, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> QueryClasses:
-        """Read what `save` wrote.
+        """Read the captions that `save` wrote.
 
         Raises:
-            QueryClassesError: there is no such file, or it is damaged.
+            QueryClassesError: the file is missing or damaged.
         """
         file = folder / QUERY_CAPTIONS_FILE
         try:
             captions = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise QueryClassesError(f"{file} cannot be read ({error}): take the whole checkpoint's folder") from None
+            raise QueryClassesError(f"{file} cannot be read ({error}): copy the checkpoint's whole folder") from None
         if not isinstance(captions, list) or not all(isinstance(one, str) for one in captions) or captions[:1] != [""]:
-            raise QueryClassesError(f"{file} is no list of captions: take the whole checkpoint's folder")
+            raise QueryClassesError(f"{file} is not a list of captions: copy the checkpoint's whole folder")
         return cls(tuple(captions))
 
 

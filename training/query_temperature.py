@@ -1,27 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make the query head as sure as it is right: `python -m training.query_temperature --checkpoint DIR ... [--write]`.
+"""Calibrate the query head: `python -m training.query_temperature --checkpoint DIR ... [--write]`.
 
-The logits of the head are divided by one number, its temperature; no likeliest query changes (Guo et al. 2017, "On
-Calibration of Modern Neural Networks"). The number is fitted on the validation photos of the studio and of phones
-together, and both weigh the same, however many photos they have. What is fitted is what callers read: the probability
-of each word of the likeliest query, by the cross entropy of "this word is right". On a studio photo a word is right if
-the true name has it in the same place, also where the head has no class for the name; on a phone photo if it names the
-garment, and its probability is that of the garment (`query_calibration.head_garments`). Each half of the names and of
-the senders is also scored with the temperature that fits the other half; that is the gain to believe. `--write`
-divides the head's weights and bias by the temperature and notes it in training.json.
+The logits of the head are divided by one number, the temperature, which changes no likeliest query (Guo et al. 2017,
+"On Calibration of Modern Neural Networks"). The number is fitted on the validation photos of two domains, studio and
+phone, which have equal weights. The fit minimises the cross entropy of "this word is right" for each word of the
+likeliest query, whose probability callers read. On a studio photo a word is right if the true name has it in the same
+place, even if the head has no class for the name. On a phone photo it is right if it names the garment, and its
+probability is that of the garment (`query_calibration.head_garments`). For an unbiased estimate of the gain, each half
+of the names and of the senders is also scored with the temperature that fits the other half. `--write` divides the
+head's weights and bias by the temperature and notes that in training.json.
 
-Then class 0, "this photo shows no product", gets an offset. The head learned that class from drawn textures and cut-up
-photos. Photos of other things get a higher probability of it than photos of products, but a low one. The offset is the
-largest with which at most 1 % of the validation photos of each domain would be said to show no product; no picture
-without a product is needed to choose it. It moves probability between class 0 and all others, so no likeliest query
-changes.
+Then class 0, "this photo shows no product", gets an offset. The head learned that class from drawings and shuffled
+photos. Photos of other objects get a higher probability of it than photos of products, but still a low one. The offset
+is the largest with which at most 1 % of each domain's validation photos get a probability above one half, so no picture
+without a product is needed to choose it. It moves probability between class 0 and the others and changes no likeliest
+query.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,31 +29,32 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
 
 from training.captioning import (
     QUERY_HEAD_BIAS,
     QUERY_HEAD_WEIGHT,
-    WEIGHTS_FILE,
     CheckpointCaptioner,
     CheckpointError,
+    likeliest_queries,
 )
 from training.phone_photos import PhonePhoto, load_phone_photos
-from training.prepare_data import DataError, is_validation, load_products, split_share
-from training.query_calibration import FIRST, LAST, garment_shares, likeliest_queries
+from training.prepare_data import DataError, load_products, split_share
+from training.query_calibration import FIRST, LAST, garment_shares
+from training.query_classes import NO_PRODUCT_CLASS
 from training.reliability import word_at
+from training.temperature import rewrite
 
-FALSE_ALARM_SHARE = 0.01  # of the photos of a domain that may be said to show no product
+FALSE_ALARM_SHARE = 0.01  # of the photos of products in a domain for which "no product" may be the likelier answer
 TEMPERATURES = tuple(float(value) for value in np.round(np.geomspace(0.25, 4.0, 201), 3))
 
 
 @dataclass(frozen=True)
 class Domain:
-    """One domain's photos.
+    """The photos of one domain.
 
     Attributes:
         nats: of each photo's words at each temperature, float64 [n, temperatures].
-        halves: which half each photo is of, bool [n].
+        halves: the half to which each photo belongs, bool [n].
     """
 
     nats: npt.NDArray[np.float64]
@@ -63,14 +63,14 @@ class Domain:
 
 @dataclass(frozen=True)
 class QueryCalibration:
-    """Nats per photo, the mean of the domains' means and each domain's own.
+    """The fitted temperature, and nats per photo: means over the domains of each domain's mean.
 
     Attributes:
         temperature: fitted on all photos.
-        before: with a temperature of 1.
-        fitted: with that temperature, on the photos it was fitted on.
-        cross_fitted: each half with the other half's temperature.
-        domains: name -> the same three of one domain.
+        before: nats with a temperature of 1.
+        fitted: nats with `temperature`, on the photos it was fitted on.
+        cross_fitted: nats of each half with the other half's temperature.
+        domains: name -> (before, fitted, cross_fitted) of one domain.
     """
 
     temperature: float
@@ -86,16 +86,16 @@ def word_nats(
     right: npt.NDArray[np.bool_],
     temperatures: Sequence[float],
 ) -> npt.NDArray[np.float64]:
-    """Nats of "this word is right", or of "it is wrong", at each temperature.
+    """Cross entropy of "this word is right" for one word of each photo at each temperature.
 
     Args:
         log_probabilities: float32 [n, Q] in nats, at a temperature of 1.
-        shares: float64 [n, Q], 0 to 1: how far each query says the photo's word.
+        shares: float64 [n, Q], 0 to 1: how far each query stands for the photo's word.
         right: bool [n], whether the word is right.
-        temperatures: t of them.
+        temperatures: t temperatures.
 
     Returns:
-        float64 [n, t]: minus the logarithm of the word's probability where it is right, else of the rest's.
+        float64 [n, t]: -log p where the word is right, else -log(1 - p), with p the word's probability.
     """
     logits = torch.from_numpy(log_probabilities).double()
     columns = []
@@ -117,10 +117,10 @@ def studio_nats(
         log_probabilities: float32 [n, Q] in nats.
         names: n true names.
         classes: Q queries.
-        temperatures: t of them.
+        temperatures: t temperatures.
 
     Returns:
-        float64 [n, t]: the mean of the query's words.
+        float64 [n, t], means over the words of each photo's query.
     """
     queries = likeliest_queries(log_probabilities, classes)
     rows = []
@@ -140,54 +140,50 @@ def phone_nats(
     classes: Sequence[str],
     temperatures: Sequence[float],
 ) -> npt.NDArray[np.float64]:
-    """Nats of the garments that the likeliest queries of phone photos name, float64 [n, t]; else as `studio_nats`."""
+    """Nats of the garments that the likeliest queries of n phone photos name, float64 [n, t]; see `studio_nats`."""
     queries = likeliest_queries(log_probabilities, classes)
     row_of = {query: row for row, query in enumerate(classes)}
     shares = garment_shares(classes)[[row_of[query] for query in queries]]
-    right = [
-        photo.garment.is_named_by([word_at(query, LAST)]) for photo, query in zip(photos, queries, strict=True)
-    ]  # fmt: skip
+    right = [photo.garment.is_named_by([word_at(query, LAST)]) for photo, query in zip(photos, queries, strict=True)]
     return word_nats(log_probabilities, shares, np.array(right, bool), temperatures)
 
 
 def no_product_offset(log_probabilities: Sequence[npt.NDArray[np.float64]], share: float = FALSE_ALARM_SHARE) -> float:
-    """What to add to the logit of class 0.
+    """The number to add to the logit of class 0.
 
     Args:
-        log_probabilities: of each domain's photos, which all show a product, float64 [n, Q] in nats.
-        share: of the photos of a domain that may get a probability of class 0 above one half.
+        log_probabilities: for each domain, of photos that all show a product, float64 [n, Q] in nats.
+        share: largest share of a domain's photos with a probability of class 0 above one half.
 
     Returns:
-        The largest offset that keeps to the share in every domain, in nats.
+        The largest offset, in nats, with which no domain exceeds the share.
     """
     allowed = []
     for one in log_probabilities:
-        log_odds = one[:, 0] - np.log1p(-np.minimum(np.exp(one[:, 0]), 1 - 1e-12))
+        of_class = one[:, NO_PRODUCT_CLASS]
+        log_odds = of_class - np.log1p(-np.minimum(np.exp(of_class), 1 - 1e-12))
         allowed.append(-float(np.quantile(log_odds, 1 - share)))
     return min(allowed)
 
 
 def is_of_first_half(sender: str) -> bool:
-    """Which half a sender is of; a hash of the sender alone, independent of the split into training and validation."""
+    """Whether a sender belongs to the first half, by a hash that is independent of the split by sender."""
     return hashlib.sha256(f"phone sender half {sender}".encode()).digest()[0] % 2 == 0
 
 
 def calibrate(domains: Mapping[str, Domain], values: Sequence[float]) -> QueryCalibration:
-    """Choose among `values` for all domains together, each of equal weight.
+    """Choose the best of `values` for all domains together, which have equal weights.
 
     Args:
         domains: name -> its photos.
-        values: the temperatures that the columns of `Domain.nats` are of.
-
-    Returns:
-        The temperature with what it gains.
+        values: the temperatures of the columns of `Domain.nats`.
 
     Raises:
-        ValueError: a domain has no photo in one of its halves.
+        ValueError: one half of a domain has no photo.
     """
     for name, domain in domains.items():
         if domain.halves.all() or not domain.halves.any():
-            raise ValueError(f"all {len(domain.halves)} photos of {name} are of one half: give more")
+            raise ValueError(f"all {len(domain.halves)} photos of {name} belong to one half: give more photos")
 
     def best(of_first: bool | None) -> int:
         """The column with the fewest nats over the photos of one half, or of both."""
@@ -210,31 +206,34 @@ def calibrate(domains: Mapping[str, Domain], values: Sequence[float]) -> QueryCa
 
 
 def write(folder: Path, temperature: float, offset: float = 0.0) -> None:
-    """Divide the logits of the checkpoint's query head by `temperature`, add `offset` to that of class 0, and note both
-    in its training.json.
+    """Divide the logits of the checkpoint's query head, add to that of class 0, and note both in its training.json.
+
+    Args:
+        folder: the checkpoint.
+        temperature: divides the logits.
+        offset: is then added to the logit of class 0, in nats.
 
     Raises:
         CheckpointError: the checkpoint has no query head.
     """
-    path = folder / WEIGHTS_FILE
-    tensors = load_file(path)
-    for name in (QUERY_HEAD_WEIGHT, QUERY_HEAD_BIAS):
-        if name not in tensors:
-            raise CheckpointError(f"{path} has no {name}: only a query head can get a temperature")
-        scaled = tensors[name].float() / temperature
-        if name == QUERY_HEAD_BIAS:
-            scaled[0] += offset
-        tensors[name] = scaled.to(tensors[name].dtype)
-    save_file(tensors, path, metadata={"format": "pt"})
-    record_file = folder / "training.json"
-    record = json.loads(record_file.read_text(encoding="utf-8")) if record_file.is_file() else {}
-    record["query_temperature"] = round(record.get("query_temperature", 1.0) * temperature, 4)
-    record["no_product_offset"] = round(record.get("no_product_offset", 0.0) / temperature + offset, 4)
-    record_file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+    def changed_bias(bias: torch.Tensor) -> torch.Tensor:
+        scaled = bias / temperature
+        scaled[NO_PRODUCT_CLASS] += offset
+        return scaled
+
+    rewrite(
+        folder,
+        {QUERY_HEAD_WEIGHT: lambda weight: weight / temperature, QUERY_HEAD_BIAS: changed_bias},
+        lambda record: {
+            "query_temperature": record.get("query_temperature", 1.0) * temperature,
+            "no_product_offset": record.get("no_product_offset", 0.0) / temperature + offset,
+        },
+    )
 
 
 def fit(args: argparse.Namespace) -> tuple[QueryCalibration, float]:
-    """Read both domains' validation photos and fit temperature and offset; what is left out is printed.
+    """Read the validation photos of both domains and fit the temperature and the offset.
 
     Raises:
         CheckpointError: the checkpoint cannot be read or has no query head.
@@ -244,34 +243,42 @@ def fit(args: argparse.Namespace) -> tuple[QueryCalibration, float]:
     captioner = CheckpointCaptioner.load(args.checkpoint)
     if captioner.query_head is None:
         raise CheckpointError(f"{args.checkpoint} has no query head: give --checkpoint one that was trained with it")
-    size = {"height": captioner.height, "width": captioner.width}
-    studio = load_products(args.data, **size, fit=captioner.fit, only=lambda product: is_validation(product.name))
-    phone = load_phone_photos(args.phone, **size, fit=captioner.fit, validation=True)
+    studio = load_products(args.data, **captioner.photo_shape, validation=True)
+    phone = load_phone_photos(args.phone, **captioner.photo_shape, validation=True)
     classes = captioner.query_classes
-    domains, every = {}, []
-    for name, pixels, nats_of, truth, halves in (
-        ("studio photos", studio.pixels, studio_nats, [product.name for product in studio.products],
-         [split_share(product.name) % 2 == 0 for product in studio.products]),
-        ("phone photos", phone.pixels, phone_nats, phone.photos,
-         [is_of_first_half(photo.sender) for photo in phone.photos]),
-    ):  # fmt: skip
-        parts = [
-            captioner.query_log_probabilities(captioner.encode(pixels[start:stop])).numpy()
-            for start, stop in captioner.batches(len(pixels), progress=name)
-        ]
-        every.append(np.concatenate(parts))
-        domains[name] = Domain(nats_of(every[-1], truth, classes, TEMPERATURES), np.array(halves, bool))
-    found = calibrate(domains, TEMPERATURES)
-    scaled = [torch.from_numpy(one).double().div(found.temperature).log_softmax(dim=1).numpy() for one in every]
+
+    def read(pixels: npt.NDArray[np.uint8], title: str) -> npt.NDArray[np.float32]:
+        batches = captioner.batches(len(pixels), progress=title)
+        parts = [captioner.query_log_probabilities(captioner.encode(pixels[start:stop])) for start, stop in batches]
+        return torch.cat(parts).numpy()
+
+    of_studio, of_phone = read(studio.pixels, "studio photos"), read(phone.pixels, "phone photos")
+    names = [product.name for product in studio.products]
+    found = calibrate(
+        {
+            "studio photos": Domain(
+                studio_nats(of_studio, names, classes, TEMPERATURES),
+                np.array([split_share(name) % 2 == 0 for name in names], bool),
+            ),
+            "phone photos": Domain(
+                phone_nats(of_phone, phone.photos, classes, TEMPERATURES),
+                np.array([is_of_first_half(photo.sender) for photo in phone.photos], bool),
+            ),
+        },
+        TEMPERATURES,
+    )
+    both = (of_studio, of_phone)
+    scaled = [torch.from_numpy(one).double().div(found.temperature).log_softmax(dim=1).numpy() for one in both]
     return found, no_product_offset(scaled)
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, help="product set in a Kaggle layout, folder or ZIP file")
     parser.add_argument("--phone", type=Path, required=True, help="folder of the phone photos with images.csv")
-    parser.add_argument("--write", action="store_true", help="put the temperature into the checkpoint")
+    parser.add_argument("--write", action="store_true", help="write temperature and offset into the checkpoint")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     try:
@@ -286,7 +293,7 @@ def main() -> None:
         f"no product      {offset:+.3f} nats: at most {FALSE_ALARM_SHARE:.0%} of the photos of a domain above one half"
     )
     if found.temperature in (TEMPERATURES[0], TEMPERATURES[-1]):
-        print(f"this is the end of the range {TEMPERATURES[0]} to {TEMPERATURES[-1]}: the best one may lie beyond it")
+        print(f"the range {TEMPERATURES[0]} to {TEMPERATURES[-1]} ends there: the best temperature may be outside")
     if args.write:
         write(args.checkpoint, found.temperature, offset)
         print(f"written into {args.checkpoint}")

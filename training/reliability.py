@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether probabilities are as high as they are right: reliability bins and expected calibration error. Pure functions.
+"""How well probabilities are calibrated: reliability bins and the expected calibration error.
 
-The error is that of Naeini et al. 2015 and Guo et al. 2017: over bins of photos with a similar probability, the mean
-difference between that probability and the share that is right. Bins of equal width leave the upper ones crowded and
-the lower ones nearly empty; bins of equal mass hold the same number of photos each (Nixon et al. 2019).
+The error is that of Naeini et al. 2015 and Guo et al. 2017: over bins of photos with similar probabilities, the mean
+difference between the probability and the accuracy. With bins of equal width, most photos are in the upper bins; bins
+of equal mass hold the same number of photos each (Nixon et al. 2019).
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Photos of similar probability; empty bins are never made.
+    """Photos with similar probabilities; there are no empty bins.
 
     Attributes:
-        low, high: of the probabilities: the bin's bounds where widths are equal, else its lowest and highest value.
+        low: lower bound of the probabilities in a bin of equal width, else the lowest probability.
+        high: upper bound, or the highest probability.
         count: photos.
-        probability: mean.
-        accuracy: share that is right.
+        probability: mean probability.
+        accuracy: share of the photos that are right.
     """
 
     low: float
@@ -43,18 +44,18 @@ class ReliabilityBin:
 
 
 def equal_width_bins(probabilities: Floats, right: Bools, num_bins: int = NUM_BINS) -> list[ReliabilityBin]:
-    """Divide 0 to 1 into bins of one width; a value on a bound is in the lower bin, 0 in the first.
+    """Divide 0 to 1 into bins of equal width; a value on a bound is in the lower bin, 0 in the first.
 
     Args:
         probabilities: float [n], 0 to 1.
         right: bool [n].
-        num_bins: how many bins 0 to 1 is divided into.
+        num_bins: number of bins between 0 and 1.
 
     Returns:
         The bins that hold a photo, lowest first.
 
     Raises:
-        ValueError: there is no photo, the lengths differ, or a probability is not between 0 and 1.
+        ValueError: there are no photos, the lengths differ, or a probability is not between 0 and 1.
     """
     probabilities, right = _checked(probabilities, right)
     edges = np.linspace(0, 1, num_bins + 1)
@@ -66,9 +67,10 @@ def equal_width_bins(probabilities: Floats, right: Bools, num_bins: int = NUM_BI
 
 
 def equal_mass_bins(probabilities: Floats, right: Bools, num_bins: int = NUM_BINS) -> list[ReliabilityBin]:
-    """Divide the photos, sorted by probability, into bins whose numbers differ by one at most.
+    """Divide the photos, sorted by probability, into bins whose counts differ by at most one.
 
-    Arguments, result and errors as `equal_width_bins`; fewer photos than bins make a bin of each.
+    Arguments, result and errors are those of `equal_width_bins`; where there are fewer photos than bins, each photo has
+    its own bin.
     """
     probabilities, right = _checked(probabilities, right)
     order = np.argsort(probabilities, kind="stable")
@@ -86,17 +88,17 @@ def expected_calibration_error(bins: Sequence[ReliabilityBin]) -> float:
 
 
 def reliability(probabilities: npt.ArrayLike, right: npt.ArrayLike) -> dict[str, Any]:
-    """All figures of one set of probabilities.
+    """All calibration figures of n photos.
 
     Args:
         probabilities: float [n], 0 to 1.
         right: bool [n].
 
     Returns:
-        n, mean probability, accuracy, both errors and both lists of bins, as they are printed as JSON.
+        n, mean probability, accuracy, both errors and both lists of bins, for JSON.
 
     Raises:
-        ValueError: as `equal_width_bins`.
+        ValueError: as of `equal_width_bins`.
     """
     values, outcomes = _checked(probabilities, right)
     wide, massive = equal_width_bins(values, outcomes), equal_mass_bins(values, outcomes)
@@ -112,45 +114,45 @@ def reliability(probabilities: npt.ArrayLike, right: npt.ArrayLike) -> dict[str,
 
 
 def word_at(query: str, place: int) -> str:
-    """The folded word of a query at a place: -1 is the last one, -2 the first of a pair; "" where there is none."""
+    """The folded word of a query at a place: -1 is the last word, -2 the first of a pair; "" where there is none."""
     words = words_of(query)
     return fold(words[place]) if len(words) >= -place else ""
 
 
 def word_marginals(probabilities: Floats, classes: Sequence[str], place: int, words: Sequence[str]) -> Floats:
-    """How probable one word of the query is, over all queries that have it in that place.
+    """The marginal probability of one word of each photo's query.
 
     Args:
         probabilities: float [n, Q], of the queries; rows sum to 1.
-        classes: Q queries; "" has no word in any place.
+        classes: Q queries; "" has no words.
         place: -1 for the last word, -2 for the first of a pair.
-        words: folded, one of each photo, n of them.
+        words: one folded word for each of n photos.
 
     Returns:
         float64 [n], the sum of the photo's row over the classes with that word in that place.
     """
     columns = np.array([word_at(query, place) for query in classes])
     sums = [row[columns == word].sum() for row, word in zip(probabilities, words, strict=True)]
-    # Rounding may carry the sum of thousands of float32 above 1.
+    # Rounding can raise the sum of thousands of float32 above 1.
     return np.minimum(np.array(sums, np.float64), 1.0)
 
 
 def auroc(positives: npt.ArrayLike, negatives: npt.ArrayLike) -> float:
-    """How often a positive scores higher than a negative, equal scores counted half (area under the ROC curve).
+    """Area under the ROC curve: how often a positive scores higher than a negative; equal scores count half.
 
     Args:
         positives: float [n].
         negatives: float [m].
 
     Returns:
-        0 to 1; 0.5 is chance.
+        0 to 1; 0.5 is chance level.
 
     Raises:
         ValueError: one side is empty.
     """
     above, below = np.asarray(positives, np.float64), np.asarray(negatives, np.float64)
     if not len(above) or not len(below):
-        raise ValueError(f"{len(above)} positives and {len(below)} negatives: each side needs one")
+        raise ValueError(f"{len(above)} positives and {len(below)} negatives: at least one of each is needed")
     ordered = np.sort(below)
     wins = np.searchsorted(ordered, above, side="left") + np.searchsorted(ordered, above, side="right")
     return float(wins.mean() / 2 / len(below))
@@ -161,7 +163,7 @@ def _checked(probabilities: npt.ArrayLike, right: npt.ArrayLike) -> tuple[Floats
     if values.shape != outcomes.shape or values.ndim != 1:
         raise ValueError(f"probabilities {values.shape} and outcomes {outcomes.shape} are not two lists of one length")
     if not len(values):
-        raise ValueError("there is not one photo")
+        raise ValueError("there are no photos")
     if not ((values >= 0) & (values <= 1)).all():
         raise ValueError("a probability is not between 0 and 1")
     return values, outcomes

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What moves at each point of a run, and how fast: the stages of the paper and the one-cycle learning rate.
+"""The learning rate and the trained parts at each point of a run.
 
-Pure functions of (preset, step or epoch), so that a resumed run needs no memory of them.
+All functions depend only on the preset and on the step or epoch, so a resumed run needs no saved state for them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ from training.presets import Part, Preset
 
 
 def learning_rate(step: int, total_steps: int, preset: Preset) -> float:
-    """One cycle (Smith and Topin 2018, "Super-Convergence"): a linear rise to the peak, then a cosine to zero."""
+    """One-cycle rate (Smith and Topin 2018, "Super-Convergence"): a linear rise to the peak, then a cosine to zero.
+
+    Args:
+        step: counted from 0.
+        total_steps: of the run.
+        preset: has the peak and the share of the rise.
+    """
     warmup = max(1, int(total_steps * preset.warmup_share))
     if step < warmup:
         return preset.peak_learning_rate * (step + 1) / warmup
@@ -25,15 +31,15 @@ def learning_rate(step: int, total_steps: int, preset: Preset) -> float:
 
 
 def parts_that_move(preset: Preset, epoch: int) -> frozenset[Part]:
-    """The parts that are trained in an epoch, counted from 0; the preset's last stage goes on to the end."""
+    """The parts that are trained in an epoch, counted from 0; the preset's last stage lasts to the end."""
     return frozenset(preset.stages[min(epoch, len(preset.stages) - 1)])
 
 
 def part_of(name: str) -> Part | None:
-    """Which part a parameter of `CaptionerInTraining` belongs to, by its name; None for what is never trained.
+    """The part that a parameter of `CaptionerInTraining` belongs to, by its name; None for parameters never trained.
 
-    The projection between encoder and decoder, where there is one, belongs to the cross-attention that reads it. The
-    heads and the title encoder belong to the encoder they teach. The encoder's pooler is no part of a caption.
+    The projection between encoder and decoder, where there is one, belongs to the cross-attention, which reads it. The
+    heads and the title encoder belong to the encoder. The encoder's pooler has no influence on a caption.
     """
     if ".pooler." in name:
         return None
@@ -45,14 +51,21 @@ def part_of(name: str) -> Part | None:
 
 
 def apply_stage(model: nn.Module, moving: Iterable[Part]) -> list[nn.Parameter]:
-    """Let only these parts of a `CaptionerInTraining` be trained; returns their parameters.
+    """Freeze all parts of a `CaptionerInTraining` except some.
+
+    Args:
+        model: is changed.
+        moving: the parts to train.
+
+    Returns:
+        The parameters that are trained.
 
     Raises:
-        ValueError: not a part.
+        ValueError: a part does not exist.
     """
     wanted = set(moving)
     if unknown := wanted - set(get_args(Part)):
-        raise ValueError(f"no such part: {sorted(unknown)}; there are {', '.join(get_args(Part))}")
+        raise ValueError(f"unknown parts {sorted(unknown)}: the parts are {', '.join(get_args(Part))}")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(part_of(name) in wanted)
     return [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How similar training photos are found before there is a model: by a teacher and by ImageNet features."""
+"""Features by which similar training photos are found before training: ImageNet's and those of a teacher."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from training.pretrained import load_trunk
 
 @torch.no_grad()
 def trunk_features(pixels: npt.NDArray[np.uint8], weights: Path, size: int = 128) -> npt.NDArray[np.float32]:
-    """Mean features of the pretrained trunk.
+    """Compute mean features of the pretrained trunk.
 
     Args:
         pixels: uint8 [n, height, width, 3].
-        weights: file that `training.pretrained` wrote.
+        weights: file from `training.pretrained`.
         size: photos per batch.
 
     Returns:
-        float32 [n, 320], L2-normalised after each feature has mean 0 and deviation 1 over the photos.
+        float32 [n, 320], `standardised`.
     """
-    trunk = EfficientNetLite0().eval().to(memory_format=torch.channels_last)
+    trunk = EfficientNetLite0().eval()
+    trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch does not annotate it
     load_trunk(trunk, weights)
     parts = []
     for start in tqdm(range(0, len(pixels), size), desc="ImageNet features", unit="batch"):
@@ -40,37 +41,52 @@ def trunk_features(pixels: npt.NDArray[np.uint8], weights: Path, size: int = 128
 
 
 def standardised(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Features [n, F] with mean 0 and deviation 1 each, then L2-normalised rows."""
-    centred = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-6)
-    scaled: npt.NDArray[np.float32] = centred / (np.linalg.norm(centred, axis=1, keepdims=True) + 1e-9)
-    return scaled.astype(np.float32)
+    """Scale features [n, F] to mean 0 and standard deviation 1 each, then rows to an L2 norm of 1; float32."""
+    return _unit_rows((features - features.mean(axis=0)) / (features.std(axis=0) + 1e-6)).astype(np.float32)
+
+
+def _unit_rows(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    scaled: npt.NDArray[np.float32] = features / (np.linalg.norm(features, axis=1, keepdims=True) + 1e-9)
+    return scaled
 
 
 def teacher_embeddings(checkpoint: Path, data: Path, products: ProductSet) -> npt.NDArray[np.float32]:
-    """What the photos of `products` look like to an earlier checkpoint, float32 [n, D], L2-normalised rows.
+    """Embed photos with an earlier checkpoint, for which they are decoded again in its own size.
 
-    The teacher may read photos of another size, so they are decoded again from `data`.
+    Args:
+        checkpoint: the teacher.
+        data: the set that `products` come from.
+        products: n products.
+
+    Returns:
+        float32 [n, D], L2-normalised rows.
     """
     teacher = CheckpointCaptioner.load(checkpoint)
     wanted = {product.id for product in products.products}
-    again = load_products(
-        data, height=teacher.height, width=teacher.width, fit=teacher.fit, only=lambda product: product.id in wanted
-    )
+    again = load_products(data, **teacher.photo_shape, only=lambda product: product.id in wanted)
     embeddings = teacher.embeddings(again.pixels, progress="teacher's embeddings")
     rows = {product.id: row for row, product in enumerate(again.products)}
-    found = embeddings[[rows[product.id] for product in products.products]]
-    scaled: npt.NDArray[np.float32] = found / (np.linalg.norm(found, axis=1, keepdims=True) + 1e-9)
-    return scaled
+    return _unit_rows(embeddings[[rows[product.id] for product in products.products]])
 
 
 def similarity_features(
     products: ProductSet, data: Path, weights: Path, teacher: Path | None
 ) -> npt.NDArray[np.float32]:
-    """Features whose cosine says how much alike two training photos are, float32 [n, F], L2-normalised rows."""
+    """Features whose cosine measures the similarity of two training photos.
+
+    Args:
+        products: n training products.
+        data: the set that they come from.
+        weights: file from `training.pretrained`.
+        teacher: an earlier checkpoint; None: the pretrained trunk alone.
+
+    Returns:
+        float32 [n, F], L2-normalised rows.
+    """
     features = trunk_features(products.pixels, weights)
     if teacher is None:
         return features
-    # Both count the same; together they rank similar products better than either (docs/evaluation.md).
+    # With equal weights, both together rank similar products better than either alone (docs/evaluation.md).
     both = np.concatenate([features, teacher_embeddings(teacher, data, products)], axis=1)
     scaled: npt.NDArray[np.float32] = both / np.sqrt(2.0, dtype=np.float32)
     return scaled

@@ -49,7 +49,7 @@ INTERRUPTED = 130  # exit code, as of a program that SIGINT ended
 
 
 def perplexity_of(loss: float) -> float:
-    """exp of nats per token; a loss beyond all floats is infinitely perplexed, not an error."""
+    """Exp of nats per token; a loss beyond all floats is infinitely perplexed, not an error."""
     return math.exp(loss) if loss < 700 else math.inf
 
 

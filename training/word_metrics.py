@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often the words a search would use are right. Pure text; knows no model."""
+"""How often the words of a search are right."""
 
 from __future__ import annotations
 
@@ -12,13 +12,22 @@ from captioner.word_folding import fold
 
 @dataclass(frozen=True)
 class WordMetrics:
-    """Shares of captions, 0 to 1. "Normalised" folds case, hyphens and plurals; the single words are normalised too."""
+    """Shares of captions, 0 to 1; "normalised" means that case, hyphens and plurals are folded.
+
+    Attributes:
+        last_two_exact: both words as they are written.
+        last_two_normalised: both words, normalised.
+        last_word_accuracy: the last word, normalised.
+        second_last_accuracy: the word before it, normalised.
+        order_free_accuracy: both words, normalised, in either order.
+        whole_caption_exact: all words as they are written.
+    """
 
     last_two_exact: float
     last_two_normalised: float
     last_word_accuracy: float
     second_last_accuracy: float
-    order_free_accuracy: float  # both words, in either order
+    order_free_accuracy: float
     whole_caption_exact: float
 
 
@@ -26,10 +35,10 @@ def word_metrics(captions: Sequence[str], names: Sequence[str]) -> WordMetrics:
     """Compare captions with the true names, one by one.
 
     Raises:
-        ValueError: there is nothing to compare, or the two differ in length.
+        ValueError: there are no captions, or the lengths differ.
     """
     if not captions:
-        raise ValueError("there is not one caption to compare")
+        raise ValueError("there are no captions to compare")
     rows = []
     for caption, name in zip(captions, names, strict=True):
         got, wanted = words_of(caption)[-QUERY_WORDS:], words_of(name)[-QUERY_WORDS:]

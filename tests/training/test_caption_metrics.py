@@ -97,7 +97,7 @@ def test_empty_captions_and_names_count_as_wrong() -> None:
 
 
 def test_nothing_to_compare_is_an_error_and_not_a_perfect_score() -> None:
-    with pytest.raises(ValueError, match="not one caption"):
+    with pytest.raises(ValueError, match="no captions"):
         caption_metrics([], [])
 
 

@@ -43,7 +43,7 @@ def test_each_line_has_its_own_mark() -> None:
         1,
         3,
     )
-    with pytest.raises(ValueError, match="not one photo"):
+    with pytest.raises(ValueError, match="no photos"):
         draw_sheet([], "title")
 
 
@@ -84,7 +84,7 @@ def test_cards_say_what_the_captioner_says(with_head: bool, tmp_path: Path) -> N
         return len(asked) % 2 == 1
 
     cards = cards_of(captioner, pixels, list(pixels), ["a", "b", "c"], [is_named] * 3)
-    assert [one.caption for one in cards] == captioner.captions(pixels)
+    assert [one.caption for one in cards] == captioner.describe(pixels).captions
     assert [one.label for one in cards] == ["a", "b", "c"]
     assert [(one.caption_is_right, one.query_is_right) for one in cards] == [(True, False)] * 3
     assert all(0 <= one.probability <= 1 for one in cards)

@@ -20,13 +20,13 @@ from transformers import (  # noqa: E402
     ViTConfig,
 )
 
+from captioner.query_classes import QUERY_CLASSES_FILE  # noqa: E402
 from drawings.draw_samples import COLOURS, GARMENTS, sample_name  # noqa: E402
 from training.caption_dataset import IGNORED, train_tokenizer  # noqa: E402
 from training.caption_model import ConvStemViTConfig, embedding_of, normalise  # noqa: E402
 from training.captioning import (  # noqa: E402
     CLASSES_FILE,
     HEADS_FILE,
-    QUERY_CLASSES_FILE,
     QUERY_HEAD_BIAS,
     QUERY_HEAD_WEIGHT,
     WEIGHTS_FILE,
@@ -93,7 +93,7 @@ def test_checkpoint_is_read_in_full_precision_and_for_evaluation(captioner: Chec
 def test_one_number_as_size_is_a_square_and_photos_are_squashed_unless_told_otherwise(tmp_path: Path) -> None:
     square = CheckpointCaptioner.load(checkpoint(tmp_path, 16, fit=None))
     assert (square.height, square.width, square.fit) == (16, 16, "squash")
-    assert len(square.captions(np.zeros((2, 16, 16, 3), np.uint8))) == 2
+    assert len(square.describe(np.zeros((2, 16, 16, 3), np.uint8)).captions) == 2
 
 
 def test_folder_without_a_checkpoint_is_refused_without_asking_the_hub(tmp_path: Path) -> None:
@@ -111,12 +111,16 @@ def test_captions_are_those_of_generate(captioner: CheckpointCaptioner, photos: 
     pixels = normalise(torch.from_numpy(photos).permute(0, 3, 1, 2).float())
     rows = captioner.model.generate(pixel_values=pixels, do_sample=False, num_beams=1, max_length=13)
     expected = [text.strip() for text in captioner.tokenizer.batch_decode(rows, skip_special_tokens=True)]
-    assert captioner.captions(photos) == expected
+    assert captioner.describe(photos).captions == expected
     assert len(set(expected)) > 1
 
 
-def test_batches_of_another_size_say_the_same(captioner: CheckpointCaptioner, photos: Any) -> None:
-    assert captioner.captions(photos, batch_size=2) == captioner.captions(photos)
+def test_batches_of_another_size_say_the_same(
+    captioner: CheckpointCaptioner, photos: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = captioner.describe(photos).captions
+    monkeypatch.setattr(captioner, "batch_size", 2)
+    assert captioner.describe(photos).captions == expected
 
 
 def test_labels_are_as_long_as_the_longest_name(captioner: CheckpointCaptioner) -> None:
@@ -240,9 +244,9 @@ def test_stock_checkpoint_has_no_query_head(captioner: CheckpointCaptioner, phot
 
 @pytest.mark.parametrize(
     ("classes", "message"),
-    [(None, "query_classes.json is missing"), (QUERIES[:3], "4 classes, query_classes.json names 3"),
-     ([*QUERIES, "more"], "names 5"), ([], "names 0"), ({"a": 1}, "no JSON list of strings"),
-     (["", 1, "a", "b"], "no JSON list of strings"), (["shirt", "", "a", "b"], "its first class must be")],
+    [(None, "query_classes.json is missing"), (QUERIES[:3], "query_classes.json has 3 queries, the model 4"),
+     ([*QUERIES, "more"], "has 5 queries"), ([], "has 0 queries"), ({"a": 1}, "is not a list of texts"),
+     (["", 1, "a", "b"], "is not a list of texts"), (["shirt", "", "a", "b"], "class 0 must be")],
 )  # fmt: skip
 def test_query_head_without_its_classes_is_refused(classes: Any, message: str, tmp_path: Path) -> None:
     add_query_head(checkpoint(tmp_path), classes)
@@ -255,12 +259,12 @@ def test_damaged_or_half_query_head_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="has no query head: remove it"):
         load_query_head(tmp_path)
     save_file({QUERY_HEAD_WEIGHT: torch.ones(4, D)}, tmp_path / WEIGHTS_FILE)
-    with pytest.raises(CheckpointError, match="half a query head"):
+    with pytest.raises(CheckpointError, match="incomplete query head"):
         load_query_head(tmp_path)
     save_file({QUERY_HEAD_WEIGHT: torch.ones(4, D), QUERY_HEAD_BIAS: torch.ones(4)}, tmp_path / WEIGHTS_FILE)
     assert load_query_head(tmp_path) is not None
     (tmp_path / QUERY_CLASSES_FILE).write_text("[", encoding="utf-8")
-    with pytest.raises(CheckpointError, match="is damaged"):
+    with pytest.raises(CheckpointError, match="is not JSON"):
         load_query_head(tmp_path)
     (tmp_path / WEIGHTS_FILE).write_bytes(b"not safetensors")
     with pytest.raises(CheckpointError, match="is damaged"):
@@ -290,7 +294,7 @@ def test_description_is_what_the_parts_say(tmp_path: Path, photos: Any) -> None:
     captioner = CheckpointCaptioner.load(add_query_head(checkpoint(tmp_path)))
     found = captioner.describe(photos)
     hidden = captioner.encode(photos)
-    assert found.captions == captioner.captions(photos)
+    assert found.captions == captioner.greedy(hidden)
     assert np.allclose(found.embeddings, captioner.embeddings(photos), atol=1e-5)
     assert found.query_log_probabilities is not None
     assert np.allclose(found.query_log_probabilities, captioner.query_log_probabilities(hidden).numpy(), atol=1e-5)

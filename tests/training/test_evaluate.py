@@ -83,7 +83,7 @@ def captioned(folder: Path) -> tuple[list[str], list[Product]]:
     data = load_products(
         folder / "data", height=HEIGHT, width=WIDTH, fit="pad", only=lambda product: is_validation(product.name)
     )
-    return CheckpointCaptioner.load(folder / "checkpoint").captions(data.pixels), data.products
+    return CheckpointCaptioner.load(folder / "checkpoint").describe(data.pixels).captions, data.products
 
 
 def test_plain_command_has_every_figure(figures: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from training.new_captioner import captioner_of_checkpoint, new_captioner  # noq
 from training.no_product_pictures import no_product_pictures  # noqa: E402
 from training.phone_photos import PhonePhoto, PhonePhotoSet  # noqa: E402
 from training.presets import Preset  # noqa: E402
-from training.query_classes import NO_PRODUCT, QueryClasses  # noqa: E402
+from training.query_classes import NO_PRODUCT_CLASS, QueryClasses  # noqa: E402
 from training.trainer import Trainer, TrainingExtras  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -266,7 +266,7 @@ def test_phone_photo_teaches_that_one_of_some_classes_is_right(dataset: CaptionD
 
 def test_picture_of_nothing_teaches_the_empty_class(dataset: CaptionDataset) -> None:
     targets = dataset.targets(np.array([62, 71]))
-    assert targets.queries.tolist() == [NO_PRODUCT, NO_PRODUCT]
+    assert targets.queries.tolist() == [NO_PRODUCT_CLASS, NO_PRODUCT_CLASS]
     assert (targets.labels == IGNORED).all()
     assert not targets.query_weights.any()
     assert all((ids == IGNORED).all() for ids in targets.auxiliary.values())

@@ -125,7 +125,7 @@ def test_labels_must_be_equal_and_not_merely_alike() -> None:
 
 
 def test_nothing_to_compare_is_an_error_and_not_a_perfect_score() -> None:
-    with pytest.raises(ValueError, match="not one caption"):
+    with pytest.raises(ValueError, match="no captions"):
         label_accuracy([], [])
 
 

@@ -183,7 +183,7 @@ def test_command_replaces_a_file_only_if_told_to(
     arguments = ["--data", str(drawn), "--output", str(tmp_path / "set.zip")]
     with pytest.raises(SystemExit):
         main(arguments)
-    assert "set.zip is there already: name another file, or give --force" in capsys.readouterr().err
+    assert "set.zip already exists: name another file, or give --force" in capsys.readouterr().err
     assert (tmp_path / "set.zip").read_bytes() == b"precious"
     assert main([*arguments, "--force"]) == 0
     assert len(load(tmp_path / "set.zip")) == len(load(drawn))
@@ -204,7 +204,7 @@ def test_failed_packing_leaves_nothing_and_the_old_file(
     (folder / "images").mkdir()
     (tmp_path / "set.zip").write_bytes(b"precious")
     assert main(["--data", str(folder), "--output", str(tmp_path / "set.zip"), "--force"]) == 1
-    assert "not one product of" in capsys.readouterr().err
+    assert "no product of" in capsys.readouterr().err
     assert (tmp_path / "set.zip").read_bytes() == b"precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["catalogue", "set.zip"]
 

@@ -65,7 +65,7 @@ def test_interval_is_the_same_again_and_contains_the_mean() -> None:
     one, other = (SenderBootstrap(senders).interval(right) for _ in range(2))
     assert one == other
     assert one.low < one.mean < one.high
-    with pytest.raises(ValueError, match="not one photo"):
+    with pytest.raises(ValueError, match="no photos"):
         SenderBootstrap([])
 
 

@@ -73,7 +73,7 @@ def test_nothing_at_the_path_is_an_error_with_a_remedy(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", [b"", b"no zip at all", b"PK\x05\x06" + b"\xff" * 18])
 def test_file_that_is_no_zip_is_an_error_with_a_remedy(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "set.zip").write_bytes(data)
-    with pytest.raises(DataError, match=r"set\.zip is no complete ZIP file .*: copy it again"):
+    with pytest.raises(DataError, match=r"set\.zip is not a complete ZIP file .*: copy it again"):
         open_files(tmp_path / "set.zip")
 
 

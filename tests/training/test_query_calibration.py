@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("torch", reason="needs the training extra (torch)")
 
 from tests.fakes.phone_samples import phone_photo
-from training.captioning import DescribedPhotos
+from training.captioning import DescribedPhotos, likeliest_queries
 from training.query_calibration import (
     FIRST,
     LAST,
@@ -18,7 +18,6 @@ from training.query_calibration import (
     garment_shares,
     head_garments,
     head_words,
-    likeliest_queries,
 )
 
 pytestmark = pytest.mark.torch

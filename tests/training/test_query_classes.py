@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from training.query_classes import NO_PRODUCT, QUERY_CAPTIONS_FILE, QueryClasses, QueryClassesError
+from training.query_classes import NO_PRODUCT_CLASS, QUERY_CAPTIONS_FILE, QueryClasses, QueryClassesError
 
 NAMES = [
     *["Nike Men Blue T-shirt"] * 3,
@@ -35,8 +35,8 @@ def test_name_has_its_pair_or_its_last_word_or_nothing() -> None:
 
 
 def test_no_name_is_the_empty_class() -> None:
-    assert NO_PRODUCT == 0
-    assert all(one != NO_PRODUCT for one in classes().ids([*NAMES, "", "-"]))
+    assert NO_PRODUCT_CLASS == 0
+    assert all(one != NO_PRODUCT_CLASS for one in classes().ids([*NAMES, "", "-"]))
 
 
 def test_classes_that_end_with_a_word_are_found_whatever_its_form() -> None:

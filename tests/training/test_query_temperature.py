@@ -99,7 +99,7 @@ def test_gain_is_believed_only_as_far_as_it_carries_over_to_the_other_half() -> 
     found = calibrate({"one": domain}, VALUES)
     assert found.cross_fitted == 3.0
     assert found.fitted == 2.0
-    with pytest.raises(ValueError, match="all 4 photos of one are of one half"):
+    with pytest.raises(ValueError, match="all 4 photos of one belong to one half"):
         calibrate({"one": Domain(nats(1.0, 2.0, 3.0), np.ones(4, bool))}, VALUES)
 
 

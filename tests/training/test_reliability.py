@@ -63,7 +63,7 @@ def test_every_photo_is_in_one_bin_and_means_are_kept(rows: list[tuple[float, bo
 
 @pytest.mark.parametrize(
     ("probabilities", "right", "message"),
-    [([], [], "not one photo"), ([0.5], [True, False], "not two lists"), ([1.5], [True], "between 0 and 1"),
+    [([], [], "no photos"), ([0.5], [True, False], "not two lists"), ([1.5], [True], "between 0 and 1"),
      ([float("nan")], [True], "between 0 and 1")],
 )  # fmt: skip
 def test_what_is_no_probability_is_refused(probabilities: list[float], right: list[bool], message: str) -> None:

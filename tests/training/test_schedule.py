@@ -89,7 +89,7 @@ def test_stage_lets_its_parts_be_trained_and_no_other(moving: set[Part]) -> None
 
 def test_part_that_is_none_is_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"no such part: \['head'\]; there are cross_attention, decoder, encoder, trunk"
+        ValueError, match=r"unknown parts \['head'\]: the parts are cross_attention, decoder, encoder, trunk"
     ):
         apply_stage(model_of(TINY), ["head"])  # type: ignore[list-item]
 

@@ -65,7 +65,7 @@ def test_gain_is_believed_only_as_far_as_it_carries_over_to_the_other_half() -> 
     found = calibrate(nats, np.ones(8, np.int64), np.arange(8) < 4, VALUES)
     assert found.cross_fitted == 3.0
     assert found.fitted == 2.0
-    with pytest.raises(ValueError, match="all 8 photos are of one half"):
+    with pytest.raises(ValueError, match="all 8 photos belong to one half"):
         calibrate(nats, np.ones(8, np.int64), np.ones(8, bool), VALUES)
 
 

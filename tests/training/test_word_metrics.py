@@ -72,7 +72,7 @@ def test_swapped_words_are_right_in_free_order_only() -> None:
 
 
 def test_nothing_to_compare_is_an_error_and_not_a_perfect_score() -> None:
-    with pytest.raises(ValueError, match="not one caption"):
+    with pytest.raises(ValueError, match="no captions"):
         word_metrics([], [])
 
 
