@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run leaves behind: the best captioner in Hugging Face format, and how it came about.
+"""The files of a checkpoint: the best captioner in Hugging Face format, and a record of its run.
 
 config.json, generation_config.json, model.safetensors (FP16)   the captioner
 tokenizer.json, tokenizer_config.json, special_tokens_map.json  its tokenizer
-auxiliary_heads.safetensors, auxiliary_classes.json             what names type, colour and wearer (FP32)
-query_classes.json, query_captions.json                         what the query head can say, where there is one
-title_encoder.safetensors                                       titles -> embeddings of photos (FP16), where trained
-training.json                                                   preset, arguments, versions, best epoch
+auxiliary_heads.safetensors, auxiliary_classes.json             heads for type, colour and wearer (FP32)
+query_classes.json, query_captions.json                         the query head's classes, where there is one
+title_encoder.safetensors                                       embeds titles like photos (FP16), where it was trained
+training.json                                                   preset, arguments, photos, versions, best epoch
 history.csv, history.md                                         one row per epoch (Table I of the paper)
-loss.png, perplexity.png                                        the same over epochs (its figures 2 and 3)
+loss.png, perplexity.png                                        the same as plots (figures 2 and 3 of the paper)
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ HISTORY_COLUMNS = (
 
 
 def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
-    """Index of the row with the lowest validation perplexity; the earlier one of equals, and not a number is none."""
+    """Index of the first row with the lowest validation perplexity; NaN counts as infinite."""
 
     def rank(row: int) -> float:
         perplexity = history[row]["validation_perplexity"]
@@ -55,9 +55,15 @@ def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
 
 
 def save_checkpoint(trainer: Trainer, folder: Path, arguments: Mapping[str, str]) -> None:
-    """After an epoch: its weights if they are the best so far, and the whole history.
+    """Save the state after an epoch: its weights if they are the best so far, and the whole history.
 
-    All of it is written aside and then put in place, the weights last: a kill or a full disk leaves what was there.
+    The files are written to a temporary folder and then moved, the weights last, so that a kill or a full disk leaves
+    the last checkpoint.
+
+    Args:
+        trainer: after a full epoch.
+        folder: the checkpoint.
+        arguments: of the command line, for the record.
     """
     folder.mkdir(parents=True, exist_ok=True)
     best = best_epoch(trainer.history)
@@ -70,7 +76,7 @@ def save_checkpoint(trainer: Trainer, folder: Path, arguments: Mapping[str, str]
         write_history(trainer.history, aside)
         for path in sorted(aside.iterdir(), key=lambda path: path.suffix == ".safetensors"):
             os.replace(path, folder / path.name)
-    # Of an earlier run into this folder.
+    # Files of an earlier run with the same output.
     stale = [] if len(trainer.model.heads) else [HEADS_FILE, CLASSES_FILE]
     stale += [QUERY_CLASSES_FILE, QUERY_CAPTIONS_FILE] if trainer.queries is None else []
     stale += [TITLES_FILE] if trainer.model.titles is None else []
@@ -83,6 +89,12 @@ def _save_record(trainer: Trainer, folder: Path, arguments: Mapping[str, str], b
         "preset": dataclasses.asdict(trainer.preset),
         "arguments": dict(arguments),
         "training_photos": len(trainer.training),
+        "training_photos_by_kind": {
+            "products": trainer.training.num_products - trainer.num_sketches,
+            "drawings": trainer.num_sketches,
+            "phone photos, with repetitions": trainer.training.num_phone_rows,
+            "pictures without a product": trainer.training.num_without_product,
+        },
         "validation_photos": len(trainer.validation),
         "processes": trainer.processes.count,
         "device": torch.cuda.get_device_name() if trainer.processes.device.type == "cuda" else "cpu",
@@ -100,7 +112,7 @@ def _save_record(trainer: Trainer, folder: Path, arguments: Mapping[str, str], b
 
 
 def _commit() -> str | None:
-    """Of the code that trains, with "-dirty" where it was changed since; None where there is no repository."""
+    """The commit of the training code, with "-dirty" where files were changed; None where there is no repository."""
 
     def git(*arguments: str) -> str:
         where = Path(__file__).parent
@@ -113,9 +125,10 @@ def _commit() -> str | None:
 
 
 def _save_captioner(trainer: Trainer, folder: Path) -> None:
-    # A copy: another dtype, if only for a moment, would cost the weights their hooks that share gradients
-    # between processes.
-    copy.deepcopy(trainer.model.captioner).half().save_pretrained(folder)
+    # A copy, since a change of dtype would remove the hooks by which the weights share gradients between processes.
+    captioner = copy.deepcopy(trainer.model.captioner)
+    captioner.half()
+    captioner.save_pretrained(folder)
     trainer.tokenizer.save_pretrained(folder)
     if trainer.queries is not None:
         trainer.queries.save(folder)
@@ -134,22 +147,20 @@ def _save_heads(trainer: Trainer, folder: Path) -> None:
 
 
 def restore_heads(trainer: Trainer, folder: Path) -> None:
-    """Go on with the auxiliary heads and the title encoder of a checkpoint, where it has them for the same classes.
+    """Take over the auxiliary heads and the title encoder of a checkpoint, where it has them for the same classes.
 
-    What the checkpoint lacks, or has for other classes, keeps the trainer's new weights.
+    The others keep the trainer's new weights.
 
     Args:
         trainer: before its first step, or before its state is loaded.
-        folder: the checkpoint that the run goes on from.
+        folder: the checkpoint from which the run starts.
 
     Raises:
         CheckpointError: the files are damaged, or one of them is missing.
     """
-    with torch.no_grad():
-        for label, head in load_heads(folder).items():
-            if label in trainer.model.heads and trainer.classes[label] == head.values:
-                trainer.model.heads[label].weight.copy_(head.weight)
-                trainer.model.heads[label].bias.copy_(head.bias)
+    for label, head in load_heads(folder).items():
+        if label in trainer.model.heads and trainer.classes[label] == head.values:
+            trainer.model.heads[label].load_state_dict({"weight": head.weight, "bias": head.bias})
     if trainer.model.titles is None or not (folder / TITLES_FILE).is_file():
         return
     try:
@@ -159,7 +170,7 @@ def restore_heads(trainer: Trainer, folder: Path) -> None:
 
 
 def write_history(history: Sequence[Mapping[str, float]], folder: Path) -> None:
-    """The history as CSV, as a Markdown table and as two pictures; `*` marks the epoch whose weights were kept."""
+    """Write the history as CSV, as a Markdown table and as two plots; `*` marks the epoch with the best weights."""
     with (folder / HISTORY_FILE).open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, HISTORY_COLUMNS)
         writer.writeheader()
@@ -170,7 +181,7 @@ def write_history(history: Sequence[Mapping[str, float]], folder: Path) -> None:
 
 
 def history_table(history: Sequence[Mapping[str, float]]) -> str:
-    """Table I of the paper in Markdown: loss (nats per token) and perplexity of training and validation per epoch."""
+    """Format loss (nats per token) and perplexity per epoch as a Markdown table, Table I of the paper."""
     best = best_epoch(history)
     lines = [
         "| epoch | training loss | training perplexity | validation loss | validation perplexity | minutes so far |",

@@ -46,7 +46,7 @@ def depthwise_conv2d(padded: torch.Tensor, weight: torch.Tensor, stride: int) ->
     Returns:
         float [B, C, (height - k) // stride + 1, (width - k) // stride + 1].
     """
-    convolved: torch.Tensor = _Depthwise.apply(padded, weight, stride)
+    convolved: torch.Tensor = _Depthwise.apply(padded, weight, stride)  # type: ignore[no-untyped-call]  # by torch
     return convolved
 
 

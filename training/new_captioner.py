@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The captioner a run begins with, and its tokenizer: random weights, pretrained parts or a checkpoint of ours."""
+"""The captioner and the tokenizer at the start of a run: random weights, pretrained parts or an own checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -18,48 +19,64 @@ from transformers import (
 )
 
 from training.caption_dataset import train_tokenizer
-from training.caption_model import ConvStemViTConfig, HybridViTConfig
+from training.caption_model import (
+    ConvStemViTConfig,
+    ConvStemViTEmbeddings,
+    HybridStem,
+    HybridViTConfig,
+    encoder_of,
+    stem_of,
+)
 from training.presets import Preset
 from training.pretrained import PretrainedError, load_trunk
 
 
 class SourceError(ValueError):
-    """Weights or a tokenizer to begin with cannot be had. The message says which, from where, and what to do."""
+    """Weights or a tokenizer are not available. The message says which, from where, and what to do."""
 
 
 def gpt2_files_beside(data: Path) -> Path | None:
-    """The folder with GPT-2's vocab.json and merges.txt that lies beside a data set, if there is one."""
+    """The folder with GPT-2's vocab.json and merges.txt beside a data set; None where there is none."""
     beside = data.resolve().parent / "gpt2-tokenizer"
     return beside if (beside / "vocab.json").is_file() else None
 
 
 def gpt2_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
-    """GPT-2's own byte-level BPE from a folder with vocab.json and merges.txt or from the hub; [EOS] is also [BOS].
+    """Read GPT-2's byte-level BPE, in which [EOS] is also [BOS].
+
+    Args:
+        source: a folder with vocab.json and merges.txt, or a name of the hub.
 
     Raises:
-        SourceError: there is none.
+        SourceError: it cannot be read.
     """
     try:
-        tokenizer = GPT2TokenizerFast.from_pretrained(str(source))
+        tokenizer: PreTrainedTokenizerFast = GPT2TokenizerFast.from_pretrained(str(source))
     except Exception as error:  # the hub's client raises nearly anything without a network
         raise SourceError(
             f"GPT-2's tokenizer cannot be read from {str(source)!r}: give --gpt2-tokenizer a folder with "
             "vocab.json and merges.txt"
         ) from error
-    tokenizer.pad_token = tokenizer.eos_token  # padding is never looked at
+    tokenizer.pad_token = tokenizer.eos_token  # padding is always masked
     return tokenizer
 
 
 def new_tokenizer(preset: Preset, names: Sequence[str], source: str | Path | None) -> PreTrainedTokenizerFast:
-    """GPT-2's own where `source` names one, else one trained on the names."""
+    """GPT-2's tokenizer from `source`; None: train one on the names."""
     return train_tokenizer(names, preset.vocab_size) if source is None else gpt2_tokenizer(source)
 
 
 def random_captioner(
     preset: Preset, tokenizer: PreTrainedTokenizerFast, num_queries: int = 0
 ) -> VisionEncoderDecoderModel:
-    """A captioner of random weights (torch's generator), in the shape the preset gives."""
-    shape = {
+    """Make a captioner with random weights from torch's generator.
+
+    Args:
+        preset: has the shapes.
+        tokenizer: of the decoder.
+        num_queries: classes of the query head.
+    """
+    shape: dict[str, Any] = {
         "image_size": (preset.image_height, preset.image_width),
         "patch_size": preset.patch_size,
         "hidden_size": preset.hidden_size,
@@ -96,13 +113,19 @@ def random_captioner(
 
 
 def pretrained_captioner(encoder: str | Path, decoder: str | Path) -> VisionEncoderDecoderModel:
-    """A ViT and a GPT-2 as they come, of the hub or in folders, with cross-attention of random weights between them.
+    """Join a pretrained ViT and a pretrained GPT-2 by cross-attention with random weights.
+
+    Args:
+        encoder: a name of the hub or a folder.
+        decoder: a name of the hub or a folder.
 
     Raises:
-        SourceError: one of them cannot be had.
+        SourceError: one of them cannot be read.
     """
     try:
-        return VisionEncoderDecoderModel.from_encoder_decoder_pretrained(str(encoder), str(decoder))
+        model = VisionEncoderDecoderModel.from_encoder_decoder_pretrained(str(encoder), str(decoder))
+        assert isinstance(model, VisionEncoderDecoderModel)
+        return model
     except Exception as error:
         raise SourceError(
             f"pretrained weights cannot be read from {str(encoder)!r} and {str(decoder)!r}: give --encoder and "
@@ -111,36 +134,37 @@ def pretrained_captioner(encoder: str | Path, decoder: str | Path) -> VisionEnco
 
 
 def captioner_of_checkpoint(folder: Path) -> tuple[VisionEncoderDecoderModel, PreTrainedTokenizerFast]:
-    """A checkpoint of ours, its weights in FP32, and its tokenizer.
+    """Read an own checkpoint, with weights in FP32, and its tokenizer.
 
     Raises:
-        SourceError: it is none.
+        SourceError: the folder is not a checkpoint.
     """
     try:
-        # Only local: the hub is not asked for a folder that is not there.
+        # Only local files: a missing folder is not looked up on the hub.
         model = VisionEncoderDecoderModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
         return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # damaged weights raise what safetensors raises
         raise SourceError(
-            f"{folder} is no checkpoint of a captioner: give --init-from a folder with config.json, weights and "
+            f"{folder} is not a checkpoint of a captioner: give --init-from a folder with config.json, weights and "
             "tokenizer"
         ) from error
 
 
 def complete(model: VisionEncoderDecoderModel, tokenizer: PreTrainedTokenizerFast, preset: Preset) -> None:
-    """Tell the model its special tokens, how photos are fitted and that decoding is greedy unless asked otherwise."""
+    """Write special tokens, the fit of photos, patch dropout and greedy decoding into the model's configuration."""
     config = model.config
     config.decoder_start_token_id = tokenizer.bos_token_id
     config.eos_token_id = tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id
-    config.image_fit = preset.fit  # ours: `ViTImageProcessor` has no way to say it
-    if preset.stem_channels:
+    config.image_fit = preset.fit  # an own entry: `ViTImageProcessor` has none for it
+    embeddings = encoder_of(model).embeddings
+    if isinstance(embeddings, ConvStemViTEmbeddings):
         config.encoder.patch_dropout = preset.patch_dropout
-        model.encoder.embeddings.patch_dropout = preset.patch_dropout
-        # On CPU the fused attention's backward pass takes more than the plain one (28 % of a step against 10 %).
+        embeddings.patch_dropout = preset.patch_dropout
+        # On a CPU the fused attention's backward pass is slower than the plain one (28 % of a step against 10 %).
         model.encoder.config._attn_implementation = "eager"
         model.decoder.config._attn_implementation = "eager"
-    # Greedy by default: the same photo gives the same words.
+    assert model.generation_config is not None
     model.generation_config.update(
         bos_token_id=tokenizer.bos_token_id,
         decoder_start_token_id=tokenizer.bos_token_id,
@@ -155,10 +179,16 @@ def complete(model: VisionEncoderDecoderModel, tokenizer: PreTrainedTokenizerFas
 def check_fit(
     model: VisionEncoderDecoderModel, tokenizer: PreTrainedTokenizerFast, preset: Preset, source: str
 ) -> None:
-    """Whether weights that were made elsewhere can read the preset's photos and write its captions.
+    """Check that weights from elsewhere fit the preset's photos and captions.
+
+    Args:
+        model: the weights.
+        tokenizer: of the captions.
+        preset: of the run.
+        source: names the weights in messages.
 
     Raises:
-        SourceError: they cannot.
+        SourceError: the weights do not fit.
     """
     size = model.config.encoder.image_size
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
@@ -190,18 +220,19 @@ def new_captioner(
     num_queries: int = 0,
     tokenizer_source: str | Path | None = None,
 ) -> tuple[VisionEncoderDecoderModel, PreTrainedTokenizerFast]:
-    """What a run begins with.
+    """Make the captioner and the tokenizer for the start of a run.
 
     Args:
-        names: of the training products, for a tokenizer of our own.
-        init_from: a checkpoint of ours to go on from, tokenizer included.
-        decoder_from: a checkpoint of ours whose decoder and tokenizer to begin with, under a new encoder.
-        trunk: file that `training.pretrained` wrote; None: random weights there, too.
+        preset: has shapes and the names of pretrained parts.
+        names: of the training products, on which an own tokenizer is trained.
+        init_from: an own checkpoint whose weights and tokenizer are used.
+        decoder_from: an own checkpoint whose decoder and tokenizer are used with a new encoder.
+        trunk: file from `training.pretrained`; None: random weights.
         num_queries: classes of the query head.
-        tokenizer_source: folder or hub name of GPT-2's tokenizer; None: one is trained on the names.
+        tokenizer_source: folder or hub name of GPT-2's tokenizer; None: a tokenizer is trained on the names.
 
     Raises:
-        SourceError: weights or tokenizer cannot be had, or do not fit the preset.
+        SourceError: weights or tokenizer are not available, or do not fit the preset.
     """
     if init_from is not None:
         model, tokenizer = captioner_of_checkpoint(init_from)
@@ -224,9 +255,10 @@ def new_captioner(
         model = random_captioner(preset, tokenizer, num_queries)
         if decoder is not None:
             _take_decoder(model, decoder, str(decoder_from))
-        if trunk is not None and preset.trunk is not None:
+        stem = stem_of(model)
+        if trunk is not None and isinstance(stem, HybridStem):
             try:
-                load_trunk(model.encoder.embeddings.patch_embeddings.trunk, trunk)
+                load_trunk(stem.trunk, trunk)
             except PretrainedError as error:
                 raise SourceError(str(error)) from None
     complete(model, tokenizer, preset)
@@ -238,6 +270,6 @@ def _take_decoder(model: VisionEncoderDecoderModel, source: VisionEncoderDecoder
         model.decoder.load_state_dict(source.decoder.state_dict())
     except RuntimeError as error:
         raise SourceError(
-            f"the decoder of {name} has another shape than the preset's: give --decoder-from a checkpoint of the same "
+            f"the decoder of {name} does not have the preset's shape: give --decoder-from a checkpoint with the same "
             "width, layers and heads"
         ) from error

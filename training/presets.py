@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every number of a training run, one readable block per preset; saved as JSON beside the weights."""
+"""The settings of training runs, one block per preset; they are saved as JSON beside the weights."""
 
 from __future__ import annotations
 
@@ -17,47 +17,49 @@ WITH_TRUNK: tuple[Part, ...] = (*EVERYTHING, "trunk")
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
+    """All settings of a training run; the comments say what each one means."""
+
     name: str
     # photo
     image_height: int  # pixels
     image_width: int
     fit: Fit
     # encoder and decoder
-    encoder: str | None = None  # a pretrained ViT, of the hub or in a folder; None: random weights
-    decoder: str | None = None  # a pretrained GPT-2 with its tokenizer, likewise
+    encoder: str | None = None  # a pretrained ViT, from the hub or a folder; None: random weights
+    decoder: str | None = None  # a pretrained GPT-2 with its tokenizer, from the hub or a folder; None: random weights
     trunk: str | None = None  # "efficientnet-lite0": a pretrained convolutional network before the ViT layers
     patch_size: int  # pixels a side
-    stem_channels: tuple[int, ...] = ()  # one convolution of stride 2 each, their product the patch; none: plain ViT
+    stem_channels: tuple[int, ...] = ()  # one convolution of stride 2 each, together a patch; none: plain ViT
     hidden_size: int
     encoder_layers: int
     decoder_layers: int
     num_heads: int
     dropout: float  # of the decoder's residual branches
-    vocab_size: int  # most pieces of a tokenizer trained on the names; unused with GPT-2's own
-    max_tokens: int  # most tokens of a caption, EOS included
+    vocab_size: int  # largest number of pieces of a tokenizer trained on the names; unused with GPT-2's own
+    max_tokens: int  # largest number of tokens of a caption, EOS included
     # training
-    stages: tuple[tuple[Part, ...], ...]  # what moves in epoch 1, 2, ...; the last goes on to the end
+    stages: tuple[tuple[Part, ...], ...]  # the parts trained in epoch 1, 2, ...; the last entry lasts to the end
     epochs: int
     batch_size: int  # photos per optimiser step, over all processes and accumulated micro-batches
     accumulation: int = 1  # micro-batches per optimiser step and process
     precision: Precision
     peak_learning_rate: float
-    warmup_share: float  # of all steps; then a cosine to zero
+    warmup_share: float  # of all steps; then the rate falls as a cosine to zero
     weight_decay: float
     max_gradient_norm: float
     patch_dropout: float = 0.0  # share of patches the encoder does not see in training
-    query_weight: float = 1.0  # of the loss of the last two words' tokens and EOS; the others' is 1
-    auxiliary_weight: float = 0.0  # of the loss of each label (gender: a third of it) beside the caption's; 0: no heads
+    query_weight: float = 1.0  # of the loss of the tokens of the last two words and EOS; the others have 1
+    auxiliary_weight: float = 0.0  # of the losses of the labels, see `losses.AUXILIARY_SHARE`; 0: no heads
     sketches: int = 0  # drawn samples mixed into the training photos
     trunk_rate: float = 1.0  # learning rate of the trunk, relative to that of the rest
-    frozen_trunk_blocks: int = 0  # of the trunk's blocks, the first that are never trained, and its stem with them
+    frozen_trunk_blocks: int = 0  # how many of the trunk's first blocks are never trained, nor is its stem
     query_head_weight: float = 0.0  # of the loss of the query head; 0: there is none
     soft_target_share: float = 0.0  # of the names of similar photos in the targets of decoder and query head
     title_weight: float = 0.0  # of the contrastive loss between photos and names; 0: no title encoder
     word_dropout: float = 0.0  # share of the decoder's input tokens that are hidden in training
     phone_repeats: int = 0  # how often an epoch shows each phone photo
     phone_caption_weight: float = 0.0  # of the loss of the phone photos' captions
-    no_product_pictures: int = 0  # pictures without a product that an epoch shows
+    no_product_pictures: int = 0  # how many pictures without a product an epoch shows
     seed: int
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a captioner: `python -m training.train --data FOLDER --output checkpoints/mine`.
 
-Interrupted with Ctrl-C or killed, the same command goes on from the last saved state and ends with the same weights
-(on a CPU with as many threads). Exit code 130 says that it was interrupted.
-Several GPUs or hosts: `torchrun --nproc-per-node N -m training.train ...` or
+After Ctrl-C or a kill, the same command continues from the last saved state and ends with the same weights (on a CPU,
+with the same number of threads). Exit code 130 means that the run was interrupted.
+For several GPUs or hosts, use `torchrun --nproc-per-node N -m training.train ...` or
 `accelerate launch --multi_gpu --num_processes N -m training.train ...`.
 """
 
@@ -35,7 +35,7 @@ from training.new_captioner import SourceError, gpt2_files_beside, new_captioner
 from training.no_product_pictures import no_product_pictures
 from training.phone_photos import load_phone_photos
 from training.phone_queries import colour_probabilities, colour_ratios, query_weights
-from training.prepare_data import DataError, ProductSet, load_products
+from training.prepare_data import DataError, PhotoShape, ProductSet, load_products
 from training.presets import PRESETS, Preset
 from training.pretrained import DEFAULT_FILE
 from training.processes import Processes, processes_of_this_run
@@ -45,41 +45,40 @@ from training.schedule import parts_that_move
 from training.similar_photos import similarity_features
 from training.trainer import BatchError, DivergedError, StateError, Trainer, TrainingExtras
 
-INTERRUPTED = 130  # exit code, as of a program that SIGINT ended
+INTERRUPTED = 130  # exit code of a program that SIGINT ended
 
 
 def perplexity_of(loss: float) -> float:
-    """Exp of nats per token; a loss beyond all floats is infinitely perplexed, not an error."""
+    """The perplexity of a loss in nats per token; infinity where it exceeds the range of floats."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
 def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data", type=Path, required=True, help="Kaggle folder, or its packed form (training.packed_data)"
     )
-    data.add_argument("--large", type=Path, help="the same products in files with more pixels, squashed to a square")
+    data.add_argument("--large", type=Path, help="the same products in larger files, squashed to squares")
     data.add_argument("--phone", type=Path, help="folder of phone photos: images/ and images.csv")
     data.add_argument("--limit", type=int, help="use only the first N products")
-    data.add_argument("--names", choices=sorted(NAME_RULES), default="raw", help="rule the captions are cleaned by")
-    begin = parser.add_argument_group("what to begin with")
+    data.add_argument("--names", choices=sorted(NAME_RULES), default="raw", help="rule that makes captions of names")
+    begin = parser.add_argument_group("initial weights")
     begin.add_argument("--preset", choices=sorted(PRESETS), default="small")
     begin.add_argument(
         "--from-scratch", action="store_true", help="random weights where the preset has pretrained ones"
     )
-    begin.add_argument("--encoder", help="pretrained ViT, a folder or a name of the hub, instead of the preset's")
-    begin.add_argument("--decoder", help="pretrained GPT-2, likewise")
+    begin.add_argument("--encoder", help="pretrained ViT in place of the preset's: a folder or a name of the hub")
+    begin.add_argument("--decoder", help="pretrained GPT-2 in place of the preset's: a folder or a name of the hub")
     begin.add_argument("--gpt2-tokenizer", type=Path, help="folder with GPT-2's vocab.json and merges.txt")
-    begin.add_argument("--init-from", type=Path, help="checkpoint of ours whose weights and tokenizer to begin with")
-    begin.add_argument("--decoder-from", type=Path, help="checkpoint of ours whose decoder and tokenizer to begin with")
+    begin.add_argument("--init-from", type=Path, help="own checkpoint whose weights and tokenizer are used")
+    begin.add_argument("--decoder-from", type=Path, help="own checkpoint whose decoder and tokenizer are used")
     begin.add_argument("--trunk", type=Path, help=f"file of `python -m training.pretrained` (default: {DEFAULT_FILE})")
     begin.add_argument(
-        "--teacher",
-        type=Path,
-        help="checkpoint of ours that says which photos are alike and which colour phone photos have",
+        "--teacher", type=Path, help="own checkpoint that finds similar photos and the colours of phone photos"
     )
-    run = parser.add_argument_group("the run; each but --restart and --stop-after instead of the preset's")
+    run = parser.add_argument_group("run (all but the last three options replace settings of the preset)")
     run.add_argument("--epochs", type=int)
     run.add_argument("--batch-size", type=int, help="photos per optimiser step, over all processes")
     run.add_argument("--accumulation", type=int, help="micro-batches per optimiser step and process")
@@ -90,9 +89,9 @@ def parse_args() -> argparse.Namespace:
         "--cache-features",
         type=int,
         metavar="VIEWS",
-        help="compute the frozen trunk's features once, so many of each photo",
+        help="compute the frozen trunk's features in advance, for this number of augmentations of each photo",
     )
-    run.add_argument("--restart", action="store_true", help="forget a saved state and replace what is in OUTPUT")
+    run.add_argument("--restart", action="store_true", help="forget a saved state and replace the checkpoint in OUTPUT")
     run.add_argument("--stop-after", type=int, help="stop after this step of the whole run, as Ctrl-C would")
     output = parser.add_argument_group("output")
     output.add_argument("--output", type=Path, help="checkpoint folder (default: .run/training/fashion-PRESET)")
@@ -109,14 +108,14 @@ def parse_args() -> argparse.Namespace:
     if args.phone is not None and not PRESETS[args.preset].phone_repeats:
         parser.error(f"--phone does not go with --preset {args.preset}, which learns from products alone: leave it out")
     if args.teacher is not None and not (args.teacher / "model.safetensors").is_file():
-        parser.error(f"--teacher {args.teacher} holds no model.safetensors: give the folder of a checkpoint of ours")
+        parser.error(f"--teacher {args.teacher} holds no model.safetensors: give the folder of an own checkpoint")
     if args.from_scratch and (args.encoder or args.decoder):
         parser.error("--from-scratch takes random weights: leave out --encoder and --decoder")
     begun = args.from_scratch or args.encoder or args.decoder or args.gpt2_tokenizer or args.decoder_from or args.trunk
     if args.init_from and begun:
-        parser.error("--init-from brings weights and tokenizer: leave out the other flags of what to begin with")
+        parser.error("--init-from has weights and a tokenizer: leave out the other flags for initial weights")
     if args.from_scratch and PRESETS[args.preset].trunk is not None:
-        # Its norms keep the statistics of the pretrained weights: with random ones nothing gets through.
+        # The trunk's norms keep the statistics of the pretrained weights, which do not fit random ones.
         parser.error(
             f"--from-scratch does not go with --preset {args.preset}, whose trunk is pretrained: use --preset scratch"
         )
@@ -125,7 +124,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def preset_of(args: argparse.Namespace) -> Preset:
-    """The preset with what the command line puts in its place."""
+    """The preset with the settings of the command line."""
     preset = PRESETS[args.preset]
     given = {
         "epochs": args.epochs,
@@ -139,15 +138,21 @@ def preset_of(args: argparse.Namespace) -> Preset:
     }
     preset = dataclasses.replace(preset, **{name: value for name, value in given.items() if value is not None})
     if args.init_from is not None:
-        # Weights that are trained already need no epochs in which a part of them waits for the others.
+        # All parts are trained already, so none has to wait for the others.
         preset = dataclasses.replace(preset, stages=preset.stages[-1:])
     return dataclasses.replace(preset, encoder=None, decoder=None) if args.from_scratch else preset
 
 
+def photo_shape(preset: Preset) -> PhotoShape:
+    """How the preset's photos are decoded."""
+    return {"height": preset.image_height, "width": preset.image_width, "fit": preset.fit}
+
+
 def tokenizer_source(args: argparse.Namespace, preset: Preset) -> Path | None:
-    """Where GPT-2's tokenizer is, for a preset that uses it: as told, with the decoder, or beside the data."""
-    if args.gpt2_tokenizer is not None or PRESETS[preset.name].decoder is None:
-        return args.gpt2_tokenizer
+    """The folder of GPT-2's tokenizer for a preset that uses it: given, the decoder's, or the one beside the data."""
+    given: Path | None = args.gpt2_tokenizer
+    if given is not None or PRESETS[preset.name].decoder is None:
+        return given
     if preset.decoder is not None and (Path(preset.decoder) / "vocab.json").is_file():
         return Path(preset.decoder)
     return gpt2_files_beside(args.data)
@@ -155,9 +160,12 @@ def tokenizer_source(args: argparse.Namespace, preset: Preset) -> Path | None:
 
 @contextlib.contextmanager
 def signals_held() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM are only noted, in the list this gives: half a step or half a validation cannot be saved.
+    """A context in which SIGINT and SIGTERM are only noted, so that a step or a validation is finished.
 
-    A second signal is not held back; whatever was saved last is there then.
+    A second signal is not held: it ends the process, and the last saved state remains.
+
+    Yields:
+        The list to which signals are appended.
     """
     came: list[int] = []
 
@@ -177,15 +185,15 @@ def signals_held() -> Iterator[list[int]]:
 
 
 def run(trainer: Trainer, output: Path, state: Path, args: argparse.Namespace) -> bool:
-    """Train to the end; returns False where --stop-after, SIGINT (Ctrl-C) or SIGTERM came first."""
-    # Of a path only its name: where things lay on one machine is of no use on another.
+    """Train to the end; return False where --stop-after, SIGINT (Ctrl-C) or SIGTERM stopped the run."""
+    # Only the name of a path: the folders of one machine mean nothing on another.
     arguments = {
         key: value.name if isinstance(value, Path) else str(value)
         for key, value in vars(args).items()
         if value is not None
     }
     processes = trainer.processes
-    # In a log file a line every half minute is enough.
+    # A log file gets one line every half minute.
     interval = 0.1 if sys.stderr.isatty() else 30.0
     bar = tqdm(
         total=trainer.total_steps,
@@ -220,13 +228,13 @@ def run(trainer: Trainer, output: Path, state: Path, args: argparse.Namespace) -
             if processes.any(bool(came)) or trainer.step == args.stop_after:
                 count_time()
                 trainer.save_state(state)
-                tell(processes, f"stopped at step {trainer.step} of {trainer.total_steps}: the same command goes on")
+                tell(processes, f"stopped at step {trainer.step} of {trainer.total_steps}: the same command continues")
                 return False
     return True
 
 
 def progress_of(trainer: Trainer, bar: tqdm[Any]) -> dict[str, str]:
-    """What the bar shows beside steps and time left: the last 50 steps of this epoch, all processes together."""
+    """The progress bar's figures: means over this epoch's last 50 steps and over all processes."""
     recent = trainer.epoch_losses[-50:]
     loss = sum(recent) / len(recent)
     rate = bar.format_dict["rate"] or 0.0
@@ -239,7 +247,7 @@ def progress_of(trainer: Trainer, bar: tqdm[Any]) -> dict[str, str]:
 
 
 def end_epoch(trainer: Trainer) -> None:
-    """Validate and write one line of history."""
+    """Validate, and add a row to the history."""
     trainer.refresh_batch_statistics()
     validated = trainer.validate()
     loss = sum(trainer.epoch_losses) / len(trainer.epoch_losses)
@@ -270,17 +278,17 @@ def end_epoch(trainer: Trainer) -> None:
 
 
 def tell(processes: Processes, message: str) -> None:
-    """A line of its own, above the bar, from one process."""
+    """Print a line above the progress bar, in the main process."""
     if processes.is_main:
         tqdm.write(message)
 
 
 class OutputError(ValueError):
-    """Another run's checkpoint would be replaced."""
+    """The output holds a checkpoint of another run."""
 
 
 def origin_of(preset: Preset, args: argparse.Namespace, trunk: Path | None) -> str:
-    """What a run begins with, as text: hashes of weights of ours, names of pretrained ones, or "random"."""
+    """Identify the weights at the start: hashes of own weights, names of pretrained ones, or "random"."""
     parts = [] if preset.encoder is None else [f"{preset.encoder}, {preset.decoder}"]
     for file in (
         args.init_from and args.init_from / "model.safetensors",
@@ -293,7 +301,7 @@ def origin_of(preset: Preset, args: argparse.Namespace, trunk: Path | None) -> s
 
 
 def query_classes_of(preset: Preset, names: Sequence[str], init_from: Path | None) -> QueryClasses | None:
-    """The query head's classes: the checkpoint's that the run goes on from, or the names'."""
+    """The query head's classes: those of the initial checkpoint, else chosen from the names."""
     if not preset.query_head_weight:
         return None
     return QueryClasses.from_names(names) if init_from is None else QueryClasses.load(init_from)
@@ -309,12 +317,12 @@ def load_extras(
     state: Path,
     processes: Processes,
 ) -> TrainingExtras:
-    """Everything to train on beside the products.
+    """Load everything to train on other than the products.
 
     Raises:
-        DataError: a folder is not what its flag says.
+        DataError: a folder cannot be read.
     """
-    shape = {"height": preset.image_height, "width": preset.image_width, "fit": preset.fit}
+    shape = photo_shape(preset)
     progress = processes.is_main
     phone = phone_validation = large = large_rows = nothing = neighbours = None
     if args.phone is not None:
@@ -365,7 +373,7 @@ def soft_targets(
     state: Path,
     processes: Processes,
 ) -> NeighbourNames:
-    """What the names of similar photos say; the features that say so take minutes and are kept beside the state."""
+    """Make soft targets of the names of similar photos; the features take minutes and are kept beside the state."""
     names = [product.name for product in training.products]
     sources = [trunk] if args.teacher is None else [trunk, args.teacher / "model.safetensors"]
     hashes = [hashlib.sha256(source.read_bytes()).hexdigest() for source in sources]
@@ -384,31 +392,34 @@ def soft_targets(
 
 
 def train(args: argparse.Namespace, processes: Processes) -> bool:
-    """The whole of the command in one process; False where a signal came before the end.
+    """Run the command in one process.
+
+    Returns:
+        False where a signal came before the end.
 
     Raises:
-        DataError, SourceError, StateError, BatchError, DivergedError, OutputError: as their messages say.
+        BatchError: the batch cannot be divided.
+        CheckpointError: the teacher or the initial checkpoint cannot be read.
+        DataError: a data set cannot be read or is too small.
+        DivergedError: the gradient is not finite.
+        OutputError: the output holds a checkpoint of another run.
+        QueryClassesError: the initial checkpoint has no readable query classes.
+        SourceError: initial weights or a tokenizer are not available.
+        StateError: the saved state belongs to another run.
     """
     preset = preset_of(args)
     if preset.precision == "fp16" and args.precision is None and processes.device.type == "cpu":
-        # CPUs emulate FP16: a step of the paper's size had not ended after three minutes.
+        # CPUs emulate FP16: a step of the paper's size did not end within three minutes.
         tell(processes, "fp16 is for GPUs: bf16 instead (--precision fp16 insists)")
         preset = dataclasses.replace(preset, precision="bf16")
     state = args.state or args.output.with_name(args.output.name + ".state")
-    data = load_products(
-        args.data,
-        height=preset.image_height,
-        width=preset.image_width,
-        fit=preset.fit,
-        limit=args.limit,
-        progress=processes.is_main,
-    )
+    data = load_products(args.data, **photo_shape(preset), limit=args.limit, progress=processes.is_main)
     training, validation = (part.renamed(NAME_RULES[args.names]) for part in data.split())
     left_out = dict(data.skipped) or "none"
     if not len(training) or not len(validation):
         raise DataError(
-            f"of {len(data)} products {len(training)} are for training and {len(validation)} for validation (5 % of "
-            "the names, by hash): both need at least one, give more products"
+            f"of {len(data)} products, {len(training)} are for training and {len(validation)} for validation (5 % of "
+            "the names, by hash): give more products, so that both have at least one"
         )
     del data  # the parts are copies
     tell(processes, f"{len(training)} training and {len(validation)} validation photos; left out: {left_out}")
@@ -434,7 +445,7 @@ def train(args: argparse.Namespace, processes: Processes) -> bool:
     if args.restart:
         trainer.forget_state(state)
     if trainer.load_state(state):
-        done = "already finished at" if trainer.step == trainer.total_steps else "going on from"
+        done = "already finished at" if trainer.step == trainer.total_steps else "continuing from"
         tell(processes, f"{done} step {trainer.step} of {trainer.total_steps} ({state})")
     elif (args.output / "model.safetensors").exists() and not (args.overwrite or args.restart):
         raise OutputError(
@@ -443,7 +454,7 @@ def train(args: argparse.Namespace, processes: Processes) -> bool:
     if args.cache_features is not None and processes.count == 1 and processes.device.type == "cpu":
         trainer.open_feature_cache(state, args.cache_features)
     elif args.cache_features is not None:
-        tell(processes, "--cache-features is for one process on a CPU: the trunk's features are computed in every step")
+        tell(processes, "--cache-features needs one process on a CPU: the trunk's features are computed in every step")
     parameters = sum(p.numel() for p in captioner.parameters())
     tell(
         processes,
@@ -453,12 +464,14 @@ def train(args: argparse.Namespace, processes: Processes) -> bool:
     if run(trainer, args.output, state, args):
         tell(processes, f"checkpoint: {args.output}")
         return True
-    return trainer.step == args.stop_after
+    stop_after: int | None = args.stop_after
+    return trainer.step == stop_after
 
 
 def main() -> None:
+    """Run the command."""
     args = parse_args()
-    # In the background of a script SIGINT is ignored unless asked for; SIGTERM, too, is to save before it ends.
+    # A shell ignores SIGINT for background jobs, and SIGTERM would end the process before a state is saved.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     transformers.logging.set_verbosity_error()

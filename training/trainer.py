@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One training run: model, optimiser and how far they are. Knows no command line and writes no file but its state.
+"""One training run: model, optimiser and progress.
 
-A step is made of micro-batches, numbered over all processes and accumulations. All random choices are functions of
-(seed, step, micro-batch): a run that was interrupted ends with the same weights, and so does one of two processes and
-one of a single process that accumulates two micro-batches, up to the rounding of a sum in another order.
+A step consists of micro-batches, numbered over all processes and accumulations. All random choices are functions of
+(seed, step, micro-batch). So an interrupted run ends with the same weights as an uninterrupted one, and a run of two
+processes with those of one process that accumulates two micro-batches, except that sums are rounded in another order.
 """
 
 from __future__ import annotations
@@ -38,8 +38,11 @@ from training.caption_model import (
     ConvStem,
     HybridStem,
     Predictions,
+    embedding_of,
+    encoder_of,
     normalise,
     refresh_batch_statistics,
+    stem_of,
 )
 from training.feature_cache import FeatureCache
 from training.losses import (
@@ -61,43 +64,42 @@ from training.query_classes import QueryClasses
 from training.schedule import apply_stage, learning_rate, part_of, parts_that_move
 
 STATE_FILE = "training_state.pt"
-OWN_TRUST = 0.5  # how much the query head's own opinion counts for phone photos, beside the weights of their queries
+OWN_TRUST = 0.5  # weight of the query head's own output in the targets of phone photos, see `losses.guided_targets`
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class StateError(ValueError):
-    """A saved state cannot be gone on from. The message says why and what to do."""
+    """A run cannot continue from a saved state. The message says why and what to do."""
 
 
 class DivergedError(ArithmeticError):
-    """The gradient is no number any more. The message says at which step and what to do."""
+    """The gradient is not finite. The message says at which step and what to do."""
 
 
 class BatchError(ValueError):
-    """A batch cannot be cut into micro-batches. The message says why and what to do."""
+    """A batch cannot be divided into micro-batches. The message says why and what to do."""
 
 
 def with_sketches(data: ProductSet, preset: Preset, count: int) -> ProductSet:
-    """The products and `count` drawn samples, so that the model also reads the demo's pictures."""
+    """Add `count` drawn samples to the products, so that the model can also caption the demo's pictures."""
     if not count:
         return data
-    products, pixels = list(data.products), [data.pixels]
-    # 3:4 as the photos; the borders of the encoder's input are white in both.
+    products = list(data.products)
+    # 3:4 like the photos, with white borders.
     width = preset.image_height * 3 // 4
     canvas = np.full((count, preset.image_height, preset.image_width, 3), 255, dtype=np.uint8)
     left = (preset.image_width - width) // 2
     samples = training_samples(count, preset.seed, width, preset.image_height)
     for i, (picture, row) in enumerate(samples):
         canvas[i, :, left : left + width] = np.asarray(picture)
-        # Without the brand of the demo's shop: it would be the brand of everything that the model has not seen.
+        # Without the brand of the demo's shop, which the model would otherwise assign to every unknown product.
         name = row["productDisplayName"].removeprefix(f"{SKETCH_BRAND} ")
         products.append(Product(f"sketch-{i}", name, row["articleType"], row["baseColour"], row["gender"]))
-    pixels.append(canvas)
-    return ProductSet(products, np.concatenate(pixels))
+    return ProductSet(products, np.concatenate([data.pixels, canvas]))
 
 
 def optimiser_of(model: torch.nn.Module, preset: Preset) -> torch.optim.AdamW:
-    """AdamW; matrices decay, biases, norms and one-dimensional rest do not; the trunk has a rate of its own."""
+    """AdamW in which only matrices decay (not biases, norms and other vectors) and the trunk has its own rate."""
     groups: list[dict[str, Any]] = []
     for is_trunk in (False, True):
         parameters = [p for name, p in model.named_parameters() if (part_of(name) == "trunk") == is_trunk]
@@ -112,13 +114,13 @@ def optimiser_of(model: torch.nn.Module, preset: Preset) -> torch.optim.AdamW:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingExtras:
-    """What a run may have beside products.
+    """The optional parts of a run.
 
     Attributes:
-        queries: classes of the query head; None: the encoder has none.
+        queries: classes of the query head; None: the encoder has no such head.
         others: further training photos.
         phone_validation: phone photos to measure on.
-        neighbours: soft targets; rows of the training products, drawn samples not among them.
+        neighbours: soft targets for the training products, without rows for drawn samples.
         half_size: as of `CaptionDataset`.
     """
 
@@ -130,11 +132,20 @@ class TrainingExtras:
 
 
 class Trainer:
-    """Trains `captioner` on `training` and measures it on `validation`.
+    """Trains a captioner.
+
+    Args:
+        preset: the settings.
+        training: products to train on.
+        validation: products to measure on.
+        captioner: is trained in place.
+        tokenizer: of the captions.
+        processes: None: this process alone, on the CPU.
+        origin: a text that identifies the weights at the start, for saved states.
+        extras: optional parts; None: there are none.
 
     Raises:
-        BatchError: the batch cannot be cut into equal micro-batches, or there are fewer photos than one batch has
-            micro-batches.
+        BatchError: the batch cannot be divided into equal micro-batches, or there are fewer photos than micro-batches.
     """
 
     def __init__(
@@ -156,15 +167,16 @@ class Trainer:
         self._micro_batches = preset.accumulation * self.processes.count
         if preset.batch_size % self._micro_batches:
             raise BatchError(
-                f"a batch of {preset.batch_size} photos cannot be cut into {self._micro_batches} equal micro-batches "
-                f"({self.processes.count} processes x accumulation {preset.accumulation}): choose another --batch-size"
+                f"a batch of {preset.batch_size} photos cannot be divided into {self._micro_batches} equal "
+                f"micro-batches ({self.processes.count} processes x accumulation {preset.accumulation}): "
+                "choose another --batch-size"
             )
-        num_products = len(training)
-        training = with_sketches(training, preset, min(preset.sketches, len(training)))
-        neighbours = _padded(extras.neighbours, len(training) - num_products)
+        self.num_sketches = min(preset.sketches, len(training))
+        training = with_sketches(training, preset, self.num_sketches)
+        neighbours = _padded(extras.neighbours, self.num_sketches)
         products = [dataclasses.astuple(product) for part in (training, validation) for product in part.products]
         phone = extras.others.phone if extras.others is not None else None
-        # Whether a saved state is of this run: as many photos under other names have other tokens.
+        # A saved state belongs to this run only if all of these are equal.
         self._identity = {
             "preset": dataclasses.asdict(preset),
             "data": hashlib.sha256(repr((products, [] if phone is None else phone.photos)).encode()).hexdigest(),
@@ -183,20 +195,21 @@ class Trainer:
         self.validation = CaptionDataset(validation, tokenizer, classes, preset.max_tokens, queries=extras.queries)
         if len(self.training) < self._micro_batches:
             raise BatchError(
-                f"{len(self.training)} photos cannot be cut into {self._micro_batches} micro-batches: give more photos"
+                f"{len(self.training)} photos cannot be divided into {self._micro_batches} micro-batches: "
+                "give more photos"
             )
         self._phone_validation = extras.phone_validation
         self._phone_truth = phone_sets(extras.phone_validation, classes, extras.queries)
-        # What a caption of each query class alone is; the class says it of a phone photo.
+        # The labels of each query class as a caption, which phone photos get.
         self._class_labels = tokenize(extras.queries.captions, tokenizer, preset.max_tokens) if extras.queries else None
-        # A label without one frequent value (few products, or a column that is empty) has nothing to teach.
+        # A label without frequent values (few products, or an empty column) has no head.
         sizes = {label: len(values) for label, values in self.classes.items() if values}
         torch.manual_seed(preset.seed)
         self.model = CaptionerInTraining(captioner, sizes, with_titles=preset.title_weight > 0)
-        # Channels last: 6 % of a step, in the stem.
-        self.model.to(self._device, memory_format=torch.channels_last)
+        # Channels last saves 6 % of a step, in the stem.
+        self.model.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not annotated
         self.optimiser = optimiser_of(self.model, preset)
-        # FP16's smallest gradients would be zero without it; for the other precisions it does nothing.
+        # Without it FP16's smallest gradients would be zero; for the other precisions it does nothing.
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=preset.precision == "fp16")
         self._moving: frozenset[Part] = frozenset()
         self._shared: torch.nn.Module | None = None
@@ -204,12 +217,19 @@ class Trainer:
         self.total_steps = self.steps_per_epoch * preset.epochs
         self.feature_cache: FeatureCache | None = None
         self.step = 0
-        self.seconds = 0.0  # spent training, over all interruptions
+        self.seconds = 0.0  # training time, interruptions not included
         self.epoch_losses: list[float] = []
         self.history: list[dict[str, float]] = []
 
     def train_step(self) -> float:
-        """One optimiser step; returns the caption's loss in nats per token, over all processes."""
+        """Do one optimiser step.
+
+        Returns:
+            The captions' loss in nats per token, over all processes.
+
+        Raises:
+            DivergedError: the gradient is not finite.
+        """
         shared = self._enter_stage()
         self.model.train()
         arguments = (self.step, self.preset.batch_size, self.preset.seed)
@@ -226,11 +246,11 @@ class Trainer:
             group["lr"] = learning_rate(self.step, self.total_steps, self.preset) * group["relative_rate"]
         self._scaler.unscale_(self.optimiser)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.preset.max_gradient_norm)
-        # The scaler leaves out a step of FP16 that overflowed and goes on with a smaller scale.
+        # The scaler skips an FP16 step that overflowed and continues with a smaller scale.
         if self.preset.precision != "fp16" and not torch.isfinite(norm):
             raise DivergedError(
-                f"step {self.step}: the gradient's norm is {float(norm)}; the state saved before is untouched: go on "
-                "from it with a lower --learning-rate, or begin anew"
+                f"step {self.step}: the gradient's norm is {float(norm)}; the last saved state is untouched: continue "
+                "from it with a lower --learning-rate, or start again"
             )
         self._scaler.step(self.optimiser)
         self._scaler.update()
@@ -252,11 +272,11 @@ class Trainer:
         return stem.cached(features) if isinstance(stem, HybridStem) else contextlib.nullcontext()
 
     def open_feature_cache(self, folder: Path, views: int) -> None:
-        """Compute the trunk's features of all training photos once, for the epochs that leave the trunk alone.
+        """Compute the trunk's features of all training photos once, for the epochs that do not train the trunk.
 
         Args:
             folder: for the cache's files.
-            views: how often each photo is augmented; epochs take turns.
+            views: how often each photo is augmented; the epochs use the views in turn.
         """
         stem = self._stem
         if not isinstance(stem, HybridStem) or "trunk" in parts_that_move(
@@ -268,7 +288,7 @@ class Trainer:
         self.feature_cache.open(self.training, stem, self.preset.seed, progress=self.processes.is_main)
 
     def _enter_stage(self) -> torch.nn.Module:
-        """Freeze what this step's epoch leaves alone; returns the model with gradients shared between processes."""
+        """Freeze what this step's epoch does not train; return the model that shares gradients between processes."""
         moving = parts_that_move(self.preset, self.step // self.steps_per_epoch)
         if moving != self._moving or self._shared is None:
             apply_stage(self.model, moving)
@@ -283,21 +303,20 @@ class Trainer:
                 self.feature_cache.remove()
                 self.feature_cache = None
             self._moving = moving
-            self._shared = None  # its hooks on the gradients go with it
+            self._shared = None  # removes its hooks on the gradients
             gc.collect()
             self._shared = self.processes.share_gradients_of(self.model)
         return self._shared
 
     @property
-    def _stem(self) -> torch.nn.Module:
-        stem: torch.nn.Module = self.model.captioner.encoder.embeddings.patch_embeddings
-        return stem
+    def _stem(self) -> ConvStem | HybridStem | None:
+        return stem_of(self.model.captioner)
 
     def _backward(self, model: torch.nn.Module, batch: Batch, whole: _Counts) -> float:
-        """Gradients of one micro-batch, as its share of the whole batch; returns its caption's nats."""
+        """Add the gradients of one micro-batch, as its share of the whole batch; return its captions' nats."""
         targets = batch.targets
-        said = _SaidOfPhones(targets.labels, targets.query_weights, self._class_labels)
-        predictions = self._forward(model, batch, said)
+        phone_captions = _PhoneCaptions(targets.labels, targets.query_weights, self._class_labels)
+        predictions = self._forward(model, batch, phone_captions)
         hard = token_losses(predictions.logits, targets.labels)
         losses = hard
         if self.preset.soft_target_share:
@@ -317,38 +336,46 @@ class Trainer:
             loss = loss + self.preset.query_head_weight * self._query_loss(predictions, batch) / max(1, whole.queries)
         if self.preset.title_weight and self.model.titles is not None:
             loss = loss + self.preset.title_weight * self._title_loss(predictions, targets.labels) / max(1, whole.names)
-        if said.captions is not None and self.preset.phone_caption_weight:
-            of_phones = token_losses(predictions.logits, said.captions).sum()
+        if phone_captions.labels is not None and self.preset.phone_caption_weight:
+            of_phones = token_losses(predictions.logits, phone_captions.labels).sum()
             loss = loss + self.preset.phone_caption_weight * of_phones / max(1, whole.phone)
-        # Several processes' gradients are averaged; they are to be summed.
+        # The processes' gradients are averaged, but the sum is needed.
         self._scaler.scale(loss * self.processes.count).backward()
         return float(hard.detach().sum())
 
-    def _forward(self, model: torch.nn.Module, batch: Batch, said: _SaidOfPhones | None = None) -> Predictions:
-        """Predictions of a batch; with `said`, the decoder also reads what the query head says of phone photos."""
+    def _forward(
+        self, model: torch.nn.Module, batch: Batch, phone_captions: _PhoneCaptions | None = None
+    ) -> Predictions:
+        """Predict a batch; with `phone_captions`, the decoder also reads the captions of phone photos."""
         precision = DTYPES[self.preset.precision]
         labels = batch.labels
+        predictions: Predictions
         with torch.autocast(self._device.type, dtype=precision, enabled=precision != torch.float32):
-            if said is None:
-                predictions: Predictions = model(batch.pixels, labels)
+            if phone_captions is None:
+                predictions = model(batch.pixels, labels)
                 return predictions
 
             def inputs(queries: torch.Tensor | None) -> torch.Tensor:
-                return self._decoder_inputs(said.with_captions(queries))
+                return self._decoder_inputs(phone_captions.choose(queries))
 
-            if said.is_needed:
-                return model(batch.pixels, labels, None, inputs)  # type: ignore[no-any-return]
-            return model(batch.pixels, labels, inputs(None))  # type: ignore[no-any-return]
+            if phone_captions.is_needed:
+                predictions = model(batch.pixels, labels, None, inputs)
+            else:
+                predictions = model(batch.pixels, labels, inputs(None))
+            return predictions
 
     def _decoder_inputs(self, labels: torch.Tensor) -> torch.Tensor:
-        """BOS and all labels but the last, some of them hidden behind PAD; int64 [B, T']."""
+        """BOS and all labels but the last, some of them replaced by PAD; int64 [B, T']."""
         config = self.model.captioner.config
-        inputs = torch.cat([torch.full_like(labels[:, :1], config.decoder_start_token_id), labels[:, :-1]], dim=1)
+        start, pad = config.decoder_start_token_id, config.pad_token_id
+        assert start is not None
+        assert pad is not None
+        inputs = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)
         if self.preset.word_dropout:
             hidden = torch.rand(inputs.shape, device=inputs.device) < self.preset.word_dropout
             hidden[:, 0] = False
-            inputs = inputs.masked_fill(hidden, config.pad_token_id)
-        return inputs.masked_fill(inputs == IGNORED, config.pad_token_id)
+            inputs = inputs.masked_fill(hidden, pad)
+        return inputs.masked_fill(inputs == IGNORED, pad)
 
     def _query_loss(self, predictions: Predictions, batch: Batch) -> torch.Tensor:
         """Nats of the query classes, summed over the photos."""
@@ -364,17 +391,17 @@ class Trainer:
         return ((1 - share) * hard + share * soft).sum() - (log_probabilities * guided).sum()
 
     def _title_loss(self, predictions: Predictions, labels: torch.Tensor) -> torch.Tensor:
-        """Nats of which name belongs to which photo, summed over the photos that have one."""
+        """The contrastive loss of photos and names, summed over the photos that have a name."""
         assert self.model.titles is not None
         assert self.model.title_scale is not None
         named = (labels != IGNORED).any(dim=1)
         if int(named.sum()) < 2:
-            # Every parameter gets a gradient, as several processes expect of each other.
+            # With several processes, every parameter needs a gradient.
             unused = sum(parameter.sum() for parameter in (*self.model.titles.parameters(), self.model.title_scale))
             return (predictions.embedding.sum() + unused) * 0.0
         tokens = labels[named]
         is_word = (tokens != IGNORED) & (tokens != self.tokenizer.eos_token_id)
-        # A title says the same with some of its words left out.
+        # Random words are left out, since a title keeps its meaning without them.
         kept = is_word & (torch.rand(tokens.shape, device=tokens.device) > 0.2)
         kept = torch.where(kept.any(dim=1, keepdim=True), kept, is_word)
         titles = self.model.titles(tokens.clamp(min=0), kept.float())
@@ -383,9 +410,9 @@ class Trainer:
         return contrastive_loss(photos, titles, self.model.title_scale.exp().clamp(max=100.0), same)
 
     def refresh_batch_statistics(self, batches: int = 40, size: int = 128) -> None:
-        """Bring BatchNorm's statistics up to the present weights, on the first training photos as they are."""
+        """Measure BatchNorm's statistics again, with the current weights, on the first training products."""
         stem = self._stem
-        if not isinstance(stem, ConvStem | HybridStem):
+        if stem is None:
             return  # a plain ViT has no BatchNorm
         count = min(self.training.num_products, batches * size)
         starts = range(0, count, size)
@@ -395,7 +422,12 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Loss in nats per token over the whole validation set, and how often the heads are right."""
+        """Measure the whole validation set.
+
+        Returns:
+            "validation_loss" in nats per token, and shares of right answers: "article_type_accuracy",
+            "colour_accuracy", and where there are such heads and photos "query_accuracy" and "phone_accuracy".
+        """
         self.model.eval()
         nats, tokens = 0.0, 0
         names = ("article_type", "colour")
@@ -427,21 +459,22 @@ class Trainer:
 
     @property
     def _names_garments(self) -> bool:
-        return "article_type" in self.model.heads or hasattr(self.model.captioner.encoder, "query_head")
+        return "article_type" in self.model.heads or hasattr(encoder_of(self.model.captioner), "query_head")
 
     def _phone_accuracy(self, phone: PhonePhotoSet, size: int = 128) -> float:
         """How often the likeliest query's last word, or without a query head the articleType, names the garment."""
         types, queries = self._phone_truth
+        encoder = encoder_of(self.model.captioner)
         hits = 0
         for start in range(0, len(phone), size):
             rows = slice(start, start + size)
             pixels = torch.from_numpy(phone.pixels[rows]).permute(0, 3, 1, 2).float().to(self._device)
-            hidden = self.model.captioner.encoder(pixel_values=normalise(pixels)).last_hidden_state
-            head = getattr(self.model.captioner.encoder, "query_head", None)
-            logits = self.model.heads["article_type"](hidden.mean(dim=1)) if head is None else head(hidden.mean(dim=1))
-            if head is not None:
-                logits = logits[:, 1:]
-            truth = types[rows] if head is None else queries[rows, 1:]
+            embedding = embedding_of(encoder(pixel_values=normalise(pixels)).last_hidden_state)
+            head = getattr(encoder, "query_head", None)
+            if head is None:
+                logits, truth = self.model.heads["article_type"](embedding), types[rows]
+            else:
+                logits, truth = head(embedding)[:, 1:], queries[rows, 1:]
             chosen = logits.argmax(dim=1, keepdim=True).cpu()
             hits += int(truth.gather(1, chosen).sum())
         return hits / len(phone)
@@ -454,7 +487,7 @@ class Trainer:
             yield batch.to(self._device)
 
     def save_state(self, folder: Path) -> None:
-        """Everything needed to go on, written aside and renamed: a kill in the middle costs nothing."""
+        """Write everything that is needed to continue; a kill in between leaves the last saved state."""
         if not self.processes.is_main:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -467,17 +500,20 @@ class Trainer:
         os.replace(folder / (STATE_FILE + ".part"), folder / STATE_FILE)
 
     def load_state(self, folder: Path) -> bool:
-        """Go on from a saved state; False where there is none.
+        """Continue from a saved state.
+
+        Returns:
+            False where there is no such state.
 
         Raises:
-            StateError: the state is of another run (another preset, tokenizer or number of micro-batches, other data,
-                other weights to begin with), or not every process finds it.
+            StateError: the state belongs to another run (other preset, tokenizer, number of micro-batches, data or
+                weights at the start), or not every process finds it.
         """
         path = folder / STATE_FILE
         found = round(self.processes.sum(float(path.is_file()))[0])
         if not found:
             return False
-        if found < self.processes.count:  # without this, those that find none would begin anew beside the others
+        if found < self.processes.count:  # otherwise the processes without a state would start from the beginning
             raise StateError(
                 f"only {found} of {self.processes.count} processes find {path}: give --state a folder that every host "
                 "reads, or --restart to forget it"
@@ -485,7 +521,7 @@ class Trainer:
         state = torch.load(path, map_location=self._device, weights_only=True)
         identity = state.get("identity", {})
         if other := [name for name, value in self._identity.items() if identity.get(name) != value]:
-            raise StateError(f"{path} is of another run ({', '.join(other)}): give --restart to forget it")
+            raise StateError(f"{path} belongs to another run ({', '.join(other)}): give --restart to forget it")
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self._scaler.load_state_dict(state["scaler"])
@@ -494,7 +530,7 @@ class Trainer:
         return True
 
     def forget_state(self, folder: Path) -> None:
-        """Remove a saved state, and nothing else that lies there."""
+        """Remove a saved state and no other file."""
         if self.processes.is_main:
             for name in (STATE_FILE, STATE_FILE + ".part"):
                 (folder / name).unlink(missing_ok=True)
@@ -503,12 +539,12 @@ class Trainer:
 
 @dataclasses.dataclass(frozen=True)
 class _Counts:
-    """What the sums over a whole batch are divided by, whichever process sees which part of it."""
+    """The divisors of the sums over a whole batch, the same for all processes."""
 
     tokens: int
     weight: float  # of all tokens
-    known: dict[str, int]  # photos with a class, per label
-    queries: int  # photos that teach the query head
+    known: dict[str, int]  # label -> photos with a class
+    queries: int  # photos with a target for the query head
     names: int
     phone: int
 
@@ -529,33 +565,31 @@ class _Counts:
         )
 
 
-class _SaidOfPhones:
-    """Captions of the phone photos of a batch, which have none: the likeliest of their guided query targets."""
+class _PhoneCaptions:
+    """Captions for the phone photos of a batch, which have no names: the likeliest of their guided query targets."""
 
     def __init__(self, labels: torch.Tensor, query_weights: torch.Tensor, class_labels: torch.Tensor | None):
-        self._labels, self._weights, self._class_labels = labels, query_weights, class_labels
+        self._names, self._weights, self._class_labels = labels, query_weights, class_labels
         self._rows = (query_weights > 0).any(dim=1)
-        self.captions: torch.Tensor | None = None  # int64 [B, T'], IGNORED elsewhere; after `with_captions`
+        self.labels: torch.Tensor | None = None  # int64 [B, T'], IGNORED for other photos; set by `choose`
 
     @property
     def is_needed(self) -> bool:
         """Whether there is a phone photo in the batch."""
         return self._class_labels is not None and bool(self._rows.any())
 
-    def with_captions(self, queries: torch.Tensor | None) -> torch.Tensor:
-        """The labels with the phone photos' captions among them; queries float [B, Q]."""
+    def choose(self, queries: torch.Tensor | None) -> torch.Tensor:
+        """Set `labels` by the logits of the query classes, float [B, Q]; return the labels of all photos."""
         if queries is None or self._class_labels is None:
-            return self._labels
+            return self._names
         chosen = guided_targets(queries, self._weights, OWN_TRUST).argmax(dim=1).cpu()
-        captions = self._class_labels[chosen].to(self._labels.device)
-        length = self._labels.shape[1]
-        captions = torch.where(self._rows[:, None], captions[:, :length], IGNORED)
-        self.captions = captions
-        return torch.where(self._rows[:, None], captions, self._labels)
+        captions = self._class_labels[chosen].to(self._names.device)
+        self.labels = torch.where(self._rows[:, None], captions[:, : self._names.shape[1]], IGNORED)
+        return torch.where(self._rows[:, None], self.labels, self._names)
 
 
 def _digest(extras: TrainingExtras) -> str:
-    """Of what a run has beside products and the phone photos' labels."""
+    """A hash of everything in `extras` except the phone photos' labels, which the identity has already."""
     digest = hashlib.sha256(repr((extras.queries, extras.half_size)).encode())
     others = extras.others or OtherPhotos()
     arrays = [others.large_rows, others.phone_query_weights]
@@ -568,7 +602,7 @@ def _digest(extras: TrainingExtras) -> str:
 
 
 def _padded(neighbours: NeighbourNames | None, rows: int) -> NeighbourNames | None:
-    """With `rows` more photos behind, of which nobody says anything."""
+    """Append `rows` photos without soft targets."""
     if neighbours is None or not rows:
         return neighbours
     arrays = (getattr(neighbours, field.name) for field in dataclasses.fields(neighbours))

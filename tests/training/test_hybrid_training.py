@@ -295,5 +295,5 @@ def test_soft_targets_reach_the_rows_they_belong_to(data: Data, queries: QueryCl
 
 
 def test_stem_whose_stride_is_not_the_trunks_is_refused() -> None:
-    with pytest.raises(ValueError, match="a stem of 3 stages has another stride than the trunk: it needs 4 stages"):
+    with pytest.raises(ValueError, match="a stem of 3 stages does not have the trunk.s stride: it needs 4 stages"):
         HybridStem(HybridViTConfig(stem_channels=(4, 4, 8), image_size=(64, 48), hidden_size=16))

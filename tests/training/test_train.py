@@ -283,8 +283,8 @@ def test_command_stops_goes_on_begins_anew_and_leaves_a_checkpoint(command: Call
     printed = command("--stop-after", "3")
     assert "8 training and 4 validation photos; left out: none" in printed
     assert "4 steps of 4 photos, bf16, 1 process\n" in printed
-    assert "stopped at step 3 of 4: the same command goes on" in printed
-    assert f"going on from step 3 of 4 ({tmp_path / 'out.state'})" in (printed := command())
+    assert "stopped at step 3 of 4: the same command continues" in printed
+    assert f"continuing from step 3 of 4 ({tmp_path / 'out.state'})" in (printed := command())
     assert f"checkpoint: {tmp_path / 'out'}" in printed
     stopped = (tmp_path / "out" / "model.safetensors").read_bytes()
     assert "going on" not in (printed := command("--restart"))
@@ -302,8 +302,8 @@ def test_command_stops_goes_on_begins_anew_and_leaves_a_checkpoint(command: Call
     [
         ("--limit 1", "of 1 products 0 are for training and 1 for validation .* give more products"),
         ("--data nothing", "nothing"),
-        ("--init-from nothing", "nothing is no checkpoint of a captioner: give --init-from"),
-        ("--accumulation 3", "a batch of 4 photos cannot be cut into 3 .* choose another --batch-size"),
+        ("--init-from nothing", "nothing is not a checkpoint of a captioner: give --init-from"),
+        ("--accumulation 3", "a batch of 4 photos cannot be divided into 3 .* choose another --batch-size"),
         ("--encoder nothing", "encoder 'nothing' and decoder None are given: give both"),
     ],
 )
@@ -358,4 +358,4 @@ def test_init_from_brings_everything_it_begins_with(
 ) -> None:
     with pytest.raises(SystemExit):
         parsed(monkeypatch, "--init-from", "checkpoint", *flags.split())
-    assert "--init-from brings weights and tokenizer" in capsys.readouterr().err
+    assert "--init-from has weights and a tokenizer" in capsys.readouterr().err

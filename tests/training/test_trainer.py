@@ -141,7 +141,7 @@ def test_state_of_another_run_is_refused(data: Data, finished: tuple[Trainer, Pa
     ]
     for other in others:
         before = weights_of(other)
-        with pytest.raises(StateError, match=r"is of another run \((preset|data)\b.*\): give --restart to forget it"):
+        with pytest.raises(StateError, match=r"belongs to another run \((preset|data)\b.*\): give --restart to forget it"):
             other.load_state(finished[1] / "state")
         assert other.step == 0
         assert not changed(before, weights_of(other))
@@ -254,10 +254,10 @@ def test_micro_batches_sum_to_the_gradient_of_the_batch(paper_data: Data, monkey
 
 def test_batch_that_cannot_be_cut_into_equal_micro_batches_is_refused(data: Data) -> None:
     uneven = dataclasses.replace(TINY, accumulation=3)
-    with pytest.raises(BatchError, match="a batch of 8 photos cannot be cut into 3 equal .* another --batch-size"):
+    with pytest.raises(BatchError, match="a batch of 8 photos cannot be divided into 3 equal .* another --batch-size"):
         new_trainer(uneven, data)
     few = data[0].subset([0, 1, 2]), data[1]
-    with pytest.raises(BatchError, match="3 photos cannot be cut into 4 micro-batches"):
+    with pytest.raises(BatchError, match="3 photos cannot be divided into 4 micro-batches"):
         new_trainer(dataclasses.replace(TINY, accumulation=4), few)
 
 
