@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint -> the three served ONNX models: `python -m export.install_models`, `python -m export.check_parity`."""
+"""Export of a checkpoint as three ONNX models, for example with `python -m export.install_models`."""

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What flows into the three models while photos are captioned: the samples that fix INT8's ranges.
-
-Knows nothing about quantisation itself.
-"""
+"""The inputs of the three models while photos are captioned, which are the samples for INT8's ranges."""
 
 from __future__ import annotations
 
@@ -23,9 +20,15 @@ _BEAMS = (1, 4)
 
 
 def feeds_of(captioner: OnnxCaptioner, pixels: npt.NDArray[np.uint8], model: str) -> Iterator[Feeds]:
-    """What one of the three models is given while uint8 photos [n, height, width, 3] are captioned.
+    """Caption photos and yield the inputs of one model, one batch at a time: all steps of 128 photos can be 50 GB.
 
-    One at a time: all steps of 128 photos at full size would be 50 GB.
+    Args:
+        captioner: runs the models.
+        pixels: uint8 [n, height, width, 3].
+        model: name of one of the three models.
+
+    Yields:
+        Input name -> array, batch axis first.
     """
     for start in range(0, len(pixels), BATCH):
         batch = pixels[start : start + BATCH]
@@ -40,7 +43,16 @@ def feeds_of(captioner: OnnxCaptioner, pixels: npt.NDArray[np.uint8], model: str
 
 
 def drawn_photos(contract: ModelContract, count: int, seed: int = 3) -> npt.NDArray[np.uint8]:
-    """`count` drawn products as the encoder sees them, uint8 [n, height, width, 3]: where there are no real photos."""
+    """Draw products at the encoder's size, for use without real photos.
+
+    Args:
+        contract: has the size.
+        count: n.
+        seed: of the drawings.
+
+    Returns:
+        uint8 [n, height, width, 3].
+    """
     height, width, fit = contract.image_height, contract.image_width, contract.fit
     samples = training_samples(count, seed=seed, width=height * 3 // 4, height=height)
     return np.stack([fit_photo(picture, height=height, width=width, fit=fit) for picture, _ in samples])

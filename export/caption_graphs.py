@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three served models as torch modules over the checkpoint's own weights (shapes: `captioner.model_contract`).
+"""The three served models as torch modules that use the checkpoint's weights (shapes: `captioner.model_contract`).
 
-What `generate()` does in one Python loop is cut where the gateway gets in: once per photo (encoder, prefill) and once
-per token (step). A step returns the C best tokens instead of the whole vocabulary, and its own keys and values instead
-of a new cache. Knows nothing about ONNX files or quantisation.
+They divide the loop of `generate()` into what runs once per photo (encoder, prefill) and what runs once per token
+(step). A step returns the C best tokens instead of the whole vocabulary, and its own keys and values instead of a new
+cache.
 
-Two dialects of the same mathematics. `Attention.STANDARD` uses nothing but ONNX's own operators, which TensorRT
-builds; `Attention.FUSED` uses ONNX Runtime's MultiHeadAttention in the encoder, which keeps the scores in the
-processor's cache and needs no transposed copies (8 photos, full size: export/LOG.md).
+The encoder's attention has two forms. `Attention.STANDARD` uses only ONNX's own operators, which TensorRT can build.
+`Attention.FUSED` uses ONNX Runtime's MultiHeadAttention, which keeps the scores in the processor's cache and needs no
+transposed copies (measured with 8 photos at full size: export/LOG.md).
 """
 
 from __future__ import annotations
@@ -25,42 +25,51 @@ from transformers.models.vit.modeling_vit import ViTLayer
 from transformers.pytorch_utils import Conv1D
 
 from captioner.model_contract import ModelContract
-from training.caption_model import embedding_of, normalise
+from training.caption_model import embedding_of, encoder_of, normalise
 from training.efficientnet_lite import FrozenNormConv2d
 
-# Large enough that exp() of it is zero, small enough for FP16 (whose least number is -65504).
+# exp() of it is zero, and FP16 can represent it (its lowest number is -65504).
 MASKED = -1e4
 
 
 class Attention(enum.Enum):
-    """How the encoder's attention is written."""
+    """The form of the encoder's attention."""
 
     STANDARD = "standard ONNX operators"
     FUSED = "com.microsoft MultiHeadAttention"
 
 
 class EncoderGraph(nn.Module):
-    """uint8 [B, height, width, 3] -> hidden_states [B, S, D], embedding [B, D], with a head query_logprobs [B, Q].
+    """The encoder.
 
-    The query head, `encoder.query_head`, reads the mean of all positions, not normalised. It computes in FP32 whatever
-    the encoder computes in.
+    The query head, `encoder.query_head`, reads the mean of all positions, not normalised. It always computes in FP32.
+
+    Args:
+        captioner: the checkpoint; its embeddings are copied, the other weights are shared.
+        attention: the form of the attention.
     """
 
     def __init__(self, captioner: VisionEncoderDecoderModel, attention: Attention = Attention.STANDARD):
         super().__init__()
-        self.embeddings = copy.deepcopy(captioner.encoder.embeddings)
+        encoder = encoder_of(captioner)
+        self.embeddings = copy.deepcopy(encoder.embeddings)
         _fold_batch_norms(self.embeddings)
         _fold_frozen_norms(self.embeddings)
-        self.layers = captioner.encoder.encoder.layer
-        self.norm = captioner.encoder.layernorm
+        self.layers = encoder.encoder.layer
+        self.norm = encoder.layernorm
         self.query_head = query_head_of(captioner)
         self.attention = attention
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Map uint8 [B, height, width, 3] to hidden_states [B, S, D], embedding [B, D] and query_logprobs [B, Q].
+
+        Without a query head there is no `query_logprobs`.
+        """
         # Cast first: TensorRT cannot transpose bytes.
         photo = normalise(pixels.float().permute(0, 3, 1, 2))
         hidden = self.embeddings(photo.to(self.embeddings.cls_token.dtype))
         for layer in self.layers:
+            assert isinstance(layer, ViTLayer)
             hidden = hidden + self._attend(layer, _norm(layer.layernorm_before, hidden))
             hidden = hidden + _vit_mlp(layer, _norm(layer.layernorm_after, hidden))
         hidden = _norm(self.norm, hidden)
@@ -71,7 +80,7 @@ class EncoderGraph(nn.Module):
         return hidden, embedding, functional.log_softmax(self.query_head(mean), dim=-1)
 
     def _attend(self, layer: ViTLayer, hidden: torch.Tensor) -> torch.Tensor:
-        # Three products instead of one: its result would have to be cut in three, which copies it.
+        # Three products instead of one, whose result would have to be divided by copying it.
         one = layer.attention.attention
         query, key, value = one.query(hidden), one.key(hidden), one.value(hidden)
         heads = one.num_attention_heads
@@ -88,44 +97,47 @@ class EncoderGraph(nn.Module):
             query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
             scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])  # [B, H, S, S]
             attended = (_softmax(scores) @ value).transpose(1, 2).flatten(2)
-        return layer.attention.output.dense(attended)
+        added: torch.Tensor = layer.attention.output.dense(attended)
+        return added
 
 
-class FoldedConv2d(nn.Module):
-    """A `FrozenNormConv2d` whose kernels were multiplied by its scale once, in FP32, instead of in every call.
+class FoldedConv2d(FrozenNormConv2d):
+    """A `FrozenNormConv2d` whose kernels are multiplied by its scale once, in FP32, instead of in every call.
 
     Args:
-        layer: stays as it is.
+        layer: stays unchanged.
     """
 
     def __init__(self, layer: FrozenNormConv2d):
-        super().__init__()
+        nn.Module.__init__(self)
         self.weight = nn.Parameter(layer.folded_weight().detach())
         self.bias = nn.Parameter(layer.bias.detach().clone())
-        self.stride, self.groups, self.padding = layer.stride, layer.groups, layer.padding
+        self.stride, self.groups = layer.stride, layer.groups
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """float [B, C, height, width] -> float [B, C', ceil(height / stride), ceil(width / stride)]."""
-        left, right, top, bottom = self.padding(pixels.shape[-2], pixels.shape[-1])
-        if left == right and top == bottom:
-            return functional.conv2d(pixels, self.weight, self.bias, self.stride, (top, left), 1, self.groups)
-        padded = functional.pad(pixels, (left, right, top, bottom))
-        return functional.conv2d(padded, self.weight, self.bias, self.stride, 0, 1, self.groups)
+    def folded_weight(self) -> torch.Tensor:
+        """The kernels, float [C', C / groups, k, k]."""
+        return self.weight
 
 
 class PrefillGraph(nn.Module):
-    """hidden_states [B, S, D] -> cross_key, cross_value [B, H, S, d] of each layer, in the contract's order."""
+    """The keys and values of the cross-attention.
+
+    Args:
+        captioner: the checkpoint.
+        contract: has the shapes.
+    """
 
     def __init__(self, captioner: VisionEncoderDecoderModel, contract: ModelContract):
         super().__init__()
         self.contract = contract
         self.projection = getattr(captioner, "enc_to_dec_proj", None)
         layers = [block.crossattention.c_attn for block in captioner.decoder.transformer.h]
-        # The weights of keys and values lie side by side; cut here it costs nothing.
+        # The weights of keys and values lie side by side; dividing them here costs nothing later.
         self.weights = nn.ParameterList(part.contiguous() for one in layers for part in one.weight.chunk(2, dim=1))
         self.biases = nn.ParameterList(part.contiguous() for one in layers for part in one.bias.chunk(2))
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Map [B, S, D] to cross_key, cross_value [B, H, S, d] of each layer, in the contract's order."""
         if self.projection is not None:
             hidden_states = self.projection(hidden_states)
         heads, size = self.contract.num_heads, self.contract.head_size
@@ -138,9 +150,9 @@ class PrefillGraph(nn.Module):
 class StepGraph(nn.Module):
     """One token for each of K beams of each of B photos.
 
-    tokens [B, K], ancestors [B, K, T], position [B, 1], per layer self_key, self_value [B, H, T, K, d], then per layer
-    cross_key, cross_value [B, H, S, d] -> candidate_logprobs [B, K, C], candidate_tokens [B, K, C],
-    new_kv [B, K, L, 2, H, d].
+    Args:
+        captioner: the checkpoint.
+        contract: has the shapes.
     """
 
     def __init__(self, captioner: VisionEncoderDecoderModel, contract: ModelContract):
@@ -150,7 +162,7 @@ class StepGraph(nn.Module):
         self.blocks = transformer.h
         self.positions = transformer.wpe
         self.final_norm = transformer.ln_f
-        # [D, V]: both the table tokens are looked up in and the last layer's weights, in the order the product wants.
+        # [D, V], the layout of the last product; the same weights are the table of token embeddings.
         self.vocabulary = nn.Parameter(captioner.decoder.lm_head.weight.detach().t().contiguous())
         is_tied = captioner.decoder.lm_head.weight is transformer.wte.weight
         self.tokens = None if is_tied else transformer.wte
@@ -158,6 +170,17 @@ class StepGraph(nn.Module):
     def forward(
         self, tokens: torch.Tensor, ancestors: torch.Tensor, position: torch.Tensor, *caches: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Compute one step.
+
+        Args:
+            tokens: int32 [B, K].
+            ancestors: int32 [B, K, T].
+            position: int32 [B, 1].
+            caches: per layer self_key, self_value [B, H, T, K, d], then per layer cross_key, cross_value [B, H, S, d].
+
+        Returns:
+            candidate_logprobs [B, K, C], candidate_tokens int32 [B, K, C], new_kv [B, K, L, 2, H, d].
+        """
         layers = self.contract.num_layers
         self_caches, cross_caches = caches[: 2 * layers], caches[2 * layers :]
         hidden = (self._embedded(tokens) + self.positions(position)).to(self.vocabulary.dtype)  # [B, K, D]
@@ -174,21 +197,22 @@ class StepGraph(nn.Module):
             )
             hidden = hidden + _gpt2_mlp(block, _norm(block.ln_2, hidden))
         logits = (_norm(self.final_norm, hidden) @ self.vocabulary).float()
-        # Normalising all of them is ten times as fast as ReduceLogSumExp, which normalises only the best
+        # A log-softmax over all tokens is ten times as fast as normalising only the best ones with ReduceLogSumExp
         # (32 rows of 50,257 with ONNX Runtime 1.32: 0.27 ms against 3.2 ms).
         logprobs, candidates = torch.topk(functional.log_softmax(logits, dim=-1), self.contract.num_candidates)
         new_kv = torch.cat(new, dim=-1).unflatten(-1, self.contract.new_kv_shape[1:])
         return logprobs, candidates.to(torch.int32), new_kv
 
     def _embedded(self, tokens: torch.Tensor) -> torch.Tensor:
-        """[B, K] -> [B, K, D]"""
+        """The embeddings of tokens [B, K], float [B, K, D]."""
         if self.tokens is not None:
-            return self.tokens(tokens)
+            embedded: torch.Tensor = self.tokens(tokens)
+            return embedded
         columns = self.vocabulary.index_select(1, tokens.flatten())  # [D, B * K]
         return columns.t().view(*tokens.shape, self.vocabulary.shape[0])
 
     def _mask(self, ancestors: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        """What is added to the scores of beam k for what beam j wrote at time t: [B, 1, K, T * K]."""
+        """The terms added to beam k's scores for the column that beam j wrote at time t: [B, 1, K, T * K]."""
         times = torch.arange(self.contract.max_tokens, dtype=position.dtype, device=position.device)
         owners = torch.where(times < position[:, :, None], ancestors, -1)  # [B, K, T]
         beams = torch.arange(ancestors.shape[1], dtype=ancestors.dtype, device=ancestors.device)
@@ -198,10 +222,10 @@ class StepGraph(nn.Module):
     def _self_attention(
         self, block: GPT2Block, hidden: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """-> what is added to hidden [B, K, D], and this token's keys and values [B, K, 2 * H * d].
+        """Compute the sum for hidden [B, K, D], and this token's keys and values [B, K, 2 * H * d].
 
-        Each beam looks at the columns of all beams and the mask leaves its ancestors': one product over a cache that
-        stays where it is, instead of a copy with its rows in a new order.
+        Each beam attends to the columns of all beams, and the mask removes those that are not its ancestors'. So the
+        cache stays in place and no reordered copy is needed.
         """
         heads, size = self.contract.num_heads, self.contract.head_size
         query, key, value = _conv1d(block.attn.c_attn, hidden).chunk(3, dim=-1)
@@ -216,7 +240,7 @@ class StepGraph(nn.Module):
     def _cross_attention(
         self, block: GPT2Block, hidden: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> torch.Tensor:
-        """All beams of a photo attend to the same [B, H, S, d]."""
+        """All beams of a photo attend to the same keys and values [B, H, S, d]."""
         attention = block.crossattention
         heads, size = self.contract.num_heads, self.contract.head_size
         query = _conv1d(attention.q_attn, hidden).unflatten(-1, (heads, size)).transpose(1, 2)  # [B, H, K, d]
@@ -225,51 +249,55 @@ class StepGraph(nn.Module):
 
 
 def query_head_of(captioner: VisionEncoderDecoderModel) -> nn.Linear | None:
-    """The linear layer [D] -> [Q] of an encoder that names queries; None where the encoder has none."""
+    """The encoder's query head, a linear layer [D] -> [Q]; None where it has none."""
     return getattr(captioner.encoder, "query_head", None)
 
 
 def to_half(graph: nn.Module) -> nn.Module:
-    """A copy of a graph in FP16 whose LayerNorms and query head stay FP32 (as Softmax does, see `_softmax`).
+    """Copy a graph to FP16, except LayerNorms and the query head, which stay FP32 (as Softmax does, see `_softmax`).
 
-    Those two sum squares or exponentials, which leave FP16's range first; products and sums of the residual stream do
-    not (`python -m export.check_parity` compares on real photos).
+    These sum squares or exponentials, which exceed FP16's range first. Products and sums of the residual stream do not
+    (`python -m export.check_parity` compares on real photos).
     """
-    half = copy.deepcopy(graph).half()
+    half = copy.deepcopy(graph)
+    half.half()
     for module in half.modules():
         if isinstance(module, nn.LayerNorm):
             module.float()
     if isinstance(graph, EncoderGraph) and isinstance(half, EncoderGraph):
-        half.query_head = copy.deepcopy(graph.query_head)  # its own weights: those of `half` were rounded
+        half.query_head = copy.deepcopy(graph.query_head)  # again, since the weights in `half` are rounded
     return half
 
 
 def _norm(norm: nn.LayerNorm, hidden: torch.Tensor) -> torch.Tensor:
-    """In the precision of the norm's own weights."""
-    return norm(hidden.to(norm.weight.dtype)).to(hidden.dtype)
+    """Apply a LayerNorm in the precision of its weights."""
+    normalised: torch.Tensor = norm(hidden.to(norm.weight.dtype))
+    return normalised.to(hidden.dtype)
 
 
 def _softmax(scores: torch.Tensor) -> torch.Tensor:
-    """In FP32 whatever the model's precision is."""
+    """Softmax in FP32, whatever the model's precision is."""
     return functional.softmax(scores.float(), dim=-1).to(scores.dtype)
 
 
 def _conv1d(layer: Conv1D, hidden: torch.Tensor) -> torch.Tensor:
-    """GPT-2's linear layer as a product and a sum: what it is written with, addmm, flattens and reshapes."""
+    """GPT-2's linear layer as a product and a sum; its own addmm would flatten and reshape."""
     return hidden @ layer.weight + layer.bias
 
 
 def _vit_mlp(layer: ViTLayer, hidden: torch.Tensor) -> torch.Tensor:
-    return layer.output.dense(layer.intermediate.intermediate_act_fn(layer.intermediate.dense(hidden)))
+    inner = layer.intermediate
+    added: torch.Tensor = layer.output.dense(inner.intermediate_act_fn(inner.dense(hidden)))
+    return added
 
 
 def _gpt2_mlp(block: GPT2Block, hidden: torch.Tensor) -> torch.Tensor:
-    # GPT-2's own activation is the same formula, spelled out in seven operators.
+    # GPT-2's own activation is the same formula, written as seven operators.
     return _conv1d(block.mlp.c_proj, functional.gelu(_conv1d(block.mlp.c_fc, hidden), approximate="tanh"))
 
 
 def _fold_frozen_norms(module: nn.Module) -> None:
-    """Every convolution with a frozen BatchNorm -> `FoldedConv2d`, in place."""
+    """Replace every convolution with a frozen BatchNorm by a `FoldedConv2d`, in place."""
     for name, child in module.named_children():
         if isinstance(child, FrozenNormConv2d):
             setattr(module, name, FoldedConv2d(child))
@@ -278,7 +306,7 @@ def _fold_frozen_norms(module: nn.Module) -> None:
 
 
 def _fold_batch_norms(module: nn.Module) -> None:
-    """Convolution + BatchNorm -> one convolution, wherever they follow each other, in place."""
+    """Merge every convolution and the BatchNorm that follows it into one convolution, in place."""
     for name, child in module.named_children():
         _fold_batch_norms(child)
         if isinstance(child, nn.Sequential):

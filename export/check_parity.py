@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prove that exported models say what the PyTorch checkpoint says: every variant, on every host, in one table.
+"""Compare exported models with the PyTorch checkpoint: every variant, on every host, in one table.
 
 `python -m export.check_parity --models model_repository_fp32 model_repository_int8 --data FOLDER` compares tensors,
-greedy and beam captions with Hugging Face's own model and `generate()` on validation photos; without --data on drawn
-samples. Exit code 1 where a variant is refused: `export.parity` says by what rule.
+greedy and beam captions with Hugging Face's own model and `generate()` on validation photos; without --data it uses
+drawn samples. The exit code is 1 if a variant is refused; `export.parity` has the rules.
 """
 
 from __future__ import annotations
@@ -38,20 +38,26 @@ from export.parity import (
     tokens_of,
 )
 from training.evaluate import caption_figures
-from training.prepare_data import Product, is_validation, load_products
+from training.prepare_data import Product, load_products
 from training.word_metrics import word_metrics
 
-BATCH = 25  # photos; a small odd size, so that the last batch differs
+BATCH = 25  # photos; an odd size, so that the last batch is usually smaller
 
 
 @dataclass(frozen=True)
 class Photos:
-    """What is captioned, uint8 [n, height, width, 3]; products where they are real."""
+    """The photos that are captioned.
+
+    Attributes:
+        pixels: uint8 [n, height, width, 3].
+        products: n products; None for drawn samples.
+    """
 
     pixels: Pixels
     products: Sequence[Product] | None
 
     def figures(self, captions: Sequence[Tokens], tokenizer: CaptionTokenizer, eos: int) -> dict[str, float] | None:
+        """Compare n captions with the products, see `training.evaluate.caption_figures`; None for drawn samples."""
         if self.products is None:
             return None
         texts = [tokenizer.text([token for token in caption if token != eos]) for caption in captions]
@@ -59,30 +65,35 @@ class Photos:
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/fashion-small"))
     parser.add_argument("--models", type=Path, nargs="+", default=[Path("model_repository")], help="model repositories")
     parser.add_argument("--hosts", nargs="+", choices=list(HOSTS), default=["onnxruntime"])
     parser.add_argument("--data", type=Path, help="folder with images/ and styles.csv; its validation split is used")
-    parser.add_argument("--photos", type=int, default=200)
-    parser.add_argument("--beams", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--photos", type=int, default=200, help="number of photos")
+    parser.add_argument("--beams", type=int, nargs="+", default=[1, 4], help="numbers of beams to compare")
     return parser.parse_args(arguments)
 
 
 def photos_for(contract: ModelContract, data: Path | None, count: int) -> Photos:
-    """`count` validation photos as the encoder sees them, or drawn ones."""
+    """`count` validation photos of the set `data` at the encoder's size; without a set, drawn ones."""
     if data is None:
         return Photos(drawn_photos(contract, count, seed=2), None)
     height, width, fit = contract.image_height, contract.image_width, contract.fit
-    products = load_products(
-        data, height=height, width=width, fit=fit, limit=count, only=lambda product: is_validation(product.name)
-    )
+    products = load_products(data, height=height, width=width, fit=fit, limit=count, validation=True)
     return Photos(products.pixels, products.products)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The checkpoint, the photos, and what `generate()` says of them: number of beams -> tokens of each photo."""
+    """The checkpoint and its captions.
+
+    Attributes:
+        model: in FP32.
+        photos: n photos.
+        expected: number of beams -> the tokens that `generate()` returns for each photo.
+    """
 
     model: VisionEncoderDecoderModel
     photos: Photos
@@ -101,7 +112,7 @@ class Reference:
 
 
 def measure(repository: Path, reference: Reference, hosts: Sequence[str]) -> list[Parity]:
-    """One variant on several hosts."""
+    """Compare one variant on several hosts with the reference; one row for each host."""
     rows = []
     for host in hosts:
         with HOSTS[host](repository) as caption:
@@ -130,7 +141,7 @@ def _captions(caption: Caption, repository: Path, host: str, reference: Referenc
 
 
 def _compare_queries(row: Parity, captioner: OnnxCaptioner, classes: Sequence[str], reference: Reference) -> None:
-    """Compare the likeliest queries of products; nothing where the model has no query head."""
+    """Compare the likeliest queries; does nothing where the model has no query head."""
     if not classes:
         return
     likeliest: list[list[str]] = [[], []]  # of the checkpoint, of the variant
@@ -147,7 +158,7 @@ def _compare_queries(row: Parity, captioner: OnnxCaptioner, classes: Sequence[st
 
 
 def table(rows: Sequence[Parity]) -> str:
-    """One line per variant and host."""
+    """Format the results, one line per variant and host."""
     tensors = list(dict.fromkeys(name for row in rows for name in row.errors))
     beams = list(dict.fromkeys(count for row in rows for count in row.equal))
     has_queries = any(row.queries_equal is not None for row in rows)
@@ -182,6 +193,7 @@ def _batches(pixels: Pixels, title: str) -> Iterator[Pixels]:
 
 
 def main() -> int:
+    """Run the command; return its exit code."""
     args = parse_args()
     contract = ModelContract.load(args.models[0])
     photos = photos_for(contract, args.data, args.photos)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Do TensorRT engines compute what the FP32 ONNX models compute? Tensor by tensor, then a caption token by token.
+"""Compare TensorRT engines with the FP32 ONNX models, tensor by tensor and then token by token.
 
-TensorRT has built engines that were silently wrong, so none is trusted before this. Arrays in, values out: whoever
-calls says how a model is run. Shapes as in `captioner.model_contract`.
+TensorRT has built engines that were wrong without an error, so every engine is compared before it is installed. The
+caller passes functions that run a model. Shapes are those of `captioner.model_contract`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from captioner.model_contract import QUERY_LOGPROBS, STEP, ModelContract, ModelSpec, Precision
+from captioner.model_contract import QUERY_LOGPROBS, STEP, ModelContract, ModelSpec, Precision, with_beams
 from export.tensorrt_plan import BEST_BATCH_SIZE, BEST_BEAMS
 from export.triton_config import MAX_BATCH_SIZE
 
@@ -22,11 +22,11 @@ Array = npt.NDArray[Any]
 Run = Callable[[ModelSpec, Mapping[str, Array]], Mapping[str, Array]]  # one model on one batch
 
 # Error of a tensor: the largest |difference| / (root mean square of the tensor + |value|). The FP16 graphs of
-# fashion-small on ONNX Runtime come to 0.003 on real photos (docs/tensorrt.md); ten times that leaves room for deeper
-# models and other orders of summing. A kernel that computes something else is off by about 1.
+# fashion-small on ONNX Runtime have 0.003 on real photos (docs/tensorrt.md); ten times that allows for deeper models
+# and other orders of summation. A wrong kernel has an error of about 1.
 MAX_ERROR: dict[Precision, float] = {"fp16": 0.03, "fp32": 0.003}
-# Of log-probabilities, in nats. GPT-2's logits lie near -100, where FP16 counts in steps of 0.06; fashion-small's are
-# small and come to 0.004.
+# Error of log-probabilities, in nats. GPT-2's logits are near -100, where FP16 has steps of 0.06; fashion-small's are
+# small and have 0.004.
 MAX_NATS: dict[Precision, float] = {"fp16": 0.1, "fp32": 0.01}
 
 ROLLOUT_STEPS = 8
@@ -34,18 +34,19 @@ ROLLOUT_STEPS = 8
 
 @dataclass(frozen=True)
 class Difference:
-    """The largest error of one output over one batch."""
+    """The largest error of one output over one batch; `batch` is e.g. "8 photos x 4 beams"."""
 
     model: str
     tensor: str
-    batch: str  # e.g. "8 photos x 4 beams"
+    batch: str
     error: float
     limit: float
     unit: str = ""
 
     @property
     def is_too_large(self) -> bool:
-        return not self.error <= self.limit  # so that NaN is
+        """Whether the error exceeds the limit or is NaN."""
+        return not self.error <= self.limit
 
     def __str__(self) -> str:
         return (
@@ -55,19 +56,27 @@ class Difference:
 
 @dataclass
 class Parity:
-    """Everything that was compared."""
+    """The result of a comparison.
+
+    Attributes:
+        differences: of all outputs over all batches.
+        tokens: how many tokens of the rollout were compared.
+        ties: photos whose rollouts diverge at two tokens that the FP32 model finds about equally likely.
+        wrong_tokens: a sentence for each other photo whose rollouts diverge.
+    """
 
     differences: list[Difference] = field(default_factory=list)
-    tokens: int = 0  # of the rollout that were compared
-    ties: int = 0  # photos whose rollout parted where the FP32 model itself was undecided
+    tokens: int = 0
+    ties: int = 0
     wrong_tokens: list[str] = field(default_factory=list)
 
     @property
     def problems(self) -> list[str]:
+        """Why the engines are refused, one sentence each; empty if they pass."""
         return [str(one) for one in self.differences if one.is_too_large] + self.wrong_tokens
 
     def errors_of(self, model: str) -> dict[str, float]:
-        """Tensor -> largest error over all batches."""
+        """Tensor of a model -> its largest error over all batches."""
         errors: dict[str, float] = {}
         for one in self.differences:
             if one.model == model:
@@ -76,9 +85,18 @@ class Parity:
 
 
 def compare_engines(contract: ModelContract, pixels: npt.NDArray[np.uint8], reference: Run, engine: Run) -> Parity:
-    """Compare all three models on photos, uint8 [B, height, width, 3].
+    """Compare all three models.
 
-    Each engine first gets the reference's own values, so that its error is its own; then the three run as a chain.
+    Each engine first gets the reference's values, so that errors do not accumulate; then the three run as a chain.
+
+    Args:
+        contract: of the models.
+        pixels: uint8 [B, height, width, 3].
+        reference: runs an FP32 model.
+        engine: runs an engine.
+
+    Returns:
+        The result; the chain is left out if an engine alone has an error.
     """
     parity = Parity()
     both = _Both(contract, reference, engine, parity)
@@ -91,7 +109,7 @@ def compare_engines(contract: ModelContract, pixels: npt.NDArray[np.uint8], refe
         (MAX_BATCH_SIZE, 1), (1, 1), (BEST_BATCH_SIZE, beams), (2, contract.max_beams),
     ):  # fmt: skip
         both.compare(contract.step, step_inputs(contract, reference, caches, batch_size, width))
-    if not parity.problems:  # else it would only say the same, at length
+    if not parity.problems:
         _roll_out(contract, pixels, reference, engine, parity)
     return parity
 
@@ -104,14 +122,14 @@ class _Both:
     parity: Parity
 
     def compare(self, spec: ModelSpec, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Run both, note their differences; returns what the reference said."""
+        """Run a model on both sides and note the differences; return the reference's outputs."""
         inputs = rounded(spec, inputs)
         expected, got = self.reference(spec, inputs), self.engine(spec, inputs)
         first = inputs[spec.inputs[0].name]
         batch = f"{len(first)} photos" + (f" x {first.shape[1]} beams" if spec.name == STEP else "")
         for name in (tensor.name for tensor in spec.outputs):
             if name == "candidate_tokens":
-                continue  # judged with their probabilities
+                continue  # compared with their probabilities
             if name == "candidate_logprobs":
                 error = candidate_error(expected, got)
                 limit, unit = MAX_NATS[self.contract.precision], " nats"
@@ -125,7 +143,7 @@ class _Both:
 
 
 def rounded(spec: ModelSpec, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Values the engine can be given, so that rounding the inputs is not taken for an error."""
+    """The inputs in the engine's types, so that their rounding does not count as an error."""
     return {
         tensor.name: inputs[tensor.name].astype(np.float16) if tensor.datatype == "FP16" else inputs[tensor.name]
         for tensor in spec.inputs
@@ -133,7 +151,7 @@ def rounded(spec: ModelSpec, inputs: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def relative_error(expected: Array, got: Array) -> float:
-    """See MAX_ERROR; infinite where a value is not finite."""
+    """The error that MAX_ERROR limits; infinite where a value is not finite."""
     expected, got = expected.astype(np.float64), got.astype(np.float64)
     if not np.isfinite(got).all():
         return float("inf")
@@ -142,7 +160,7 @@ def relative_error(expected: Array, got: Array) -> float:
 
 
 def nats_error(expected: Array, got: Array) -> float:
-    """Largest difference of log-probabilities, of those above 1 in 10,000; infinite where one is not finite."""
+    """The largest difference of log-probabilities above log(1e-4), in nats; infinite where a value is not finite."""
     expected, got = expected.astype(np.float64), got.astype(np.float64)
     if not np.isfinite(got).all():
         return float("inf")
@@ -151,9 +169,10 @@ def nats_error(expected: Array, got: Array) -> float:
 
 
 def candidate_error(expected: Mapping[str, Array], got: Mapping[str, Array]) -> float:
-    """Largest difference in nats between two lists of candidates, whose order may differ where they are close.
+    """The largest difference in nats between two lists of candidates, whose order may differ.
 
-    A token only one of them has must be near the other's last one: that is as likely as a missing one can be.
+    A token that only one list has is compared with the last one of the other list, since a missing token cannot be
+    likelier than that.
     """
     logprobs = np.asarray(got["candidate_logprobs"], dtype=np.float64)
     if not np.isfinite(logprobs).all() or (np.diff(logprobs) > 1e-6).any():
@@ -179,7 +198,18 @@ def candidate_error(expected: Mapping[str, Array], got: Mapping[str, Array]) -> 
 def step_inputs(
     contract: ModelContract, reference: Run, caches: Mapping[str, Array], batch_size: int, beams: int
 ) -> dict[str, Array]:
-    """A batch of steps, each of another photo or at another position, as they occur while the reference decodes."""
+    """Inputs of a batch of steps at different positions, as they occur while the reference decodes.
+
+    Args:
+        contract: of the models.
+        reference: runs an FP32 model.
+        caches: the cross-attention's, of some photos.
+        batch_size: B.
+        beams: K.
+
+    Returns:
+        Input name -> array, batch axis first.
+    """
     photos = len(caches["cross_key_0"])
     positions = np.linspace(0, contract.max_tokens - 1, batch_size).round().astype(int)
     if batch_size == 1:
@@ -194,15 +224,16 @@ def step_inputs(
 def decode(
     contract: ModelContract, run: Run, caches: Mapping[str, Array], beams: int, steps: int
 ) -> Iterator[tuple[dict[str, Array], Mapping[str, Array]]]:
-    """(inputs, outputs) of each step, all photos in one batch; greedy with one beam.
+    """Decode all photos in one batch and yield (inputs, outputs) of each step; with one beam, decoding is greedy.
 
-    With more, beams swap places and some go on in two directions: not a search, but every ancestry one could ask for.
+    With more beams this is not a search: the beams swap places and some continue in two directions, so that all kinds
+    of ancestry occur.
     """
     photos = len(caches["cross_key_0"])
     inputs: dict[str, Array] = {
         "tokens": np.full((photos, beams), contract.bos_token_id, np.int32),
         "ancestors": np.zeros((photos, beams, contract.max_tokens), np.int32),
-        **{name: np.zeros((photos, *_with(contract.self_shape, beams)), np.float32) for name in _self_caches(contract)},
+        **{one.name: np.zeros((photos, *with_beams(one, beams)), np.float32) for one in contract.self_caches},
         **caches,
     }
     for position in range(steps):
@@ -210,9 +241,9 @@ def decode(
         outputs = run(contract.step, rounded(contract.step, inputs))
         yield inputs, outputs
         new = outputs["new_kv"]  # [B, K, L, 2, H, d]
-        for i, name in enumerate(_self_caches(contract)):
-            inputs[name][:, :, position] = new[:, :, i // 2, i % 2].swapaxes(1, 2)
-        # At the start all beams are the same one, so each takes another of its candidates.
+        for i, cache in enumerate(contract.self_caches):  # per layer keys, then values
+            inputs[cache.name][:, :, position] = new[:, :, i // 2, i % 2].swapaxes(1, 2)
+        # At the start all beams are equal, so each takes another candidate.
         parents = np.zeros(beams, int) if position == 0 else (np.arange(beams) * (position + 1) + 1) % beams
         ranks = [int((parents[:k] == parent).sum()) for k, parent in enumerate(parents)]
         inputs["tokens"] = outputs["candidate_tokens"][:, parents, ranks].astype(np.int32)
@@ -221,13 +252,13 @@ def decode(
 
 
 def _roll_out(contract: ModelContract, pixels: Array, reference: Run, engine: Run, parity: Parity) -> None:
-    """Greedy captions of both chains, as far as they agree or until they end."""
+    """Compare the greedy captions of both chains until they diverge or end."""
     chains = []
     for run in (reference, engine):
         hidden_states = run(contract.encoder, {"pixels": pixels})["hidden_states"]
         caches = run(contract.prefill, rounded(contract.prefill, {"hidden_states": hidden_states}))
         chains.append(decode(contract, run, caches, 1, min(ROLLOUT_STEPS, contract.max_tokens)))
-    undecided = 2 * MAX_NATS[contract.precision]  # each of two tokens may be off by as much
+    undecided = 2 * MAX_NATS[contract.precision]  # each of two tokens may have that error
     going_on = set(range(len(pixels)))
     for position, ((_, expected), (_, got)) in enumerate(zip(*chains, strict=True)):
         for photo in sorted(going_on):
@@ -247,12 +278,3 @@ def _roll_out(contract: ModelContract, pixels: Array, reference: Run, engine: Ru
                     )
             elif token == contract.eos_token_id:
                 going_on.discard(photo)
-
-
-def _self_caches(contract: ModelContract) -> list[str]:
-    """In the order of `new_kv`: per layer keys, then values."""
-    return [f"self_{part}_{layer}" for layer in range(contract.num_layers) for part in ("key", "value")]
-
-
-def _with(shape: tuple[int, ...], beams: int) -> tuple[int, ...]:
-    return tuple(beams if size == -1 else size for size in shape)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an installed engine was made of, as `model.plan.json` beside it: whether it has to be built again.
+"""The record of an installed engine, `model.plan.json` beside it, which decides whether it must be built again.
 
-An engine runs only with the TensorRT version and on the kind of GPU it was built with. Knows nothing about TensorRT.
+An engine runs only with the TensorRT version and on the kind of GPU that it was built with.
 """
 
 from __future__ import annotations
@@ -17,26 +17,43 @@ RECORD_SUFFIX = ".json"
 
 @dataclass(frozen=True, kw_only=True)
 class EngineRecord:
-    model: str  # of the contract, e.g. "fashion-small"
-    weights: str  # the contract's fingerprint of the checkpoint
+    """How an engine was built.
+
+    Attributes:
+        model: of the contract, e.g. "fashion-small".
+        weights: the contract's fingerprint of the checkpoint.
+        precision: of the contract.
+        tensorrt: version, e.g. "11.3.0".
+        gpu: e.g. "Tesla T4".
+        image: the image that it was built in; "" where trtexec was installed.
+        arguments: of trtexec.
+        onnx_sha256: of the ONNX file.
+        plan_sha256: of the engine.
+        built: time, ISO 8601.
+        errors: tensor -> largest error, see `engine_parity`.
+    """
+
+    model: str
+    weights: str
     precision: str
-    tensorrt: str  # version, e.g. "11.3.0"
-    gpu: str  # e.g. "Tesla T4"
-    image: str  # it was built in; "" where trtexec was installed
-    arguments: tuple[str, ...]  # of trtexec
+    tensorrt: str
+    gpu: str
+    image: str
+    arguments: tuple[str, ...]
     onnx_sha256: str
     plan_sha256: str
-    built: str  # time, ISO 8601
-    errors: dict[str, float]  # largest error of each tensor against the FP32 model, as `engine_parity` measures it
+    built: str
+    errors: dict[str, float]
 
     def save(self, plan: Path) -> Path:
+        """Write the record of an engine beside it; return its path."""
         path = record_path(plan)
         path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
         return path
 
     @classmethod
     def load(cls, plan: Path) -> EngineRecord | None:
-        """None where there is none, or one that another version of this code wrote."""
+        """Read the record of an engine; None where there is none, or where another version of this code wrote it."""
         try:
             fields = json.loads(record_path(plan).read_text(encoding="utf-8"))
             return cls(**{**fields, "arguments": tuple(fields["arguments"])})
@@ -45,10 +62,12 @@ class EngineRecord:
 
 
 def record_path(plan: Path) -> Path:
+    """The path of an engine's record."""
     return plan.with_name(plan.name + RECORD_SUFFIX)
 
 
 def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -56,7 +75,7 @@ def sha256_of(path: Path) -> str:
 def reason_to_build(
     plan: Path, *, onnx_sha256: str, arguments: tuple[str, ...], tensorrt: str, gpu: str, weights: str
 ) -> str | None:
-    """Why the engine at `plan` is none for this model, TensorRT and GPU; None where it is one."""
+    """Why the engine at `plan` must be built for this model, TensorRT and GPU; None where it can be used."""
     if not plan.is_file():
         return "there is none"
     record = EngineRecord.load(plan)

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a model repository can run: in this process, or behind the embedded Triton as the gateway runs it.
-
-A host captions photos; it knows nothing about what the captions should be.
-"""
+"""The hosts on which a model repository can run: this process, or the embedded Triton as in the gateway."""
 
 from __future__ import annotations
 
@@ -25,22 +22,22 @@ from search_gateway.triton.embedded import EmbeddedTriton
 Pixels = npt.NDArray[np.uint8]
 Caption = Callable[[Pixels, DecodingOptions], list[list[Hypothesis]]]  # photos [B, height, width, 3], one batch
 
-_SECONDS = 600.0  # for one batch: a slow machine is no difference
+_SECONDS = 600.0  # for one batch, also on a slow machine
 
 
 @contextmanager
 def onnxruntime_host(repository: Path) -> Iterator[Caption]:
-    """ONNX Runtime on the CPU in this process."""
+    """Caption with ONNX Runtime on the CPU in this process."""
     yield OnnxCaptioner(repository).caption
 
 
 @contextmanager
 def triton_host(repository: Path) -> Iterator[Caption]:
-    """The embedded Triton, its dynamic batcher and the gateway's scheduler: all photos of a batch at the same time.
+    """Caption with the embedded Triton and the gateway's scheduler, all photos of a batch at the same time.
 
     Raises:
         TritonStartError: Triton does not start with these models.
-        InferenceError: it does not answer.
+        InferenceError: Triton does not answer.
     """
     contract = ModelContract.load(repository)
     with EmbeddedTriton(repository) as triton, asyncio.Runner() as runner:
@@ -61,7 +58,7 @@ def triton_host(repository: Path) -> Iterator[Caption]:
 
 
 async def _connect(triton: EmbeddedTriton, contract: ModelContract) -> TritonClient:
-    # gRPC's asynchronous channel belongs to the loop it is made in.
+    # gRPC's asynchronous channel belongs to the event loop in which it is created.
     inference = TritonClient(
         triton.grpc_address, contract, shared_memory=SharedMemory.EMBEDDED, region_prefix=triton.shm_prefix
     )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint -> `model_repository/`, what the server serves by default: the fastest CPU variant that passes parity.
+"""Install the fastest CPU variant that passes parity in `model_repository/`, which the server uses by default.
 
 `python -m export.install_models --checkpoint checkpoints/fashion-small --data FOLDER` exports FP32 and INT8, compares
-both with PyTorch (`export.check_parity`), times them side by side and installs the winner. Without --data INT8 cannot
-be judged, and FP32 is installed. Nothing is replaced unless a variant passes.
+both with PyTorch (`export.check_parity`), measures their speed and installs the faster one. Without --data, INT8 cannot
+be judged and FP32 is installed. Nothing is replaced unless a variant passes.
 """
 
 from __future__ import annotations
@@ -26,23 +26,24 @@ from export.to_onnx import calibration_photos, export_repository, install
 
 CANDIDATES: tuple[Precision, ...] = ("fp32", "int8")
 _REPEATS = 15
-_BATCH_SIZES = (1, 8)  # photos: a lone caller, and a busy server
+_BATCH_SIZES = (1, 8)  # photos: a single caller, and a busy server
 
 
 def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/fashion-small"))
     parser.add_argument("--output", type=Path, default=Path("model_repository"))
-    parser.add_argument("--name", help="model name callers see (default: the checkpoint folder's)")
+    parser.add_argument("--name", help="name of the model for callers (default: the checkpoint folder's)")
     parser.add_argument(
-        "--data", type=Path, help="real photos: calibrate INT8 on training, judge it on validation ones"
+        "--data", type=Path, help="product set: its training photos calibrate INT8, its validation photos judge it"
     )
-    parser.add_argument("--photos", type=int, default=2000, help="most photos to compare")
+    parser.add_argument("--photos", type=int, default=2000, help="largest number of photos to compare")
     return parser.parse_args()
 
 
 def seconds_per_caption(captioners: Mapping[Precision, OnnxCaptioner], pixels: Pixels) -> dict[Precision, float]:
-    """Median of interleaved repeats, greedy, summed over the batch sizes so that both count alike."""
+    """Measure the seconds of a greedy caption, mean over the batch sizes of the median of interleaved repeats."""
     total = dict.fromkeys(captioners, 0.0)
     for size in _BATCH_SIZES:
         taken: dict[Precision, list[float]] = {precision: [] for precision in captioners}
@@ -59,12 +60,13 @@ def seconds_per_caption(captioners: Mapping[Precision, OnnxCaptioner], pixels: P
 
 
 def fastest(rows: Mapping[Precision, Parity], seconds: Mapping[Precision, float]) -> Precision | None:
-    """Of the variants that pass."""
+    """The fastest of the variants that pass; None where none passes."""
     passing = [precision for precision, row in rows.items() if not row.problems]
     return min(passing, key=lambda precision: seconds[precision], default=None)
 
 
 def main() -> int:
+    """Run the command; return its exit code."""
     args = parse_args()
     name = args.name or args.checkpoint.resolve().name
     contract = contract_of(load_captioner(args.checkpoint)[0], name)
@@ -73,7 +75,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=args.output.parent, prefix=".install-") as scratch:
         folders: dict[Precision, Path] = {precision: Path(scratch) / precision for precision in CANDIDATES}
         if args.data is None:
-            del folders["int8"]  # drawn samples say too little about words to judge it
+            del folders["int8"]  # drawn samples are not enough to judge its words
         for precision, folder in folders.items():
             export_repository(args.checkpoint, folder, precision=precision, name=name, calibration=calibration)
         photos = photos_for(contract, args.data, args.photos)
@@ -89,7 +91,7 @@ def main() -> int:
             print(f"no variant passes: {args.output} is left as it is", file=sys.stderr)
             return 1
         install(folders[winner], args.output)
-    why = "the fastest that passes" if args.data is not None else "all that can be judged without --data"
+    why = "the fastest that passes" if args.data is not None else "the only variant that can be judged without --data"
     print(f"{winner} is {why}: installed in {args.output}")
     return 0
 

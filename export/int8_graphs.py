@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FP32 ONNX graph -> INT8 for a CPU: weights int8 per output channel, activations uint8 with ranges fixed by samples.
+"""Quantise an FP32 ONNX graph to INT8 for CPUs: weights int8 per output channel, activations uint8.
 
-Fixed ranges, not measured anew in every batch (dynamic quantisation): the same photo gets the same words whatever
-else is in its batch, and no kernel has to look at all values before it begins. Only products with constant
-weights are quantised. What that costs in words and wins in time: `export/LOG.md`.
-
-Knows nothing about captions; samples are feeds of the graph.
+The activations' ranges are fixed by samples, not measured in every batch (dynamic quantisation). So a photo gets the
+same words whatever else is in its batch, and no kernel has to read all values before it starts. Only products with
+constant weights are quantised. `export/LOG.md` has the effect on words and speed.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from export.onnx_passes import fold_biases, optimise
 Feeds = Mapping[str, npt.NDArray[Any]]
 
 
-class _Samples(CalibrationDataReader):
+class _Samples(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
     def __init__(self, feeds: Iterable[Feeds]):
         self._feeds: Iterator[Feeds] = iter(feeds)
 
@@ -36,12 +34,16 @@ class _Samples(CalibrationDataReader):
 
 
 def quantise(source: Path, target: Path, samples: Iterable[Feeds], keep: Iterable[str] = ()) -> None:
-    """Write the INT8 form of `source` to `target`, optimised for ONNX Runtime on a CPU.
+    """Quantise a graph and optimise it for ONNX Runtime on a CPU.
 
     Args:
-        samples: inputs as they come in use; the least and the largest value of every activation over all of them
-            become its range.
+        source: the FP32 graph.
+        target: the file to write.
+        samples: typical inputs; the minimum and maximum of each activation over all samples become its range.
         keep: names of weights whose products stay FP32.
+
+    Raises:
+        ValueError: no product has a weight of `keep`.
     """
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".int8-") as scratch:
         quantised = Path(scratch) / "quantised.onnx"
@@ -72,10 +74,16 @@ def quantise(source: Path, target: Path, samples: Iterable[Feeds], keep: Iterabl
 
 
 def look_up_in_int8(model: onnx.ModelProto) -> None:
-    """Take columns out of the INT8 vocabulary and make FP32 of these, where the graph makes FP32 of all first.
+    """Dequantise only the gathered columns of the vocabulary, in place.
 
-    The last layer's weights are the table tokens are looked up in, too, so that the quantiser puts a DequantizeLinear
-    of 50,257 columns before a Gather of a few.
+    The last layer's weights are also the table of token embeddings, so the quantiser puts a DequantizeLinear of 50,257
+    columns before a Gather of a few.
+
+    Args:
+        model: is changed.
+
+    Raises:
+        ValueError: a Gather is not along the axis of the scales.
     """
     nodes = {output: node for node in model.graph.node for output in node.output}
     for gather in [node for node in model.graph.node if node.op_type == "Gather"]:
@@ -84,7 +92,7 @@ def look_up_in_int8(model: onnx.ModelProto) -> None:
             continue
         axis = next(attribute.i for attribute in whole.attribute if attribute.name == "axis")
         if next((attribute.i for attribute in gather.attribute if attribute.name == "axis"), 0) != axis:
-            raise ValueError(f"{gather.name} does not gather along the axis that has one scale for each channel")
+            raise ValueError(f"{gather.name} does not gather along the axis of the scales")
         table, scales, zero_points = whole.input
         indices, result = gather.input[1], gather.output[0]
         position = list(model.graph.node).index(gather)
@@ -113,7 +121,7 @@ def _products_to_exclude(model: onnx.ModelProto, keep: set[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantiser advises preprocessing (our graphs need none) and logs every range."""
+    """Silence the quantiser, which advises preprocessing (not needed for these graphs) and logs every range."""
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three ONNX models and the gateway's own decoding in one process: what parity checks and benchmarks run.
+"""The three ONNX models and the gateway's decoding in one process, for parity checks and benchmarks.
 
-The only difference to the server is that nothing lies between: no Triton, no gRPC, no photos that arrive later.
+Unlike in the server, there is no Triton and no gRPC between them, and no photos arrive later.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class OnnxCaptioner:
     """Captions batches of photos.
 
     Args:
-        repository: folder of `<model>/1/model.onnx` and the contract, as `export.to_onnx` writes it.
-        threads: of ONNX Runtime, 0 is one per core.
+        repository: folder with `<model>/1/model.onnx` and the contract, from `export.to_onnx`.
+        threads: of ONNX Runtime; 0: one per core.
         providers: ONNX Runtime's execution providers, e.g. ("CUDAExecutionProvider",).
 
     Raises:
@@ -39,7 +39,7 @@ class OnnxCaptioner:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        # Or the threads of one model go on spinning for milliseconds and take the cores from the next one: a caption of
+        # Otherwise the threads of one model spin for milliseconds and block the cores for the next model: a caption of
         # the large model took twice as long.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         self.contract = ModelContract.load(repository)
@@ -52,29 +52,37 @@ class OnnxCaptioner:
         self._step_inputs = [tensor.name for tensor in self.contract.step.inputs]
 
     def encode(self, pixels: npt.NDArray[np.uint8]) -> tuple[Floats, npt.NDArray[np.float32]]:
-        """uint8 [B, height, width, 3] -> hidden_states [B, S, D], embedding [B, D]."""
+        """Map photos, uint8 [B, height, width, 3], to hidden_states [B, S, D] and embedding [B, D]."""
         hidden_states, embedding = self.sessions[ENCODER].run(["hidden_states", "embedding"], {"pixels": pixels})
         return hidden_states, embedding
 
     def query_logprobs(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """What the encoder's query head says; only of models that have one.
+        """Run the query head; the model must have one.
 
         Args:
             pixels: uint8 [B, height, width, 3].
 
         Returns:
-            float32 [B, Q], natural logarithms.
+            float32 [B, Q], in nats.
         """
         logprobs: npt.NDArray[np.float32] = self.sessions[ENCODER].run([QUERY_LOGPROBS], {"pixels": pixels})[0]
         return logprobs
 
     def prefill(self, hidden_states: Floats) -> list[Floats]:
-        """[B, S, D] -> cross_key and cross_value [B, H, S, d] of each layer."""
+        """Map hidden_states [B, S, D] to cross_key and cross_value [B, H, S, d] of each layer."""
         caches: list[Floats] = self.sessions[PREFILL].run(None, {"hidden_states": hidden_states})
         return caches
 
     def caption(self, pixels: npt.NDArray[np.uint8], options: DecodingOptions) -> list[list[Hypothesis]]:
-        """All photos [B, height, width, 3] in one batch, step by step; finished ones leave. Best hypotheses first."""
+        """Caption photos in one batch, from which finished ones are removed.
+
+        Args:
+            pixels: uint8 [B, height, width, 3].
+            options: of the decoding.
+
+        Returns:
+            The hypotheses of each photo, the best one first.
+        """
         steps = self.steps(pixels, options)
         while True:
             try:
@@ -86,7 +94,17 @@ class OnnxCaptioner:
     def step(
         self, tokens: npt.NDArray[np.int32], position: int, cache: KvCache, cross: Sequence[Floats]
     ) -> dict[str, npt.NDArray[Any]]:
-        """One step of all photos, tokens int32 [B, K]; outputs by name. The cache stays as it is."""
+        """Compute one step without changing the cache.
+
+        Args:
+            tokens: int32 [B, K].
+            position: of the tokens.
+            cache: of B photos.
+            cross: from `prefill`.
+
+        Returns:
+            Output name -> array.
+        """
         outputs = self.sessions[STEP].run(_STEP_OUTPUTS, self._step_feeds(tokens, position, cache, cross))
         return dict(zip(_STEP_OUTPUTS, outputs, strict=True))
 
@@ -100,7 +118,7 @@ class OnnxCaptioner:
     def steps(
         self, pixels: npt.NDArray[np.uint8], options: DecodingOptions
     ) -> Generator[Feeds, None, list[list[Hypothesis]]]:
-        """As `caption`, but stops before every step and shows what the step model is about to be given."""
+        """Caption photos like `caption`, and yield the inputs of every step before it is computed."""
         hidden_states, _ = self.encode(pixels)
         cross = self.prefill(hidden_states)
         bos, eos = self.contract.bos_token_id, self.contract.eos_token_id
@@ -121,7 +139,7 @@ class OnnxCaptioner:
             for decoder, row_logprobs, row_candidates in zip(active, logprobs, candidates, strict=True):
                 decoder.update(row_logprobs, row_candidates)
             rows = [row for row, decoder in enumerate(active) if not decoder.finished]
-            if len(rows) < len(active):  # only then: it copies both caches
+            if len(rows) < len(active):  # this copies both caches
                 active = [active[row] for row in rows]
                 cache.keep(rows)
                 cross = [tensor[rows] for tensor in cross]

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint -> torch graphs -> ONNX files with the contract's tensor names, as the exporter writes them.
-
-Knows nothing about quantisation, fusions or folders.
-"""
+"""Export a checkpoint's graphs as ONNX files with the contract's tensor names, before fusions and quantisation."""
 
 from __future__ import annotations
 
@@ -13,15 +10,26 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, VisionEncoderDecoderModel
 
-from captioner.model_contract import ENCODER, PREFILL, STEP, ContractError, ModelContract, ModelSpec, Precision
+from captioner.model_contract import (
+    ENCODER,
+    PREFILL,
+    STEP,
+    ContractError,
+    ModelContract,
+    ModelSpec,
+    Precision,
+    with_beams,
+)
 from export.caption_graphs import Attention, EncoderGraph, PrefillGraph, StepGraph, query_head_of, to_half
 from export.onnx_passes import cast_first
+from training.caption_model import encoder_of
 
 OPSET = 20  # >= 17: LayerNormalization is one operator, which TensorRT keeps in FP32; >= 20: Gelu is one, too
 
@@ -29,8 +37,9 @@ _DTYPES = {"UINT8": torch.uint8, "INT32": torch.int32, "FP32": torch.float32, "F
 
 
 def load_captioner(checkpoint: Path) -> tuple[VisionEncoderDecoderModel, PreTrainedTokenizerFast]:
-    """A checkpoint folder as FP32 model in evaluation mode, and its tokenizer."""
-    model = VisionEncoderDecoderModel.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    """Read a checkpoint: its model in FP32 and evaluation mode, and its tokenizer."""
+    model = VisionEncoderDecoderModel.from_pretrained(checkpoint, dtype=torch.float32)
+    model.eval()
     return model, AutoTokenizer.from_pretrained(checkpoint)
 
 
@@ -43,7 +52,15 @@ def contract_of(
     max_beams: int = 8,
     num_candidates: int | None = None,
 ) -> ModelContract:
-    """The contract a checkpoint's configuration implies.
+    """Make the contract of a checkpoint.
+
+    Args:
+        model: the checkpoint.
+        name: of the model, for callers.
+        weights: fingerprint of the checkpoint.
+        precision: of the exported models.
+        max_beams: largest K.
+        num_candidates: C; None: twice `max_beams`.
 
     Raises:
         ContractError: the configuration lacks what decoding needs, or its number of queries is not the query head's.
@@ -64,7 +81,7 @@ def contract_of(
         image_height=height,
         image_width=width,
         fit=getattr(model.config, "image_fit", "squash"),
-        num_positions=model.encoder.embeddings.position_embeddings.shape[1],
+        num_positions=encoder_of(model).embeddings.position_embeddings.shape[1],
         hidden_size=encoder.hidden_size,
         num_layers=decoder.n_layer,
         num_heads=decoder.n_head,
@@ -81,9 +98,12 @@ def contract_of(
 
 
 def graphs_of(model: VisionEncoderDecoderModel, contract: ModelContract) -> dict[str, nn.Module]:
-    """Model name -> torch module in evaluation mode, in the contract's precision.
+    """Make the three modules, in evaluation mode and in the contract's precision.
 
-    FP16 is for GPUs and TensorRT, which know ONNX's own operators only and fuse them themselves.
+    FP16 is for GPUs and TensorRT, which support only ONNX's own operators and fuse them.
+
+    Returns:
+        Model name -> module.
     """
     is_half = contract.precision == "fp16"
     graphs = {
@@ -95,23 +115,22 @@ def graphs_of(model: VisionEncoderDecoderModel, contract: ModelContract) -> dict
 
 
 def example_inputs(spec: ModelSpec, photos: int, beams: int) -> tuple[torch.Tensor, ...]:
-    """Zeros of the contract's shapes."""
+    """Zeros in the shapes of a model's inputs."""
     return tuple(
-        torch.zeros((photos, *(beams if size == -1 else size for size in tensor.shape)), dtype=_DTYPES[tensor.datatype])
-        for tensor in spec.inputs
+        torch.zeros((photos, *with_beams(tensor, beams)), dtype=_DTYPES[tensor.datatype]) for tensor in spec.inputs
     )
 
 
 def export_onnx(graph: nn.Module, spec: ModelSpec, path: Path) -> None:
-    """Write one graph to `path`; B and K stay dynamic, all else is fixed."""
+    """Write one graph to `path`; B and K stay dynamic, all other sizes are fixed."""
     photos, beams = torch.export.Dim("B", min=1, max=1024), torch.export.Dim("K", min=1, max=64)
-    shapes = tuple(
+    shapes: tuple[Any, ...] = tuple(
         {0: photos} | {i + 1: beams for i, size in enumerate(tensor.shape) if size == -1} for tensor in spec.inputs
     )
     if any(one.kind is one.VAR_POSITIONAL for one in inspect.signature(graph.forward).parameters.values()):
         fixed = len(inspect.signature(graph.forward).parameters) - 1
-        shapes = (*shapes[:fixed], shapes[fixed:])  # *caches counts as one argument that is a tuple
-    # Two different sizes that are not 1: the exporter takes a size of 1 for a constant.
+        shapes = (*shapes[:fixed], shapes[fixed:])  # *caches is one argument, a tuple
+    # Two different sizes, and neither is 1, which the exporter would take for a constant.
     examples = example_inputs(spec, photos=2, beams=3)
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
@@ -135,7 +154,7 @@ def export_onnx(graph: nn.Module, spec: ModelSpec, path: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter narrates every pass on stdout."""
+    """Silence the exporter, which prints every pass."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

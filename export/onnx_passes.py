@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Passes over ONNX files that keep what they compute: ONNX Runtime's own fusions, saved, and what they leave.
-
-Knows nothing about captions.
-"""
+"""Passes over ONNX files that do not change the results: ONNX Runtime's own fusions, and a few that it lacks."""
 
 from __future__ import annotations
 
@@ -16,9 +13,9 @@ _BIAS_INPUT = {"MatMulIntegerToFloat": 6}
 
 
 def optimise(source: Path, target: Path) -> None:
-    """Write the graph as ONNX Runtime fuses it for a CPU; the same bytes every time.
+    """Write the graph as ONNX Runtime fuses it for a CPU; the result is always the same file.
 
-    "Extended", not "all": the rest depends on the processor it is made on, and is done at load.
+    The level is "extended", not "all": the remaining fusions depend on the processor and are done at load.
     """
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -28,10 +25,10 @@ def optimise(source: Path, target: Path) -> None:
 
 
 def fold_biases(model: onnx.ModelProto) -> int:
-    """Give a product the bias that is added behind it, in place; returns how many.
+    """Turn the Add after a product into the product's bias, in place; return the number of such biases.
 
-    ONNX Runtime does so when it fuses dynamic quantisation, and not when it fuses static. For one token an operator
-    costs more than its sum.
+    ONNX Runtime does this when it fuses dynamic quantisation, but not for static quantisation. For a single token, the
+    overhead of an operator is larger than its addition.
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     makers = {output: node for node in model.graph.node for output in node.output}
@@ -62,9 +59,9 @@ def fold_biases(model: onnx.ModelProto) -> int:
 
 
 def cast_first(model: onnx.ModelProto) -> None:
-    """Let nothing but its Cast see a uint8 input, in place: TensorRT knows no other operator that takes bytes.
+    """Let only a Cast read a uint8 input, in place: TensorRT has no other operator that accepts bytes.
 
-    The exporter asks the input itself for its shape.
+    The exporter reads the shape from the input itself.
     """
     graph = model.graph
     for tensor in graph.input:

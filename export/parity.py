@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does an exported variant say what the PyTorch checkpoint says? Tensor by tensor, caption by caption. Pure comparison.
+"""Compare an exported variant with the PyTorch checkpoint, tensor by tensor and caption by caption.
 
-The reference is Hugging Face's model itself, `generate()` included, not the modules the export was made from.
+The reference is Hugging Face's model with `generate()`, not the modules that are exported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ import torch
 from transformers import VisionEncoderDecoderModel
 
 from captioner.decoding import DecodingOptions, Hypothesis
-from captioner.kv_cache import KvCache
+from captioner.kv_cache import Floats, KvCache
 from captioner.model_contract import QUERY_LOGPROBS, ModelContract, Precision
 from export.caption_graphs import query_head_of
 from export.onnx_captioner import OnnxCaptioner
@@ -24,14 +25,14 @@ from training.caption_model import embedding_of, normalise
 Pixels = npt.NDArray[np.uint8]
 Tokens = list[int]  # of one caption, EOS included where it was reached
 
-# Largest error of a tensor: |difference| / |tensor|, both as Euclidean norms over a batch of photos. Seen here on real
-# photos: 1e-6, 5e-4 and 0.09 (docs/engines.md); a graph that computes something else is off by about 1.
+# Largest error of a tensor: |difference| / |tensor|, both as Euclidean norms over a batch of photos. Measured on real
+# photos: 1e-6, 5e-4 and 0.09 (docs/engines.md); a wrong graph has an error of about 1.
 MAX_ERROR: dict[Precision, float] = {"fp32": 1e-4, "fp16": 5e-3, "int8": 0.15}
-# Share of captions that must be the checkpoint's own, token for token, and of likeliest queries...
+# Share of captions and of likeliest queries that must be equal to the checkpoint's...
 MIN_EQUAL: dict[Precision, float] = {"fp32": 1.0, "fp16": 0.99, "int8": 0.99}
-# ...or else how far a metric of them may fall, in points: of 100, and of CIDEr times 100, as papers print it.
+# ...otherwise their metrics may fall by this many points: percent, and CIDEr times 100, as papers print it.
 MAX_FALL = 0.5
-MIN_PHOTOS = 1000  # for metrics to count: of 200 photos one alone is half a point
+MIN_PHOTOS = 1000  # for metrics to count: with 200 photos, a single one is half a point
 
 
 @dataclass
@@ -39,12 +40,15 @@ class Parity:
     """One variant on one host.
 
     Attributes:
-        errors: tensor -> its error, see MAX_ERROR; empty for hosts that show no tensors.
-        equal: beams -> share of captions that equal the checkpoint's.
+        precision: of the variant.
+        host: a key of `hosts.HOSTS`.
+        photos: number of photos.
+        errors: tensor -> its error, see MAX_ERROR; empty for hosts that do not return tensors.
+        equal: beams -> share of captions that are equal to the checkpoint's.
         falls: beams -> metric -> by how many points it is below the checkpoint's (negative: above).
         queries_equal: share of photos whose likeliest query is the checkpoint's; None without a query head, and for
-            hosts that show no tensors.
-        query_falls: as `falls`, of the likeliest queries; None where the photos have no names.
+            hosts that do not return tensors.
+        query_falls: as `falls`, for the likeliest queries; None where the photos have no names.
     """
 
     precision: Precision
@@ -58,11 +62,11 @@ class Parity:
 
     @property
     def problems(self) -> list[str]:
-        """Why the variant is refused, if it is."""
+        """Why the variant is refused, one sentence each; empty if it passes."""
         found = [
             f"{tensor} differs by {error:.2g}, limit {MAX_ERROR[self.precision]:g}"
             for tensor, error in self.errors.items()
-            if not error <= MAX_ERROR[self.precision]  # so that NaN is one
+            if not error <= MAX_ERROR[self.precision]  # NaN is a problem, too
         ]
         for beams, share in self.equal.items():
             found += self._words_problem(f"{beams} beams: {share:.2%} of captions", share, self.falls.get(beams))
@@ -72,20 +76,20 @@ class Parity:
         return found
 
     def _words_problem(self, what: str, share: float, falls: Mapping[str, float] | None) -> list[str]:
-        """At most one, of words of which a share equals the checkpoint's."""
+        """The problem with words of which a share is equal to the checkpoint's; empty if there is none."""
         if share >= MIN_EQUAL[self.precision]:
             return []
         what = f"{what} are equal, wanted {MIN_EQUAL[self.precision]:.0%}"
         if falls is None or self.precision == "fp32":
             return [what]
         if self.photos < MIN_PHOTOS:
-            return [f"{what}; metrics of {self.photos} photos say little, give {MIN_PHOTOS} or more"]
+            return [f"{what}; metrics of {self.photos} photos are not reliable, give {MIN_PHOTOS} or more"]
         worst = [f"{name} by {fall:.2f}" for name, fall in falls.items() if not fall <= MAX_FALL]
         return [f"{what}, and metrics fall by more than {MAX_FALL} points: {', '.join(worst)}"] if worst else []
 
 
 def reference_tokens(model: VisionEncoderDecoderModel, pixels: Pixels, options: DecodingOptions) -> list[Tokens]:
-    """What `generate()` says, BOS and padding left out."""
+    """The tokens that `generate()` returns for uint8 photos [B, height, width, 3], without BOS and padding."""
     with torch.no_grad():
         rows = model.generate(
             _photo(pixels),
@@ -104,7 +108,7 @@ def reference_tokens(model: VisionEncoderDecoderModel, pixels: Pixels, options: 
 
 @torch.no_grad()
 def reference_logprobs(model: VisionEncoderDecoderModel, pixels: Pixels) -> npt.NDArray[np.float32]:
-    """What the checkpoint's query head says of uint8 photos [B, height, width, 3], as float32 [B, Q]."""
+    """The outputs of the checkpoint's query head for uint8 photos [B, height, width, 3]: float32 [B, Q], in nats."""
     head = query_head_of(model)
     assert head is not None, "the contract says that there is one"
     mean = embedding_of(model.encoder(_photo(pixels)).last_hidden_state)
@@ -113,23 +117,33 @@ def reference_logprobs(model: VisionEncoderDecoderModel, pixels: Pixels) -> npt.
 
 
 def tokens_of(hypotheses: Sequence[Hypothesis], eos_token_id: int) -> Tokens:
-    """Of the best hypothesis."""
+    """The tokens of the best hypothesis."""
     best = hypotheses[0]
     return [token.token for token in best.tokens] + ([eos_token_id] if best.complete else [])
 
 
 def share_equal(expected: Sequence[Tokens], got: Sequence[Tokens]) -> float:
+    """The share of captions that are equal, token for token."""
     return float(np.mean([one == other for one, other in zip(expected, got, strict=True)]))
 
 
 def falls_of(expected: Mapping[str, float], got: Mapping[str, float]) -> dict[str, float]:
-    """Points each metric lies below the checkpoint's; both as `training.evaluate.caption_figures` gives them."""
+    """By how many points each metric falls, from two results of `training.evaluate.caption_figures`."""
     return {name: 100 * (value - got[name]) for name, value in expected.items()}
 
 
 @torch.no_grad()
 def tensor_errors(model: VisionEncoderDecoderModel, captioner: OnnxCaptioner, pixels: Pixels) -> dict[str, float]:
-    """Errors of what the three models return for one batch: encoder, prefill, and the step at BOS with two beams."""
+    """Measure the errors of the three models' outputs for one batch; the step is that at BOS with two beams.
+
+    Args:
+        model: the checkpoint.
+        captioner: the variant.
+        pixels: uint8 [B, height, width, 3].
+
+    Returns:
+        Tensor -> error, see MAX_ERROR.
+    """
     contract = captioner.contract
     hidden = model.encoder(_photo(pixels)).last_hidden_state
     embedding = torch.nn.functional.normalize(embedding_of(hidden), dim=-1)
@@ -165,9 +179,7 @@ def tensor_errors(model: VisionEncoderDecoderModel, captioner: OnnxCaptioner, pi
     return errors
 
 
-def _first_step(
-    captioner: OnnxCaptioner, cross: Sequence[npt.NDArray[np.floating]], beams: int
-) -> dict[str, np.ndarray]:
+def _first_step(captioner: OnnxCaptioner, cross: Sequence[Floats], beams: int) -> dict[str, npt.NDArray[Any]]:
     contract: ModelContract = captioner.contract
     photos = len(cross[0])
     cache = KvCache(contract, rows=photos, beams=beams)
@@ -175,8 +187,8 @@ def _first_step(
     return captioner.step(tokens, 0, cache, cross)
 
 
-def _error(expected: np.ndarray, got: np.ndarray) -> float:
-    """See MAX_ERROR."""
+def _error(expected: npt.NDArray[Any], got: npt.NDArray[Any]) -> float:
+    """The error that MAX_ERROR limits."""
     difference = got.astype(np.float64) - expected
     return float(np.linalg.norm(difference) / np.linalg.norm(expected.astype(np.float64)))
 

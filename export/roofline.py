@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a T4 could do with the captioner, by arithmetic: `python -m export.roofline [--size small] [--steps 10]`.
+"""Estimate the captioner's speed on a T4: `python -m export.roofline [--size small] [--steps 10]`.
 
-Counts the operations and the bytes of each stage and divides by what the GPU can do. Nothing here was measured by us:
-it is a projection, and docs/t4-roofline.md says what it leaves out. Knows nothing about ONNX, TensorRT or files.
+Counts the operations and the bytes of each stage and divides them by the GPU's peaks. This is a projection, not a
+measurement; docs/t4-roofline.md says what it leaves out.
 
 Letters as in `captioner.model_contract`: B photos, K beams, S encoder positions, D width, L decoder layers, H heads,
 d width of a head, T most tokens, V vocabulary; M is the width inside an encoder layer's MLP.
@@ -14,57 +14,55 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from export.triton_config import MAX_BATCH_SIZE
 from training import lite0_shapes
 from training.lite0_shapes import BlockShape
 
 _FP16_BYTES = 2
 _FP32_BYTES = 4
-_FULL_BATCH = 32  # the most photos of one Triton batch, as in export/install_models.py
+_FULL_BATCH = MAX_BATCH_SIZE
 _POINT = 2  # floating-point operations of one multiply and add
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """Peaks from the data sheet."""
+    """Peaks from the data sheet; the comments say of what."""
 
     name: str
     flops_per_second: float  # FP16 on tensor cores
-    bytes_per_second: float  # its memory
-    host_bytes_per_second: float  # from the host's memory
+    bytes_per_second: float  # GPU memory
+    host_bytes_per_second: float  # copies from the host's memory
 
 
-# PCIe 3.0 x16 is 15.75 GB/s by its clock; copies get 12 to 13 of them.
+# PCIe 3.0 x16 has 15.75 GB/s by its clock; copies reach 12 to 13.
 T4 = Gpu(name="T4", flops_per_second=65e12, bytes_per_second=320e9, host_bytes_per_second=12e9)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attainment:
-    """How much of the peaks real code gets."""
+    """The shares of the peaks that real code attains."""
 
     # 559 photos/s of ViT-B/16 at batch 32: 30 % of 65 TFLOPS (FasterTransformer's vit_guide.md, a T4 at 1590 MHz).
     compute_share: float = 559 * 35.13e9 / 65e12
-    # The same table has 3.43 ms for one photo, 197 rows to multiply: half of that share. So many rows fill the GPU.
+    # Rows from which on the GPU is full. One photo, 197 rows, takes 3.43 ms in the same table: half of that share.
     full_rows: int = 378
-    memory_share: float = 0.6  # judgement: 0.5 to 0.7 is usual for a decoder
-    launch_seconds: float = 4e-6  # of the host for one kernel; an assumption, and nothing with CUDA graphs
+    memory_share: float = 0.6  # estimated: 0.5 to 0.7 is usual for a decoder
+    launch_seconds: float = 4e-6  # of the host for one kernel; assumed, and 0 with CUDA graphs
 
 
 PEAK = Attainment(compute_share=1.0, full_rows=1, memory_share=1.0, launch_seconds=0.0)
 
-# Photos per second by batch size, from the same table: the encoder to beat.
-PUBLISHED_ENCODER = {1: 1 / 3.43e-3, 8: 8 / 14.46e-3, 16: 16 / 28.77e-3, 32: 32 / 57.22e-3}
-
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionerSize:
-    """All sizes the arithmetic needs: those of the model contract, and the encoder's inside."""
+    """The sizes of the model contract and of the encoder's layers."""
 
     name: str
     image_height: int
     image_width: int
     patch_size: int
     stem_channels: tuple[int, ...] = ()  # convolutions instead of one patch projection
-    trunk_blocks: tuple[BlockShape, ...] = ()  # of EfficientNet-Lite0; the stem is beside it then, at half the size
+    trunk_blocks: tuple[BlockShape, ...] = ()  # of EfficientNet-Lite0; then the stem beside it has half the size
     num_queries: int = 0  # Q, classes of the query head
     encoder_layers: int
     encoder_mlp: int  # M
@@ -72,12 +70,12 @@ class CaptionerSize:
     hidden_size: int  # D
     num_layers: int  # L
     max_tokens: int  # T
-    decoder_positions: int  # learned ones
+    decoder_positions: int  # learned position embeddings
     vocab_size: int  # V
 
     @property
     def patch_parameters(self) -> int:
-        """Of what turns pixels into S - 1 positions."""
+        """Parameters of the layers that turn pixels into S - 1 positions."""
         channels, parameters = 3, 0
         if self.trunk_blocks:
             for stage in self.stem_channels:
@@ -93,7 +91,7 @@ class CaptionerSize:
 
     @property
     def patch_products(self) -> int:
-        """Multiplications of one photo there."""
+        """Multiplications in these layers for one photo."""
         channels, products, pixels = 3, 0, self.image_height * self.image_width
         if self.trunk_blocks:
             height, width = self.image_height // 2, self.image_width // 2
@@ -116,6 +114,7 @@ class CaptionerSize:
 
     @property
     def encoder_parameters(self) -> int:
+        """Parameters of the encoder and the query head."""
         width, mlp = self.hidden_size, self.encoder_mlp
         layer = 4 * width * (width + 1) + 2 * width * mlp + mlp + width + 4 * width
         head = self.num_queries * (width + 1)
@@ -123,33 +122,34 @@ class CaptionerSize:
 
     @property
     def prefill_parameters(self) -> int:
-        """Keys and values of the cross-attention."""
+        """Parameters for the keys and values of the cross-attention."""
         return self.num_layers * 2 * self.hidden_size * (self.hidden_size + 1)
 
     @property
     def step_matrices(self) -> int:
-        """Parameters of the matrices a step multiplies by; the word embeddings are also the last one."""
+        """Parameters of the matrices in a step; the word embeddings are also the last matrix."""
         # Self-attention 4, cross-attention without keys and values 2, MLP 8.
         return self.num_layers * 14 * self.hidden_size**2 + self.vocab_size * self.hidden_size
 
     @property
     def step_parameters(self) -> int:
-        """All a step reads but single rows: matrices, their biases, the norms."""
+        """Parameters that a step reads as a whole: matrices, their biases, the norms."""
         return self.step_matrices + (self.num_layers * (4 + 2 + 5 + 6) + 2) * self.hidden_size
 
     @property
     def parameters(self) -> int:
+        """Parameters of the whole captioner."""
         positions = self.decoder_positions * self.hidden_size
         return self.encoder_parameters + self.prefill_parameters + self.step_parameters + positions
 
     @property
     def self_cache_bytes(self) -> int:
-        """Of one beam, keys and values [L, 2, H, T, d]."""
+        """Bytes of one beam's keys and values [L, 2, H, T, d]."""
         return self.num_layers * 2 * self.max_tokens * self.hidden_size * _FP16_BYTES
 
     @property
     def cross_cache_bytes(self) -> int:
-        """Of one photo, whatever K: keys and values [L, 2, H, S, d]."""
+        """Bytes of one photo's keys and values [L, 2, H, S, d], for all beams together."""
         return self.num_layers * 2 * self.num_positions * self.hidden_size * _FP16_BYTES
 
 
@@ -172,15 +172,16 @@ class Work:
     flops: float
     weight_bytes: float
     other_bytes: float  # caches, activations, results
-    kernels: int  # launches without CUDA graphs; counted from how TensorRT usually fuses, not from an engine
-    rows: int | None = None  # rows its matrices multiply; None: so few that reading the matrices is all that counts
+    kernels: int  # launches without CUDA graphs, estimated from how TensorRT usually fuses
+    rows: int | None = None  # rows in its products; None: so few that only the reading of the matrices takes time
 
     @property
     def bytes(self) -> float:
+        """All bytes that are read or written."""
         return self.weight_bytes + self.other_bytes
 
     def limits(self, gpu: Gpu, attained: Attainment) -> dict[str, float]:
-        """Seconds that each resource alone would need."""
+        """The seconds that each resource alone would need."""
         fill = 1.0 if self.rows is None else min(1.0, self.rows / attained.full_rows)
         return {
             "compute": self.flops / (gpu.flops_per_second * attained.compute_share * fill),
@@ -189,16 +190,17 @@ class Work:
         }
 
     def seconds(self, gpu: Gpu, attained: Attainment) -> float:
-        """The slowest resource's: they work at the same time."""
+        """The seconds of the slowest resource, since all work at the same time."""
         return max(self.limits(gpu, attained).values())
 
     def limit(self, gpu: Gpu, attained: Attainment) -> str:
-        """Name of the slowest resource."""
+        """The name of the slowest resource."""
         limits = self.limits(gpu, attained)
         return max(limits, key=lambda name: limits[name])
 
 
 def encoder_work(size: CaptionerSize, photos: int) -> Work:
+    """The work of the encoder for a batch."""
     positions, width, mlp = size.num_positions, size.hidden_size, size.encoder_mlp
     layer = 4 * positions * width**2 + 2 * positions * width * mlp + 2 * positions**2 * width
     # Written once and read once: two norms, queries, keys, values, attention, two sums, and the MLP's inside.
@@ -220,6 +222,7 @@ def encoder_work(size: CaptionerSize, photos: int) -> Work:
 
 
 def prefill_work(size: CaptionerSize, photos: int) -> Work:
+    """The work of prefill for a batch."""
     return Work(
         flops=_POINT * photos * size.num_positions * size.num_layers * 2 * size.hidden_size**2,
         weight_bytes=size.prefill_parameters * _FP16_BYTES,
@@ -230,7 +233,7 @@ def prefill_work(size: CaptionerSize, photos: int) -> Work:
 
 
 def step_work(size: CaptionerSize, photos: int, beams: int) -> Work:
-    """One token for every beam: weights once, both caches once, one new column; shapes are fixed, so all T count."""
+    """The work of one token for every beam; shapes are fixed, so all T columns of the cache are read."""
     rows = photos * beams
     attention = size.num_layers * 2 * size.hidden_size * (size.max_tokens + size.num_positions)
     column = size.self_cache_bytes // size.max_tokens
@@ -244,7 +247,7 @@ def step_work(size: CaptionerSize, photos: int, beams: int) -> Work:
 
 
 def host_copy_seconds(size: CaptionerSize, photos: int, beams: int, gpu: Gpu) -> float:
-    """What a step costs on top where the caches lie in the host's memory: all of them cross PCIe every time."""
+    """The additional seconds of a step if the caches are in the host's memory: all of them cross PCIe every time."""
     return photos * (size.cross_cache_bytes + beams * size.self_cache_bytes) / gpu.host_bytes_per_second
 
 
@@ -263,12 +266,14 @@ class Projection:
 
     @property
     def captions_per_second(self) -> float:
+        """Captions of the whole batch per second."""
         return self.photos / self.caption_seconds
 
 
 def project(
     size: CaptionerSize, photos: int, beams: int, steps: int, gpu: Gpu = T4, attained: Attainment | None = None
 ) -> Projection:
+    """Estimate the times of a batch of photos whose captions have `steps` tokens."""
     attained = attained or Attainment()
     encoder = encoder_work(size, photos).seconds(gpu, attained)
     prefill = prefill_work(size, photos).seconds(gpu, attained)
@@ -287,7 +292,7 @@ def project(
 
 
 def stage_table(size: CaptionerSize, gpu: Gpu) -> Iterator[str]:
-    """Lines of a Markdown table: what each stage does, for one photo and for 32."""
+    """Lines of a Markdown table: the work of each stage for one photo and for 32."""
     yield "| stage | B | K | GFLOP | MB weights | MB else | FLOP/byte | limit at the peaks |"
     yield "|---|---:|---:|---:|---:|---:|---:|---|"
     for photos in (1, 32):
@@ -303,7 +308,7 @@ def stage_table(size: CaptionerSize, gpu: Gpu) -> Iterator[str]:
 def time_table(
     size: CaptionerSize, gpu: Gpu, attained: Attainment, *, batches: list[int], beams: list[int], steps: int
 ) -> Iterator[str]:
-    """Lines of a Markdown table: milliseconds at the peaks / expected."""
+    """Lines of a Markdown table: milliseconds at the peaks and expected."""
     yield "| K | B | encoder | photos/s | prefill | step | step limit | caption | captions/s | caches over PCIe |"
     yield "|---:|---:|---:|---:|---:|---:|---|---:|---:|---:|"
     for num_beams in beams:
@@ -323,7 +328,7 @@ def time_table(
 
 
 def request_table(size: CaptionerSize, gpu: Gpu, attained: Attainment, steps: int) -> Iterator[str]:
-    """Lines of a Markdown table: what one request costs the GPU in full batches, thumbnails included."""
+    """Lines of a Markdown table: the GPU time of one request in full batches, thumbnails included."""
     full = project(size, _FULL_BATCH, 1, steps, gpu, attained)
     yield "| request | photos encoded | GPU ms | of it encoder | requests/s |"
     yield "|---|---:|---:|---:|---:|"
@@ -334,6 +339,7 @@ def request_table(size: CaptionerSize, gpu: Gpu, attained: Attainment, steps: in
 
 
 def report(size: CaptionerSize, steps: int, *, batches: list[int], beams: list[int], has_graphs: bool) -> str:
+    """Format all tables as Markdown; `has_graphs` says whether CUDA graphs are used."""
     attained = Attainment(launch_seconds=0.0) if has_graphs else Attainment()
     ridge = T4.flops_per_second / T4.bytes_per_second
     return "\n".join(
@@ -358,12 +364,13 @@ def report(size: CaptionerSize, steps: int, *, batches: list[int], beams: list[i
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=tuple(SIZES), default="full")
-    parser.add_argument("--steps", type=int, metavar="N", help="tokens of a caption (default: the most, T)")
+    parser.add_argument("--steps", type=int, metavar="N", help="tokens of a caption (default: the largest number, T)")
     parser.add_argument("--batches", type=int, nargs="+", metavar="B", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--beams", type=int, nargs="+", metavar="K", default=[1, 4])
-    parser.add_argument("--cuda-graphs", action="store_true", help="as if launching kernels cost nothing")
+    parser.add_argument("--cuda-graphs", action="store_true", help="assume that launching kernels takes no time")
     args = parser.parse_args(argv)
     for name in ("batches", "beams"):
         if min(getattr(args, name)) < 1:
@@ -374,6 +381,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
+    """Run the command."""
     args = parse_args()
     size = SIZES[args.size]
     steps = args.steps or size.max_tokens

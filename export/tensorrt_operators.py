@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Can TensorRT build this ONNX graph? What its published operator list and its documented limits say, without TensorRT.
+"""Check an ONNX graph against TensorRT's published operator list and documented limits, without TensorRT.
 
-The list is `tensorrt_operators.json` (its source is named there). Not covered: restrictions of operators our models do
-not use (pooling, resizing, recurrent layers), and whatever TensorRT itself finds when it builds.
+The list is `tensorrt_operators.json`, which names its source. Not covered are restrictions of operators that the models
+do not use (pooling, resizing, recurrent layers), and problems that TensorRT finds only when it builds.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _TYPE_NAMES: dict[int, str] = {
     onnx.TensorProto.FLOAT4E2M1: "FP4",
 }
 
-# The list's types are those of an operator's data, in most cases the type variable of its first input. Where not:
+# The list's types are those of an operator's data, usually the type variable of its first input. The exceptions:
 _DATA_VARIABLES = {
     "Cast": {"T1", "T2"},
     "ConstantOfShape": {"T2"},
@@ -43,7 +43,7 @@ _DATA_VARIABLES = {
     "Where": {"T"},
 }
 
-# Inputs whose values say how large a result is. TensorRT must know them before it runs: made of constants and shapes.
+# Inputs whose values determine the size of a result. TensorRT must know them in advance, from constants and shapes.
 _SHAPE_INPUTS = {
     "ConstantOfShape": (0,),
     "Expand": (1,),
@@ -61,19 +61,28 @@ _CONSTANT_INPUTS = {"CumSum": (1,), "OneHot": (1,), "Squeeze": (1,), "Unsqueeze"
     f"Reduce{kind}": (1,)
     for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
 }
-# Operators whose result's size depends on values: built, but never part of a CUDA graph.
+# Operators whose result's size depends on values: TensorRT builds them, but CUDA graphs cannot contain them.
 _DATA_DEPENDENT = {"NonMaxSuppression", "NonZero"}
 
 
 @dataclass(frozen=True)
 class OperatorList:
-    version: str  # of TensorRT
+    """What TensorRT supports.
+
+    Attributes:
+        version: of TensorRT.
+        opsets: the lowest and the highest.
+        types: operator -> types of its data.
+    """
+
+    version: str
     opsets: tuple[int, int]
-    types: dict[str, frozenset[str]]  # operator -> types
+    types: dict[str, frozenset[str]]
 
 
 @functools.cache
 def operator_list() -> OperatorList:
+    """Read the published list."""
     content = json.loads(LIST_FILE.read_text(encoding="utf-8"))
     low, high = content["opsets"]
     types = {name: frozenset(types) for name, types in content["operators"].items()}
@@ -81,7 +90,7 @@ def operator_list() -> OperatorList:
 
 
 def problems(model: onnx.ModelProto) -> list[str]:
-    """One sentence for everything TensorRT would refuse, or compute in another type than the graph says."""
+    """One sentence for everything that TensorRT would refuse, or compute in another type than the graph's."""
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     model = onnx.shape_inference.infer_shapes(model, data_prop=True)
@@ -159,18 +168,18 @@ class _Graph:
         for index in _SHAPE_INPUTS.get(node.op_type, ()):
             source = self._value_source(node.input[index]) if len(node.input) > index else None
             if source is not None:
-                yield f"the shape of its result depends on the values of {source}: TensorRT cannot know it beforehand"
+                yield f"the shape of its result depends on the values of {source}: TensorRT must know it in advance"
         for index in _CONSTANT_INPUTS.get(node.op_type, ()):
             if len(node.input) > index and node.input[index] and node.input[index] not in self.constants:
                 yield f"{node.input[index]} must be a constant"
         if node.op_type in _DATA_DEPENDENT:
-            yield "the size of its result depends on values: no CUDA graph can hold it"
+            yield "the size of its result depends on values: no CUDA graph can contain it"
         yield from self._special_problems(node)
 
     def _type_problems(self, node: onnx.NodeProto, allowed: frozenset[str]) -> Iterator[str]:
         for name in dict.fromkeys(_data_tensors(node, self.opset)):
             kind = self.types.get(name)
-            if kind is None or kind in allowed or kind in ("FP64", "BF16"):  # those are told once per tensor
+            if kind is None or kind in allowed or kind in ("FP64", "BF16"):  # reported once per tensor
                 continue
             remedy = "cast it first" if kind == "UINT8" else "only QuantizeLinear's and DequantizeLinear's may be"
             hint = f": {remedy}" if kind in ("UINT8", "INT8") else ""
@@ -183,10 +192,10 @@ class _Graph:
             if k is not None and k.size and int(k.max()) > MAX_TOPK:
                 yield f"K is {int(k.max())}, limit {MAX_TOPK}"
             if attributes.get("sorted", 1) != 1:
-                yield "TensorRT returns the largest in order only: sorted must be 1"
+                yield "TensorRT only returns sorted results: sorted must be 1"
         elif node.op_type == "LayerNormalization":
             if any(node.output[1:]):
-                yield "TensorRT gives the first output only"
+                yield "TensorRT has the first output only"
         elif node.op_type == "ScatterND":
             if attributes.get("reduction", b"none") != b"none":
                 yield f"reduction {attributes['reduction'].decode()} is not supported"
@@ -198,7 +207,7 @@ class _Graph:
             if zero is not None and np.any(zero.astype(np.float64)):
                 yield "the zero point must be 0: quantise symmetrically"
             quantised = node.output[0] if node.op_type == "QuantizeLinear" else node.input[0]
-            # Without a zero point, QuantizeLinear makes UINT8.
+            # Without a zero point, QuantizeLinear returns UINT8.
             if self.types.get(quantised) == "UINT8":
                 yield f"{quantised} is UINT8, TensorRT quantises to INT8: give an INT8 zero point"
 
@@ -206,7 +215,7 @@ class _Graph:
         return numpy_helper.to_array(self.constants[name]) if name in self.constants else None
 
     def _value_source(self, name: str) -> str | None:
-        """A graph input whose values (not shape) `name` is computed from, if there is one."""
+        """A graph input from whose values (not shape) `name` is computed, if there is one."""
         seen, waiting = set(), [name]
         while waiting:
             name = waiting.pop()
@@ -231,7 +240,7 @@ def _constant_of(node: onnx.NodeProto) -> onnx.TensorProto | None:
 
 
 def _data_tensors(node: onnx.NodeProto, opset: int) -> Iterator[str]:
-    """Inputs and outputs of the type the list speaks of."""
+    """The inputs and outputs whose types the list restricts."""
     try:
         schema = onnx.defs.get_schema(node.op_type, opset, "")
     except onnx.defs.SchemaError:
@@ -247,12 +256,12 @@ def _data_tensors(node: onnx.NodeProto, opset: int) -> Iterator[str]:
 def _with_types(
     names: Iterable[str], parameters: Iterable[onnx.defs.OpSchema.FormalParameter]
 ) -> Iterator[tuple[str, str]]:
-    """The last formal parameter stands for all further names where it is variadic."""
+    """Pair names with their type variables; a variadic last parameter is that of all further names."""
     kinds = [one.type_str for one in parameters]
     for index, name in enumerate(names):
         yield name, kinds[min(index, len(kinds) - 1)]
 
 
 def type_name(elem_type: int) -> str:
-    """As the list writes it: FP16, INT64, BOOL, ..."""
+    """The list's name of a type: FP16, INT64, BOOL, ..."""
     return _TYPE_NAMES.get(elem_type) or str(onnx.TensorProto.DataType.Name(elem_type))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What TensorRT is to be asked: shapes an engine is built for, and the command lines of `trtexec`, as plain values.
+"""The shapes for which an engine is built, and the command lines of `trtexec`, as plain values.
 
-Pure: nothing is run here and no file is read. File names in commands are relative to the folder they run in, for
-`trtexec` cuts its lists at commas and its pairs at the last colon, which a user's path may contain.
+File names in commands are relative to the working folder, since `trtexec` splits its lists at commas and its pairs at
+the last colon, which a user's path may contain.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from dataclasses import dataclass
 from captioner.model_contract import ModelContract, ModelSpec, TensorSpec, with_beams
 from export.triton_config import MAX_BATCH_SIZE
 
-# The newest release whose notes name the T4's compute capability, 7.5. An engine runs only with the very TensorRT
-# version it was built by, so this is also what serves: docker-compose.yml, deploy/Dockerfile.engines.
+# The newest release whose notes name the T4's compute capability, 7.5. An engine runs only with the TensorRT version
+# that built it, so the same image also serves: docker-compose.yml, deploy/Dockerfile.engines.
 IMAGE = "nvcr.io/nvidia/tritonserver:26.10-py3"
 
-# Shapes TensorRT times its kernels for. A T4 works to capacity from about eight photos on, so the encoder's choice for
-# eight is right for 32 and costs little for one. A step of 8 photos x 4 beams is a product of 32 rows: kernels for 32
-# rows read each weight once as those for one row do (and reading the weights is what a step costs), while kernels
-# chosen for one row would read them again for every row of a full batch.
+# Shapes for which TensorRT chooses its kernels. A T4 is fully used from about eight photos on, so the encoder's choice
+# for eight is right for 32 and little slower for one. A step of 8 photos x 4 beams has products of 32 rows: kernels for
+# 32 rows read each weight once, as those for one row do, and reading the weights dominates a step. Kernels chosen for
+# one row would read them again for every row of a full batch.
 BEST_BATCH_SIZE = 8
 BEST_BEAMS = 4
 
-# MiB of scratch memory a kernel may want. The largest intermediate of the large model (attention scores of 32 photos,
-# logits of 32 x 8 beams) has some 60 MB; of a T4's 16 GB the rest is for weights, caches and CUDA graphs.
+# MiB of scratch memory that a kernel may use. The largest intermediate of the large model (attention scores of 32
+# photos, logits of 32 x 8 beams) has about 60 MB; the rest of a T4's 16 GB is for weights, caches and CUDA graphs.
 WORKSPACE_MIB = 2048
 
-WORK_FOLDER = "/work"  # where the container sees the folder commands run in
+WORK_FOLDER = "/work"  # the working folder inside the container
 TIMING_CACHE = "timing.cache"
 OUTPUT_FILE = "output.json"
 
-# For `sh -c`: NVIDIA has moved the program between releases.
+# For `sh -c`, since the program's path differs between releases.
 _ANY_TRTEXEC = 'exec "$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)" "$@"'
 
 
 @dataclass(frozen=True)
 class ShapeRange:
-    """Shapes of one input, batch axis first: the least, the one kernels are timed for, the largest."""
+    """Shapes of one input, batch axis first: the smallest, the one for which kernels are chosen, the largest."""
 
     name: str
     least: tuple[int, ...]
@@ -49,7 +49,7 @@ class ShapeRange:
 
 
 def shape_ranges(spec: ModelSpec, contract: ModelContract) -> tuple[ShapeRange, ...]:
-    """For every input; an engine whose K or B is outside them refuses the request."""
+    """The shapes of every input; an engine refuses requests whose B or K is outside them."""
     best_beams = min(BEST_BEAMS, contract.max_beams)
     return tuple(
         ShapeRange(
@@ -63,17 +63,17 @@ def shape_ranges(spec: ModelSpec, contract: ModelContract) -> tuple[ShapeRange, 
 
 
 def full_shape(tensor: TensorSpec, batch_size: int, beams: int) -> tuple[int, ...]:
-    """Batch axis included."""
+    """A tensor's shape with numbers for B and K, batch axis first."""
     return (batch_size, *with_beams(tensor, beams))
 
 
 def build_arguments(spec: ModelSpec, contract: ModelContract) -> tuple[str, ...]:
-    """`trtexec` arguments: `<name>.onnx` -> `<name>.plan`."""
+    """The arguments of `trtexec` that build `<name>.plan` from `<name>.onnx`."""
     ranges = shape_ranges(spec, contract)
     return (
         f"--onnx={onnx_file(spec.name)}",
         f"--saveEngine={plan_file(spec.name)}",
-        # Types come from the ONNX file alone: needed on TensorRT 10, without effect on 11, which knows nothing else.
+        # Types come from the ONNX file alone: needed for TensorRT 10, without effect on 11, which always does so.
         "--stronglyTyped",
         f"--minShapes={_shapes({one.name: one.least for one in ranges})}",
         f"--optShapes={_shapes({one.name: one.best for one in ranges})}",
@@ -85,7 +85,7 @@ def build_arguments(spec: ModelSpec, contract: ModelContract) -> tuple[str, ...]
 
 
 def run_arguments(name: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-    """`trtexec` arguments: run `<name>.plan` once on `<tensor>.bin` of each input, write all outputs."""
+    """The arguments of `trtexec` that run `<name>.plan` once on `<tensor>.bin` of each input and write all outputs."""
     files = ",".join(f"{tensor}:{input_file(tensor)}" for tensor in shapes)
     return (
         f"--loadEngine={plan_file(name)}",
@@ -99,16 +99,22 @@ def run_arguments(name: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str
 
 
 def docker_command(folder: str, name: str, user: str) -> tuple[str, ...]:
-    """What goes before the arguments of `trtexec` where it runs inside `IMAGE`; `folder` is the host's."""
+    """The command before the arguments of `trtexec` where it runs inside `IMAGE`.
+
+    Args:
+        folder: the working folder, on the host.
+        name: of the container.
+        user: UID:GID.
+    """
     return (
         "docker",
         "run",
         "--rm",
-        "--init",  # so that stopping `docker run` stops what runs inside
+        "--init",  # so that the program stops with `docker run`
         f"--name={name}",
         "--gpus=all",
         "--network=none",
-        f"--user={user}",  # the engine shall belong to whoever asked for it
+        f"--user={user}",  # the owner of the engine's file
         f"--mount={_csv('type=bind', f'source={folder}', f'target={WORK_FOLDER}')}",
         f"--workdir={WORK_FOLDER}",
         IMAGE,
@@ -120,14 +126,17 @@ def docker_command(folder: str, name: str, user: str) -> tuple[str, ...]:
 
 
 def onnx_file(name: str) -> str:
+    """The name of a model's ONNX file in the working folder."""
     return f"{name}.onnx"
 
 
 def plan_file(name: str) -> str:
+    """The name of a model's engine in the working folder."""
     return f"{name}.plan"
 
 
 def input_file(tensor: str) -> str:
+    """The name of an input's file in the working folder."""
     return f"{tensor}.bin"
 
 
@@ -136,7 +145,7 @@ def _shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def _csv(*fields: str) -> str:
-    """Docker reads --mount as one line of CSV."""
+    """Join fields as one line of CSV, the format of Docker's --mount."""
     line = io.StringIO()
     csv.writer(line, lineterminator="").writerow(fields)
     return line.getvalue()

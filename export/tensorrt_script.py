@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `export.to_tensorrt --dry-run` prints: a shell script that builds every engine, and in words what follows.
+"""The output of `export.to_tensorrt --dry-run`: a shell script that builds every engine, with comments on what follows.
 
-Pure, and written for any host: it neither looks for `trtexec` or Docker nor at the models. Every word is quoted.
+The script does not depend on this host or on the models. Every word is quoted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ from export.triton_config import PLAN_FILE, TENSORRT_CONFIG
 
 
 def script(contract: ModelContract, models: Path, scratch: Path, user: str) -> str:
-    """Runs as it stands on a host with Docker, as `user` (UID:GID); with `trtexec` installed, the other line does."""
+    """The script for a host with Docker; comments have the commands for a host with `trtexec`.
+
+    Args:
+        contract: of the models.
+        models: folder of the ONNX models.
+        scratch: folder for temporary files.
+        user: UID:GID.
+    """
     folder = scratch.resolve() / "engines"
     lines = [
         "#!/bin/sh",
@@ -36,7 +43,7 @@ def script(contract: ModelContract, models: Path, scratch: Path, user: str) -> s
     for spec in contract.models:
         source = models.resolve() / spec.name / "1" / "model.onnx"
         arguments = build_arguments(spec, contract)
-        lines += ["", f"# {spec.name}: shapes B and K at the least, kernels timed for, at most"]
+        lines += ["", f"# {spec.name}: the smallest shapes, those for which kernels are chosen, the largest"]
         lines += [
             f"#   {tensor.name:<18}{tensor.datatype:<6}{_times(one.least)} {_times(one.best)} {_times(one.most)}"
             for tensor, one in zip(spec.inputs, shape_ranges(spec, contract), strict=True)
@@ -49,7 +56,7 @@ def script(contract: ModelContract, models: Path, scratch: Path, user: str) -> s
         shapes = {tensor.name: full_shape(tensor, 1, 1) for tensor in spec.inputs}
         lines.append(f"#   {shlex.join(['trtexec', *run_arguments(spec.name, shapes)])}")
     lines.append(
-        f"# All three right: installed as 1/{PLAN_FILE} with {TENSORRT_CONFIG} in each folder of {str(models)!r}."
+        f"# If all pass, they are installed as 1/{PLAN_FILE} with {TENSORRT_CONFIG} in each folder of {str(models)!r}."
     )
     return "\n".join(lines) + "\n"
 

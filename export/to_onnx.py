@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint -> a Triton model repository: `python -m export.to_onnx --checkpoint checkpoints/fashion-small`.
+"""Export a checkpoint as a Triton model repository: `python -m export.to_onnx --checkpoint checkpoints/fashion-small`.
 
-Writes the three ONNX models in one precision, their `config.pbtxt` (for TensorRT a second one beside it), the model
-contract, the tokenizer and, where the encoder has a query head, its queries. Nothing is put in place before all of it
-could be made.
+Writes the three ONNX models in one precision, their `config.pbtxt` (for TensorRT a second one), the model contract, the
+tokenizer and, where the encoder has a query head, its queries. The repository is replaced only when all files are
+complete.
 
-    fp32    for CPUs, fused for ONNX Runtime; what the other two are compared with
+    fp32    for CPUs, fused for ONNX Runtime; the reference for the other two
     int8    for CPUs: products with constant weights in INT8, with ranges from real photos (--data) or drawn ones
-    fp16    for GPUs: ONNX's own operators in FP16, LayerNorm and Softmax in FP32; ONNX Runtime's CUDA provider runs
-            it, `python -m export.to_tensorrt` builds engines of it
+    fp16    for GPUs: ONNX's own operators in FP16, LayerNorm and Softmax in FP32; for ONNX Runtime's CUDA provider, and
+            for `python -m export.to_tensorrt`, which builds engines from it
 """
 
 from __future__ import annotations
@@ -44,20 +44,21 @@ from export.onnx_captioner import OnnxCaptioner
 from export.onnx_export import contract_of, export_onnx, graphs_of, load_captioner
 from export.onnx_passes import optimise
 from export.triton_config import EMBEDDED_CONFIG, TENSORRT_CONFIG, embedded_config, onnx_config, tensorrt_config
-from training.prepare_data import is_validation, load_products
+from training.prepare_data import load_products
 
 MODEL_FILE = "model.onnx"
-# In the checkpoint's folder: what stays FP32 in its INT8 form, as measured for it (export/LOG.md).
+# In the checkpoint's folder: the weights that stay FP32 in its INT8 form, chosen by measurement (export/LOG.md).
 INT8_FILE = "int8.json"
 
 
 def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/fashion-small"))
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument("--output", type=Path, help="model repository to write (default: model_repository_PRECISION)")
-    parser.add_argument("--name", help="model name callers see (default: the checkpoint folder's)")
-    parser.add_argument("--data", type=Path, help="int8: photos that fix the ranges, a folder with styles.csv")
+    parser.add_argument("--name", help="name of the model for callers (default: the checkpoint folder's)")
+    parser.add_argument("--data", type=Path, help="int8: product set whose photos determine the ranges")
     return parser.parse_args()
 
 
@@ -72,10 +73,17 @@ def export_repository(
     """Export a checkpoint in one precision.
 
     Args:
-        calibration: photos for INT8, uint8 [n, height, width, 3]; drawn ones where there are none.
+        checkpoint: folder of the checkpoint.
+        output: folder of the model repository.
+        precision: of the models.
+        name: of the model, for callers; None: the checkpoint folder's.
+        calibration: photos for INT8, uint8 [n, height, width, 3]; None: drawn ones.
+
+    Returns:
+        The contract of the repository.
 
     Raises:
-        OSError: the checkpoint cannot be read or the repository not be written.
+        OSError: the checkpoint cannot be read or the repository cannot be written.
         ContractError: the checkpoint lacks what decoding needs, or its queries do not fit its query head.
     """
     if not (checkpoint / TOKENIZER_FILE).is_file():
@@ -83,7 +91,7 @@ def export_repository(
     model, _ = load_captioner(checkpoint)
     weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()[:16]
     contract = contract_of(model, name or checkpoint.resolve().name, weights=weights, precision=precision)
-    load_query_classes(checkpoint, contract.num_queries)  # before anything is exported
+    load_query_classes(checkpoint, contract.num_queries)  # fails before anything is exported
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as scratch:
         folder = Path(scratch)
@@ -93,13 +101,13 @@ def export_repository(
 
 
 def install(folder: Path, output: Path) -> None:
-    """Replace a model repository by another one: whoever sees a contract there has the models it is of."""
+    """Replace the model repository `output` by `folder`; a repository with a contract is always complete."""
     output.mkdir(parents=True, exist_ok=True)
-    (output / CONTRACT_FILE).unlink(missing_ok=True)  # first: what is interrupted here must not look whole
+    (output / CONTRACT_FILE).unlink(missing_ok=True)  # first, so that an interrupted replacement has no contract
     for spec in ModelContract.load(folder).models:
         shutil.rmtree(output / spec.name, ignore_errors=True)
         shutil.move(folder / spec.name, output / spec.name)
-    for name in (REFINEMENT_FILE, QUERY_CLASSES_FILE):  # that not every model has
+    for name in (REFINEMENT_FILE, QUERY_CLASSES_FILE):  # not every model has them
         (output / name).unlink(missing_ok=True)
         if (folder / name).exists():
             shutil.move(folder / name, output / name)
@@ -108,30 +116,36 @@ def install(folder: Path, output: Path) -> None:
 
 
 def calibration_photos(contract: ModelContract, data: Path, count: int = SAMPLES) -> npt.NDArray[np.uint8]:
-    """`count` photos of the training split, since what is measured on the validation split must not fix ranges.
+    """Read training photos: validation photos must not influence the ranges, since they measure the result.
+
+    Args:
+        contract: has the size.
+        data: a product set.
+        count: largest number of photos, n.
+
+    Returns:
+        uint8 [n, height, width, 3].
 
     Raises:
-        OSError, ValueError: `data` cannot be read or has none.
+        DataError: `data` cannot be read or has no training photo.
     """
-    return load_products(
-        data,
-        height=contract.image_height,
-        width=contract.image_width,
-        fit=contract.fit,
-        limit=count,
-        only=lambda product: not is_validation(product.name),
-    ).pixels
+    height, width, fit = contract.image_height, contract.image_width, contract.fit
+    return load_products(data, height=height, width=width, fit=fit, limit=count, validation=False).pixels
 
 
 def products_kept(checkpoint: Path) -> dict[str, list[str]]:
-    """Model name -> weights whose products stay FP32 in INT8, ["*"] for all; nothing where the checkpoint says nothing.
+    """Read which weights stay FP32 in the INT8 form of a checkpoint.
+
+    Returns:
+        Model name -> names of weights, ["*"] for all; empty where the checkpoint has no such file.
 
     Raises:
-        ContractError: the file cannot be read.
+        ContractError: the file is not of that form.
     """
     path = checkpoint / INT8_FILE
     if not path.exists():
         return {}
+    kept: dict[str, list[str]] = {}
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))["keep_fp32"]
         is_valid = isinstance(kept, dict) and all(
@@ -154,7 +168,7 @@ def _write(
     calibration: npt.NDArray[np.uint8] | None,
 ) -> None:
     shutil.copyfile(checkpoint / TOKENIZER_FILE, folder / TOKENIZER_FILE)
-    if (checkpoint / REFINEMENT_FILE).is_file():  # what benchmarks.retrieval --calibrate found
+    if (checkpoint / REFINEMENT_FILE).is_file():  # from benchmarks.retrieval --calibrate
         shutil.copyfile(checkpoint / REFINEMENT_FILE, folder / REFINEMENT_FILE)
     if contract.num_queries:
         shutil.copyfile(checkpoint / QUERY_CLASSES_FILE, folder / QUERY_CLASSES_FILE)
@@ -172,7 +186,7 @@ def _write(
         else:
             optimise(raw / f"{spec.name}.onnx", version / MODEL_FILE)
     if contract.precision == "int8":
-        # What is there by now is FP32: decode with it to see what flows.
+        # The models written so far are FP32 and caption the samples.
         pixels = drawn_photos(contract, SAMPLES) if calibration is None else calibration
         captioner = OnnxCaptioner(folder)
         for spec in contract.models:
@@ -197,6 +211,7 @@ def _write_configs(spec: ModelSpec, contract: ModelContract, folder: Path) -> No
 
 
 def main() -> None:
+    """Run the command."""
     args = parse_args()
     output = args.output or Path(f"model_repository_{args.precision}")
     calibration = None

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FP16 ONNX models -> TensorRT engines for the GPU of this host: `python -m export.to_tensorrt`.
+"""Build TensorRT engines from the FP16 ONNX models for the GPU of this host: `python -m export.to_tensorrt`.
 
 Builds `<model>/1/model.plan` of the three models with `trtexec`, compares the engines with the FP32 ONNX models on
-photos, and installs them only when all are right. Exit code 1 where an engine cannot be built or differs (what was
-installed stays), 2 where something is missing. `--dry-run` prints the commands and needs no GPU. docs/tensorrt.md
-says more.
+photos, and installs them only if all pass. The exit code is 1 if an engine cannot be built or differs (installed
+engines stay), and 2 if something is missing. `--dry-run` prints the commands and needs no GPU. See docs/tensorrt.md.
 """
 
 from __future__ import annotations
@@ -27,7 +26,8 @@ import onnxruntime
 
 from captioner.image_error import ImageError
 from captioner.model_contract import ContractError, ModelContract, ModelSpec
-from captioner.preprocessing import decode_photo, fit_photo
+from captioner.preprocessing import ImageError, decode_photo
+from export.calibration import drawn_photos
 from export.engine_parity import Array, Parity, compare_engines
 from export.engine_record import EngineRecord, reason_to_build, sha256_of
 from export.tensorrt_operators import problems
@@ -46,23 +46,27 @@ FP32_COMMAND = (
 
 
 class ConversionError(ValueError):
-    """Something the caller has to put right; the message says what."""
+    """The caller has to correct something. The message says what."""
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m export.to_tensorrt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", type=Path, default=Path("model_repository_fp16"), help="folder of the ONNX models")
     parser.add_argument("--reference", type=Path, default=Path("model_repository_fp32"), help="the same models in FP32")
-    parser.add_argument("--photos", type=Path, metavar="FOLDER", help="photos to compare on (default: drawn samples)")
-    parser.add_argument("--scratch", type=Path, metavar="FOLDER", help="for files on the way (default: the system's)")
-    parser.add_argument("--rebuild", action="store_true", help="also what has not changed")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be run, run nothing")
+    parser.add_argument(
+        "--photos", type=Path, metavar="FOLDER", help="photos for the comparison (default: drawn samples)"
+    )
+    parser.add_argument("--scratch", type=Path, metavar="FOLDER", help="for temporary files (default: the system's)")
+    parser.add_argument("--rebuild", action="store_true", help="also build engines that have not changed")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands without running them")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
     options = parse_args(arguments)
     try:
         contract = load_contract(options.models)
@@ -90,11 +94,22 @@ def convert(
     trtexec: Trtexec,
     rebuild: bool,
 ) -> int:
-    """Build, compare, install; returns the exit code.
+    """Build, compare and install the engines.
+
+    Args:
+        models: folder of the FP16 models.
+        reference: folder of the same models in FP32.
+        contract: of `models`.
+        pixels: photos for the comparison, uint8 [B, height, width, 3].
+        trtexec: builds and runs engines.
+        rebuild: also build engines that have not changed.
+
+    Returns:
+        The exit code.
 
     Raises:
         TrtexecError: an engine cannot be built or run.
-        ConversionError: an ONNX file is missing or not the contract's.
+        ConversionError: an ONNX file is missing or does not fit the contract.
     """
     version, gpu = trtexec.version(), gpu_name()
     place = IMAGE if trtexec.in_docker else "trtexec of this machine"
@@ -148,13 +163,14 @@ def convert(
 
 
 class OnnxModels:
-    """ONNX models of a folder on the CPU, loaded when first asked."""
+    """Runs the ONNX models of a folder on the CPU; each is loaded when it is first needed."""
 
     def __init__(self, folder: Path):
         self._folder = folder
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
 
     def __call__(self, spec: ModelSpec, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run a model on inputs of any float type; returns output name -> array."""
         session = self._sessions.get(spec.name)
         if session is None:
             settings = onnxruntime.SessionOptions()
@@ -172,6 +188,12 @@ class OnnxModels:
 
 
 def load_contract(models: Path) -> ModelContract:
+    """Read the contract of the models that engines are built from.
+
+    Raises:
+        ConversionError: there is none, or the models are INT8.
+        ContractError: the contract cannot be used.
+    """
     if not (models / "model_contract.json").is_file():
         raise ConversionError(f"{models} holds no model_contract.json: run `{FP16_COMMAND}`")
     contract = ModelContract.load(models)
@@ -181,7 +203,11 @@ def load_contract(models: Path) -> ModelContract:
 
 
 def check_reference(reference: Path, contract: ModelContract) -> None:
-    """Raises ConversionError unless `reference` is the same model in FP32."""
+    """Check that `reference` is the same model in FP32.
+
+    Raises:
+        ConversionError: it is not.
+    """
     remedy = f"run `{FP32_COMMAND}`, then give --reference model_repository_fp32"
     if not (reference / "model_contract.json").is_file():
         raise ConversionError(f"{reference}, the reference, holds no model_contract.json: {remedy}")
@@ -199,13 +225,14 @@ def check_reference(reference: Path, contract: ModelContract) -> None:
 
 
 def photos(folder: Path | None, contract: ModelContract) -> npt.NDArray[np.uint8]:
-    """As the encoder sees them, uint8 [B, height, width, 3]."""
-    height, width, fit = contract.image_height, contract.image_width, contract.fit
-    if folder is None:
-        from drawings.draw_samples import training_samples
+    """Photos of a folder at the encoder's size, or drawn ones without a folder: uint8 [B, height, width, 3].
 
-        samples = training_samples(PARITY_PHOTOS, seed=2, width=height * 3 // 4, height=height)
-        return np.stack([fit_photo(picture, height=height, width=width, fit=fit) for picture, _ in samples])
+    Raises:
+        ConversionError: the folder holds no photo, or one cannot be read.
+    """
+    if folder is None:
+        return drawn_photos(contract, PARITY_PHOTOS, seed=2)
+    height, width, fit = contract.image_height, contract.image_width, contract.fit
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES)
     if not files:
         raise ConversionError(f"{folder} holds no photo ({', '.join(sorted(PHOTO_SUFFIXES))})")
@@ -220,7 +247,7 @@ def photos(folder: Path | None, contract: ModelContract) -> npt.NDArray[np.uint8
 
 
 def install(plan: Path, folder: Path, record: EngineRecord) -> None:
-    """The engine in place of the old one, in one step; then what it was made of."""
+    """Replace the installed engine in one step, then its record."""
     target = folder / "1" / PLAN_FILE
     _replace(plan, target)
     record.save(target)
@@ -228,14 +255,14 @@ def install(plan: Path, folder: Path, record: EngineRecord) -> None:
 
 
 def _take(source: Path, copy: Path, spec: ModelSpec) -> str:
-    """Copy an ONNX file, so that what is checked, hashed and built is one thing; returns its SHA-256."""
+    """Copy an ONNX file, so that the same file is checked, hashed and built; return its SHA-256."""
     if not source.is_file():
         raise ConversionError(f"{source} is missing: run `{FP16_COMMAND}`")
     shutil.copyfile(source, copy)
     try:
         model = onnx.load(copy)
     except Exception as error:  # protobuf's DecodeError and others
-        raise ConversionError(f"{source} is no ONNX file: {error}") from error
+        raise ConversionError(f"{source} is not an ONNX file: {error}") from error
     for kind, values, tensors in (
         ("input", model.graph.input, spec.inputs), ("output", model.graph.output, spec.outputs),
     ):  # fmt: skip
@@ -252,14 +279,14 @@ def _take(source: Path, copy: Path, spec: ModelSpec) -> str:
 
 
 def _timing_cache(models: Path, version: str, gpu: str) -> Path | None:
-    """Kernel timings kept for the next time; they are of one version on one GPU, as engines are."""
+    """The file of kernel timings for the next build; like engines, they are for one version and one GPU."""
     if not version or not gpu:
         return None
     return models / f"tensorrt-{version}-{gpu.lower().replace(' ', '-').replace('/', '-')}.timing.cache"
 
 
 def _replace(source: Path, target: Path) -> None:
-    """Copy to the target's own file system, then rename: a reader sees the old file or the new one."""
+    """Copy to the target's file system, then rename, so that a reader sees either the old or the new file."""
     new = target.with_name(f".{target.name}.new")
     shutil.copyfile(source, new)
     os.replace(new, target)

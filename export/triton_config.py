@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton's configuration of one model as text: for its ONNX file, and for the TensorRT engine made of it.
+"""Triton's configuration of one model as text, for its ONNX file and for its TensorRT engine.
 
-Names, types and shapes come from the model contract, which is all this knows. The engine's text lies beside the other
-as `configs/tensorrt.pbtxt`; `tritonserver --model-config-name=tensorrt` chooses it.
+Names, types and shapes come from the model contract. The engine's configuration is `configs/tensorrt.pbtxt`, which
+`tritonserver --model-config-name=tensorrt` selects.
 """
 
 from __future__ import annotations
@@ -17,30 +17,31 @@ TENSORRT_CONFIG = "configs/tensorrt.pbtxt"  # within a model's folder
 EMBEDDED_CONFIG = "configs/embedded.pbtxt"
 PLAN_FILE = "model.plan"
 
-# Beams for which a step is warmed up and its CUDA graph is captured: greedy, and the beam width most callers choose.
+# Beams for which a step is warmed up and its CUDA graph is captured: greedy, and the most usual number of beams.
 WARMUP_BEAMS = (1, 4)
 
-# Batches whose step runs as one CUDA graph: those in which starting some hundred kernels one by one takes longer than
-# running them, and the two sizes a full house comes in. Others run as well, only without a graph.
+# Batches whose step runs as one CUDA graph: small ones, for which launching some hundred kernels takes longer than
+# running them, and two large ones. Other batches run without a graph.
 GRAPH_BATCH_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 16, MAX_BATCH_SIZE)
 
-# A request that waited this long is answered with an error: its caller's deadline is near or gone.
+# A request that waits this long fails, since its caller's deadline is near or over.
 QUEUE_TIMEOUT_MICROSECONDS = 2_000_000
-# More than a gateway with its defaults asks at a time; this is for others who share the Triton.
+# More than a gateway with its defaults sends at a time; the limit is for other clients of the same Triton.
 MAX_QUEUE_SIZE = 512
 
 
 def embedded_config(contract: ModelContract) -> str:
-    """For the step's `1/model.onnx` on the embedded Triton: its backend reads the caches where the gateway has them."""
+    """The step's configuration for the embedded Triton, whose backend reads the caches from the gateway's memory."""
     optional = {tensor.name for tensor in contract.caches}
     return onnx_config(contract.step, optional=optional)
 
 
 def onnx_config(spec: ModelSpec, *, optional: Collection[str] = ()) -> str:
-    """For `1/model.onnx`; nothing in it is special to the embedded Triton or to one GPU.
+    """The configuration of `1/model.onnx`, for every Triton and GPU.
 
     Args:
-        optional: inputs a request need not have, which only a backend of our own understands.
+        spec: of the model.
+        optional: inputs that a request may leave out, which only the gateway's own backend supports.
     """
     lines = [
         "# Written by export/triton_config.py from the model contract.",
@@ -61,7 +62,7 @@ def onnx_config(spec: ModelSpec, *, optional: Collection[str] = ()) -> str:
 
 
 def tensorrt_config(spec: ModelSpec) -> str:
-    """For `1/model.plan`; needs Triton 26.08 or newer, whose dynamic batcher survives a queue timeout."""
+    """The configuration of `1/model.plan`; it needs Triton 26.08 or newer because of the queue timeout."""
     lines = [
         "# Written by export/triton_config.py from the model contract.",
         f'name: "{spec.name}"',
@@ -99,7 +100,7 @@ def _tensor_lines(spec: ModelSpec, optional: Collection[str] = ()) -> Iterator[s
 
 
 def _graph_lines(spec: ModelSpec) -> Iterator[str]:
-    """CUDA graphs of the step; encoder and prefill are few large kernels, whose start costs little."""
+    """CUDA graphs of the step; encoder and prefill have few large kernels, whose launches take little time."""
     if spec.name != STEP:
         return
     yield "# A graph runs only for exactly its shapes, and each needs the shapes of all inputs."
@@ -119,7 +120,7 @@ def _graph_lines(spec: ModelSpec) -> Iterator[str]:
 
 
 def _warmup_lines(spec: ModelSpec) -> Iterator[str]:
-    """Shapes to run once before the model is called ready; K differs only for the step."""
+    """Shapes that run once before the model is ready; only the step has several K."""
     for beams in WARMUP_BEAMS if spec.name == STEP else (1,):
         yield f'model_warmup {{ name: "{beams}" batch_size: 1 count: 1'
         for tensor in spec.inputs:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NVIDIA's `trtexec`, the one program that builds TensorRT engines and runs them on given values without a line of C++.
+"""NVIDIA's `trtexec`, which builds TensorRT engines and runs them on given values.
 
-Runs it in one folder, directly where it is installed, else inside `IMAGE` through Docker. Knows nothing about the
-contract's models beyond their tensors, and nothing about right or wrong numbers.
+It runs in one folder, directly where it is installed, else inside `IMAGE` with Docker.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ from export.tensorrt_plan import (
 
 DTYPES: dict[str, npt.DTypeLike] = {"UINT8": np.uint8, "INT32": np.int32, "FP32": np.float32, "FP16": np.float16}
 
-# Where NVIDIA's images have it when it is not on the path.
+# Where NVIDIA's images have it outside the PATH.
 USUAL_PLACE = Path("/usr/src/tensorrt/bin/trtexec")
 
-BUILD_TIMEOUT_SECONDS = 3600.0  # the large model's encoder takes minutes; a wrong one may search for long
-RUN_TIMEOUT_SECONDS = 600.0  # includes pulling the image where it is not there yet
+BUILD_TIMEOUT_SECONDS = 3600.0  # the large model's encoder takes minutes; others may take longer
+RUN_TIMEOUT_SECONDS = 600.0  # includes pulling the image
 STOP_TIMEOUT_SECONDS = 20.0
 
 _OUTPUT = re.compile(
@@ -48,11 +47,11 @@ _OUTPUT = re.compile(
 
 
 class TrtexecError(RuntimeError):
-    """`trtexec` is missing, failed, hung, or wrote something else than asked for."""
+    """`trtexec` is missing, failed, took too long, or wrote unexpected outputs."""
 
 
 def find_trtexec() -> tuple[str, ...] | None:
-    """The command to start `trtexec` on this machine, or None where it is not installed."""
+    """The command that starts `trtexec` on this machine; None where it is not installed."""
     found = shutil.which("trtexec")
     if found is None and USUAL_PLACE.is_file():
         found = str(USUAL_PLACE)
@@ -60,7 +59,16 @@ def find_trtexec() -> tuple[str, ...] | None:
 
 
 class Trtexec:
-    """`trtexec` in one folder, which holds `<model>.onnx`, gets `<model>.plan` and everything else it writes."""
+    """`trtexec` in one folder, which holds `<model>.onnx` and gets `<model>.plan` and all other files.
+
+    Args:
+        folder: the working folder.
+        build_timeout_seconds: for one engine.
+        run_timeout_seconds: for one run.
+
+    Raises:
+        TrtexecError: neither `trtexec` nor Docker is installed.
+    """
 
     def __init__(
         self,
@@ -69,7 +77,6 @@ class Trtexec:
         build_timeout_seconds: float = BUILD_TIMEOUT_SECONDS,
         run_timeout_seconds: float = RUN_TIMEOUT_SECONDS,
     ):
-        """Raises TrtexecError where neither `trtexec` nor Docker is installed."""
         self.folder = folder.resolve()
         self._build_timeout_seconds = build_timeout_seconds
         self._run_timeout_seconds = run_timeout_seconds
@@ -83,20 +90,21 @@ class Trtexec:
 
     @property
     def in_docker(self) -> bool:
+        """Whether `trtexec` runs in a container."""
         return self._local is None
 
     def command(self, arguments: Sequence[str]) -> tuple[str, ...]:
-        """What is run, in `folder`."""
+        """The whole command for these arguments of `trtexec`."""
         if self._local is not None:
             return (*self._local, *arguments)
         name = f"captrieve-trtexec-{os.getpid()}-{next(self._calls)}"
         return (*docker_command(str(self.folder), name, f"{os.getuid()}:{os.getgid()}"), *arguments)
 
     def version(self) -> str:
-        """TensorRT's version, e.g. "11.3.0"; "" where the program does not say.
+        """TensorRT's version, e.g. "11.3.0"; "" where the program does not print it.
 
         Raises:
-            TrtexecError: it cannot be started.
+            TrtexecError: the program cannot be started.
         """
         found = re.search(r"\[TensorRT v([\d.]+)\]", self._call(("--help",), self._run_timeout_seconds))
         if found is None or "." in found[1] or len(found[1]) < 6:
@@ -105,7 +113,7 @@ class Trtexec:
         return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
 
     def build(self, spec: ModelSpec, contract: ModelContract) -> Path:
-        """`<model>.onnx` -> `<model>.plan`.
+        """Build `<model>.plan` from `<model>.onnx`; return its path.
 
         Raises:
             TrtexecError: TensorRT cannot build it.
@@ -118,7 +126,14 @@ class Trtexec:
         return plan
 
     def run(self, spec: ModelSpec, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """Run `<model>.plan` once; values as the contract types them, batch axis first.
+        """Run `<model>.plan` once.
+
+        Args:
+            spec: of the model.
+            inputs: name -> array, batch axis first.
+
+        Returns:
+            Output name -> array, batch axis first; floats are FP32.
 
         Raises:
             TrtexecError: the engine does not run, or its outputs are not those of `spec`.
@@ -145,7 +160,7 @@ class Trtexec:
         return {tensor.name: found[tensor.name].astype(_result_dtype(tensor.datatype)) for tensor in spec.outputs}
 
     def _call(self, arguments: Sequence[str], timeout_seconds: float) -> str:
-        """Everything it printed; `Popen` and not `run`, which would kill `docker run` but not what it started."""
+        """Run the program and return its output; `subprocess.run` would kill `docker run` but not the container."""
         command = self.command(arguments)
         try:
             process = Popen(
@@ -172,7 +187,7 @@ class Trtexec:
 
 
 def gpu_name() -> str:
-    """The first GPU as nvidia-smi calls it; "" where there is none to be asked."""
+    """The name of the first GPU from nvidia-smi; "" where there is none."""
     command = ("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
     try:
         answer = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=60)
@@ -183,10 +198,13 @@ def gpu_name() -> str:
 
 
 def parse_outputs(text: str) -> dict[str, npt.NDArray[np.float64]]:
-    """What --exportOutput writes: like JSON, but a value that is no number stands there as nan, -nan or inf.
+    """Parse the output of --exportOutput, which is JSON except for the values nan, -nan and inf.
+
+    Returns:
+        Output name -> array.
 
     Raises:
-        TrtexecError: a tensor has another number of values than its shape says.
+        TrtexecError: a value is not a number, or the number of values does not fit a shape.
     """
     outputs = {}
     for found in _OUTPUT.finditer(text):
@@ -194,7 +212,7 @@ def parse_outputs(text: str) -> dict[str, npt.NDArray[np.float64]]:
         try:
             values = np.array(found["values"].replace("\n", " ").split(","), dtype=np.float64)
         except ValueError as error:
-            raise TrtexecError(f"{OUTPUT_FILE}: {found['name']} holds something else than numbers: {error}") from error
+            raise TrtexecError(f"{OUTPUT_FILE}: {found['name']} holds a value that is not a number: {error}") from error
         if values.size != math.prod(shape):
             raise TrtexecError(f"{OUTPUT_FILE}: {found['name']} has {values.size} values, its shape is {list(shape)}")
         outputs[found["name"]] = values.reshape(shape)
@@ -202,7 +220,7 @@ def parse_outputs(text: str) -> dict[str, npt.NDArray[np.float64]]:
 
 
 def _sizes(spec: ModelSpec, inputs: Mapping[str, npt.NDArray[Any]]) -> tuple[int, int]:
-    """(B, K) of the given arrays."""
+    """(B, K) of some inputs."""
     for tensor in spec.inputs:
         shape = inputs[tensor.name].shape
         if -1 in tensor.shape:
@@ -211,12 +229,12 @@ def _sizes(spec: ModelSpec, inputs: Mapping[str, npt.NDArray[Any]]) -> tuple[int
 
 
 def _result_dtype(datatype: str) -> npt.DTypeLike:
-    """Floats are printed with six digits: enough for FP16, and handed on as FP32 whatever they were."""
+    """The dtype for an output: printed floats have six digits, so all of them become FP32."""
     return np.float32 if datatype.startswith("FP") else DTYPES[datatype]
 
 
 def _tail(log: str, lines: int = 20) -> str:
-    """Error lines first: TensorRT's come long before the last line."""
+    """The last error lines, which TensorRT prints long before the end, and the last lines of a log."""
     everything = log.splitlines()
     errors = [line for line in everything if "[E]" in line]
     return "\n".join("  " + line for line in [*errors[-lines:], *everything[-5:]])

@@ -225,5 +225,5 @@ def test_looked_up_columns_are_the_same_numbers(tmp_path: Path) -> None:
 
 def test_lookup_across_the_scales_is_refused(tmp_path: Path) -> None:
     model = table_dequantised(tmp_path / "whole.onnx", gather_axis=0)
-    with pytest.raises(ValueError, match="look_up does not gather along the axis"):
+    with pytest.raises(ValueError, match="look_up does not gather along the axis of the scales"):
         look_up_in_int8(model)

@@ -83,7 +83,7 @@ def test_a_metric_that_falls_refuses() -> None:
 def test_metrics_of_few_photos_do_not_count() -> None:
     (problem,) = int8(MIN_PHOTOS - 1, -1.0).problems
     assert "95.00%" in problem
-    assert f"metrics of {MIN_PHOTOS - 1} photos say little, give {MIN_PHOTOS} or more" in problem
+    assert f"metrics of {MIN_PHOTOS - 1} photos are not reliable, give {MIN_PHOTOS} or more" in problem
 
 
 def test_metrics_of_other_beams_do_not_count() -> None:

@@ -13,7 +13,6 @@ from export import roofline
 from export.roofline import (
     FASHION_SMALL,
     PEAK,
-    PUBLISHED_ENCODER,
     T4,
     VIT_BASE_GPT2,
     Attainment,
@@ -117,6 +116,10 @@ def test_nothing_is_faster_than_the_peaks() -> None:
             real = project(VIT_BASE_GPT2, photos, beams, 32)
             assert best.caption_seconds < real.caption_seconds
             assert best.captions_per_second > real.captions_per_second
+
+
+# Photos per second by batch size, from the table that `Attainment` cites.
+PUBLISHED_ENCODER = {1: 1 / 3.43e-3, 8: 8 / 14.46e-3, 16: 16 / 28.77e-3, 32: 32 / 57.22e-3}
 
 
 @pytest.mark.parametrize("photos", sorted(PUBLISHED_ENCODER))

@@ -142,12 +142,12 @@ def test_shape_made_of_values_is_not(operator: str, others: tuple[str, ...]) -> 
     found = problems(model(*nodes, shape=(4,), constants=constants))
     assert found == [
         f"{operator} the_{operator}: the shape of its result depends on the values of x: "
-        "TensorRT cannot know it beforehand"
+        "TensorRT must know it in advance"
     ]
 
 
 def test_size_that_depends_on_values_fits_no_cuda_graph() -> None:
-    assert "no CUDA graph can hold it" in problems(model(node("NonZero", "x"), y=I64))[0]
+    assert "no CUDA graph can contain it" in problems(model(node("NonZero", "x"), y=I64))[0]
 
 
 def test_axes_must_be_constants() -> None:
@@ -163,7 +163,7 @@ def test_axes_must_be_constants() -> None:
 def test_layernorm_has_one_output() -> None:
     norm = helper.make_node("LayerNormalization", ["x", "scale"], ["y", "", "deviation"], name="norm")
     found = problems(model(norm, constants={"scale": np.ones(4, np.float32)}))
-    assert found == ["LayerNormalization norm: TensorRT gives the first output only"]
+    assert found == ["LayerNormalization norm: TensorRT has the first output only"]
 
 
 @pytest.mark.parametrize(

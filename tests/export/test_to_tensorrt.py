@@ -299,7 +299,7 @@ def test_onnx_file_of_another_precision_is_refused(host: Host, capsys: pytest.Ca
     assert "input hidden_states is float32, the contract says FP16: export it again" in capsys.readouterr().err
     file.write_bytes(b"nonsense")
     assert host.convert() == 2
-    assert "is no ONNX file" in capsys.readouterr().err
+    assert "is not an ONNX file" in capsys.readouterr().err
     file.unlink()
     assert host.convert() == 2
     assert "model.onnx is missing: run" in capsys.readouterr().err

@@ -120,6 +120,8 @@ def test_checkpoint_tells_how_it_was_made(finished: tuple[Trainer, Path]) -> Non
     assert record["preset"] == json.loads(json.dumps(dataclasses.asdict(TINY)))
     assert record["arguments"] == {"save_every": "4", "preset": "tiny"}
     assert (record["training_photos"], record["validation_photos"]) == (50, 10)
+    assert sum(record["training_photos_by_kind"].values()) == 50
+    assert record["training_photos_by_kind"]["products"] == 50
     assert (record["processes"], record["device"], record["epoch_of_the_weights"]) == (1, "cpu", 2)
     assert record["versions"]["torch"] == torch.__version__
 

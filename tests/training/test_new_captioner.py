@@ -272,5 +272,5 @@ def test_folder_that_is_no_checkpoint_is_refused_without_asking_the_hub(
     elif fault == "no tokenizer":
         for path in folder.glob("*token*"):
             path.unlink()
-    with pytest.raises(SourceError, match=r"of-ours is not a checkpoint of a captioner: give --init-from a folder with"):
+    with pytest.raises(SourceError, match=r"of-ours is not a checkpoint of a captioner: give --init-from a folder"):
         new_captioner(TINY, NAMES, init_from=folder)

@@ -141,7 +141,7 @@ def test_state_of_another_run_is_refused(data: Data, finished: tuple[Trainer, Pa
     ]
     for other in others:
         before = weights_of(other)
-        with pytest.raises(StateError, match=r"belongs to another run \((preset|data)\b.*\): give --restart to forget it"):
+        with pytest.raises(StateError, match=r"belongs to another run \((preset|data)\b.*\): give --restart to forget"):
             other.load_state(finished[1] / "state")
         assert other.step == 0
         assert not changed(before, weights_of(other))
