@@ -76,5 +76,5 @@ def test_photo_without_a_known_one_of_another_name_is_refused() -> None:
 
 def test_names_and_features_of_other_lengths_are_refused() -> None:
     one = np.zeros((1, 2), np.float32)
-    with pytest.raises(ValueError, match="1 names have 1 photos and 2 known names 1"):
+    with pytest.raises(ValueError, match="1 names with 1 photos, 2 known names with 1 photos"):
         nearest_names(["a"], one, ["b", "c"], one)

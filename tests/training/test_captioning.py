@@ -256,7 +256,7 @@ def test_query_head_without_its_classes_is_refused(classes: Any, message: str, t
 
 def test_damaged_or_half_query_head_is_refused(tmp_path: Path) -> None:
     (tmp_path / QUERY_CLASSES_FILE).write_text(json.dumps(QUERIES), encoding="utf-8")
-    with pytest.raises(CheckpointError, match="has no query head: remove it"):
+    with pytest.raises(CheckpointError, match="have no query head: remove it"):
         load_query_head(tmp_path)
     save_file({QUERY_HEAD_WEIGHT: torch.ones(4, D)}, tmp_path / WEIGHTS_FILE)
     with pytest.raises(CheckpointError, match="incomplete query head"):

@@ -116,7 +116,7 @@ def test_phone_photos_have_their_tables() -> None:
         "95 % intervals over 7 senders; left out: 2 label 'Skip'",
         "Shirt (20) 0.7500",
         "Shirt shirt 15, tshirt 2",
-        "texts without a garment word end in: 3 bag",
+        "last words of texts without a garment word: 3 bag",
         "12 0.7000 0.6000 0.1100 0.1200",
         "drawn (13) 0.1000 0.2000 0.3000",
         "studio photos 0.8750",

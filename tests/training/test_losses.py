@@ -51,4 +51,4 @@ def test_label_loss_is_the_sum_over_the_products_that_have_the_label() -> None:
 
 def test_every_label_has_its_share() -> None:
     assert set(AUXILIARY_SHARE) == set(AUXILIARY_LABELS)
-    assert AUXILIARY_SHARE["gender"] == pytest.approx(AUXILIARY_SHARE["colour"] / 3)
+    assert AUXILIARY_SHARE["gender"] == pytest.approx(AUXILIARY_SHARE["article_type"] / 3)
