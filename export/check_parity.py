@@ -46,15 +46,10 @@ BATCH = 25  # photos; an odd size, so that the last batch is usually smaller
 
 @dataclass(frozen=True)
 class Photos:
-    """The photos that are captioned.
+    """The photos that are captioned."""
 
-    Attributes:
-        pixels: uint8 [n, height, width, 3].
-        products: n products; None for drawn samples.
-    """
-
-    pixels: Pixels
-    products: Sequence[Product] | None
+    pixels: Pixels  # uint8 [n, height, width, 3]
+    products: Sequence[Product] | None  # n products; None for drawn samples
 
     def figures(self, captions: Sequence[Tokens], tokenizer: CaptionTokenizer, eos: int) -> dict[str, float] | None:
         """Compare n captions with the products, see `training.evaluate.caption_figures`; None for drawn samples."""
@@ -87,17 +82,11 @@ def photos_for(contract: ModelContract, data: Path | None, count: int) -> Photos
 
 @dataclass(frozen=True)
 class Reference:
-    """The checkpoint and its captions.
+    """The checkpoint and its captions."""
 
-    Attributes:
-        model: in FP32.
-        photos: n photos.
-        expected: number of beams -> the tokens that `generate()` returns for each photo.
-    """
-
-    model: VisionEncoderDecoderModel
-    photos: Photos
-    expected: dict[int, list[Tokens]]
+    model: VisionEncoderDecoderModel  # in FP32
+    photos: Photos  # n photos
+    expected: dict[int, list[Tokens]]  # number of beams -> the tokens that `generate()` returns for each photo
 
     @classmethod
     def of(cls, checkpoint: Path, contract: ModelContract, photos: Photos, beams: Sequence[int]) -> Reference:

@@ -56,19 +56,12 @@ class Difference:
 
 @dataclass
 class Parity:
-    """The result of a comparison.
+    """The result of a comparison."""
 
-    Attributes:
-        differences: of all outputs over all batches.
-        tokens: how many tokens of the rollout were compared.
-        ties: photos whose rollouts diverge at two tokens that the FP32 model finds about equally likely.
-        wrong_tokens: a sentence for each other photo whose rollouts diverge.
-    """
-
-    differences: list[Difference] = field(default_factory=list)
-    tokens: int = 0
-    ties: int = 0
-    wrong_tokens: list[str] = field(default_factory=list)
+    differences: list[Difference] = field(default_factory=list)  # of all outputs over all batches
+    tokens: int = 0  # how many tokens of the rollout were compared
+    ties: int = 0  # photos whose rollouts diverge at two tokens that the FP32 model finds about equally likely
+    wrong_tokens: list[str] = field(default_factory=list)  # a sentence for each other photo whose rollouts diverge
 
     @property
     def problems(self) -> list[str]:

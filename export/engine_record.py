@@ -17,33 +17,19 @@ RECORD_SUFFIX = ".json"
 
 @dataclass(frozen=True, kw_only=True)
 class EngineRecord:
-    """How an engine was built.
+    """How an engine was built."""
 
-    Attributes:
-        model: of the contract, e.g. "fashion-small".
-        weights: the contract's fingerprint of the checkpoint.
-        precision: of the contract.
-        tensorrt: version, e.g. "11.3.0".
-        gpu: e.g. "Tesla T4".
-        image: the image that it was built in; "" where trtexec was installed.
-        arguments: of trtexec.
-        onnx_sha256: of the ONNX file.
-        plan_sha256: of the engine.
-        built: time, ISO 8601.
-        errors: tensor -> largest error, see `engine_parity`.
-    """
-
-    model: str
-    weights: str
-    precision: str
-    tensorrt: str
-    gpu: str
-    image: str
-    arguments: tuple[str, ...]
-    onnx_sha256: str
-    plan_sha256: str
-    built: str
-    errors: dict[str, float]
+    model: str  # of the contract, e.g. "fashion-small"
+    weights: str  # the contract's fingerprint of the checkpoint
+    precision: str  # of the contract
+    tensorrt: str  # version, e.g. "11.3.0"
+    gpu: str  # e.g. "Tesla T4"
+    image: str  # the image that it was built in; "" where trtexec was installed
+    arguments: tuple[str, ...]  # of trtexec
+    onnx_sha256: str  # of the ONNX file
+    plan_sha256: str  # of the engine
+    built: str  # time, ISO 8601
+    errors: dict[str, float]  # tensor -> largest error, see `engine_parity`
 
     def save(self, plan: Path) -> Path:
         """Write the record of an engine beside it; return its path."""

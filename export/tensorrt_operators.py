@@ -67,17 +67,11 @@ _DATA_DEPENDENT = {"NonMaxSuppression", "NonZero"}
 
 @dataclass(frozen=True)
 class OperatorList:
-    """What TensorRT supports.
+    """What TensorRT supports."""
 
-    Attributes:
-        version: of TensorRT.
-        opsets: the lowest and the highest.
-        types: operator -> types of its data.
-    """
-
-    version: str
-    opsets: tuple[int, int]
-    types: dict[str, frozenset[str]]
+    version: str  # of TensorRT
+    opsets: tuple[int, int]  # the lowest and the highest
+    types: dict[str, frozenset[str]]  # operator -> types of its data
 
 
 @functools.cache

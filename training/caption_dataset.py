@@ -60,13 +60,9 @@ def train_tokenizer(names: Sequence[str], vocab_size: int) -> PreTrainedTokenize
 
 @dataclass(frozen=True)
 class AuxiliaryClasses:
-    """The classes of the auxiliary heads.
+    """The classes of the auxiliary heads."""
 
-    Attributes:
-        values: label -> its frequent values in alphabetical order; the others are not learned.
-    """
-
-    values: dict[str, list[str]]
+    values: dict[str, list[str]]  # label -> its frequent values in alphabetical order; the others are not learned
 
     @classmethod
     def from_products(cls, products: Sequence[Product], min_count: int = 20) -> AuxiliaryClasses:

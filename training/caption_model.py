@@ -331,19 +331,12 @@ class TitleEncoder(nn.Module):
 
 @dataclass(frozen=True)
 class Predictions:
-    """The outputs of a `CaptionerInTraining` for a batch.
+    """The outputs of a `CaptionerInTraining` for a batch."""
 
-    Attributes:
-        logits: of the next token, float [B, T', vocabulary].
-        labels: auxiliary label -> logits, float [B, classes].
-        queries: logits of the query classes, float [B, Q]; None where the encoder has no query head.
-        embedding: of the photos, float [B, D].
-    """
-
-    logits: torch.Tensor
-    labels: dict[str, torch.Tensor]
-    queries: torch.Tensor | None
-    embedding: torch.Tensor
+    logits: torch.Tensor  # of the next token, float [B, T', vocabulary]
+    labels: dict[str, torch.Tensor]  # auxiliary label -> logits, float [B, classes]
+    queries: torch.Tensor | None  # logits of the query classes, float [B, Q]; None where the encoder has no query head
+    embedding: torch.Tensor  # of the photos, float [B, D]
 
 
 class CaptionerInTraining(nn.Module):

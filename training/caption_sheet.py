@@ -44,25 +44,15 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Card:
-    """One photo of the sheet.
+    """One photo of the sheet."""
 
-    Attributes:
-        picture: uint8 [height, width, 3], RGB.
-        label: what the photo shows.
-        caption: the greedy one.
-        query: the likeliest one.
-        probability: of the query, 0 to 1.
-        caption_is_right: whether the caption names the label.
-        query_is_right: whether the query names the label.
-    """
-
-    picture: Pixels
-    label: str
-    caption: str
-    query: str
-    probability: float
-    caption_is_right: bool
-    query_is_right: bool
+    picture: Pixels  # uint8 [height, width, 3], RGB
+    label: str  # what the photo shows
+    caption: str  # the greedy one
+    query: str  # the likeliest one
+    probability: float  # of the query, 0 to 1
+    caption_is_right: bool  # whether the caption names the label
+    query_is_right: bool  # whether the query names the label
 
 
 def draw(count: int, of: int, seed: int) -> list[int]:

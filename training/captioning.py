@@ -45,17 +45,11 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Head:
-    """A linear head on the embedding that names one label, e.g. the articleType.
+    """A linear head on the embedding that names one label, e.g. the articleType."""
 
-    Attributes:
-        values: of the classes, in order.
-        weight: float32 [classes, D].
-        bias: float32 [classes].
-    """
-
-    values: list[str]
-    weight: torch.Tensor
-    bias: torch.Tensor
+    values: list[str]  # of the classes, in order
+    weight: torch.Tensor  # float32 [classes, D]
+    bias: torch.Tensor  # float32 [classes]
 
     def logits(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Score the classes; embeddings float32 [B, D] -> float32 [B, classes]."""

@@ -17,21 +17,13 @@ ODD_BATCH_SIZES = (7, 1)  # beside the captioner's own, run twice
 
 @dataclass(frozen=True)
 class Determinism:
-    """Greedy captions of the run with the first batch size, compared with those of each other run.
+    """Greedy captions of the run with the first batch size, compared with those of each other run."""
 
-    Attributes:
-        photos: number of photos.
-        batch_sizes: one for each run.
-        captions_compared: photos x (runs - 1).
-        captions_equal: how many of these are equal to the first run's.
-        largest_logit_difference: over all tokens of the true names and the whole vocabulary.
-    """
-
-    photos: int
-    batch_sizes: tuple[int, ...]
-    captions_compared: int
-    captions_equal: int
-    largest_logit_difference: float
+    photos: int  # number of photos
+    batch_sizes: tuple[int, ...]  # one for each run
+    captions_compared: int  # photos x (runs - 1)
+    captions_equal: int  # how many of these are equal to the first run's
+    largest_logit_difference: float  # over all tokens of the true names and the whole vocabulary
 
 
 def measure_determinism(

@@ -40,17 +40,11 @@ _MODE = 0o100644 << 16  # a file, rw-r--r--
 
 @dataclass(frozen=True)
 class PackingReport:
-    """The result of `pack`.
+    """The result of `pack`."""
 
-    Attributes:
-        num_products: in the file.
-        num_bytes: size of the file.
-        skipped: reason -> how many rows were left out.
-    """
-
-    num_products: int
-    num_bytes: int
-    skipped: Counter[str]
+    num_products: int  # in the file
+    num_bytes: int  # size of the file
+    skipped: Counter[str]  # reason -> how many rows were left out
 
 
 def pack(data: Path, output: Path, *, limit: int | None = None, progress: bool = False) -> PackingReport:

@@ -56,23 +56,14 @@ class Gpt2Bpe:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """exp of nats per token, EOS included, over the names that fit the model.
+    """exp of nats per token, EOS included, over the names that fit the model."""
 
-    Attributes:
-        names_scored: number of these names.
-        names_cut: number of names that are longer than the model's captions; they are in none of the figures.
-        loss_nats_per_token: of the model's own tokenizer.
-        perplexity_per_token: the same as perplexity.
-        perplexity_per_gpt2_token: None without GPT-2's BPE.
-        perplexity_paper_protocol: see `PerplexityMeter`; None without GPT-2's BPE.
-    """
-
-    names_scored: int
-    names_cut: int
-    loss_nats_per_token: float
-    perplexity_per_token: float
-    perplexity_per_gpt2_token: float | None
-    perplexity_paper_protocol: float | None
+    names_scored: int  # number of these names
+    names_cut: int  # number of names that are longer than the model's captions; they are in none of the figures
+    loss_nats_per_token: float  # of the model's own tokenizer
+    perplexity_per_token: float  # the same as perplexity
+    perplexity_per_gpt2_token: float | None  # None without GPT-2's BPE
+    perplexity_paper_protocol: float | None  # see `PerplexityMeter`; None without GPT-2's BPE
 
 
 class PerplexityMeter:

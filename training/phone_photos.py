@@ -30,19 +30,12 @@ COLUMNS = frozenset({"image", "sender_id", "label"})
 
 @dataclass(frozen=True)
 class Garment:
-    """A label of the phone photos in a shop's words.
+    """A label of the phone photos in a shop's words."""
 
-    Attributes:
-        words: words that name the garment.
-        types: articleTypes of the studio set that are this garment.
-        near_words: words for garments so similar that a user would accept them.
-        near_types: articleTypes that a user would accept instead.
-    """
-
-    words: tuple[str, ...]
-    types: tuple[str, ...]
-    near_words: tuple[str, ...] = ()
-    near_types: tuple[str, ...] = ()
+    words: tuple[str, ...]  # words that name the garment
+    types: tuple[str, ...]  # articleTypes of the studio set that are this garment
+    near_words: tuple[str, ...] = ()  # words for garments so similar that a user would accept them
+    near_types: tuple[str, ...] = ()  # articleTypes that a user would accept instead
 
     def is_named_by(self, words: Iterable[str]) -> bool:
         """Whether one of `words` names the garment or a near one; case, hyphens and plurals do not matter."""
@@ -123,19 +116,12 @@ GARMENTS: dict[str, Garment] = {
 
 @dataclass(frozen=True)
 class PhonePhoto:
-    """One row of `images.csv` whose label is a garment.
+    """One row of `images.csv` whose label is a garment."""
 
-    Attributes:
-        image: name of the file without its suffix.
-        sender: who took the photo.
-        label: a key of GARMENTS.
-        kids: whether the garment is for a child.
-    """
-
-    image: str
-    sender: str
-    label: str
-    kids: bool
+    image: str  # name of the file without its suffix
+    sender: str  # who took the photo
+    label: str  # a key of GARMENTS
+    kids: bool  # whether the garment is for a child
 
     @property
     def garment(self) -> Garment:
@@ -145,17 +131,11 @@ class PhonePhoto:
 
 @dataclass
 class PhonePhotoSet:
-    """Photos with labels.
+    """Photos with labels."""
 
-    Attributes:
-        photos: n rows.
-        pixels: uint8 [n, height, width, 3], RGB.
-        skipped: reason -> how many rows were left out.
-    """
-
-    photos: list[PhonePhoto]
-    pixels: npt.NDArray[np.uint8]
-    skipped: Counter[str] = field(default_factory=Counter)
+    photos: list[PhonePhoto]  # n rows
+    pixels: npt.NDArray[np.uint8]  # uint8 [n, height, width, 3], RGB
+    skipped: Counter[str] = field(default_factory=Counter)  # reason -> how many rows were left out
 
     def __len__(self) -> int:
         return len(self.photos)

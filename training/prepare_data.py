@@ -65,38 +65,23 @@ class PhotoShape(TypedDict):
 
 @dataclass(frozen=True)
 class Product:
-    """One row of `styles.csv`.
+    """One row of `styles.csv`."""
 
-    Attributes:
-        id: also the name of the photo's file.
-        name: the photo's caption.
-        article_type: articleType, e.g. "Tshirts".
-        colour: baseColour.
-        gender: whom the product is for.
-        listed_name: the name in `styles.csv`, where a rule made another caption of it; else "".
-    """
-
-    id: str
-    name: str
-    article_type: str
-    colour: str
-    gender: str
-    listed_name: str = ""
+    id: str  # also the name of the photo's file
+    name: str  # the photo's caption
+    article_type: str  # articleType, e.g. "Tshirts"
+    colour: str  # baseColour
+    gender: str  # whom the product is for
+    listed_name: str = ""  # the name in `styles.csv`, where a rule made another caption of it; else ""
 
 
 @dataclass
 class ProductSet:
-    """Products with their photos.
+    """Products with their photos."""
 
-    Attributes:
-        products: n products.
-        pixels: uint8 [n, height, width, 3], RGB.
-        skipped: reason -> how many rows were left out.
-    """
-
-    products: list[Product]
-    pixels: npt.NDArray[np.uint8]
-    skipped: Counter[str] = field(default_factory=Counter)
+    products: list[Product]  # n products
+    pixels: npt.NDArray[np.uint8]  # uint8 [n, height, width, 3], RGB
+    skipped: Counter[str] = field(default_factory=Counter)  # reason -> how many rows were left out
 
     def __len__(self) -> int:
         return len(self.products)

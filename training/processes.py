@@ -21,17 +21,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's place among those of the run.
+    """This process's place among those of the run."""
 
-    Attributes:
-        rank: counted from 0.
-        count: number of processes.
-        device: of this process.
-    """
-
-    rank: int
-    count: int
-    device: torch.device
+    rank: int  # counted from 0
+    count: int  # number of processes
+    device: torch.device  # of this process
 
     @property
     def is_main(self) -> bool:

@@ -31,13 +31,9 @@ _Key = tuple[str, ...]  # folded words
 
 @dataclass(frozen=True)
 class QueryClasses:
-    """The queries, indexed by class.
+    """The queries, indexed by class."""
 
-    Attributes:
-        captions: each class as the end of a caption ("Blue T-shirt"); class 0 is "".
-    """
-
-    captions: tuple[str, ...]
+    captions: tuple[str, ...]  # each class as the end of a caption ("Blue T-shirt"); class 0 is ""
 
     def __len__(self) -> int:
         return len(self.captions)

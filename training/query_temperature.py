@@ -50,34 +50,21 @@ TEMPERATURES = tuple(float(value) for value in np.round(np.geomspace(0.25, 4.0, 
 
 @dataclass(frozen=True)
 class Domain:
-    """The photos of one domain.
+    """The photos of one domain."""
 
-    Attributes:
-        nats: of each photo's words at each temperature, float64 [n, temperatures].
-        halves: the half to which each photo belongs, bool [n].
-    """
-
-    nats: npt.NDArray[np.float64]
-    halves: npt.NDArray[np.bool_]
+    nats: npt.NDArray[np.float64]  # of each photo's words at each temperature, float64 [n, temperatures]
+    halves: npt.NDArray[np.bool_]  # the half to which each photo belongs, bool [n]
 
 
 @dataclass(frozen=True)
 class QueryCalibration:
-    """The fitted temperature, and nats per photo: means over the domains of each domain's mean.
+    """The fitted temperature, and nats per photo: means over the domains of each domain's mean."""
 
-    Attributes:
-        temperature: fitted on all photos.
-        before: nats with a temperature of 1.
-        fitted: nats with `temperature`, on the photos it was fitted on.
-        cross_fitted: nats of each half with the other half's temperature.
-        domains: name -> (before, fitted, cross_fitted) of one domain.
-    """
-
-    temperature: float
-    before: float
-    fitted: float
-    cross_fitted: float
-    domains: dict[str, tuple[float, float, float]]
+    temperature: float  # fitted on all photos
+    before: float  # nats with a temperature of 1
+    fitted: float  # nats with `temperature`, on the photos it was fitted on
+    cross_fitted: float  # nats of each half with the other half's temperature
+    domains: dict[str, tuple[float, float, float]]  # name -> (before, fitted, cross_fitted) of one domain
 
 
 def word_nats(

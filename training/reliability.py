@@ -26,21 +26,13 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Photos with similar probabilities; there are no empty bins.
+    """Photos with similar probabilities; there are no empty bins."""
 
-    Attributes:
-        low: lower bound of the probabilities in a bin of equal width, else the lowest probability.
-        high: upper bound, or the highest probability.
-        count: photos.
-        probability: mean probability.
-        accuracy: share of the photos that are right.
-    """
-
-    low: float
-    high: float
-    count: int
-    probability: float
-    accuracy: float
+    low: float  # lower bound of the probabilities in a bin of equal width, else the lowest probability
+    high: float  # upper bound, or the highest probability
+    count: int  # photos
+    probability: float  # mean probability
+    accuracy: float  # share of the photos that are right
 
 
 def equal_width_bins(probabilities: Floats, right: Bools, num_bins: int = NUM_BINS) -> list[ReliabilityBin]:

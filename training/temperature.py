@@ -34,19 +34,12 @@ LAST_NORM = ("decoder.transformer.ln_f.weight", "decoder.transformer.ln_f.bias")
 
 @dataclass(frozen=True)
 class Calibration:
-    """The fitted temperature, and nats per token of the model's own tokenizer, EOS included.
+    """The fitted temperature, and nats per token of the model's own tokenizer, EOS included."""
 
-    Attributes:
-        temperature: fitted on all photos.
-        before: nats with a temperature of 1.
-        fitted: nats with `temperature`, on the photos it was fitted on.
-        cross_fitted: nats of each half with the other half's temperature.
-    """
-
-    temperature: float
-    before: float
-    fitted: float
-    cross_fitted: float
+    temperature: float  # fitted on all photos
+    before: float  # nats with a temperature of 1
+    fitted: float  # nats with `temperature`, on the photos it was fitted on
+    cross_fitted: float  # nats of each half with the other half's temperature
 
 
 def photo_nats(

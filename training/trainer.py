@@ -114,21 +114,13 @@ def optimiser_of(model: torch.nn.Module, preset: Preset) -> torch.optim.AdamW:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingExtras:
-    """The optional parts of a run.
+    """The optional parts of a run."""
 
-    Attributes:
-        queries: classes of the query head; None: the encoder has no such head.
-        others: further training photos.
-        phone_validation: phone photos to measure on.
-        neighbours: soft targets for the training products, without rows for drawn samples.
-        half_size: as of `CaptionDataset`.
-    """
-
-    queries: QueryClasses | None = None
-    others: OtherPhotos | None = None
-    phone_validation: PhonePhotoSet | None = None
-    neighbours: NeighbourNames | None = None
-    half_size: bool = False
+    queries: QueryClasses | None = None  # classes of the query head; None: the encoder has no such head
+    others: OtherPhotos | None = None  # further training photos
+    phone_validation: PhonePhotoSet | None = None  # phone photos to measure on
+    neighbours: NeighbourNames | None = None  # soft targets for the training products, without rows for drawn samples
+    half_size: bool = False  # as of `CaptionDataset`
 
 
 class Trainer:

@@ -12,23 +12,14 @@ from captioner.word_folding import fold
 
 @dataclass(frozen=True)
 class WordMetrics:
-    """Shares of captions, 0 to 1; "normalised" means that case, hyphens and plurals are folded.
+    """Shares of captions, 0 to 1; "normalised" means that case, hyphens and plurals are folded."""
 
-    Attributes:
-        last_two_exact: both words as they are written.
-        last_two_normalised: both words, normalised.
-        last_word_accuracy: the last word, normalised.
-        second_last_accuracy: the word before it, normalised.
-        order_free_accuracy: both words, normalised, in either order.
-        whole_caption_exact: all words as they are written.
-    """
-
-    last_two_exact: float
-    last_two_normalised: float
-    last_word_accuracy: float
-    second_last_accuracy: float
-    order_free_accuracy: float
-    whole_caption_exact: float
+    last_two_exact: float  # both words as they are written
+    last_two_normalised: float  # both words, normalised
+    last_word_accuracy: float  # the last word, normalised
+    second_last_accuracy: float  # the word before it, normalised
+    order_free_accuracy: float  # both words, normalised, in either order
+    whole_caption_exact: float  # all words as they are written
 
 
 def word_metrics(captions: Sequence[str], names: Sequence[str]) -> WordMetrics:
