@@ -53,6 +53,6 @@ def drawn_photos(contract: ModelContract, count: int, seed: int = 3) -> npt.NDAr
     Returns:
         uint8 [n, height, width, 3].
     """
-    height, width, fit = contract.image_height, contract.image_width, contract.fit
+    height = contract.image_height
     samples = training_samples(count, seed=seed, width=height * 3 // 4, height=height)
-    return np.stack([fit_photo(picture, height=height, width=width, fit=fit) for picture, _ in samples])
+    return np.stack([fit_photo(picture, **contract.photo_shape) for picture, _ in samples])

@@ -75,8 +75,7 @@ def photos_for(contract: ModelContract, data: Path | None, count: int) -> Photos
     """`count` validation photos of the set `data` at the encoder's size; without a set, drawn ones."""
     if data is None:
         return Photos(drawn_photos(contract, count, seed=2), None)
-    height, width, fit = contract.image_height, contract.image_width, contract.fit
-    products = load_products(data, height=height, width=width, fit=fit, limit=count, validation=True)
+    products = load_products(data, **contract.photo_shape, limit=count, validation=True)
     return Photos(products.pixels, products.products)
 
 

@@ -129,8 +129,7 @@ def calibration_photos(contract: ModelContract, data: Path, count: int = SAMPLES
     Raises:
         DataError: `data` cannot be read or has no training photo.
     """
-    height, width, fit = contract.image_height, contract.image_width, contract.fit
-    return load_products(data, height=height, width=width, fit=fit, limit=count, validation=False).pixels
+    return load_products(data, **contract.photo_shape, limit=count, validation=False).pixels
 
 
 def products_kept(checkpoint: Path) -> dict[str, list[str]]:

@@ -232,7 +232,6 @@ def photos(folder: Path | None, contract: ModelContract) -> npt.NDArray[np.uint8
     """
     if folder is None:
         return drawn_photos(contract, PARITY_PHOTOS, seed=2)
-    height, width, fit = contract.image_height, contract.image_width, contract.fit
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES)
     if not files:
         raise ConversionError(f"{folder} holds no photo ({', '.join(sorted(PHOTO_SUFFIXES))})")
@@ -240,7 +239,7 @@ def photos(folder: Path | None, contract: ModelContract) -> npt.NDArray[np.uint8
     pictures = []
     for file in chosen:
         try:
-            pictures.append(decode_photo(file.read_bytes(), height=height, width=width, fit=fit))
+            pictures.append(decode_photo(file.read_bytes(), **contract.photo_shape))
         except ImageError as error:
             raise ConversionError(f"{file}: {error}") from error
     return np.stack(pictures)

@@ -22,13 +22,12 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, VisionEncoderDecoderModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from captioner.model_contract import ContractError, Fit
+from captioner.model_contract import ContractError, Fit, PhotoShape
 from captioner.query import caption_with_query, words_of
 from captioner.query_classes import QUERY_CLASSES_FILE, load_query_classes
 from training.caption_dataset import IGNORED, tokenize
 from training.caption_model import embedding_of, normalise
 from training.new_captioner import SourceError, captioner_of_checkpoint
-from training.prepare_data import PhotoShape
 from training.query_classes import NO_PRODUCT_CLASS
 
 HEADS_FILE, CLASSES_FILE = "auxiliary_heads.safetensors", "auxiliary_classes.json"

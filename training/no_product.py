@@ -17,9 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from captioner.image_error import ImageError
-from captioner.model_contract import Fit
-from captioner.preprocessing import decode_photo, fit_photo
+from captioner.model_contract import PhotoShape
+from captioner.preprocessing import ImageError, decode_photo, fit_photo
 from captioner.query import QUERY_WORDS
 from training.captioning import DescribedPhotos
 from training.query_classes import NO_PRODUCT_CLASS
@@ -77,13 +76,8 @@ def drawn_pictures(seed: int = 17) -> dict[str, Pixels]:
     return {name: np.asarray(np.clip(np.round(one), 0, 255), np.uint8) for name, one in pictures.items()}
 
 
-def wheel_photos(height: int, width: int, fit: Fit) -> tuple[dict[str, Pixels], list[str]]:
+def wheel_photos(shape: PhotoShape) -> tuple[dict[str, Pixels], list[str]]:
     """Read the photographs of the installed wheels; nothing is imported or downloaded.
-
-    Args:
-        height: pixels.
-        width: pixels.
-        fit: as of `decode_photo`.
 
     Returns:
         Name -> uint8 [height, width, 3], and a sentence for each wheel or file that is missing.
@@ -99,7 +93,7 @@ def wheel_photos(height: int, width: int, fit: Fit) -> tuple[dict[str, Pixels], 
         for name in names:
             try:
                 data = (Path(spec.origin).parent / folder / name).read_bytes()
-                found[Path(name).stem] = decode_photo(data, height=height, width=width, fit=fit)
+                found[Path(name).stem] = decode_photo(data, **shape)
             except (OSError, ImageError):
                 missing.append(name)
         if missing:
@@ -107,23 +101,15 @@ def wheel_photos(height: int, width: int, fit: Fit) -> tuple[dict[str, Pixels], 
     return found, notes
 
 
-def pictures_without_product(height: int, width: int, fit: Fit) -> tuple[dict[str, Pixels], dict[str, str], list[str]]:
-    """All pictures without a product, at the encoder's size.
-
-    Args:
-        height: pixels.
-        width: pixels.
-        fit: as of `decode_photo`.
+def pictures_without_product(shape: PhotoShape) -> tuple[dict[str, Pixels], dict[str, str], list[str]]:
+    """All pictures without a product, in the encoder's shape.
 
     Returns:
         Name -> uint8 [height, width, 3]; name -> "photograph" or "drawn"; a sentence for each wheel or file that is
         missing.
     """
-    photographs, notes = wheel_photos(height, width, fit)
-    drawn = {
-        name: fit_photo(Image.fromarray(picture), height=height, width=width, fit=fit)
-        for name, picture in drawn_pictures().items()
-    }
+    photographs, notes = wheel_photos(shape)
+    drawn = {name: fit_photo(Image.fromarray(picture), **shape) for name, picture in drawn_pictures().items()}
     kinds = dict.fromkeys(photographs, "photograph") | dict.fromkeys(drawn, "drawn")
     return photographs | drawn, kinds, notes
 

@@ -82,7 +82,7 @@ def phone_figures(
         "phone", "calibration", "no_product" and "notes" (sentences about what is missing).
     """
     described = captioner.describe(phone.pixels, progress="captions of phone photos")
-    pictures, kinds, notes = pictures_without_product(captioner.height, captioner.width, captioner.fit)
+    pictures, kinds, notes = pictures_without_product(captioner.photo_shape)
     without = captioner.describe(np.stack(list(pictures.values())))
     if captioner.query_head is None:
         notes.append("query head: the checkpoint has none; words and scores of queries are the caption's")

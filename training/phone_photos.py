@@ -14,12 +14,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from captioner.model_contract import Fit
+from captioner.model_contract import PhotoShape
 from captioner.preprocessing import decode_photo
 from captioner.word_folding import fold
 from training.product_files import DataError, decode_photos, is_file_name
@@ -181,23 +182,19 @@ def read_phone_rows(folder: Path, skipped: Counter[str]) -> Iterator[PhonePhoto]
 def load_phone_photos(
     folder: Path,
     *,
-    height: int,
-    width: int,
-    fit: Fit,
     validation: bool | None = None,
     limit: int | None = None,
     progress: bool = True,
+    **shape: Unpack[PhotoShape],
 ) -> PhonePhotoSet:
     """Read and decode the photos of garments.
 
     Args:
         folder: holds `images/` and `images.csv`.
-        height: pixels.
-        width: pixels.
-        fit: as of `decode_photo`.
         validation: True or False for one side of the split by sender, None for both.
         limit: use only the first `limit` rows of that side.
         progress: show a progress bar on stderr.
+        shape: of the photos.
 
     Returns:
         The photos in the order of `images.csv`.
@@ -214,10 +211,10 @@ def load_phone_photos(
 
     def picture_of(row: PhonePhoto) -> npt.NDArray[np.uint8]:
         data = (folder / "images" / f"{row.image}.jpg").read_bytes()
-        return decode_photo(data, height=height, width=width, fit=fit)
+        return decode_photo(data, **shape)
 
     bar = tqdm(rows, desc=f"photos of {folder.name}", unit="photo", disable=not progress)
-    photos, pixels = decode_photos(bar, picture_of, (len(rows), height, width, 3), skipped)
+    photos, pixels = decode_photos(bar, picture_of, (len(rows), shape["height"], shape["width"], 3), skipped)
     if not photos:
         raise DataError(f"none of the requested phone photos of {folder} can be read ({dict(skipped)})")
     return PhonePhotoSet(photos, pixels, skipped)

@@ -17,13 +17,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from captioner.model_contract import Fit
+from captioner.model_contract import PhotoShape
 from captioner.preprocessing import decode_photo, fit_photo, open_photo
 from training.product_files import DataError as DataError  # raised here, so caught from here
 from training.product_files import (
@@ -47,20 +47,6 @@ MAX_STYLES_BYTES = 64 * 2**20  # the full set's styles.csv has 4.3 MB, its large
 MAX_ID_CHARACTERS = 100
 
 StyleRow = dict[str, str]  # one product's value of each of STYLE_COLUMNS, "" where there is none
-
-
-class PhotoShape(TypedDict):
-    """How a model wants its photos decoded, as keyword arguments of `decode_photo` and of the functions that load sets.
-
-    Attributes:
-        height: pixels.
-        width: pixels.
-        fit: how a photo gets this shape.
-    """
-
-    height: int
-    width: int
-    fit: Fit
 
 
 @dataclass(frozen=True)
@@ -269,27 +255,23 @@ def _product(row: StyleRow) -> Product:
 def load_products(
     folder: Path,
     *,
-    height: int,
-    width: int,
-    fit: Fit,
     limit: int | None = None,
     validation: bool | None = None,
     only: Callable[[Product], bool] = lambda product: True,
     aspect: float | None = None,
     progress: bool = True,
+    **shape: Unpack[PhotoShape],
 ) -> ProductSet:
     """Read and decode a set.
 
     Args:
         folder: a folder in a Kaggle layout, or a ZIP file of one.
-        height: pixels.
-        width: pixels.
-        fit: as of `decode_photo`.
         limit: largest number of products.
         validation: True or False for one side of the split by name, None for both.
         only: a further condition; it sees listed names.
         aspect: width / height of the photos before they were squashed; None: they were not.
         progress: show progress bars on stderr.
+        shape: of the photos.
 
     Returns:
         The products in the order of the rows, with photos uint8 [n, height, width, 3].
@@ -303,10 +285,10 @@ def load_products(
         def picture_of(product: Product) -> npt.NDArray[np.uint8]:
             _, data = read_photo(files, product.id)
             if aspect is None:
-                return decode_photo(data, height=height, width=width, fit=fit)
+                return decode_photo(data, **shape)
             picture = open_photo(data)
             picture = picture.resize((round(picture.height * aspect), picture.height))
-            return fit_photo(picture, height=height, width=width, fit=fit)
+            return fit_photo(picture, **shape)
 
         chosen = [
             product
@@ -315,7 +297,7 @@ def load_products(
         ]
         bar = tqdm(chosen, desc=f"photos of {folder.name}", unit="photo", disable=not progress)
         most = len(chosen) if limit is None else min(limit, len(chosen))
-        products, pixels = decode_photos(bar, picture_of, (most, height, width, 3), skipped)
+        products, pixels = decode_photos(bar, picture_of, (most, shape["height"], shape["width"], 3), skipped)
     if not products:
         raise DataError(f"none of the requested products of {folder} has a readable photo ({dict(skipped)})")
     return ProductSet(products, pixels, skipped)

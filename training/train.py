@@ -27,6 +27,7 @@ import transformers
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from captioner.model_contract import PhotoShape
 from training.caption_dataset import OtherPhotos, tokenize
 from training.captioning import CheckpointError
 from training.checkpoint import restore_heads, save_checkpoint
@@ -35,7 +36,7 @@ from training.new_captioner import SourceError, gpt2_files_beside, new_captioner
 from training.no_product_pictures import no_product_pictures
 from training.phone_photos import load_phone_photos
 from training.phone_queries import colour_probabilities, colour_ratios, query_weights
-from training.prepare_data import DataError, PhotoShape, ProductSet, load_products
+from training.prepare_data import DataError, ProductSet, load_products
 from training.presets import PRESETS, Preset
 from training.pretrained import DEFAULT_FILE
 from training.processes import Processes, processes_of_this_run

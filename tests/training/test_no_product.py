@@ -50,7 +50,7 @@ def test_noise_of_a_falling_spectrum_is_smoother() -> None:
 def test_photographs_come_from_the_wheels_without_importing_them() -> None:
     if importlib.util.find_spec("skimage") is None or importlib.util.find_spec("sklearn") is None:
         pytest.skip("PHOTOGRAPHS WITHOUT A PRODUCT ARE NOT TESTED: install the development group (scikit-image)")
-    found, notes = wheel_photos(32, 24, "pad")
+    found, notes = wheel_photos({"height": 32, "width": 24, "fit": "pad"})
     assert notes == []
     assert {"astronaut", "coffee", "chelsea", "rocket", "china", "flower"} <= found.keys()
     assert all(one.shape == (32, 24, 3) for one in found.values())
@@ -60,7 +60,7 @@ def test_what_is_not_installed_or_not_in_the_wheel_is_said(monkeypatch: pytest.M
     wheels = {"no_such_package": ("data", ("a.png",)), "numpy": ("data", ("b.png", "c.png"))}
     monkeypatch.setattr(no_product, "WHEELS", wheels)
     monkeypatch.setattr(no_product, "DISTRIBUTIONS", {"no_such_package": "no-such", "numpy": "numpy"})
-    pictures, kinds, notes = pictures_without_product(32, 24, "squash")
+    pictures, kinds, notes = pictures_without_product({"height": 32, "width": 24, "fit": "squash"})
     assert set(kinds.values()) == {"drawn"}
     assert list(pictures) == list(drawn_pictures())
     assert notes == [
