@@ -331,7 +331,7 @@ def test_folder_without_one_readable_photo_is_refused_with_the_reasons(folder: P
     for photo in (folder / "images").iterdir():
         photo.write_bytes(b"")
     with pytest.raises(
-        DataError, match=rf"none of the products .* readable photo .*'unreadable photo': {2 * len(GARMENTS)}"
+        DataError, match=rf"none of the requested products .* readable photo .*'unreadable photo': {2 * len(GARMENTS)}"
     ):
         load(folder)
 
