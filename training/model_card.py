@@ -109,6 +109,21 @@ def calibration_section(figures: Mapping[str, Any]) -> list[str]:
     return rows(header, lines)
 
 
+def no_product_section(figures: Mapping[str, Any]) -> list[str]:
+    """The scores for "no product" by group of photos, and how well they separate the groups."""
+    found = figures["no_product"]
+    scores = list(found["auroc"])
+    groups = [
+        [name, str(one["n"]), *(f"{one[score][part]:.4f}" for score in scores for part in one[score])]
+        for name, one in found["groups"].items()
+    ]
+    parts = [f"{score}: {part}" for score in scores for part in ("quarter", "median", "three quarters")]
+    domains = [
+        [name, *(f"{found['auroc'][score][name]:.3f}" for score in scores)] for name in found["auroc"][scores[0]]
+    ]
+    return [*rows(["group", "photos", *parts], groups), *rows(["AUROC", *scores], domains)]
+
+
 def robustness_section(figures: Mapping[str, Any]) -> list[str]:
     """Accuracy on degraded photos."""
     if "robustness" not in figures:
@@ -176,6 +191,9 @@ def card(figures: Mapping[str, Any], record: Mapping[str, Any], notes: str) -> s
             "`training.query_temperature` prints the gain on one half of the photos with the other half's temperature.",
             "",
             *calibration_section(figures),
+            "### Pictures without a product",
+            "",
+            *no_product_section(figures),
         ]
     parts += robustness_section(figures)
     parts += ["## Ten validation photos, chosen by a hash of their id", ""]
