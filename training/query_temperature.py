@@ -280,7 +280,9 @@ def main() -> None:
         f"no product      {offset:+.3f} nats: at most {FALSE_ALARM_SHARE:.0%} of the photos of a domain above one half"
     )
     if found.temperature in (TEMPERATURES[0], TEMPERATURES[-1]):
-        print(f"the range {TEMPERATURES[0]} to {TEMPERATURES[-1]} ends there: the best temperature may be outside")
+        print(
+            f"this is the end of the range {TEMPERATURES[0]} to {TEMPERATURES[-1]}: the best temperature may be outside"
+        )
     if args.write:
         write(args.checkpoint, found.temperature, offset)
         print(f"written into {args.checkpoint}")
