@@ -300,7 +300,7 @@ def test_command_stops_goes_on_begins_anew_and_leaves_a_checkpoint(command: Call
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--limit 1", "of 1 products 0 are for training and 1 for validation .* give more products"),
+        ("--limit 1", "of 1 products, 0 are for training and 1 for validation .* give more products"),
         ("--data nothing", "nothing"),
         ("--init-from nothing", "nothing is not a checkpoint of a captioner: give --init-from"),
         ("--accumulation 3", "a batch of 4 photos cannot be divided into 3 .* choose another --batch-size"),
