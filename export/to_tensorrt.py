@@ -26,7 +26,7 @@ import onnxruntime
 
 from captioner.image_error import ImageError
 from captioner.model_contract import ContractError, ModelContract, ModelSpec
-from captioner.preprocessing import ImageError, decode_photo
+from captioner.preprocessing import decode_photo
 from export.calibration import drawn_photos
 from export.engine_parity import Array, Parity, compare_engines
 from export.engine_record import EngineRecord, reason_to_build, sha256_of

@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from captioner.image_error import ImageError
 from captioner.model_contract import PhotoShape
-from captioner.preprocessing import ImageError, decode_photo, fit_photo
+from captioner.preprocessing import decode_photo, fit_photo
 from captioner.query import QUERY_WORDS
 from training.captioning import DescribedPhotos
 from training.query_classes import NO_PRODUCT_CLASS
