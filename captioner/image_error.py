@@ -13,6 +13,7 @@ class ImageReason(enum.Enum):
     """Why an image file was refused."""
 
     UNREADABLE = "unreadable"  # no whole file of a known format, or one of more parts than real files have
+    OTHER_FORMAT = "other_format"  # a picture of a format that is not read; the value is its name
     TOO_LARGE = "too_large"  # more bytes or pixels than allowed
     OUT_OF_MEMORY = "out_of_memory"  # decoding takes more memory than allowed
     TOO_SLOW = "too_slow"  # decoding takes longer than allowed

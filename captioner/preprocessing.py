@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 
 from captioner.image_error import ImageError, ImageReason
+from captioner.image_formats import format_of
 from captioner.model_contract import Fit
 from captioner.trimming import Content, find_content
 
@@ -48,6 +49,9 @@ _START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
 # How much of the Exif is searched for the orientation, which is at its beginning: the size of a JPEG's segment.
 _EXIF_BYTES_READ = 2**16
 _EXIF_AS_TEXT = "Raw profile type exif"  # of old PNGs, in hexadecimal
+_NEW_SUBFILE_TYPE = 254  # tag of TIFF; bit 0 says that the page is a smaller copy of another one
+
+_NOT_READ, _CONVERT = "not a JPEG, PNG, WebP or GIF file", "convert it to one of these"
 
 # Size of the bands of rows in which a picture is converted to RGB, so that only the result is as large as the picture.
 _BAND_PIXELS = 2**18
@@ -93,7 +97,13 @@ class ImageLimits:
 
 
 def decode_photo(
-    data: bytes, *, height: int, width: int, fit: Fit, limits: ImageLimits | None = None
+    data: bytes,
+    *,
+    height: int,
+    width: int,
+    fit: Fit,
+    limits: ImageLimits | None = None,
+    formats: tuple[str, ...] = FORMATS,
 ) -> npt.NDArray[np.uint8]:
     """Decode an image file and bring it to the encoder's size.
 
@@ -103,17 +113,18 @@ def decode_photo(
         width: of the result, in pixels.
         fit: how a picture of another shape is fitted, see `fit_photo`.
         limits: of file and picture; None: the defaults.
+        formats: Pillow's names of those that are read.
 
     Returns:
         uint8 [height, width, 3], RGB.
 
     Raises:
-        ImageError: it is not a readable JPEG, PNG, WebP or GIF file, or has more bytes or pixels than `limits` allow.
+        ImageError: it is not a readable file of these formats, or has more bytes or pixels than `limits` allow.
     """
     # A JPEG is decoded at a fraction of its size before its margins are known. At twice the size, content that fills
     # half of a side has the quality of "pad", and content that fills a quarter is not enlarged.
     scale = 2 if fit == "trim" else 1
-    picture = open_photo(data, limits=limits, target=(scale * width, scale * height))
+    picture = open_photo(data, limits=limits, target=(scale * width, scale * height), formats=formats)
     return fit_photo(picture, height=height, width=width, fit=fit)
 
 
@@ -130,7 +141,13 @@ def check_number_of_bytes(data: bytes, limits: ImageLimits) -> None:
         raise ImageError(ImageReason.TOO_LARGE, "has {} bytes", len(data), limits.max_bytes, "send a smaller file")
 
 
-def open_photo(data: bytes, *, limits: ImageLimits | None = None, target: tuple[int, int] | None = None) -> Image.Image:
+def open_photo(
+    data: bytes,
+    *,
+    limits: ImageLimits | None = None,
+    target: tuple[int, int] | None = None,
+    formats: tuple[str, ...] = FORMATS,
+) -> Image.Image:
     """Decode an image file into an upright RGB picture; transparent parts become white.
 
     Args:
@@ -138,14 +155,15 @@ def open_photo(data: bytes, *, limits: ImageLimits | None = None, target: tuple[
         limits: of file and picture; None: the defaults.
         target: (width, height) in pixels to which the caller will reduce the picture; with it a JPEG is decoded at a
             fraction of its size.
+        formats: Pillow's names of those that are read.
 
     Raises:
-        ImageError: it is not a readable JPEG, PNG, WebP or GIF file, or has more bytes or pixels than `limits` allow.
+        ImageError: it is not a readable file of these formats, or has more bytes or pixels than `limits` allow.
     """
     limits = limits or ImageLimits()
     check_number_of_bytes(data, limits)
     try:
-        return _decode(data, limits, target)
+        return _decode(data, limits, target, formats)
     except ImageError:
         raise
     except MemoryError as error:
@@ -164,13 +182,21 @@ def open_photo(data: bytes, *, limits: ImageLimits | None = None, target: tuple[
         ) from error
 
 
-def _decode(data: bytes, limits: ImageLimits, target: tuple[int, int] | None) -> Image.Image:
+def _decode(data: bytes, limits: ImageLimits, target: tuple[int, int] | None, formats: tuple[str, ...]) -> Image.Image:
     scans = _count_scans(data) if data.startswith(b"\xff\xd8") else 0  # before Pillow reads all segments
     try:
-        picture = Image.open(_CountedFile(data), formats=FORMATS)
+        picture = Image.open(_CountedFile(data), formats=formats)
     except UnidentifiedImageError:
-        what = "({} bytes) is not a JPEG, PNG, WebP or GIF file"
-        raise ImageError(ImageReason.UNREADABLE, what, len(data), None, "convert it to one of these") from None
+        name = format_of(data)
+        if name is None:
+            what = f"({{}} bytes) is {_NOT_READ}"
+            raise ImageError(ImageReason.UNREADABLE, what, len(data), None, _CONVERT) from None
+        if name.upper().replace("HEIC", "HEIF") not in formats:
+            raise _other_format(name) from None
+        raise  # damaged at its beginning
+    # The first page of a camera's raw file, a TIFF by its content, is a small preview.
+    if getattr(picture, "tag_v2", {}).get(_NEW_SUBFILE_TYPE, 0) & 1:
+        raise _other_format("camera raw")
     width, height = picture.size
     if width < 1 or height < 1:
         size = f"{width} x {height}"
@@ -190,11 +216,18 @@ def _decode(data: bytes, limits: ImageLimits, target: tuple[int, int] | None) ->
         if target is not None:
             # Only JPEGs can be decoded at 1/2, 1/4 or 1/8; twice the target keeps the quality of the final reduction.
             picture.draft("RGB", (2 * target[0], 2 * target[1]))
+    if picture.mode == "F":
+        remedy = "save it with 8 or 16 bits"
+        raise ImageError(ImageReason.UNREADABLE, "has {} pixels", "floating-point", None, remedy)
     key = _transparent_colour(picture)  # before loading, which loses the file's bit depth
     picture.load()
     if key is not None:
         picture.info["transparency"] = key
     return _to_rgb(_upright(picture))
+
+
+def _other_format(name: str) -> ImageError:
+    return ImageError(ImageReason.OTHER_FORMAT, f"is in the format {{}}, {_NOT_READ}", name, None, _CONVERT)
 
 
 def _too_many_pixels(pixels: int | str, limits: ImageLimits) -> ImageError:

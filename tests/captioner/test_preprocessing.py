@@ -34,6 +34,7 @@ from captioner import preprocessing
 from captioner.image_error import ImageError, ImageReason
 from captioner.model_contract import FITS
 from captioner.preprocessing import (
+    FORMATS,
     MAX_JPEG_SCANS,
     MAX_JPEG_SEGMENTS,
     ImageLimits,
@@ -391,24 +392,79 @@ def test_empty_photo_is_refused() -> None:
     assert refusal(b"").startswith("the photo is empty (0 bytes): send")
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"hello, I am no photo",
-        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-        b"%PDF-1.7",
-        b"\0" * 100,
-        encoded(noise(4, 4), "BMP"),
-        encoded(noise(4, 4), "TIFF"),
-        encoded(noise(4, 4), "ICO"),
-        encoded(noise(4, 4), "PPM"),
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n",
-    ],
-    ids=["text", "svg", "pdf", "zeros", "bmp", "tiff", "ico", "ppm", "eps"],
-)
-def test_file_of_another_format_is_refused_with_the_formats_we_read(data: bytes) -> None:
+@pytest.mark.parametrize("data", [b"hello, I am no photo", b"\0" * 100], ids=["text", "zeros"])
+def test_what_is_no_picture_is_refused_with_the_formats_we_read(data: bytes) -> None:
     expected = f"the photo ({len(data):,} bytes) is not a JPEG, PNG, WebP or GIF file: convert it to one of these"
     assert refusal(data) == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        (b"%PDF-1.7", "PDF"),
+        (encoded(noise(4, 4), "BMP"), "BMP"),
+        (encoded(noise(4, 4), "TIFF"), "TIFF"),
+        (encoded(noise(4, 4), "AVIF"), "AVIF"),
+        (encoded(noise(4, 4), "ICO"), "icon"),
+        (encoded(noise(4, 4), "PPM"), "Netpbm"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n", "EPS"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(50), "HEIC"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_picture_of_another_format_is_refused_by_its_name(data: bytes, name: str) -> None:
+    expected = f"the photo is in the format {name}, not a JPEG, PNG, WebP or GIF file: convert it to one of these"
+    assert refusal(data, ImageReason.OTHER_FORMAT) == expected
+
+
+ALL_FORMATS = (*FORMATS, "AVIF", "BMP", "TIFF")
+
+
+@pytest.mark.parametrize("file_format", ["AVIF", "BMP", "TIFF"])
+def test_other_formats_are_read_where_they_are_allowed_within_the_same_limits(file_format: str) -> None:
+    data = encoded(Image.new("RGB", (40, 50), (200, 30, 10)), file_format)
+    assert open_photo(data, formats=ALL_FORMATS).getpixel((20, 20)) == pytest.approx((200, 30, 10), abs=3)
+    for limits, told in (
+        (ImageLimits(max_pixels=1999), "2,000 pixels; the limit is 1,999"),
+        (ImageLimits(max_side=49), "40 x 50 pixels; the limit is 49 a side"),
+        (ImageLimits(max_bytes=len(data) - 1), f"{len(data):,} bytes; the limit is {len(data) - 1:,}"),
+    ):
+        with pytest.raises(ImageError, match=told):
+            open_photo(data, limits=limits, formats=ALL_FORMATS)
+    with pytest.raises(ImageError, match="damaged or cut short"):
+        open_photo(data[: len(data) * 2 // 3], formats=ALL_FORMATS)
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("file_format", ["AVIF", "TIFF"])
+def test_other_formats_are_turned_once(file_format: str, orientation: int) -> None:
+    upright = np.repeat(np.repeat(noise(2, 3), 16, axis=0), 16, axis=1)
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    picture = open_photo(encoded(STORED[orientation](upright), file_format, exif=exif), formats=ALL_FORMATS)
+    assert picture.size == (48, 32)
+    assert np.abs(np.asarray(picture, np.int16) - upright).mean() < 12
+
+
+def test_first_page_of_a_tiff_is_the_photo() -> None:
+    pages = [Image.new("RGB", (30, 20), colour) for colour in ("red", "blue")]
+    data = encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:], compression="tiff_lzw")
+    assert open_photo(data, formats=ALL_FORMATS).getpixel((5, 5)) == (255, 0, 0)
+
+
+def test_preview_in_a_camera_raw_file_is_no_photo() -> None:
+    data = encoded(noise(8, 8), "TIFF", tiffinfo={254: 1})
+    with pytest.raises(ImageError, match="is in the format camera raw, not a JPEG"):
+        open_photo(data, formats=ALL_FORMATS)
+
+
+def test_tiff_of_16_bits_is_scaled_and_one_of_floats_refused() -> None:
+    grey = encoded(Image.fromarray(np.full((20, 30), 0x8080, np.uint16)), "TIFF")
+    assert open_photo(grey, formats=ALL_FORMATS).getpixel((5, 5)) == (128, 128, 128)
+    floats = encoded(Image.fromarray(np.full((20, 30), 0.5, np.float32)), "TIFF")
+    with pytest.raises(ImageError, match="floating-point pixels"):
+        open_photo(floats, formats=ALL_FORMATS)
 
 
 @pytest.mark.parametrize("percent", range(5, 100, 5))
@@ -601,7 +657,7 @@ def test_metadata_of_a_jpeg_is_not_read_as_scans() -> None:
 
 
 @given(
-    st.sampled_from(["JPEG", "PNG", "WEBP", "GIF"]),
+    st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF"]),
     st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=8),
 )
 @settings(deadline=None)
@@ -610,7 +666,7 @@ def test_a_file_with_wrong_bytes_is_a_photo_or_an_image_error(file_format: str, 
     for position, value in changes:
         data[position % len(data)] = value
     try:
-        pixels = decode_photo(bytes(data), height=HEIGHT, width=WIDTH, fit="pad")
+        pixels = decode_photo(bytes(data), height=HEIGHT, width=WIDTH, fit="pad", formats=ALL_FORMATS)
     except ImageError:
         return
     assert pixels.shape == (HEIGHT, WIDTH, 3)

@@ -260,6 +260,7 @@ def test_it_imports_little() -> None:
         [
             "captioner",
             "captioner.image_error",
+            "captioner.image_formats",
             "captioner.model_contract",
             "captioner.preprocessing",
             "captioner.trimming",
