@@ -40,10 +40,16 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     catalog = commands.add_parser("catalog", help="a searchable catalogue of your own photos")
     actions = catalog.add_subparsers(dest="action", metavar="ACTION", required=True)
     builder = actions.add_parser("build", help="create or update a catalogue", parents=[shared])
-    builder.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of JPEG, PNG, WebP or GIF files")
+    builder.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of photos")
     builder.add_argument(
-        "--titles", type=Path, metavar="CSV", help="titles: Kaggle's styles.csv, or columns file,title"
+        "--titles",
+        type=Path,
+        metavar="CSV",
+        help="titles: Kaggle's styles.csv, or columns file,title; without it titles are kept",
     )
+    builder.add_argument("--file-column", metavar="NAME", help="column of --titles that names files or products by id")
+    builder.add_argument("--title-column", metavar="NAME", help="column of --titles with the titles")
+    builder.add_argument("--force", action="store_true", help="take titles of which fewer than half have a photo")
     builder.add_argument("--out", type=Path, metavar="FILE", required=True, help="catalogue file")
     return parser.parse_args(argv)
 
@@ -60,7 +66,15 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     try:
         config = GatewayConfig.from_env(environ, args.settings)
         if args.command == "catalog":
-            return build(config, args.photos, args.titles, args.out)
+            return build(
+                config,
+                args.photos,
+                args.titles,
+                args.out,
+                file_column=args.file_column,
+                title_column=args.title_column,
+                force=args.force,
+            )
         asyncio.run(serve(with_calibration(config)))
     except (ConfigError, ContractError, CatalogError) as error:
         print(f"captrieve: {error}", file=sys.stderr)

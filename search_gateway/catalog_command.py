@@ -18,8 +18,9 @@ import numpy.typing as npt
 from captioner.model_contract import ModelContract, model_fingerprint
 from captioner.preprocessing import decode_photo
 from search_gateway.catalog.build.builder import build_catalog
-from search_gateway.catalog.build.photo import PHOTO_LIMITS
+from search_gateway.catalog.build.photo import PHOTO_LIMITS, readable_formats
 from search_gateway.catalog.build.report import BuildReport
+from search_gateway.catalog.build.title_file import read_titles
 from search_gateway.config import GatewayConfig
 from search_gateway.deadline import Deadline
 from search_gateway.triton.client import TritonClient
@@ -32,7 +33,16 @@ _SHOWN_PROBLEMS = 10
 _T = TypeVar("_T")
 
 
-def build(config: GatewayConfig, photos: Path, titles: Path | None, out: Path) -> int:
+def build(
+    config: GatewayConfig,
+    photos: Path,
+    titles: Path | None,
+    out: Path,
+    *,
+    file_column: str | None = None,
+    title_column: str | None = None,
+    force: bool = False,
+) -> int:
     """Build or update a catalogue; returns the exit code.
 
     If the build ends early, a line on stderr says what is stored and how to continue.
@@ -40,8 +50,11 @@ def build(config: GatewayConfig, photos: Path, titles: Path | None, out: Path) -
     Args:
         config: the gateway's settings.
         photos: folder of photos.
-        titles: CSV file of titles; None: titles are made from the file names.
+        titles: CSV file of titles; None: known photos keep their titles, and new ones are called by their file names.
         out: the catalogue file.
+        file_column: name of the column of `titles` with files or ids, see `read_titles`.
+        title_column: name of the column with titles.
+        force: whether to use titles of which fewer than half have a photo.
 
     Raises:
         CatalogError: the photos, the titles or the catalogue cannot be used.
@@ -57,19 +70,24 @@ def build(config: GatewayConfig, photos: Path, titles: Path | None, out: Path) -
         width=contract.image_width,
         fit=contract.fit,
         limits=PHOTO_LIMITS,
+        formats=readable_formats(),
     )
     report = BuildReport()
+    title_list = None
+    if titles is not None:
+        title_list = read_titles(titles, photos.resolve(), file_column=file_column, title_column=title_column)
     with Embedder(config, contract) as embedder:
         try:
             build_catalog(
                 photos,
-                titles,
+                title_list,
                 out,
                 embedder.embed,
                 decode,
                 model_fingerprint=model_fingerprint(contract),
                 model_name=contract.model,
                 report=report,
+                force=force,
             )
         except BaseException:
             if report.remaining:

@@ -7,11 +7,15 @@ SQLite's rollback journal, not a WAL, so that a finished catalogue is one file, 
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
+import stat
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 SCHEMA_VERSION = 2
 
@@ -54,8 +58,67 @@ class CatalogOutdatedError(CatalogError):
     """The catalogue is valid, but for another model or another version of this code: build it again."""
 
 
+class CatalogDamagedError(CatalogError):
+    """Pages of the file are damaged."""
+
+
 class CatalogTimeoutError(CatalogError):
     """The catalogue did not answer in time."""
+
+
+class FileStamp(NamedTuple):
+    """Shows whether a file was replaced or changed."""
+
+    device: int
+    inode: int
+    size_bytes: int
+    mtime_ns: int
+    ctime_ns: int  # changes with the permissions, too
+
+    @classmethod
+    def of(cls, path: Path) -> FileStamp | None:
+        """Return the stamp of a file; None if there is no such file."""
+        try:
+            status = path.stat()
+        except OSError:
+            return None
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+    @property
+    def file(self) -> tuple[int, int]:
+        """Device and inode."""
+        return self.device, self.inode
+
+
+def check_file(path: Path, is_cancelled: Callable[[], bool]) -> None:
+    """Check all pages of a catalogue, without a lock.
+
+    Args:
+        path: of the file.
+        is_cancelled: called repeatedly; whether to stop.
+
+    Raises:
+        CatalogDamagedError: it is damaged.
+        CatalogTimeoutError: cancelled.
+    """
+    before = FileStamp.of(path)
+    with _translated(path):
+        # A lock would make a build wait, and a waiting build keeps all readers out.
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
+        with contextlib.closing(connection):
+            connection.set_progress_handler(is_cancelled, 100_000)
+            try:
+                [(found,)] = connection.execute("PRAGMA quick_check(1)").fetchall()
+            except sqlite3.DatabaseError as error:
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_INTERRUPT:
+                    raise
+                found = str(error)
+    # A file that a build is writing cannot be checked without a lock.
+    is_written = before != FileStamp.of(path) or path.with_name(f"{path.name}-journal").exists()
+    if found != "ok" and not is_written:
+        raise CatalogDamagedError(f"{path} is damaged ({found.splitlines()[-1]}): build it again")
 
 
 class CatalogDatabase:
@@ -66,14 +129,18 @@ class CatalogDatabase:
         self._path = path
 
     @classmethod
-    def open_for_reading(cls, path: Path, *, model_fingerprint: str) -> CatalogDatabase:
+    def open_for_reading(cls, path: Path, *, model_fingerprint: str | None) -> CatalogDatabase:
         """Open a file to read it.
+
+        Args:
+            path: of the file.
+            model_fingerprint: the model in use; None reads a catalogue of any model and version.
 
         Raises:
             CatalogOutdatedError: its embeddings are of another model, or it is of another version.
             CatalogError: no such file, or not a catalogue.
         """
-        if not path.is_file():
+        if not path.exists():
             raise CatalogError(f"{path} does not exist: build it with `{_BUILD_COMMAND}`")
         # Not SQLite's read-only mode, which cannot roll back the unfinished transaction of a killed build
         # and refuses the file. SQLite opens a write-protected file read-only by itself.
@@ -81,7 +148,8 @@ class CatalogDatabase:
             file.connection.execute("PRAGMA query_only = ON")
             if not file._is_catalogue():
                 raise CatalogError(f"{path} is empty: build it with `{_BUILD_COMMAND}`")
-            file._check(model_fingerprint)
+            if model_fingerprint is not None:
+                file._check(model_fingerprint)
             return file
 
     @classmethod
@@ -102,6 +170,8 @@ class CatalogDatabase:
                     file._create(model_fingerprint, model_name)
                 file._check(model_fingerprint)
                 file.set_meta("photos_folder", str(photos_folder.resolve()))
+                if not file.meta("catalogue_id"):
+                    file.set_meta("catalogue_id", uuid.uuid4().hex)
             return file
 
     def close(self) -> None:
@@ -212,10 +282,14 @@ class CatalogDatabase:
 @contextmanager
 def _opened(path: Path, mode: str, wait_seconds: float) -> Iterator[CatalogDatabase]:
     """Open a file; it stays open unless the block fails."""
+    if path.is_dir():
+        raise CatalogError(f"{path} is a folder, not a catalogue: name its file")
     with _translated(path):
         uri = f"{path.resolve().as_uri()}?mode={mode}"
         connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=wait_seconds)
         try:
+            # A file that is cut short while it is mapped into memory would end the process.
+            connection.execute("PRAGMA mmap_size = 0")
             yield CatalogDatabase(path, connection)
         except BaseException:
             connection.close()
@@ -238,5 +312,5 @@ def _translated(path: Path) -> Iterator[None]:
         if code == sqlite3.SQLITE_NOTADB:
             raise CatalogError(f"{path} is not an SQLite file, so it is not a catalogue") from error
         if code == sqlite3.SQLITE_CORRUPT:
-            raise CatalogError(f"{path} is damaged: delete it and build it again") from error
+            raise CatalogDamagedError(f"{path} is damaged: delete it and build it again") from error
         raise CatalogError(f"{path} cannot be used: {error}") from error

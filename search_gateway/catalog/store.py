@@ -152,6 +152,16 @@ class CatalogStore:
             )
         )
 
+    @classmethod
+    def outdated_entries(cls, path: Path) -> list[CatalogEntry]:
+        """Return the products of a catalogue of any model, without embeddings and thumbnails.
+
+        Raises:
+            CatalogError: the file cannot be read.
+        """
+        with cls(CatalogDatabase.open_for_reading(path, model_fingerprint=None)) as store:
+            return store.entries()
+
     def __enter__(self) -> CatalogStore:
         return self
 
@@ -170,6 +180,15 @@ class CatalogStore:
         """
         with self._file.reading():
             return self._file.integer("SELECT count(*) FROM products")
+
+    def identity(self) -> tuple[str, int]:
+        """Return the catalogue's id and the number of its last change of embeddings.
+
+        Raises:
+            CatalogError: the file cannot be read.
+        """
+        with self._file.reading():
+            return self._file.meta("catalogue_id"), int(self._file.meta("revision", "0"))
 
     def entries(self) -> list[CatalogEntry]:
         """Return all products in no particular order, without the data computed from their photos.

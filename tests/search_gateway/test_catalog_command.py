@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from captioner.model_contract import ModelContract
+from search_gateway import __main__ as program
 from search_gateway import catalog_command
 from search_gateway.catalog_command import Embedder, build
 from search_gateway.config import GatewayConfig
@@ -54,6 +55,23 @@ def test_nothing_to_embed_starts_no_triton(
     (photos / "item 000.png").unlink()
     assert build(CONFIG, photos, None, out) == 0
     assert f"0 added, 0 updated, {NUM_PHOTOS - 1} unchanged, 1 removed" in capsys.readouterr().out
+
+
+def test_list_that_does_not_fit_is_refused_unless_forced(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Embedder, "embed", embed)
+    titles, environ = tmp_path / "titles.csv", {"CAPTRIEVE_MODEL_REPOSITORY": str(MODELS)}
+    titles.write_text("Bild,Name\nitem 007,Seven\nx,Other\ny,Other\n")
+    command = ["catalog", "build", str(photos), "--out", str(tmp_path / "c.sqlite"), "--titles", str(titles)]
+    assert program.main(command, environ) == 2
+    assert "--file-column" in capsys.readouterr().err
+    command += ["--file-column", "Bild", "--title-column", "Name"]
+    assert program.main(command, environ) == 2
+    assert "1 of 3 lines" in capsys.readouterr().err
+    assert not (tmp_path / "c.sqlite").exists()
+    assert program.main([*command, "--force"], environ) == 0
+    assert "2 titles of the list have no photo (e.g. line 3 'x', line 4 'y')" in capsys.readouterr().out
 
 
 INTERRUPTED = f"""

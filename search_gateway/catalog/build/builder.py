@@ -13,10 +13,10 @@ import itertools
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -34,9 +34,9 @@ from search_gateway.catalog.build.photo import (
     left_out,
     prepare_photo,
 )
-from search_gateway.catalog.build.photo_folder import PHOTO_SUFFIXES, PhotoFile, look_for_photos
-from search_gateway.catalog.build.report import BuildReport
-from search_gateway.catalog.build.titles import TitleLine, TitleList, read_titles, title_from_name
+from search_gateway.catalog.build.photo_folder import PhotoFile, look_for_photos
+from search_gateway.catalog.build.report import NUM_EXAMPLES, BuildReport
+from search_gateway.catalog.build.titles import TitleLine, TitleList
 from search_gateway.catalog.store import (
     CatalogEntry,
     CatalogError,
@@ -66,7 +66,7 @@ class _Batch:
 
 def build_catalog(
     photos_folder: Path,
-    titles_csv: Path | None,
+    titles: TitleList | None,
     output: Path,
     embed: Embed,
     decode: Decode,
@@ -76,6 +76,7 @@ def build_catalog(
     progress: bool = True,
     batch: int = 64,
     report: BuildReport | None = None,
+    force: bool = False,
 ) -> BuildReport:
     """Update a catalogue to the photos in a folder and its subfolders.
 
@@ -84,7 +85,7 @@ def build_catalog(
 
     Args:
         photos_folder: folder of photos.
-        titles_csv: file of titles, see `read_titles`; None: titles are made from the file names.
+        titles: None: known photos keep their titles, and new ones are called by their file names.
         output: the catalogue file; created if it does not exist.
         embed: computes embeddings.
         decode: decodes an image file for `embed`.
@@ -93,18 +94,24 @@ def build_catalog(
         progress: whether to show a progress bar.
         batch: photos that are embedded by one call and stored in one transaction.
         report: updated while photos are stored, so that it is correct after an error or Ctrl-C.
+        force: whether to use titles of which fewer than half have a photo.
 
     Raises:
-        CatalogError: the folder does not exist or has no photo, or the titles or the catalogue cannot be used.
+        CatalogError: the folder does not exist or has no photo, the titles do not fit, or the catalogue cannot be used.
         OSError: the catalogue's file cannot be replaced.
     """
     started = time.monotonic()
     folder = photos_folder.resolve()
-    photos, unreadable = look_for_photos(folder)
+    photos, unreadable, others = look_for_photos(folder)
     if not photos:
         # A folder that is not mounted looks like this, and must not empty the catalogue.
-        raise CatalogError(f"no photo ({', '.join(sorted(PHOTO_SUFFIXES))}) in {photos_folder}")
-    titles = TitleList([]) if titles_csv is None else read_titles(titles_csv, folder)
+        raise CatalogError(f"no photo in {photos_folder}")
+    lines = {} if titles is None else titles.match([photo.path for photo in photos])
+    report = BuildReport() if report is None else report
+    report.unreadable += unreadable
+    report.others = others
+    if titles is not None:
+        _report_titles(titles, lines, photos, report, force=force)
 
     def opened(path: Path) -> CatalogStore:
         return CatalogStore.open_for_writing(
@@ -115,25 +122,48 @@ def build_catalog(
         )
 
     target = output
+    before: dict[str, CatalogEntry] = {}
     try:
         store = opened(output)
     except CatalogOutdatedError:
+        before = {entry.path: entry for entry in CatalogStore.outdated_entries(output)}
         target = output.with_name(f"{output.name}.new")
         try:
             store = opened(target)
         except CatalogOutdatedError:
             target.unlink()
             store = opened(target)
-    report = BuildReport() if report is None else report
-    report.unreadable += unreadable
     with store:
         build = _Build(store, embed, decode, report)
-        jobs = build.plan(photos, titles, has_list=titles_csv is not None)
+        jobs = build.plan(photos, lines, before, has_list=titles is not None)
         build.work_off(jobs, batch, progress)
     if target != output:
         target.replace(output)
     report.seconds = time.monotonic() - started
     return report
+
+
+def _report_titles(
+    titles: TitleList, lines: Mapping[str, TitleLine], photos: Sequence[PhotoFile], report: BuildReport, *, force: bool
+) -> None:
+    """Report what has no counterpart on either side.
+
+    Raises:
+        CatalogError: fewer than half of the lines have a photo.
+    """
+    used = {line.key for line in lines.values()}
+    unused = [f"line {line.number} {line.key!r}" for line in titles.lines if line.key not in used]
+    unlisted = [repr(photo.path) for photo in photos if photo.path not in lines]
+    report.titles_without_photo = len(unused)
+    report.examples_without_photo = unused[:NUM_EXAMPLES]
+    report.examples_without_title = unlisted[:NUM_EXAMPLES]
+    if 2 * len(used) < max(1, len(titles.lines)) and not force:
+        raise CatalogError(
+            f"the titles do not fit the photos: {len(used):,} of {len(titles.lines):,} lines have one. "
+            f"Lines without a photo: {', '.join(report.examples_without_photo) or 'none'}; "
+            f"photos without a line: {', '.join(report.examples_without_title) or 'none'}. Nothing was changed. "
+            "Correct the list, name its columns with --file-column and --title-column, or use --force"
+        )
 
 
 class _Build:
@@ -147,30 +177,33 @@ class _Build:
         # By SHA-256: products whose photo has disappeared but may exist under another name.
         self._gone: dict[str, list[CatalogEntry]] = {}
 
-    def plan(self, photos: Iterable[PhotoFile], titles: TitleList, *, has_list: bool) -> list[PhotoJob]:
+    def plan(
+        self,
+        photos: Iterable[PhotoFile],
+        lines: Mapping[str, TitleLine],
+        before: Mapping[str, CatalogEntry],
+        *,
+        has_list: bool,
+    ) -> list[PhotoJob]:
         """Delete the products of deleted photos, update titles, and return the photos that must be read."""
         report = self._report
         known = {entry.path: entry for entry in self._store.entries()}
         jobs: list[PhotoJob] = []
         retitled: list[CatalogEntry] = []
-        used: set[str] = set()
         for photo in photos:
-            path = PurePosixPath(photo.path)
-            line = titles.line_of(path)
-            if line is None:
-                line = TitleLine("", title_from_name(path), "")
-                report.untitled += has_list
-            else:
-                used.add(line.key)
             old = known.pop(photo.path, None)
-            job = PhotoJob(photo, line.title, line.url, old)
+            job = PhotoJob(photo, lines.get(photo.path), old, before.get(photo.path))
+            if has_list and job.line is None:
+                report.titles_kept += bool(old or job.before)
+                report.untitled += not (old or job.before)
             if old is None or (photo.size_bytes, photo.mtime_ns) != (old.stamp.size_bytes, old.stamp.mtime_ns):
                 jobs.append(job)
-            elif (old.title, old.url) != (job.title, job.url):
-                retitled.append(entry_of(job, old.stamp))
+                continue
+            entry = entry_of(job, old.stamp, old)
+            if (old.title, old.url) != (entry.title, entry.url):
+                retitled.append(entry)
             else:
                 report.unchanged += 1
-        report.titles_without_photo = len(titles) - len(used)
         report.remaining = len(jobs)
         sizes = {job.photo.size_bytes for job in jobs if job.old is None}
         for entry in known.values():

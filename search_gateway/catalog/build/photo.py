@@ -6,6 +6,7 @@ All functions are thread-safe.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import os
@@ -16,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from captioner.image_error import ImageError
+from captioner.image_error import ImageError, ImageReason
 from captioner.preprocessing import FORMATS, ImageLimits, open_photo
 from search_gateway.catalog.build.photo_folder import CANNOT_READ, PhotoFile, UnreadablePhoto
+from search_gateway.catalog.build.titles import TitleLine, title_and_url
 from search_gateway.catalog.store import CatalogEntry, PhotoStamp
 
 THUMBNAIL_SIDE = 160  # pixels, at most
@@ -30,9 +32,21 @@ PHOTO_LIMITS = ImageLimits(max_bytes=64 * 2**20, max_pixels=80_000_000, max_side
 # Reasons for unreadable photos, in addition to those of `photo_folder`.
 TOO_LARGE = "too large"
 NOT_A_PHOTO = "not a readable photo"
+OTHER_FORMAT = "in a format that is not read"
 
 # Decodes an image file to pixels, uint8 [H, W, 3]; raises ImageError.
 Decode = Callable[[bytes], npt.NDArray[np.uint8]]
+
+
+@functools.cache
+def readable_formats() -> tuple[str, ...]:
+    """Return Pillow's names of the formats that a catalogue reads, which are more than callers may send."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return (*FORMATS, "AVIF", "BMP", "TIFF")
+    pillow_heif.register_heif_opener(thumbnails=False)
+    return (*FORMATS, "AVIF", "BMP", "TIFF", "HEIF")
 
 
 @dataclass(frozen=True)
@@ -40,9 +54,9 @@ class PhotoJob:
     """A photo that must be read."""
 
     photo: PhotoFile
-    title: str
-    url: str
+    line: TitleLine | None  # of the titles list
     old: CatalogEntry | None  # the stored entry of this path
+    before: CatalogEntry | None = None  # that of an outdated catalogue
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,14 +110,19 @@ def prepare_photo(job: PhotoJob, decode: Decode, renamed_from: Callable[[str], C
     except OSError as error:
         return left_out(job, f"{CANNOT_READ}: {error.strerror}")
     stamp = PhotoStamp(len(data), status.st_mtime_ns, hashlib.sha256(data).hexdigest())
-    entry = entry_of(job, stamp)
     old = renamed_from(stamp.sha256) if job.old is None else job.old
+    entry = entry_of(job, stamp, old)
     if old is not None and old.stamp.sha256 == stamp.sha256:
         return KnownPhoto(job, entry, old)
     try:
-        small = open_photo(data, limits=PHOTO_LIMITS, target=(THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+        small = open_photo(
+            data, limits=PHOTO_LIMITS, target=(THUMBNAIL_SIDE, THUMBNAIL_SIDE), formats=readable_formats()
+        )
         pixels = decode(data)
     except ImageError as error:
+        if error.reason is ImageReason.OTHER_FORMAT:
+            remedy = "install captrieve[heic], or convert it" if error.value == "HEIC" else "convert it"
+            return left_out(job, f"{OTHER_FORMAT}, {error.value}: {remedy} to JPEG")
         return left_out(job, f"{TOO_LARGE if error.reason.is_size else NOT_A_PHOTO}: {error}")
     width, height = _upright_size(data, small)
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
@@ -112,9 +131,10 @@ def prepare_photo(job: PhotoJob, decode: Decode, renamed_from: Callable[[str], C
     return DecodedPhoto(job, entry, pixels, width, height, thumbnail.getvalue())
 
 
-def entry_of(job: PhotoJob, stamp: PhotoStamp) -> CatalogEntry:
-    """Return the entry of a photo."""
-    return CatalogEntry(path=job.photo.path, title=job.title, url=job.url, stamp=stamp)
+def entry_of(job: PhotoJob, stamp: PhotoStamp, old: CatalogEntry | None) -> CatalogEntry:
+    """Return the entry of a photo, which keeps the title and the URL of its old entry where the list has none."""
+    title, url = title_and_url(job.photo.path, job.line, old or job.before)
+    return CatalogEntry(path=job.photo.path, title=title, url=url, stamp=stamp)
 
 
 def left_out(job: PhotoJob, reason: str) -> LeftOutPhoto:
@@ -127,7 +147,7 @@ def _upright_size(data: bytes, upright: Image.Image) -> tuple[int, int]:
 
     `upright` may be a fraction of the size. It shows whether the photo was rotated, so Exif is not read again.
     """
-    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+    with Image.open(io.BytesIO(data), formats=readable_formats()) as picture:
         width, height = picture.size
     is_turned = (width - height) * (upright.width - upright.height) < 0
     return (height, width) if is_turned else (width, height)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists the photos in a folder by names, sizes and times, without opening them."""
+"""Lists the photos in a folder, by their first bytes where the name does not tell; decodes none."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from captioner.image_formats import NUM_BYTES, format_of
 from search_gateway.catalog.store import CatalogError
 
-PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif"})
+# Files with these names are taken for photos without a look. The build says what is wrong with those that are none.
+_PHOTO_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".avif", ".bmp", ".tif", ".tiff", ".heic", ".heif")
+)
 
 CANNOT_READ = "the file cannot be read"
 BAD_NAME = "the file name is not UTF-8"
@@ -39,8 +43,16 @@ class PhotoFile:
     mtime_ns: int
 
 
-def look_for_photos(folder: Path) -> tuple[list[PhotoFile], list[UnreadablePhoto]]:
-    """Return the photos and the unreadable files in a folder and its subfolders, sorted by path; skips hidden ones.
+class FolderContent(NamedTuple):
+    """The files in a folder and its subfolders."""
+
+    photos: list[PhotoFile]  # sorted by path
+    unreadable: list[UnreadablePhoto]
+    others: list[str]  # paths of files that are no pictures
+
+
+def look_for_photos(folder: Path) -> FolderContent:
+    """Return the files in a folder and its subfolders; skips hidden ones and those of a NAS (`@eaDir`).
 
     Raises:
         CatalogError: a folder cannot be listed; otherwise its products would seem deleted.
@@ -49,25 +61,34 @@ def look_for_photos(folder: Path) -> tuple[list[PhotoFile], list[UnreadablePhoto
     def fail(error: OSError) -> None:
         raise CatalogError(f"the folder {error.filename} cannot be read: {error.strerror}")
 
-    photos: list[PhotoFile] = []
-    unreadable: list[UnreadablePhoto] = []
+    content = FolderContent([], [], [])
     for place, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith((".", "@eaDir"))]
         for name in names:
-            file = Path(place, name)
             # Hidden: macOS stores "._shirt.jpg" beside photos on other file systems, which is not a photo.
-            if name.startswith(".") or file.suffix.lower() not in PHOTO_SUFFIXES:
-                continue
-            path = file.relative_to(folder).as_posix()
-            try:
-                path.encode()
-                status = file.stat()
-            except UnicodeEncodeError:
-                shown = os.fsencode(path).decode("utf-8", "replace")
-                unreadable.append(UnreadablePhoto(shown, BAD_NAME))
-            except OSError as error:
-                unreadable.append(UnreadablePhoto(path, f"{CANNOT_READ}: {error.strerror}"))
-            else:
-                if stat.S_ISREG(status.st_mode):
-                    photos.append(PhotoFile(file, path, status.st_size, status.st_mtime_ns))
-    return sorted(photos, key=lambda photo: photo.path), unreadable
+            if not name.startswith("."):
+                _look_at(Path(place, name), folder, content)
+    content.photos.sort(key=lambda photo: photo.path)
+    return content
+
+
+def _look_at(file: Path, folder: Path, content: FolderContent) -> None:
+    path = file.relative_to(folder).as_posix()
+    try:
+        path.encode()
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return
+        is_photo = file.suffix.lower() in _PHOTO_SUFFIXES
+        if not is_photo:
+            with file.open("rb") as opened:
+                is_photo = format_of(opened.read(NUM_BYTES)) is not None
+    except UnicodeEncodeError:
+        content.unreadable.append(UnreadablePhoto(os.fsencode(path).decode("utf-8", "replace"), BAD_NAME))
+    except OSError as error:
+        content.unreadable.append(UnreadablePhoto(path, f"{CANNOT_READ}: {error.strerror}"))
+    else:
+        if is_photo:
+            content.photos.append(PhotoFile(file, path, status.st_size, status.st_mtime_ns))
+        else:
+            content.others.append(path)

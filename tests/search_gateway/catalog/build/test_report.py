@@ -13,14 +13,18 @@ def test_report_tells_people_what_happened() -> None:
         added=1200,
         updated=3,
         untitled=2,
+        titles_kept=1,
         titles_without_photo=1,
+        examples_without_title=["'a.jpg'", "'b.jpg'"],
+        examples_without_photo=["line 3 'x'"],
         unreadable=[UnreadablePhoto("a.jpg", f"{TOO_LARGE}: 9 bytes")],
         seconds=1.26,
     )
     assert report.summary().splitlines() == [
         "1,200 added, 3 updated, 0 unchanged, 0 removed in 1.3 s",
-        "2 photos have no title in the list: their file names are used",
-        "1 titles of the list have no photo",
+        "2 photos have no title in the list: their file names are used (e.g. 'a.jpg', 'b.jpg')",
+        "1 photos have no title in the list: former titles are kept (e.g. 'a.jpg', 'b.jpg')",
+        "1 titles of the list have no photo (e.g. line 3 'x')",
         "1 left out, too large (e.g. a.jpg)",
     ]
 
