@@ -6,6 +6,7 @@ Use it only in the thread that opened the file.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +17,8 @@ from search_gateway.catalog.vector_index import largest
 
 # SQLite takes about a microsecond to score a title, and ten milliseconds for "black" in 40,000 products. Most queries
 # repeat colours and product types, so the titles of a word are cached until the file changes.
-MAX_REMEMBERED = 500_000  # cached titles of all words, 16 bytes each
+MAX_REMEMBERED_BYTES = 8_000_000  # of all cached words, also those that no title has
+_ENTRY_BYTES = 120  # of a dictionary, in addition to its key and value
 
 # FTS5's BM25: smaller is better.
 _HITS = "SELECT rowid, rank FROM titles WHERE titles MATCH ?"
@@ -32,13 +34,13 @@ class TextIndex:
     def __init__(self, file: CatalogDatabase) -> None:
         self._file = file
         self._remembered: dict[str, _Hits] = {}  # least recently used first
-        self._num_remembered = 0
+        self._remembered_bytes = 0
         self._version = -1  # SQLite's counter of changes by other connections
 
     def changed(self) -> None:
         """Clear the cache. Call this when this connection writes; SQLite's counter excludes that."""
         self._remembered.clear()
-        self._num_remembered = 0
+        self._remembered_bytes = 0
 
     def best(self, phrases: Sequence[str], limit: int) -> list[int]:
         """Return ids of at most `limit` products, best first. Call this inside `CatalogDatabase.reading`.
@@ -77,9 +79,14 @@ class TextIndex:
         hits = self._remembered.pop(phrase, None)
         if hits is None:
             hits = np.fromiter(self._file.connection.execute(_HITS, (phrase,)), _HIT)
-            self._num_remembered += len(hits)
+            self._remembered_bytes += _size_in_bytes(phrase, hits)
         self._remembered[phrase] = hits
-        while self._num_remembered > MAX_REMEMBERED:
+        while self._remembered_bytes > MAX_REMEMBERED_BYTES:
             oldest = next(iter(self._remembered))
-            self._num_remembered -= len(self._remembered.pop(oldest))
+            self._remembered_bytes -= _size_in_bytes(oldest, self._remembered.pop(oldest))
         return hits
+
+
+def _size_in_bytes(phrase: str, hits: _Hits) -> int:
+    """Return the memory that a cached word takes."""
+    return sys.getsizeof(phrase) + sys.getsizeof(hits) + _ENTRY_BYTES

@@ -93,12 +93,25 @@ def test_answers_follow_changes_of_others_and_of_its_own(path: Path, tmp_path: P
 
 
 def test_what_is_remembered_has_a_bound(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_index, "MAX_REMEMBERED", 1000)
+    monkeypatch.setattr(text_index, "MAX_REMEMBERED_BYTES", 50_000)
     file = CatalogDatabase.open_for_reading(path, model_fingerprint=MODEL)
     ranking = TextIndex(file)
     assert compare(file, ranking, seed=4, num_queries=50)
-    kept = sum(map(len, ranking._remembered.values()))
-    assert 0 < kept == ranking._num_remembered <= 1000
+    kept = sum(text_index._size_in_bytes(*entry) for entry in ranking._remembered.items())
+    assert 0 < kept == ranking._remembered_bytes <= 50_000
+    file.close()
+
+
+def test_words_that_no_title_has_are_forgotten_as_well(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_index, "MAX_REMEMBERED_BYTES", 200_000)
+    file = CatalogDatabase.open_for_reading(path, model_fingerprint=MODEL)
+    ranking = TextIndex(file)
+    with file.reading():
+        for number in range(5000):
+            ranking.best([f'"unicorn{number}"'], 1)
+    kept = list(ranking._remembered)
+    assert 500 < len(kept) < 1000  # about 300 bytes each
+    assert kept[-1] == '"unicorn4999"'
     file.close()
 
 
