@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -75,6 +76,7 @@ class Gateway:
         self._closing = contextlib.AsyncExitStack()
         self._stopped = asyncio.Event()
         self._replicas: list[TritonReplica] = []
+        self._providers: ProviderChain | None = None
         self.address = ""  # HOST:PORT it listens on
 
     async def __aenter__(self) -> Gateway:
@@ -101,6 +103,11 @@ class Gateway:
         """Ask the gateway to finish the requests in flight and end; safe in a signal handler."""
         self._stopped.set()
 
+    def reload(self) -> None:
+        """Open the catalogue again; safe in a signal handler."""
+        if self._providers is not None:
+            self._providers.reload()
+
     async def _start(self) -> None:
         config = self._config
         contract = ModelContract.load(config.model_repository)
@@ -118,7 +125,7 @@ class Gateway:
         # Before Triton starts, so that wrong settings fail immediately.
         if made is None:
             made = make_providers(config, model_fingerprint(contract), cache, thumbnails)
-        providers = ProviderChain(made, config.provider_timeout_seconds)
+        providers = self._providers = ProviderChain(made, config.provider_timeout_seconds)
         self._closing.push_async_callback(providers.close)
         server = self._make_server()
         # Bound before Triton starts: a port in use fails immediately, and Triton cannot choose this port.
@@ -274,7 +281,7 @@ async def _set_health(status: Any, *, is_serving: bool) -> None:
 
 
 async def serve(config: GatewayConfig) -> None:
-    """Run until SIGTERM or SIGINT, then finish the requests in flight.
+    """Run until SIGTERM or SIGINT, then finish the requests in flight. SIGHUP opens the catalogue again.
 
     Raises:
         ConfigError, ContractError, StartError, TritonStartError: it cannot start.
@@ -290,6 +297,8 @@ async def serve(config: GatewayConfig) -> None:
 
     for number in signals:
         loop.add_signal_handler(number, stop)
+    if sys.stdin is None or not sys.stdin.isatty():  # in a terminal it means that the terminal was closed
+        loop.add_signal_handler(signal.SIGHUP, gateway.reload)
     starting = asyncio.ensure_future(gateway.__aenter__())
     stopping = asyncio.ensure_future(gateway.wait())
     # A signal during the start ends it.

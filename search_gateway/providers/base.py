@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -30,11 +30,11 @@ class Candidate:
 
 
 class StaleCandidates(list[Candidate]):
-    """Cached candidates of a provider that fails now.
+    """Candidates of a provider that fails now, from what it had before.
 
     Args:
-        candidates: what it found for the same query before.
-        remark: how old the answer is and what failed, written for the caller.
+        candidates: what it found.
+        remark: how old the answer is or what failed, written for the caller.
     """
 
     def __init__(self, candidates: Iterable[Candidate], remark: str):
@@ -72,3 +72,11 @@ class Provider(Protocol):
 
     async def close(self) -> None:
         """Release the provider's resources."""
+
+
+@runtime_checkable
+class Reloadable(Protocol):
+    """A provider that can open its data again."""
+
+    def reload(self) -> None:
+        """Do so soon, without blocking; safe in a signal handler."""

@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The provider `catalog`: the user's own products, offline.
-
-SQLite calls block, and a connection belongs to its thread, so the store has its own thread.
-"""
+"""The provider `catalog`: the user's own products, offline."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from captioner.query import Query
+from search_gateway.catalog.live_catalog import LiveCatalog
 from search_gateway.catalog.store import (
     CatalogError,
     CatalogRow,
@@ -22,7 +19,7 @@ from search_gateway.catalog.store import (
     CatalogTimeoutError,
 )
 from search_gateway.errors import ProviderError, ProviderTimeoutError
-from search_gateway.providers.base import Candidate
+from search_gateway.providers.base import Candidate, StaleCandidates
 
 NAME = "catalog"
 
@@ -32,7 +29,7 @@ NEIGHBOUR_SHARE = 0.5
 
 
 class CatalogProvider:
-    """Searches one catalogue file, including what a build adds meanwhile."""
+    """Searches a catalogue file, including what a build adds meanwhile and files that replace it."""
 
     def __init__(self, path: Path, model_fingerprint: str) -> None:
         """Open the catalogue. This blocks for some milliseconds.
@@ -40,17 +37,8 @@ class CatalogProvider:
         Raises:
             CatalogError: the file is missing, not a catalogue, or of another model or version.
         """
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=NAME)
+        self._catalog = LiveCatalog(path, model_fingerprint)
         self._closed = False
-        try:
-            self._store = self._thread.submit(
-                CatalogStore.open_for_reading, path, model_fingerprint=model_fingerprint
-            ).result()
-        except CatalogError:
-            self._thread.shutdown()
-            raise
-        # Loaded now, so that the first photo does not wait. A search that needs the embeddings reports a failure.
-        self._thread.submit(self._store.load)
 
     @property
     def name(self) -> str:
@@ -69,6 +57,9 @@ class CatalogProvider:
         If the photo's embedding is given, NEIGHBOUR_SHARE of `max_candidates` are the products that look most like it.
         They are marked, and those that the words did not find come last.
 
+        Returns:
+            `StaleCandidates` if something is wrong with the file.
+
         Raises:
             ProviderTimeoutError: no answer within `timeout_seconds`.
             ProviderError: the catalogue cannot be read.
@@ -78,13 +69,13 @@ class CatalogProvider:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_seconds
 
-        def search() -> list[Candidate]:
+        def search(store: CatalogStore) -> list[Candidate]:
             # Waiting for the thread counts too; any thread may call loop.time().
-            rows = self._store.find(query.words, max_candidates, deadline - loop.time())
+            rows = store.find(query.words, max_candidates, deadline - loop.time())
             if embedding is None:
                 return [_candidate(row) for row in rows]
             count = math.ceil(NEIGHBOUR_SHARE * max_candidates)
-            similar = [one.row for one in self._store.similar(embedding, count, deadline - loop.time())]
+            similar = [one.row for one in store.similar(embedding, count, deadline - loop.time())]
             neighbours = {row.id for row in similar}
             # A product that was found both ways stays in its place among the words and uses no place of theirs.
             named, places = [], max_candidates - len(neighbours)
@@ -98,19 +89,24 @@ class CatalogProvider:
 
         try:
             async with asyncio.timeout_at(deadline):
-                return await loop.run_in_executor(self._thread, search)
+                candidates = await asyncio.wrap_future(self._catalog.submit(search))
         except (TimeoutError, CatalogTimeoutError) as error:
             raise ProviderTimeoutError(f"the catalogue gave no answer within {timeout_seconds:.3g} s") from error
         except CatalogError as error:
-            raise ProviderError("the catalogue cannot be read") from error
+            raise ProviderError(self._catalog.problem or "the catalogue cannot be read") from error
+        problem = self._catalog.problem
+        return StaleCandidates(candidates, f"{problem}; what was opened before is searched") if problem else candidates
+
+    def reload(self) -> None:
+        """Open the file again soon; safe in a signal handler."""
+        self._catalog.reload()
 
     async def close(self) -> None:
         """Close the file after the searches in progress. Further calls do nothing."""
         if self._closed:
             return
         self._closed = True
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._store.close)
-        self._thread.shutdown(wait=False)
+        await asyncio.to_thread(self._catalog.close)
 
 
 def _candidate(row: CatalogRow, *, is_nearest_neighbour: bool = False) -> Candidate:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from captioner.query import Query
 from search_gateway.deadline import Deadline
 from search_gateway.errors import BadRequestError, ProviderError, ProviderNotAskedError
-from search_gateway.providers.base import Candidate, Provider, StaleCandidates
+from search_gateway.providers.base import Candidate, Provider, Reloadable, StaleCandidates
 
 _log = logging.getLogger(__name__)
 
@@ -113,6 +113,12 @@ class ProviderChain:
                     degraded.append(Degradation(provider.name, candidates.remark))
                 return ProviderResult(provider.name, candidates, degraded)
         return ProviderResult("", [], degraded)
+
+    def reload(self) -> None:
+        """Make the providers open their data again, if they can."""
+        for provider in self._providers:
+            if isinstance(provider, Reloadable):
+                provider.reload()
 
     async def close(self) -> None:
         """Close all providers."""

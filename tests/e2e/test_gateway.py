@@ -308,6 +308,35 @@ def test_empty_catalogue_is_an_empty_answer(
     assert answer.caption.text
 
 
+def test_catalogue_that_is_deleted_or_replaced_needs_no_restart(
+    start_gateway: StartGateway, connect: Any, catalogue: Path, tmp_path: Path, photo: bytes
+) -> None:
+    live, other = tmp_path / "live.sqlite", tmp_path / "other.sqlite"
+    shutil.copy(catalogue, live)
+    fingerprint = model_fingerprint(ModelContract.load(MODELS))
+    CatalogStore.open_for_writing(other, photos_folder=tmp_path, model_fingerprint=fingerprint).close()
+    stub = connect(start_gateway(catalog=live))
+
+    def answer_once(is_so: Callable[[search_pb2.SearchResponse], bool]) -> search_pb2.SearchResponse:
+        """The first answer of which this is so; the gateway looks at the file every two seconds."""
+        deadline = time.monotonic() + 60
+        while True:
+            answer = stub.Search(search_pb2.SearchRequest(photo=photo, provider="catalog"), timeout=30)
+            if is_so(answer):
+                return answer
+            assert time.monotonic() < deadline
+
+    assert answer_once(lambda answer: bool(answer.results)).degraded == []
+    live.unlink()
+    degraded = answer_once(lambda answer: bool(answer.degraded))
+    assert degraded.results
+    assert [one.part for one in degraded.degraded] == ["catalog"]
+    assert "missing" in degraded.degraded[0].reason
+    assert_fit_for_callers(degraded.degraded[0].reason)
+    other.rename(live)
+    assert not answer_once(lambda answer: not answer.degraded).results
+
+
 def test_provider_that_raises_degrades_the_answer(start_gateway: StartGateway, connect: Any, photo: bytes) -> None:
     broken = ScriptedProvider(problem=ZeroDivisionError("/etc/secret of class Foo"))
     stub = connect(start_gateway(providers=[broken]))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
+import os
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
@@ -27,7 +28,7 @@ from search_gateway.catalog.store import (
 )
 from search_gateway.catalog.vector_index import VectorIndex
 from search_gateway.errors import ProviderError, ProviderTimeoutError
-from search_gateway.providers.base import Candidate, Provider
+from search_gateway.providers.base import Candidate, Provider, Reloadable, StaleCandidates
 from search_gateway.providers.catalog import CatalogProvider
 
 MODEL = "fashion-small:1234"
@@ -192,7 +193,7 @@ def test_damage_is_told_without_paths(path: Path) -> None:
     async def run() -> None:
         async with opened(path) as provider:
             damage()
-            with pytest.raises(ProviderError, match="^the catalogue cannot be read$") as raised:
+            with pytest.raises(ProviderError, match="^the catalogue (cannot be read|is damaged)$") as raised:
                 await provider.find(Query.of("blue shirt"), 5, 10.0)
             assert isinstance(raised.value.__cause__, CatalogError)
             assert not isinstance(raised.value, ProviderTimeoutError)
@@ -287,5 +288,27 @@ def test_embeddings_that_cannot_be_read_are_told_by_the_search(path: Path, monke
 
     monkeypatch.setattr(VectorIndex, "_read", fail)
     assert find(path, "navy shirt"), "words need none"
-    with pytest.raises(ProviderError, match="the catalogue cannot be read"):
+    with pytest.raises(ProviderError, match="^the catalogue(| is damaged|'s file) cannot be (read|used)$"):
         found_with_photo(path, "navy shirt", 5)
+
+
+def test_answer_says_that_the_file_is_missing_and_reload_takes_another(path: Path, tmp_path: Path) -> None:
+    write(tmp_path / "other.sqlite", product("Zebra Print Scarf"))
+
+    async def run() -> None:
+        async with opened(path) as provider:
+            assert not isinstance(await provider.find(Query.of("blue shirt"), 5, 10.0), StaleCandidates)
+            await asyncio.to_thread(path.unlink)
+            provider._catalog.look()
+            answer = await provider.find(Query.of("blue shirt"), 5, 10.0)
+            assert isinstance(answer, StaleCandidates)
+            assert len(answer) == 2
+            assert answer.remark == "the catalogue's file is missing; what was opened before is searched"
+            await asyncio.to_thread(os.replace, tmp_path / "other.sqlite", path)
+            assert isinstance(provider, Reloadable)
+            provider._catalog.look()
+            answer = await provider.find(Query.of("zebra"), 5, 10.0)
+            assert not isinstance(answer, StaleCandidates)
+            assert [found.title for found in answer] == ["Zebra Print Scarf"]
+
+    asyncio.run(run())

@@ -194,3 +194,15 @@ def test_closing_closes_every_provider() -> None:
     providers = [FakeProvider("first"), FakeProvider("second")]
     asyncio.run(ProviderChain(providers, 6.0).close())
     assert [provider.num_closed for provider in providers] == [1, 1]
+
+
+def test_reload_reaches_the_providers_that_can() -> None:
+    class ReloadableProvider(FakeProvider):
+        num_reloads = 0
+
+        def reload(self) -> None:
+            self.num_reloads += 1
+
+    local = ReloadableProvider("catalog")
+    ProviderChain([FakeProvider("web"), local], 6.0).reload()
+    assert local.num_reloads == 1
