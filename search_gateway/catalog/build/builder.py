@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -225,8 +227,9 @@ class _Build:
                 prepared = _ahead(decoders, self._prepared, jobs, 2 * batch)
                 batches = iter(lambda: list(itertools.islice(prepared, batch)), [])
                 for done in _ahead(embedders, self._embedded, batches, _BATCHES_EMBEDDED_AT_ONCE + 1):
-                    self._store_batch(done)
-                    self._report.remaining -= len(done.photos)
+                    with _interrupt_held():
+                        self._store_batch(done)
+                        self._report.remaining -= len(done.photos)
                     bar.update(len(done.photos))
         finally:
             embedders.shutdown(cancel_futures=True)
@@ -286,6 +289,22 @@ class _Build:
         if paths:
             self._store.remove(paths)
             self._report.removed += len(paths)
+
+
+@contextlib.contextmanager
+def _interrupt_held() -> Iterator[None]:
+    """Delay Ctrl-C to the end of the block: between storing and counting, the report would be wrong."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
+        yield
+        return
+    interrupts: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if interrupts:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _product(photo: DecodedPhoto, embedding: npt.NDArray[np.float32]) -> CatalogProduct:

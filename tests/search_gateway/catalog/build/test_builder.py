@@ -27,7 +27,7 @@ from search_gateway.catalog.build.photo import NOT_A_PHOTO, OTHER_FORMAT, TOO_LA
 from search_gateway.catalog.build.photo_folder import BAD_NAME, CANNOT_READ
 from search_gateway.catalog.build.report import BuildReport
 from search_gateway.catalog.build.title_file import read_titles
-from search_gateway.catalog.store import CatalogError, CatalogRow, CatalogStore
+from search_gateway.catalog.store import CatalogError, CatalogProduct, CatalogRow, CatalogStore
 
 ROOT = Path(__file__).parents[4]
 MODEL = "histogram:1"
@@ -128,6 +128,24 @@ def shop(drawn: Path, built: Path, tmp_path: Path) -> Path:
 def rebuild(shop: Path, embed: CountingEmbed, model: str = MODEL) -> BuildReport:
     titles = shop / "styles.csv"
     return build(shop / "images", shop / "catalogue.sqlite", embed, titles, model)
+
+
+def test_ctrl_c_between_storing_and_counting_is_counted(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = CatalogStore.add
+
+    def add_and_interrupt(store: CatalogStore, products: Sequence[CatalogProduct]) -> None:
+        add(store, products)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(CatalogStore, "add", add_and_interrupt)
+    report = BuildReport()
+    with pytest.raises(KeyboardInterrupt):
+        build(drawn, tmp_path / "c.sqlite", report=report)
+    assert counts(report) == (8, 0, 0, 0)
+    assert report.remaining == NUM_DRAWN - 8
+    assert len(content(tmp_path / "c.sqlite")) == 8
 
 
 def test_products_are_found_with_all_that_belongs_to_them(drawn: Path, built: Path) -> None:
