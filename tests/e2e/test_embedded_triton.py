@@ -329,13 +329,11 @@ def test_properties_need_a_started_triton(model_folder: Path) -> None:
 # How it fails to start.
 
 
-def test_broken_model_is_a_clear_error_within_seconds(model_folder: Path) -> None:
+def test_broken_model_is_a_clear_error(model_folder: Path) -> None:
     (model_folder / "double" / "1" / "model.onnx").write_bytes(b"not a model")
     triton = EmbeddedTriton(model_folder)
-    started = time.monotonic()
     with pytest.raises(TritonStartError) as caught:
         triton.start()
-    assert time.monotonic() - started < 15
     message = str(caught.value)
     assert message.startswith("Triton could not load model 'double': cannot load ")
     assert "model.onnx" in message
