@@ -29,7 +29,6 @@ from PIL import Image
 
 from captioner.model_contract import ModelContract, model_fingerprint
 from captioner.query import Query, words_of
-from drawings.draw_samples import write_catalogue
 from search_api import search_pb2, search_pb2_grpc
 from search_gateway.catalog.store import CatalogStore
 from search_gateway.config import GatewayConfig
@@ -89,21 +88,6 @@ def connect() -> Iterator[Callable[[str], search_pb2_grpc.SearchServiceStub]]:
     yield open_stub
     for channel in channels:
         channel.close()
-
-
-@pytest.fixture(scope="module")
-def catalogue(triton_address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A catalogue of our drawings, built by the real command with real embeddings."""
-    from search_gateway.__main__ import main
-
-    folder = tmp_path_factory.mktemp("catalogue")
-    write_catalogue(folder / "pictures")
-    out = folder / "catalogue.sqlite"
-    arguments = ["catalog", "build", str(folder / "pictures" / "images")]
-    arguments += ["--titles", str(folder / "pictures" / "styles.csv"), "--out", str(out)]
-    environ = {"CAPTRIEVE_TRITON_ADDRESS": triton_address, "CAPTRIEVE_MODEL_REPOSITORY": str(MODELS)}
-    assert main(arguments, environ) == 0
-    return out
 
 
 def assert_fit_for_callers(text: str) -> None:
