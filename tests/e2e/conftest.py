@@ -8,8 +8,16 @@ from pathlib import Path
 import pytest
 
 from drawings import draw_samples
+from search_gateway.triton import replica
 from tests.conftest import MODELS
 from tests.fakes.made_once import made_once
+
+
+@pytest.fixture
+def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gateways of this process look at their Tritons so often that no test waits for it."""
+    monkeypatch.setattr(replica, "_HEALTH_INTERVAL_SECONDS", 0.1)
+    monkeypatch.setattr(replica, "_PROBE_INTERVAL_SECONDS", 0.3)
 
 
 @pytest.fixture(scope="session")

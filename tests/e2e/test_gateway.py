@@ -491,6 +491,7 @@ def test_provider_none_of_whose_pictures_can_be_seen_gives_way_to_the_next(
     assert "broken thumbnail" in alone.empty_reason
 
 
+@pytest.mark.usefixtures("short_intervals")
 def test_dead_model_is_noticed_and_started_again(photo: bytes) -> None:
     """Triton lives and calls itself ready, but the process behind one of its models is gone."""
     pytest.importorskip("pytriton", reason="THE REAL TRITON IS NOT TESTED: install the gateway extra")
@@ -536,6 +537,7 @@ def _worker_of(triton_pid: int, model: str) -> int:
     raise AssertionError(f"Triton {triton_pid} has no worker for {model}")
 
 
+@pytest.mark.usefixtures("short_intervals")
 def test_triton_stopped_in_the_middle_is_unavailable_and_comes_back(photo: bytes) -> None:
     """The embedded Triton is killed under load; callers are told, health says so, and the gateway starts it again."""
     pytest.importorskip("pytriton", reason="THE REAL TRITON IS NOT TESTED: install the gateway extra")

@@ -33,6 +33,7 @@ from tests.fakes.tcp_forwarder import TcpForwarder
 
 pytestmark = [
     pytest.mark.triton,
+    pytest.mark.usefixtures("short_intervals"),
     pytest.mark.skipif(
         importlib.util.find_spec("pytriton") is None,
         reason="THE REAL TRITON IS NOT TESTED: install the embedded extra (nvidia-pytriton)",
