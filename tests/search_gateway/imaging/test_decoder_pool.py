@@ -434,7 +434,7 @@ async def test_closing_leaves_no_process_and_answers_everybody() -> None:
     assert len(pids) == 2
     decoder.close()
     assert not any(is_there(pid) for pid in pids)
-    for error in await asyncio.wait_for(asyncio.gather(*work), 5):
+    for error in await asyncio.wait_for(asyncio.gather(*work), 60):
         assert str(error) == "the server is stopping: try another one"
     assert isinstance(await outcome(decoder.decode(picture(), Deadline(60))), InferenceError)
     decoder.close()

@@ -173,7 +173,7 @@ def open_gate_when_full(server: ThumbnailServer) -> None:
 
 def wait_for_requests(server: ThumbnailServer, num_requests: int) -> None:
     with server.request_came:
-        assert server.request_came.wait_for(lambda: len(server.requests) >= num_requests, 5)
+        assert server.request_came.wait_for(lambda: len(server.requests) >= num_requests, 60)
 
 
 @pytest.mark.parametrize("status", ["301 A", "302 B", "303 C", "307 D", "308 E"])
