@@ -204,8 +204,8 @@ def test_silence_ends_at_the_request_timeout(fake: FakeDuckDuckGo, behaviour: Be
 
 
 def test_two_slow_requests_may_take_longer_than_the_limit_for_one(fake: FakeDuckDuckGo) -> None:
-    fake.delay_seconds = 0.6
-    assert find(provider_for(fake, request_timeout_seconds=1), timeout_seconds=30)
+    fake.delay_seconds = 1.1
+    assert find(provider_for(fake, request_timeout_seconds=2), timeout_seconds=30)
 
 
 def test_nobody_listens(fake: FakeDuckDuckGo) -> None:
@@ -275,7 +275,7 @@ async def found_again(provider: DuckDuckGoProvider) -> None:
 
 def test_stuck_searches_fail_the_next_at_once_and_pass(fake: FakeDuckDuckGo) -> None:
     async def search() -> None:
-        provider = provider_for(fake, request_timeout_seconds=1.0)
+        provider = provider_for(fake, request_timeout_seconds=2.0)
         fake.behaviour = "stall"
         stuck = (provider.find(Query.of(QUERY), 1, 0.3) for _ in range(MAX_THREADS))
         for error in await asyncio.gather(*stuck, return_exceptions=True):
