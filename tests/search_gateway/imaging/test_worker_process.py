@@ -113,7 +113,7 @@ async def test_its_end_is_told_once(number: signal.Signals) -> None:
         (("/bin/true",), 60, "ended before it was ready, status 0"),
         (("/bin/sh", "-c", "exit 3"), 60, "status 3"),
         (("/bin/sh", "-c", "kill -9 $$"), 60, "SIGKILL"),
-        (("/bin/sleep", "3600"), 1, "not ready after 1 s"),
+        (("/bin/sh", "-c", "exec sleep 3600"), 1, "not ready after 1 s"),
     ],
 )
 @on_event_loop
