@@ -56,6 +56,7 @@ campaign: $(VENV)/.development ## repeat with many more cases what "make test" p
 	@$(TESTS) -m campaign
 
 coverage: $(VENV)/.development ## all tests, and which lines they run
+	@mkdir -p '$(RUN)'
 	@$(TESTS) -m 'not campaign' --cov --cov-report=term:skip-covered --cov-report=html:$(RUN)/coverage
 	@echo 'the lines are in $(RUN)/coverage/index.html'
 

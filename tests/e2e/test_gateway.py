@@ -153,9 +153,8 @@ def test_default_model_reads_our_drawings(start_gateway: StartGateway, connect: 
 def test_same_photo_gives_same_words_alone_and_in_company(start_gateway: StartGateway, connect: Any) -> None:
     stub = connect(start_gateway(providers=[ScriptedProvider()]))
     colours = ("Black", "Blue", "Red", "Green", "Yellow", "Pink", "Brown", "Orange")
-    garments = ("T-shirt", "Dress", "Shoes", "Backpack", "Cap", "Sunglasses", "Tie", "Shorts")
+    garments = ("T-shirt", "Shoes", "Backpack", "Sunglasses")
     photos = [jpeg(garment, colour, seed=3) for garment in garments for colour in colours]
-    assert len(photos) == 64
     requests = [
         search_pb2.CaptionRequest(photo=one, decoding=search_pb2.DecodingOptions(num_beams=4 if i % 4 == 0 else 1))
         for i, one in enumerate(photos)
@@ -163,7 +162,7 @@ def test_same_photo_gives_same_words_alone_and_in_company(start_gateway: StartGa
     alone = [stub.Caption(request, timeout=30).caption.text for request in requests]
     together = [future.result().caption.text for future in [stub.Caption.future(r, timeout=60) for r in requests]]
     assert together == alone
-    assert len(set(alone)) > 16, "photos of all kinds have all the same words"
+    assert len(set(alone)) > 8, "photos of all kinds have all the same words"
 
 
 def test_beam_search_returns_its_other_hypotheses(start_gateway: StartGateway, connect: Any, photo: bytes) -> None:
