@@ -10,10 +10,14 @@ PHOTO ?= demo/sample.jpg
 DATA ?= $(wildcard ../shared/data/fashion-product-images-small)
 export PHOTO DATA  # through the environment: their names may hold quotes and spaces
 CLIENT_STUBS := client/captrieve_client/_generated
+# Two test processes for two cores, so libraries get one thread each. Files stay whole, since their tests share
+# fixtures, and in order, since the last ones are short.
+TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE \
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down setup test unit load-test check format proto config-page results-page
+.PHONY: help demo up down setup test unit campaign coverage load-test check format proto config-page results-page
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,10 +47,18 @@ down: ## stop it
 setup: $(VENV)/.development ## everything for training, export and development
 
 test: $(VENV)/.development ## all tests, with a real Triton
-	@$(BIN)/python -m pytest
+	@$(TESTS) -m 'not campaign'
 
 unit: $(VENV)/.development ## the fast tests only
-	@$(BIN)/python -m pytest -m 'not triton and not torch and not data and not slow'
+	@$(TESTS) -m 'not triton and not torch and not data and not slow and not campaign'
+
+campaign: $(VENV)/.development ## repeat with many more cases what "make test" proves with a few
+	@$(TESTS) -m campaign
+
+coverage: $(VENV)/.development ## all tests, and which lines they run
+	@mkdir -p '$(RUN)'
+	@$(TESTS) -m 'not campaign' --cov --cov-report=term:skip-covered --cov-report=html:$(RUN)/coverage
+	@echo 'the lines are in $(RUN)/coverage/index.html'
 
 load-test: $(VENV)/.development ## the gateway under load with the photos of DATA=FOLDER, and perf_analyzer where there is one
 	@[[ -n "$$DATA" && -d "$$DATA" ]] || { echo 'make load-test DATA=FOLDER: a folder of photos, or with a folder images/ of them'; exit 2; }

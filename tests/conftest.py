@@ -96,13 +96,49 @@ class GatewayThread:
             await self.gateway.wait()
 
 
+class ProviderSeat:
+    """Stands in a shared gateway for the provider that the current test has put there."""
+
+    provider: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.provider, name)
+
+
+class SharedGateway:
+    """A gateway for all tests that want the same settings and as many providers of their own."""
+
+    def __init__(self, make: Callable[[list[Any]], Any], num_providers: int):
+        self.seats = [ProviderSeat() for _ in range(num_providers)]
+        self.thread = GatewayThread(lambda: make(self.seats))
+
+    def take(self, providers: list[Any]) -> str:
+        """Returns HOST:PORT."""
+        for seat, provider in zip(self.seats, providers, strict=True):
+            seat.provider = provider
+        return str(self.thread.gateway.address) if self.thread.gateway else self.thread.start()
+
+
+@pytest.fixture(scope="session")
+def shared_gateways(triton_address: str) -> Iterator[dict[str, SharedGateway]]:
+    """By their settings; they end before Triton does."""
+    gateways: dict[str, SharedGateway] = {}
+    yield gateways
+    for gateway in gateways.values():
+        gateway.thread.stop()
+
+
 @pytest.fixture
-def start_gateway(triton_address: str) -> Iterator[Callable[..., str]]:
-    """Starts gateways before the shared Triton; returns HOST:PORT. Keyword arguments are settings."""
+def start_gateway(triton_address: str, shared_gateways: dict[str, SharedGateway]) -> Iterator[Callable[..., str]]:
+    """Starts gateways before the shared Triton; returns HOST:PORT. Keyword arguments are settings.
+
+    One for `providers` is shared with other tests, unless it limits requests in flight or this test has it already.
+    """
     from search_gateway.config import GatewayConfig
     from search_gateway.server import Gateway
 
     running: list[GatewayThread] = []
+    taken: set[str] = set()
 
     def start(
         *,
@@ -111,6 +147,8 @@ def start_gateway(triton_address: str) -> Iterator[Callable[..., str]]:
         thumbnails: Callable[[], Any] | None = None,
         **settings: Any,
     ) -> str:
+        own = {"max_in_flight", "model_repository", "triton_address"} & settings.keys()
+        key = f"{len(providers or ())} {settings}"
         settings = {
             "listen_address": "127.0.0.1:0",
             "triton_address": (triton_address,),
@@ -119,9 +157,17 @@ def start_gateway(triton_address: str) -> Iterator[Callable[..., str]]:
             **settings,
         }
         extra = {} if thumbnails is None else {"thumbnails": thumbnails}
-        thread = GatewayThread(lambda: Gateway(GatewayConfig(**settings), providers=providers, **extra))
-        running.append(thread)
-        return thread.start()
+
+        def make(providers: list[Any] | None) -> Gateway:
+            return Gateway(GatewayConfig(**settings), providers=providers, **extra)
+
+        if providers and not own and not extra and key not in taken:
+            taken.add(key)
+            if key not in shared_gateways:
+                shared_gateways[key] = SharedGateway(make, len(providers))
+            return shared_gateways[key].take(providers)
+        running.append(GatewayThread(lambda: make(providers)))
+        return running[-1].start()
 
     yield start
     for thread in running:

@@ -117,7 +117,7 @@ def test_up_serves_the_same_words_twice_and_down_leaves_nothing(
         assert first["words"] == second["words"]
         assert first["results"]
         photos = []
-        for i, colour in enumerate(("Red", "Blue", "Green", "Black", "Pink", "Brown", "White", "Grey")):
+        for i, colour in enumerate(("Red", "Blue", "Green", "Black")):
             photos.append(tmp_path / f"{i}.jpg")
             photos[-1].write_bytes(jpeg("Shirt", colour, seed=i))
         together = run("client", "caption", *map(str, photos), "--json", "--address", free_address).stdout.splitlines()
@@ -129,7 +129,7 @@ def test_up_serves_the_same_words_twice_and_down_leaves_nothing(
         down = run("demo.background", "down", "--run", str(run_folder))
     assert down.returncode == 0, down.stderr
     assert "stopped" in down.stdout
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while processes_of(run_folder) and time.monotonic() < end:
         time.sleep(0.1)
     assert not processes_of(run_folder)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -105,9 +104,7 @@ def test_refusal_degrades_the_answer(stub: Any, web: FakeDuckDuckGo, photo: byte
 
 def test_stall_respects_the_deadline(stub: Any, web: FakeDuckDuckGo, photo: bytes) -> None:
     web.behaviour = "stall"
-    started = time.monotonic()
     got = stub.Search(search_pb2.SearchRequest(photo=photo), timeout=3)
-    assert time.monotonic() - started < 3
     assert web.is_stalled.is_set()
     assert got.caption.text
     assert [one.part for one in got.degraded] == ["duckduckgo"]

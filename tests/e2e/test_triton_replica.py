@@ -77,13 +77,22 @@ def orphan() -> Iterator[Path]:
     path.unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("memory", [SharedMemory.SYSTEM, SharedMemory.NONE])
-def test_regions_of_dead_gateways_are_removed_at_start(triton_address: str, orphan: Path, memory: SharedMemory) -> None:
+def test_regions_of_dead_gateways_are_removed_at_start(triton_address: str, orphan: Path) -> None:
     async def use(host: TritonReplica) -> None:
-        # Who shares no memory leaves that of others alone.
-        assert is_there(orphan) == (memory is SharedMemory.NONE)
+        assert not is_there(orphan)
 
-    asyncio.run(with_host(triton_address, memory, use))
+    asyncio.run(with_host(triton_address, SharedMemory.SYSTEM, use))
+
+
+def test_a_gateway_that_shares_no_memory_leaves_that_of_others_alone(
+    triton_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica, "remove_orphans", lambda prefix: pytest.fail("it removes regions"))
+
+    async def use(host: TritonReplica) -> None:
+        assert host.is_serving
+
+    asyncio.run(with_host(triton_address, SharedMemory.NONE, use))
 
 
 def test_regions_of_living_gateways_stay(triton_address: str) -> None:

@@ -10,7 +10,6 @@ import hashlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from export import to_onnx
 from export.onnx_captioner import OnnxCaptioner
 from export.onnx_export import export_onnx, load_captioner
 from tests.conftest import ROOT
+from tests.fakes.made_once import made_once
 from tests.fakes.tiny_captioner import save_tiny_captioner
 
 Tokens = list[int]
@@ -32,7 +32,7 @@ Tokens = list[int]
 
 def tiny_checkpoint(factory: pytest.TempPathFactory) -> Path:
     """Make the checkpoint once; tests must not write into it."""
-    return _made_once(factory, "checkpoint", save_talkative_captioner)
+    return made_once(factory, "tiny-captioner/checkpoint", save_talkative_captioner)
 
 
 def save_talkative_captioner(folder: Path) -> None:
@@ -69,7 +69,7 @@ def tiny_repository(factory: pytest.TempPathFactory, precision: Precision) -> Pa
                 export_graphs_once(factory, monkeypatch)
                 to_onnx.export_repository(checkpoint, folder, precision=precision, name="tiny")
 
-    return _made_once(factory, precision, make)
+    return made_once(factory, f"tiny-captioner/{precision}", make)
 
 
 def tiny_captioner(factory: pytest.TempPathFactory, precision: Precision) -> OnnxCaptioner:
@@ -90,17 +90,13 @@ def export_graphs_once(factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
     What follows PyTorch's exporter still runs. INT8 begins with the same graphs as FP32.
     """
-    cache = _folder(factory) / "graphs"
-    cache.mkdir(exist_ok=True)
 
     def export(graph: nn.Module, spec: ModelSpec, path: Path) -> None:
         digest = hashlib.sha256(repr((spec, graph)).encode())
         for name, tensor in graph.state_dict().items():
             digest.update(name.encode() + tensor.numpy().tobytes())
-        known = cache / f"{digest.hexdigest()}.onnx"
-        if not known.exists():
-            export_onnx(graph, spec, known)
-        shutil.copyfile(known, path)
+        known = f"tiny-captioner/graphs/{digest.hexdigest()}.onnx"
+        shutil.copyfile(made_once(factory, known, lambda file: export_onnx(graph, spec, file)), path)
 
     monkeypatch.setattr(to_onnx, "export_onnx", export)
 
@@ -119,16 +115,3 @@ def words(hypotheses: list[list[Hypothesis]]) -> list[Tokens]:
 def files_of(folder: Path) -> dict[str, bytes]:
     """Return path -> bytes of all files in a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def _folder(factory: pytest.TempPathFactory) -> Path:
-    folder = factory.getbasetemp() / "tiny-captioner"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-def _made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    folder = _folder(factory) / name
-    if not folder.exists():
-        make(folder)
-    return folder

@@ -62,7 +62,7 @@ def trtexec(arguments: Sequence[str], folder: Path) -> tuple[str, int]:
         return "\n".join(log), 0
     if what == "hang":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        time.sleep(60)
+        time.sleep(3600)
     try:
         if unknown := flags.keys() - BUILD_FLAGS - RUN_FLAGS:
             raise UsageError(f"Unknown option: {unknown}")

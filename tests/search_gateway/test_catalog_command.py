@@ -75,22 +75,34 @@ def test_list_that_does_not_fit_is_refused_unless_forced(
 
 
 INTERRUPTED = f"""
-import os, signal, sys, threading
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background deaf to Ctrl-C
+import os, signal, sys, threading, time
 sys.path.insert(0, {str(ROOT)!r})
 from search_gateway import __main__ as program
-from search_gateway.catalog_command import Embedder
+from search_gateway import catalog_command
 from tests.search_gateway.test_catalog_command import embed
 
-calls = threading.Semaphore(3)
+interrupted = threading.Event()
+reports = []
+
+def interrupt(number, frame):  # also since a shell starts what is in the background deaf to Ctrl-C
+    interrupted.set()
+    signal.default_int_handler(number, frame)
+
+def new_report(make=catalog_command.BuildReport):
+    reports.append(make())
+    return reports[-1]
 
 def slow(self, pixels):
-    if not calls.acquire(blocking=False):
+    if len(pixels) == 8:  # the last batch
+        while reports[0].remaining > 8:  # until those before it are stored
+            time.sleep(0.01)
         os.write(1, b"waiting\\n")
-        threading.Event().wait(0.5)
+        interrupted.wait()
     return embed(self, pixels)
 
-Embedder.embed = slow
+signal.signal(signal.SIGINT, interrupt)
+catalog_command.BuildReport = new_report
+catalog_command.Embedder.embed = slow
 sys.exit(program.main(sys.argv[1:], {{"CAPTRIEVE_MODEL_REPOSITORY": {str(MODELS)!r}}}))
 """
 
@@ -104,18 +116,18 @@ def test_ctrl_c_says_what_is_stored_and_how_to_go_on(
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
-    assert process.stdout.readline() == "waiting\n"  # three batches of 64 are embedded, the last eight photos are not
+    assert process.stdout.readline() == "waiting\n"  # three batches of 64 are stored, the last eight photos are not
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in errors
     told = errors.splitlines()[-1]
     assert told.startswith(f"{out}: stopped early. Stored: ")
-    [stored] = [n for n in (64, 128, 192) if f" {n} added, 0 updated, 0 unchanged, 0 removed. " in told]
-    assert told.endswith(f" {NUM_PHOTOS - stored} photos are left: run the same command again to continue.")
+    assert " 192 added, 0 updated, 0 unchanged, 0 removed. " in told
+    assert told.endswith(" 8 photos are left: run the same command again to continue.")
     monkeypatch.setattr(Embedder, "embed", embed)
     assert build(CONFIG, photos, None, out) == 0
-    assert f"{NUM_PHOTOS - stored} added, 0 updated, {stored} unchanged, 0 removed" in capsys.readouterr().out
+    assert "8 added, 0 updated, 192 unchanged, 0 removed" in capsys.readouterr().out
 
 
 def test_what_is_left_out_is_named_with_the_reason(

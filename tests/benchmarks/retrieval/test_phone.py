@@ -17,6 +17,7 @@ pytest.importorskip("ir_measures", reason="needs the development group")
 from benchmarks.retrieval.phone import SYSTEMS, phone_grades, phone_record, phone_table
 from benchmarks.retrieval.systems import OURS, VISUAL
 from drawings.draw_samples import training_samples
+from tests.benchmarks.retrieval.test_command import retrieval
 from tests.conftest import ROOT
 from tests.fakes.phone_samples import phone_photo, write_phone_photos
 from training.prepare_data import STYLE_COLUMNS, Product
@@ -67,17 +68,13 @@ def test_command_on_drawings(tmp_path: Path) -> None:
             picture.save(studio / "images" / f"{row['id']}.jpg")
             writer.writerow(row)
     write_phone_photos(phone)
-    command = [sys.executable, "-m", "benchmarks.retrieval", "--data", studio, "--phone", phone, "--threads", "1"]
-    command += ["--run", tmp_path / "run"]
-    done = subprocess.run([*command, "--json"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    record = json.loads(done.stdout)
+    arguments: list[str | Path] = ["--phone", phone]
+    record = json.loads(retrieval(studio, tmp_path / "run", *arguments, "--json"))
     assert (record["queries"], record["gallery"]) == (8, 120)
     assert tuple(record["systems"]) == SYSTEMS
-    again = subprocess.run([*command, "--queries", "5"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert "5 phone photos" in again.stdout, again.stderr
-    refused = subprocess.run([*command, "--calibrate"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "5 phone photos" in retrieval(studio, tmp_path / "run", *arguments, "--queries", "5")
+    command = [sys.executable, "-m", "benchmarks.retrieval", "--data", studio, *arguments, "--calibrate"]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert "--phone cannot be combined" in refused.stderr
-    written = [*command, "--write-gallery", tmp_path / "gallery"]
-    subprocess.run(written, cwd=ROOT, capture_output=True, check=True)
+    retrieval(studio, tmp_path / "run", *arguments, "--write-gallery", tmp_path / "gallery")
     assert len(list((tmp_path / "gallery" / "photos").iterdir())) == 120

@@ -38,7 +38,11 @@ def made(kind: type[errors.SearchError]) -> errors.SearchError:
 class RaisingService(search_pb2_grpc.SearchServiceServicer):
     problem: BaseException | None = None
 
+    def __init__(self) -> None:
+        self.is_raising = asyncio.Event()
+
     async def Caption(self, request: search_pb2.CaptionRequest, context: object) -> search_pb2.CaptionResponse:
+        self.is_raising.set()
         if self.problem is not None:
             raise self.problem from ValueError(SECRET)
         return search_pb2.CaptionResponse(query="fine")
@@ -71,7 +75,11 @@ def ask() -> Iterator[Ask]:
                 stub = search_pb2_grpc.SearchServiceStub(channel)  # type: ignore[no-untyped-call]
                 try:
                     if method == "Caption":
-                        await stub.Caption(search_pb2.CaptionRequest(), timeout=10)
+                        call = stub.Caption(search_pb2.CaptionRequest(), timeout=10)
+                        if isinstance(problem, asyncio.CancelledError):  # gRPC answers nothing then
+                            await service.is_raising.wait()
+                            return None, 0
+                        await call
                         messages = 1
                     else:
                         async for _ in stub.StreamSearch(search_pb2.SearchRequest(), timeout=10):

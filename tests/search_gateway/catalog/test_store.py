@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import signal
 import sqlite3
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from search_gateway.catalog import database
 from search_gateway.catalog.store import (
     CatalogEntry,
     CatalogError,
@@ -342,10 +343,9 @@ def test_reader_waits_for_a_writer_no_longer_than_it_may(own_path: Path) -> None
     blocking = sqlite3.connect(own_path, isolation_level=None)
     with reader(own_path) as store:
         blocking.execute("BEGIN EXCLUSIVE")
-        started = time.monotonic()
         with pytest.raises(CatalogTimeoutError, match="locked by another program"):
             store.find(["blue"], 5, timeout_seconds=0.05)
-        assert time.monotonic() - started < 5
+        assert store._file.integer("PRAGMA busy_timeout") == 50
         blocking.execute("ROLLBACK")
         blocking.close()
         assert store.find(["blue"], 5, timeout_seconds=5)
@@ -402,30 +402,27 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_find_among_40000_products_takes_milliseconds(large: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def median_ms(store: CatalogStore, query: str) -> float:
-        times = []
-        for _ in range(15):
-            started = time.perf_counter()
-            assert len(store.find(query.split(), 50)) == 50
-            times.append(time.perf_counter() - started)
-        return 1000 * statistics.median(times)
+def test_find_among_40000_products_is_little_work(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in tens of thousands of instructions of SQLite's machine; `benchmarks.catalog_speed` measures seconds."""
+    looks = itertools.count()
+    monkeypatch.setattr(database, "time", SimpleNamespace(monotonic=lambda: next(looks) and 0.0))
+
+    def work(store: CatalogStore, query: str) -> int:
+        before = next(looks)
+        assert len(store.find(query.split(), 50)) == 50
+        return next(looks) - before - 2
 
     with reader(large) as store:
         queries = ["blue shirt", "black shoes", "pink dress", "men t-shirt"]
-        both = [median_ms(store, query) for query in queries]
-        one = median_ms(store, "women zebra")  # half of all rows have to be ranked
-        rng = np.random.default_rng(0)
-        store.similar(rng.normal(size=64).astype(np.float32), 50)
-        started = time.perf_counter()
-        store.similar(rng.normal(size=64).astype(np.float32), 50)
-        similar = 1000 * (time.perf_counter() - started)
-    with capsys.disabled():
-        shown = ", ".join(f"{query}: {ms:.1f}" for query, ms in zip(queries, both, strict=True))
-        print(f"\n40,000 products, p50 in ms: {shown}; one word unknown: {one:.1f};", end=" ")
-        print(f"similar: {similar:.1f}")
-    assert statistics.median(both) < 100
-    assert one < 500
+        both = [work(store, query) for query in queries]
+        one = work(store, "women zebra")  # half of all rows have to be ranked
+        store.load()
+        before = next(looks)
+        store.similar(np.random.default_rng(0).normal(size=64).astype(np.float32), 50)
+        similar = next(looks) - before - 2
+    assert max(both) <= 8
+    assert one <= 40
+    assert similar <= 2
 
 
 def test_find_gives_up_when_its_time_is_over(large: Path) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from captioner.decoding import Decoder, DecodingOptions, decoder_for
 from captioner.kv_cache import Ids
 from search_gateway.deadline import Deadline
+from search_gateway.engine import running_batch
 from search_gateway.engine.inference import StepOutput
 from search_gateway.engine.kv_slots import KvSlotPool
 from search_gateway.engine.running_batch import RunningBatch, StepCalls
@@ -191,17 +193,20 @@ def test_the_batch_rests_when_nobody_is_left_and_wakes_for_the_next_one() -> Non
     asyncio.run(run())
 
 
-def test_calls_are_timed() -> None:
+def test_calls_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=7_000_000)
+    monkeypatch.setattr(running_batch, "time", SimpleNamespace(perf_counter_ns=lambda: clock.now))
+
     async def run() -> None:
         step = GatedStep()
         batch, calls = batch_with(step)
         _, done = join(batch, max_tokens=1)
         await step.called(1)
-        await asyncio.sleep(0.02)  # what is measured
+        clock.now += 20_000_000
         step.answer()
         await until(done.done)
         assert calls[1].count == 1
-        assert 20e6 * 0.9 < calls[1].nanoseconds < 10e9
+        assert calls[1].nanoseconds == 20_000_000
 
     asyncio.run(run())
 

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -149,7 +150,9 @@ async def test_photos_decoded_at_once_do_not_mix() -> None:
 @on_event_loop
 async def test_every_odd_or_hostile_photo_is_pixels_or_a_bad_request() -> None:
     async with decoding(WORKER_COMMAND, ImageLimits()) as decoder:
-        files = dict(odd_photos()) | {name: make() for name, make in BOMBS.items()}
+        # One that is ended, one that takes long, one too large, one of many parts; the worker's tests have them all.
+        bombs = ("scans 600", "png of 25 MP, grey", "webp of 169 MP", "gif of 1.5 million extensions")
+        files = dict(odd_photos()) | {name: BOMBS[name]() for name in bombs}
         results = await asyncio.gather(*(outcome(decoder.decode(file, Deadline(200))) for file in files.values()))
         for name, result in zip(files, results, strict=True):
             if isinstance(result, ImageError):
@@ -162,13 +165,12 @@ async def test_every_odd_or_hostile_photo_is_pixels_or_a_bad_request() -> None:
 @on_event_loop
 async def test_event_loop_goes_on_while_a_photo_is_decoded() -> None:
     async with decoding() as decoder:
-        work = asyncio.create_task(decoder.decode(late(0.3, picture()), Deadline(60)))
-        turns = 0
-        while not work.done():
-            await asyncio.sleep(0.01)
-            turns += 1
-        await work
-    assert turns > 5
+        work = asyncio.create_task(outcome(decoder.decode(b"HANG", Deadline(60))))
+        await until(lambda: bool(decoder._at_work))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not work.done()
+        work.cancel()
 
 
 # Who is next
@@ -249,10 +251,9 @@ LONG_BURN = b"BURN" + bytes(2 * 2**20)
 async def test_picture_that_breaks_its_worker_fails_alone(
     data: bytes, reason: ImageReason, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if data == b"HANG":
-        monkeypatch.setattr(decoder_pool, "_WORK_SECONDS", 1)
+    monkeypatch.setattr(decoder_pool, "_WORK_SECONDS", 1 if data == b"HANG" else 3600)
     async with decoding() as decoder:
-        bad = [asyncio.create_task(outcome(decoder.decode(data, Deadline(60)))) for _ in range(3)]
+        bad = [asyncio.create_task(outcome(decoder.decode(data, Deadline(600)))) for _ in range(3)]
         good = await asyncio.gather(*(is_right(decoder, seed) for seed in range(20)))
         assert all(good)
         for error in await asyncio.gather(*bad):
@@ -272,7 +273,7 @@ async def test_worker_killed_from_outside_costs_no_picture() -> None:
             await until(lambda: len(decoder._idle) == 2)
             work = asyncio.create_task(decoder.decode(late(0.1, picture(seed=seed)), Deadline(60)))
             others = [asyncio.create_task(is_right(decoder, other)) for other in range(100, 110)]
-            await asyncio.sleep(0.03)
+            await until(lambda: bool(decoder._at_work))
             for pid in decoder.pids[:1] if seed % 2 else decoder.pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -305,21 +306,12 @@ async def test_idle_workers_killed_from_outside_come_back() -> None:
         assert all(await asyncio.gather(*(is_right(decoder, seed) for seed in range(8))))
 
 
-async def p99_ms(decoder: DecoderPool, count: int = 300) -> float:
-    """Of one caller's good pictures, one after the other."""
-    times = []
-    for seed in range(count):
-        started = time.perf_counter()
-        assert await is_right(decoder, seed % 10)
-        times.append(1000 * (time.perf_counter() - started))
-    return float(np.percentile(times, 99))
-
-
 @on_event_loop
-async def test_good_photos_are_as_fast_beside_a_stream_of_bombs() -> None:
-    """Allowed is twice the time and 50 ms, since bombs and good photos may share one core of a busy machine.
+async def test_good_photos_do_not_wait_for_a_stream_of_bombs() -> None:
+    """Four callers who send bombs without a pause, and one caller's good photos, one after the other.
 
-    Four callers who send bombs without a pause; each of these bombs takes a worker 0.2 to 2 s.
+    A bomb takes a worker a hundred times as long as a good photo: good photos that waited for bombs would be as few.
+    `benchmarks.photo_decoding` measures how fast they are.
     """
     names = ["scans 20 of 25 MP", "png of 25 MP, colour and alpha", "gif of 1.5 million extensions", "webp of 25 MP"]
     bombs = [BOMBS[name]() for name in names]
@@ -333,26 +325,25 @@ async def test_good_photos_are_as_fast_beside_a_stream_of_bombs() -> None:
             sent += 1
 
     async with decoding(WORKER_COMMAND, ImageLimits()) as decoder:
-        alone = await p99_ms(decoder)
         attacks = [asyncio.create_task(attack(decoder, number)) for number in range(4)]
-        beside = []
-        while sent < 8:
-            beside.append(await p99_ms(decoder, 100))
+        num_good = 0
+        while sent < 4:
+            assert await is_right(decoder, num_good % 10)
+            num_good += 1
         for task in attacks:
             task.cancel()
         ends = await asyncio.gather(*attacks, return_exceptions=True)
         assert all(isinstance(end, asyncio.CancelledError) for end in ends), ends
-    print(f"p99 of good photos: {alone:.1f} ms alone, {np.median(beside):.1f} ms beside {sent} bombs")
-    assert np.median(beside) < 2 * alone + 50
+    assert num_good > 10 * sent
 
 
 # Who leaves
 
 
 @on_event_loop
-async def test_deadline_ends_the_wait_and_the_work() -> None:
+async def test_deadline_ends_the_wait_and_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder_pool, "_WORK_SECONDS", 3600)  # not by this limit
     async with decoding() as decoder:
-        started = time.monotonic()
         hanging = [outcome(decoder.decode(b"HANG", Deadline(0.2))) for _ in range(2)]
         waiting = decoder.decode(picture(), Deadline(60))
         *errors, pixels = await asyncio.gather(*hanging, waiting)
@@ -361,7 +352,6 @@ async def test_deadline_ends_the_wait_and_the_work() -> None:
             assert str(error) == "the deadline passed before the photo was decoded: allow more time"
         assert np.array_equal(pixels, expected(picture()))
         await until(lambda: decoder.num_replaced == 2)
-        assert time.monotonic() - started < decoder_pool._WORK_SECONDS / 2, "they were ended by the other limit"
 
 
 @on_event_loop
@@ -404,18 +394,22 @@ async def test_callers_who_leave_early_cost_no_worker_where_the_picture_is_quick
 
 @on_event_loop
 async def test_workers_that_cannot_start_are_told_and_tried_with_growing_pauses(
-    caplog: pytest.LogCaptureFixture, tmp_path: Path
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = f"open({str(tmp_path / 'starts')!r}, 'a').write('x')"
-    async with decoding((sys.executable, "-c", program), must_start=False) as decoder:
-        started = time.monotonic()
+    pauses: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(decoder_pool, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": pause}))
+    async with decoding(("/bin/true",), must_start=False) as decoder:
         for _ in range(2):  # the first one waits for the attempt, the second one is told at once
             error = await outcome(decoder.decode(picture(), Deadline(60)))
             assert type(error) is InferenceError
             assert str(error) == "photos cannot be decoded at the moment: try again shortly"
-        await asyncio.sleep(1)
-        starts = (tmp_path / "starts").stat().st_size
-        assert 2 <= starts <= 2 + 5 * (time.monotonic() - started)
+        await until(lambda: len(pauses) >= 8)
+        assert pauses[:8] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
     assert "a photo worker cannot be started (attempt 1): it ended before it was ready, status 0" in caplog.text
 
 
@@ -440,7 +434,7 @@ async def test_closing_leaves_no_process_and_answers_everybody() -> None:
     assert len(pids) == 2
     decoder.close()
     assert not any(is_there(pid) for pid in pids)
-    for error in await asyncio.wait_for(asyncio.gather(*work), 5):
+    for error in await asyncio.wait_for(asyncio.gather(*work), 60):
         assert str(error) == "the server is stopping: try another one"
     assert isinstance(await outcome(decoder.decode(picture(), Deadline(60))), InferenceError)
     decoder.close()
@@ -448,11 +442,18 @@ async def test_closing_leaves_no_process_and_answers_everybody() -> None:
 
 @on_event_loop
 async def test_closing_while_workers_start_leaves_no_process() -> None:
-    for pause in (0, 0.01, 0.05, 0.1):
+    moments: list[Callable[[DecoderPool], object]] = [
+        lambda decoder: True,
+        lambda decoder: decoder.pids,
+        lambda decoder: decoder._idle,
+        lambda decoder: len(decoder.pids) == 2,
+    ]
+    for moment in moments:
         decoder = DecoderPool(contract("pad"), HUGE)
-        await asyncio.sleep(pause)
+        await until(lambda: bool(moment(decoder)))  # noqa: B023
         pids = decoder.pids
         decoder.close()
-        await asyncio.sleep(0.02)
+        for _ in range(10):
+            await asyncio.sleep(0)
         assert not any(is_there(pid) for pid in pids)
         assert not decoder.pids

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 import socket
@@ -135,15 +136,17 @@ def test_no_bomb_costs_more_than_promised(worker: Worker, name: str) -> None:
     try:
         kind = Kind.TAKES_LONG
         if len(data) <= QUICK_BYTES:
-            kind, _ = worker.ask(data, may_take_long=False)
+            kind, message = worker.ask(data, may_take_long=False)
             assert worker.cpu_seconds() - idle < QUICK_CPU_SECONDS / 2, "it keeps those waiting who are quick"
         if kind is Kind.TAKES_LONG:
-            kind, _ = worker.ask(data)
+            kind, message = worker.ask(data)
     except EOFError:
         assert worker.process.wait(10) == -signal.SIGPROF
         assert cpu_seconds_of_the_dead() - before < PROMISED_CPU_SECONDS  # with its start, which is the next one's too
     else:
         assert kind in (Kind.PIXELS, Kind.ERROR)
+        if kind is Kind.ERROR:
+            assert not re.search(r"[/\\]|PIL|Pillow|Error|worker", str(ImageError.from_json(message)))
         assert worker.cpu_seconds() - idle < PROMISED_CPU_SECONDS
 
 

@@ -108,19 +108,19 @@ async def test_its_end_is_told_once(number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "reason"),
+    ("command", "seconds", "reason"),
     [
-        ((sys.executable, "-c", "pass"), "ended before it was ready, status 0"),
-        ((sys.executable, "-c", "import sys; sys.exit(3)"), "status 3"),
-        ((sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"), "SIGKILL"),
-        ((sys.executable, "-c", "import time; time.sleep(3600)"), "not ready after 2 s"),
+        (("/bin/true",), 60, "ended before it was ready, status 0"),
+        (("/bin/sh", "-c", "exit 3"), 60, "status 3"),
+        (("/bin/sh", "-c", "kill -9 $$"), 60, "SIGKILL"),
+        (("/bin/sh", "-c", "exec sleep 3600"), 1, "not ready after 1 s"),
     ],
 )
 @on_event_loop
-async def test_worker_that_does_not_become_ready(command: tuple[str, ...], reason: str) -> None:
+async def test_worker_that_does_not_become_ready(command: tuple[str, ...], seconds: float, reason: str) -> None:
     watched = Watched(command)
     with pytest.raises(WorkerStartError, match=reason):
-        await watched.process.connect(2)
+        await watched.process.connect(seconds)
     watched.process.close()
     assert not is_there(watched.process.pid)
     assert watched.ends.empty()
@@ -147,12 +147,15 @@ async def test_worker_that_lies_is_killed(words: str) -> None:
 
 
 @on_event_loop
-async def test_worker_that_speaks_unasked_is_killed() -> None:
+async def test_worker_that_speaks_unasked_is_killed(tmp_path: Path) -> None:
+    os.mkfifo(now := tmp_path / "now")
     program = (
-        "import os, time; os.write(0, bytes(5)); time.sleep(0.2); os.write(0, bytes([1, 0, 0, 0, 0])); time.sleep(3600)"
+        f"import os, time; os.write(0, bytes(5)); open({str(now)!r}).read(); "
+        "os.write(0, bytes([1, 0, 0, 0, 0])); time.sleep(3600)"
     )
     watched = Watched((sys.executable, "-c", program))
     await watched.process.connect(60)
+    await asyncio.to_thread(now.write_text, "")
     assert await watched.end() == -signal.SIGKILL
     watched.process.close()
 

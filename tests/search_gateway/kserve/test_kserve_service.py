@@ -305,7 +305,8 @@ def test_stream_reads_no_more_than_may_be_in_work() -> None:
         async with serving() as it:
             call = it.stub.ModelStreamInfer(iter([ask(b"wait")] * 90))
             await until(lambda: it.pipeline.begun >= 64)
-            await asyncio.sleep(0.3)
+            for _ in range(20):  # time enough for it to read on
+                await it.stub.ServerLive(service_pb2.ServerLiveRequest())
             begun = it.pipeline.begun
             call.cancel()
             return begun

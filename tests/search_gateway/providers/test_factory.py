@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,12 +78,10 @@ def test_without_a_cache_nothing_is_remembered(web: FakeDuckDuckGo) -> None:
 def test_next_provider_answers_at_once_after_failures(web: FakeDuckDuckGo, tmp_path: Path) -> None:
     recording = tmp_path / "answers.jsonl"
     append_line(recording, line_of(("blue", "shirt"), []))
-    began = time.monotonic()
     answers = found(web, ["forbidden"] * 10, providers=("duckduckgo", "replay"), replay=recording)
     assert {answer.provider for answer in answers} == {"replay"}
     assert web.num_searches == 3
     assert "failed too often" in answers[-1].degraded[0].reason
-    assert time.monotonic() - began < 30
 
 
 def test_turn_that_comes_too_late_is_told(web: FakeDuckDuckGo) -> None:

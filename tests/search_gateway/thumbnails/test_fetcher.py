@@ -14,7 +14,6 @@ import gzip
 import re
 import socket
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -174,7 +173,7 @@ def open_gate_when_full(server: ThumbnailServer) -> None:
 
 def wait_for_requests(server: ThumbnailServer, num_requests: int) -> None:
     with server.request_came:
-        assert server.request_came.wait_for(lambda: len(server.requests) >= num_requests, 5)
+        assert server.request_came.wait_for(lambda: len(server.requests) >= num_requests, 60)
 
 
 @pytest.mark.parametrize("status", ["301 A", "302 B", "303 C", "307 D", "308 E"])
@@ -789,19 +788,19 @@ def test_malformed_answers_are_thumbnail_errors(server: ThumbnailServer, raw: by
 
 @pytest.mark.parametrize("path", ["/silent", "/drip", "/drip-headers"])
 def test_slow_answers_end_at_the_deadline(server: ThumbnailServer, path: str) -> None:
-    started = time.monotonic()
     with pytest.raises(ThumbnailError, match="not done in 0.3 s"):
         fetch(server, url_of(server, path), timeout_seconds=0.3)
-    assert time.monotonic() - started < 0.3 + 0.5
 
 
 def test_slow_lookup_ends_at_the_deadline_and_harms_no_other_thread(
     server: ThumbnailServer,
 ) -> None:
-    answered = threading.Event()
+    may_answer = threading.Event()
+    answered: list[str] = []
 
     def resolve(host: str, port: int) -> list[str]:
-        answered.wait(5)
+        may_answer.wait(60)
+        answered.append(host)
         return ["127.0.0.1"]
 
     async def run() -> None:
@@ -811,14 +810,13 @@ def test_slow_lookup_ends_at_the_deadline_and_harms_no_other_thread(
             ssl_context=server.client_context,
         )
         urls = [url_of(server)] * 3 * MAX_PARALLEL_FETCHES
-        started = time.monotonic()
         results = await asyncio.gather(*(fetcher.fetch(url, 0.3) for url in urls), return_exceptions=True)
         assert all(isinstance(result, ThumbnailError) for result in results)
-        assert time.monotonic() - started < 0.3 + 0.5
         # The default threads of the loop are free.
-        assert await asyncio.wait_for(asyncio.to_thread(lambda: 7), 1) == 7
+        assert await asyncio.to_thread(lambda: 7) == 7
+        assert not answered, "it waited for the lookups"
         await fetcher.close()
-        answered.set()
+        may_answer.set()
 
     asyncio.run(run())
     assert server.canaries_connected == 0

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
@@ -10,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -532,33 +532,35 @@ def test_search_answers_while_another_program_builds(shop: Path) -> None:
     for photo in (shop / "images").iterdir():
         photo.write_bytes(photo.read_bytes() + b"\0")
     Image.new("RGB", (30, 20), "navy").save(shop / "images" / "sketch new.png")
-    process = subprocess.Popen([sys.executable, "-c", BUILD, shop, "0.05"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    num_answers, slowest = 0, 0.0
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUILD, shop], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    )
+    assert process.stdin is not None
+    num_answers = 0
     with reader(shop / "catalogue.sqlite") as store:
         [row, *_] = store.find(["sketch"], 1)
         while process.poll() is None:
-            started = time.perf_counter()
             found = store.find(["sketch"], 100)
             similar = store.similar(row.embedding, 100)
-            slowest = max(slowest, time.perf_counter() - started)
             assert NUM_DRAWN <= len(found) <= len(similar) <= NUM_DRAWN + 1
             assert similar[0].cosine == pytest.approx(1.0)
             num_answers += 1
-        assert process.communicate()[0].endswith("done\n")
+            with contextlib.suppress(BrokenPipeError):  # it has ended
+                process.stdin.write(b".")  # one more batch
+        assert process.communicate()[0].endswith(b"done\n")
         assert len(store.find(["sketch"], 100)) == len(store.similar(row.embedding, 100)) == NUM_DRAWN + 1
-    assert num_answers > 5
-    assert slowest < 5  # a reader waits for a commit, not for the build
+    assert num_answers >= NUM_DRAWN // 8, "readers wait for the build"
 
 
 BUILD = f"""
-import os, sys, time
+import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from tests.search_gateway.catalog.build.test_builder import build, embed
 
 def telling(photos):
     os.write(1, b"%d\\n" % len(photos))  # in one piece: two threads do
-    time.sleep(float(sys.argv[2]))
+    os.read(0, 1)
     return embed(photos)
 
 shop = Path(sys.argv[1])
@@ -577,7 +579,11 @@ def test_killed_builds_lose_nothing_and_resume(shop: Path, built: Path) -> None:
     with reader(output) as gateway:
         while True:
             process = subprocess.Popen(
-                [sys.executable, "-c", BUILD, shop, "0"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+                [sys.executable, "-c", BUILD, shop],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                text=True,
             )
             assert process.stdout is not None
             lines = []
