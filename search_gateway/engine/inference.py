@@ -126,7 +126,8 @@ class CaptionInference(StepInference, Protocol):
             hidden_states: Floats [n, S, D], as `encode` returned them.
             slot_pool: its cross-attention caches are written: per layer and slot keys and values, [H, S, d] each.
             slots: n different slots, in the order of the photos; nothing else may use them until this returns.
-            deadline: when the answer is no longer needed.
+            deadline: when the answer is no longer needed. A call that continues after it keeps its slots from becoming
+                free (`KvSlotPool.begin_write`) until it has ended.
 
         Raises:
             InferenceError, OverloadedError, DeadlineError: as `step`. The slots' content is then undefined.

@@ -40,7 +40,9 @@ class KvSlotPool:
     Attributes:
         cache: the self-attention's keys and values, and the ancestors.
         cross: cross_key, cross_value [slots, H, S, d] of each layer; empty with `cross_region`.
-        is_stale: the Triton that maps the region is gone, so no new caption may begin here.
+        is_stale: the Triton that maps the region is gone, or a write whose end nobody will learn may still reach the
+            region. No new caption may begin here.
+        freed: called whenever a slot becomes free.
 
     Raises:
         OSError: /dev/shm is too small or not writable.
@@ -49,9 +51,12 @@ class KvSlotPool:
     def __init__(self, contract: ModelContract, *, slots: int, beams: int, region: str = "", cross_region: str = ""):
         self.slots, self.beams, self.region, self.cross_region = slots, beams, region, cross_region
         self.is_stale = False
+        self.freed: Callable[[], object] = lambda: None
         self._file: mmap.mmap | None = None
         self._lock: int | None = None
         self._free = list(range(slots))
+        self._written: set[int] = set()  # a call may still write to these slots
+        self._released_early: set[int] = set()  # of those, the ones to free when the write has ended
         here = contract.self_caches if cross_region else contract.caches
         self._locations = _layout(here, slots, beams)
         if cross_region:
@@ -68,6 +73,11 @@ class KvSlotPool:
         """Return the size of a region with these caches, in bytes."""
         return sum(_aligned(slots * size) for _, size in _layout(tensors, slots, beams).values())
 
+    @property
+    def num_free(self) -> int:
+        """Number of slots that `acquire` can give now."""
+        return len(self._free)
+
     def acquire(self) -> int:
         """Take the lowest free slot, so that a step computes few rows.
 
@@ -77,8 +87,23 @@ class KvSlotPool:
         return heapq.heappop(self._free)
 
     def release(self, slot: int) -> None:
-        """Return a slot that `acquire` gave."""
+        """Return a slot that `acquire` gave. A slot that is written to becomes free at `end_write`."""
+        if slot in self._written:
+            self._released_early.add(slot)
+            return
         heapq.heappush(self._free, slot)
+        self.freed()
+
+    def begin_write(self, slots: Sequence[int]) -> None:
+        """A call begins that writes to these slots, however long its caller waits for it."""
+        self._written.update(slots)
+
+    def end_write(self, slots: Sequence[int]) -> None:
+        """The call has ended: it writes no more."""
+        self._written.difference_update(slots)
+        for slot in self._released_early.intersection(slots):
+            self._released_early.remove(slot)
+            self.release(slot)
 
     def tensor(self, name: str) -> Floats:
         """Return a tensor by its name in the contract, [slots, ...]."""

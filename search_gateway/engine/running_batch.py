@@ -53,12 +53,12 @@ class RunningBatch:
         calls: updated with every call, by the number of captions in it.
 
     Attributes:
-        num_unreserved: slots that are neither in use nor reserved by the scheduler, which changes this number.
+        num_reserved: free slots that the scheduler has promised to photos; it changes this number.
     """
 
     def __init__(self, inference: StepInference, slot_pool: KvSlotPool, calls: defaultdict[int, StepCalls]):
         self.slot_pool = slot_pool
-        self.num_unreserved = slot_pool.slots
+        self.num_reserved = 0
         self._inference = inference
         self._calls = calls
         self._captions: dict[int, _Caption] = {}  # by slot

@@ -169,6 +169,7 @@ class CaptionScheduler:
             if not self._has_current_batch(beams):
                 # Captions of a stale batch fail by themselves: their Triton is gone.
                 slot_pool = await self._inference.new_slot_pool(self._slots, beams)
+                slot_pool.freed = self._admit
                 self._batches[beams] = RunningBatch(self._inference, slot_pool, self._calls)
 
     def _has_current_batch(self, beams: int) -> bool:
@@ -208,9 +209,10 @@ class CaptionScheduler:
         if photo.batch is not None:
             if photo.slot is not None:
                 photo.batch.leave(photo.slot)
-            photo.batch.num_unreserved += 1
+            else:
+                photo.batch.num_reserved -= 1
+                self._admit()
             photo.batch = photo.slot = None
-            self._admit()
 
     def _admit(self) -> None:
         """Start a task that takes photos out of the queue, where one is needed."""
@@ -246,9 +248,9 @@ class CaptionScheduler:
         if photo.kind == _EMBEDDING_ONLY:
             return True
         batch = self._batches[photo.kind]
-        if batch.num_unreserved == 0:
+        if batch.num_reserved >= batch.slot_pool.num_free:
             return False
-        batch.num_unreserved -= 1
+        batch.num_reserved += 1
         photo.batch = batch
         return True
 
@@ -277,6 +279,7 @@ class CaptionScheduler:
                 self._fail([photos[number] for number in numbers], error)
 
     async def _prefill(self, batch: RunningBatch, hidden_states: Floats, photos: list[_Photo]) -> None:
+        batch.num_reserved -= len(photos)
         slots = [batch.slot_pool.acquire() for _ in photos]
         for photo, slot in zip(photos, slots, strict=True):
             photo.slot = slot

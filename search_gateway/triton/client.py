@@ -35,13 +35,14 @@ from captioner.model_contract import (
 from search_gateway.deadline import Deadline
 from search_gateway.engine.inference import EncodedPhotos, StepOutput
 from search_gateway.engine.kv_slots import KvSlotPool
-from search_gateway.errors import DeadlineError, InferenceError, OverloadedError
+from search_gateway.errors import DeadlineError, InferenceError, OverloadedError, SearchError
 
 _log = logging.getLogger(__name__)
 
 _HEALTH_TIMEOUT_SECONDS = 2.0
 _SHARED_TENSORS = "shared_tensors"  # parameter of triton/backend/onnxruntime/model.py
 _UNKNOWN_REGION = "Unable to find shared memory region"  # in Triton's message
+_UNREACHABLE = "the inference server cannot be reached: try again shortly"
 _CUDA_DEVICE = 0
 _CHANNEL_ARGUMENTS = [
     ("grpc.max_send_message_length", -1),  # the cache of many beams is larger than gRPC's 4 MiB
@@ -61,6 +62,10 @@ class SharedMemory(enum.Enum):
     SYSTEM = "system"  # in /dev/shm, which a Triton on this host maps too (it must allow clients to register regions)
     CUDA = "cuda"  # the cross-attention's on the GPU, the rest as SYSTEM
     EMBEDDED = "embedded"  # in /dev/shm, where the backend of the embedded Triton reads them without a copy
+
+
+class _ConnectionLostError(InferenceError):
+    """The answer did not come; Triton may still be computing."""
 
 
 class _CudaMemoryError(Exception):
@@ -105,6 +110,7 @@ class TritonClient:
         self._region_prefix = region_prefix
         self._slot_pools: set[KvSlotPool] = set()
         self._cuda_regions: dict[str, Any] = {}
+        self._writes: set[asyncio.Task[None]] = set()  # calls that write to a slot pool
         self._last_success: dict[str, float] = {}  # by model, time.monotonic()
         self._client = triton.InferenceServerClient(address, channel_args=_CHANNEL_ARGUMENTS)
 
@@ -138,7 +144,7 @@ class TritonClient:
                     raise InferenceError(
                         "the inference server does not allow clients to share memory with it"
                     ) from error
-                raise InferenceError("the inference server cannot be reached: try again shortly") from error
+                raise InferenceError(_UNREACHABLE) from error
         self._slot_pools.add(slot_pool)
         return slot_pool
 
@@ -188,6 +194,8 @@ class TritonClient:
 
     async def free_slot_pool(self, slot_pool: KvSlotPool) -> None:
         """Release the memory of the caches; see `CaptionInference.free_slot_pool`."""
+        if self._writes:
+            await asyncio.wait(self._writes, timeout=_HEALTH_TIMEOUT_SECONDS)
         self._slot_pools.discard(slot_pool)
         if slot_pool.region and not slot_pool.is_stale and self._shared_memory is not SharedMemory.EMBEDDED:
             with contextlib.suppress(InferenceServerException, grpc.RpcError):
@@ -209,38 +217,58 @@ class TritonClient:
     async def prefill(
         self, hidden_states: Floats, slot_pool: KvSlotPool, slots: Sequence[int], deadline: Deadline
     ) -> None:
-        """Fill n slots; see `CaptionInference.prefill`."""
-        if slot_pool.region and self._shared_memory is not SharedMemory.EMBEDDED:
-            # An output in shared memory is contiguous, so each slot needs its own call.
-            calls = (
-                self._prefill_in_place(one[None], slot_pool, slot, deadline)
-                for one, slot in zip(hidden_states, slots, strict=True)
-            )
-            await asyncio.gather(*calls)
+        """Fill n slots; see `CaptionInference.prefill`.
+
+        Where Triton writes to the slots, the deadline ends the wait and not the calls: Triton may continue a call that
+        is cancelled, and would write to the slots when another photo has them.
+        """
+        deadline.check("inference")
+        if slot_pool.region:
+            # An output in registered memory is contiguous, so each slot needs its own call.
+            size = len(slots) if self._shared_memory is SharedMemory.EMBEDDED else 1
+            parts = [slice(start, start + size) for start in range(0, len(slots), size)]
+            writes = [
+                asyncio.create_task(self._prefill_in_place(hidden_states[part], slot_pool, slots[part]))
+                for part in parts
+            ]
+            self._writes.update(writes)
+            for write in writes:
+                write.add_done_callback(self._writes.discard)
+            _, unfinished = await asyncio.wait(writes, timeout=deadline.remaining_seconds())
+            if unfinished:
+                raise DeadlineError("the deadline passed before inference was done: allow more time")
+            for write in writes:
+                write.result()
             return
         spec = self.contract.prefill
-        inputs = [_input(spec.inputs[0], hidden_states)]
-        if slot_pool.region:
-            places = {tensor.name: [slot_pool.location(tensor.name)[0], list(slots)] for tensor in spec.outputs}
-            shared = json.dumps({"region": slot_pool.region, "outputs": places})
-            await self._call(spec, inputs, [], deadline, slot_pool, {_SHARED_TENSORS: shared})
-            return
         outputs = [triton.InferRequestedOutput(tensor.name) for tensor in spec.outputs]
-        result = await self._call(spec, inputs, outputs, deadline, slot_pool)
+        result = await self._call(spec, [_input(spec.inputs[0], hidden_states)], outputs, deadline, slot_pool)
         for tensor in spec.outputs:
             slot_pool.tensor(tensor.name)[list(slots)] = _array(result, tensor)
 
-    async def _prefill_in_place(
-        self, hidden_states: Floats, slot_pool: KvSlotPool, slot: int, deadline: Deadline
-    ) -> None:
+    async def _prefill_in_place(self, hidden_states: Floats, slot_pool: KvSlotPool, slots: Sequence[int]) -> None:
+        """One call whose outputs Triton writes to the slots; they are not free before it has ended."""
         spec = self.contract.prefill
-        outputs = []
-        for tensor in spec.outputs:
-            offset, size = slot_pool.location(tensor.name)
-            output = triton.InferRequestedOutput(tensor.name)
-            output.set_shared_memory(slot_pool.cross_region or slot_pool.region, size, offset + slot * size)
-            outputs.append(output)
-        await self._call(spec, [_input(spec.inputs[0], hidden_states)], outputs, deadline, slot_pool)
+        outputs, parameters = [], None
+        if self._shared_memory is SharedMemory.EMBEDDED:
+            places = {tensor.name: [slot_pool.location(tensor.name)[0], list(slots)] for tensor in spec.outputs}
+            parameters = {_SHARED_TENSORS: json.dumps({"region": slot_pool.region, "outputs": places})}
+        else:
+            for tensor in spec.outputs:
+                offset, size = slot_pool.location(tensor.name)
+                output = triton.InferRequestedOutput(tensor.name)
+                output.set_shared_memory(slot_pool.cross_region or slot_pool.region, size, offset + slots[0] * size)
+                outputs.append(output)
+        slot_pool.begin_write(slots)
+        try:
+            await self._call(spec, [_input(spec.inputs[0], hidden_states)], outputs, None, slot_pool, parameters)
+        except BaseException as error:
+            if isinstance(error, SearchError) and not isinstance(error, _ConnectionLostError):
+                slot_pool.end_write(slots)  # Triton has answered
+            else:
+                self._forget(slot_pool)  # these slots stay taken, and new captions get other memory
+            raise
+        slot_pool.end_write(slots)
 
     async def step(
         self, slot_pool: KvSlotPool, rows: int, tokens: Ids, positions: Ids, deadline: Deadline
@@ -301,7 +329,7 @@ class TritonClient:
         """Compare what Triton serves with the contract.
 
         Raises:
-            ContractError: a tensor differs in name, type or shape.
+            ContractError: a tensor differs in name, type or shape, or several instances would share our memory.
             InferenceError: Triton does not answer.
         """
         for spec in self.contract.models:
@@ -318,6 +346,21 @@ class TritonClient:
                     f"{name}: served {served.get(name)}, contract {expected.get(name)}" for name in wrong
                 )
                 raise ContractError(f"Triton's {spec.name} differs from the contract ({details}): export it again")
+        if self._shared_memory is not SharedMemory.NONE:
+            await self._check_instances(self.contract.prefill.name)
+
+    async def _check_instances(self, model: str) -> None:
+        """Check that one instance alone writes to the slots, in the order of the calls."""
+        try:
+            config = (await self._client.get_model_config(model, client_timeout=10)).config
+        except (InferenceServerException, grpc.RpcError) as error:
+            raise InferenceError(f"the inference server does not tell the configuration of {model}") from error
+        instances = sum(group.count * max(1, len(group.gpus)) for group in config.instance_group)
+        if instances != 1:
+            raise ContractError(
+                f"Triton runs {instances} instances of {model}; with shared memory it must be one: set "
+                "instance_group { count: 1 } and one GPU, or CAPTRIEVE_TRITON_SHARED_MEMORY=none"
+            )
 
     def seconds_since_success(self) -> float:
         """Return the time since all three models last answered; infinite if one never has."""
@@ -346,25 +389,32 @@ class TritonClient:
     async def close(self) -> None:
         """Close the connection."""
         await self._client.close()
+        await asyncio.gather(*self._writes, return_exceptions=True)
 
     async def _call(
         self,
         spec: ModelSpec,
         inputs: list[Any],
         outputs: list[Any],
-        deadline: Deadline,
+        deadline: Deadline | None,
         slot_pool: KvSlotPool | None = None,
         parameters: dict[str, str] | None = None,
     ) -> triton.InferResult:
-        deadline.check("inference")
+        if deadline is not None:
+            deadline.check("inference")
         try:
             result = await self._client.infer(
                 spec.name,
                 inputs,
                 outputs=outputs,
-                client_timeout=deadline.remaining_seconds(),
+                client_timeout=None if deadline is None else deadline.remaining_seconds(),
                 parameters=parameters,
             )
+        except asyncio.CancelledError as error:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            # Not the caller was cancelled but the call: `reconnect` has closed the connection.
+            raise _ConnectionLostError(_UNREACHABLE) from error
         except InferenceServerException as error:
             # If Triton was restarted between two checks of `watch`, it has no registered regions.
             if slot_pool is not None and slot_pool in self._slot_pools and _UNKNOWN_REGION in str(error.message()):
@@ -372,7 +422,7 @@ class TritonClient:
                 self._forget(slot_pool)
             raise _translated(error) from error
         except grpc.RpcError as error:
-            raise InferenceError("the inference server cannot be reached: try again shortly") from error
+            raise _ConnectionLostError(_UNREACHABLE) from error
         self._last_success[spec.name] = time.monotonic()
         return result
 
@@ -408,4 +458,6 @@ def _translated(error: InferenceServerException) -> InferenceError | OverloadedE
     # Triton answers UNAVAILABLE for a full queue; only the text distinguishes it from a server that is gone.
     if "Exceeds maximum queue size" in message:
         return OverloadedError("the inference queue is full: try again shortly", retry_after_seconds=1.0)
+    if any(one in status for one in ("UNAVAILABLE", "CANCELLED", "UNKNOWN")):
+        return _ConnectionLostError("the inference server failed or cannot be reached: try again shortly")
     return InferenceError("the inference server failed or cannot be reached: try again shortly")

@@ -514,6 +514,68 @@ def test_calls_of_the_step_are_counted_by_their_captions() -> None:
     asyncio.run(run())
 
 
+@dataclass
+class LateWriter(FakeInference):
+    """Prefill of photo 99 fails at its deadline, and its call writes to the slot when `writes_now` is set."""
+
+    writes_now: asyncio.Event = field(default_factory=asyncio.Event)
+    late: asyncio.Task[None] | None = None
+
+    async def prefill(
+        self, hidden_states: Floats, slot_pool: KvSlotPool, slots: Sequence[int], deadline: Deadline
+    ) -> None:
+        if hidden_states[0, 0, 0] != 99:
+            return await super().prefill(hidden_states, slot_pool, slots, deadline)
+
+        async def write() -> None:
+            await self.writes_now.wait()
+            slot_pool.cross[0][list(slots)] = 99
+            slot_pool.end_write(slots)
+
+        slot_pool.begin_write(slots)
+        self.late = asyncio.create_task(write())
+        raise DeadlineError("late")
+
+
+def test_a_late_write_of_prefill_reaches_no_other_photo() -> None:
+    async def run() -> None:
+        inference = LateWriter()
+        inference.hangs = asyncio.Event()
+        captions = scheduler(inference, slots=2)
+        number, options = REQUESTS[0]
+        with pytest.raises(DeadlineError, match="late"):
+            await captions.caption(photo(99), options, Deadline(30.0))
+        others = [asyncio.create_task(captions.caption(photo(number), options, Deadline(30.0))) for _ in range(2)]
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert inference.rows == [2], "the first slot, which is still written to, is computed and belongs to nobody"
+        inference.writes_now.set()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        inference.hangs.set()
+        assert [shown(await other) for other in others] == [ALONE[number]] * 2, "another photo's words"
+        assert inference.slot_pools[0].num_free == 2
+
+    asyncio.run(run())
+
+
+def test_a_slot_whose_late_write_has_ended_goes_to_the_next_photo_that_waits() -> None:
+    async def run() -> None:
+        inference = LateWriter()
+        captions = scheduler(inference, slots=1)
+        number, options = REQUESTS[0]
+        with pytest.raises(DeadlineError, match="late"):
+            await captions.caption(photo(99), options, Deadline(30.0))
+        other = asyncio.create_task(captions.caption(photo(number), options, Deadline(30.0)))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert inference.rows == []
+        inference.writes_now.set()
+        assert shown(await other) == ALONE[number]
+
+    asyncio.run(run())
+
+
 def test_everybody_inside_can_be_told_that_triton_is_gone() -> None:
     async def run() -> None:
         inference = FakeInference(hangs=asyncio.Event())

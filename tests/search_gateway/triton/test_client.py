@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the client does when Triton answers late, in part or never. Triton is a fake that answers at a test's word."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from captioner.model_contract import PREFILL, ContractError, ModelContract
+from search_gateway.deadline import Deadline
+from search_gateway.engine.kv_slots import KvSlotPool
+from search_gateway.errors import DeadlineError, InferenceError
+from search_gateway.triton.client import SharedMemory, TritonClient
+from tests.fakes.event_loop import on_event_loop
+
+CONTRACT = ModelContract(
+    model="fake", image_height=2, image_width=2, fit="pad", num_positions=1, hidden_size=1, num_layers=1, num_heads=1,
+    head_size=1, max_tokens=4, num_candidates=4, max_beams=2, vocab_size=12, bos_token_id=0, eos_token_id=1,
+    pad_token_id=1,
+)  # fmt: skip
+
+IN_PLACE = pytest.mark.parametrize("memory", [SharedMemory.SYSTEM, SharedMemory.EMBEDDED])
+
+
+def refused(message: str = "bad input", status: str = "INVALID_ARGUMENT") -> InferenceServerException:
+    return InferenceServerException(message, status=f"StatusCode.{status}")
+
+
+class Call:
+    """One call of a model that a test answers."""
+
+    def __init__(self, model: str, client_timeout: float | None) -> None:
+        self.model = model
+        self.client_timeout = client_timeout
+        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+
+class FakeTriton:
+    """In the place of tritonclient's client."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.registered: set[str] = set()
+
+    async def infer(self, model: str, inputs: Any, *, client_timeout: float | None, **_: Any) -> Any:
+        self.calls.append(Call(model, client_timeout))
+        return await self.calls[-1].answer
+
+    async def register_system_shared_memory(self, name: str, key: str, size: int, **_: Any) -> None:
+        self.registered.add(name)
+
+    async def unregister_system_shared_memory(self, name: str, **_: Any) -> None:
+        self.registered.discard(name)
+
+    async def close(self) -> None:
+        for call in self.calls:
+            call.answer.cancel()  # as gRPC does
+
+
+def regions(prefix: str) -> list[Path]:
+    return list(Path("/dev/shm").glob(f"{prefix}*"))
+
+
+@asynccontextmanager
+async def connected(memory: SharedMemory) -> AsyncIterator[tuple[TritonClient, FakeTriton, KvSlotPool]]:
+    prefix = f"captrieve_test_{os.getpid()}_{secrets.token_hex(4)}_"
+    inference = TritonClient("127.0.0.1:1", CONTRACT, shared_memory=memory, region_prefix=prefix)
+    await inference._client.close()
+    inference._client = triton = FakeTriton()
+    slot_pool = await inference.new_slot_pool(4, 1)
+    try:
+        yield inference, triton, slot_pool
+    finally:
+        await inference.close()
+        slot_pool.close()
+    assert regions(prefix) == []
+
+
+async def turns(count: int = 5) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def prefill(
+    inference: TritonClient, slot_pool: KvSlotPool, slots: list[int], seconds: float = 30.0
+) -> asyncio.Task[None]:
+    hidden_states = np.zeros((len(slots), CONTRACT.num_positions, CONTRACT.hidden_size), np.float32)
+    return asyncio.create_task(inference.prefill(hidden_states, slot_pool, slots, Deadline(seconds)))
+
+
+def taken(slot_pool: KvSlotPool, count: int) -> list[int]:
+    return [slot_pool.acquire() for _ in range(count)]
+
+
+def release(slot_pool: KvSlotPool, slots: list[int]) -> None:
+    for slot in slots:
+        slot_pool.release(slot)
+
+
+@on_event_loop
+async def test_prefill_waits_for_all_calls_when_one_fails() -> None:
+    async with connected(SharedMemory.SYSTEM) as (inference, triton, slot_pool):
+        slots = taken(slot_pool, 2)
+        task = prefill(inference, slot_pool, slots)
+        await turns()
+        first, second = triton.calls
+        first.answer.set_exception(refused())
+        await turns()
+        assert not task.done(), "the second call still writes to its slot"
+        second.answer.set_result(None)
+        with pytest.raises(InferenceError):
+            await task
+        release(slot_pool, slots)
+        assert taken(slot_pool, 4) == [0, 1, 2, 3]
+
+
+@IN_PLACE
+@on_event_loop
+async def test_slots_of_a_call_that_is_late_are_given_to_nobody_until_it_has_ended(memory: SharedMemory) -> None:
+    async with connected(memory) as (inference, triton, slot_pool):
+        slots = taken(slot_pool, 1)
+        freed: list[int] = []
+        slot_pool.freed = lambda: freed.append(slot_pool.num_free)
+        with pytest.raises(DeadlineError):
+            await prefill(inference, slot_pool, slots, seconds=0.01)
+        release(slot_pool, slots)
+        [call] = triton.calls
+        assert call.client_timeout is None, "a call that is cancelled may write after its end"
+        assert slot_pool.num_free == 3
+        assert slot_pool.acquire() == 1, "slot 0 went to another photo under a late write"
+        assert freed == []
+        call.answer.set_result(None)
+        await turns()
+        assert freed == [3]
+        assert slot_pool.acquire() == 0
+        assert not slot_pool.is_stale
+
+
+@IN_PLACE
+@on_event_loop
+async def test_slots_of_a_cancelled_caller_wait_for_the_call_too(memory: SharedMemory) -> None:
+    async with connected(memory) as (inference, triton, slot_pool):
+        slots = taken(slot_pool, 1)
+        task = prefill(inference, slot_pool, slots)
+        await turns()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        release(slot_pool, slots)
+        assert slot_pool.num_free == 3
+        triton.calls[0].answer.set_exception(refused("the model failed", "INTERNAL"))
+        await turns()
+        assert slot_pool.num_free == 4
+
+
+@IN_PLACE
+@pytest.mark.parametrize("status", ["UNAVAILABLE", "UNKNOWN", "CANCELLED"])
+@on_event_loop
+async def test_memory_is_exchanged_where_the_end_of_a_write_stays_unknown(memory: SharedMemory, status: str) -> None:
+    async with connected(memory) as (inference, triton, slot_pool):
+        slots = taken(slot_pool, 1)
+        task = prefill(inference, slot_pool, slots)
+        await turns()
+        triton.calls[0].answer.set_exception(refused("Socket closed", status))
+        with pytest.raises(InferenceError):
+            await task
+        release(slot_pool, slots)
+        assert slot_pool.is_stale
+        assert slot_pool.num_free == 3, "a slot that may still be written to was given back"
+
+
+@on_event_loop
+async def test_a_full_queue_of_triton_frees_the_slots() -> None:
+    async with connected(SharedMemory.SYSTEM) as (inference, triton, slot_pool):
+        slots = taken(slot_pool, 1)
+        task = prefill(inference, slot_pool, slots)
+        await turns()
+        triton.calls[0].answer.set_exception(refused("Exceeds maximum queue size", "UNAVAILABLE"))
+        await asyncio.wait([task])
+        release(slot_pool, slots)
+        assert (slot_pool.num_free, slot_pool.is_stale) == (4, False)
+        assert task.exception() is not None
+
+
+@on_event_loop
+async def test_calls_that_a_reconnection_ends_fail_and_cancel_nobody() -> None:
+    async with connected(SharedMemory.EMBEDDED) as (inference, triton, slot_pool):
+        task = prefill(inference, slot_pool, taken(slot_pool, 1))
+        encoding = asyncio.create_task(inference.encode(np.zeros((1, 2, 2, 3), np.uint8), Deadline(30.0)))
+        await turns()
+        await inference.reconnect("127.0.0.1:1")
+        for one in (task, encoding):
+            with pytest.raises(InferenceError, match="cannot be reached"):
+                await one
+
+
+class Served:
+    """Metadata and configuration as the contract has them, with these instance groups of prefill."""
+
+    def __init__(self, groups: list[Any]) -> None:
+        self._groups = groups
+
+    async def get_model_metadata(self, name: str, **_: Any) -> Any:
+        spec = next(one for one in CONTRACT.models if one.name == name)
+
+        def of(tensors: Any) -> list[Any]:
+            return [Struct(name=one.name, datatype=one.datatype, shape=[-1, *one.shape]) for one in tensors]
+
+        return Struct(inputs=of(spec.inputs), outputs=of(spec.outputs))
+
+    async def get_model_config(self, name: str, **_: Any) -> Any:
+        assert name == PREFILL
+        if not self._groups:
+            raise grpc.RpcError
+        return Struct(config=Struct(instance_group=self._groups))
+
+    async def close(self) -> None:
+        pass
+
+
+class Struct:
+    def __init__(self, **values: Any) -> None:
+        self.__dict__.update(values)
+
+
+def group(count: int, *gpus: int) -> Struct:
+    return Struct(count=count, gpus=list(gpus))
+
+
+@pytest.mark.parametrize(
+    ("groups", "memory", "problem"),
+    [
+        ([group(1)], SharedMemory.SYSTEM, None),
+        ([group(1, 0)], SharedMemory.CUDA, None),
+        ([group(2)], SharedMemory.NONE, None),
+        ([group(2)], SharedMemory.SYSTEM, "runs 2 instances of gpt2_prefill"),
+        ([group(1), group(1)], SharedMemory.EMBEDDED, "runs 2 instances of gpt2_prefill"),
+        ([group(1, 0, 1)], SharedMemory.CUDA, "runs 2 instances of gpt2_prefill"),
+        ([], SharedMemory.SYSTEM, "does not tell the configuration"),
+    ],
+)
+@on_event_loop
+async def test_several_instances_that_share_our_memory_are_refused_at_start(
+    groups: list[Any], memory: SharedMemory, problem: str | None
+) -> None:
+    inference = TritonClient("127.0.0.1:1", CONTRACT, shared_memory=memory)
+    await inference._client.close()
+    inference._client = Served(groups)
+    if problem is None:
+        await inference.check_contract()
+    else:
+        with pytest.raises((ContractError, InferenceError), match=problem):
+            await inference.check_contract()
