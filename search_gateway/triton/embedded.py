@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts and stops the real `tritonserver` from the nvidia-pytriton wheel: no Docker, GPU or root.
 
+Triton listens on a Unix socket in a folder that only this user can enter, and on no port: other users of the host can
+neither call it nor read its memory.
+
 `supervisor.py` runs Triton, so that no process and no file in /dev/shm or /tmp is left behind however this process
 ends, including kill -9. So any thread may call `start` (a parent death signal would depend on the calling thread).
 
@@ -9,16 +12,17 @@ set KillMode=mixed for the same reason.
 """
 
 import contextlib
-import http.client
+import logging
 import os
+import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
+import venv
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -32,9 +36,15 @@ from search_gateway.triton.startup_log import read_from, reason_in
 
 __all__ = ["EmbeddedTriton", "TritonStartError"]
 
-_LOOPBACK = "127.0.0.1"
-_PORT_ATTEMPTS = 4
+_log = logging.getLogger(__name__)
+
 _POLL_SECONDS = 0.05
+_SLOW_START_SECONDS = 5.0  # a start that takes longer is told
+# Triton's address is that of the socket with this number behind it.
+_SOCKET, _PORT = "grpc", 1
+# Triton puts paths into a shell command without quoting them, and a socket's path has at most 107 bytes.
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9_./+-]{1,60}")
+_COMMAND_FOLDERS = ("/usr/local/bin", "/usr/bin", "/bin")
 # How long Triton may finish requests in flight at `stop`. The gateway stops it last, so there are
 # none unless something hangs. A normal stop takes 1-2 s, since Triton checks once a second.
 _GRACE_SECONDS = 10
@@ -70,13 +80,8 @@ class EmbeddedTriton:
 
     @property
     def grpc_address(self) -> str:
-        """`127.0.0.1:PORT` of the KServe v2 gRPC service."""
-        return f"{_LOOPBACK}:{self._running().grpc_port}"
-
-    @property
-    def metrics_address(self) -> str:
-        """`127.0.0.1:PORT` of the Prometheus metrics, path /metrics."""
-        return f"{_LOOPBACK}:{self._running().metrics_port}"
+        """`unix:PATH` of the KServe v2 gRPC service."""
+        return self._running().grpc_address
 
     @property
     def shm_prefix(self) -> str:
@@ -97,8 +102,9 @@ class EmbeddedTriton:
         return self._log_file
 
     def is_running(self) -> bool:
-        """Whether Triton was started and has not ended."""
-        return self._run is not None and self._run.supervisor.poll() is None
+        """Whether Triton and the processes of all its models run."""
+        run = self._run
+        return run is not None and run.supervisor.poll() is None and all(map(_is_alive, run.model_pids))
 
     def start(self) -> None:
         """Start Triton and return when every model is ready.
@@ -110,33 +116,38 @@ class EmbeddedTriton:
             raise RuntimeError("EmbeddedTriton.start was called twice")
         _check_model_repository(self._model_repository)
         installation = find_installation()
-        deadline = time.monotonic() + self._start_timeout_seconds
-        for _ in range(_PORT_ATTEMPTS):
-            log_start = self._log_file.stat().st_size if self._log_file.exists() else 0
-            try:
-                self._run = _launch(installation, self._model_repository, self._log_file)
-                problem = self._wait_until_ready(self._run, deadline)
-            except OSError as error:  # the log or the temporary folder cannot be written
-                self._discard()
-                raise TritonStartError(f"Triton could not be started: {error}") from error
-            except BaseException:  # Ctrl-C must not leave a half-started Triton
-                self._discard()
-                raise
+        log_start = self._log_file.stat().st_size if self._log_file.exists() else 0
+        try:
+            run = self._run = _launch(installation, self._model_repository, self._log_file)
+            problem = self._wait_until_ready(run)
             if problem is None:
+                _make_private(run.instance_id)
+                run.model_pids = _model_processes(run.triton_pid)
                 return
-            log = read_from(self._log_file, log_start)
+        except OSError as error:  # the log or the temporary folder cannot be written
             self._discard()
-            # Another program may take a free port before Triton binds it.
-            if "already in use" not in log:
-                raise TritonStartError(self._explain(problem, log))
-        raise TritonStartError(self._explain("found no free port on 127.0.0.1", log))
+            raise TritonStartError(f"Triton could not be started: {error}") from error
+        except BaseException:  # Ctrl-C must not leave a half-started Triton
+            self._discard()
+            raise
+        log = read_from(self._log_file, log_start)
+        self._discard()
+        # Its log names the link to the model repository.
+        reason = (reason_in(log) or problem).replace(str(run.models), str(self._model_repository))
+        raise TritonStartError(f"Triton {reason}. Log: {self._log_file}")
 
-    def stop(self) -> None:
-        """Stop Triton, gracefully if possible, and remove what it used. Further calls do nothing."""
-        run, self._run = self._run, None
+    def stop(self, *, is_graceful: bool = True) -> None:
+        """Stop Triton and remove what it used. Further calls do nothing.
+
+        Args:
+            is_graceful: let Triton finish its requests and unload its models, if all of them run.
+        """
+        run = self._run
         if run is None:
             return
-        exit_code = _end(run, is_graceful=True)
+        is_graceful = is_graceful and self.is_running()  # a model without its process does not unload
+        self._run = None
+        exit_code = _end(run, is_graceful=is_graceful)
         if self._is_log_ours and exit_code == 0:
             self._log_file.unlink(missing_ok=True)
 
@@ -162,38 +173,44 @@ class EmbeddedTriton:
             raise RuntimeError("EmbeddedTriton is not started")
         return self._run
 
-    def _wait_until_ready(self, run: "_Run", deadline: float) -> str | None:
+    def _wait_until_ready(self, run: "_Run") -> str | None:
         """Wait until Triton is ready; returns what went wrong, or None."""
+        started = time.monotonic()
+        is_slow = False
         with grpc.insecure_channel(
-            f"{_LOOPBACK}:{run.grpc_port}",
-            options=[
-                ("grpc.enable_http_proxy", 0),  # an http_proxy variable applies to loopback too
-                ("grpc.initial_reconnect_backoff_ms", 50),
-                ("grpc.max_reconnect_backoff_ms", 200),
-            ],
+            run.grpc_address,
+            options=[("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)],
         ) as channel:
-            while time.monotonic() < deadline:
+            while (seconds := time.monotonic() - started) < self._start_timeout_seconds:
                 if (exit_code := run.supervisor.poll()) is not None:
                     return f"tritonserver exited with status {exit_code}"
-                if _is_ready(channel, run):
+                if _is_ready(channel):
                     return None
+                if not is_slow and seconds > _SLOW_START_SECONDS:
+                    is_slow = True
+                    _log.warning("Triton is still starting after %.0f s. Log: %s", seconds, self._log_file)
                 time.sleep(_POLL_SECONDS)
         return f"was not ready after {self._start_timeout_seconds:g} s (start_timeout_seconds)"
 
-    def _explain(self, problem: str, log: str) -> str:
-        return f"Triton {reason_in(log) or problem}. Log: {self._log_file}"
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Run:
     """One started Triton."""
 
     instance_id: str  # unique: in the command line of all its processes, first part of its /dev/shm names
     workspace: Path
-    grpc_port: int
-    metrics_port: int
     supervisor: subprocess.Popen[bytes]
     triton_pid: int
+    model_pids: frozenset[int] = frozenset()  # known when it is ready
+
+    @property
+    def grpc_address(self) -> str:
+        return f"unix:{self.workspace / _SOCKET}:{_PORT}"
+
+    @property
+    def models(self) -> Path:
+        """A link to the model repository."""
+        return self.workspace / "models"
 
 
 def _check_model_repository(folder: Path) -> None:
@@ -204,10 +221,11 @@ def _check_model_repository(folder: Path) -> None:
 
 def _launch(installation: TritonInstallation, model_repository: Path, log_file: Path) -> _Run:
     instance_id = f"captrieve_{os.getpid()}_{secrets.token_hex(6)}_"
-    workspace = Path(tempfile.mkdtemp(prefix="captrieve-triton-"))
+    workspace = _new_workspace()
     try:
+        (workspace / "models").symlink_to(model_repository.resolve())
+        _lay_out_python(installation, workspace / "python")
         backends = _lay_out_backends(installation, workspace)
-        grpc_port, metrics_port = _free_ports(2)
         log_descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             process = subprocess.Popen(
@@ -219,12 +237,12 @@ def _launch(installation: TritonInstallation, model_repository: Path, log_file: 
                     f"--shm-prefix={instance_id}",
                     "--",
                     str(installation.server),
-                    *_flags(model_repository, backends, grpc_port, metrics_port, instance_id),
+                    *_flags(workspace, backends, instance_id),
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log_descriptor,
-                env=_environment(installation),
+                env=_environment(installation, workspace / "python"),
                 bufsize=0,
                 start_new_session=True,
             )
@@ -239,11 +257,20 @@ def _launch(installation: TritonInstallation, model_repository: Path, log_file: 
     return _Run(
         instance_id=instance_id,
         workspace=workspace,
-        grpc_port=grpc_port,
-        metrics_port=metrics_port,
         supervisor=process,
         triton_pid=triton_pid,
     )
+
+
+def _new_workspace() -> Path:
+    """A folder that only this user can enter and whose path Triton can work with.
+
+    Raises:
+        OSError: there is none.
+    """
+    folders = [folder for folder in (tempfile.gettempdir(), "/tmp", "/var/tmp") if _PLAIN_PATH.fullmatch(folder)]
+    writable = [folder for folder in folders if os.access(folder, os.W_OK | os.X_OK)]
+    return Path(tempfile.mkdtemp(prefix="captrieve-triton-", dir=(writable or folders)[0]))
 
 
 def _lay_out_backends(installation: TritonInstallation, workspace: Path) -> Path:
@@ -259,22 +286,29 @@ def _lay_out_backends(installation: TritonInstallation, workspace: Path) -> Path
     return backends
 
 
-def _flags(model_repository: Path, backends: Path, grpc_port: int, metrics_port: int, instance_id: str) -> list[str]:
+def _lay_out_python(installation: TritonInstallation, folder: Path) -> None:
+    """Make the virtual environment of the models' processes, with the packages of this one.
+
+    Their interpreter ignores the locale and every variable, and dies when a .pth file has letters beyond ASCII. So it
+    gets an environment with one such file, and there the bytes of a path are written as Python's escapes.
+    """
+    venv.create(folder, symlinks=True)
+    paths = [os.fsencode(path).decode("ascii", "surrogateescape") for path in installation.packages]
+    [packages] = folder.glob("lib/python*/site-packages")
+    (packages / "packages.pth").write_text(f"import sys; sys.path.extend({paths!a})\n")
+
+
+def _flags(workspace: Path, backends: Path, instance_id: str) -> list[str]:
     return [
-        f"--id={instance_id}",  # distinguishes our server from another one on the same port
-        f"--model-repository={model_repository.resolve()}",
+        f"--id={instance_id}",
+        f"--model-repository={workspace / 'models'}",
         "--model-config-name=embedded",  # configs/embedded.pbtxt where a model has one, else its config.pbtxt
         f"--backend-directory={backends}",
         f"--backend-config=python,shm-region-prefix-name={instance_id}",
-        f"--grpc-address={_LOOPBACK}",
-        f"--grpc-port={grpc_port}",
-        "--reuse-grpc-port=false",  # else two servers share a port and each gets half the calls
+        f"--grpc-address=unix:{workspace / _SOCKET}",
+        f"--grpc-port={_PORT}",
         "--allow-http=false",
-        f"--http-address={_LOOPBACK}",
-        f"--metrics-address={_LOOPBACK}",
-        f"--metrics-port={metrics_port}",
-        "--allow-gpu-metrics=false",
-        "--allow-cpu-metrics=false",
+        "--allow-metrics=false",
         "--model-control-mode=none",
         "--exit-on-error=true",
         "--strict-readiness=true",
@@ -286,13 +320,18 @@ def _flags(model_repository: Path, backends: Path, grpc_port: int, metrics_port:
     ]
 
 
-def _environment(installation: TritonInstallation) -> dict[str, str]:
-    """Return our environment without the gateway's settings and secrets, and with what Triton needs to find Python."""
+def _environment(installation: TritonInstallation, python: Path) -> dict[str, str]:
+    """Return our environment without the gateway's settings and secrets, and with what Triton needs to find Python.
+
+    `python` is the virtual environment of the models' processes, which use the first `python3` in PATH.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CAPTRIEVE_")}
-    # The stub uses the virtual environment of the first `python3` in PATH, so numpy and onnxruntime
-    # are those of this interpreter.
-    _prepend(environment, "PATH", Path(sys.executable).parent)
-    _prepend(environment, "LD_LIBRARY_PATH", *installation.libraries)
+    # They need a shell as well, which an empty PATH does not have.
+    for name, folders, after in (
+        ("PATH", (python / "bin",), _COMMAND_FOLDERS),
+        ("LD_LIBRARY_PATH", installation.libraries, ()),
+    ):
+        environment[name] = os.pathsep.join(filter(None, (*map(str, folders), environment.get(name), *after)))
     # The embedded server uses the CPU only; initialising a GPU would cost start time and GPU memory.
     environment["CUDA_VISIBLE_DEVICES"] = ""
     # config.pbtxt sets ONNX Runtime's threads; numpy only joins and splits rows.
@@ -301,49 +340,46 @@ def _environment(installation: TritonInstallation) -> dict[str, str]:
     return environment
 
 
-def _prepend(environment: dict[str, str], name: str, *folders: Path) -> None:
-    before = [environment[name]] if environment.get(name) else []
-    environment[name] = os.pathsep.join([*map(str, folders), *before])
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        # All are bound at the same time, so that they differ.
-        for free in sockets:
-            free.bind((_LOOPBACK, 0))
-        return [int(free.getsockname()[1]) for free in sockets]
-    finally:
-        for free in sockets:
-            free.close()
-
-
-def _is_ready(channel: grpc.Channel, run: _Run) -> bool:
-    """Whether the server that was started answers and has all models.
+def _is_ready(channel: grpc.Channel) -> bool:
+    """Whether Triton answers and has all models.
 
     With --exit-on-error Triton serves gRPC only after every model has loaded, and with --strict-readiness ServerReady
-    is true only if all are ready, so no model is asked individually. The messages are small enough to be read as bytes,
-    since only client.py imports tritonclient: {1: true} is 08 01, and ServerMetadata contains the server's name.
+    is true only if all are ready, so no model is asked individually. The answer is small enough to be read as bytes,
+    since only client.py imports tritonclient: {1: true} is 08 01.
     """
-    service = "/inference.GRPCInferenceService/"
     try:
-        metadata = channel.unary_unary(f"{service}ServerMetadata", bytes, bytes)(b"", timeout=1)
-        ready = channel.unary_unary(f"{service}ServerReady", bytes, bytes)(b"", timeout=1)
+        answer = channel.unary_unary("/inference.GRPCInferenceService/ServerReady", bytes, bytes)(b"", timeout=1)
     except grpc.RpcError:
         return False
-    return run.instance_id.encode() in metadata and ready == b"\x08\x01" and _has_metrics(run.metrics_port)
+    return bool(answer == b"\x08\x01")
 
 
-def _has_metrics(port: int) -> bool:
-    # Triton binds this port last, and exits if it cannot. It counts as ready only after that.
-    connection = http.client.HTTPConnection(_LOOPBACK, port, timeout=1)
+def _model_processes(triton_pid: int) -> frozenset[int]:
+    """The living children of Triton: one process for each model. Empty if the kernel does not list children."""
+    pids: set[int] = set()
+    for thread in Path(f"/proc/{triton_pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread that ended meanwhile
+            pids.update(map(int, thread.read_text().split()))
+    return frozenset(filter(_is_alive, pids))
+
+
+def _is_alive(pid: int) -> bool:
     try:
-        connection.request("GET", "/metrics")
-        return b"nv_inference" in connection.getresponse().read()
-    except (OSError, http.client.HTTPException):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
         return False
-    finally:
-        connection.close()
+
+
+def _make_private(prefix: str) -> None:
+    """Take Triton's regions in /dev/shm away from other users, where the supervisor could not do so from the start.
+
+    Raises:
+        TritonStartError: other users can still open one.
+    """
+    for region in Path("/dev/shm").glob(f"{prefix}*"):
+        region.chmod(0o600)
+        if region.stat().st_mode & 0o077:
+            raise TritonStartError(f"{region} cannot be made private: other users could read photos in it")
 
 
 def _end(run: _Run, *, is_graceful: bool) -> int:

@@ -24,6 +24,7 @@ class TritonInstallation:
     python_backend: Path
     stub: Path  # the python backend's worker, built for our Python version
     libraries: tuple[Path, ...]
+    packages: tuple[Path, ...]  # folders with what our backend imports
 
 
 def find_installation() -> TritonInstallation:
@@ -33,7 +34,7 @@ def find_installation() -> TritonInstallation:
         TritonStartError: a package is missing or of the wrong version.
     """
     package_folder = _find_package("pytriton", f"'{_TRITON_PACKAGE}'")
-    _find_package("onnxruntime", "onnxruntime")
+    onnxruntime = _find_package("onnxruntime", "onnxruntime")
     triton = package_folder / "tritonserver"
     wheel_libraries = package_folder.parent / "nvidia_pytriton.libs"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -47,7 +48,7 @@ def find_installation() -> TritonInstallation:
         raise TritonStartError(
             f"{_TRITON_PACKAGE} cannot run models under Python {version}; start the gateway with one of {available}"
         )
-    _find_package("numpy", "'numpy<2'")
+    numpy = _find_package("numpy", "'numpy<2'")
     numpy_version = importlib.metadata.version("numpy")
     if not numpy_version.startswith("1."):
         # Triton would not report an error, but every output would arrive empty.
@@ -59,6 +60,7 @@ def find_installation() -> TritonInstallation:
         python_backend=triton / "backends" / "python",
         stub=stub,
         libraries=(wheel_libraries, *_libpython_folders(version, wheel_libraries)),
+        packages=tuple(dict.fromkeys((onnxruntime.parent, numpy.parent))),
     )
 
 

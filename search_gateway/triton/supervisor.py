@@ -12,9 +12,11 @@ import argparse
 import contextlib
 import ctypes
 import os
+import platform
 import select
 import shutil
 import signal
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +26,9 @@ from types import FrameType
 _POLL_SECONDS = 0.1
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
+# machine -> (architecture, fchmod) in the kernel's numbers
+_FCHMOD = {"x86_64": (0xC000003E, 91), "aarch64": (0xC00000B7, 52)}
 _SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -39,7 +44,7 @@ def remove_leftovers(workspace: Path, shm_prefix: str) -> None:
 class _Command:
     """The command, and every process it started: they share its process group."""
 
-    def __init__(self, arguments: list[str], prctl: Callable[[int, int], int]) -> None:
+    def __init__(self, arguments: list[str], prctl: Callable[..., int]) -> None:
         self.pid = os.fork()
         if self.pid == 0:
             _become(arguments, prctl)
@@ -75,7 +80,7 @@ class _Command:
         return pid != 0
 
 
-def _become(arguments: list[str], prctl: Callable[[int, int], int]) -> None:
+def _become(arguments: list[str], prctl: Callable[..., int]) -> None:
     """Replace the forked child by the command. Never returns."""
     try:
         os.setpgid(0, 0)
@@ -87,6 +92,8 @@ def _become(arguments: list[str], prctl: Callable[[int, int], int]) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        os.umask(0o077)
+        _ignore_fchmod(prctl)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(2, 1)
         os.execv(arguments[0], arguments)
@@ -94,6 +101,36 @@ def _become(arguments: list[str], prctl: Callable[[int, int], int]) -> None:
         os.write(2, f"error: cannot run {arguments[0]}: {error.strerror}\n".encode())
     finally:
         os._exit(127)
+
+
+def _ignore_fchmod(prctl: Callable[..., int]) -> None:
+    """Keep this process's files private: let fchmod succeed without an effect.
+
+    Triton makes its regions in /dev/shm readable for everybody with fchmod, whatever the umask. A stranger who opens
+    one before it is changed back can read photos for as long as Triton lives. Where the kernel has no such filter, the
+    owner's chmod remains.
+    """
+    if platform.machine() not in _FCHMOD:
+        return
+    architecture, fchmod = _FCHMOD[platform.machine()]
+    load, equal, answer = 0x20, 0x15, 0x06  # instructions of BPF
+    allow, succeed = 0x7FFF0000, 0x00050000  # the latter: do nothing and return error 0
+    code = b"".join(
+        struct.pack("HBBI", *instruction)
+        for instruction in [
+            (load, 0, 0, 4),  # seccomp_data.arch
+            (equal, 0, 3, architecture),
+            (load, 0, 0, 0),  # seccomp_data.nr
+            (equal, 0, 1, fchmod),
+            (answer, 0, 0, succeed),
+            (answer, 0, 0, allow),
+        ]
+    )
+    buffer = ctypes.create_string_buffer(code, len(code))
+    program = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer))  # struct sock_fprog
+    zero = ctypes.c_ulong(0)
+    if prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), zero, zero, zero) == 0:
+        prctl(_PR_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), program, zero, zero)
 
 
 def _parse_args() -> argparse.Namespace:

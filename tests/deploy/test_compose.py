@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -247,7 +248,8 @@ def test_real_triton_takes_the_flags_and_its_health_check_tells_when_it_is_ready
     installation = find_installation()
     service = CPU_STACK["services"]["triton"]
     flags = flags_of(CPU_STACK)
-    grpc_port, metrics_port = embedded._free_ports(2)
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as another:
+        grpc_port, metrics_port = one.getsockname()[1], another.getsockname()[1]
     check = [sys.executable, *service["healthcheck"]["test"][2:]]
     assert f"{flags['metrics-port']}," in check[-1]
     check[-1] = check[-1].replace(flags["metrics-port"], str(metrics_port))
@@ -262,7 +264,7 @@ def test_real_triton_takes_the_flags_and_its_health_check_tells_when_it_is_ready
         with (Path(folder) / "log").open("w+b") as log:
             triton = subprocess.Popen(
                 [*command, f"--backend-directory={backends}"],
-                env=embedded._environment(installation),
+                env=embedded._environment(installation, Path(sys.prefix)),
                 stdout=log,
                 stderr=log,
             )

@@ -4,13 +4,16 @@
 One Triton serves the tests that only ask; those that break or kill a Triton start their own.
 """
 
+import contextlib
+import dataclasses
 import importlib.util
 import os
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -296,16 +299,6 @@ def test_every_type_passes_unchanged_without_a_batch_axis(triton_client: Any) ->
 # How it runs.
 
 
-def test_server_listens_on_loopback_only_and_writes_its_log(triton: EmbeddedTriton) -> None:
-    for address in (triton.grpc_address, triton.metrics_address):
-        host, port = address.split(":")
-        assert host == "127.0.0.1"
-        with socket.create_connection((host, int(port)), timeout=5):
-            pass
-    assert "Started GRPCInferenceService" in triton.log_file.read_text()
-    assert triton.is_running()
-
-
 def test_terminal_signals_do_not_reach_triton(triton: EmbeddedTriton) -> None:
     assert os.getsid(triton.pid) != os.getsid(0)
 
@@ -381,22 +374,154 @@ def test_start_that_takes_too_long_is_given_up(model_folder: Path, tmp_path: Pat
     assert not triton.is_running()
 
 
-def test_taken_ports_are_tried_elsewhere(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        taken_port = taken.getsockname()[1]
-        find_free = embedded._free_ports
-        plan = [0, 1]  # first the gRPC port is taken, then the metrics port
+PATHS = [
+    pytest.param("my models", {}, id="a space"),
+    pytest.param("a'b\"c;$(exit)&d", {}, id="what a shell reads"),
+    pytest.param("modèles", {"LANG": "C"}, id="letters beyond ASCII"),
+    pytest.param("plain", {"PATH": ""}, id="an empty PATH"),
+]
 
-        def sometimes_taken(count: int) -> list[int]:
-            ports = find_free(count)
-            if plan:
-                ports[plan.pop(0)] = taken_port
-            return ports
 
-        monkeypatch.setattr(embedded, "_free_ports", sometimes_taken)
-        with EmbeddedTriton(model_folder, log_file=tmp_path / "triton.log") as triton:
-            assert not plan
-            assert str(taken_port) not in triton.grpc_address + triton.metrics_address
+@pytest.mark.parametrize(("folder", "environment"), PATHS)
+def test_any_path_will_do(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, environment: dict[str, str]
+) -> None:
+    models = model_folder.rename(tmp_path / folder)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(tempfile, "tempdir", str(models))
+    with EmbeddedTriton(models, log_file=models / "triton.log", start_timeout_seconds=30) as triton:
+        assert triton.is_running()
+        with tritonclient.grpc.InferenceServerClient(triton.grpc_address) as connection:
+            ask(connection, "double", {"x": np.ones((1, 3), np.float32)})
+
+
+def test_packages_beside_a_pth_file_with_letters_beyond_ascii_are_found(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an editable install in such a folder has one: the models' interpreter reads them as ASCII."""
+    packages = tmp_path / "paquets é"
+    packages.mkdir()
+    (packages / "editable.pth").write_text("/home/someone/dépôt\n", encoding="utf-8")
+    installation = embedded.find_installation()
+    for entry in installation.packages[0].iterdir():
+        if entry.suffix != ".pth":
+            (packages / entry.name).symlink_to(entry)
+    elsewhere = dataclasses.replace(installation, packages=(packages,))
+    monkeypatch.setattr(embedded, "find_installation", lambda: elsewhere)
+    with EmbeddedTriton(model_folder, log_file=tmp_path / "triton.log", start_timeout_seconds=30) as triton:
+        assert triton.is_running()
+
+
+def test_a_slow_start_is_told_with_the_name_of_the_log(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(embedded, "_SLOW_START_SECONDS", 0.0)
+    with EmbeddedTriton(model_folder, log_file=tmp_path / "triton.log"):
+        [record] = caplog.records
+    assert "Triton is still starting" in record.message
+    assert str(tmp_path / "triton.log") in record.message
+
+
+# Who may use it.
+
+STRANGER_SCRIPT = """
+    import os, sys
+    import tritonclient.grpc
+    from pathlib import Path
+
+    address, workspace, prefix = sys.argv[1:]
+    client = tritonclient.grpc.InferenceServerClient(address)
+    tensor = tritonclient.grpc.InferInput("x", [1, 3], "FP32")
+    tensor.set_data_from_numpy(__import__("numpy").zeros((1, 3), "float32"))
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+    verbs = {
+        "live": lambda: client.is_server_live(),
+        "ready": lambda: client.is_server_ready(),
+        "metadata": lambda: client.get_server_metadata(),
+        "model metadata": lambda: client.get_model_metadata("double"),
+        "config": lambda: client.get_model_config("double"),
+        "index": lambda: client.get_model_repository_index(),
+        "load": lambda: client.load_model("double"),
+        "unload": lambda: client.unload_model("double"),
+        "statistics": lambda: client.get_inference_statistics(),
+        "trace": lambda: client.update_trace_settings(settings={"trace_rate": "1"}),
+        "log": lambda: client.update_log_settings({"log_verbose_level": 1}),
+        "regions": lambda: client.get_system_shared_memory_status(),
+        "register": lambda: client.register_system_shared_memory("a", "/a", 1),
+        "unregister": lambda: client.unregister_system_shared_memory(),
+        "infer": lambda: client.infer("double", [tensor], client_timeout=5),
+        "folder": lambda: os.listdir(workspace),
+        **{f"region {one}": lambda one=one: one.open("rb") for one in Path("/dev/shm").glob(prefix + "*")},
+    }
+    for verb, call in verbs.items():
+        try:
+            call()
+            print("possible", verb)
+        except Exception as error:
+            print("refused" if "ermission denied" in str(error) else repr(error), verb)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_another_user_can_call_nothing_and_read_no_region(triton: EmbeddedTriton) -> None:
+    workspace = str(Path(triton.grpc_address.removeprefix("unix:")).parent)
+    mine = Path("/dev/shm", f"{triton.shm_prefix}not_private")
+    mine.touch(0o644)  # what the test would say of a region that others can read
+    try:
+        told = subprocess.run(
+            [
+                *(sys.executable, "-c", textwrap.dedent(STRANGER_SCRIPT)),
+                *(triton.grpc_address, workspace, triton.shm_prefix),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        mine.unlink()
+    assert told.returncode == 0, told.stderr
+    lines = told.stdout.splitlines()
+    assert [line for line in lines if not line.startswith("refused ")] == [f"possible region {mine}"], lines
+    assert len(lines) == 16 + len(regions_of(triton.shm_prefix)) + 1
+    assert len(regions_of(triton.shm_prefix)) >= 3
+
+
+def test_regions_are_private_from_their_first_moment(model_folder: Path, tmp_path: Path) -> None:
+    modes: set[int] = set()
+    is_over = threading.Event()
+
+    def look() -> None:
+        while not is_over.wait(0.0005):
+            for region in regions_of(f"captrieve_{os.getpid()}_"):
+                with contextlib.suppress(FileNotFoundError):
+                    modes.add(region.stat().st_mode & 0o777)
+
+    with EmbeddedTriton(model_folder, log_file=tmp_path / "first.log"):
+        pass  # its regions are gone: the next ones are those of one start
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        with EmbeddedTriton(model_folder, log_file=tmp_path / "triton.log"):
+            pass
+    finally:
+        is_over.set()
+        looking.join()
+    assert modes == {0o600}
+
+
+def test_it_listens_on_no_port_and_writes_its_log(triton: EmbeddedTriton) -> None:
+    sockets = {os.readlink(one) for one in Path(f"/proc/{triton.pid}/fd").iterdir() if one.is_symlink()}
+    inodes = {one.removeprefix("socket:[").rstrip("]") for one in sockets if one.startswith("socket:")}
+    assert inodes
+    for table in ("tcp", "tcp6", "udp", "udp6"):
+        lines = Path(f"/proc/{triton.pid}/net/{table}").read_text().splitlines()[1:]
+        assert not inodes & {line.split()[9] for line in lines}
+    assert "Started GRPCInferenceService at unix:" in triton.log_file.read_text()
+    assert triton.is_running()
 
 
 # How it ends.
@@ -421,12 +546,14 @@ def test_stop_leaves_no_process_no_memory_and_no_files(model_folder: Path) -> No
     triton.stop()  # again is harmless
 
 
-@pytest.mark.parametrize("victim", ["tritonserver", "supervisor.py"])
+@pytest.mark.parametrize("victim", ["tritonserver", "supervisor.py", "model"])
 def test_killed_triton_is_noticed_and_cleaned_up(model_folder: Path, tmp_path: Path, victim: str) -> None:
     triton = EmbeddedTriton(model_folder, log_file=tmp_path / "triton.log")
     triton.start()
     mark = triton.shm_prefix
-    pid = triton.pid if victim == "tritonserver" else os.getsid(triton.pid)
+    assert triton._run is not None
+    [model_pid] = triton._run.model_pids
+    pid = {"tritonserver": triton.pid, "supervisor.py": os.getsid(triton.pid), "model": model_pid}[victim]
     os.kill(pid, signal.SIGKILL)
     assert wait_until(lambda: not triton.is_running(), timeout_seconds=60)
     triton.stop()

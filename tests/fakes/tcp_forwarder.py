@@ -33,7 +33,7 @@ class TcpForwarder:
 
     @property
     def target(self) -> str | None:
-        """HOST:PORT of new connections; None refuses them. Setting it closes the existing connections."""
+        """HOST:PORT or unix:PATH of new connections; None refuses them. Setting it closes the existing connections."""
         return self._target
 
     @target.setter
@@ -77,8 +77,7 @@ class TcpForwarder:
             try:
                 if target is None:
                     raise ConnectionRefusedError
-                host, _, port = target.rpartition(":")
-                far = socket.create_connection((host, int(port)), timeout=5)
+                far = _connection(target)
             except OSError:
                 near.close()
                 continue
@@ -97,3 +96,12 @@ class TcpForwarder:
         for one in (source, sink):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
+
+
+def _connection(target: str) -> socket.socket:
+    if target.startswith("unix:"):
+        far = socket.socket(socket.AF_UNIX)
+        far.connect(target.removeprefix("unix:"))
+        return far
+    host, _, port = target.rpartition(":")
+    return socket.create_connection((host, int(port)), timeout=5)
