@@ -14,7 +14,7 @@ import heapq
 import math
 import mmap
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +145,11 @@ def remove_orphans(prefix: str) -> list[str]:
         finally:
             os.close(descriptor)
     return removed
+
+
+def orphans_among(regions: Iterable[str], prefix: str) -> list[str]:
+    """Those with this prefix that have no file any more."""
+    return [name for name in regions if name.startswith(prefix) and not (_SHARED_MEMORY / name).exists()]
 
 
 def _layout(tensors: Sequence[TensorSpec], slots: int, beams: int) -> dict[str, tuple[int, int]]:

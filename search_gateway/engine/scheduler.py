@@ -45,6 +45,8 @@ _EMBEDDING_ONLY = 0  # the kind of photos that are not captioned; the others' ki
 _MIN_RETRY_SECONDS, _MAX_RETRY_SECONDS = 0.1, 5.0
 _RATE_WINDOW = 64  # captions
 
+_STOPPING = "the server is stopping: try another one"
+
 
 @dataclass(frozen=True)
 class DecodedPhoto:
@@ -88,7 +90,8 @@ class CaptionScheduler:
         self._eos = eos_token_id
         self._slots = slots
         self._batches: dict[int, RunningBatch] = {}
-        self._opening = asyncio.Lock()
+        self._openings: dict[int, asyncio.Task[SearchError | None]] = {}  # of batches, by their number of beams
+        self._is_closed = False
         self._queue: RequestQueue[_Photo] = RequestQueue(waiting, frozenset({_EMBEDDING_ONLY}))
         self._admissions: set[asyncio.Task[None]] = set()
         self._finished: deque[float] = deque(maxlen=_RATE_WINDOW)
@@ -118,7 +121,7 @@ class CaptionScheduler:
             DeadlineError: the deadline passed first.
             InferenceError: a model call failed.
         """
-        await self._open_batch(options.num_beams)
+        await self._open_batch(options.num_beams, deadline)
         photo = _Photo(pixels, options.num_beams, deadline, decoder_for(options, self._bos, self._eos))
         await self._pass(photo)
         assert photo.decoder is not None
@@ -152,25 +155,45 @@ class CaptionScheduler:
 
     async def close(self) -> None:
         """Stop, fail what is not finished, and release all memory."""
+        self._is_closed = True
+        await asyncio.gather(*self._openings.values(), return_exceptions=True)
         admissions = list(self._admissions)
         for task in admissions:
             task.cancel()
         await asyncio.gather(*admissions, return_exceptions=True)
-        self.fail_all(InferenceError("the server is stopping: try another one"))
+        self.fail_all(InferenceError(_STOPPING))
         for batch in self._batches.values():
             await batch.close()
             await self._inference.free_slot_pool(batch.slot_pool)
         self._batches.clear()
 
-    async def _open_batch(self, beams: int) -> None:
+    async def _open_batch(self, beams: int, deadline: Deadline) -> None:
+        """Wait for a batch of this number of beams; all callers wait for one opening, each until its own deadline."""
         if self._has_current_batch(beams):
             return
-        async with self._opening:
-            if not self._has_current_batch(beams):
-                # Captions of a stale batch fail by themselves: their Triton is gone.
-                slot_pool = await self._inference.new_slot_pool(self._slots, beams)
-                slot_pool.freed = self._admit
-                self._batches[beams] = RunningBatch(self._inference, slot_pool, self._calls)
+        if self._is_closed:
+            raise InferenceError(_STOPPING)
+        opening = self._openings.get(beams)
+        if opening is None:
+            opening = self._openings[beams] = asyncio.create_task(self._new_batch(beams))
+        await asyncio.wait((opening,), timeout=deadline.remaining_seconds())
+        if not opening.done():
+            raise DeadlineError("the deadline passed before decoding could begin: allow more time")
+        if (error := opening.result()) is not None:
+            raise error
+
+    async def _new_batch(self, beams: int) -> SearchError | None:
+        """Open a batch; the error is returned, since by then nobody may wait for it."""
+        try:
+            slot_pool = await self._inference.new_slot_pool(self._slots, beams)
+        except SearchError as error:
+            return error
+        finally:
+            del self._openings[beams]
+        slot_pool.freed = self._admit
+        # Captions of a stale batch fail by themselves: their Triton is gone.
+        self._batches[beams] = RunningBatch(self._inference, slot_pool, self._calls)
+        return None
 
     def _has_current_batch(self, beams: int) -> bool:
         batch = self._batches.get(beams)
@@ -178,6 +201,10 @@ class CaptionScheduler:
 
     async def _pass(self, photo: _Photo) -> None:
         """Take a photo through all stages."""
+        if self._is_closed:
+            raise InferenceError(_STOPPING)
+        if self._queue.is_full(photo.kind):
+            await asyncio.sleep(0)  # of those that came at the same time, some leave the queue at once
         self._refuse_if_full(photo.kind)
         self._queue.add(photo.kind, photo)
         self._photos.add(photo)
@@ -216,7 +243,7 @@ class CaptionScheduler:
 
     def _admit(self) -> None:
         """Start a task that takes photos out of the queue, where one is needed."""
-        if len(self._queue) and len(self._admissions) < _ADMISSIONS:
+        if not self._is_closed and len(self._queue) and len(self._admissions) < _ADMISSIONS:
             self._admissions.add(asyncio.create_task(self._admit_until_none_is_left()))
 
     async def _admit_until_none_is_left(self) -> None:

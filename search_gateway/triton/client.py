@@ -34,7 +34,7 @@ from captioner.model_contract import (
 )
 from search_gateway.deadline import Deadline
 from search_gateway.engine.inference import EncodedPhotos, StepOutput
-from search_gateway.engine.kv_slots import KvSlotPool
+from search_gateway.engine.kv_slots import KvSlotPool, orphans_among
 from search_gateway.errors import DeadlineError, InferenceError, OverloadedError, SearchError
 
 _log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ _SHARED_TENSORS = "shared_tensors"  # parameter of triton/backend/onnxruntime/mo
 _UNKNOWN_REGION = "Unable to find shared memory region"  # in Triton's message
 _UNREACHABLE = "the inference server cannot be reached: try again shortly"
 _CUDA_DEVICE = 0
+_CROSS = "_cross"  # ends the name of a region on the GPU
 _CHANNEL_ARGUMENTS = [
     ("grpc.max_send_message_length", -1),  # the cache of many beams is larger than gRPC's 4 MiB
     ("grpc.max_receive_message_length", -1),
@@ -62,6 +63,14 @@ class SharedMemory(enum.Enum):
     SYSTEM = "system"  # in /dev/shm, which a Triton on this host maps too (it must allow clients to register regions)
     CUDA = "cuda"  # the cross-attention's on the GPU, the rest as SYSTEM
     EMBEDDED = "embedded"  # in /dev/shm, where the backend of the embedded Triton reads them without a copy
+
+
+class Probe(enum.Enum):
+    """What the three models did with a photo that asks whether they work."""
+
+    COMPUTES = "computes"
+    FAILS = "fails"
+    NO_ANSWER = "no answer"  # too late, or the queue is full: they may have much to do, or hang
 
 
 class _ConnectionLostError(InferenceError):
@@ -111,6 +120,8 @@ class TritonClient:
         self._slot_pools: set[KvSlotPool] = set()
         self._cuda_regions: dict[str, Any] = {}
         self._writes: set[asyncio.Task[None]] = set()  # calls that write to a slot pool
+        self.has_failed = False  # a call has failed since somebody set this to False
+        self._has_orphans = False  # Triton may map regions that we have removed
         self._last_success: dict[str, float] = {}  # by model, time.monotonic()
         self._client = triton.InferenceServerClient(address, channel_args=_CHANNEL_ARGUMENTS)
 
@@ -151,8 +162,10 @@ class TritonClient:
     async def _new_shared_slot_pool(self, slots: int, beams: int) -> KvSlotPool:
         region = f"{self._region_prefix}kv_{beams}_{secrets.token_hex(4)}"
         is_cuda = self._shared_memory is SharedMemory.CUDA
-        cross_region = f"{region}_cross" if is_cuda else ""
-        slot_pool = KvSlotPool(self.contract, slots=slots, beams=beams, region=region, cross_region=cross_region)
+        cross_region = f"{region}{_CROSS}" if is_cuda else ""
+        slot_pool = await asyncio.to_thread(  # to reserve the memory takes a while
+            KvSlotPool, self.contract, slots=slots, beams=beams, region=region, cross_region=cross_region
+        )
         if self._shared_memory is not SharedMemory.EMBEDDED:
             tensors = self.contract.self_caches if is_cuda else self.contract.caches
             try:
@@ -308,8 +321,8 @@ class TritonClient:
             return False
         return True
 
-    async def probe(self, deadline: Deadline) -> bool:
-        """Run all three models with a black photo; False if one fails. A full queue or a slow answer is no failure."""
+    async def probe(self, deadline: Deadline) -> Probe:
+        """Run all three models with a black photo."""
         contract = self.contract
         try:
             black = np.zeros((1, contract.image_height, contract.image_width, 3), np.uint8)
@@ -320,10 +333,10 @@ class TritonClient:
             bos, start = np.full((1, 1), contract.bos_token_id, np.int32), np.zeros((1, 1), np.int32)
             await self.step(slot_pool, 1, bos, start, deadline)
         except InferenceError:
-            return False
+            return Probe.FAILS
         except (OverloadedError, DeadlineError):
-            return True
-        return True
+            return Probe.NO_ANSWER
+        return Probe.COMPUTES
 
     async def check_contract(self) -> None:
         """Compare what Triton serves with the contract.
@@ -384,7 +397,36 @@ class TritonClient:
     def _forget(self, slot_pool: KvSlotPool) -> None:
         slot_pool.is_stale = True
         self._slot_pools.discard(slot_pool)
+        self._has_orphans = True
+        # A success after this shows that Triton is done with the calls before it, and the region can be unregistered.
+        self._last_success.clear()
         self._close_slot_pool(slot_pool)
+
+    async def unregister_orphans(self, prefix: str, *, has_any: bool = False) -> None:
+        """Let Triton unmap regions whose files are gone: those that were forgotten, and those of dead gateways.
+
+        Args:
+            prefix: how their names begin.
+            has_any: look for them even if this client has forgotten none.
+        """
+        is_ours = self._shared_memory in (SharedMemory.NONE, SharedMemory.EMBEDDED)
+        if is_ours or not (has_any or self._has_orphans):
+            return
+        timeout = _HEALTH_TIMEOUT_SECONDS
+        try:
+            status = await self._client.get_system_shared_memory_status(client_timeout=timeout)
+            for name in orphans_among(status.regions, prefix):
+                await self._client.unregister_system_shared_memory(name, client_timeout=timeout)
+            if self._shared_memory is SharedMemory.CUDA:
+                # A region of the GPU is named after the one in /dev/shm.
+                status = await self._client.get_cuda_shared_memory_status(client_timeout=timeout)
+                regions = [name.removesuffix(_CROSS) for name in status.regions if name.endswith(_CROSS)]
+                for name in orphans_among(regions, prefix):
+                    await self._client.unregister_cuda_shared_memory(f"{name}{_CROSS}", client_timeout=timeout)
+        except (InferenceServerException, grpc.RpcError) as error:
+            _log.warning("Triton keeps regions that nobody uses: %s", error)
+        else:
+            self._has_orphans = False
 
     async def close(self) -> None:
         """Close the connection."""
@@ -416,12 +458,14 @@ class TritonClient:
             # Not the caller was cancelled but the call: `reconnect` has closed the connection.
             raise _ConnectionLostError(_UNREACHABLE) from error
         except InferenceServerException as error:
+            self.has_failed |= isinstance(translated := _translated(error), InferenceError)
             # If Triton was restarted between two checks of `watch`, it has no registered regions.
             if slot_pool is not None and slot_pool in self._slot_pools and _UNKNOWN_REGION in str(error.message()):
                 _log.warning("Triton no longer maps the memory of the caches: new captions get new memory")
                 self._forget(slot_pool)
-            raise _translated(error) from error
+            raise translated from error
         except grpc.RpcError as error:
+            self.has_failed = True
             raise _ConnectionLostError(_UNREACHABLE) from error
         self._last_success[spec.name] = time.monotonic()
         return result

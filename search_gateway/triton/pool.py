@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distributes photos over the gateway's Tritons: each goes to the least busy one, and to another one if that fails.
+"""Distributes photos over the gateway's Tritons: each goes to the least busy one, and once to another if that fails.
 
 A photo stays with one Triton from the encoder to the last word, since its caches are there.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -27,6 +28,7 @@ _log = logging.getLogger(__name__)
 
 # How long a replica that failed is chosen last, unless a health check comes first.
 _SUSPECT_SECONDS = 1.0
+_MAX_RETRIES = 1
 
 Answer = TypeVar("Answer")
 
@@ -119,15 +121,18 @@ class TritonPool:
         raise refusals[0]
 
     async def caption(self, pixels: Pixels, options: DecodingOptions, deadline: Deadline) -> DecodedPhoto:
-        """Caption a photo as `CaptionScheduler.caption`; InferenceError only if every Triton failed."""
-        return await self._ask(lambda captions: captions.caption(pixels, options, deadline), deadline)
+        """Caption a photo as `CaptionScheduler.caption`; InferenceError if two Tritons failed, or the only one."""
+        return await self._ask(pixels, lambda captions: captions.caption(pixels, options, deadline), deadline)
 
     async def embed(self, pixels: Pixels, deadline: Deadline) -> npt.NDArray[np.float32]:
-        """Embed a photo as `CaptionScheduler.embed`; InferenceError only if every Triton failed."""
-        return await self._ask(lambda captions: captions.embed(pixels, deadline), deadline)
+        """Embed a photo as `CaptionScheduler.embed`; InferenceError if two Tritons failed, or the only one."""
+        return await self._ask(pixels, lambda captions: captions.embed(pixels, deadline), deadline)
 
-    async def _ask(self, ask: Callable[[CaptionScheduler], Awaitable[Answer]], deadline: Deadline) -> Answer:
+    async def _ask(
+        self, pixels: Pixels, ask: Callable[[CaptionScheduler], Awaitable[Answer]], deadline: Deadline
+    ) -> Answer:
         left = list(self._replicas)
+        num_failures = 0
         while True:
             replica = min(left, key=self._rank)
             left.remove(replica)
@@ -135,9 +140,15 @@ class TritonPool:
                 return await ask(replica.captions)
             except InferenceError as error:
                 self._failures[replica] = time.monotonic()
-                if not left or deadline.remaining_seconds() <= 0:
+                num_failures += 1
+                if replica.is_serving:  # else it is known to be down, whatever the photo
+                    digest = hashlib.sha256(pixels.tobytes()).hexdigest()
+                    _log.warning(
+                        "Triton %s failed on a photo (SHA-256 of its pixels %s): %s", replica.name, digest, error
+                    )
+                # A photo that breaks Triton must not break all of them.
+                if not left or num_failures > _MAX_RETRIES or deadline.remaining_seconds() <= 0:
                     raise
-                _log.warning("Triton %s failed on a photo; the next one is tried: %s", replica.name, error)
             except OverloadedError:
                 if not left:
                     raise

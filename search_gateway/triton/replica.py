@@ -8,7 +8,6 @@ import contextlib
 import logging
 import os
 import secrets
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,17 +16,18 @@ from search_gateway.deadline import Deadline
 from search_gateway.engine.kv_slots import remove_orphans
 from search_gateway.engine.scheduler import CaptionScheduler
 from search_gateway.errors import InferenceError
-from search_gateway.triton.client import SharedMemory, TritonClient
+from search_gateway.triton.client import Probe, SharedMemory, TritonClient
 from search_gateway.triton.embedded import EmbeddedTriton, TritonStartError
 
 _log = logging.getLogger(__name__)
 
 _HEALTH_INTERVAL_SECONDS = 0.5
 
-# A Triton whose worker process died still reports ready, so the models themselves are called. A probe takes some 20 ms.
+# A Triton whose models fail still reports ready, so the models themselves are called. A probe takes some 20 ms.
 _PROBE_INTERVAL_SECONDS = 3.0
 _PROBE_TIMEOUT_SECONDS = 5.0
 _FAILED_PROBES_TO_RESTART = 2
+_UNANSWERED_PROBES_TO_FAIL = 2
 
 _RESTART_BACKOFF_SECONDS = (0.0, 1.0, 5.0, 15.0, 60.0)
 
@@ -72,6 +72,7 @@ class TritonReplica:
         self._closing = contextlib.AsyncExitStack()
         self._is_checked = False
         self._failed_probes = 0
+        self._unanswered_probes = 0  # since all models last answered
         self._restarts = 0
         self._next_probe = 0.0
         self.is_serving = False
@@ -96,7 +97,7 @@ class TritonReplica:
             # The supervisor removes all regions with this prefix at the end.
             prefix = self.embedded.shm_prefix
         elif self._shared_memory is not SharedMemory.NONE:
-            for region in remove_orphans(_REGION_PREFIX):
+            for region in await asyncio.to_thread(remove_orphans, _REGION_PREFIX):
                 _log.info("removed %s from /dev/shm: its gateway is dead", region)
         self._inference = TritonClient(
             self.embedded.grpc_address if self.embedded is not None else self._address,
@@ -114,6 +115,7 @@ class TritonReplica:
         )
         self._closing.push_async_callback(self.captions.close)
         await self._inference.check_contract()
+        await self._inference.unregister_orphans(_REGION_PREFIX, has_any=True)
         self._is_checked = self.is_serving = True
 
     async def close(self) -> None:
@@ -133,7 +135,7 @@ class TritonReplica:
                     self.is_serving = False
                     changed()
                     await self._restart()
-                was_serving, self.is_serving = self.is_serving, await self._check_health()
+                was_serving, self.is_serving = self.is_serving, await self._is_healthy()
                 if was_serving and not self.is_serving:
                     _log.error("Triton %s does not serve", self.name)
                 elif self.is_serving and not was_serving:
@@ -149,21 +151,36 @@ class TritonReplica:
                 _log.exception("a health check of Triton %s failed unexpectedly", self.name)
             changed()
 
+    def _has_died(self) -> bool:
+        return self.embedded is not None and not self.embedded.is_running()
+
     def _must_restart(self) -> bool:
-        return self.embedded is not None and (
-            not self.embedded.is_running() or self._failed_probes >= _FAILED_PROBES_TO_RESTART
-        )
+        is_failing = self.embedded is not None and self._failed_probes >= _FAILED_PROBES_TO_RESTART
+        return is_failing or self._has_died()
 
     async def _restart(self) -> None:
         assert self.embedded is not None
         pause = _RESTART_BACKOFF_SECONDS[min(self._restarts, len(_RESTART_BACKOFF_SECONDS) - 1)]
         self._restarts += 1
         _log.error("the embedded Triton or one of its models died: starting it again in %.0f s", pause)
+        self.captions.fail_all(InferenceError("the inference server failed: try again shortly"))
+        await asyncio.to_thread(self.embedded.stop, is_graceful=False)
         await asyncio.sleep(pause)
-        await asyncio.to_thread(self.embedded.stop)
         await asyncio.to_thread(self.embedded.start)
         await self._inference.reconnect(self.embedded.grpc_address, region_prefix=self.embedded.shm_prefix)
-        self._failed_probes = 0
+        self._failed_probes = self._unanswered_probes = 0
+
+    async def _is_healthy(self) -> bool:
+        """`_check_health`, and False as soon as the embedded Triton dies meanwhile."""
+        check = asyncio.ensure_future(self._check_health())
+        try:
+            while not check.done():
+                await asyncio.wait((check,), timeout=_HEALTH_INTERVAL_SECONDS)
+                if self._has_died():
+                    return False
+            return check.result()
+        finally:
+            check.cancel()
 
     async def _check_health(self) -> bool:
         is_ready = await self._inference.is_ready()
@@ -178,17 +195,34 @@ class TritonReplica:
                 return False
             self._inference.forget_slot_pools()
             self._is_checked = True
-        if self._inference.seconds_since_success() < _PROBE_INTERVAL_SECONDS:
+        now = asyncio.get_running_loop().time
+        has_failed, self._inference.has_failed = self._inference.has_failed, False
+        if not has_failed and self._inference.seconds_since_success() < _PROBE_INTERVAL_SECONDS:
             # Requests have just shown that it works: at full size a probe takes a fifteenth of the machine.
-            self._failed_probes = self._restarts = 0
-        elif time.monotonic() >= self._next_probe:
-            is_healthy = await self._inference.probe(Deadline(_PROBE_TIMEOUT_SECONDS))
-            self._failed_probes = 0 if is_healthy else self._failed_probes + 1
-            self._restarts = 0 if is_healthy else self._restarts
+            self._note(Probe.COMPUTES)
+        elif has_failed or now() >= self._next_probe:
+            began = now()
+            probe = await self._inference.probe(Deadline(_PROBE_TIMEOUT_SECONDS))
+            if probe is Probe.NO_ANSWER and self._inference.seconds_since_success() < now() - began:
+                probe = Probe.COMPUTES  # it answered others
+            self._note(probe)
             # It may have been replaced between two checks.
-            self._is_checked = is_healthy or self.embedded is not None
-            self._next_probe = time.monotonic() + (_PROBE_INTERVAL_SECONDS if is_healthy else 0.0)
+            self._is_checked = not self._failed_probes or self.embedded is not None
+            self._next_probe = now() + (_PROBE_INTERVAL_SECONDS if probe is Probe.COMPUTES else 0.0)
+        if not self._failed_probes and not self._unanswered_probes:
+            await self._inference.unregister_orphans(_REGION_PREFIX)
         return not self._failed_probes
+
+    def _note(self, probe: Probe) -> None:
+        """Count what speaks against this Triton: failures, and probes without an answer and no success between them."""
+        if probe is Probe.COMPUTES:
+            self._failed_probes = self._unanswered_probes = self._restarts = 0
+        elif probe is Probe.FAILS:
+            self._failed_probes += 1
+        else:
+            self._unanswered_probes += 1
+            if self._unanswered_probes >= _UNANSWERED_PROBES_TO_FAIL:
+                self._failed_probes = _FAILED_PROBES_TO_RESTART
 
 
 def _embedded_memory(model_repository: Path) -> SharedMemory:

@@ -29,7 +29,7 @@ from search_gateway.engine.kv_slots import KvSlotPool
 from search_gateway.engine.scheduler import CaptionScheduler
 from search_gateway.errors import ConfigError, DeadlineError, InferenceError
 from search_gateway.server import Gateway
-from search_gateway.triton.client import SharedMemory, TritonClient
+from search_gateway.triton.client import Probe, SharedMemory, TritonClient
 from tests.conftest import MODELS
 
 pytestmark = pytest.mark.triton
@@ -137,7 +137,7 @@ def test_models_are_known_to_work_without_shared_memory(triton_address: str) -> 
 
     async def use(inference: TritonClient, scheduler: CaptionScheduler) -> None:
         assert await inference.is_ready()
-        assert await inference.probe(Deadline(30.0))
+        assert await inference.probe(Deadline(30.0)) is Probe.COMPUTES
         assert regions(start) == []
 
     run_with(triton_address, SharedMemory.EMBEDDED, start, use)
@@ -146,7 +146,7 @@ def test_models_are_known_to_work_without_shared_memory(triton_address: str) -> 
 def test_nobody_there_is_an_inference_error() -> None:
     async def use(inference: TritonClient, scheduler: CaptionScheduler) -> None:
         assert not await inference.is_ready()
-        assert not await inference.probe(Deadline(1.0))
+        assert await inference.probe(Deadline(1.0)) is Probe.FAILS
         with pytest.raises(InferenceError, match="cannot be reached"):
             await inference.encode(PIXELS[:1], Deadline(1.0))
         with pytest.raises(InferenceError, match="cannot be reached"):

@@ -515,6 +515,77 @@ def test_calls_of_the_step_are_counted_by_their_captions() -> None:
 
 
 @dataclass
+class SlowOpening(FakeInference):
+    """A batch opens when the test says so, or with its error."""
+
+    may_open: asyncio.Event = field(default_factory=asyncio.Event)
+    error: InferenceError | None = None
+    openings: int = 0
+
+    async def new_slot_pool(self, slots: int, beams: int) -> KvSlotPool:
+        self.openings += 1
+        await self.may_open.wait()
+        if self.error is not None:
+            raise self.error
+        return await super().new_slot_pool(slots, beams)
+
+
+def test_callers_wait_for_one_opening_of_a_batch_each_until_its_own_deadline() -> None:
+    async def run() -> None:
+        inference = SlowOpening()
+        captions = scheduler(inference)
+        number, options = REQUESTS[0]
+        hurried = [captions.caption(photo(number), options, Deadline(0.01)) for _ in range(20)]
+        patient = asyncio.create_task(captions.caption(photo(number), options, Deadline(30.0)))
+        other = asyncio.create_task(captions.caption(photo(1), REQUESTS[1][1], Deadline(30.0)))
+        results = await asyncio.gather(*hurried, return_exceptions=True)
+        assert [type(result) for result in results] == [DeadlineError] * 20
+        assert inference.openings == 2, "one for each number of beams, and both at the same time"
+        inference.may_open.set()
+        assert shown(await patient) == ALONE[number]
+        assert shown(await other) == ALONE[1]
+        assert inference.openings == 2
+
+    asyncio.run(run())
+
+
+def test_an_opening_that_fails_is_told_to_all_who_wait_and_tried_again_for_the_next() -> None:
+    async def run() -> None:
+        inference = SlowOpening(error=InferenceError("cannot be reached"))
+        captions = scheduler(inference)
+        number, options = REQUESTS[0]
+        tasks = [asyncio.create_task(captions.caption(photo(number), options, Deadline(30.0))) for _ in range(20)]
+        await asyncio.sleep(0)
+        inference.may_open.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert results == [inference.error] * 20
+        assert inference.openings == 1
+        inference.error = None
+        assert shown(await captions.caption(photo(number), options, Deadline(30.0))) == ALONE[number]
+
+    asyncio.run(run())
+
+
+def test_nothing_begins_after_closing() -> None:
+    async def run() -> None:
+        inference = SlowOpening()
+        captions = scheduler(inference)
+        number, options = REQUESTS[0]
+        opening = asyncio.create_task(captions.caption(photo(number), options, Deadline(30.0)))
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(captions.close())
+        await asyncio.sleep(0)
+        inference.may_open.set()
+        await closing
+        late = [captions.caption(photo(number), options, Deadline(30.0)), captions.embed(photo(1), Deadline(30.0))]
+        results = await asyncio.gather(opening, *late, return_exceptions=True)
+        assert [str(result) for result in results] == ["the server is stopping: try another one"] * 3
+        assert inference.slot_pools == inference.encoded == []
+
+    asyncio.run(run())
+
+
+@dataclass
 class LateWriter(FakeInference):
     """Prefill of photo 99 fails at its deadline, and its call writes to the slot when `writes_now` is set."""
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -61,6 +62,9 @@ class FakeTriton:
 
     async def unregister_system_shared_memory(self, name: str, **_: Any) -> None:
         self.registered.discard(name)
+
+    async def get_system_shared_memory_status(self, **_: Any) -> Any:
+        return Struct(regions=dict.fromkeys(self.registered))
 
     async def close(self) -> None:
         for call in self.calls:
@@ -202,6 +206,45 @@ async def test_calls_that_a_reconnection_ends_fail_and_cancel_nobody() -> None:
         for one in (task, encoding):
             with pytest.raises(InferenceError, match="cannot be reached"):
                 await one
+
+
+@on_event_loop
+async def test_memory_is_reserved_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    reserve = os.posix_fallocate
+
+    def watched(*arguments: int) -> None:
+        threads.append(threading.get_ident())
+        reserve(*arguments)
+
+    monkeypatch.setattr(os, "posix_fallocate", watched)
+    async with connected(SharedMemory.EMBEDDED):
+        pass
+    assert len(threads) == 1
+    assert threads != [threading.get_ident()]
+
+
+@on_event_loop
+async def test_regions_that_were_forgotten_are_unregistered_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with connected(SharedMemory.SYSTEM) as (inference, triton, slot_pool):
+        prefix = slot_pool.region[:20]
+        await inference.unregister_orphans(prefix)
+        assert triton.registered == {slot_pool.region}
+        inference.forget_slot_pools()
+        assert triton.registered == {slot_pool.region}, "Triton may still write there"
+        await inference.unregister_orphans(prefix)
+        assert triton.registered == set()
+
+
+@on_event_loop
+async def test_regions_of_dead_gateways_are_unregistered_and_no_others() -> None:
+    async with connected(SharedMemory.SYSTEM) as (inference, triton, slot_pool):
+        prefix = slot_pool.region[:15]
+        triton.registered |= {f"{prefix}dead_kv_1", "of_another_program"}
+        await inference.unregister_orphans(prefix)
+        assert len(triton.registered) == 3, "it asks only where it knows of some"
+        await inference.unregister_orphans(prefix, has_any=True)
+        assert triton.registered == {slot_pool.region, "of_another_program"}
 
 
 class Served:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -141,7 +142,9 @@ def test_who_does_not_serve_is_asked_last(tritons: Tritons) -> None:
     for name in "bc":
         tritons[name].captions.num_in_flight = 50
     assert tritons.ask() == "b"
-    tritons.fail(b=InferenceError("b"), c=InferenceError("c"))
+    tritons.fail(b=InferenceError("b"))
+    tritons["c"].is_serving = False
+    tritons["c"].captions.num_in_flight = 60
     assert tritons.ask() == "a"  # it may have come back since it was watched
 
 
@@ -187,9 +190,31 @@ def test_who_failed_is_asked_before_who_does_not_serve(tritons: Tritons) -> None
 @METHODS
 @pytest.mark.parametrize("error", [InferenceError("it is gone"), OverloadedError("it is full", 1.0)])
 def test_another_one_is_asked_where_one_fails_or_is_full(tritons: Tritons, method: str, error: SearchError) -> None:
-    tritons.fail(a=error, b=error)
+    tritons.fail(a=OverloadedError("it is full", 1.0), b=error)
     assert tritons.ask(method) == "c"
     assert tritons.asked == ["a", "b", "c"]
+
+
+@METHODS
+def test_a_photo_that_breaks_triton_is_tried_once_more_and_its_hash_is_logged(
+    method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tritons = Tritons("abcde")
+    tritons.fail(**{name: InferenceError(f"{name} is gone") for name in "abcde"})
+    with pytest.raises(InferenceError, match="b is gone"):
+        tritons.ask(method)
+    assert tritons.asked == ["a", "b"]
+    digest = hashlib.sha256(PIXELS.tobytes()).hexdigest()
+    assert [record.message.count(digest) for record in caplog.records] == [1, 1]
+
+
+def test_a_triton_that_is_known_to_be_down_tells_nothing_of_the_photo(caplog: pytest.LogCaptureFixture) -> None:
+    tritons = Tritons("a")
+    tritons.fail(a=InferenceError("a is gone"))
+    tritons["a"].is_serving = False
+    with pytest.raises(InferenceError):
+        tritons.ask()
+    assert caplog.records == []
 
 
 def test_who_is_full_is_no_suspect(tritons: Tritons) -> None:
@@ -204,10 +229,11 @@ def test_who_is_full_is_no_suspect(tritons: Tritons) -> None:
 def test_the_last_error_is_told_where_all_fail(tritons: Tritons, method: str, kind: str) -> None:
     errors = {name: InferenceError(name) if kind == "gone" else OverloadedError(name, 2.0) for name in "abc"}
     tritons.fail(**errors)
+    asked = ["a", "b"] if kind == "gone" else ["a", "b", "c"]
     with pytest.raises(type(errors["c"])) as told:
         tritons.ask(method)
-    assert told.value is errors["c"]
-    assert tritons.asked == ["a", "b", "c"], "each once"
+    assert told.value is errors[asked[-1]]
+    assert tritons.asked == asked, "each once"
 
 
 @METHODS

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a Triton counts as healthy and when it is started again, on a virtual clock. Triton is a fake."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from captioner.model_contract import ModelContract
+from search_gateway.deadline import Deadline
+from search_gateway.errors import InferenceError
+from search_gateway.triton.client import Probe
+from search_gateway.triton.replica import TritonReplica
+from tests.fakes.virtual_time import run_virtually
+
+CONTRACT = ModelContract(
+    model="fake", image_height=2, image_width=2, fit="pad", num_positions=1, hidden_size=1, num_layers=1, num_heads=1,
+    head_size=1, max_tokens=4, num_candidates=4, max_beams=2, vocab_size=12, bos_token_id=0, eos_token_id=1,
+    pad_token_id=1,
+)  # fmt: skip
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+class FakeInference:
+    """A client of a Triton whose models answer probes after `probe_seconds` with `probe`."""
+
+    def __init__(self) -> None:
+        self.probe_result = Probe.COMPUTES
+        self.probe_seconds = 0.02
+        self.last_success = -math.inf  # of requests, not of probes
+        self.has_failed = False
+        self.probes: list[float] = []  # when each began
+        self.sweeps = 0
+
+    async def is_ready(self) -> bool:
+        return True
+
+    async def probe(self, deadline: Deadline) -> Probe:
+        self.probes.append(now())
+        await asyncio.sleep(self.probe_seconds)
+        self.has_failed |= self.probe_result is Probe.FAILS
+        return self.probe_result
+
+    def seconds_since_success(self) -> float:
+        return now() - self.last_success
+
+    async def check_contract(self) -> None:
+        pass
+
+    def forget_slot_pools(self) -> None:
+        pass
+
+    async def unregister_orphans(self, prefix: str, *, has_any: bool = False) -> None:
+        self.sweeps += 1
+
+    async def reconnect(self, address: str, *, region_prefix: str = "") -> None:
+        self.probe_result, self.probe_seconds = Probe.COMPUTES, 0.02
+
+
+class FakeEmbedded:
+    grpc_address, shm_prefix = "unix:/nowhere:1", "fake_"
+
+    def __init__(self) -> None:
+        self.runs = True
+        self.stops: list[bool] = []  # whether each was graceful
+        self.starts: list[float] = []
+
+    def is_running(self) -> bool:
+        return self.runs
+
+    def stop(self, *, is_graceful: bool = True) -> None:
+        self.stops.append(is_graceful)
+        self.runs = False
+
+    def start(self) -> None:
+        self.starts.append(now())
+        self.runs = True
+
+
+class FakeCaptions:
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def fail_all(self, error: InferenceError) -> None:
+        self.told.append(str(error))
+
+
+class Watched:
+    """A replica that is watched; `seen` has the time and whether it served, of every look."""
+
+    def __init__(self, *, is_embedded: bool) -> None:
+        self.replica = TritonReplica(CONTRACT, address="far:1", model_repository=Path(), slots=4, waiting=8)
+        self.inference = FakeInference()
+        self.embedded = FakeEmbedded()
+        self.captions = FakeCaptions()
+        fakes: Any = self.replica
+        fakes._inference, fakes.captions = self.inference, self.captions
+        fakes._is_checked = fakes.is_serving = True
+        if is_embedded:
+            fakes.embedded = self.embedded
+        self.seen: list[tuple[float, bool]] = []
+
+    def note(self) -> None:
+        self.seen.append((now(), self.replica.is_serving))
+
+    def not_serving_since(self) -> float:
+        return next(time for time, serves in self.seen if not serves)
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs a test's coroutine beside the watching."""
+
+    async def at_once(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        return function(*arguments, **named)
+
+    monkeypatch.setattr(asyncio, "to_thread", at_once)
+
+    def run(test: Callable[[Watched], Awaitable[None]], *, is_embedded: bool = True) -> None:
+        async def beside() -> None:
+            one = Watched(is_embedded=is_embedded)
+            watching = asyncio.create_task(one.replica.watch(one.note))
+            try:
+                await test(one)
+            finally:
+                watching.cancel()
+
+        run_virtually(beside())
+
+    return run
+
+
+def test_a_triton_that_computes_is_left_alone(watched: Any) -> None:
+    async def test(one: Watched) -> None:
+        await asyncio.sleep(60)
+        assert all(serves for _, serves in one.seen)
+        assert (one.embedded.stops, one.captions.told) == ([], [])
+        assert 15 <= len(one.inference.probes) <= 21
+
+    watched(test)
+
+
+@pytest.mark.parametrize("seconds", [0.02, 5.0], ids=["its queue is always full", "it is silent"])
+def test_models_that_never_answer_are_a_failure(watched: Any, seconds: float) -> None:
+    async def test(one: Watched) -> None:
+        one.inference.probe_result, one.inference.probe_seconds = Probe.NO_ANSWER, seconds
+        await asyncio.sleep(14)
+        first, second = one.inference.probes[:2]
+        assert one.not_serving_since() == pytest.approx(second + seconds)
+        assert second - first < seconds + 1
+        assert one.embedded.stops == [False]
+        assert one.replica.is_serving, "it was started again"
+
+    watched(test)
+
+
+def test_models_elsewhere_that_never_answer_are_not_used_until_they_do(watched: Any) -> None:
+    async def test(one: Watched) -> None:
+        one.inference.probe_result, one.inference.probe_seconds = Probe.NO_ANSWER, 5.0
+        await asyncio.sleep(30)
+        assert not one.replica.is_serving
+        assert len([serves for _, serves in one.seen if not serves]) > 2
+        one.inference.probe_result, one.inference.probe_seconds = Probe.COMPUTES, 0.02
+        await asyncio.sleep(6)
+        assert one.replica.is_serving
+
+    watched(test, is_embedded=False)
+
+
+def test_slow_models_that_answer_requests_between_two_probes_are_healthy(watched: Any) -> None:
+    async def test(one: Watched) -> None:
+        one.inference.probe_result, one.inference.probe_seconds = Probe.NO_ANSWER, 5.0
+        for _ in range(15):
+            await asyncio.sleep(4)  # longer than the success counts on its own
+            one.inference.last_success = now()
+        assert all(serves for _, serves in one.seen)
+        assert len(one.inference.probes) > 3
+        assert one.embedded.stops == []
+
+    watched(test)
+
+
+def test_a_dead_model_process_is_known_within_a_second_and_triton_is_killed_rather_than_stopped(watched: Any) -> None:
+    async def test(one: Watched) -> None:
+        await asyncio.sleep(7.3)
+        one.embedded.runs = False
+        one.inference.probe_result, one.inference.probe_seconds = Probe.NO_ANSWER, 5.0
+        await asyncio.sleep(2)
+        assert one.not_serving_since() <= 7.3 + 1
+        assert one.embedded.stops == [False], "a model without its process does not unload: waiting for it is 10 s"
+        assert one.embedded.starts[0] <= 7.3 + 1
+        assert len(one.captions.told) == 1
+        assert one.replica.is_serving
+
+    watched(test)
+
+
+def test_a_model_process_that_dies_during_a_probe_does_not_wait_for_its_end(watched: Any) -> None:
+    async def test(one: Watched) -> None:
+        one.inference.probe_result, one.inference.probe_seconds = Probe.NO_ANSWER, 5.0
+        await asyncio.sleep(0.6)
+        assert one.inference.probes, "it has not begun"
+        died = now()
+        one.embedded.runs = False
+        await asyncio.sleep(2)
+        assert one.not_serving_since() <= died + 1
+        assert one.embedded.starts
+        assert one.replica.is_serving
+
+    watched(test)
+
+
+def test_the_first_failure_of_a_request_is_looked_into_at_once(watched: Any) -> None:
+    async def test(one: Watched) -> None:
+        await asyncio.sleep(7)
+        failed = one.inference.last_success = now()  # of another model's call, perhaps
+        one.inference.has_failed, one.inference.probe_result = True, Probe.FAILS
+        await asyncio.sleep(3)
+        assert one.not_serving_since() <= failed + 1
+        assert one.embedded.stops == [False]
+        assert one.embedded.starts[0] <= failed + 2
+
+    watched(test)
+
+
+def test_a_failure_of_one_photo_changes_nothing_where_the_models_compute(watched: Any) -> None:
+    async def test(one: Watched) -> None:
+        for _ in range(10):
+            await asyncio.sleep(1)
+            one.inference.has_failed = True
+        assert all(serves for _, serves in one.seen)
+        assert one.embedded.stops == []
+
+    watched(test)
+
+
+def test_regions_are_unregistered_only_where_all_models_have_answered(watched: Any) -> None:
+    async def test(one: Watched) -> None:
+        await asyncio.sleep(4)
+        assert one.inference.sweeps > 0
+        one.inference.probe_result = Probe.NO_ANSWER
+        await asyncio.sleep(4)
+        before = one.inference.sweeps
+        await asyncio.sleep(10)
+        assert one.inference.sweeps == before
+
+    watched(test, is_embedded=False)
