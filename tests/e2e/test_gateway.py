@@ -536,7 +536,7 @@ def test_dead_model_is_noticed_and_started_again(photo: bytes) -> None:
             os.kill(_worker_of(before, "vit_encoder"), signal.SIGKILL)
             seen_down = False
             end = time.monotonic() + 60
-            while thread.gateway.triton.is_running() and time.monotonic() < end:
+            while time.monotonic() < end:
                 status = health.Check(health_pb2.HealthCheckRequest(), timeout=5).status
                 seen_down |= status == health_pb2.HealthCheckResponse.NOT_SERVING
                 if seen_down and status == health_pb2.HealthCheckResponse.SERVING:

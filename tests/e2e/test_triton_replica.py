@@ -95,6 +95,19 @@ def test_a_gateway_that_shares_no_memory_leaves_that_of_others_alone(
     asyncio.run(with_host(triton_address, SharedMemory.NONE, use))
 
 
+def test_regions_of_dead_gateways_are_unregistered_at_start(triton_address: str, orphan: Path) -> None:
+    """As after kill -9: the Triton would map them for ever."""
+
+    async def use(host: TritonReplica) -> None:
+        await words(host)
+        with tritonclient.grpc.InferenceServerClient(triton_address) as client:
+            assert set(client.get_system_shared_memory_status().regions) == {path.name for path in our_regions()}
+
+    with tritonclient.grpc.InferenceServerClient(triton_address) as client:
+        client.register_system_shared_memory(orphan.name, f"/{orphan.name}", orphan.stat().st_size)
+    asyncio.run(with_host(triton_address, SharedMemory.SYSTEM, use))
+
+
 def test_regions_of_living_gateways_stay(triton_address: str) -> None:
     async def use(first: TritonReplica) -> None:
         before = await words(first)
