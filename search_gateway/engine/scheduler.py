@@ -164,7 +164,7 @@ class CaptionScheduler:
         self.fail_all(InferenceError(_STOPPING))
         for batch in self._batches.values():
             await batch.close()
-            await self._inference.free_slot_pool(batch.slot_pool)
+        await asyncio.gather(*(self._inference.free_slot_pool(batch.slot_pool) for batch in self._batches.values()))
         self._batches.clear()
 
     async def _open_batch(self, beams: int, deadline: Deadline) -> None:

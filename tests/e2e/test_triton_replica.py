@@ -182,6 +182,34 @@ def test_a_triton_that_was_away_gets_new_memory(monkeypatch: pytest.MonkeyPatch,
     assert our_regions() == set()
 
 
+def test_a_triton_that_was_out_of_reach_does_not_keep_the_old_memory(
+    monkeypatch: pytest.MonkeyPatch, triton_address: str
+) -> None:
+    monkeypatch.setattr(replica, "_HEALTH_INTERVAL_SECONDS", 0.05)
+
+    async def until(serving: bool, host: TritonReplica) -> None:
+        async with asyncio.timeout(30):
+            while host.is_serving is not serving:  # noqa: ASYNC110  # no event tells
+                await asyncio.sleep(0.02)
+
+    async def use(host: TritonReplica) -> None:
+        watching = asyncio.create_task(host.watch(lambda: None))
+        before, old = await words(host), our_regions()
+        port.target = None
+        await until(False, host)
+        port.target = triton_address
+        await until(True, host)
+        assert await words(host) == before
+        assert not our_regions() & old
+        with tritonclient.grpc.InferenceServerClient(triton_address) as client:
+            assert set(client.get_system_shared_memory_status().regions) == {path.name for path in our_regions()}
+        watching.cancel()
+
+    with TcpForwarder() as port:
+        port.target = triton_address
+        asyncio.run(with_host(port.address, SharedMemory.SYSTEM, use))
+
+
 def test_a_failed_start_can_be_closed_and_says_what_is_wrong() -> None:
     async def use(host: TritonReplica) -> Any:
         raise AssertionError("it started")
