@@ -45,6 +45,9 @@ _UNKNOWN_REGION = "Unable to find shared memory region"  # in Triton's message
 _UNREACHABLE = "the inference server cannot be reached: try again shortly"
 _CUDA_DEVICE = 0
 _CROSS = "_cross"  # ends the name of a region on the GPU
+# Triton refuses to unregister a region for a moment after it has answered the last call that used it.
+_UNREGISTER_ATTEMPTS = 3
+_UNREGISTER_PAUSE_SECONDS = 0.1
 _CHANNEL_ARGUMENTS = [
     ("grpc.max_send_message_length", -1),  # the cache of many beams is larger than gRPC's 4 MiB
     ("grpc.max_receive_message_length", -1),
@@ -211,16 +214,25 @@ class TritonClient:
             await asyncio.wait(self._writes, timeout=_HEALTH_TIMEOUT_SECONDS)
         self._slot_pools.discard(slot_pool)
         if slot_pool.region and not slot_pool.is_stale and self._shared_memory is not SharedMemory.EMBEDDED:
-            with contextlib.suppress(InferenceServerException, grpc.RpcError):
-                await self._client.unregister_system_shared_memory(
-                    slot_pool.region, client_timeout=_HEALTH_TIMEOUT_SECONDS
-                )
-            if slot_pool.cross_region:
-                with contextlib.suppress(InferenceServerException, grpc.RpcError):
-                    await self._client.unregister_cuda_shared_memory(
-                        slot_pool.cross_region, client_timeout=_HEALTH_TIMEOUT_SECONDS
-                    )
+            self._has_orphans |= not await self._unregister(slot_pool.region)
         self._close_slot_pool(slot_pool)
+
+    async def _unregister(self, region: str) -> bool:
+        """Let Triton unmap a region and the one on the GPU that belongs to it; False if it keeps one."""
+        calls = [(self._client.unregister_system_shared_memory, region)]
+        if self._shared_memory is SharedMemory.CUDA:
+            calls.append((self._client.unregister_cuda_shared_memory, f"{region}{_CROSS}"))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_HEALTH_TIMEOUT_SECONDS):
+                for _ in range(_UNREGISTER_ATTEMPTS):
+                    for unregister, name in list(calls):
+                        with contextlib.suppress(InferenceServerException, grpc.RpcError):
+                            await unregister(name)
+                            calls.remove((unregister, name))
+                    if not calls:
+                        break
+                    await asyncio.sleep(_UNREGISTER_PAUSE_SECONDS)
+        return not calls
 
     def _close_slot_pool(self, slot_pool: KvSlotPool) -> None:
         slot_pool.close()
@@ -414,19 +426,17 @@ class TritonClient:
             return
         timeout = _HEALTH_TIMEOUT_SECONDS
         try:
-            status = await self._client.get_system_shared_memory_status(client_timeout=timeout)
-            for name in orphans_among(status.regions, prefix):
-                await self._client.unregister_system_shared_memory(name, client_timeout=timeout)
+            regions = set((await self._client.get_system_shared_memory_status(client_timeout=timeout)).regions)
             if self._shared_memory is SharedMemory.CUDA:
-                # A region of the GPU is named after the one in /dev/shm.
                 status = await self._client.get_cuda_shared_memory_status(client_timeout=timeout)
-                regions = [name.removesuffix(_CROSS) for name in status.regions if name.endswith(_CROSS)]
-                for name in orphans_among(regions, prefix):
-                    await self._client.unregister_cuda_shared_memory(f"{name}{_CROSS}", client_timeout=timeout)
-        except (InferenceServerException, grpc.RpcError) as error:
-            _log.warning("Triton keeps regions that nobody uses: %s", error)
-        else:
-            self._has_orphans = False
+                # A region on the GPU is named after the one in /dev/shm.
+                regions |= {name.removesuffix(_CROSS) for name in status.regions}
+        except (InferenceServerException, grpc.RpcError):
+            return  # the next check tries again
+        kept = [name for name in orphans_among(regions, prefix) if not await self._unregister(name)]
+        self._has_orphans = bool(kept)
+        if kept:
+            _log.warning("Triton keeps regions that nobody uses: %s", ", ".join(kept))
 
     async def close(self) -> None:
         """Close the connection."""

@@ -214,7 +214,7 @@ class FakeTriton:
         self.cuda[name] = handle, device, size
 
     async def unregister_system_shared_memory(self, name: str, **_: Any) -> None:
-        del self.system[name]
+        self.system.pop(name, None)
         self._may_fail("unregister")
 
     async def unregister_cuda_shared_memory(self, name: str, **_: Any) -> None:

@@ -21,6 +21,7 @@ from captioner.model_contract import PREFILL, ContractError, ModelContract
 from search_gateway.deadline import Deadline
 from search_gateway.engine.kv_slots import KvSlotPool
 from search_gateway.errors import DeadlineError, InferenceError
+from search_gateway.triton import client
 from search_gateway.triton.client import SharedMemory, TritonClient
 from tests.fakes.event_loop import on_event_loop
 
@@ -52,6 +53,7 @@ class FakeTriton:
     def __init__(self) -> None:
         self.calls: list[Call] = []
         self.registered: set[str] = set()
+        self.refusals = 0  # how often a region is not unregistered
 
     async def infer(self, model: str, inputs: Any, *, client_timeout: float | None, **_: Any) -> Any:
         self.calls.append(Call(model, client_timeout))
@@ -61,6 +63,9 @@ class FakeTriton:
         self.registered.add(name)
 
     async def unregister_system_shared_memory(self, name: str, **_: Any) -> None:
+        if self.refusals:
+            self.refusals -= 1
+            raise refused("Failed to unregister", "INTERNAL")
         self.registered.discard(name)
 
     async def get_system_shared_memory_status(self, **_: Any) -> Any:
@@ -233,6 +238,20 @@ async def test_regions_that_were_forgotten_are_unregistered_later(monkeypatch: p
         inference.forget_slot_pools()
         assert triton.registered == {slot_pool.region}, "Triton may still write there"
         await inference.unregister_orphans(prefix)
+        assert triton.registered == set()
+
+
+@pytest.mark.parametrize("refusals", [2, 5])
+@on_event_loop
+async def test_a_region_that_triton_still_holds_is_unregistered_later(
+    refusals: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_UNREGISTER_PAUSE_SECONDS", 0.0)
+    async with connected(SharedMemory.SYSTEM) as (inference, triton, slot_pool):
+        triton.refusals = refusals
+        await inference.free_slot_pool(slot_pool)
+        assert bool(triton.registered) == (refusals > 3)
+        await inference.unregister_orphans(slot_pool.region)
         assert triton.registered == set()
 
 
