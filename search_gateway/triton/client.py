@@ -252,6 +252,7 @@ class TritonClient:
             # An output in registered memory is contiguous, so each slot needs its own call.
             size = len(slots) if self._shared_memory is SharedMemory.EMBEDDED else 1
             parts = [slice(start, start + size) for start in range(0, len(slots), size)]
+            slot_pool.begin_write(slots)
             writes = [
                 asyncio.create_task(self._prefill_in_place(hidden_states[part], slot_pool, slots[part]))
                 for part in parts
@@ -272,7 +273,7 @@ class TritonClient:
             slot_pool.tensor(tensor.name)[list(slots)] = _array(result, tensor)
 
     async def _prefill_in_place(self, hidden_states: Floats, slot_pool: KvSlotPool, slots: Sequence[int]) -> None:
-        """One call whose outputs Triton writes to the slots; they are not free before it has ended."""
+        """Make one call whose outputs Triton writes to the slots, and end their write when it has ended."""
         spec = self.contract.prefill
         outputs, parameters = [], None
         if self._shared_memory is SharedMemory.EMBEDDED:
@@ -284,7 +285,6 @@ class TritonClient:
                 output = triton.InferRequestedOutput(tensor.name)
                 output.set_shared_memory(slot_pool.cross_region or slot_pool.region, size, offset + slots[0] * size)
                 outputs.append(output)
-        slot_pool.begin_write(slots)
         try:
             await self._call(spec, [_input(spec.inputs[0], hidden_states)], outputs, None, slot_pool, parameters)
         except BaseException as error:
