@@ -259,7 +259,7 @@ class TritonClient:
             ]
             self._writes.update(writes)
             for write in writes:
-                write.add_done_callback(self._writes.discard)
+                write.add_done_callback(self._note_end)
             _, unfinished = await asyncio.wait(writes, timeout=deadline.remaining_seconds())
             if unfinished:
                 raise DeadlineError("the deadline passed before inference was done: allow more time")
@@ -271,6 +271,11 @@ class TritonClient:
         result = await self._call(spec, [_input(spec.inputs[0], hidden_states)], outputs, deadline, slot_pool)
         for tensor in spec.outputs:
             slot_pool.tensor(tensor.name)[list(slots)] = _array(result, tensor)
+
+    def _note_end(self, write: asyncio.Task[None]) -> None:
+        self._writes.discard(write)
+        if not write.cancelled():
+            write.exception()  # nobody may be waiting for it any more
 
     async def _prefill_in_place(self, hidden_states: Floats, slot_pool: KvSlotPool, slots: Sequence[int]) -> None:
         """Make one call whose outputs Triton writes to the slots, and end their write when it has ended."""
