@@ -9,6 +9,7 @@ Usage:
 
 from captrieve_client.async_search_client import AsyncSearchClient
 from captrieve_client.client_errors import (
+    ConnectionSettingsError,
     PhotoFileError,
     RequestRejectedError,
     RequestTimeoutError,
@@ -42,6 +43,7 @@ __all__ = [
     "AsyncSearchClient",
     "Caption",
     "CaptionAnswer",
+    "ConnectionSettingsError",
     "Counts",
     "Degradation",
     "Duplicate",

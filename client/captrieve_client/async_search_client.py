@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import ExitStack, aclosing
 from types import TracebackType
@@ -21,6 +22,7 @@ from captrieve_client.connection import (
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT_SECONDS,
     HEALTH_TIMEOUT_SECONDS,
+    make_connection,
 )
 from captrieve_client.messages import (
     CaptionAnswer,
@@ -41,8 +43,10 @@ class AsyncSearchClient:
     Create and use it inside one running event loop. Tasks may share one client; all calls use one connection.
 
     Args:
-        address: HOST:PORT of the gateway.
-        credentials: for a gateway behind TLS, for example `grpc.ssl_channel_credentials()`.
+        address, credentials, tls, ca_file, token: as for `SearchClient`.
+
+    Raises:
+        ConnectionSettingsError: as for `SearchClient`.
     """
 
     def __init__(
@@ -50,13 +54,17 @@ class AsyncSearchClient:
         address: str = DEFAULT_ADDRESS,
         *,
         credentials: grpc.ChannelCredentials | None = None,
+        tls: bool = False,
+        ca_file: str | os.PathLike[str] | None = None,
+        token: str | None = None,
     ) -> None:
-        self.address = address
-        if credentials is None:
-            self._channel = grpc.aio.insecure_channel(address, CHANNEL_OPTIONS)
+        connection = make_connection(address, credentials, tls, ca_file, token)
+        self.address = connection.target
+        if connection.credentials is None:
+            self._channel = grpc.aio.insecure_channel(connection.target, CHANNEL_OPTIONS)
         else:
-            self._channel = grpc.aio.secure_channel(address, credentials, CHANNEL_OPTIONS)
-        self._calls = Calls(address, self._channel)
+            self._channel = grpc.aio.secure_channel(connection.target, connection.credentials, CHANNEL_OPTIONS)
+        self._calls = Calls(connection, self._channel)
 
     async def search(
         self,

@@ -20,7 +20,13 @@ from pathlib import Path
 from typing import TextIO, cast
 
 from captrieve_client.cli_parser import UsageError, completion_script, make_parser, program_name
-from captrieve_client.client_errors import PhotoFileError, RequestRejectedError, SearchClientError
+from captrieve_client.client_errors import (
+    ConnectionSettingsError,
+    PhotoFileError,
+    RequestRejectedError,
+    SearchClientError,
+)
+from captrieve_client.connection import read_token
 from captrieve_client.messages import QueryRuleName, SearchAnswer, SearchOptions, read_photo
 from captrieve_client.reports import (
     TextStyle,
@@ -90,7 +96,7 @@ def _run(options: argparse.Namespace) -> int:
         return FOUND
     run = {"search": _search, "caption": _caption, "health": _health}[command]
     try:
-        with SearchClient(options.address) as search_client:
+        with _client(options) as search_client:
             return run(search_client, options)
     except SearchClientError as error:
         if options.json:
@@ -99,6 +105,11 @@ def _run(options: argparse.Namespace) -> int:
         else:
             _print_error(str(error))
         return _exit_code(error)
+
+
+def _client(options: argparse.Namespace) -> SearchClient:
+    token = read_token(options.token_file) if options.token_file else os.environ.get("CAPTRIEVE_TOKEN") or None
+    return SearchClient(options.address, tls=options.tls, ca_file=options.ca_file, token=token)
 
 
 def _search(search_client: SearchClient, options: argparse.Namespace) -> int:
@@ -194,7 +205,8 @@ def _save_contact_sheet(path: Path, photo: bytes, answer: SearchAnswer) -> None:
 
 
 def _exit_code(error: SearchClientError) -> int:
-    return REJECTED if isinstance(error, (RequestRejectedError, PhotoFileError)) else TROUBLE
+    rejected = (RequestRejectedError, PhotoFileError, ConnectionSettingsError)
+    return REJECTED if isinstance(error, rejected) else TROUBLE
 
 
 def _with_photo(photo: str, error: SearchClientError) -> str:

@@ -134,7 +134,7 @@ def completion_script(shell: str) -> str:
 
     parser = make_parser(COMMAND)
     for action in _all_actions(parser):
-        if action.dest in ("photo", "photos", "contact_sheet"):
+        if action.dest in ("photo", "photos", "contact_sheet", "ca_file", "token_file"):
             action.complete = shtab.FILE  # type: ignore[attr-defined]
     script: str = shtab.complete(parser, shell)
     return script
@@ -214,8 +214,16 @@ def _add_common(parser: argparse.ArgumentParser, timeout_seconds: float) -> None
     common.add_argument(
         "--address",
         default=os.environ.get("CAPTRIEVE_ADDRESS") or DEFAULT_ADDRESS,
-        metavar="HOST:PORT",
-        help=f"the gateway (default: the variable CAPTRIEVE_ADDRESS, otherwise {DEFAULT_ADDRESS})",
+        metavar="ADDRESS",
+        help="the gateway, as HOST:PORT or https://HOST"
+        f" (default: the variable CAPTRIEVE_ADDRESS, otherwise {DEFAULT_ADDRESS})",
+    )
+    common.add_argument("--tls", action="store_true", help="use TLS; an address with https:// implies it")
+    common.add_argument("--ca-file", metavar="FILE", help="trust the certificates in this PEM file; implies --tls")
+    common.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help="send the token in this file with each request (default: the variable CAPTRIEVE_TOKEN)",
     )
     common.add_argument(
         "--timeout",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import threading
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack, closing
@@ -21,6 +22,7 @@ from captrieve_client.connection import (
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT_SECONDS,
     HEALTH_TIMEOUT_SECONDS,
+    make_connection,
 )
 from captrieve_client.messages import (
     CaptionAnswer,
@@ -43,8 +45,14 @@ class SearchClient:
     `SearchOptions` or `CaptionOptions`.
 
     Args:
-        address: HOST:PORT of the gateway.
-        credentials: for a gateway behind TLS, for example `grpc.ssl_channel_credentials()`.
+        address: HOST:PORT, HOST or https://HOST of the gateway; the port is 8001 by default, with TLS 443.
+        credentials: for a gateway behind TLS that needs more than the arguments below.
+        tls: whether to use TLS; https:// and `ca_file` imply it.
+        ca_file: certificates of the authorities to trust, in PEM format; None trusts those that gRPC brings.
+        token: sent as bearer token with each request; needs TLS, unless the gateway is on this machine.
+
+    Raises:
+        ConnectionSettingsError: one of these cannot be used.
     """
 
     def __init__(
@@ -52,13 +60,17 @@ class SearchClient:
         address: str = DEFAULT_ADDRESS,
         *,
         credentials: grpc.ChannelCredentials | None = None,
+        tls: bool = False,
+        ca_file: str | os.PathLike[str] | None = None,
+        token: str | None = None,
     ) -> None:
-        self.address = address
-        if credentials is None:
-            self._channel = grpc.insecure_channel(address, CHANNEL_OPTIONS)
+        connection = make_connection(address, credentials, tls, ca_file, token)
+        self.address = connection.target
+        if connection.credentials is None:
+            self._channel = grpc.insecure_channel(connection.target, CHANNEL_OPTIONS)
         else:
-            self._channel = grpc.secure_channel(address, credentials, CHANNEL_OPTIONS)
-        self._calls = Calls(address, self._channel)
+            self._channel = grpc.secure_channel(connection.target, connection.credentials, CHANNEL_OPTIONS)
+        self._calls = Calls(connection, self._channel)
 
     def search(
         self,
