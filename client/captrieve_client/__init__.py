@@ -33,6 +33,7 @@ from captrieve_client.messages import (
     Word,
     WordAlternative,
 )
+from captrieve_client.photos import Photo, photo_files, read_photo
 from captrieve_client.search_client import SearchClient
 
 __version__ = "0.1.0"
@@ -47,6 +48,7 @@ __all__ = [
     "Counts",
     "Degradation",
     "Duplicate",
+    "Photo",
     "PhotoFileError",
     "Query",
     "Reading",
@@ -61,4 +63,6 @@ __all__ = [
     "ServerUnavailableError",
     "Word",
     "WordAlternative",
+    "photo_files",
+    "read_photo",
 ]

@@ -151,11 +151,13 @@ def _all_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("photo", metavar="PHOTO", help="JPEG, PNG, WebP or GIF file")
+    parser.add_argument("photo", metavar="PHOTO", help="image file, https:// address, or - for standard input")
     query = parser.add_argument_group("query")
-    query.add_argument("--words", metavar="WORDS", help="the query; the photo is not captioned")
-    query.add_argument("--colour", metavar="WORD", help="the colour in the query, instead of the caption's")
-    query.add_argument("--thing", metavar="WORD", help="the product type in the query, instead of the caption's")
+    query.add_argument("--words", type=_text, metavar="WORDS", help="the query; the photo is not captioned")
+    query.add_argument("--colour", type=_text, metavar="WORD", help="the colour in the query, instead of the caption's")
+    query.add_argument(
+        "--thing", type=_text, metavar="WORD", help="the product type in the query, instead of the caption's"
+    )
     rule = _add_query_rule(query)
     rule.add_argument(
         "--full-caption",
@@ -195,7 +197,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_caption(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="JPEG, PNG, WebP or GIF files")
+    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="image files, folders, https:// addresses, or -")
     captions = parser.add_argument_group("captions")
     _add_query_rule(captions)
     _add_beams(captions)
@@ -249,6 +251,12 @@ def _add_query_rule(group: argparse._ArgumentGroup) -> argparse._MutuallyExclusi
         help="how the query is derived (default: the first of these that the gateway's model supports)",
     )
     return rule
+
+
+def _text(text: str) -> str:
+    if not text.isascii() and text != text.encode("utf-8", "replace").decode():
+        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8")
+    return text
 
 
 def _whole(text: str) -> int:

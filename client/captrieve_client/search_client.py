@@ -27,13 +27,12 @@ from captrieve_client.connection import (
 from captrieve_client.messages import (
     CaptionAnswer,
     CaptionOptions,
-    Photo,
     SearchAnswer,
     SearchEvent,
     SearchOptions,
     caption_answer,
-    read_photo,
 )
+from captrieve_client.photos import Photo, read_photo
 
 Answer = TypeVar("Answer")
 
@@ -41,8 +40,9 @@ Answer = TypeVar("Answer")
 class SearchClient:
     """Searches with photos and captions them. Threads may share one client; all calls use one connection.
 
-    Every method takes a photo as bytes or as the path of its file, and the keyword arguments of
-    `SearchOptions` or `CaptionOptions`.
+    Every method takes a photo as bytes, path, `file:` or `https:` URL, open file, PIL image or numpy
+    array (see `read_photo`), and the keyword arguments of `SearchOptions` or `CaptionOptions`. A
+    string from a stranger may name any file or address that this machine reaches: pass bytes instead.
 
     Args:
         address: HOST:PORT, HOST or https://HOST of the gateway; the port is 8001 by default, with TLS 443.
@@ -82,7 +82,7 @@ class SearchClient:
         """Finds pictures that look like the photo and whose titles agree with its description.
 
         Args:
-            photo: an image file (JPEG, PNG, WebP or GIF) as bytes, or its path.
+            photo: see `read_photo`.
             timeout_seconds: how long the gateway may take.
             **options: see `SearchOptions`.
 
@@ -107,7 +107,7 @@ class SearchClient:
         Close the generator to cancel the search.
 
         Args:
-            photo: an image file (JPEG, PNG, WebP or GIF) as bytes, or its path.
+            photo: see `read_photo`.
             timeout_seconds: how long the gateway may take for the whole answer.
             **options: see `SearchOptions`.
 
@@ -130,7 +130,7 @@ class SearchClient:
         """Describes the photo in words, without a search.
 
         Args:
-            photo: an image file (JPEG, PNG, WebP or GIF) as bytes, or its path.
+            photo: see `read_photo`.
             timeout_seconds: how long the gateway may take.
             **options: see `CaptionOptions`.
 
@@ -154,7 +154,7 @@ class SearchClient:
         """Captions many photos at once.
 
         Args:
-            photos: image files as bytes, or their paths.
+            photos: see `read_photo`; `photo_files` lists those of a folder.
             concurrency: how many requests may be in flight at once.
             timeout_seconds: how long the gateway may take for each photo.
             **options: see `CaptionOptions`.
@@ -186,7 +186,7 @@ class SearchClient:
         the generator to cancel the requests in flight.
 
         Args:
-            photos: image files as bytes, or their paths.
+            photos: see `read_photo`; `photo_files` lists those of a folder.
             concurrency: how many requests may be in flight at once.
             timeout_seconds: how long the gateway may take for each photo.
             **options: see `CaptionOptions`.
