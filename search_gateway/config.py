@@ -40,8 +40,8 @@ _RENAMED = {f"{PREFIX}LOOKALIKE_WEIGHT": f"{PREFIX}NEIGHBOUR_WEIGHT"}
 # Removed settings, which may still be set, with a warning.
 _REMOVED = {f"{PREFIX}CAPTION_THUMBNAILS": "the gateway no longer captions thumbnails"}
 
-# Variables that are not fields: the client's command line reads the first, `from_env` the second.
-_OTHERS = {f"{PREFIX}ADDRESS", SETTINGS_VARIABLE}
+# Variables that are not fields: the client's command line reads the first two, `from_env` the last.
+_OTHERS = {f"{PREFIX}ADDRESS", f"{PREFIX}TOKEN", SETTINGS_VARIABLE}
 
 _CHECKOUT = Path(__file__).parents[1]
 

@@ -154,7 +154,7 @@ def test_page_has_every_setting_once_in_a_section() -> None:
 @pytest.mark.parametrize("document", sorted(set(DOCUMENTS) - LOGS), ids=lambda path: str(path.relative_to(ROOT)))
 def test_named_settings_exist(document: Path) -> None:
     named = {name.lower() for name in re.findall(r"CAPTRIEVE_([A-Z][A-Z_]+[A-Z])", text_of(document))}
-    others = {"address", "settings", "caption_thumbnails"}  # of the client and `from_env`; one that was removed
+    others = {"address", "token", "settings", "caption_thumbnails"}  # of the client, `from_env`, and a removed one
     assert named - others <= set(GatewayConfig.model_fields)
 
 

@@ -9,6 +9,7 @@ Usage:
 
 from captrieve_client.async_search_client import AsyncSearchClient
 from captrieve_client.client_errors import (
+    ConnectionSettingsError,
     PhotoFileError,
     RequestRejectedError,
     RequestTimeoutError,
@@ -32,6 +33,7 @@ from captrieve_client.messages import (
     Word,
     WordAlternative,
 )
+from captrieve_client.photos import Photo, photo_files, read_photo
 from captrieve_client.search_client import SearchClient
 
 __version__ = "0.1.0"
@@ -42,9 +44,11 @@ __all__ = [
     "AsyncSearchClient",
     "Caption",
     "CaptionAnswer",
+    "ConnectionSettingsError",
     "Counts",
     "Degradation",
     "Duplicate",
+    "Photo",
     "PhotoFileError",
     "Query",
     "Reading",
@@ -59,4 +63,6 @@ __all__ = [
     "ServerUnavailableError",
     "Word",
     "WordAlternative",
+    "photo_files",
+    "read_photo",
 ]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import ExitStack, aclosing
 from types import TracebackType
@@ -21,16 +22,16 @@ from captrieve_client.connection import (
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT_SECONDS,
     HEALTH_TIMEOUT_SECONDS,
+    make_connection,
 )
 from captrieve_client.messages import (
     CaptionAnswer,
     CaptionOptions,
-    Photo,
     SearchAnswer,
     SearchEvent,
     SearchOptions,
-    read_photo,
 )
+from captrieve_client.photos import Photo, read_photo
 
 Answer = TypeVar("Answer")
 
@@ -38,11 +39,14 @@ Answer = TypeVar("Answer")
 class AsyncSearchClient:
     """`SearchClient` for asyncio, with the same methods as coroutines and asynchronous generators.
 
-    Create and use it inside one running event loop. Tasks may share one client; all calls use one connection.
+    It may be made outside an event loop. Tasks of one loop may share it; all calls use one connection,
+    which the first call opens. After the end of a loop, another may use it.
 
     Args:
-        address: HOST:PORT of the gateway.
-        credentials: for a gateway behind TLS, for example `grpc.ssl_channel_credentials()`.
+        address, credentials, tls, ca_file, token: as for `SearchClient`.
+
+    Raises:
+        ConnectionSettingsError: as for `SearchClient`.
     """
 
     def __init__(
@@ -50,13 +54,16 @@ class AsyncSearchClient:
         address: str = DEFAULT_ADDRESS,
         *,
         credentials: grpc.ChannelCredentials | None = None,
+        tls: bool = False,
+        ca_file: str | os.PathLike[str] | None = None,
+        token: str | None = None,
     ) -> None:
-        self.address = address
-        if credentials is None:
-            self._channel = grpc.aio.insecure_channel(address, CHANNEL_OPTIONS)
-        else:
-            self._channel = grpc.aio.secure_channel(address, credentials, CHANNEL_OPTIONS)
-        self._calls = Calls(address, self._channel)
+        connection = make_connection(address, credentials, tls, ca_file, token)
+        self.address = connection.target
+        self._connection = connection
+        self._loop: asyncio.AbstractEventLoop | None = None  # that of the channel
+        self._channel: grpc.aio.Channel
+        self._opened_calls: Calls
 
     async def search(
         self,
@@ -66,7 +73,7 @@ class AsyncSearchClient:
         **options: Unpack[SearchOptions],
     ) -> SearchAnswer:
         """Finds pictures; arguments, result and errors are those of `SearchClient.search`."""
-        return await self._send(self._calls.search(await _read_photo(photo), timeout_seconds, options))
+        return await self._send(self._calls().search(await _read_photo(photo), timeout_seconds, options))
 
     async def stream_search(
         self,
@@ -76,7 +83,7 @@ class AsyncSearchClient:
         **options: Unpack[SearchOptions],
     ) -> AsyncGenerator[SearchEvent, None]:
         """Searches and yields each part of the answer, see `SearchClient.stream_search`."""
-        call = self._calls.stream_search(await _read_photo(photo), timeout_seconds, options)
+        call = self._calls().stream_search(await _read_photo(photo), timeout_seconds, options)
         messages = call.start()
         with ExitStack() as stack, call.translated_errors():
             stack.callback(messages.cancel)
@@ -93,7 +100,7 @@ class AsyncSearchClient:
         **options: Unpack[CaptionOptions],
     ) -> CaptionAnswer:
         """Describes the photo in words; arguments, result and errors are those of `SearchClient.caption`."""
-        return await self._send(self._calls.caption(await _read_photo(photo), timeout_seconds, options))
+        return await self._send(self._calls().caption(await _read_photo(photo), timeout_seconds, options))
 
     async def captions(
         self,
@@ -133,11 +140,12 @@ class AsyncSearchClient:
 
     async def health(self, *, timeout_seconds: float = HEALTH_TIMEOUT_SECONDS) -> str:
         """Asks whether the gateway is ready for requests, see `SearchClient.health`."""
-        return await self._send(self._calls.health(timeout_seconds))
+        return await self._send(self._calls().health(timeout_seconds))
 
     async def close(self) -> None:
         """Closes the connection and cancels all calls that use it."""
-        await self._channel.close(None)
+        if self._loop is asyncio.get_running_loop():
+            await self._channel.close(None)
 
     async def __aenter__(self) -> Self:
         return self
@@ -149,6 +157,20 @@ class AsyncSearchClient:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
+
+    def _calls(self) -> Calls:
+        """The calls of the running loop's connection, since a channel belongs to one loop."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._loop is not None and self._loop.is_running():
+                raise RuntimeError("the client is used in another event loop; make one client for each loop")
+            connection = self._connection
+            if connection.credentials is None:
+                self._channel = grpc.aio.insecure_channel(connection.target, CHANNEL_OPTIONS)
+            else:
+                self._channel = grpc.aio.secure_channel(connection.target, connection.credentials, CHANNEL_OPTIONS)
+            self._loop, self._opened_calls = loop, Calls(connection, self._channel)
+        return self._opened_calls
 
     @staticmethod
     async def _send(call: Call[Answer]) -> Answer:

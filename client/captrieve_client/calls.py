@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from captrieve_client._generated import search_pb2_grpc
 from captrieve_client.client_errors import translated_errors
+from captrieve_client.connection import Connection
 from captrieve_client.messages import (
     CaptionAnswer,
     CaptionOptions,
@@ -44,6 +45,7 @@ class Call(Generic[Answer]):
         read: turns a message of the answer into the value for the caller.
         address: HOST:PORT of the gateway, for error messages.
         timeout_seconds: how long the gateway may take for the answer.
+        metadata: what is sent in the header, or None.
     """
 
     method: Any
@@ -51,6 +53,7 @@ class Call(Generic[Answer]):
     read: Callable[[Any], Answer]
     address: str
     timeout_seconds: float
+    metadata: tuple[tuple[str, str], ...] | None = None
 
     def start(self) -> Any:
         """Sends the request.
@@ -58,7 +61,7 @@ class Call(Generic[Answer]):
         Returns:
             The answer of a blocking unary call, otherwise gRPC's call object.
         """
-        return self.method(self.request, timeout=self.timeout_seconds)
+        return self.method(self.request, timeout=self.timeout_seconds, metadata=self.metadata)
 
     def start_future(self) -> Any:
         """Sends the request of a blocking channel without waiting for the answer.
@@ -66,7 +69,7 @@ class Call(Generic[Answer]):
         Returns:
             A `grpc.Future` of the answer.
         """
-        return self.method.future(self.request, timeout=self.timeout_seconds)
+        return self.method.future(self.request, timeout=self.timeout_seconds, metadata=self.metadata)
 
     def translated_errors(self) -> AbstractContextManager[None]:
         """A context that raises gRPC's errors as `SearchClientError`."""
@@ -77,12 +80,12 @@ class Calls:
     """Builds the calls of one connection.
 
     Args:
-        address: HOST:PORT of the gateway, for error messages.
+        connection: the address for error messages, and the metadata of each call.
         channel: a `grpc.Channel` or a `grpc.aio.Channel`.
     """
 
-    def __init__(self, address: str, channel: Any) -> None:
-        self._address = address
+    def __init__(self, connection: Connection, channel: Any) -> None:
+        self._connection = connection
         self._search_service = search_pb2_grpc.SearchServiceStub(channel)  # type: ignore[no-untyped-call]
         self._health_service = health_pb2_grpc.HealthStub(channel)
 
@@ -93,7 +96,7 @@ class Calls:
             ValueError: an unknown query rule, or a number that does not fit its field.
         """
         request = search_request(photo, **options)
-        return Call(self._search_service.Search, request, search_answer, self._address, timeout_seconds)
+        return self._call(self._search_service.Search, request, search_answer, timeout_seconds)
 
     def stream_search(self, photo: bytes, timeout_seconds: float, options: SearchOptions) -> Call[SearchEvent | None]:
         """The call of a streamed search; `read` returns None for events that this client does not know.
@@ -103,7 +106,7 @@ class Calls:
         """
         request = search_request(photo, **options)
         read = partial(search_event, results=[])  # each stream collects its own results
-        return Call(self._search_service.StreamSearch, request, read, self._address, timeout_seconds)
+        return self._call(self._search_service.StreamSearch, request, read, timeout_seconds)
 
     def caption(self, photo: bytes, timeout_seconds: float, options: CaptionOptions) -> Call[CaptionAnswer]:
         """The call of a caption.
@@ -112,9 +115,15 @@ class Calls:
             ValueError: an unknown query rule, or a number that does not fit its field.
         """
         request = caption_request(photo, **options)
-        return Call(self._search_service.Caption, request, caption_answer, self._address, timeout_seconds)
+        return self._call(self._search_service.Caption, request, caption_answer, timeout_seconds)
 
     def health(self, timeout_seconds: float) -> Call[str]:
         """The call of a health check of the whole server."""
         request = health_pb2.HealthCheckRequest()
-        return Call(self._health_service.Check, request, health_name, self._address, timeout_seconds)
+        return self._call(self._health_service.Check, request, health_name, timeout_seconds)
+
+    def _call(
+        self, method: Any, request: Message, read: Callable[[Any], Answer], timeout_seconds: float
+    ) -> Call[Answer]:
+        connection = self._connection
+        return Call(method, request, read, connection.target, timeout_seconds, connection.metadata)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
 from captrieve_client.client_errors import SearchClientError
-from captrieve_client.messages import CaptionAnswer, Photo
+from captrieve_client.messages import CaptionAnswer
+from captrieve_client.photos import Photo
 
 DEFAULT_CONCURRENCY = 32
 
@@ -76,8 +77,9 @@ def check_batch(photos: Iterable[Photo], concurrency: int) -> None:
         ValueError: `concurrency` is below 1.
         TypeError: `photos` is one photo.
     """
-    if isinstance(photos, (str, bytes)):
-        # A string is a sequence of strings: its letters would be read as file names.
+    array = getattr(photos, "__array_interface__", None)
+    if isinstance(photos, (str, bytes)) or hasattr(photos, "read") or (array and len(array["shape"]) in (2, 3)):
+        # A string is a sequence of strings, a file one of lines and an array one of rows.
         raise TypeError(f"photos is one photo ({type(photos).__name__}); pass a sequence, or call caption")
     if concurrency < 1:
         raise ValueError(f"concurrency is {concurrency}; it must be at least 1")

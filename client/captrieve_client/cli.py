@@ -20,8 +20,15 @@ from pathlib import Path
 from typing import TextIO, cast
 
 from captrieve_client.cli_parser import UsageError, completion_script, make_parser, program_name
-from captrieve_client.client_errors import PhotoFileError, RequestRejectedError, SearchClientError
-from captrieve_client.messages import QueryRuleName, SearchAnswer, SearchOptions, read_photo
+from captrieve_client.client_errors import (
+    ConnectionSettingsError,
+    PhotoFileError,
+    RequestRejectedError,
+    SearchClientError,
+)
+from captrieve_client.connection import read_token
+from captrieve_client.messages import QueryRuleName, SearchAnswer, SearchOptions
+from captrieve_client.photos import Photo, photo_files, read_photo
 from captrieve_client.reports import (
     TextStyle,
     caption_record,
@@ -36,6 +43,7 @@ from captrieve_client.reports import (
 from captrieve_client.search_client import SearchClient
 
 FOUND, NOTHING_FOUND, REJECTED, TROUBLE = 0, 1, 2, 3
+STANDARD_INPUT = "-"
 INTERRUPTED = 130  # 128 + SIGINT, the shells' convention
 PIPE_CLOSED = 141  # 128 + SIGPIPE
 
@@ -76,7 +84,8 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     try:
         return make_parser(program_name()).parse_args(arguments)
     except UsageError as error:
-        if "--json" in arguments:
+        before_paths = list(arguments)[: list(arguments).index("--")] if "--" in arguments else arguments
+        if any(len(one) > 2 and "--json".startswith(one) for one in before_paths):  # argparse takes "--js" too
             print(json.dumps(usage_error_record(str(error))), flush=True)
         else:
             _print_error(str(error))
@@ -90,7 +99,7 @@ def _run(options: argparse.Namespace) -> int:
         return FOUND
     run = {"search": _search, "caption": _caption, "health": _health}[command]
     try:
-        with SearchClient(options.address) as search_client:
+        with _client(options) as search_client:
             return run(search_client, options)
     except SearchClientError as error:
         if options.json:
@@ -101,11 +110,16 @@ def _run(options: argparse.Namespace) -> int:
         return _exit_code(error)
 
 
+def _client(options: argparse.Namespace) -> SearchClient:
+    token = read_token(options.token_file) if options.token_file else os.environ.get("CAPTRIEVE_TOKEN") or None
+    return SearchClient(options.address, tls=options.tls, ca_file=options.ca_file, token=token)
+
+
 def _search(search_client: SearchClient, options: argparse.Namespace) -> int:
     sheet: Path | None = options.contact_sheet
     if sheet is not None:
         _import_contact_sheet()  # fails before the search instead of after it
-    photo = read_photo(options.photo)
+    photo = read_photo(_photo_named(options.photo))
     search_options: SearchOptions = {
         "num_beams": options.beams,
         "query_rule": _rule_name(options),
@@ -132,10 +146,10 @@ def _search(search_client: SearchClient, options: argparse.Namespace) -> int:
 
 
 def _caption(search_client: SearchClient, options: argparse.Namespace) -> int:
-    photos: list[str] = options.photos
+    photos = _photo_names(options.photos)
     code = FOUND
     outcomes = search_client.stream_captions(
-        photos,
+        map(_photo_named, photos),
         concurrency=options.concurrency,
         timeout_seconds=options.timeout,
         num_beams=options.beams,
@@ -156,6 +170,27 @@ def _caption(search_client: SearchClient, options: argparse.Namespace) -> int:
                 note = no_product_text(outcome.no_product_probability)
                 print(f"{printable(photo)}: {caption}" + (f" ({note})" if note else ""), flush=True)
     return code
+
+
+def _photo_names(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with each folder replaced by its photos."""
+    if arguments.count(STANDARD_INPUT) > 1:
+        raise PhotoFileError("standard input (-) holds one photo; name it once")
+    names: list[str] = []
+    for argument in arguments:
+        found = [str(path) for path in photo_files(argument)] if os.path.isdir(argument) else [argument]
+        if not found:
+            raise PhotoFileError(f"there is no photo in the folder {argument}")
+        names += found
+    return names
+
+
+def _photo_named(argument: str) -> Photo:
+    if argument != STANDARD_INPUT:
+        return argument
+    if sys.stdin.isatty():
+        raise PhotoFileError("standard input (-) is a terminal; pipe a photo into it")
+    return sys.stdin.buffer
 
 
 def _health(search_client: SearchClient, options: argparse.Namespace) -> int:
@@ -194,7 +229,8 @@ def _save_contact_sheet(path: Path, photo: bytes, answer: SearchAnswer) -> None:
 
 
 def _exit_code(error: SearchClientError) -> int:
-    return REJECTED if isinstance(error, (RequestRejectedError, PhotoFileError)) else TROUBLE
+    rejected = (RequestRejectedError, PhotoFileError, ConnectionSettingsError)
+    return REJECTED if isinstance(error, rejected) else TROUBLE
 
 
 def _with_photo(photo: str, error: SearchClientError) -> str:

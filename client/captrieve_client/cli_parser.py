@@ -134,7 +134,7 @@ def completion_script(shell: str) -> str:
 
     parser = make_parser(COMMAND)
     for action in _all_actions(parser):
-        if action.dest in ("photo", "photos", "contact_sheet"):
+        if action.dest in ("photo", "photos", "contact_sheet", "ca_file", "token_file"):
             action.complete = shtab.FILE  # type: ignore[attr-defined]
     script: str = shtab.complete(parser, shell)
     return script
@@ -151,11 +151,13 @@ def _all_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("photo", metavar="PHOTO", help="JPEG, PNG, WebP or GIF file")
+    parser.add_argument("photo", metavar="PHOTO", help="image file, https:// address, or - for standard input")
     query = parser.add_argument_group("query")
-    query.add_argument("--words", metavar="WORDS", help="the query; the photo is not captioned")
-    query.add_argument("--colour", metavar="WORD", help="the colour in the query, instead of the caption's")
-    query.add_argument("--thing", metavar="WORD", help="the product type in the query, instead of the caption's")
+    query.add_argument("--words", type=_text, metavar="WORDS", help="the query; the photo is not captioned")
+    query.add_argument("--colour", type=_text, metavar="WORD", help="the colour in the query, instead of the caption's")
+    query.add_argument(
+        "--thing", type=_text, metavar="WORD", help="the product type in the query, instead of the caption's"
+    )
     rule = _add_query_rule(query)
     rule.add_argument(
         "--full-caption",
@@ -195,7 +197,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_caption(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="JPEG, PNG, WebP or GIF files")
+    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="image files, folders, https:// addresses, or -")
     captions = parser.add_argument_group("captions")
     _add_query_rule(captions)
     _add_beams(captions)
@@ -214,8 +216,16 @@ def _add_common(parser: argparse.ArgumentParser, timeout_seconds: float) -> None
     common.add_argument(
         "--address",
         default=os.environ.get("CAPTRIEVE_ADDRESS") or DEFAULT_ADDRESS,
-        metavar="HOST:PORT",
-        help=f"the gateway (default: the variable CAPTRIEVE_ADDRESS, otherwise {DEFAULT_ADDRESS})",
+        metavar="ADDRESS",
+        help="the gateway, as HOST:PORT or https://HOST"
+        f" (default: the variable CAPTRIEVE_ADDRESS, otherwise {DEFAULT_ADDRESS})",
+    )
+    common.add_argument("--tls", action="store_true", help="use TLS; an address with https:// implies it")
+    common.add_argument("--ca-file", metavar="FILE", help="trust the certificates in this PEM file; implies --tls")
+    common.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help="send the token in this file with each request (default: the variable CAPTRIEVE_TOKEN)",
     )
     common.add_argument(
         "--timeout",
@@ -241,6 +251,12 @@ def _add_query_rule(group: argparse._ArgumentGroup) -> argparse._MutuallyExclusi
         help="how the query is derived (default: the first of these that the gateway's model supports)",
     )
     return rule
+
+
+def _text(text: str) -> str:
+    if not text.isascii() and text != text.encode("utf-8", "replace").decode():
+        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8")
+    return text
 
 
 def _whole(text: str) -> int:

@@ -4,6 +4,7 @@
 SearchClientError            base class, never raised itself
 ├── RequestRejectedError     the request must change: INVALID_ARGUMENT, UNAUTHENTICATED, ...
 ├── PhotoFileError           the photo's file cannot be read; nothing was sent
+├── ConnectionSettingsError  the address, the certificates or the token cannot be used
 ├── ServerOverloadedError    RESOURCE_EXHAUSTED: retry after `retry_after_seconds`
 ├── ServerUnavailableError   the gateway, or a service that it needs, does not answer or failed
 └── RequestTimeoutError      DEADLINE_EXCEEDED
@@ -11,6 +12,7 @@ SearchClientError            base class, never raised itself
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -56,6 +58,13 @@ class PhotoFileError(SearchClientError):
         super().__init__(message, code=_Code.INVALID_ARGUMENT)
 
 
+class ConnectionSettingsError(SearchClientError):
+    """The address, the certificates or the token cannot be used; nothing was sent."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code=_Code.INVALID_ARGUMENT)
+
+
 class ServerOverloadedError(SearchClientError):
     """The gateway is overloaded; retry after `retry_after_seconds`."""
 
@@ -96,7 +105,13 @@ _RETRYABLE = (
 # Only the text distinguishes a status that gRPC creates in this process from one that the gateway sent.
 _NO_SERVER = ("failed to connect to all addresses", "errors resolving", "DNS resolution failed")
 _CONNECTION_BROKE = ("Socket closed", "Cancelling all calls", "Connection reset", "GOAWAY")
-_NO_GRPC = "Received http2 header with status"
+_HTTP_STATUS = re.compile(r"Received http2 header with status: (\d+)")
+_TLS_FAILURES = {
+    "CERTIFICATE_VERIFY_FAILED": "the certificate of {} is not from a known authority; name its authority (--ca-file)",
+    "Hostname Verification Check failed": "the certificate of {} is for another host name; use a name it is for",
+    "WRONG_VERSION_NUMBER": "the server at {} does not speak TLS; leave out https:// and the options for TLS",
+    "handshake failed": "no TLS connection to {} can be made",
+}
 
 _STATUS_KEY = "grpc-status-details-bin"  # holds a google.rpc.Status
 
@@ -126,11 +141,25 @@ def _translated(error: grpc.RpcError, address: str, timeout_seconds: float) -> S
     code, text = error.code(), error.details() or ""
     kind = _CLASS_OF.get(code, ServerUnavailableError)
     retryable = code in _RETRYABLE
-    if code is _Code.UNAVAILABLE and text.startswith(_NO_SERVER):
+    tls_failure = next((reason for part, reason in _TLS_FAILURES.items() if part in text), None)
+    http_status = _HTTP_STATUS.match(text)
+    if code is _Code.UNAVAILABLE and tls_failure:
+        kind, retryable, text = RequestRejectedError, False, tls_failure.format(address)
+    elif code is _Code.UNAVAILABLE and text.startswith(_NO_SERVER) and text.endswith(_CONNECTION_BROKE):
+        text = f"the server at {address} closes every connection; if it expects TLS, use https:// or TLS (--tls)"
+    elif code is _Code.UNAVAILABLE and text.startswith(_NO_SERVER):
         text = f"no gateway answers at {address}; start it, or check host and port"
     elif code is _Code.UNAVAILABLE and any(part in text for part in _CONNECTION_BROKE):
         text = f"the connection to {address} was closed before the answer arrived; try again"
-    elif code is _Code.UNIMPLEMENTED or text.startswith(_NO_GRPC):
+    elif http_status and http_status[1] in ("401", "403"):
+        kind, retryable = RequestRejectedError, False
+        text = f"the server at {address} wants a valid token (--token-file, CAPTRIEVE_TOKEN): HTTP {http_status[1]}"
+    elif http_status and http_status[1] == "429":
+        kind, retryable, text = ServerOverloadedError, True, f"the proxy at {address} is asked too often: HTTP 429"
+    elif http_status and http_status[1] in ("502", "503", "504"):
+        kind, retryable = ServerUnavailableError, True
+        text = f"the proxy at {address} does not reach the gateway: HTTP {http_status[1]}; try again later"
+    elif code is _Code.UNIMPLEMENTED or http_status:
         kind, retryable = RequestRejectedError, False
         text = (
             f"the server at {address} is not a Captrieve gateway, or is too old for this request; check host and port"
@@ -140,9 +169,12 @@ def _translated(error: grpc.RpcError, address: str, timeout_seconds: float) -> S
     elif code is _Code.RESOURCE_EXHAUSTED and "message larger than max" in text:
         # gRPC's own size limit on either side: a retry fails again.
         kind, retryable = RequestRejectedError, False
-        text = (
-            "the request or the answer is too large for a gRPC message; send a smaller photo or ask for fewer results"
-        )
+        numbers = [f"{int(number) / 1e6:.1f} MB" for number in re.findall(r"\d+", text)]
+        sizes = f" ({numbers[0]}, the limit is {numbers[1]})" if len(numbers) == 2 else ""
+        if "Sent message" in text:
+            text = f"the answer is too large for the gateway{sizes}; ask for fewer results"
+        else:
+            text = f"the request is too large for the gateway{sizes}; send a smaller photo"
     return kind(
         text or f"the gateway at {address} answered {code.name} without a message",
         code=code,

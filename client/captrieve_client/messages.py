@@ -3,22 +3,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, TypedDict
 
-import grpc
 from grpc_health.v1 import health_pb2
 
 from captrieve_client._generated import search_pb2
-from captrieve_client.client_errors import PhotoFileError, RequestRejectedError
 
-MAX_MESSAGE_BYTES = 16 * 2**20
-# The options of a request take far less than 64 KiB.
-MAX_PHOTO_BYTES = MAX_MESSAGE_BYTES - 2**16
-
-Photo = bytes | str | os.PathLike[str]
 QueryRuleName = Literal["likeliest_words", "last_two_words", "full_caption"]
 
 _QUERY_RULES: dict[str | None, search_pb2.QueryRule] = {
@@ -208,40 +200,6 @@ class CaptionAnswer:
 # A streamed search yields, in this order: one Caption (none with `query_override`), one Query, the
 # Results, one SearchAnswer with all of them.
 SearchEvent = Caption | Query | Result | SearchAnswer
-
-
-def read_photo(photo: Photo) -> bytes:
-    """Reads a photo.
-
-    Args:
-        photo: the bytes of an image file, or its path.
-
-    Returns:
-        The bytes, which are not checked to be an image.
-
-    Raises:
-        PhotoFileError: the file cannot be read.
-        RequestRejectedError: the photo is larger than `MAX_PHOTO_BYTES`.
-    """
-    if isinstance(photo, (str, os.PathLike)):
-        try:
-            with open(photo, "rb") as file:
-                # One byte above the limit reveals a larger file; a device or pipe may never end.
-                data = file.read(MAX_PHOTO_BYTES + 1)
-        except OSError as error:
-            reason = (error.strerror or "it cannot be read").lower()
-            raise PhotoFileError(f"cannot read {os.fspath(photo)}: {reason}") from error
-        except ValueError as error:  # a null character in the path
-            raise PhotoFileError(f"cannot read {os.fspath(photo)!r}: this is not a path") from error
-        name = os.fspath(photo)
-    else:
-        data, name = bytes(photo), "the photo"
-    if len(data) > MAX_PHOTO_BYTES:
-        raise RequestRejectedError(
-            f"{name} is larger than the {MAX_PHOTO_BYTES / 1e6:.1f} MB that a request can hold; send a smaller picture",
-            code=grpc.StatusCode.INVALID_ARGUMENT,
-        )
-    return data
 
 
 def caption_request(

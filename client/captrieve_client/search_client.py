@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import threading
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack, closing
@@ -21,17 +22,17 @@ from captrieve_client.connection import (
     DEFAULT_ADDRESS,
     DEFAULT_TIMEOUT_SECONDS,
     HEALTH_TIMEOUT_SECONDS,
+    make_connection,
 )
 from captrieve_client.messages import (
     CaptionAnswer,
     CaptionOptions,
-    Photo,
     SearchAnswer,
     SearchEvent,
     SearchOptions,
     caption_answer,
-    read_photo,
 )
+from captrieve_client.photos import Photo, read_photo
 
 Answer = TypeVar("Answer")
 
@@ -39,12 +40,19 @@ Answer = TypeVar("Answer")
 class SearchClient:
     """Searches with photos and captions them. Threads may share one client; all calls use one connection.
 
-    Every method takes a photo as bytes or as the path of its file, and the keyword arguments of
-    `SearchOptions` or `CaptionOptions`.
+    Every method takes a photo as bytes, path, `file:` or `https:` URL, open file, PIL image or numpy
+    array (see `read_photo`), and the keyword arguments of `SearchOptions` or `CaptionOptions`. A
+    string from a stranger may name any file or address that this machine reaches: pass bytes instead.
 
     Args:
-        address: HOST:PORT of the gateway.
-        credentials: for a gateway behind TLS, for example `grpc.ssl_channel_credentials()`.
+        address: HOST:PORT, HOST or https://HOST of the gateway; the port is 8001 by default, with TLS 443.
+        credentials: for a gateway behind TLS that needs more than the arguments below.
+        tls: whether to use TLS; https:// and `ca_file` imply it.
+        ca_file: certificates of the authorities to trust, in PEM format; None trusts those that gRPC brings.
+        token: sent as bearer token with each request; needs TLS, unless the gateway is on this machine.
+
+    Raises:
+        ConnectionSettingsError: one of these cannot be used.
     """
 
     def __init__(
@@ -52,13 +60,17 @@ class SearchClient:
         address: str = DEFAULT_ADDRESS,
         *,
         credentials: grpc.ChannelCredentials | None = None,
+        tls: bool = False,
+        ca_file: str | os.PathLike[str] | None = None,
+        token: str | None = None,
     ) -> None:
-        self.address = address
-        if credentials is None:
-            self._channel = grpc.insecure_channel(address, CHANNEL_OPTIONS)
+        connection = make_connection(address, credentials, tls, ca_file, token)
+        self.address = connection.target
+        if connection.credentials is None:
+            self._channel = grpc.insecure_channel(connection.target, CHANNEL_OPTIONS)
         else:
-            self._channel = grpc.secure_channel(address, credentials, CHANNEL_OPTIONS)
-        self._calls = Calls(address, self._channel)
+            self._channel = grpc.secure_channel(connection.target, connection.credentials, CHANNEL_OPTIONS)
+        self._calls = Calls(connection, self._channel)
 
     def search(
         self,
@@ -70,7 +82,7 @@ class SearchClient:
         """Finds pictures that look like the photo and whose titles agree with its description.
 
         Args:
-            photo: an image file (JPEG, PNG, WebP or GIF) as bytes, or its path.
+            photo: see `read_photo`.
             timeout_seconds: how long the gateway may take.
             **options: see `SearchOptions`.
 
@@ -95,7 +107,7 @@ class SearchClient:
         Close the generator to cancel the search.
 
         Args:
-            photo: an image file (JPEG, PNG, WebP or GIF) as bytes, or its path.
+            photo: see `read_photo`.
             timeout_seconds: how long the gateway may take for the whole answer.
             **options: see `SearchOptions`.
 
@@ -118,7 +130,7 @@ class SearchClient:
         """Describes the photo in words, without a search.
 
         Args:
-            photo: an image file (JPEG, PNG, WebP or GIF) as bytes, or its path.
+            photo: see `read_photo`.
             timeout_seconds: how long the gateway may take.
             **options: see `CaptionOptions`.
 
@@ -142,7 +154,7 @@ class SearchClient:
         """Captions many photos at once.
 
         Args:
-            photos: image files as bytes, or their paths.
+            photos: see `read_photo`; `photo_files` lists those of a folder.
             concurrency: how many requests may be in flight at once.
             timeout_seconds: how long the gateway may take for each photo.
             **options: see `CaptionOptions`.
@@ -174,7 +186,7 @@ class SearchClient:
         the generator to cancel the requests in flight.
 
         Args:
-            photos: image files as bytes, or their paths.
+            photos: see `read_photo`; `photo_files` lists those of a folder.
             concurrency: how many requests may be in flight at once.
             timeout_seconds: how long the gateway may take for each photo.
             **options: see `CaptionOptions`.

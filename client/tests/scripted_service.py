@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
+import trustme
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -53,6 +54,7 @@ class ScriptedService(search_pb2_grpc.SearchServiceServicer):
     before_answer: Callable[[bytes], object] = lambda photo: None
     requests: list[search_pb2.SearchRequest | search_pb2.CaptionRequest] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)  # a stream ended early
+    tokens: list[str | None] = field(default_factory=list)  # the header "authorization" of each call
     asked: threading.Event = field(default_factory=threading.Event)
 
     def Search(self, request: search_pb2.SearchRequest, context: grpc.ServicerContext) -> search_pb2.SearchResponse:
@@ -95,6 +97,8 @@ class ScriptedService(search_pb2_grpc.SearchServiceServicer):
         context: grpc.ServicerContext,
     ) -> None:
         self.requests.append(request)
+        metadata = dict(context.invocation_metadata())
+        self.tokens.append(metadata.get("authorization"))
         self.asked.set()
         self.before_answer(request.photo)
         failure = self.failure or self.failures.get(request.photo)
@@ -103,8 +107,10 @@ class ScriptedService(search_pb2_grpc.SearchServiceServicer):
 
 
 @contextmanager
-def serving(service: ScriptedService | None, *, ready: bool = True, port: int = 0) -> Iterator[str]:
-    """Runs the server, without our service where None is given; gives its address."""
+def serving(
+    service: ScriptedService | None, *, ready: bool = True, port: int = 0, certificate: trustme.LeafCert | None = None
+) -> Iterator[str]:
+    """Runs the server, without our service where None is given and with TLS where there is a certificate."""
     server = grpc.server(futures.ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
     if service is not None:
         search_pb2_grpc.add_SearchServiceServicer_to_server(service, server)
@@ -112,7 +118,12 @@ def serving(service: ScriptedService | None, *, ready: bool = True, port: int = 
     health_servicer = health.HealthServicer()
     health_servicer.set("", status.SERVING if ready else status.NOT_SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    if certificate is None:
+        port = server.add_insecure_port(f"127.0.0.1:{port}")
+    else:
+        chain = b"".join(part.bytes() for part in certificate.cert_chain_pems)
+        pair = (certificate.private_key_pem.bytes(), chain)
+        port = server.add_secure_port(f"127.0.0.1:{port}", grpc.ssl_server_credentials([pair]))
     server.start()
     try:
         yield f"127.0.0.1:{port}"

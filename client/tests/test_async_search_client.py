@@ -184,6 +184,32 @@ def test_one_photo_instead_of_many_is_refused(address: str) -> None:
         run_async(address, captions)
 
 
+# Event loops
+
+
+def test_client_is_made_outside_a_loop_and_used_in_several(service: ScriptedService, address: str) -> None:
+    search_client = AsyncSearchClient(address)
+    for _ in range(2):
+        assert asyncio.run(search_client.caption(b"a")).caption.text == "Caption of a"
+
+    async def close() -> None:
+        await search_client.caption(b"a")
+        await search_client.close()
+
+    asyncio.run(close())
+    asyncio.run(search_client.close())
+
+
+def test_client_in_two_loops_at_once_is_refused(address: str) -> None:
+    async def use() -> None:
+        async with AsyncSearchClient(address) as search_client:
+            await search_client.health()
+            with pytest.raises(RuntimeError, match="make one client for each loop"):
+                await asyncio.to_thread(lambda: asyncio.run(search_client.health()))
+
+    asyncio.run(use())
+
+
 # Health
 
 

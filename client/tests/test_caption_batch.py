@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from io import BytesIO
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -11,8 +14,12 @@ from captrieve_client import Caption, CaptionAnswer, PhotoFileError
 from captrieve_client.caption_batch import OrderedFutures, answer_of, check_batch
 
 
-@pytest.mark.parametrize("photo", ["shirt.jpg", b"photo"])
-def test_one_photo_is_not_many(photo: str | bytes) -> None:
+def array_of_shape(*shape: int) -> Any:
+    return SimpleNamespace(__array_interface__={"shape": shape})
+
+
+@pytest.mark.parametrize("photo", ["shirt.jpg", b"photo", BytesIO(b"photo"), array_of_shape(4, 6, 3)])
+def test_one_photo_is_not_many(photo: object) -> None:
     with pytest.raises(TypeError, match="photos is one photo .*; pass a sequence, or call caption"):
         check_batch(photo, 1)  # type: ignore[arg-type]
 
@@ -20,6 +27,8 @@ def test_one_photo_is_not_many(photo: str | bytes) -> None:
 def test_any_number_of_photos_may_be_sent_one_by_one() -> None:
     check_batch([], 1)
     check_batch(iter([b"photo"]), 1)
+    for many in (array_of_shape(8), array_of_shape(8, 4, 6, 3)):  # of paths, and of pictures
+        check_batch(many, 1)
     with pytest.raises(ValueError, match="concurrency is 0; it must be at least 1"):
         check_batch([b"photo"], 0)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -438,6 +439,33 @@ def test_bad_photo_among_many_costs_the_others_nothing(
     }
 
 
+def test_folder_is_captioned(address: str, tmp_path: Path, photo: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "empty").mkdir()
+    other = tmp_path / "more" / "other.jpg"
+    other.write_bytes(photo_bytes())
+    assert cli.main(["caption", str(tmp_path), "--json"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["photo"] for record in records] == [photo, str(other)]
+    assert cli.main(["caption", photo, str(tmp_path / "empty")]) == 2
+    assert capsys.readouterr().err == f"error: there is no photo in the folder {tmp_path / 'empty'}\n"
+
+
+def test_photo_comes_from_standard_input(
+    service: ScriptedService, address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("search", "caption"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(photo_bytes())))
+        assert cli.main([command, "-", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["photo"] == "-"
+    assert [request.photo for request in service.requests] == [photo_bytes()] * 2
+    assert cli.main(["caption", "-", "-"]) == 2
+    assert capsys.readouterr().err == "error: standard input (-) holds one photo; name it once\n"
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    assert cli.main(["search", "-"]) == 2
+    assert "is a terminal; pipe a photo into it" in capsys.readouterr().err
+
+
 def test_trouble_outweighs_a_bad_photo(service: ScriptedService, address: str, tmp_path: Path) -> None:
     photos = named_photos(tmp_path, "full.jpg", "bad.jpg")
     service.failures[b"full.jpg"] = Failure(Code.RESOURCE_EXHAUSTED, "full", 1.5)
@@ -565,6 +593,26 @@ def test_json_error_of_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     error = json.loads(out)["error"]
     assert list(error) == ["code", "message", "retryable", "retry_after_seconds"]
     assert error["message"].startswith("argument --beams: '0' is not a whole number")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "none.jpg", "--json"], "cannot read none.jpg: no such file or directory"),
+        (["search", ".", "--json"], "cannot read .: is a directory"),
+        (["search", "--js", "a.jpg", "--beams", "0"], "argument --beams: '0' is not a whole number"),
+        (["search", "--json", "a.jpg", "--words", "\udcff"], "argument --words: '\\udcff' is not UTF-8"),
+        (["search", "--json", "a.jpg", "--address", "shop.example/v1"], "the address 'shop.example/v1' has a path"),
+        (["caption", "--json", "none/", "-", "-"], "standard input (-) holds one photo"),
+    ],
+)
+def test_error_of_every_kind_is_json(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        sys.exit(cli.main(arguments))
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert json.loads(out)["error"]["message"].startswith(message)
 
 
 # completion

@@ -141,7 +141,9 @@ def test_damaged_status_details_do_not_hide_the_error() -> None:
 
 
 def test_photo_larger_than_the_server_takes_is_rejected_for_good(search_client: SearchClient) -> None:
-    with pytest.raises(RequestRejectedError, match="too large for a gRPC message; send a smaller photo") as caught:
+    with pytest.raises(
+        RequestRejectedError, match=r"too large for the gateway \(5\.2 MB, the limit is 4\.2 MB\); send a smaller photo"
+    ) as caught:
         search_client.search(bytes(5 * 2**20))  # the scripted server has gRPC's own limit of 4 MiB
     assert (caught.value.code, caught.value.retryable) == (Code.RESOURCE_EXHAUSTED, False)
 
@@ -157,8 +159,8 @@ def test_nothing_listening_says_how_to_start_a_server(dead_address: str) -> None
 
 def test_unknown_host_is_a_server_that_does_not_answer() -> None:
     with (
-        SearchClient("a:b:c") as search_client,
-        pytest.raises(ServerUnavailableError, match="no gateway answers at a:b:c"),
+        SearchClient("no-host.invalid") as search_client,
+        pytest.raises(ServerUnavailableError, match="no gateway answers at no-host.invalid:8001"),
     ):
         search_client.search(b"photo")
 
@@ -178,6 +180,32 @@ def test_web_server_is_no_captrieve_server(code: grpc.StatusCode) -> None:
     error = grpc.aio.AioRpcError(code, nothing, nothing, "Received http2 header with status: 404")
     with pytest.raises(RequestRejectedError, match="the server at here:80 is not"), translated_errors("here:80", 1):
         raise error
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "retryable", "text"),
+    [
+        (
+            401,
+            RequestRejectedError,
+            False,
+            r"the server at here:443 wants a valid token \(--token-file, CAPTRIEVE_TOKEN",
+        ),
+        (403, RequestRejectedError, False, "wants a valid token"),
+        (429, ServerOverloadedError, True, "the proxy at here:443 is asked too often"),
+        (502, ServerUnavailableError, True, "the proxy at here:443 does not reach the gateway: HTTP 502"),
+        (503, ServerUnavailableError, True, "does not reach the gateway"),
+        (504, ServerUnavailableError, True, "does not reach the gateway"),
+    ],
+)
+def test_answer_of_a_proxy_says_what_is_wrong(
+    status: int, kind: type[SearchClientError], retryable: bool, text: str
+) -> None:
+    nothing = grpc.aio.Metadata()
+    error = grpc.aio.AioRpcError(Code.UNAVAILABLE, nothing, nothing, f"Received http2 header with status: {status}")
+    with pytest.raises(kind, match=text) as caught, translated_errors("here:443", 1):
+        raise error
+    assert caught.value.retryable is retryable
 
 
 def test_no_answer_in_time_is_a_timeout(service: ScriptedService, search_client: SearchClient) -> None:

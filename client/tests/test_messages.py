@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
-import grpc
 import pytest
 
 from captrieve_client import (
@@ -16,9 +14,7 @@ from captrieve_client import (
     Counts,
     Degradation,
     Duplicate,
-    PhotoFileError,
     Reading,
-    RequestRejectedError,
     Result,
     SearchAnswer,
     SearchClient,
@@ -26,11 +22,8 @@ from captrieve_client import (
     WordAlternative,
 )
 from captrieve_client._generated import search_pb2
-from captrieve_client.messages import MAX_PHOTO_BYTES
 
 from scripted_service import ScriptedService, empty_answer, full_answer, serving
-
-Code = grpc.StatusCode
 
 
 @pytest.fixture
@@ -218,38 +211,3 @@ def test_caption_answer_arrives_whole(search_client: SearchClient) -> None:
     assert (answer.query, answer.model) == ("blue shirt", "fashion-small")
     assert (answer.query_rule, answer.no_product_probability) == ("likeliest_words", 0.1)
     assert list(answer.timings_ms) == ["preprocess", "encode", "search", "total"]
-
-
-def test_photo_may_be_bytes_or_a_path(service: ScriptedService, search_client: SearchClient, tmp_path: Path) -> None:
-    path = tmp_path / "shirt.jpg"
-    path.write_bytes(b"in a file")
-    for photo in (b"in a file", str(path), path):
-        search_client.search(photo)
-    assert [request.photo for request in service.requests] == [b"in a file"] * 3
-
-
-def test_unreadable_file_is_an_error_of_its_own(
-    service: ScriptedService, search_client: SearchClient, tmp_path: Path
-) -> None:
-    for path, reason in (
-        (tmp_path / "none.jpg", "no such file or directory"),
-        (tmp_path, "is a directory"),
-        ("null\0.jpg", "not a path"),
-    ):
-        with pytest.raises(PhotoFileError, match=reason) as caught:
-            search_client.search(path)
-        assert (caught.value.code, caught.value.retryable) == (Code.INVALID_ARGUMENT, False)
-    assert service.requests == []
-
-
-def test_photo_larger_than_a_message_is_not_sent(
-    service: ScriptedService, search_client: SearchClient, tmp_path: Path
-) -> None:
-    path = tmp_path / "large.jpg"
-    with path.open("wb") as file:
-        file.truncate(100 * MAX_PHOTO_BYTES)
-    with pytest.raises(RequestRejectedError, match=r"large.jpg is larger than the 16\.7 MB that a request can hold"):
-        search_client.search(path)
-    with pytest.raises(RequestRejectedError, match="the photo is larger"):
-        search_client.caption(bytes(MAX_PHOTO_BYTES + 1))
-    assert service.requests == []

@@ -72,7 +72,8 @@ def test_empty_environment_gives_the_defaults() -> None:
 
 
 def test_other_programs_variables_are_not_ours() -> None:
-    environ = {"PATH": "/bin", "HOME": "/root", "captrieve_x": "1", "CAPTRIEVE": "1", "CAPTRIEVE_ADDRESS": "host:1"}
+    environ = {"PATH": "/bin", "HOME": "/root", "captrieve_x": "1", "CAPTRIEVE": "1"}
+    environ |= {"CAPTRIEVE_ADDRESS": "host:1", "CAPTRIEVE_TOKEN": "of the client"}
     assert GatewayConfig.from_env(environ) == GatewayConfig()
 
 
