@@ -65,7 +65,8 @@ def test_without_photos_fp32_is_installed_and_it_says_so(
 ) -> None:
     assert main() == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == f"fp32 is the only variant that can be judged without --data: installed in {tmp_path / 'served'}"
+    why = "the only variant that can be judged without --data"
+    assert lines[-1] == f"fp32 is {why}: installed in {tmp_path / 'served'}"
     assert lines[1].startswith("fp32")
     assert lines[1].endswith("passes")
     assert any(line.startswith("fp32: ") and line.endswith(" ms per caption") for line in lines)
