@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 
+from captioner.image_colours import ToSrgb, to_srgb
 from captioner.image_error import ImageError, ImageReason
 from captioner.image_formats import format_of
 from captioner.model_contract import Fit
@@ -148,7 +149,7 @@ def open_photo(
     target: tuple[int, int] | None = None,
     formats: tuple[str, ...] = FORMATS,
 ) -> Image.Image:
-    """Decode an image file into an upright RGB picture; transparent parts become white.
+    """Decode an image file into an upright RGB picture in sRGB; transparent parts become white.
 
     Args:
         data: bytes of the image file.
@@ -223,7 +224,7 @@ def _decode(data: bytes, limits: ImageLimits, target: tuple[int, int] | None, fo
     picture.load()
     if key is not None:
         picture.info["transparency"] = key
-    return _to_rgb(_upright(picture))
+    return _to_rgb(_upright(picture), to_srgb(picture.info.get("icc_profile") or b"", picture.mode))
 
 
 def _other_format(name: str) -> ImageError:
@@ -294,31 +295,39 @@ def _upright(picture: Image.Image) -> Image.Image:
     return picture if turn is None else picture.transpose(turn)
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def _to_rgb(picture: Image.Image, conversion: ToSrgb | None) -> Image.Image:
     rows = max(1, _BAND_PIXELS // picture.width)
-    if picture.height <= rows or (picture.mode == "RGB" and not _has_alpha(picture)):
-        return _band_to_rgb(picture)
+    is_rgb = picture.mode == "RGB" and conversion is None and not _has_alpha(picture)
+    if picture.height <= rows or is_rgb:
+        return _band_to_rgb(picture, conversion)
     # A band fits into the processor's cache: it takes half the time, and no step needs memory for a whole picture.
     result = Image.new("RGB", picture.size, color=None)
     for top in range(0, picture.height, rows):
         band = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
-        result.paste(_band_to_rgb(band), (0, top))
+        result.paste(_band_to_rgb(band, conversion), (0, top))
     return result
 
 
-def _band_to_rgb(picture: Image.Image) -> Image.Image:
+def _band_to_rgb(picture: Image.Image, conversion: ToSrgb | None) -> Image.Image:
     if picture.mode.startswith("I"):
         # 16-bit grey: convert("RGB") would clip all values above 255 to white. Integers need 8 bytes a pixel less.
         values = np.clip(np.asarray(picture), 0, 65535)
         grey = (values // 257).astype(np.uint8)
         grey[values == picture.info.get("transparency", -1)] = _WHITE[0]
-        return Image.fromarray(grey, mode="L").convert("RGB")
+        return _colours_of(Image.fromarray(grey, mode="L"), conversion)
     if _has_alpha(picture):
         # convert("RGB") would make transparent parts black; product photos have a white ground.
         with_alpha = picture if picture.mode == "RGBA" else picture.convert("RGBA")
+        colours = with_alpha if conversion is None else _colours_of(with_alpha, conversion)
         ground = Image.new("RGB", picture.size, _WHITE)
-        ground.paste(with_alpha, mask=with_alpha)  # the same as alpha_composite, without another conversion
+        ground.paste(colours, mask=with_alpha)  # the same as alpha_composite, without another conversion
         return ground
+    return _colours_of(picture, conversion)
+
+
+def _colours_of(picture: Image.Image, conversion: ToSrgb | None) -> Image.Image:
+    if conversion is not None:
+        return conversion.apply(picture if picture.mode == conversion.mode else picture.convert(conversion.mode))
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
