@@ -61,6 +61,8 @@ _SAVE_AGAIN, _SEND_SMALLER = "save it again", "send a smaller one"
 
 _WHITE = (255, 255, 255)
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
 # EXIF orientation -> the transposition that turns the picture upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -125,8 +127,8 @@ def decode_photo(
     # A JPEG is decoded at a fraction of its size before its margins are known. At twice the size, content that fills
     # half of a side has the quality of "pad", and content that fills a quarter is not enlarged.
     scale = 2 if fit == "trim" else 1
-    picture = open_photo(data, limits=limits, target=(scale * width, scale * height), formats=formats)
-    return fit_photo(picture, height=height, width=width, fit=fit)
+    picture, box = _open(data, limits, (scale * width, scale * height), formats)
+    return fit_photo(picture, height=height, width=width, fit=fit, box=box)
 
 
 def check_number_of_bytes(data: bytes, limits: ImageLimits) -> None:
@@ -161,6 +163,14 @@ def open_photo(
     Raises:
         ImageError: it is not a readable file of these formats, or has more bytes or pixels than `limits` allow.
     """
+    picture, _ = _open(data, limits, target, formats)
+    return picture
+
+
+def _open(
+    data: bytes, limits: ImageLimits | None, target: tuple[int, int] | None, formats: tuple[str, ...]
+) -> tuple[Image.Image, Box]:
+    """Do the work of `open_photo`; also return the part of the picture that the photo fills."""
     limits = limits or ImageLimits()
     check_number_of_bytes(data, limits)
     try:
@@ -183,7 +193,9 @@ def open_photo(
         ) from error
 
 
-def _decode(data: bytes, limits: ImageLimits, target: tuple[int, int] | None, formats: tuple[str, ...]) -> Image.Image:
+def _decode(
+    data: bytes, limits: ImageLimits, target: tuple[int, int] | None, formats: tuple[str, ...]
+) -> tuple[Image.Image, Box]:
     scans = _count_scans(data) if data.startswith(b"\xff\xd8") else 0  # before Pillow reads all segments
     try:
         picture = Image.open(_CountedFile(data), formats=formats)
@@ -199,6 +211,7 @@ def _decode(data: bytes, limits: ImageLimits, target: tuple[int, int] | None, fo
     if getattr(picture, "tag_v2", {}).get(_NEW_SUBFILE_TYPE, 0) & 1:
         raise _other_format("camera raw")
     width, height = picture.size
+    size: tuple[float, float] = picture.size  # of the photo, in pixels of the smaller picture
     if width < 1 or height < 1:
         size = f"{width} x {height}"
         raise ImageError(ImageReason.UNREADABLE, "has {} pixels", size, None, "it needs at least one")
@@ -216,7 +229,9 @@ def _decode(data: bytes, limits: ImageLimits, target: tuple[int, int] | None, fo
             raise ImageError(ImageReason.TOO_LARGE, what, scans, f"{most_scans} scans at this size", _SAVE_AGAIN)
         if target is not None:
             # Only JPEGs can be decoded at 1/2, 1/4 or 1/8; twice the target keeps the quality of the final reduction.
-            picture.draft("RGB", (2 * target[0], 2 * target[1]))
+            drafted = picture.draft("RGB", (2 * target[0], 2 * target[1]))
+            if drafted is not None:
+                size = drafted[1][2:]  # not rounded up to whole pixels
     if picture.mode == "F":
         remedy = "save it with 8 or 16 bits"
         raise ImageError(ImageReason.UNREADABLE, "has {} pixels", "floating-point", None, remedy)
@@ -224,7 +239,9 @@ def _decode(data: bytes, limits: ImageLimits, target: tuple[int, int] | None, fo
     picture.load()
     if key is not None:
         picture.info["transparency"] = key
-    return _to_rgb(_upright(picture), to_srgb(picture.info.get("icc_profile") or b"", picture.mode))
+    conversion = to_srgb(picture.info.get("icc_profile") or b"", picture.mode)
+    upright, box = _upright(picture, picture.width - size[0], picture.height - size[1])
+    return _to_rgb(upright, conversion), box
 
 
 def _other_format(name: str) -> ImageError:
@@ -279,8 +296,8 @@ def _transparent_colour(picture: Image.Image) -> int | tuple[int, ...] | None:
     return None
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    """Turn a picture upright by its EXIF orientation.
+def _upright(picture: Image.Image, spare_right: float, spare_bottom: float) -> tuple[Image.Image, Box]:
+    """Turn a picture upright by its EXIF orientation; also return its box without the spare parts of pixels.
 
     `ImageOps.exif_transpose` would also rewrite the other tags, and fails on invalid ones, which some cameras write.
     """
@@ -289,10 +306,17 @@ def _upright(picture: Image.Image) -> Image.Image:
     if _EXIF_AS_TEXT in picture.info:
         picture.info[_EXIF_AS_TEXT] = picture.info[_EXIF_AS_TEXT][: 2 * _EXIF_BYTES_READ]
     try:
-        turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+        orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+        turn = _TURNS.get(orientation)
     except Exception:
         turn = None  # the tags cannot be read
-    return picture if turn is None else picture.transpose(turn)
+    if turn is None:
+        return picture, (0, 0, picture.width - spare_right, picture.height - spare_bottom)
+    picture = picture.transpose(turn)
+    across, down = (spare_right, spare_bottom) if orientation < 5 else (spare_bottom, spare_right)
+    left = across if orientation in (2, 3, 6, 7) else 0
+    top = down if orientation in (3, 4, 7, 8) else 0
+    return picture, (left, top, picture.width - across + left, picture.height - down + top)
 
 
 def _to_rgb(picture: Image.Image, conversion: ToSrgb | None) -> Image.Image:
@@ -335,7 +359,9 @@ def _has_alpha(picture: Image.Image) -> bool:
     return picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info
 
 
-def fit_photo(picture: Image.Image, *, height: int, width: int, fit: Fit) -> npt.NDArray[np.uint8]:
+def fit_photo(
+    picture: Image.Image, *, height: int, width: int, fit: Fit, box: Box | None = None
+) -> npt.NDArray[np.uint8]:
     """Bring an RGB picture to the encoder's size.
 
     Args:
@@ -345,22 +371,24 @@ def fit_photo(picture: Image.Image, *, height: int, width: int, fit: Fit) -> npt
         fit: "pad" keeps the picture's proportions and fills with white, the ground of product photos. "trim" first
             removes margins of one colour (`captioner.trimming`) and fills with the remaining margin's colour. "squash"
             changes the proportions, as `ViTImageProcessor` does.
+        box: the part of the picture that is used; its ends lie less than a pixel within the picture's. None: all.
 
     Returns:
         uint8 [height, width, 3], RGB.
     """
+    box = box or (0, 0, *picture.size)
     if fit == "squash":
-        return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR), dtype=np.uint8)
+        return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box=box), dtype=np.uint8)
     content = find_content(picture) if fit == "trim" else Content((0, 0, *picture.size), _WHITE)
-    left, top, right, bottom = content.box
+    (left, top), (right, bottom) = map(max, box[:2], content.box[:2]), map(min, box[2:], content.box[2:])
     size = (right - left, bottom - top)
     scale = min(width / size[0], height / size[1])
     inner = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
     if inner != size:
-        picture = picture.resize(inner, Image.Resampling.BICUBIC, box=content.box, reducing_gap=3.0)
+        picture = picture.resize(inner, Image.Resampling.BICUBIC, box=(left, top, right, bottom), reducing_gap=3.0)
     elif size != picture.size:
-        picture = picture.crop(content.box)
+        picture = picture.crop((round(left), round(top), round(right), round(bottom)))
     canvas = np.full((height, width, 3), content.ground, dtype=np.uint8)
-    top, left = (height - inner[1]) // 2, (width - inner[0]) // 2
-    canvas[top : top + inner[1], left : left + inner[0]] = np.asarray(picture, dtype=np.uint8)
+    above, beside = (height - inner[1]) // 2, (width - inner[0]) // 2
+    canvas[above : above + inner[1], beside : beside + inner[0]] = np.asarray(picture, dtype=np.uint8)
     return canvas

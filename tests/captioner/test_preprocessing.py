@@ -368,6 +368,32 @@ def test_large_jpeg_is_decoded_at_a_fraction(orientation: int, monkeypatch: pyte
     assert sizes == (upright if orientation == 1 else [size[::-1] for size in upright])
 
 
+ROUNDED = [(722, 1024), (1024, 722), (999, 1333), (1441, 1921), (641, 803)]
+
+
+@pytest.mark.parametrize("size", ROUNDED)
+@pytest.mark.parametrize("orientation", STORED)
+def test_jpeg_decoded_at_a_fraction_is_no_pixel_wider(size: tuple[int, int], orientation: int) -> None:
+    """An eighth of 722 pixels is 90.25: the 91st column of the smaller picture is mostly padding."""
+    upright = np.asarray(Image.fromarray(noise(9, 7)).resize(size, Image.Resampling.BICUBIC))
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = encoded(STORED[orientation](upright), "JPEG", quality=95, exif=exif)
+    for fit in FITS:
+        pixels = decode_photo(data, height=HEIGHT, width=WIDTH, fit=fit)
+        exact = fit_photo(open_photo(data), height=HEIGHT, width=WIDTH, fit=fit)
+        assert np.abs(pixels.astype(int) - exact).mean() < 1
+
+
+def test_content_trimmed_of_a_jpeg_at_a_fraction_is_that_of_the_whole() -> None:
+    picture = Image.new("RGB", (1441, 1921), (200, 10, 10))
+    picture.paste(Image.fromarray(noise(9, 7)).resize((1341, 1500), Image.Resampling.BICUBIC), (100, 421))
+    data = encoded(picture, "JPEG", quality=95)
+    pixels = decode_photo(data, height=HEIGHT, width=WIDTH, fit="trim")
+    exact = fit_photo(open_photo(data), height=HEIGHT, width=WIDTH, fit="trim")
+    assert np.abs(pixels.astype(int) - exact).mean() < 2
+
+
 @pytest.mark.torch
 @pytest.mark.parametrize("size", [(60, 80), (300, 200), (64, 80), (1, 7)])
 def test_squash_equals_the_processor_of_hugging_face(size: tuple[int, int]) -> None:
