@@ -9,12 +9,13 @@ normalises the pixels itself.
 from __future__ import annotations
 
 import io
+import random
 import re
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 
 from captioner.image_colours import ToSrgb, to_srgb
 from captioner.image_error import ImageError, ImageReason
@@ -29,7 +30,16 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 MAX_JPEG_SCANS = 100
 MAX_JPEG_SCANS_OF_LARGEST = 20  # of 25 megapixels: 0.3 s
 
-# Pillow and `_count_scans` loop over the segments, two million of which fit into 8 MB. Real files have hundreds.
+# A JPEG of one scan that is decoded at a fraction of its size takes little memory. Of several scans libjpeg keeps up
+# to 8 bytes a pixel.
+_LARGER_JPEG, _LARGER_JPEG_OF_SCANS = 8, 3  # times the limit of pixels
+
+# How much of a JPEG without an end marker may be missing at its bottom, as a share of its rows.
+_MISSING_SHARE = 0.01
+# Decoded in the place of missing data, to find where it begins; no 0xFF, which would be a marker.
+_FILLER = bytes(random.Random(1).randrange(255) for _ in range(512))
+
+# Pillow and `_read_scans` loop over the segments, two million of which fit into 8 MB. Real files have hundreds.
 MAX_JPEG_SEGMENTS = 5_000
 
 # By the standard, Exif fits into one segment of 64 KiB. Pillow joins any number of them and interprets each tag.
@@ -45,7 +55,10 @@ PngImagePlugin.MAX_TEXT_MEMORY = 8 * 2**20
 # The markers that libjpeg skips together with their data. Of other markers (below 0xC0) in a damaged scan it skips only
 # the marker itself: if their "length" was skipped here, a thousand scans could hide behind one.
 _JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
-_START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
+_END_OF_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # any marker but that of a restart
+_START_OF_SCAN, _START_OF_IMAGE, _END_OF_IMAGE, _APP1 = 0xDA, 0xD8, 0xD9, 0xE1
+_SEQUENTIAL_FRAMES, _PROGRESSIVE_FRAMES = (0xC0, 0xC1, 0xC9), (0xC2, 0xCA)
+_ALL_COEFFICIENTS = 2**64 - 1
 
 # How much of the Exif is searched for the orientation, which is at its beginning: the size of a JPEG's segment.
 _EXIF_BYTES_READ = 2**16
@@ -92,11 +105,18 @@ class _CountedFile(io.BytesIO):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageLimits:
-    """Limits of image files and pictures."""
+    """Limits of image files and pictures.
+
+    Attributes:
+        max_bytes: of the file.
+        max_pixels: that are decoded. A JPEG decoded at a fraction of its size may have 8 times as many, or 3 times as
+            many in several scans.
+        max_side: of the picture in the file, in pixels.
+    """
 
     max_bytes: int = 8 * 2**20
     max_pixels: int = 25_000_000
-    max_side: int = 16_384  # pixels
+    max_side: int = 16_384
 
 
 def decode_photo(
@@ -184,7 +204,7 @@ def _open(
         # Pillow checks its own, much higher limit before it returns the size; its message begins with the pixels.
         found = re.search(r"\d+", str(error))
         pixels = int(found[0]) if found else "too many"
-        raise _too_many_pixels(pixels, limits) from None
+        raise _too_many_pixels(pixels, limits.max_pixels) from None
     except Exception as error:
         # For damaged files decoders raise many types (OSError, SyntaxError, ValueError, struct.error, EOFError, ...).
         remedy = "send a complete JPEG, PNG, WebP or GIF file"
@@ -196,9 +216,9 @@ def _open(
 def _decode(
     data: bytes, limits: ImageLimits, target: tuple[int, int] | None, formats: tuple[str, ...]
 ) -> tuple[Image.Image, Box]:
-    scans = _count_scans(data) if data.startswith(b"\xff\xd8") else 0  # before Pillow reads all segments
+    scans, end = _read_scans(data) if data.startswith(b"\xff\xd8") else (0, None)  # before Pillow reads all segments
     try:
-        picture = Image.open(_CountedFile(data), formats=formats)
+        picture = open_header(data, formats)
     except UnidentifiedImageError:
         name = format_of(data)
         if name is None:
@@ -211,15 +231,13 @@ def _decode(
     if getattr(picture, "tag_v2", {}).get(_NEW_SUBFILE_TYPE, 0) & 1:
         raise _other_format("camera raw")
     width, height = picture.size
-    size: tuple[float, float] = picture.size  # of the photo, in pixels of the smaller picture
+    extent: tuple[float, float] = picture.size  # of the photo, in pixels of the smaller picture
     if width < 1 or height < 1:
         size = f"{width} x {height}"
         raise ImageError(ImageReason.UNREADABLE, "has {} pixels", size, None, "it needs at least one")
     if max(width, height) > limits.max_side:
         size, limit = f"{width:,} x {height:,}", f"{limits.max_side:,} a side"
         raise ImageError(ImageReason.TOO_LARGE, "is {} pixels", size, limit, _SEND_SMALLER)
-    if width * height > limits.max_pixels:
-        raise _too_many_pixels(width * height, limits)
     if isinstance(picture, JpegImagePlugin.JpegImageFile):  # its format may be "MPO" (depth photos of phones)
         if scans > MAX_JPEG_SCANS:
             raise ImageError(ImageReason.UNREADABLE, "is a JPEG of {} scans", scans, MAX_JPEG_SCANS, _SAVE_AGAIN)
@@ -228,19 +246,26 @@ def _decode(
             what = f"is a JPEG of {{}} scans of {width * height:,} pixels"
             raise ImageError(ImageReason.TOO_LARGE, what, scans, f"{most_scans} scans at this size", _SAVE_AGAIN)
         if target is not None:
-            # Only JPEGs can be decoded at 1/2, 1/4 or 1/8; twice the target keeps the quality of the final reduction.
-            drafted = picture.draft("RGB", (2 * target[0], 2 * target[1]))
-            if drafted is not None:
-                size = drafted[1][2:]  # not rounded up to whole pixels
+            most_pixels = limits.max_pixels * (_LARGER_JPEG if scans < 2 else _LARGER_JPEG_OF_SCANS)
+            if width * height > most_pixels:
+                raise _too_many_pixels(width * height, most_pixels)
+            extent = _set_fraction(picture, target)
+    if picture.width * picture.height > limits.max_pixels:
+        raise _too_many_pixels(picture.width * picture.height, limits.max_pixels)
     if picture.mode == "F":
         remedy = "save it with 8 or 16 bits"
         raise ImageError(ImageReason.UNREADABLE, "has {} pixels", "floating-point", None, remedy)
     key = _transparent_colour(picture)  # before loading, which loses the file's bit depth
-    picture.load()
+    try:
+        picture.load()
+    except OSError:
+        if end is None:
+            raise
+        picture = _decode_without_end(data[:end].rstrip(b"\xff"), target)
     if key is not None:
         picture.info["transparency"] = key
     conversion = to_srgb(picture.info.get("icc_profile") or b"", picture.mode)
-    upright, box = _upright(picture, picture.width - size[0], picture.height - size[1])
+    upright, box = _upright(picture, picture.width - extent[0], picture.height - extent[1])
     return _to_rgb(upright, conversion), box
 
 
@@ -248,34 +273,108 @@ def _other_format(name: str) -> ImageError:
     return ImageError(ImageReason.OTHER_FORMAT, f"is in the format {{}}, {_NOT_READ}", name, None, _CONVERT)
 
 
-def _too_many_pixels(pixels: int | str, limits: ImageLimits) -> ImageError:
-    return ImageError(ImageReason.TOO_LARGE, "has {} pixels", pixels, limits.max_pixels, _SEND_SMALLER)
+def _too_many_pixels(pixels: int | str, most: int) -> ImageError:
+    return ImageError(ImageReason.TOO_LARGE, "has {} pixels", pixels, most, _SEND_SMALLER)
 
 
-def _count_scans(jpeg: bytes) -> int:
-    """Count the scans up to the end of the image, as libjpeg finds them.
+def open_header(data: bytes, formats: tuple[str, ...]) -> ImageFile.ImageFile:
+    """Read the header of an image file with Pillow, whose own limit of pixels does not apply to JPEGs.
+
+    Args:
+        data: bytes of the image file.
+        formats: Pillow's names of those that are read.
+
+    Raises:
+        UnidentifiedImageError: the file is damaged at its beginning, or has another format.
+        Exception: what Pillow raises for a damaged file.
+    """
+    if "JPEG" in formats and data.startswith(b"\xff\xd8\xff"):
+        # Its pixels take no memory before they are decoded, at a fraction of its size.
+        return JpegImagePlugin.jpeg_factory(_CountedFile(data))
+    return Image.open(_CountedFile(data), formats=formats)
+
+
+def _set_fraction(jpeg: JpegImagePlugin.JpegImageFile, target: tuple[int, int]) -> tuple[float, float]:
+    """Make Pillow decode a JPEG at a fraction of its size; return its width and height, not rounded to whole pixels."""
+    # Only 1/2, 1/4 and 1/8 are possible; twice the target keeps the quality of the final reduction.
+    drafted = jpeg.draft("RGB", (2 * target[0], 2 * target[1]))
+    return jpeg.size if drafted is None else drafted[1][2:]
+
+
+def _decode_without_end(jpeg: bytes, target: tuple[int, int] | None) -> JpegImagePlugin.JpegImageFile:
+    """Decode a JPEG that has all its scans and no end marker, as browsers do.
+
+    libjpeg fills what is missing with grey and does not tell where. So the file is decoded twice, with and without
+    other bytes at its end: the pictures differ from the first missing row on.
+
+    Raises:
+        OSError: more than a few rows are missing.
+    """
+    pictures = []
+    for tail in (b"", _FILLER):
+        picture = JpegImagePlugin.JpegImageFile(_CountedFile(jpeg + tail + bytes([0xFF, _END_OF_IMAGE])))
+        if target is not None:
+            _set_fraction(picture, target)
+        picture.load()
+        pictures.append(picture)
+    differ = (np.asarray(pictures[0]) != np.asarray(pictures[1])).reshape(pictures[0].height, -1).any(axis=1)
+    if differ[: len(differ) - int(_MISSING_SHARE * len(differ))].any():
+        raise OSError("the rows at the bottom are missing")
+    return pictures[0]
+
+
+def _read_scans(jpeg: bytes) -> tuple[int, int | None]:
+    """Count the scans up to the end of the image, as libjpeg finds them, and find where the last needed one ends.
 
     Segments are skipped by their length, and bytes after the end are ignored: the video in a phone's motion photo may
     contain the marker's bytes a hundred times.
+
+    Returns:
+        Number of scans; number of bytes up to the end of the scan that completes the picture, None: it is incomplete.
 
     Raises:
         ImageError: it has more segments or Exif than allowed.
     """
     scans, segments, exif_bytes, position = 0, 0, 0, 2
-    while (found := _JPEG_MARKER.search(jpeg, position)) and found[0][1] != _END_OF_IMAGE:
+    missing: dict[int, int] | None = None  # component -> bit mask of the coefficients that are still to come
+    is_progressive, end = False, None
+    # libjpeg does not go beyond another start of image, either: a panorama without an end may be followed by pictures.
+    while (found := _JPEG_MARKER.search(jpeg, position)) and found[0][1] not in (_START_OF_IMAGE, _END_OF_IMAGE):
         num_bytes = int.from_bytes(jpeg[found.end() : found.end() + 2], "big")
-        scans += found[0][1] == _START_OF_SCAN
+        position = found.end() + num_bytes
+        body = jpeg[found.end() + 2 : position]
+        marker = found[0][1]
         segments += 1
         if segments > MAX_JPEG_SEGMENTS:
             what = "is a JPEG of at least {} segments"
             raise ImageError(ImageReason.UNREADABLE, what, segments, MAX_JPEG_SEGMENTS, _SAVE_AGAIN)
-        if found[0][1] == _APP1 and jpeg.startswith(b"Exif", found.end() + 2):
+        if marker == _APP1 and body.startswith(b"Exif"):
             exif_bytes += num_bytes
         if exif_bytes > MAX_EXIF_BYTES:
             what = "is a JPEG with {} bytes of Exif or more"
             raise ImageError(ImageReason.UNREADABLE, what, exif_bytes, MAX_EXIF_BYTES, _SAVE_AGAIN)
-        position = found.end() + num_bytes
-    return scans
+        if marker in (*_SEQUENTIAL_FRAMES, *_PROGRESSIVE_FRAMES):
+            is_progressive = marker in _PROGRESSIVE_FRAMES
+            missing = dict.fromkeys(body[6::3], _ALL_COEFFICIENTS)
+        if marker == _START_OF_SCAN:
+            scans += 1
+            if missing is not None and len(body) >= 4:
+                _remove_scan(missing, body, is_progressive)
+                if end is None and not any(missing.values()):
+                    stop = _END_OF_SCAN.search(jpeg, position)
+                    end = stop.start() if stop else len(jpeg)
+    return scans, end
+
+
+def _remove_scan(missing: dict[int, int], scan: bytes, is_progressive: bool) -> None:
+    """Remove the coefficients of a scan, given by its header, from those that are missing."""
+    first, last, bits = scan[-3:]
+    if is_progressive and bits & 15:
+        return  # their lower bits are still to come
+    mask = (2 << min(last, 63)) - (1 << min(first, 63)) if is_progressive else _ALL_COEFFICIENTS
+    for component in scan[1:-3:2]:
+        if component in missing:
+            missing[component] &= ~mask
 
 
 def _transparent_colour(picture: Image.Image) -> int | tuple[int, ...] | None:
