@@ -181,7 +181,9 @@ class GatewayConfig(BaseSettings):
 
     # Photos and thumbnails
     max_photo_bytes: int = Field(8 * 2**20, gt=0, description="maximum size of a photo's file")
-    max_photo_pixels: int = Field(25_000_000, gt=0, description="maximum pixels of a photo before it is reduced")
+    max_photo_pixels: int = Field(
+        25_000_000, gt=0, description="maximum decoded pixels of a photo; a JPEG may have 8 times as many"
+    )
     photo_workers: int = Field(
         2, ge=1, le=64, description="processes that decode photos; as many more decode thumbnails"
     )

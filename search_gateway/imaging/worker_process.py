@@ -80,7 +80,10 @@ class WorkerProcess(asyncio.Protocol):
         self._is_expected = True  # an answer; a worker that sends anything else is under foreign control
         self._ready: asyncio.Future[None] | None = None
         self._transport: asyncio.Transport | None = None
-        self._socket, theirs = socket.socketpair()
+        try:
+            self._socket, theirs = socket.socketpair()
+        except OSError as error:  # too many open files
+            raise WorkerStartError(f"it cannot be connected: {error}") from error
         with theirs:
             for end in (self._socket, theirs):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
@@ -116,6 +119,9 @@ class WorkerProcess(asyncio.Protocol):
         except TimeoutError as error:
             self.kill()
             raise WorkerStartError(f"it was not ready after {timeout_seconds:g} s") from error
+        except OSError as error:
+            self.kill()
+            raise WorkerStartError(f"it cannot be connected: {error}") from error
         finally:
             self._ready.cancel()  # no effect where it has a result
 

@@ -368,6 +368,32 @@ def test_large_jpeg_is_decoded_at_a_fraction(orientation: int, monkeypatch: pyte
     assert sizes == (upright if orientation == 1 else [size[::-1] for size in upright])
 
 
+ROUNDED = [(722, 1024), (1024, 722), (999, 1333), (1441, 1921), (641, 803)]
+
+
+@pytest.mark.parametrize("size", ROUNDED)
+@pytest.mark.parametrize("orientation", STORED)
+def test_jpeg_decoded_at_a_fraction_is_no_pixel_wider(size: tuple[int, int], orientation: int) -> None:
+    """An eighth of 722 pixels is 90.25: the 91st column of the smaller picture is mostly padding."""
+    upright = np.asarray(Image.fromarray(noise(9, 7)).resize(size, Image.Resampling.BICUBIC))
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = encoded(STORED[orientation](upright), "JPEG", quality=95, exif=exif)
+    for fit in FITS:
+        pixels = decode_photo(data, height=HEIGHT, width=WIDTH, fit=fit)
+        exact = fit_photo(open_photo(data), height=HEIGHT, width=WIDTH, fit=fit)
+        assert np.abs(pixels.astype(int) - exact).mean() < 1
+
+
+def test_content_trimmed_of_a_jpeg_at_a_fraction_is_that_of_the_whole() -> None:
+    picture = Image.new("RGB", (1441, 1921), (200, 10, 10))
+    picture.paste(Image.fromarray(noise(9, 7)).resize((1341, 1500), Image.Resampling.BICUBIC), (100, 421))
+    data = encoded(picture, "JPEG", quality=95)
+    pixels = decode_photo(data, height=HEIGHT, width=WIDTH, fit="trim")
+    exact = fit_photo(open_photo(data), height=HEIGHT, width=WIDTH, fit="trim")
+    assert np.abs(pixels.astype(int) - exact).mean() < 2
+
+
 @pytest.mark.torch
 @pytest.mark.parametrize("size", [(60, 80), (300, 200), (64, 80), (1, 7)])
 def test_squash_equals_the_processor_of_hugging_face(size: tuple[int, int]) -> None:
@@ -465,6 +491,85 @@ def test_tiff_of_16_bits_is_scaled_and_one_of_floats_refused() -> None:
     floats = encoded(Image.fromarray(np.full((20, 30), 0.5, np.float32)), "TIFF")
     with pytest.raises(ImageError, match="floating-point pixels"):
         open_photo(floats, formats=ALL_FORMATS)
+
+
+@pytest.mark.parametrize("times", [7, 8])
+def test_pixels_of_a_jpeg_count_as_they_are_decoded(times: int) -> None:
+    """A phone's 48 megapixels become less than one; other formats and whole pictures are decoded in full."""
+    jpeg, png_file = (encoded(Image.new("RGB", (1600, 500 * times), "red"), kind) for kind in ("JPEG", "PNG"))
+    limits = ImageLimits(max_pixels=800_000)
+    assert near(decode_photo(jpeg, height=HEIGHT, width=WIDTH, fit="squash", limits=limits), (254, 0, 0), 2)
+    told = f"has {800_000 * times:,} pixels; the limit is 800,000"
+    for call in (lambda: open_photo(jpeg, limits=limits), lambda: open_photo(png_file, limits=limits, target=(9, 9))):
+        with pytest.raises(ImageError, match=told):
+            call()
+
+
+def test_pixels_of_a_jpeg_have_a_limit_in_its_header_too() -> None:
+    limits = ImageLimits(max_pixels=800_000)
+    for progressive, size, most in ((False, (1600, 4001), 6_400_000), (True, (1600, 1501), 2_400_000)):
+        data = encoded(Image.new("L", size), "JPEG", progressive=progressive)
+        with pytest.raises(ImageError, match=f"has {size[0] * size[1]:,} pixels; the limit is {most:,}: send a"):
+            decode_photo(data, height=HEIGHT, width=WIDTH, fit="pad", limits=limits)
+    oblong = encoded(Image.new("RGB", (16_000, 100)), "JPEG")
+    with pytest.raises(ImageError, match="has 1,600,000 pixels; the limit is 800,000"):
+        decode_photo(oblong, height=HEIGHT, width=WIDTH, fit="pad", limits=limits)
+
+
+def test_photo_of_50_megapixels_is_read() -> None:
+    pixels = decode_photo(
+        encoded(Image.new("RGB", (8160, 6120), "red"), "JPEG"), height=HEIGHT, width=WIDTH, fit="squash"
+    )
+    assert near(pixels, (254, 0, 0), 2)
+
+
+def long_jpeg(**options: Any) -> bytes:
+    picture = Image.fromarray(noise(160, 9)).resize((240, 2400), Image.Resampling.BICUBIC)
+    return encoded(picture, "JPEG", quality=90, **options)
+
+
+JPEG_KINDS: dict[str, dict[str, Any]] = {
+    "baseline": {},
+    "progressive": {"progressive": True},
+    "restarts": {"restart_marker_rows": 1},
+}
+
+
+@pytest.mark.parametrize("kind", JPEG_KINDS)
+@pytest.mark.parametrize("target", [None, (30, 300)])
+def test_jpeg_without_an_end_marker_is_read(kind: str, target: tuple[int, int] | None) -> None:
+    whole = long_jpeg(**JPEG_KINDS[kind])
+    assert whole.endswith(b"\xff\xd9")
+    expected = np.asarray(open_photo(whole, target=target))
+    junk = np.random.default_rng(5).bytes(3_000_000).replace(b"\xff\xd9", b"")
+    for tail in (b"", b"\xff", bytes(2_000_000), junk, b"SEFT" * 1000, whole, b"\xff\xc0\0\x02" * 5):
+        assert np.array_equal(np.asarray(open_photo(whole[:-2] + tail, target=target)), expected)
+
+
+@pytest.mark.parametrize("kind", JPEG_KINDS)
+def test_few_missing_rows_of_a_jpeg_are_grey_and_more_are_an_error(kind: str) -> None:
+    whole = long_jpeg(**JPEG_KINDS[kind])
+    pixels = read(whole)
+    start = whole.rindex(b"\xff\xda") + 12
+    for missing in range(3, 60, 7):
+        found = read(whole[:-missing])
+        assert np.array_equal(found[:-24], pixels[:-24])
+    for share in (0.02, 0.03, 0.05, 0.2, 0.5, 0.9, 0.99):
+        assert "is damaged or cut short" in refusal(whole[: len(whole) - round(share * (len(whole) - start))])
+
+
+def test_progressive_jpeg_without_its_last_scans_is_refused() -> None:
+    whole = long_jpeg(progressive=True)
+    scans = [found.start() for found in re.finditer(rb"\xff\xda", whole)]
+    assert len(scans) > 5
+    for scan in scans:
+        assert "is damaged or cut short" in refusal(whole[:scan])
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_grey_and_printed_jpegs_without_an_end_marker_are_read(mode: str) -> None:
+    whole = encoded(Image.fromarray(noise(40, 50)).convert(mode), "JPEG", progressive=True)
+    assert np.array_equal(read(whole[:-2]), read(whole))
 
 
 @pytest.mark.parametrize("percent", range(5, 100, 5))

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from captioner.image_error import ImageError, ImageReason
-from captioner.preprocessing import FORMATS, ImageLimits, open_photo
+from captioner.preprocessing import FORMATS, ImageLimits, open_header, open_photo
 from search_gateway.catalog.build.photo_folder import CANNOT_READ, PhotoFile, UnreadablePhoto
 from search_gateway.catalog.build.titles import TitleLine, title_and_url
 from search_gateway.catalog.store import CatalogEntry, PhotoStamp
@@ -147,7 +147,7 @@ def _upright_size(data: bytes, upright: Image.Image) -> tuple[int, int]:
 
     `upright` may be a fraction of the size. It shows whether the photo was rotated, so Exif is not read again.
     """
-    with Image.open(io.BytesIO(data), formats=readable_formats()) as picture:
+    with open_header(data, readable_formats()) as picture:
         width, height = picture.size
     is_turned = (width - height) * (upright.width - upright.height) < 0
     return (height, width) if is_turned else (width, height)

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import io
 import os
 import re
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -335,6 +337,25 @@ async def test_good_photos_do_not_wait_for_a_stream_of_bombs() -> None:
         ends = await asyncio.gather(*attacks, return_exceptions=True)
         assert all(isinstance(end, asyncio.CancelledError) for end in ends), ends
     assert num_good > 10 * sent
+
+
+@on_event_loop
+async def test_worker_that_dies_while_no_file_can_be_opened_is_replaced_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, refused = socket.socketpair, 0
+
+    def no_descriptor() -> tuple[socket.socket, socket.socket]:
+        nonlocal refused
+        refused += 1
+        if refused < 4:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real()
+
+    async with decoding() as decoder:
+        monkeypatch.setattr(socket, "socketpair", no_descriptor)
+        os.kill(decoder.pids[0], signal.SIGKILL)
+        await until(lambda: decoder.num_replaced == 1 and len(decoder._idle) == 2)
+        assert refused == 4
+        assert await is_right(decoder, 1)
 
 
 # Who leaves
