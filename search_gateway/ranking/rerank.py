@@ -106,7 +106,7 @@ def rerank(
     judged = _with_duplicates(pairs, limits)
     kept = [one for one in judged if one.verdict is Verdict.KEPT]
     over = [
-        replace(one, verdict=Verdict.DROPPED_OVER_LIMIT, reason=f"{limits.max_results} better results were found")
+        replace(one, verdict=Verdict.DROPPED_OVER_LIMIT, reason=f"beyond max_results ({limits.max_results})")
         for one in kept[limits.max_results :]
     ]
     kept = kept[: limits.max_results]

@@ -262,6 +262,7 @@ def test_it_imports_little() -> None:
     assert done.stdout.strip() == str(
         [
             "captioner",
+            "captioner.image_colours",
             "captioner.image_error",
             "captioner.image_formats",
             "captioner.model_contract",

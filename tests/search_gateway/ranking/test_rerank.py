@@ -155,7 +155,7 @@ def test_results_over_the_limit_are_dropped_with_the_reason() -> None:
     assert [one.candidate.url for one in result.kept] == ["b"]
     assert [one.candidate.url for one in result.dropped] == ["c", "a"]
     assert {one.verdict for one in result.dropped} == {Verdict.DROPPED_OVER_LIMIT}
-    assert {one.reason for one in result.dropped} == {"1 better results were found"}
+    assert {one.reason for one in result.dropped} == {"beyond max_results (1)"}
     assert result.dropped[0].thumbnail
     assert result.counts == {Verdict.KEPT: 1, Verdict.DROPPED_OVER_LIMIT: 2}
 
