@@ -207,7 +207,6 @@ def test_gateway_image_has_settings_the_code_reads_and_asks_the_port_it_listens_
     found = dict(instructions(GATEWAY))
     assert found["EXPOSE"] == port
     command = json.loads(found["HEALTHCHECK"].partition("CMD ")[2])
-    assert command[:3] == ["python", "-m", "search_gateway.healthcheck"]
-    assert command[-1].endswith(f":{port}")
+    assert command == ["python", "-m", "search_gateway.healthcheck"], "it asks where the settings say"
     assert SERVICE == "captrieve.v1.SearchService"  # by name: Triton answers health checks too
     assert json.loads(found["ENTRYPOINT"]) == ["python", "-m", "search_gateway"]
