@@ -8,7 +8,8 @@ queries' scores.
 
 The semantic threshold follows, with these weights: the strictest value that costs little nDCG, both for candidates
 found by words and looks and for those found by words alone. A filter cannot raise nDCG, which hardly counts the last
-results, but it keeps wrong pictures out. The visual threshold is shown but not chosen: this gallery always has ten
+results, but it keeps wrong pictures out. It stays below the weight of the product type, so that the right product in
+another colour is shown: a user sees it as a result, whatever the grades say. The visual threshold is shown but not chosen: this gallery always has ten
 pictures that look similar, so a strict threshold costs nothing here but would drop nearly everything found on the web.
 `visual_threshold` measures what it keeps.
 """
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from benchmarks.retrieval.metrics import judge
 from benchmarks.retrieval.systems import NO_FILTER, Ranking
 from search_gateway.ranking.rerank import RefinementLimits
+from search_gateway.ranking.word_agreement import WordWeights
 
 WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))
 VISUAL_SCORES = (NO_FILTER, *(round(0.1 * step, 1) for step in range(10)))
@@ -95,7 +97,7 @@ def calibrate(
     # Both kinds of providers have the same limit: the lower one.
     name = "min_semantic_score"
     both = [curve_of(name, SEMANTIC_SCORES, rank_all, name), curve_of(name, SEMANTIC_SCORES, rank_by_words, BY_WORDS)]
-    least = min(strictest(curve).value for curve in both)
+    least = min(strictest(curve, WordWeights().product_type_weight).value for curve in both)
     limits = replace(limits, min_semantic_score=least, min_visual_score=start.min_visual_score)
     return Calibrated(limits, curves)
 
@@ -116,10 +118,11 @@ def most_even(curve: Sequence[Point]) -> Point:
     return min((point for point in curve if is_near(point)), key=lambda point: round(abs(point.value - 0.5), 6))
 
 
-def strictest(curve: Sequence[Point]) -> Point:
-    """Return the highest value whose nDCG@10 is within `TOLERANCE` of the best."""
-    least = best(curve).ndcg - TOLERANCE
-    return max((point for point in curve if point.ndcg >= least), key=lambda point: point.value)
+def strictest(curve: Sequence[Point], below: float) -> Point:
+    """Return the highest value under `below` whose nDCG@10 is within `TOLERANCE` of the best of these."""
+    points = [point for point in curve if point.value < below]
+    least = best(points).ndcg - TOLERANCE
+    return max((point for point in points if point.ndcg >= least), key=lambda point: point.value)
 
 
 def point_of(value: float, rankings: Sequence[Ranking], grades: Sequence[npt.NDArray[np.int64]]) -> Point:

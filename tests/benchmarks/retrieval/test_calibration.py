@@ -23,8 +23,9 @@ def point(value: float, ndcgs: list[float]) -> Point:
 def test_best_and_strictest() -> None:
     points = curve(0.6, 0.7, 0.695, 0.5)
     assert best(points).value == 0.1
-    assert strictest(points).value == 0.2, "it loses no more than five thousandths"
-    assert strictest(curve(0.7, 0.69)).value == 0.0
+    assert strictest(points, 1.0).value == 0.2, "it loses no more than five thousandths"
+    assert strictest(points, 0.2).value == 0.1
+    assert strictest(curve(0.7, 0.69), 1.0).value == 0.0
 
 
 def test_most_even_of_those_that_cannot_be_told_from_the_best() -> None:
@@ -55,7 +56,9 @@ def test_each_setting_is_chosen_by_what_it_gives(most_by_words: float) -> None:
     found = calibrate(rank_all, rank_by_words, [np.array([0, 2, 0])], START, progress=False)
     limits = found.limits
     assert (limits.neighbour_weight, limits.visual_weight) == (0.9, 0.7)
-    assert limits.min_semantic_score == min(0.8, most_by_words), "what both can bear"
+    assert limits.min_semantic_score == min(0.5, most_by_words), (
+        "what both can bear, under the weight of the product type"
+    )
     assert limits.min_visual_score == START.min_visual_score, "shown, not chosen"
     assert limits.max_results == START.max_results
     assert asked[0].min_visual_score == NO_FILTER
