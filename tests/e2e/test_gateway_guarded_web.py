@@ -184,7 +184,9 @@ def test_what_was_recorded_is_replayed_without_the_web(
     stub = connect(("replay",), replay=recording)
     got = search(stub, photo)
     assert got.provider == "replay"
-    assert [(one.title, one.score) for one in got.results] == [(one.title, one.score) for one in live.results]
+    assert [one.title for one in got.results] == [one.title for one in live.results]
+    # Thumbnails may share a batch with others each time: the last digits of FP32 differ.
+    assert [one.score for one in got.results] == pytest.approx([one.score for one in live.results], abs=1e-5)
     assert [one.thumbnail for one in got.results] == [one.thumbnail for one in live.results]
     unknown = search(stub, photo, "green socks")
     assert not unknown.results

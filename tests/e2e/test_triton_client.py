@@ -22,6 +22,7 @@ from tritonclient.utils import InferenceServerException
 
 from captioner.decoding import DecodingOptions
 from captioner.model_contract import PREFILL, STEP, ModelContract
+from captioner.preprocessing import decode_photo
 from search_gateway.config import GatewayConfig
 from search_gateway.deadline import Deadline
 from search_gateway.engine import kv_slots
@@ -30,14 +31,25 @@ from search_gateway.engine.scheduler import CaptionScheduler
 from search_gateway.errors import ConfigError, DeadlineError, InferenceError
 from search_gateway.server import Gateway
 from search_gateway.triton.client import Probe, SharedMemory, TritonClient
-from tests.conftest import MODELS
+from tests.conftest import MODELS, jpeg
 
 pytestmark = pytest.mark.triton
 
 CONTRACT = ModelContract.load(MODELS)
-PIXELS = np.random.default_rng(7).integers(
-    0, 256, (6, CONTRACT.image_height, CONTRACT.image_width, 3), dtype=np.uint8
-)  # fmt: skip
+DRAWN = [
+    ("Shirt", "Blue"),
+    ("Handbag", "Red"),
+    ("Watch", "Black"),
+    ("Dress", "Pink"),
+    ("Jeans", "Blue"),
+    ("Cap", "Green"),
+]
+PIXELS = np.stack(
+    [
+        decode_photo(jpeg(*one), height=CONTRACT.image_height, width=CONTRACT.image_width, fit=CONTRACT.fit)
+        for one in DRAWN
+    ]
+)
 
 Tokens = list[list[int]]
 
