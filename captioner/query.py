@@ -125,10 +125,17 @@ def caption_words(query: str) -> list[str]:
 def caption_with_query(caption: str, query: str) -> str:
     """The caption with its last two words replaced by the query's, where it does not end with them already.
 
-    Case, hyphens and plurals do not matter: "Nike Men Blue Shirts" ends with "blue shirt". An empty query changes
+    Case, hyphens and plurals do not matter: "Nike Men Blue Shirts" ends with "blue shirt". Words before them that the
+    query begins with are not repeated: "Black Digital Watch M119" becomes "Black Digital Watch". An empty query changes
     nothing.
     """
     wanted = [fold(word) for word in words_of(query)]
-    if not wanted or [fold(word) for word in words_of(caption)[-len(wanted) :]] == wanted:
+    words = words_of(caption)
+    if not wanted or [fold(word) for word in words[-len(wanted) :]] == wanted:
         return caption
-    return " ".join([*words_of(caption)[:-QUERY_WORDS], *caption_words(query)])
+    kept = words[:-QUERY_WORDS]
+    for overlap in range(min(len(kept), len(wanted)), 0, -1):
+        if [fold(word) for word in kept[-overlap:]] == wanted[:overlap]:
+            kept = kept[:-overlap]
+            break
+    return " ".join([*kept, *caption_words(query)])

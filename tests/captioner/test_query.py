@@ -110,3 +110,15 @@ def test_caption_that_ends_with_the_likeliest_words_has_them_as_its_query() -> N
 )
 def test_caption_ends_with_the_query(caption: str, query: str, expected: str) -> None:
     assert caption_with_query(caption, query) == expected
+
+
+@pytest.mark.parametrize(
+    ("caption", "query", "expected"),
+    [
+        ("Q&Q Men Black Digital Watch M119J001Y", "digital watch", "Q&Q Men Black Digital Watch"),
+        ("Puma Blue Shirts Style X", "blue shirt", "Puma Blue Shirt"),
+        ("Digital Red Cap", "digital watch", "Digital Watch"),
+    ],
+)
+def test_words_before_the_query_are_not_repeated(caption: str, query: str, expected: str) -> None:
+    assert caption_with_query(caption, query) == expected
