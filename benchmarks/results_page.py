@@ -27,7 +27,12 @@ and what they mean. The figures of the model alone are in its [model card](../ch
 # Title, file, the command that wrote it, and how it is formatted.
 _SECTIONS: tuple[tuple[str, str, str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("Retrieval", "retrieval.json", "benchmarks.retrieval --data STUDIO", table),
-    ("Street to shop", "retrieval-phone.json", "benchmarks.retrieval --data STUDIO --phone PHONE", phone_table),
+    (
+        "Street to shop",
+        "retrieval-phone.json",
+        "benchmarks.retrieval --data STUDIO --phone PHONE --gateway ADDRESS",
+        phone_table,
+    ),
     (
         "Which words make the query",
         "query_rules.json",

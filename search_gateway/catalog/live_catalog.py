@@ -25,8 +25,8 @@ NOT_USABLE = "the catalogue's file cannot be used"
 DAMAGED = "the catalogue is damaged"
 
 _LOOK_SECONDS = 2.0
-_RETRY_SECONDS = 30.0  # until a file that failed is opened again although it looks as before
-_LOAD_SECONDS = 120.0  # for the embeddings of a file that nobody waits for
+_RETRY_SECONDS = 30.0  # a file that failed and has not changed is opened again after this time
+_LOAD_SECONDS = 120.0  # limit for reading the embeddings of a new file, in the background
 _CLOSE_SECONDS = 5.0
 
 _T = TypeVar("_T")

@@ -52,7 +52,7 @@ _BACKENDS = Path(__file__).parent / "backend"
 
 
 class EmbeddedTriton:
-    """A Triton Inference Server on loopback that lives no longer than this process.
+    """A Triton Inference Server on a private Unix socket that lives no longer than this process.
 
     Usage:
 

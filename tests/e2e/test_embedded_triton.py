@@ -423,7 +423,7 @@ def test_a_slow_start_is_told_with_the_name_of_the_log(
     assert str(tmp_path / "triton.log") in record.message
 
 
-# Who may use it.
+# Access by other users
 
 STRANGER_SCRIPT = """
     import os, sys

@@ -112,7 +112,7 @@ def test_signal_costs_nothing_wherever_it_comes(
 
 
 class ImpatientTrainer(Trainer):
-    """Whoever runs it presses Ctrl-C twice."""
+    """Ctrl-C is pressed twice."""
 
     def _forward(self, *args: Any) -> Any:
         if self.step == 7:

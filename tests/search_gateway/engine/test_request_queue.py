@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who waits is served in order within a kind and in turn between kinds, and nobody is lost or served twice."""
+"""The queue serves requests in order within a kind and in turn between kinds; it loses none and serves none twice."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ async def test_event_loop_goes_on_while_a_photo_is_decoded() -> None:
         work.cancel()
 
 
-# Who is next
+# Order of the pictures
 
 
 @on_event_loop
@@ -220,7 +220,7 @@ async def test_one_worker_serves_everybody_where_there_is_only_one() -> None:
         assert await is_right(decoder, 3)
 
 
-# Who fails alone
+# Failures of one picture
 
 LONG_BURN = b"BURN" + bytes(2 * 2**20)
 
@@ -358,7 +358,7 @@ async def test_worker_that_dies_while_no_file_can_be_opened_is_replaced_later(mo
         assert await is_right(decoder, 1)
 
 
-# Who leaves
+# Callers that leave
 
 
 @on_event_loop

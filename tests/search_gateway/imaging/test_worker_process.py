@@ -55,7 +55,7 @@ def is_there(pid: int) -> bool:
 
 def wait_until_gone(pid: int, seconds: float = 10) -> None:
     end = time.monotonic() + seconds
-    # Who adopts orphans may be slow to collect them; one that only waits for that (state Z) has ended.
+    # The process that adopts orphans may be slow to reap them; a zombie (state Z) has ended.
     while is_there(pid) and contents(Path(f"/proc/{pid}/stat")).rpartition(b")")[2].split()[0] != b"Z":
         assert time.monotonic() < end, f"process {pid} is still there"
         time.sleep(0.01)

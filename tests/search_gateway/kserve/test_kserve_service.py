@@ -275,7 +275,8 @@ def test_cancelled_stream_ends_its_work_and_gives_its_places_back() -> None:
             await until(lambda: it.pipeline.begun >= 20)
             call.cancel()
             await until(lambda: it.pipeline.ended >= 20)
-            with it.admission.admitted(100):
+            assert it.pipeline.ended == it.pipeline.begun
+            with it.admission.admitted(100):  # refused where a place is still taken
                 pass
 
     asyncio.run(asyncio.wait_for(run(), 20))

@@ -334,7 +334,7 @@ def test_long_silence_opens_the_breaker_whoever_stops_waiting(leave: str) -> Non
                 await asyncio.sleep(3)
                 caller.cancel()
                 await asyncio.gather(caller, return_exceptions=True)
-            await asyncio.sleep(0.001)  # for the call to end, which nobody waits for any more
+            await asyncio.sleep(0.001)  # lets the abandoned call end
         assert it.breaker.state is BreakerState.OPEN
         assert it.web.num_cancelled == BREAKER.min_calls
 
