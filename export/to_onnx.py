@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import json
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from captioner.model_contract import (
     ModelSpec,
     Precision,
 )
+from captioner.photo_confidence import PHOTO_CONFIDENCE_FILE, ConfidenceModel
 from captioner.query_classes import QUERY_CLASSES_FILE, load_query_classes
 from export.calibration import SAMPLES, drawn_photos, feeds_of
 from export.int8_graphs import quantise
@@ -107,7 +109,7 @@ def install(folder: Path, output: Path) -> None:
     for spec in ModelContract.load(folder).models:
         shutil.rmtree(output / spec.name, ignore_errors=True)
         shutil.move(folder / spec.name, output / spec.name)
-    for name in (REFINEMENT_FILE, QUERY_CLASSES_FILE):  # not every model has them
+    for name in (REFINEMENT_FILE, QUERY_CLASSES_FILE, PHOTO_CONFIDENCE_FILE):  # not every model has them
         (output / name).unlink(missing_ok=True)
         if (folder / name).exists():
             shutil.move(folder / name, output / name)
@@ -171,6 +173,11 @@ def _write(
         shutil.copyfile(checkpoint / REFINEMENT_FILE, folder / REFINEMENT_FILE)
     if contract.num_queries:
         shutil.copyfile(checkpoint / QUERY_CLASSES_FILE, folder / QUERY_CLASSES_FILE)
+    try:
+        if ConfidenceModel.load(checkpoint, contract) is not None:  # from export.photo_confidence
+            shutil.copyfile(checkpoint / PHOTO_CONFIDENCE_FILE, folder / PHOTO_CONFIDENCE_FILE)
+    except ContractError as problem:
+        print(f"{PHOTO_CONFIDENCE_FILE} is left out: {problem}", file=sys.stderr)
     contract.save(folder)
     kept = products_kept(checkpoint) if contract.precision == "int8" else {}
     raw = folder / "raw"

@@ -136,20 +136,24 @@ class Caption(_message.Message):
     def __init__(self, text: _Optional[str] = ..., words: _Optional[_Iterable[_Union[Word, _Mapping]]] = ..., log_probability: _Optional[float] = ..., complete: _Optional[bool] = ..., alternatives: _Optional[_Iterable[_Union[AlternativeCaption, _Mapping]]] = ...) -> None: ...
 
 class CaptionResponse(_message.Message):
-    __slots__ = ("caption", "query", "timings", "model", "query_rule", "no_product_probability")
+    __slots__ = ("caption", "query", "timings", "model", "query_rule", "no_product_probability", "confidence", "unsure_reason")
     CAPTION_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     QUERY_RULE_FIELD_NUMBER: _ClassVar[int]
     NO_PRODUCT_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    UNSURE_REASON_FIELD_NUMBER: _ClassVar[int]
     caption: Caption
     query: str
     timings: _containers.RepeatedCompositeFieldContainer[StageTime]
     model: str
     query_rule: QueryRule
     no_product_probability: float
-    def __init__(self, caption: _Optional[_Union[Caption, _Mapping]] = ..., query: _Optional[str] = ..., timings: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., model: _Optional[str] = ..., query_rule: _Optional[_Union[QueryRule, str]] = ..., no_product_probability: _Optional[float] = ...) -> None: ...
+    confidence: float
+    unsure_reason: str
+    def __init__(self, caption: _Optional[_Union[Caption, _Mapping]] = ..., query: _Optional[str] = ..., timings: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., model: _Optional[str] = ..., query_rule: _Optional[_Union[QueryRule, str]] = ..., no_product_probability: _Optional[float] = ..., confidence: _Optional[float] = ..., unsure_reason: _Optional[str] = ...) -> None: ...
 
 class StageTime(_message.Message):
     __slots__ = ("stage", "milliseconds")
@@ -242,7 +246,7 @@ class Reading(_message.Message):
     def __init__(self, query: _Optional[str] = ..., probability: _Optional[float] = ...) -> None: ...
 
 class SearchResponse(_message.Message):
-    __slots__ = ("caption", "query", "provider", "results", "counts", "nearest_miss", "empty_reason", "timings", "degraded", "dropped", "model", "readings", "query_rule", "no_product_probability")
+    __slots__ = ("caption", "query", "provider", "results", "counts", "nearest_miss", "empty_reason", "timings", "degraded", "dropped", "model", "readings", "query_rule", "no_product_probability", "confidence", "unsure_reason")
     CAPTION_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
@@ -257,6 +261,8 @@ class SearchResponse(_message.Message):
     READINGS_FIELD_NUMBER: _ClassVar[int]
     QUERY_RULE_FIELD_NUMBER: _ClassVar[int]
     NO_PRODUCT_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    UNSURE_REASON_FIELD_NUMBER: _ClassVar[int]
     caption: Caption
     query: str
     provider: str
@@ -271,7 +277,9 @@ class SearchResponse(_message.Message):
     readings: _containers.RepeatedCompositeFieldContainer[Reading]
     query_rule: QueryRule
     no_product_probability: float
-    def __init__(self, caption: _Optional[_Union[Caption, _Mapping]] = ..., query: _Optional[str] = ..., provider: _Optional[str] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., nearest_miss: _Optional[_Union[Result, _Mapping]] = ..., empty_reason: _Optional[str] = ..., timings: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., degraded: _Optional[_Iterable[_Union[Degradation, _Mapping]]] = ..., dropped: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., model: _Optional[str] = ..., readings: _Optional[_Iterable[_Union[Reading, _Mapping]]] = ..., query_rule: _Optional[_Union[QueryRule, str]] = ..., no_product_probability: _Optional[float] = ...) -> None: ...
+    confidence: float
+    unsure_reason: str
+    def __init__(self, caption: _Optional[_Union[Caption, _Mapping]] = ..., query: _Optional[str] = ..., provider: _Optional[str] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., nearest_miss: _Optional[_Union[Result, _Mapping]] = ..., empty_reason: _Optional[str] = ..., timings: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., degraded: _Optional[_Iterable[_Union[Degradation, _Mapping]]] = ..., dropped: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., model: _Optional[str] = ..., readings: _Optional[_Iterable[_Union[Reading, _Mapping]]] = ..., query_rule: _Optional[_Union[QueryRule, str]] = ..., no_product_probability: _Optional[float] = ..., confidence: _Optional[float] = ..., unsure_reason: _Optional[str] = ...) -> None: ...
 
 class SearchEvent(_message.Message):
     __slots__ = ("caption", "query", "result", "summary")

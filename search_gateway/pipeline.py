@@ -19,6 +19,7 @@ from captioner.captions import Caption
 from captioner.decoding import DecodingOptions
 from captioner.image_error import ImageError
 from captioner.model_contract import ModelContract
+from captioner.photo_confidence import ConfidenceModel, PhotoConfidence, photo_confidence
 from captioner.photo_words import PhotoWords, photo_words
 from captioner.query import Query, QueryRule
 from search_gateway.deadline import Deadline
@@ -82,6 +83,7 @@ class CaptionAnswer:
     timings_ms: dict[str, float]
     query_rule: QueryRule = QueryRule.LAST_TWO_WORDS  # how the query was made
     no_product_probability: float = 0.0  # 0 where the model has no query head
+    confidence: PhotoConfidence | None = None  # None where the model has no query head
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class SearchAnswer:
     timings_ms: dict[str, float]
     query_rule: QueryRule | None = None  # how the query was made; None where it was given
     no_product_probability: float = 0.0  # 0 where the model has no query head, or the photo was not captioned
+    confidence: PhotoConfidence | None = None  # None likewise
 
 
 SearchEvent = Caption | Query | ScoredResult | SearchAnswer
@@ -110,6 +113,7 @@ class Pipeline:
     Attributes:
         small_photos: decodes thumbnails: tighter limits, and processes of its own, so that no photo waits for them.
         query_classes: of the model's query head; empty for a model without one.
+        confidence_model: of the models; None: the query head alone says how likely it is that a photo shows a product.
     """
 
     contract: ModelContract
@@ -122,6 +126,7 @@ class Pipeline:
     thumbnail_timeout_seconds: float
     synonyms: Synonyms = field(default_factory=Synonyms.builtin)
     query_classes: Sequence[str] = ()
+    confidence_model: ConfidenceModel | None = None
 
     async def caption(
         self, data: bytes, decoding: DecodingOptions, rule: QueryRule, deadline: Deadline
@@ -141,8 +146,15 @@ class Pipeline:
         watch = StageTimer()
         self.tritons.check_capacity(decoding)
         pixels = await self._preprocess(data, watch, deadline)
-        words, _ = await self._words(pixels, decoding, rule, watch, deadline)
-        return CaptionAnswer(words.caption, words.query, watch.milliseconds(), words.rule, words.no_product_probability)
+        words, embedding = await self._words(pixels, decoding, rule, watch, deadline)
+        return CaptionAnswer(
+            words.caption,
+            words.query,
+            watch.milliseconds(),
+            words.rule,
+            words.no_product_probability,
+            self._confidence(words, embedding),
+        )
 
     async def search(self, data: bytes, options: SearchOptions, deadline: Deadline) -> AsyncIterator[SearchEvent]:
         """Search for a photo: yields the caption, the query, each kept result, and the whole answer last.
@@ -181,17 +193,19 @@ class Pipeline:
             reranked = rerank(embedding, query, hypotheses, seen, options.limits, self.synonyms)
         for result in reranked.kept:
             yield result
+        confidence = self._confidence(words, embedding)
         yield SearchAnswer(
             None if words is None else words.caption,
             query,
             hypotheses,
             found,
             reranked,
-            "" if reranked.kept else empty_reason(query, found.provider, reranked),
+            "" if reranked.kept else empty_reason(query, found.provider, reranked, confidence),
             degraded,
             watch.milliseconds(),
             None if words is None else words.rule,
             0.0 if words is None else words.no_product_probability,
+            confidence,
         )
 
     async def _preprocess(self, data: bytes, watch: StageTimer, deadline: Deadline) -> npt.NDArray[np.uint8]:
@@ -213,6 +227,14 @@ class Pipeline:
         with watch.stage("query"):
             words = photo_words(decoded, self.tokenizer, self.query_classes, rule)
         return words, decoded.embedding
+
+    def _confidence(self, words: PhotoWords | None, embedding: npt.NDArray[np.float32]) -> PhotoConfidence | None:
+        """Return how likely it is that the photo shows a product; None if it was not captioned or nothing can tell."""
+        if words is None or words.distribution is None:
+            return None
+        if self.confidence_model is None:
+            return photo_confidence(words.no_product_probability)
+        return self.confidence_model.of_photo(words.no_product_probability, embedding)
 
     async def _search(
         self,

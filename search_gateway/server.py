@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 
 from captioner.caption_tokenizer import CaptionTokenizer
 from captioner.model_contract import ContractError, ModelContract, model_fingerprint
+from captioner.photo_confidence import ConfidenceModel
 from captioner.preprocessing import ImageLimits
 from captioner.query_classes import load_query_classes
 from captioner.query_distribution import vocabulary_of
@@ -117,6 +118,7 @@ class Gateway:
                 f"the tokenizer has {tokenizer.vocab_size} pieces, the models {contract.vocab_size}: install them again"
             )
         query_classes = load_query_classes(config.model_repository, contract.num_queries)
+        confidence_model = ConfidenceModel.load(config.model_repository, contract)
         vocabulary_of(query_classes)  # cached now, so that the first photo does not wait for it
         thumbnails = self._make_thumbnails()
         self._closing.push_async_callback(thumbnails.close)
@@ -146,6 +148,7 @@ class Gateway:
             thumbnails=thumbnails,
             thumbnail_timeout_seconds=config.thumbnail_timeout_seconds,
             query_classes=query_classes,
+            confidence_model=confidence_model,
         )
         await self._serve(server, pipeline, cache)
         self.address = f"{config.listen_address.rpartition(':')[0]}:{port}"

@@ -34,10 +34,10 @@ from captrieve_client.reports import (
     caption_record,
     caption_text,
     error_record,
-    no_product_text,
     printable,
     search_record,
     search_text,
+    unsure_text,
     usage_error_record,
 )
 from captrieve_client.search_client import SearchClient
@@ -167,7 +167,7 @@ def _caption(search_client: SearchClient, options: argparse.Namespace) -> int:
                 print(json.dumps(caption_record(photo, outcome)), flush=True)
             else:
                 caption = caption_text(outcome.caption, outcome.query, _style(sys.stdout))
-                note = no_product_text(outcome.no_product_probability)
+                note = unsure_text(outcome)
                 print(f"{printable(photo)}: {caption}" + (f" ({note})" if note else ""), flush=True)
     return code
 

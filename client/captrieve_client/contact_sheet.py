@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from captrieve_client.messages import Result, SearchAnswer
-from captrieve_client.reports import counts_text, no_product_text, printable, rule_text, split_caption
+from captrieve_client.reports import counts_text, printable, rule_text, split_caption, unsure_text
 
 MAX_CARDS = 24
 
@@ -184,9 +184,9 @@ def _draw_photo(pen: _Pen, x: int, y: int, photo: bytes, answer: SearchAnswer) -
     if answer.query_rule:
         bottom += 30
         pen.text(x, bottom, f"by the rule: {rule_text(answer.query_rule)}", 13, _MUTED)
-    if note := no_product_text(answer.no_product_probability):
+    for line in _lines(_spelled(unsure_text(answer)), 13, _LEFT - 24, most=3):
         bottom += 28
-        pen.pill(x, bottom, note, _WARNING, _WARNING_PAPER, 13)
+        pen.pill(x, bottom, line, _WARNING, _WARNING_PAPER, 13)
     return _draw_times(pen, x, bottom + 56, answer.timings_ms)
 
 

@@ -182,7 +182,9 @@ class SearchAnswer:
     model: str
     readings: tuple[Reading, ...] = ()  # possible queries for the photo, most likely first
     query_rule: str = ""  # "likeliest_words", ...; empty with `query_override`
-    no_product_probability: float = 0.0  # that the photo shows no product; 0 if the model cannot tell
+    no_product_probability: float = 0.0  # by the query head alone; 0 if the model has none
+    confidence: float | None = None  # that the photo shows a product, 0 to 1; None if the gateway cannot tell
+    unsure_reason: str = ""  # set if the confidence is below one half: the answer is a guess
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +196,9 @@ class CaptionAnswer:
     timings_ms: dict[str, float]
     model: str
     query_rule: str = ""  # "likeliest_words", ...
-    no_product_probability: float = 0.0  # that the photo shows no product; 0 if the model cannot tell
+    no_product_probability: float = 0.0  # by the query head alone; 0 if the model has none
+    confidence: float | None = None  # that the photo shows a product, 0 to 1; None if the gateway cannot tell
+    unsure_reason: str = ""  # set if the confidence is below one half: the answer is a guess
 
 
 # A streamed search yields, in this order: one Caption (none with `query_override`), one Query, the
@@ -291,6 +295,8 @@ def caption_answer(message: search_pb2.CaptionResponse) -> CaptionAnswer:
         model=message.model,
         query_rule=_rule_name(message.query_rule),
         no_product_probability=_decimal(message.no_product_probability),
+        confidence=_decimal(message.confidence) if message.HasField("confidence") else None,
+        unsure_reason=message.unsure_reason,
     )
 
 
@@ -329,6 +335,8 @@ def search_answer(message: search_pb2.SearchResponse) -> SearchAnswer:
         readings=tuple(Reading(one.query, one.probability) for one in message.readings),
         query_rule=_rule_name(message.query_rule),
         no_product_probability=_decimal(message.no_product_probability),
+        confidence=_decimal(message.confidence) if message.HasField("confidence") else None,
+        unsure_reason=message.unsure_reason,
     )
 
 

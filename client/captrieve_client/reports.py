@@ -21,7 +21,7 @@ _MIN_TITLE_WIDTH = 16
 _MAX_SOURCE_WIDTH = 14
 _SHOWN_READINGS = 4
 _SURE, _UNLIKELY = 0.995, 0.005  # probabilities that would be shown as 100 % and 0 %
-_NO_PRODUCT = 0.5  # lowest probability at which the text says that the photo shows no product
+_NO_PRODUCT = 0.5  # lowest probability of "no product" that is unsure, where a gateway reports no confidence
 _COUNT_WORDS = {
     "dropped_visual": "failed the visual match",
     "dropped_semantic": "failed the word match",
@@ -118,9 +118,12 @@ def rule_text(query_rule: str) -> str:
     return query_rule.replace("_", " ")
 
 
-def no_product_text(probability: float) -> str:
-    """A sentence if the photo probably shows no product, otherwise an empty text."""
-    return f"the photo probably shows no product ({probability:.0%})" if probability >= _NO_PRODUCT else ""
+def unsure_text(answer: CaptionAnswer | SearchAnswer) -> str:
+    """A sentence if the photo may show no product, otherwise an empty text."""
+    confidence, reason = answer.confidence, answer.unsure_reason
+    if confidence is None and answer.no_product_probability >= _NO_PRODUCT:  # an older gateway
+        confidence, reason = 1 - answer.no_product_probability, "the photo may show no product"
+    return f"unsure: {printable(reason)} (confidence {confidence:.0%})" if reason and confidence is not None else ""
 
 
 def timings_text(timings_ms: dict[str, float]) -> str:
@@ -160,8 +163,8 @@ def search_text(answer: SearchAnswer, *, width: int, style: TextStyle) -> str:
     lines.append(f"query:   {printable(answer.query)}" + (style.dim(f"  ({by})") if by else ""))
     if answer.readings and answer.readings[0].probability < _SURE:
         lines += _wrapped(f"may be:  {readings_text(answer.readings)}", width)
-    if note := no_product_text(answer.no_product_probability):
-        lines.append(style.warning(f"note:    {note}"))
+    if note := unsure_text(answer):
+        lines.append(style.warning(note))
     lines.append("")
     if answer.results:
         lines += _table(answer.results, width, style)
@@ -236,6 +239,8 @@ def search_record(photo: str, answer: SearchAnswer, *, explain: bool) -> dict[st
         "query": answer.query,
         "query_rule": answer.query_rule,
         "no_product_probability": answer.no_product_probability,
+        "confidence": answer.confidence,
+        "unsure_reason": answer.unsure_reason,
         "readings": [dataclasses.asdict(one) for one in answer.readings],
         "provider": answer.provider,
         "results": [_result_record(result) for result in answer.results],
@@ -268,6 +273,8 @@ def caption_record(photo: str, answer: CaptionAnswer) -> dict[str, object]:
         "query": answer.query,
         "query_rule": answer.query_rule,
         "no_product_probability": answer.no_product_probability,
+        "confidence": answer.confidence,
+        "unsure_reason": answer.unsure_reason,
         "log_probability": answer.caption.log_probability,
         "complete": answer.caption.complete,
         "timings_ms": answer.timings_ms,

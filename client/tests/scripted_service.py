@@ -89,6 +89,8 @@ class ScriptedService(search_pb2_grpc.SearchServiceServicer):
             model=self.answer.model,
             query_rule=self.answer.query_rule,
             no_product_probability=self.answer.no_product_probability,
+            confidence=self.answer.confidence if self.answer.HasField("confidence") else None,
+            unsure_reason=self.answer.unsure_reason,
         )
 
     def _begin(
@@ -191,6 +193,7 @@ def full_answer() -> search_pb2.SearchResponse:
         ],
         query_rule=search_pb2.QUERY_RULE_LIKELIEST_WORDS,
         no_product_probability=0.1,
+        confidence=0.95,
     )
 
 

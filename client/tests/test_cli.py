@@ -40,16 +40,16 @@ from scripted_service import (
 
 Code = grpc.StatusCode
 SEARCH_KEYS = [
-    "photo", "caption", "words", "query", "query_rule", "no_product_probability", "readings", "provider", "results",
-    "counts", "nearest_miss", "empty_reason", "timings_ms", "degraded", "model",
+    "photo", "caption", "words", "query", "query_rule", "no_product_probability", "confidence", "unsure_reason",
+    "readings", "provider", "results", "counts", "nearest_miss", "empty_reason", "timings_ms", "degraded", "model",
 ]  # fmt: skip
 RESULT_KEYS = [
     "title", "url", "image_url", "thumbnail_url", "source", "width", "height", "visual_score", "semantic_score",
     "score", "reason", "duplicates", "picture_words",
 ]  # fmt: skip
 CAPTION_KEYS = [
-    "photo", "caption", "words", "query", "query_rule", "no_product_probability", "log_probability", "complete",
-    "timings_ms", "model",
+    "photo", "caption", "words", "query", "query_rule", "no_product_probability", "confidence", "unsure_reason",
+    "log_probability", "complete", "timings_ms", "model",
 ]  # fmt: skip
 
 
@@ -169,11 +169,27 @@ def test_unknown_query_rule_is_bad_use(capsys: pytest.CaptureFixture[str]) -> No
 def test_photo_of_no_product_is_told(
     service: ScriptedService, address: str, photo: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    service.answer.confidence, service.answer.unsure_reason = 0.12, "the photo may show no product"
+    told = "unsure: the photo may show no product (confidence 12%)"
+    assert cli.main(["search", photo]) == 0
+    assert f"\n{told}\n" in capsys.readouterr().out
+    assert cli.main(["caption", photo]) == 0
+    assert capsys.readouterr().out.endswith(f" ({told})\n")
+    for command in ("search", "caption"):
+        assert cli.main([command, photo, "--json"]) == 0
+        record = json.loads(capsys.readouterr().out)
+        assert (record["confidence"], record["unsure_reason"]) == (0.12, "the photo may show no product")
+
+
+def test_photo_of_no_product_is_told_by_an_older_gateway_too(
+    service: ScriptedService, address: str, photo: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.answer.ClearField("confidence")
+    assert cli.main(["search", photo]) == 0
+    assert "unsure" not in capsys.readouterr().out
     service.answer.no_product_probability = 0.83
     assert cli.main(["search", photo]) == 0
-    assert "note:    the photo probably shows no product (83%)\n" in capsys.readouterr().out
-    assert cli.main(["caption", photo]) == 0
-    assert capsys.readouterr().out.endswith("(the photo probably shows no product (83%))\n")
+    assert "\nunsure: the photo may show no product (confidence 17%)\n" in capsys.readouterr().out
 
 
 def test_flags_override_one_word_of_the_query(service: ScriptedService, address: str, photo: str) -> None:
@@ -320,6 +336,7 @@ def test_search_json_has_exactly_its_keys(
     assert record["timings_ms"] == {"preprocess": 2, "encode": 20, "search": 50, "total": 100}
     assert record["degraded"] == [{"part": "thumbnails", "reason": "1 of 9 did not arrive in time"}]
     assert (record["query_rule"], record["no_product_probability"]) == ("likeliest_words", 0.1)
+    assert (record["confidence"], record["unsure_reason"]) == (0.95, "")
     assert record["readings"] == [
         {"query": "blue shirt", "probability": 0.625},
         {"query": "navy shirt", "probability": 0.375},

@@ -73,7 +73,7 @@ def test_photo_and_thumbnails_are_shown() -> None:
 
 def test_rule_of_the_query_and_a_photo_of_no_product_are_told() -> None:
     answer = search_answer(full_answer())
-    told = draw_contact_sheet(b"", replace(answer, no_product_probability=0.8))
+    told = draw_contact_sheet(b"", replace(answer, confidence=0.2, unsure_reason="the photo may show no product"))
     assert share_of(told, (254, 243, 214)) > share_of(draw_contact_sheet(b"", answer), (254, 243, 214))
     silent = draw_contact_sheet(b"", replace(answer, query_rule=""))
     assert silent.tobytes() != draw_contact_sheet(b"", answer).tobytes()

@@ -54,6 +54,7 @@ def test_search_answer_arrives_whole(search_client: SearchClient) -> None:
     assert answer.degraded == (Degradation("thumbnails", "1 of 9 did not arrive in time"),)
     assert answer.readings == (Reading("blue shirt", 0.625), Reading("navy shirt", 0.375))
     assert (answer.query_rule, answer.no_product_probability) == ("likeliest_words", 0.1)
+    assert (answer.confidence, answer.unsure_reason) == (0.95, "")
     assert (answer.nearest_miss, answer.empty_reason, answer.dropped) == (None, "", ())
     first, second = answer.results
     assert first.thumbnail.startswith(b"\xff\xd8")
@@ -210,4 +211,5 @@ def test_caption_answer_arrives_whole(search_client: SearchClient) -> None:
     assert [word.text for word in answer.caption.words] == ["Blue", "Shirt"]
     assert (answer.query, answer.model) == ("blue shirt", "fashion-small")
     assert (answer.query_rule, answer.no_product_probability) == ("likeliest_words", 0.1)
+    assert (answer.confidence, answer.unsure_reason) == (0.95, "")
     assert list(answer.timings_ms) == ["preprocess", "encode", "search", "total"]

@@ -10,6 +10,7 @@ import grpc
 
 from captioner import captions
 from captioner.model_contract import ModelContract
+from captioner.photo_confidence import PhotoConfidence
 from captioner.query import Query, QueryRule
 from search_api import search_pb2, search_pb2_grpc
 from search_gateway.api.admission import Admission
@@ -99,6 +100,7 @@ def _caption_response(answer: CaptionAnswer, model: str) -> search_pb2.CaptionRe
         model=model,
         query_rule=_QUERY_RULES[answer.query_rule],
         no_product_probability=answer.no_product_probability,
+        **_confidence(answer.confidence),
     )
 
 
@@ -122,12 +124,18 @@ def _search_response(
         ],
         query_rule=_QUERY_RULES[answer.query_rule],
         no_product_probability=answer.no_product_probability,
+        **_confidence(answer.confidence),
     )
     if answer.caption is not None:
         response.caption.CopyFrom(_caption_message(answer.caption))
     if not reranked.kept and reranked.dropped:
         response.nearest_miss.CopyFrom(_result_message(reranked.dropped[0]))
     return response
+
+
+def _confidence(confidence: PhotoConfidence | None) -> dict[str, Any]:
+    """Return the fields of a response."""
+    return {} if confidence is None else {"confidence": confidence.value, "unsure_reason": confidence.unsure_reason}
 
 
 def _counts(answer: SearchAnswer) -> search_pb2.Counts:

@@ -54,6 +54,8 @@ CAPTION = ModelDeclaration(
         Tensor("CAPTION", BYTES, (1,)),
         Tensor("QUERY", BYTES, (1,)),
         Tensor("LOG_PROBABILITY", FP32, (1,)),  # of the whole caption, in nats
+        Tensor("CONFIDENCE", FP32, (1,)),  # that the photo shows a product; NaN where it is not known
+        Tensor("UNSURE_REASON", BYTES, (1,)),  # empty where the confidence is at least one half
     ),
 )
 
@@ -66,6 +68,8 @@ SEARCH = ModelDeclaration(
         Tensor("QUERY", BYTES, (1,)),
         Tensor("PROVIDER", BYTES, (1,)),  # empty where none answered
         Tensor("EMPTY_REASON", BYTES, (1,)),  # empty where there are results
+        Tensor("CONFIDENCE", FP32, (1,)),  # that the photo shows a product; NaN where it is not known
+        Tensor("UNSURE_REASON", BYTES, (1,)),  # empty where the confidence is at least one half
         # One element for each result, best first.
         Tensor("TITLE", BYTES, (-1,)),
         Tensor("URL", BYTES, (-1,)),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -82,6 +83,8 @@ class CaptionModel:
                 "CAPTION": [answer.caption.text for answer in answers],
                 "QUERY": [answer.query.text for answer in answers],
                 "LOG_PROBABILITY": [answer.caption.log_probability for answer in answers],
+                "CONFIDENCE": [_confidence(answer) for answer in answers],
+                "UNSURE_REASON": [_unsure_reason(answer) for answer in answers],
             },
             stages_ms=max((answer.timings_ms for answer in answers), key=lambda stages: stages["total"]),
         )
@@ -119,6 +122,14 @@ class SearchModel:
         return Inference(_search_columns(answer), answer.timings_ms)
 
 
+def _confidence(answer: CaptionAnswer | SearchAnswer) -> float:
+    return math.nan if answer.confidence is None else answer.confidence.value
+
+
+def _unsure_reason(answer: CaptionAnswer | SearchAnswer) -> str:
+    return "" if answer.confidence is None else answer.confidence.unsure_reason
+
+
 def _search_columns(answer: SearchAnswer) -> Columns:
     kept = answer.reranked.kept
     return {
@@ -126,6 +137,8 @@ def _search_columns(answer: SearchAnswer) -> Columns:
         "QUERY": [answer.query.text],
         "PROVIDER": [answer.found.provider],
         "EMPTY_REASON": [answer.empty_reason],
+        "CONFIDENCE": [_confidence(answer)],
+        "UNSURE_REASON": [_unsure_reason(answer)],
         "TITLE": [result.candidate.title for result in kept],
         "URL": [result.candidate.url for result in kept],
         "IMAGE_URL": [result.candidate.image_url for result in kept],

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import textwrap
 
+from captioner.photo_confidence import PhotoConfidence
 from captioner.query import Query
 from search_gateway.ranking.rerank import RerankResult, Verdict
 
@@ -22,14 +23,20 @@ _WORDS = {
 _UNSEEN = (Verdict.DROPPED_UNFETCHABLE, Verdict.DROPPED_UNDECODABLE)
 
 
-def empty_reason(query: Query, provider: str, reranked: RerankResult) -> str:
+def empty_reason(query: Query, provider: str, reranked: RerankResult, confidence: PhotoConfidence | None = None) -> str:
     """Return the sentence for an answer without results.
 
     Args:
         query: what was searched for.
         provider: the one that answered; empty if none did.
         reranked: all candidates, none of which is kept.
+        confidence: that the photo shows a product; None where it is not known.
     """
+    reason = _reason(query, provider, reranked)
+    return f"{reason}; {confidence.sentence}" if confidence is not None and confidence.sentence else reason
+
+
+def _reason(query: Query, provider: str, reranked: RerankResult) -> str:
     if not query.text:
         return "the caption has no words to search for"
     if not provider:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from captioner.captions import Caption
 from captioner.decoding import DecodingOptions
 from captioner.image_error import ImageError, ImageReason
 from captioner.model_contract import ModelContract
+from captioner.photo_confidence import photo_confidence
 from captioner.query import Query, QueryRule
 from search_gateway.deadline import Deadline
 from search_gateway.errors import BadRequestError, InferenceError
@@ -46,7 +48,9 @@ class ScriptedPipeline:
             if data == b"slow":
                 await asyncio.Event().wait()
             caption = Caption(data.decode(), (), -1.5, True, ())
-            return CaptionAnswer(caption, Query.of("query"), {"encode": float(len(data)), "total": float(len(data))})
+            timings = {"encode": float(len(data)), "total": float(len(data))}
+            confidence = photo_confidence(0.9) if data == b"two" else None
+            return CaptionAnswer(caption, Query.of("query"), timings, confidence=confidence)
         finally:
             self.ended += 1
 
@@ -63,6 +67,8 @@ def test_photos_are_captioned_side_by_side_and_keep_their_order() -> None:
     inference = asyncio.run(run())
     assert inference.columns["CAPTION"] == ["one", "three", "two"]
     assert inference.columns["LOG_PROBABILITY"] == [-1.5] * 3
+    assert inference.columns["CONFIDENCE"] == pytest.approx([math.nan, math.nan, 0.1], nan_ok=True)
+    assert inference.columns["UNSURE_REASON"] == ["", "", "the photo may show no product"]
     assert inference.stages_ms == {"encode": 5.0, "total": 5.0}, "of the photo that took longest"
 
 

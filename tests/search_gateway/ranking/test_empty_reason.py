@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captioner.colours import Colours
+from captioner.photo_confidence import photo_confidence
 from captioner.query import Query
 from search_gateway.providers.base import Candidate
 from search_gateway.ranking.empty_reason import empty_reason
@@ -110,3 +111,9 @@ def test_every_verdict_has_its_words(verdict: Verdict) -> None:
     (one,) = reranked(seen(0.1, "Jeans")).dropped
     result = RerankResult([], [one], Counter({verdict: 3}))
     assert re.search(r"but 3 (look|do|have|are) ", empty_reason(BLUE_SHIRT, "catalog", result))
+
+
+def test_photo_that_may_show_no_product_is_told() -> None:
+    reason = empty_reason(BLUE_SHIRT, "catalog", NOTHING, photo_confidence(0.88))
+    assert reason == "catalog has nothing for 'blue shirt'; the photo may show no product (confidence 12%)"
+    assert empty_reason(BLUE_SHIRT, "catalog", NOTHING, photo_confidence(0.1)) == "catalog has nothing for 'blue shirt'"
