@@ -31,6 +31,12 @@ MAX_HYPOTHESES = 8  # of the caption, and as many of the nearest neighbours; fur
 NUM_NAMES = 20
 SHARPNESS = 40.0
 
+# Words of file names that cameras, phones and computers give: "IMG_4312", "WhatsApp Image (2)", "Screenshot 7".
+_FILE_NAME_WORDS = frozenset(
+    {"copy", "dsc", "dscf", "dscn", "image", "images", "img", "mvimg", "pano", "photo", "photos", "pic", "picture",
+     "pxl", "scan", "screenshot", "untitled", "whatsapp"}
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class QueryHypothesis:
@@ -158,7 +164,8 @@ def _options(word: Word) -> list[tuple[str, float]]:
 def neighbour_hypotheses(photo: npt.NDArray[np.float32], candidates: Sequence[Candidate]) -> QueryHypotheses | None:
     """Return the names of the photo's nearest neighbours: the last words of their titles.
 
-    Candidates that only the query's words found do not count, because they would repeat the query.
+    Candidates that only the query's words found do not count, because they would repeat the query. Names without words,
+    such as "14" or "IMG 4312", do not count either: in a catalogue without titles they are file names.
 
     Args:
         photo: the photo's embedding, float32 [D], L2-normalised as those of the candidates.
@@ -175,6 +182,15 @@ def neighbour_hypotheses(photo: npt.NDArray[np.float32], candidates: Sequence[Ca
     cosines.sort(key=lambda pair: -pair[0])
     nearest = [(cosine, Query.of_caption(title)) for cosine, title in cosines[:NUM_NAMES]]
     named = QueryHypotheses.weighted(
-        (query, math.exp(SHARPNESS * (cosine - nearest[0][0]))) for cosine, query in nearest if query.text
+        (query, math.exp(SHARPNESS * (cosine - nearest[0][0])))
+        for cosine, query in nearest
+        if any(map(_is_word, query.words))
     )
     return None if named is None else named.most_likely(MAX_HYPOTHESES)
+
+
+def _is_word(word: str) -> bool:
+    """Return whether a word, in lower case, may name a product: a number, a code or `_FILE_NAME_WORDS` does not."""
+    if any(character.isdigit() for character in word) or word in _FILE_NAME_WORDS:
+        return False
+    return len(word) > 1 or not word.isascii()  # one letter is a word in some scripts

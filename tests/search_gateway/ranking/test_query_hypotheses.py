@@ -198,6 +198,23 @@ def test_titles_without_words_have_no_say(title: str) -> None:
     assert shares(neighbour_hypotheses(PHOTO, [neighbour(title, 0.9), neighbour("Bag", 0.1)])) == {"bag": 1.0}
 
 
+@pytest.mark.parametrize(
+    "title",
+    ["14", "0042 3", "IMG 4312", "img 20230412 153012", "DSC 0017", "DSCN0042", "P1010101", "PXL 20230101 120000123",
+     "WhatsApp Image 2021 05 03 at 10 11 12", "WhatsApp Image (2)", "Screenshot 7", "3f2a9b1c e4d0", "image", "x 3"],
+)  # fmt: skip
+def test_file_names_of_cameras_have_no_say(title: str) -> None:
+    assert neighbour_hypotheses(PHOTO, [neighbour(title, 0.99)]) is None
+    assert shares(neighbour_hypotheses(PHOTO, [neighbour(title, 0.99), neighbour("Bag", 0.1)])) == {"bag": 1.0}
+
+
+@pytest.mark.parametrize(
+    "title", ["Blue Shirt", "shirt 01", "Lipstick 529", "Photo Frame", "T-shirt", "Watch MTP-1239D", "裙"]
+)
+def test_names_with_a_word_have_a_say(title: str) -> None:
+    assert shares(neighbour_hypotheses(PHOTO, [neighbour(title, 0.9)])) == {query_from_caption(title): 1.0}
+
+
 def test_only_the_nearest_neighbours_are_asked() -> None:
     near = [neighbour("Blue Shirt", 0.9)] * NUM_NAMES
     assert shares(neighbour_hypotheses(PHOTO, [neighbour("Red Bag", 0.89), *near])) == {
