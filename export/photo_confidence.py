@@ -37,7 +37,7 @@ NO_PRODUCT_SHARE = 0.2
 MAX_FALSE_ALARMS = 0.02  # share of a domain's validation photos that may be called unsure
 TRAINING_PHOTOS = 12_000  # of the studio set
 _SHRINKAGE = 1e-3  # added to the covariance's diagonal, as a share of its mean
-_RIDGE = 1e-5  # keeps the regression finite where the photos are separable
+_RIDGE = 1e-3  # keeps the regression finite where the photos are separable, as 31 pictures almost are
 _BATCH = 16
 
 Floats = npt.NDArray[np.float64]
@@ -162,25 +162,35 @@ def joined(sets: Sequence[EncodedSet]) -> EncodedSet:
 
 
 def figures(
-    model: ConfidenceModel, products: Mapping[str, EncodedSet], without: Mapping[str, EncodedSet]
+    model: ConfidenceModel,
+    products: Mapping[str, EncodedSet],
+    without: Mapping[str, EncodedSet],
+    others: Mapping[str, EncodedSet],
 ) -> dict[str, Any]:
     """What the confidence is worth beside its two parts alone.
+
+    Args:
+        model: fitted on all photos of `products` and `without`, which are measured by a cross-fit.
+        products: photos of products, by domain.
+        without: pictures without a product, by kind.
+        others: more of them that nothing was fitted on.
 
     Returns:
         "unsure": set -> number of photos and the share that is called unsure, by the head alone and by both; "auroc":
         set without a product -> domain -> score -> how well it separates them.
     """
+    sets = {**products, **without, **others}
     both = cross_fitted(model, products, without)
+    both |= {name: model.confidences(one.no_product, one.embeddings) for name, one in others.items()}
     scores = {
         name: {"head": one.no_product, "distance": model.distances(one.embeddings), "both": 1 - both[name]}
-        for name, one in {**products, **without}.items()
+        for name, one in sets.items()
     }
     return {
         "unsure": {
             name: {
-                "photos": len(both[name]),
-                "head": float(np.mean(found["head"] > 1 - MIN_CONFIDENCE)),
-                "both": float(np.mean(found["both"] > 1 - MIN_CONFIDENCE)),
+                "photos": len(sets[name]),
+                **{score: float(np.mean(found[score] > 1 - MIN_CONFIDENCE)) for score in ("head", "both")},
             }
             for name, found in scores.items()
         },
@@ -189,20 +199,20 @@ def figures(
                 domain: {score: auroc(scores[name][score], scores[domain][score]) for score in scores[name]}
                 for domain in products
             }
-            for name in without
+            for name in (*without, *others)
         },
     }
 
 
 def table(found: Mapping[str, Any]) -> str:
     """The figures as text."""
-    lines = [f"{'called unsure':<40}{'photos':>8}{'head':>9}{'both':>9}"]
+    lines = [f"{'called unsure':<48}{'photos':>8}{'head':>9}{'both':>9}"]
     for name, row in found["unsure"].items():
-        lines.append(f"{name:<40}{row['photos']:>8}{row['head']:>9.1%}{row['both']:>9.1%}")
-    lines.append(f"{'AUROC':<40}{'head':>8}{'distance':>9}{'both':>9}")
+        lines.append(f"{name:<48}{row['photos']:>8}{row['head']:>9.1%}{row['both']:>9.1%}")
+    lines.append(f"{'AUROC':<48}{'head':>8}{'distance':>9}{'both':>9}")
     for name, domains in found["auroc"].items():
         for domain, row in domains.items():
-            lines.append(f"{f'{name}, {domain}':<40}{row['head']:>8.3f}{row['distance']:>9.3f}{row['both']:>9.3f}")
+            lines.append(f"{f'{name}, {domain}':<48}{row['head']:>8.3f}{row['distance']:>9.3f}{row['both']:>9.3f}")
     return "\n".join(lines)
 
 
@@ -261,15 +271,9 @@ def fit(args: argparse.Namespace) -> ConfidenceModel:
     model = ConfidenceModel(
         weights=contract.weights, mean=mean, whitening=whitening, bias=0.0, head_weight=1.0, distance_weight=0.0
     )
-    found = figures(model, products, without)
     model = fitted(model, list(products.values()), joined(list(without.values())))
-    for folder in args.others:
-        other = encoded(captioner, pictures_in(folder, contract))
-        found["unsure"][folder.name] = {
-            "photos": len(other),
-            "head": float(np.mean(other.no_product > 1 - MIN_CONFIDENCE)),
-            "both": float(np.mean(model.confidences(other.no_product, other.embeddings) < MIN_CONFIDENCE)),
-        }
+    others = {folder.name: encoded(captioner, pictures_in(folder, contract)) for folder in args.others}
+    found = figures(model, products, without, others)
     return replace(model, figures={"no_product_share": NO_PRODUCT_SHARE, **found})
 
 

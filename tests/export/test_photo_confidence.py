@@ -84,11 +84,13 @@ def test_confidence_is_calibrated_for_the_assumed_share() -> None:
 
 def test_figures_tell_what_the_distance_adds() -> None:
     products = {"studio": photos(400, 0.0, -3.0), "phone": photos(400, 0.1, -3.0)}
-    found = figures(start(), products, {"landscapes": photos(200, 0.6, -1.0)})
+    without = {"textures": photos(100, 0.6, -1.0)}
+    model = fitted(start(), list(products.values()), without["textures"])
+    found = figures(model, products, without, {"landscapes": photos(200, 0.6, -1.0)})
     assert found["unsure"]["landscapes"]["photos"] == 200
-    assert found["unsure"]["landscapes"]["both"] > found["unsure"]["landscapes"]["head"]
-    row = found["auroc"]["landscapes"]["studio"]
-    assert row["both"] > row["head"]
+    for name in ("textures", "landscapes"):
+        assert found["unsure"][name]["both"] > found["unsure"][name]["head"]
+        assert found["auroc"][name]["studio"]["both"] > found["auroc"][name]["studio"]["head"]
     assert "landscapes, phone" in table(found)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ torch = pytest.importorskip("torch", reason="needs the export extra (torch)")
 from transformers import VisionEncoderDecoderModel  # noqa: E402
 
 from captioner.model_contract import PRECISIONS, ContractError, ModelContract, Precision  # noqa: E402
+from captioner.photo_confidence import PHOTO_CONFIDENCE_FILE, ConfidenceModel  # noqa: E402
 from captioner.query_classes import QUERY_CLASSES_FILE, load_query_classes  # noqa: E402
 from export import to_onnx  # noqa: E402
 from export.caption_graphs import EncoderGraph, to_half  # noqa: E402
@@ -124,6 +126,28 @@ def test_model_that_loses_its_head_loses_its_list(
     export_repository(checkpoint, tmp_path / "models")
     assert ModelContract.load(tmp_path / "models").num_queries == 0
     assert not (tmp_path / "models" / QUERY_CLASSES_FILE).exists()
+
+
+def test_confidence_goes_with_the_models_it_was_fitted_for(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contract = export_repository(checkpoint, tmp_path / "models")
+    size = contract.hidden_size
+    fitted = ConfidenceModel(
+        weights=contract.weights,
+        mean=np.zeros(size, np.float32),
+        whitening=np.eye(size, dtype=np.float32),
+        bias=0.0,
+        head_weight=1.0,
+        distance_weight=0.0,
+    )
+    fitted.save(checkpoint)
+    export_repository(checkpoint, tmp_path / "models")
+    assert ConfidenceModel.load(tmp_path / "models", contract) is not None
+    replace(fitted, weights="other").save(checkpoint)
+    export_repository(checkpoint, tmp_path / "models")
+    assert not (tmp_path / "models" / PHOTO_CONFIDENCE_FILE).exists()
+    assert "photo_confidence.json is left out" in capsys.readouterr().err
 
 
 def test_queries_that_do_not_fit_are_told_before_anything_is_written(checkpoint: Path, tmp_path: Path) -> None:
