@@ -32,6 +32,7 @@ from captrieve_client.messages import (
     SearchEvent,
     Word,
     WordAlternative,
+    WordOverride,
 )
 from captrieve_client.photos import Photo, photo_files, read_photo
 from captrieve_client.search_client import SearchClient
@@ -63,6 +64,7 @@ __all__ = [
     "ServerUnavailableError",
     "Word",
     "WordAlternative",
+    "WordOverride",
     "photo_files",
     "read_photo",
 ]

@@ -181,9 +181,9 @@ def _draw_photo(pen: _Pen, x: int, y: int, photo: bytes, answer: SearchAnswer) -
     for line in _lines(_spelled(answer.query) or "(no words)", 24, _LEFT, most=3):
         bottom += 30
         pen.text(x, bottom - 6, line, 24, _ACCENT, bold=True)
-    if answer.query_rule:
+    if rule := rule_text(answer):
         bottom += 30
-        pen.text(x, bottom, f"by the rule: {rule_text(answer.query_rule)}", 13, _MUTED)
+        pen.text(x, bottom, f"by the rule: {rule}", 13, _MUTED)
     for line in _lines(_spelled(unsure_text(answer)), 13, _LEFT - 24, most=3):
         bottom += 28
         pen.pill(x, bottom, line, _WARNING, _WARNING_PAPER, 13)

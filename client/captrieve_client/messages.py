@@ -166,6 +166,14 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
+class WordOverride:
+    """The words that a request gave instead of the photo's own; None where it gave none."""
+
+    colour: str | None = None
+    thing: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SearchAnswer:
     """The answer of a search. Without results, `empty_reason` and `nearest_miss` explain why."""
 
@@ -182,6 +190,7 @@ class SearchAnswer:
     model: str
     readings: tuple[Reading, ...] = ()  # possible queries for the photo, most likely first
     query_rule: str = ""  # "likeliest_words", ...; empty with `query_override`
+    word_override: WordOverride = WordOverride()  # the request's words in the query and in `readings`
     no_product_probability: float = 0.0  # by the query head alone; 0 if the model has none
     confidence: float | None = None  # that the photo shows a product, 0 to 1; None if the gateway cannot tell
     unsure_reason: str = ""  # set if the confidence is below one half: the answer is a guess
@@ -309,7 +318,7 @@ def search_answer(message: search_pb2.SearchResponse) -> SearchAnswer:
     Returns:
         The same as values of this library.
     """
-    counts = message.counts
+    counts, override = message.counts, message.word_override
     return SearchAnswer(
         caption=_caption(message.caption) if message.HasField("caption") else None,
         query=message.query,
@@ -334,6 +343,10 @@ def search_answer(message: search_pb2.SearchResponse) -> SearchAnswer:
         model=message.model,
         readings=tuple(Reading(one.query, one.probability) for one in message.readings),
         query_rule=_rule_name(message.query_rule),
+        word_override=WordOverride(
+            override.colour if override.HasField("colour") else None,
+            override.thing if override.HasField("thing") else None,
+        ),
         no_product_probability=_decimal(message.no_product_probability),
         confidence=_decimal(message.confidence) if message.HasField("confidence") else None,
         unsure_reason=message.unsure_reason,

@@ -113,9 +113,16 @@ def readings_text(readings: Sequence[Reading]) -> str:
     return ", ".join([*shown, f"others {rest:.0%}"] if rest >= _UNLIKELY else shown)
 
 
-def rule_text(query_rule: str) -> str:
-    """The name of a query rule in words: "likeliest_words" becomes "likeliest words"."""
-    return query_rule.replace("_", " ")
+def rule_text(answer: SearchAnswer) -> str:
+    """How the query was made: "likeliest words", "likeliest words, colour given"; empty with `query_override`."""
+    rule, given = answer.query_rule.replace("_", " "), _given_text(answer)
+    return f"{rule}, {given}" if rule and given else rule
+
+
+def _given_text(answer: SearchAnswer) -> str:
+    """Which words of the query the caller gave: "colour given", "colour and thing given"; empty if none."""
+    given = [name for name, word in dataclasses.asdict(answer.word_override).items() if word is not None]
+    return f"{' and '.join(given)} given" if given else ""
 
 
 def unsure_text(answer: CaptionAnswer | SearchAnswer) -> str:
@@ -159,10 +166,11 @@ def search_text(answer: SearchAnswer, *, width: int, style: TextStyle) -> str:
     lines = []
     if answer.caption is not None:
         lines.append(f"caption: {caption_text(answer.caption, answer.query, style)}")
-    by = ", ".join(printable(name) for name in (rule_text(answer.query_rule), answer.provider, answer.model) if name)
+    by = ", ".join(printable(name) for name in (rule_text(answer), answer.provider, answer.model) if name)
     lines.append(f"query:   {printable(answer.query)}" + (style.dim(f"  ({by})") if by else ""))
     if answer.readings and answer.readings[0].probability < _SURE:
-        lines += _wrapped(f"may be:  {readings_text(answer.readings)}", width)
+        given = _given_text(answer)
+        lines += _wrapped(f"may be:  {readings_text(answer.readings)}" + (f" ({given})" if given else ""), width)
     if note := unsure_text(answer):
         lines.append(style.warning(note))
     lines.append("")
@@ -238,6 +246,7 @@ def search_record(photo: str, answer: SearchAnswer, *, explain: bool) -> dict[st
         "words": [] if caption is None else _word_records(caption),
         "query": answer.query,
         "query_rule": answer.query_rule,
+        "word_override": dataclasses.asdict(answer.word_override),
         "no_product_probability": answer.no_product_probability,
         "confidence": answer.confidence,
         "unsure_reason": answer.unsure_reason,

@@ -40,8 +40,9 @@ from scripted_service import (
 
 Code = grpc.StatusCode
 SEARCH_KEYS = [
-    "photo", "caption", "words", "query", "query_rule", "no_product_probability", "confidence", "unsure_reason",
-    "readings", "provider", "results", "counts", "nearest_miss", "empty_reason", "timings_ms", "degraded", "model",
+    "photo", "caption", "words", "query", "query_rule", "word_override", "no_product_probability", "confidence",
+    "unsure_reason", "readings", "provider", "results", "counts",
+    "nearest_miss", "empty_reason", "timings_ms", "degraded", "model",
 ]  # fmt: skip
 RESULT_KEYS = [
     "title", "url", "image_url", "thumbnail_url", "source", "width", "height", "visual_score", "semantic_score",
@@ -190,6 +191,32 @@ def test_photo_of_no_product_is_told_by_an_older_gateway_too(
     service.answer.no_product_probability = 0.83
     assert cli.main(["search", photo]) == 0
     assert "\nunsure: the photo may show no product (confidence 17%)\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        (search_pb2.WordOverride(colour="red"), "colour given"),
+        (search_pb2.WordOverride(thing="socks"), "thing given"),
+        (search_pb2.WordOverride(colour="red", thing="socks"), "colour and thing given"),
+    ],
+)
+def test_words_that_the_caller_gave_are_not_told_as_the_models(
+    service: ScriptedService,
+    address: str,
+    photo: str,
+    capsys: pytest.CaptureFixture[str],
+    override: search_pb2.WordOverride,
+    told: str,
+) -> None:
+    service.answer.word_override.CopyFrom(override)
+    assert cli.main(["search", photo]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].endswith(f"  (likeliest words, {told}, duckduckgo, fashion-small)")
+    assert lines[2] == f"may be:  blue shirt 62%, navy shirt 38% ({told})"
+    assert cli.main(["search", photo, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["word_override"] == {"colour": override.colour or None, "thing": override.thing or None}
 
 
 def test_flags_override_one_word_of_the_query(service: ScriptedService, address: str, photo: str) -> None:

@@ -20,6 +20,7 @@ from captrieve_client import (
     SearchClient,
     Word,
     WordAlternative,
+    WordOverride,
 )
 from captrieve_client._generated import search_pb2
 
@@ -90,6 +91,7 @@ def test_values_have_every_field_of_their_message() -> None:
         (Degradation, search_pb2.Degradation),
         (Duplicate, search_pb2.Duplicate),
         (Reading, search_pb2.Reading),
+        (WordOverride, search_pb2.WordOverride),
     ):
         fields = {renamed.get(name, name) for name in message.DESCRIPTOR.fields_by_name}
         assert set(value.__dataclass_fields__) == fields, value

@@ -48,7 +48,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
             if isinstance(event, SearchAnswer):
                 answer = event
         assert answer is not None, "the pipeline ends with the whole answer"
-        return _search_response(answer, self._model, explain=request.explain, with_results=True)
+        return _search_response(answer, self._model, request, with_results=True)
 
     async def StreamSearch(
         self, request: search_pb2.SearchRequest, context: Context
@@ -63,7 +63,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
                 case ScoredResult():
                     yield search_pb2.SearchEvent(result=_result_message(event))
                 case SearchAnswer():
-                    summary = _search_response(event, self._model, explain=request.explain, with_results=False)
+                    summary = _search_response(event, self._model, request, with_results=False)
                     yield search_pb2.SearchEvent(summary=summary)
 
     async def Caption(self, request: search_pb2.CaptionRequest, context: Context) -> search_pb2.CaptionResponse:
@@ -105,7 +105,7 @@ def _caption_response(answer: CaptionAnswer, model: str) -> search_pb2.CaptionRe
 
 
 def _search_response(
-    answer: SearchAnswer, model: str, *, explain: bool, with_results: bool
+    answer: SearchAnswer, model: str, request: search_pb2.SearchRequest, *, with_results: bool
 ) -> search_pb2.SearchResponse:
     reranked = answer.reranked
     response = search_pb2.SearchResponse(
@@ -116,7 +116,7 @@ def _search_response(
         empty_reason=answer.empty_reason,
         timings=_timings(answer.timings_ms),
         degraded=[search_pb2.Degradation(part=one.part, reason=one.reason) for one in answer.degraded],
-        dropped=_results(reranked.dropped if explain else ()),
+        dropped=_results(reranked.dropped if request.explain else ()),
         model=model,
         readings=[
             search_pb2.Reading(query=one.query.text, probability=one.probability)
@@ -128,6 +128,8 @@ def _search_response(
     )
     if answer.caption is not None:
         response.caption.CopyFrom(_caption_message(answer.caption))
+    if request.HasField("word_override"):
+        response.word_override.CopyFrom(request.word_override)
     if not reranked.kept and reranked.dropped:
         response.nearest_miss.CopyFrom(_result_message(reranked.dropped[0]))
     return response

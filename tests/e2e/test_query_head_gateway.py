@@ -191,6 +191,7 @@ def test_given_words_have_no_rule(stub: Any, provider: Provider, photo: bytes) -
     assert provider.queries == ["leather wallet"]
     assert answer.query_rule == search_pb2.QUERY_RULE_UNSPECIFIED
     assert answer.no_product_probability == 0
+    assert not answer.HasField("word_override")
     assert [(one.query, one.probability) for one in answer.readings] == [("leather wallet", 1.0)]
 
 
@@ -199,6 +200,8 @@ def test_word_override_changes_the_likeliest_query(stub: Any, provider: Provider
     answer = stub.Search(search_pb2.SearchRequest(photo=photo, word_override=override), timeout=30)
     assert answer.query == provider.queries[0] == "green socks"
     assert answer.query_rule == search_pb2.QUERY_RULE_LIKELIEST_WORDS
+    assert answer.word_override == override
+    assert all({"green", "socks"} <= set(one.query.split()) for one in answer.readings)
 
 
 def test_kserve_knows_the_rule(gateway: str, stub: Any, photo: bytes) -> None:
