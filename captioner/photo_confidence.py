@@ -93,7 +93,8 @@ class ConfidenceModel:
     def distances(self, embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """The Mahalanobis distances, float64 [n], of embeddings, float32 [n, D], L2-normalised."""
         white = (embeddings - self.mean) @ self.whitening
-        return np.sqrt(np.einsum("nd,nd->n", white, white, dtype=np.float64))
+        squares: npt.NDArray[np.float64] = np.einsum("nd,nd->n", white, white, dtype=np.float64)
+        return np.sqrt(squares)
 
     def confidences(
         self, no_product: npt.NDArray[np.float64], embeddings: npt.NDArray[np.float32]
