@@ -145,7 +145,8 @@ def test_only_requested_outputs_come_in_the_order_asked_for() -> None:
 
 
 def test_all_outputs_come_where_none_is_requested_and_empty_ones_too() -> None:
-    columns = {tensor.name: [""] if tensor.dims == (1,) else [] for tensor in SEARCH.outputs}
+    one: dict[str, list[str] | list[float]] = {"BYTES": [""], "FP32": [0.0]}
+    columns = {tensor.name: one[tensor.datatype] if tensor.dims == (1,) else [] for tensor in SEARCH.outputs}
     response = infer_response(Request(), SEARCH, requested_outputs(Request(), SEARCH), columns)
     assert [one.name for one in response.outputs] == [tensor.name for tensor in SEARCH.outputs]
     assert len(response.raw_output_contents) == len(response.outputs)
