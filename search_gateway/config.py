@@ -187,7 +187,12 @@ class GatewayConfig(BaseSettings):
     photo_workers: int = Field(
         2, ge=1, le=64, description="processes that decode photos; as many more decode thumbnails"
     )
-    thumbnail_timeout_seconds: float = Field(3.0, gt=0, description="time limit of fetching one thumbnail")
+    thumbnail_timeout_seconds: float = Field(
+        3.0, gt=0, description="time limit of fetching one thumbnail, without the wait for its turn"
+    )
+    thumbnail_fetches: int = Field(
+        8, ge=1, le=256, description="thumbnails that are fetched at a time, in equal shares for all searches"
+    )
 
     # Ranking
     min_visual_score: float = Field(0.4, ge=-1, le=1, description="minimum cosine of photo and result")

@@ -25,6 +25,10 @@ class Deadline:
         """Return the time left; 0 if the deadline has passed."""
         return max(0.0, self._end - self._clock())
 
+    def earlier(self, seconds: float) -> Deadline:
+        """Return a deadline this many seconds before this one."""
+        return Deadline(self.remaining_seconds() - seconds, self._clock)
+
     def check(self, stage: str) -> None:
         """Check the deadline before a stage.
 

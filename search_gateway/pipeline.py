@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
@@ -40,7 +41,7 @@ from search_gateway.ranking.rerank import (
 )
 from search_gateway.ranking.word_agreement import Synonyms
 from search_gateway.stage_timer import StageTimer
-from search_gateway.thumbnails.fetcher import ThumbnailError, ThumbnailFetcher
+from search_gateway.thumbnails.fetcher import ThumbnailError, ThumbnailFetcher, ThumbnailNotAskedError
 from search_gateway.triton.pool import TritonPool
 
 _log = logging.getLogger(__name__)
@@ -291,42 +292,43 @@ class Pipeline:
         self, candidates: Sequence[Candidate], deadline: Deadline
     ) -> tuple[list[InspectedCandidate], list[Degradation]]:
         """Compute the embeddings of all candidates' thumbnails, and fetch those that the provider did not return."""
-        deadline = Deadline(max(0.0, deadline.remaining_seconds() - _RESERVE_SECONDS))
-        problems: list[SearchError] = []
-        seen = await asyncio.gather(*(self._see_one(candidate, deadline, problems) for candidate in candidates))
-        failed = sum(one.failure is not None for one in seen) - len(problems)
-        degraded = []
-        if failed:
-            degraded.append(Degradation("thumbnails", f"{failed} of {len(seen)} thumbnails could not be used"))
-        if problems:
-            reason = f"{len(problems)} of {len(seen)} thumbnails could not be compared: {problems[0]}"
-            degraded.append(Degradation("inference", reason))
-        return list(seen), degraded
+        deadline = deadline.earlier(_RESERVE_SECONDS)
+        problems = _ThumbnailProblems()
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._see_one(candidate, deadline, problems)) for candidate in candidates]
+        return [task.result() for task in tasks], problems.degradations(len(tasks))
 
     async def _see_one(
-        self, candidate: Candidate, deadline: Deadline, problems: list[SearchError]
+        self, candidate: Candidate, deadline: Deadline, problems: _ThumbnailProblems
     ) -> InspectedCandidate:
-        """Inspect one candidate; adds to `problems` what is not the thumbnail's fault."""
+        """Inspect one candidate. `problems` counts what fails; nothing is raised, since it would cost the others."""
         if candidate.embedding is not None:
             return InspectedCandidate(candidate, candidate.embedding, candidate.thumbnail)
         thumbnail = candidate.thumbnail
         try:
             if thumbnail is None:
-                seconds = min(self.thumbnail_timeout_seconds, deadline.remaining_seconds())
-                if seconds <= 0:
-                    return InspectedCandidate(candidate, None, None, Verdict.DROPPED_UNFETCHABLE)
-                thumbnail = await self.thumbnails.fetch(candidate.thumbnail_url, seconds)
+                thumbnail = await self.thumbnails.fetch(
+                    candidate.thumbnail_url, self.thumbnail_timeout_seconds, deadline=deadline, search=problems
+                )
             embedding, copy = await self._embedding(thumbnail, deadline)
         except ImageError:
+            problems.unusable["could not be read"] += 1
             return InspectedCandidate(candidate, None, None, Verdict.DROPPED_UNDECODABLE)
+        except ThumbnailNotAskedError:
+            problems.unusable["had no turn before the deadline"] += 1
         except ThumbnailError as error:
             _log.info("thumbnail not fetched: %s", error)
-            return InspectedCandidate(candidate, None, None, Verdict.DROPPED_UNFETCHABLE)
+            problems.unusable["could not be fetched"] += 1
         except SearchError as error:
             # Triton failed or time ran out: the words still make an answer.
-            problems.append(error)
-            return InspectedCandidate(candidate, None, None, Verdict.DROPPED_UNFETCHABLE)
-        return InspectedCandidate(candidate, embedding, thumbnail, colour_grid=copy)
+            problems.not_compared[type(error)].append(str(error))
+        except Exception:
+            problems.unusable["failed unexpectedly"] += 1
+            if problems.unusable["failed unexpectedly"] == 1:  # the others are likely to be alike
+                _log.exception("a thumbnail failed unexpectedly")
+        else:
+            return InspectedCandidate(candidate, embedding, thumbnail, colour_grid=copy)
+        return InspectedCandidate(candidate, None, None, Verdict.DROPPED_UNFETCHABLE)
 
     async def _embedding(
         self, thumbnail: bytes, deadline: Deadline
@@ -334,3 +336,24 @@ class Pipeline:
         """Return a thumbnail's embedding and colour grid."""
         pixels = await self.small_photos.decode(thumbnail, deadline)
         return await self.tritons.embed(pixels, deadline), colour_grid(pixels)
+
+
+@dataclass(eq=False)
+class _ThumbnailProblems:
+    """Why thumbnails of one search were not compared. Without the exceptions, whose frames would refer back to this."""
+
+    unusable: Counter[str] = field(default_factory=Counter)  # number of thumbnails by what happened to them
+    not_compared: defaultdict[type[SearchError], list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def degradations(self, num_thumbnails: int) -> list[Degradation]:
+        found = []
+        if self.unusable:
+            reasons = ", ".join(f"{number} {what}" for what, number in self.unusable.most_common())
+            number = self.unusable.total()
+            found.append(
+                Degradation("thumbnails", f"{number} of {num_thumbnails} thumbnails could not be used: {reasons}")
+            )
+        for messages in self.not_compared.values():
+            reason = f"{len(messages)} of {num_thumbnails} thumbnails could not be compared: {messages[0]}"
+            found.append(Degradation("inference", reason))
+        return found

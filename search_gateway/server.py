@@ -58,7 +58,7 @@ class Gateway:
     Args:
         config: the settings.
         providers: used instead of those that the settings name.
-        thumbnails: creates the fetcher of thumbnails; tests pass one that may reach their own server.
+        thumbnails: creates the fetcher of thumbnails; tests pass one that may reach their own server. None: as set.
 
     Raises:
         ConfigError, ContractError, StartError, TritonStartError: from `async with`, if it cannot start.
@@ -69,11 +69,11 @@ class Gateway:
         config: GatewayConfig,
         *,
         providers: list[Provider] | None = None,
-        thumbnails: Callable[[], ThumbnailFetcher] = ThumbnailFetcher,
+        thumbnails: Callable[[], ThumbnailFetcher] | None = None,
     ):
         self._config = config
         self._extra_providers = providers
-        self._make_thumbnails = thumbnails
+        self._make_thumbnails = thumbnails or (lambda: ThumbnailFetcher(parallel_fetches=config.thumbnail_fetches))
         self._closing = contextlib.AsyncExitStack()
         self._stopped = asyncio.Event()
         self._replicas: list[TritonReplica] = []

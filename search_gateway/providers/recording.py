@@ -11,16 +11,16 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from captioner.query import Query
+from search_gateway.deadline import Deadline
 from search_gateway.providers.base import Candidate, Provider
 from search_gateway.providers.recorded_answers import MAX_FILE_BYTES, RecordingError, append_line, line_of
-from search_gateway.thumbnails.fetcher import ThumbnailError
+from search_gateway.thumbnails.fetcher import Fetch, ThumbnailError
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class RecordingProvider:
     Args:
         provider: the provider to record.
         path: the file; answers are appended.
-        fetch: returns the file of a thumbnail, given its URL and a time limit in seconds; raises ThumbnailError.
+        fetch: fetches thumbnails.
         max_file_bytes: recording ends before the file becomes larger.
     """
 
@@ -42,7 +42,7 @@ class RecordingProvider:
         self,
         provider: Provider,
         path: Path,
-        fetch: Callable[[str, float], Awaitable[bytes]],
+        fetch: Fetch,
         max_file_bytes: int = MAX_FILE_BYTES,
     ):
         self._provider = provider
@@ -73,7 +73,10 @@ class RecordingProvider:
         if self._is_full or not query.key or not candidates:
             return candidates
         seconds = _SHARE_FOR_THUMBNAILS * (timeout_seconds - (time.monotonic() - began))
-        candidates = await asyncio.gather(*(self._with_thumbnail(one, seconds) for one in candidates))
+        deadline = Deadline(seconds)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._with_thumbnail(one, seconds, deadline)) for one in candidates]
+        candidates = [task.result() for task in tasks]
         await self._write(line_of(query.key, candidates))
         return candidates
 
@@ -81,14 +84,15 @@ class RecordingProvider:
         """Close the recorded provider."""
         await self._provider.close()
 
-    async def _with_thumbnail(self, candidate: Candidate, seconds: float) -> Candidate:
+    async def _with_thumbnail(self, candidate: Candidate, seconds: float, deadline: Deadline) -> Candidate:
         if candidate.thumbnail is not None or not candidate.thumbnail_url or seconds <= 0:
             return candidate
         try:
-            # The fetcher's own time limit starts after its queue.
-            async with asyncio.timeout(seconds):
-                thumbnail = await self._fetch(candidate.thumbnail_url, seconds)
-        except (ThumbnailError, TimeoutError):
+            thumbnail = await self._fetch(candidate.thumbnail_url, seconds, deadline=deadline, search=deadline)
+        except ThumbnailError:
+            return candidate
+        except Exception:
+            _log.exception("a thumbnail of provider %s was not recorded", self.name)
             return candidate
         return dataclasses.replace(candidate, thumbnail=thumbnail)
 

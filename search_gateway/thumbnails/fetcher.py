@@ -22,14 +22,17 @@ import re
 import socket
 import ssl
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from search_gateway.deadline import Deadline
+from search_gateway.thumbnails.fair_turns import FairTurns, TurnsClosedError
 from search_gateway.thumbnails.public_addresses import is_public
 
 # Hosts of DuckDuckGo's thumbnails (its index is Bing's). ddgs returns tse<n>.mm.bing.net. In public code the other
@@ -42,7 +45,7 @@ BING_THUMBNAIL_HOSTS = (
     r"th\.bing\.com",
 )
 
-MAX_PARALLEL_FETCHES = 8
+DEFAULT_PARALLEL_FETCHES = 8
 
 _MAX_URL_CHARACTERS = 2048
 _CONTENT_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif")
@@ -70,6 +73,19 @@ class ThumbnailError(Exception):
 
     The message is for the log only: it would tell a caller which internal addresses answer.
     """
+
+
+class ThumbnailNotAskedError(ThumbnailError):
+    """This thumbnail was not asked for: the deadline passed while other fetches had their turns."""
+
+
+class Fetch(Protocol):
+    """`ThumbnailFetcher.fetch`."""
+
+    async def __call__(
+        self, url: str, timeout_seconds: float, *, deadline: Deadline | None = None, search: Hashable = None
+    ) -> bytes:
+        """See there."""
 
 
 class _RefusedAddressError(OSError):
@@ -113,10 +129,11 @@ def lookup(host: str, port: int) -> list[str]:
 
 
 class ThumbnailFetcher:
-    """Fetches at most `MAX_PARALLEL_FETCHES` thumbnails at a time. Use it in one event loop.
+    """Fetches a number of thumbnails at a time, in fair shares for all searches. Use it in one event loop.
 
     Args:
         policy: what may be fetched.
+        parallel_fetches: how many at a time.
         resolve: looks up addresses; tests with their own server pass another one.
         ssl_context: verifies certificates; None: the system's.
     """
@@ -125,33 +142,58 @@ class ThumbnailFetcher:
         self,
         policy: ThumbnailPolicy | None = None,
         *,
+        parallel_fetches: int = DEFAULT_PARALLEL_FETCHES,
         resolve: Resolve = lookup,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self._policy = policy or ThumbnailPolicy()
+        self._parallel_fetches = parallel_fetches
+        self._turns = FairTurns(parallel_fetches)
         self._host_patterns = tuple(re.compile(host, re.ASCII) for host in self._policy.allowed_hosts)
-        self._resolver = _CheckingResolver(resolve, self._policy.address_is_allowed)
+        self._resolver = _CheckingResolver(resolve, self._policy.address_is_allowed, parallel_fetches)
         self._ssl_context = ssl_context
         self._session: aiohttp.ClientSession | None = None
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()  # to close at the end
         self._closed = False
 
-    async def fetch(self, url: str, timeout_seconds: float) -> bytes:
+    async def fetch(
+        self, url: str, timeout_seconds: float, *, deadline: Deadline | None = None, search: Hashable = None
+    ) -> bytes:
         """Fetch the file of a thumbnail.
+
+        Args:
+            url: of the file.
+            timeout_seconds: for the fetch itself, from its turn on.
+            deadline: of the request, including the wait for a turn; None: there is no limit to that wait.
+            search: fetches with equal values share their part of the turns.
 
         Returns:
             At most `policy.max_bytes` bytes, which the server declares to be an image.
 
         Raises:
+            ThumbnailNotAskedError: the deadline passed before its turn.
             ThumbnailError: the URL is refused, or the file is too large, not an image, or not there in time.
         """
-        if self._closed:
-            raise ThumbnailError("the fetcher is closed")
         _refuse_odd_text(url)
         try:
             target = self._checked(URL(url))
         except ValueError as error:
             raise ThumbnailError(f"not a URL: {_shown(url)}") from error
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                async with asyncio.timeout(None if deadline is None else deadline.remaining_seconds()):
+                    await stack.enter_async_context(self._turns.turn(search))
+                if deadline is not None:
+                    timeout_seconds = min(timeout_seconds, deadline.remaining_seconds())
+                    if not timeout_seconds:
+                        raise TimeoutError
+                return await self._fetch(target, timeout_seconds)
+        except TurnsClosedError:
+            raise ThumbnailError("the fetcher is closed") from None
+        except TimeoutError:
+            raise ThumbnailNotAskedError(f"{target.host}: the deadline passed before its turn") from None
+
+    async def _fetch(self, target: URL, timeout_seconds: float) -> bytes:
         try:
             # One limit for everything, including the wait for a connection: with limits per step, a server
             # that sends slowly could keep a fetch going for ever.
@@ -172,6 +214,7 @@ class ThumbnailFetcher:
     async def close(self) -> None:
         """Close all connections. Fetches in progress fail."""
         self._closed = True
+        self._turns.close()
         await self._resolver.close()
         if self._session is None:
             return
@@ -237,7 +280,7 @@ class ThumbnailFetcher:
         # Not in the constructor: aiohttp needs a running event loop.
         if self._session is None:
             connector = aiohttp.TCPConnector(
-                limit=MAX_PARALLEL_FETCHES,
+                limit=self._parallel_fetches,
                 resolver=self._resolver,
                 # A cached lookup would skip the check. A kept connection is safe: its peer was checked
                 # and cannot change.
@@ -268,10 +311,10 @@ class ThumbnailFetcher:
 class _CheckingResolver(AbstractResolver):
     """Check 2. It has its own threads, so that a lookup that hangs does not occupy the process's."""
 
-    def __init__(self, resolve: Resolve, address_is_allowed: Callable[[str], bool]) -> None:
+    def __init__(self, resolve: Resolve, address_is_allowed: Callable[[str], bool], num_threads: int) -> None:
         self._resolve = resolve
         self._address_is_allowed = address_is_allowed
-        self._threads = ThreadPoolExecutor(MAX_PARALLEL_FETCHES, thread_name_prefix="thumbnail-dns")
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="thumbnail-dns")
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC

@@ -45,6 +45,7 @@ OTHERS: dict[str, tuple[str, object]] = {
     "max_deadline_seconds": ("2.5", 2.5),
     "provider_timeout_seconds": ("4", 4.0),
     "thumbnail_timeout_seconds": ("0.5", 0.5),
+    "thumbnail_fetches": ("16", 16),
     "max_candidates": ("12", 12),
     "default_max_results": ("100", 100),
     "min_visual_score": ("-1", -1.0),

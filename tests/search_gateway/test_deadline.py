@@ -53,6 +53,14 @@ def test_check_names_what_was_still_to_be_done(seconds: float) -> None:
         deadline.check("decoding")
 
 
+def test_earlier_deadline_has_the_same_clock_and_is_never_before_now() -> None:
+    clock = Clock()
+    earlier = Deadline(1.0, clock).earlier(0.25)
+    clock.now += 0.5
+    assert earlier.remaining_seconds() == pytest.approx(0.25)
+    assert earlier.earlier(9.0).remaining_seconds() == 0
+
+
 def test_default_clock_is_one_that_nobody_can_set() -> None:
     before = time.monotonic()
     remaining = Deadline(60.0).remaining_seconds()

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from yarl import URL
 
 from captioner.query import Query
 from search_gateway.errors import ProviderError
@@ -17,7 +18,7 @@ from search_gateway.providers.base import Candidate
 from search_gateway.providers.recorded_answers import load_answers
 from search_gateway.providers.recording import RecordingProvider
 from search_gateway.providers.replay import ReplayProvider
-from search_gateway.thumbnails.fetcher import ThumbnailError
+from search_gateway.thumbnails.fetcher import ThumbnailError, ThumbnailFetcher
 
 
 def shirt(number: int) -> Candidate:
@@ -41,12 +42,12 @@ class Web:
         self.is_closed = True
 
 
-async def fetch(url: str, timeout_seconds: float) -> bytes:
-    """The second has no picture, the third none in time."""
+async def fetch(url: str, timeout_seconds: float, *, deadline: Any = None, search: Any = None) -> bytes:
+    """The second has no picture, the third none because of a defect."""
     if url.endswith("2"):
         raise ThumbnailError("gone")
     if url.endswith("3"):
-        await asyncio.sleep(60)
+        raise KeyError("a defect")
     return b"picture of " + url.encode()
 
 
@@ -63,6 +64,27 @@ def test_answer_is_written_with_its_pictures_and_replayed_without_the_web(tmp_pa
     replayed = asyncio.run(ReplayProvider(path).find(Query.of("zebra SHIRT"), 40, 1.0))
     assert replayed[0] == answer[0]
     assert [one.thumbnail_url for one in replayed[1:]] == ["", ""]
+
+
+@pytest.mark.parametrize("parallel_fetches", [1, 8])
+def test_pictures_that_are_late_cost_no_answer_and_are_not_fetched_any_more(
+    tmp_path: Path, parallel_fetches: int
+) -> None:
+    class SilentWeb(ThumbnailFetcher):
+        async def _follow(self, target: URL) -> bytes:
+            await asyncio.sleep(60)
+            return b""
+
+    async def run() -> list[Candidate]:
+        web = Web(answer=[replace(shirt(number), thumbnail_url=f"https://th.bing.com/{number}") for number in range(8)])
+        recording = RecordingProvider(
+            web, tmp_path / "answers.jsonl", SilentWeb(parallel_fetches=parallel_fetches).fetch
+        )
+        answer = await recording.find(Query.of("zebra shirt"), 40, 0.2)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        return answer
+
+    assert [one.thumbnail for one in asyncio.run(run())] == [None] * 8
 
 
 def test_failures_and_empty_answers_are_not_written(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import pytest
 
 from search_gateway.thumbnails.fetcher import (
     BING_THUMBNAIL_HOSTS,
-    MAX_PARALLEL_FETCHES,
+    DEFAULT_PARALLEL_FETCHES,
     ThumbnailError,
     ThumbnailFetcher,
     ThumbnailPolicy,
@@ -78,6 +78,7 @@ def fetch_all(
     *,
     resolve: Callable[[str, int], Sequence[str]] = always_the_server,
     timeout_seconds: float = 5.0,
+    parallel_fetches: int = DEFAULT_PARALLEL_FETCHES,
     **changes: Any,
 ) -> list[bytes | BaseException]:
     """One fetcher, all URLs at once."""
@@ -86,6 +87,7 @@ def fetch_all(
     async def run() -> list[bytes | BaseException]:
         fetcher = ThumbnailFetcher(
             ThumbnailPolicy(**(policy | changes)),
+            parallel_fetches=parallel_fetches,
             resolve=resolve,
             ssl_context=server.client_context,
         )
@@ -156,18 +158,19 @@ def test_connections_are_kept(server: ThumbnailServer) -> None:
     assert server.num_connections == 1
 
 
-def test_no_more_than_eight_at_once(server: ThumbnailServer) -> None:
-    urls = [url_of(server, f"/gate{index}") for index in range(3 * MAX_PARALLEL_FETCHES)]
-    opener = threading.Thread(target=open_gate_when_full, args=(server,))
+@pytest.mark.parametrize("number", [3, DEFAULT_PARALLEL_FETCHES])
+def test_no_more_than_this_number_at_once(server: ThumbnailServer, number: int) -> None:
+    urls = [url_of(server, f"/gate{index}") for index in range(3 * number)]
+    opener = threading.Thread(target=open_gate_when_full, args=(server, number))
     opener.start()
-    results = fetch_all(server, urls)
+    results = fetch_all(server, urls, parallel_fetches=number)
     opener.join()
     assert results == [JPEG] * len(urls)
-    assert server.max_open == MAX_PARALLEL_FETCHES
+    assert server.max_open == number
 
 
-def open_gate_when_full(server: ThumbnailServer) -> None:
-    wait_for_requests(server, MAX_PARALLEL_FETCHES)
+def open_gate_when_full(server: ThumbnailServer, number: int) -> None:
+    wait_for_requests(server, number)
     server.gate.set()
 
 
@@ -809,7 +812,7 @@ def test_slow_lookup_ends_at_the_deadline_and_harms_no_other_thread(
             resolve=resolve,
             ssl_context=server.client_context,
         )
-        urls = [url_of(server)] * 3 * MAX_PARALLEL_FETCHES
+        urls = [url_of(server)] * 3 * DEFAULT_PARALLEL_FETCHES
         results = await asyncio.gather(*(fetcher.fetch(url, 0.3) for url in urls), return_exceptions=True)
         assert all(isinstance(result, ThumbnailError) for result in results)
         # The default threads of the loop are free.
@@ -844,7 +847,7 @@ def test_failed_fetches_leave_no_connection_behind(server: ThumbnailServer) -> N
         results = await asyncio.gather(*(fetcher.fetch(url, 5.0) for url in bad), return_exceptions=True)
         assert all(isinstance(result, ThumbnailError) for result in results)
         for _ in range(2):
-            good = [url_of(server)] * MAX_PARALLEL_FETCHES
+            good = [url_of(server)] * DEFAULT_PARALLEL_FETCHES
             assert await asyncio.gather(*(fetcher.fetch(url, 5.0) for url in good)) == [JPEG] * len(good)
         await fetcher.close()
 
@@ -878,9 +881,9 @@ def test_closing_ends_what_is_being_fetched(server: ThumbnailServer, path: str) 
             resolve=always_the_server,
             ssl_context=server.client_context,
         )
-        urls = [url_of(server, path)] * (MAX_PARALLEL_FETCHES + 3)
+        urls = [url_of(server, path)] * (DEFAULT_PARALLEL_FETCHES + 3)
         tasks = [asyncio.create_task(fetcher.fetch(url, 1.0)) for url in urls]
-        await asyncio.to_thread(wait_for_requests, server, MAX_PARALLEL_FETCHES)
+        await asyncio.to_thread(wait_for_requests, server, DEFAULT_PARALLEL_FETCHES)
         await fetcher.close()
         for result in await asyncio.gather(*tasks, return_exceptions=True):
             assert isinstance(result, ThumbnailError), result
