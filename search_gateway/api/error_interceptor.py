@@ -8,6 +8,7 @@ and becomes INTERNAL, with a message that reveals nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -162,8 +163,9 @@ def _guard_stream(behaviour: Any, method: str, wrap: Callable[[Any], Any] = lamb
                 # grpc.aio's other style: the handler writes to the context itself (health's Watch, KServe's stream).
                 await responses
             else:
-                async for response in responses:
-                    yield response
+                async with contextlib.aclosing(responses):
+                    async for response in responses:
+                        yield response
         except Exception as error:
             await _abort(context, error, call)
         except (asyncio.CancelledError, GeneratorExit):

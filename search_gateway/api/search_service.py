@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import grpc
@@ -16,7 +17,7 @@ from search_api import search_pb2, search_pb2_grpc
 from search_gateway.api.admission import Admission
 from search_gateway.api.request_validation import decoding_options, query_rule, request_values, search_options
 from search_gateway.config import GatewayConfig
-from search_gateway.pipeline import CaptionAnswer, Pipeline, SearchAnswer
+from search_gateway.pipeline import CaptionAnswer, Pipeline, SearchAnswer, SearchEvent
 from search_gateway.ranking.rerank import ScoredResult, Verdict
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -44,27 +45,20 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
     async def Search(self, request: search_pb2.SearchRequest, context: Context) -> search_pb2.SearchResponse:
         """Search, and answer once."""
         answer: SearchAnswer | None = None
-        async for event in self._events(request, context):
-            if isinstance(event, SearchAnswer):
-                answer = event
+        async with contextlib.aclosing(self._events(request, context)) as events:
+            async for event in events:
+                if isinstance(event, SearchAnswer):
+                    answer = event
         assert answer is not None, "the pipeline ends with the whole answer"
         return _search_response(answer, self._model, request, with_results=True)
 
-    async def StreamSearch(
-        self, request: search_pb2.SearchRequest, context: Context
-    ) -> AsyncIterator[search_pb2.SearchEvent]:
+    async def StreamSearch(self, request: search_pb2.SearchRequest, context: Context) -> None:
         """Search, and send caption, query, results and a summary as they become known."""
-        async for event in self._events(request, context):
-            match event:
-                case captions.Caption():
-                    yield search_pb2.SearchEvent(caption=_caption_message(event))
-                case Query():
-                    yield search_pb2.SearchEvent(query=event.text)
-                case ScoredResult():
-                    yield search_pb2.SearchEvent(result=_result_message(event))
-                case SearchAnswer():
-                    summary = _search_response(event, self._model, request, with_results=False)
-                    yield search_pb2.SearchEvent(summary=summary)
+        # Written here, not yielded: gRPC leaves the generator of a stream that it cancels to the garbage collector, and
+        # with it the place among the requests in progress.
+        async with contextlib.aclosing(self._events(request, context)) as events:
+            async for event in events:
+                await context.write(self._event_message(event, request))
 
     async def Caption(self, request: search_pb2.CaptionRequest, context: Context) -> search_pb2.CaptionResponse:
         """Caption a photo without searching."""
@@ -75,13 +69,25 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
             answer = await self._pipeline.caption(request.photo, decoding, rule, self._admission.deadline(context))
         return _caption_response(answer, self._model)
 
-    async def _events(
-        self, request: search_pb2.SearchRequest, context: Context
-    ) -> AsyncIterator[captions.Caption | Query | ScoredResult | SearchAnswer]:
+    async def _events(self, request: search_pb2.SearchRequest, context: Context) -> AsyncGenerator[SearchEvent, None]:
         with self._admission.admitted():
             options = search_options(request_values(request), self._contract, self._config)
-            async for event in self._pipeline.search(request.photo, options, self._admission.deadline(context)):
-                yield event
+            found = self._pipeline.search(request.photo, options, self._admission.deadline(context))
+            async with contextlib.aclosing(found) as events:
+                async for event in events:
+                    yield event
+
+    def _event_message(self, event: SearchEvent, request: search_pb2.SearchRequest) -> search_pb2.SearchEvent:
+        match event:
+            case captions.Caption():
+                return search_pb2.SearchEvent(caption=_caption_message(event))
+            case Query():
+                return search_pb2.SearchEvent(query=event.text)
+            case ScoredResult():
+                return search_pb2.SearchEvent(result=_result_message(event))
+            case SearchAnswer():
+                summary = _search_response(event, self._model, request, with_results=False)
+                return search_pb2.SearchEvent(summary=summary)
 
     @property
     def _contract(self) -> ModelContract:

@@ -23,6 +23,7 @@ from search_gateway.deadline import Deadline
 from search_gateway.engine.inference import Pixels
 from search_gateway.engine.scheduler import CaptionScheduler, DecodedPhoto
 from search_gateway.errors import InferenceError, OverloadedError
+from search_gateway.tasks import kept_running
 
 _log = logging.getLogger(__name__)
 
@@ -92,9 +93,9 @@ class TritonPool:
                 replica.captions.fail_all(InferenceError("the inference server does not answer: try again shortly"))
             changed()
 
-        self._watching = [
-            asyncio.create_task(replica.watch(functools.partial(look, replica))) for replica in self._replicas
-        ]
+        for replica in self._replicas:
+            watch = functools.partial(replica.watch, functools.partial(look, replica))
+            self._watching.append(asyncio.create_task(kept_running(f"the watch of Triton {replica.name}", watch)))
 
     async def close(self) -> None:
         """Stop watching."""

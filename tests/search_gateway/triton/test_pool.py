@@ -24,6 +24,7 @@ from search_gateway.errors import (
 )
 from search_gateway.triton import pool
 from search_gateway.triton.pool import TritonPool
+from tests.fakes.virtual_time import run_virtually
 
 PIXELS = np.zeros((1, 1, 3), np.uint8)
 OPTIONS = DecodingOptions()
@@ -333,6 +334,31 @@ def test_close_ends_watching_and_leaves_the_tritons_to_their_maker(tritons: Trit
 
     asyncio.run(run())
     asyncio.run(TritonPool([FakeHost("d", [])]).close())  # one that never watched
+
+
+def test_watch_that_fails_is_logged_and_goes_on(tritons: Tritons, caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        seen: list[str] = []
+
+        async def watch(changed: Callable[[], object]) -> None:
+            seen.append("watched")
+            await asyncio.sleep(0.5)
+            changed()
+
+        def changed() -> None:
+            if seen == ["watched"]:
+                raise KeyError("a defect")
+            seen.append("changed")
+
+        tritons["b"].watch = watch  # type: ignore[method-assign]
+        tritons.pool.watch(changed)
+        await asyncio.sleep(2.2)
+        await tritons.pool.close()
+        assert seen == ["watched", "watched", "changed"]
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run_virtually(run())
+    assert "the watch of Triton b failed unexpectedly" in caplog.text
 
 
 def test_there_is_room_as_long_as_one_that_serves_has_some(tritons: Tritons) -> None:
