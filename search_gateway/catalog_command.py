@@ -23,6 +23,7 @@ from search_gateway.catalog.build.report import BuildReport
 from search_gateway.catalog.build.title_file import read_titles
 from search_gateway.config import GatewayConfig
 from search_gateway.deadline import Deadline
+from search_gateway.tasks import all_of
 from search_gateway.triton.client import TritonClient
 from search_gateway.triton.embedded import EmbeddedTriton
 
@@ -159,11 +160,11 @@ class Embedder:
 
     async def _embed(self, inference: TritonClient, photos: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
         deadline = Deadline(_BATCH_SECONDS)
-        calls = [
+        calls = (
             inference.encode(np.stack(photos[start : start + _PHOTOS_PER_CALL]), deadline, embeddings_only=True)
             for start in range(0, len(photos), _PHOTOS_PER_CALL)
-        ]
-        return np.concatenate([encoded.embeddings for encoded in await asyncio.gather(*calls)])
+        )
+        return np.concatenate([encoded.embeddings for encoded in await all_of(calls)])
 
     def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()

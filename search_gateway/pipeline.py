@@ -6,10 +6,9 @@ Each step is one method below `search`; what they need is made once in `server.p
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,6 +40,7 @@ from search_gateway.ranking.rerank import (
 )
 from search_gateway.ranking.word_agreement import Synonyms
 from search_gateway.stage_timer import StageTimer
+from search_gateway.tasks import all_of
 from search_gateway.thumbnails.fetcher import ThumbnailError, ThumbnailFetcher, ThumbnailNotAskedError
 from search_gateway.triton.pool import TritonPool
 
@@ -157,7 +157,9 @@ class Pipeline:
             self._confidence(words, embedding),
         )
 
-    async def search(self, data: bytes, options: SearchOptions, deadline: Deadline) -> AsyncIterator[SearchEvent]:
+    async def search(
+        self, data: bytes, options: SearchOptions, deadline: Deadline
+    ) -> AsyncGenerator[SearchEvent, None]:
         """Search for a photo: yields the caption, the query, each kept result, and the whole answer last.
 
         Args:
@@ -294,9 +296,8 @@ class Pipeline:
         """Compute the embeddings of all candidates' thumbnails, and fetch those that the provider did not return."""
         deadline = deadline.earlier(_RESERVE_SECONDS)
         problems = _ThumbnailProblems()
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._see_one(candidate, deadline, problems)) for candidate in candidates]
-        return [task.result() for task in tasks], problems.degradations(len(tasks))
+        seen = await all_of(self._see_one(candidate, deadline, problems) for candidate in candidates)
+        return seen, problems.degradations(len(seen))
 
     async def _see_one(
         self, candidate: Candidate, deadline: Deadline, problems: _ThumbnailProblems

@@ -164,7 +164,10 @@ class CaptionScheduler:
         self.fail_all(InferenceError(_STOPPING))
         for batch in self._batches.values():
             await batch.close()
-        await asyncio.gather(*(self._inference.free_slot_pool(batch.slot_pool) for batch in self._batches.values()))
+        freed = (self._inference.free_slot_pool(batch.slot_pool) for batch in self._batches.values())
+        for failure in await asyncio.gather(*freed, return_exceptions=True):  # one must not keep the others from it
+            if failure is not None:
+                _log.error("caches were not released", exc_info=failure)
         self._batches.clear()
 
     async def _open_batch(self, beams: int, deadline: Deadline) -> None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from search_gateway.kserve.model_declarations import CAPTION, SEARCH, ModelDecla
 from search_gateway.kserve.request_parameters import CAPTION_PARAMETERS, SEARCH_PARAMETERS, parameter_values
 from search_gateway.kserve.tensors import Columns
 from search_gateway.pipeline import CaptionAnswer, Pipeline, SearchAnswer
+from search_gateway.tasks import all_of
 
 
 @dataclass(frozen=True)
@@ -68,16 +69,7 @@ class CaptionModel:
         asked = parameter_values(parameters, CAPTION_PARAMETERS)
         decoding = decoding_options(asked, self._pipeline.contract)
         rule = query_rule(asked, self._pipeline.contract)
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(self._caption(index, photos, decoding, rule, deadline))
-                    for index in range(len(photos))
-                ]
-        except ExceptionGroup as problems:
-            first = problems.exceptions[0]
-            raise first from first.__cause__
-        answers = [task.result() for task in tasks]
+        answers = await all_of(self._caption(index, photos, decoding, rule, deadline) for index in range(len(photos)))
         return Inference(
             columns={
                 "CAPTION": [answer.caption.text for answer in answers],
@@ -115,9 +107,10 @@ class SearchModel:
         asked = parameter_values(parameters, SEARCH_PARAMETERS)
         options = search_options(asked, self._pipeline.contract, self._config)
         answer: SearchAnswer | None = None
-        async for event in self._pipeline.search(photo, options, deadline):
-            if isinstance(event, SearchAnswer):
-                answer = event
+        async with contextlib.aclosing(self._pipeline.search(photo, options, deadline)) as events:
+            async for event in events:
+                if isinstance(event, SearchAnswer):
+                    answer = event
         assert answer is not None, "the pipeline ends with the whole answer"
         return Inference(_search_columns(answer), answer.timings_ms)
 

@@ -20,6 +20,7 @@ from captioner.query import Query
 from search_gateway.deadline import Deadline
 from search_gateway.providers.base import Candidate, Provider
 from search_gateway.providers.recorded_answers import MAX_FILE_BYTES, RecordingError, append_line, line_of
+from search_gateway.tasks import all_of
 from search_gateway.thumbnails.fetcher import Fetch, ThumbnailError
 
 _log = logging.getLogger(__name__)
@@ -74,9 +75,7 @@ class RecordingProvider:
             return candidates
         seconds = _SHARE_FOR_THUMBNAILS * (timeout_seconds - (time.monotonic() - began))
         deadline = Deadline(seconds)
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._with_thumbnail(one, seconds, deadline)) for one in candidates]
-        candidates = [task.result() for task in tasks]
+        candidates = await all_of(self._with_thumbnail(one, seconds, deadline) for one in candidates)
         await self._write(line_of(query.key, candidates))
         return candidates
 

@@ -9,18 +9,18 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Hashable
 
 
-class TurnsClosedError(Exception):
+class SemaphoreClosedError(Exception):
     """`close` was called."""
 
 
-class FairTurns:
+class FairSemaphore:
     """A semaphore that gives a free place to the search with the fewest places.
 
     Of several such searches, the one that has waited longest since its last turn comes first. Round robin would not be
     enough: a search with slow work keeps its places longer, and would soon hold nearly all of them.
 
     Args:
-        num_places: number of turns at a time.
+        num_places: how many blocks run at a time.
     """
 
     def __init__(self, num_places: int):
@@ -30,17 +30,17 @@ class FairTurns:
         self._is_closed = False
 
     @contextlib.asynccontextmanager
-    async def turn(self, search: Hashable) -> AsyncIterator[None]:
+    async def place(self, search: Hashable) -> AsyncIterator[None]:
         """Wait for a place and keep it while the block runs.
 
         Args:
             search: equal ones share their part of the places.
 
         Raises:
-            TurnsClosedError: `close` was called, before or meanwhile.
+            SemaphoreClosedError: `close` was called, before or meanwhile.
         """
         if self._is_closed:
-            raise TurnsClosedError
+            raise SemaphoreClosedError
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(search, deque()).append(granted)
         self._grant()
@@ -63,7 +63,7 @@ class FairTurns:
         self._is_closed = True
         for granted in [granted for waiting in self._waiting.values() for granted in waiting]:
             if not granted.done():
-                granted.set_exception(TurnsClosedError())
+                granted.set_exception(SemaphoreClosedError())
         self._waiting.clear()
 
     def _grant(self) -> None:

@@ -32,7 +32,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from search_gateway.deadline import Deadline
-from search_gateway.thumbnails.fair_turns import FairTurns, TurnsClosedError
+from search_gateway.thumbnails.fair_semaphore import FairSemaphore, SemaphoreClosedError
 from search_gateway.thumbnails.public_addresses import is_public
 
 # Hosts of DuckDuckGo's thumbnails (its index is Bing's). ddgs returns tse<n>.mm.bing.net. In public code the other
@@ -76,7 +76,7 @@ class ThumbnailError(Exception):
 
 
 class ThumbnailNotAskedError(ThumbnailError):
-    """This thumbnail was not asked for: the deadline passed while other fetches had their turns."""
+    """This thumbnail was not asked for: the deadline passed before its turn came."""
 
 
 class Fetch(Protocol):
@@ -148,7 +148,7 @@ class ThumbnailFetcher:
     ) -> None:
         self._policy = policy or ThumbnailPolicy()
         self._parallel_fetches = parallel_fetches
-        self._turns = FairTurns(parallel_fetches)
+        self._places = FairSemaphore(parallel_fetches)
         self._host_patterns = tuple(re.compile(host, re.ASCII) for host in self._policy.allowed_hosts)
         self._resolver = _CheckingResolver(resolve, self._policy.address_is_allowed, parallel_fetches)
         self._ssl_context = ssl_context
@@ -165,13 +165,13 @@ class ThumbnailFetcher:
             url: of the file.
             timeout_seconds: for the fetch itself, from its turn on.
             deadline: of the request, including the wait for a turn; None: there is no limit to that wait.
-            search: fetches with equal values share their part of the turns.
+            search: fetches with equal values share their part of the parallel fetches.
 
         Returns:
             At most `policy.max_bytes` bytes, which the server declares to be an image.
 
         Raises:
-            ThumbnailNotAskedError: the deadline passed before its turn.
+            ThumbnailNotAskedError: the deadline passed before its turn came.
             ThumbnailError: the URL is refused, or the file is too large, not an image, or not there in time.
         """
         _refuse_odd_text(url)
@@ -182,13 +182,13 @@ class ThumbnailFetcher:
         try:
             async with contextlib.AsyncExitStack() as stack:
                 async with asyncio.timeout(None if deadline is None else deadline.remaining_seconds()):
-                    await stack.enter_async_context(self._turns.turn(search))
+                    await stack.enter_async_context(self._places.place(search))
                 if deadline is not None:
                     timeout_seconds = min(timeout_seconds, deadline.remaining_seconds())
                     if not timeout_seconds:
                         raise TimeoutError
                 return await self._fetch(target, timeout_seconds)
-        except TurnsClosedError:
+        except SemaphoreClosedError:
             raise ThumbnailError("the fetcher is closed") from None
         except TimeoutError:
             raise ThumbnailNotAskedError(f"{target.host}: the deadline passed before its turn") from None
@@ -214,7 +214,7 @@ class ThumbnailFetcher:
     async def close(self) -> None:
         """Close all connections. Fetches in progress fail."""
         self._closed = True
-        self._turns.close()
+        self._places.close()
         await self._resolver.close()
         if self._session is None:
             return

@@ -30,6 +30,8 @@ class SingleFlight(Generic[T]):
 
     def __init__(self) -> None:
         self._flights: dict[Hashable, _Flight[T]] = {}
+        self._tasks: set[asyncio.Task[T]] = set()  # also those that nobody can join any more
+        self._is_closed = False
 
     def is_under_way(self, key: Hashable) -> bool:
         """Whether a call for a key is in progress."""
@@ -48,9 +50,13 @@ class SingleFlight(Generic[T]):
             FlightCancelledError: `close` was called, or the call cancelled itself.
             Exception: what the call raised, or `begin`.
         """
+        if self._is_closed:
+            raise FlightCancelledError
         flight = self._flights.get(key)
         if flight is None:
             flight = self._flights[key] = _Flight(asyncio.create_task(begin()))
+            self._tasks.add(flight.task)
+            flight.task.add_done_callback(self._tasks.discard)
             flight.task.add_done_callback(lambda _: self._forget(key, flight))
         flight.num_waiting += 1
         try:
@@ -69,8 +75,9 @@ class SingleFlight(Generic[T]):
                 flight.task.cancel()
 
     async def close(self) -> None:
-        """Cancel all calls and wait for their end."""
-        tasks = [flight.task for flight in self._flights.values()]
+        """Cancel all calls, wait for their end, and begin no more."""
+        self._is_closed = True
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -164,3 +164,27 @@ def test_cancelling_a_caller_while_its_call_is_cancelled_is_a_cancellation() -> 
         await closing
 
     flight_test(test)
+
+
+def test_after_closing_nothing_begins_and_nothing_that_was_left_goes_on() -> None:
+    async def test(flights: SingleFlight[int]) -> None:
+        has_ended = asyncio.Event()
+
+        async def slow_to_end() -> int:
+            try:
+                await asyncio.sleep(10)
+            finally:
+                await asyncio.sleep(5)
+                has_ended.set()
+            return 1
+
+        with pytest.raises(TimeoutError):
+            await flights.join("a", slow_to_end, 1)  # the last caller leaves; the call takes a while to end
+        await flights.close()
+        assert has_ended.is_set()
+        calls = Calls()
+        with pytest.raises(FlightCancelledError):
+            await flights.join("a", calls, 10)
+        assert calls.begun == 0
+
+    flight_test(test)
