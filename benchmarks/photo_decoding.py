@@ -101,7 +101,7 @@ async def measure(photos: dict[str, bytes], contract: ModelContract, repeats: in
             rows[name] = {way: 1000 * float(np.median(taken)) for way, taken in seconds.items()}
             rows[name]["pixels"] = float(np.abs(pixels[WORKER].astype(int) - pixels[PLAIN]).mean())
     finally:
-        decoder.close()
+        await decoder.close()
     return rows
 
 

@@ -156,7 +156,7 @@ class Gateway:
 
     def _photo_decoder(self, contract: ModelContract, limits: ImageLimits) -> DecoderPool:
         decoder = DecoderPool(contract, limits, num_workers=self._config.photo_workers)
-        self._closing.callback(decoder.close)
+        self._closing.push_async_callback(decoder.close)
         return decoder
 
     async def _serve(self, server: grpc.aio.Server, pipeline: Pipeline, cache: QueryCache) -> None:

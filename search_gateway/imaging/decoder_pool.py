@@ -28,6 +28,7 @@ from search_gateway.deadline import Deadline
 from search_gateway.errors import DeadlineError, InferenceError
 from search_gateway.imaging.worker_main import CPU_SECONDS, QUICK_CPU_SECONDS, Kind
 from search_gateway.imaging.worker_process import WORKER_COMMAND, Answer, WorkerProcess, WorkerStartError, described
+from search_gateway.tasks import all_of
 
 _log = logging.getLogger(__name__)
 
@@ -131,15 +132,14 @@ class DecoderPool:
                 picture.pixels.exception()  # retrieved, or asyncio would log it where the caller is cancelled now
         return np.frombuffer(pixels, np.uint8).reshape(self._shape)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End all processes and wait for their end. Calls in progress fail with InferenceError."""
         self._is_closed = True
         for task in self._starting:
             task.cancel()
-        for process in self._processes:
-            process.kill()  # all of them, before waiting for each
-        for process in self._processes:
-            process.close()
+        processes = list(self._processes)
+        for process in processes:
+            process.abandon()  # all of them, before waiting for each
         for picture in [*self._at_work.values(), *self._quick, *self._long]:
             self._fail(picture, InferenceError("the server is stopping: try another one"))
         self._processes.clear()
@@ -147,6 +147,7 @@ class DecoderPool:
         self._at_work.clear()
         self._quick.clear()
         self._long.clear()
+        await all_of(process.close() for process in processes)
 
     # Which picture is decoded next
 
@@ -210,6 +211,11 @@ class DecoderPool:
             picture.pixels.set_result(answer.body)
         self._serve()
 
+    def _lost(self, process: WorkerProcess) -> None:
+        """Give no picture to a process that is about to end."""
+        if process in self._idle:
+            self._idle.remove(process)
+
     def _ended(self, process: WorkerProcess, exit_code: int) -> None:
         """Replace an ended process. Its picture fails, unless someone killed the process and this is the first time."""
         self._processes.discard(process)
@@ -229,7 +235,6 @@ class DecoderPool:
             else:
                 self._fail(picture, _cannot_be_decoded(picture))
         else:
-            self._idle.remove(process)
             self._log_end(process, exit_code, None)
             if not is_proven:
                 self._failed_starts += 1
@@ -277,9 +282,11 @@ class DecoderPool:
                     await asyncio.sleep(min(pause, _LONGEST_PAUSE_SECONDS))
                 try:
                     process = await self._start()
-                except WorkerStartError as error:
+                except Exception as error:  # also a defect must not cost the worker for good
                     self._failed_starts += 1
-                    _log.error("a photo worker cannot be started (attempt %d): %s", self._failed_starts, error)
+                    cause = None if isinstance(error, WorkerStartError) else error
+                    number = self._failed_starts
+                    _log.error("a photo worker cannot be started (attempt %d): %s", number, error, exc_info=cause)
                     if self._is_broken():
                         self._fail_all_waiting()
                 else:
@@ -293,13 +300,13 @@ class DecoderPool:
         Raises:
             WorkerStartError: it did not become ready.
         """
-        process = WorkerProcess(self._command, self._arguments, self._answered, self._ended)
+        process = WorkerProcess(self._command, self._arguments, self._answered, self._lost, self._ended)
         self._processes.add(process)
         try:
             await process.connect(_START_SECONDS)
-        except WorkerStartError:
+        except Exception:
+            await process.close()
             self._processes.discard(process)
-            process.close()
             raise
         return process
 

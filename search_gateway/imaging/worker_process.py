@@ -37,6 +37,7 @@ _ENVIRONMENT = {
 _BUFFER_BYTES = 2**20  # of the socket: most photos and all pixels pass in one piece
 _MAX_ANSWER_BYTES = 64 * 2**20
 _END_SECONDS = 0.1
+_LOOK_SECONDS = 0.005  # between looks at a process that is about to end
 
 
 class WorkerStartError(Exception):
@@ -60,6 +61,7 @@ class WorkerProcess(asyncio.Protocol):
         command: a program that follows the protocol of `worker_main.py`.
         arguments: appended to the command.
         answered: called with each answer, on the event loop.
+        lost: called when the process can answer no more, shortly before `ended`.
         ended: called once when the process has ended, with its exit status (negative: the signal), but not before
             `connect` has returned.
 
@@ -72,9 +74,11 @@ class WorkerProcess(asyncio.Protocol):
         command: Sequence[str],
         arguments: Sequence[str],
         answered: Callable[[WorkerProcess, Answer], None],
+        lost: Callable[[WorkerProcess], None],
         ended: Callable[[WorkerProcess, int], None],
     ):
         self._answered = answered
+        self._lost = lost
         self._ended = ended
         self._received = bytearray()
         self._is_expected = True  # an answer; a worker that sends anything else is under foreign control
@@ -143,15 +147,20 @@ class WorkerProcess(asyncio.Protocol):
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
-    def close(self) -> None:
-        """Kill the process and wait for its end. The callbacks are not called any more."""
-        self._answered, self._ended = _ignore, _ignore
+    def abandon(self) -> None:
+        """Kill the process. The callbacks are not called any more."""
+        self._answered = self._lost = self._ended = _ignore
         self.kill()
-        self._process.wait()
         if self._transport is None:
             self._socket.close()
         else:
             self._transport.abort()
+
+    async def close(self) -> None:
+        """Kill the process and wait for its end. The callbacks are not called any more."""
+        self.abandon()
+        while self._process.poll() is None:  # noqa: ASYNC110  # nothing tells when a process ends
+            await asyncio.sleep(_LOOK_SECONDS)
 
     # What asyncio calls
 
@@ -188,12 +197,19 @@ class WorkerProcess(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Report the end of the process."""
+        self._lost(self)
+        self._report_end(_END_SECONDS)  # short: the kernel closes a process's files last
+
+    def _report_end(self, patience_seconds: float) -> None:
+        """Report the end, or look again soon: to wait for it would block the event loop."""
+        exit_code = self._process.poll()
+        if exit_code is None:
+            if patience_seconds <= 0:
+                self._process.kill()
+            loop = asyncio.get_running_loop()
+            loop.call_later(_LOOK_SECONDS, self._report_end, patience_seconds - _LOOK_SECONDS)
+            return
         assert self._ready is not None
-        try:
-            exit_code = self._process.wait(_END_SECONDS)  # short: the kernel closes a process's files last
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            exit_code = self._process.wait()
         if not self._ready.done():
             self._ready.set_exception(WorkerStartError(f"it ended before it was ready, {described(exit_code)}"))
         elif not self._ready.cancelled() and self._ready.exception() is None:

@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -32,9 +33,9 @@ from search_gateway.errors import (
     InferenceError,
     SearchError,
 )
-from search_gateway.imaging import decoder_pool
+from search_gateway.imaging import decoder_pool, worker_process
 from search_gateway.imaging.decoder_pool import DecoderPool
-from search_gateway.imaging.worker_process import WORKER_COMMAND
+from search_gateway.imaging.worker_process import WORKER_COMMAND, WorkerProcess
 from tests.fakes.event_loop import on_event_loop
 from tests.search_gateway.imaging.test_worker_main import MISBEHAVING
 from tests.search_gateway.imaging.test_worker_process import is_there
@@ -83,7 +84,7 @@ async def decoding(
         yield decoder
     finally:
         pids = decoder.pids
-        decoder.close()
+        await decoder.close()
         assert not any(is_there(pid) for pid in pids)
 
 
@@ -453,12 +454,12 @@ async def test_closing_leaves_no_process_and_answers_everybody() -> None:
     await until(lambda: len(decoder._at_work) == 2)
     pids = decoder.pids
     assert len(pids) == 2
-    decoder.close()
+    await decoder.close()
     assert not any(is_there(pid) for pid in pids)
     for error in await asyncio.wait_for(asyncio.gather(*work), 60):
         assert str(error) == "the server is stopping: try another one"
     assert isinstance(await outcome(decoder.decode(picture(), Deadline(60))), InferenceError)
-    decoder.close()
+    await decoder.close()
 
 
 @on_event_loop
@@ -473,8 +474,57 @@ async def test_closing_while_workers_start_leaves_no_process() -> None:
         decoder = DecoderPool(contract("pad"), HUGE)
         await until(lambda: bool(moment(decoder)))  # noqa: B023
         pids = decoder.pids
-        decoder.close()
+        await decoder.close()
         for _ in range(10):
             await asyncio.sleep(0)
         assert not any(is_there(pid) for pid in pids)
         assert not decoder.pids
+
+
+@on_event_loop
+async def test_worker_that_is_about_to_end_gets_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connection is gone, but it lives until it is killed."""
+    monkeypatch.setattr(worker_process, "_END_SECONDS", 3600.0)
+    async with decoding() as decoder:
+        dying = decoder._idle[-1]
+        os.kill(dying.pid, signal.SIGSTOP)
+        assert dying._transport is not None
+        dying._transport.abort()
+        await until(lambda: len(decoder._idle) == 1)
+        for seed in range(3):
+            assert await is_right(decoder, seed)
+        assert decoder.num_replaced == 0
+        dying.kill()
+        await until(lambda: len(decoder._idle) == 2)
+        assert decoder.num_replaced == 1
+        assert all([await is_right(decoder, seed) for seed in range(3)])
+
+
+@on_event_loop
+async def test_defect_in_starting_a_worker_does_not_cost_it_for_good(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    defects = [KeyError("a defect")]
+    connect = WorkerProcess.connect
+
+    async def connect_at_the_second_attempt(self: WorkerProcess, timeout_seconds: float) -> None:
+        if defects:
+            raise defects.pop()
+        await connect(self, timeout_seconds)
+
+    monkeypatch.setattr(WorkerProcess, "connect", connect_at_the_second_attempt)
+    async with decoding() as decoder:  # both are ready
+        assert await is_right(decoder, 1)
+    assert "cannot be started (attempt 1): 'a defect'" in caplog.text
+
+
+@on_event_loop
+async def test_nothing_waits_for_a_process_on_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(*_: Any) -> int:
+        raise AssertionError("this blocks the event loop")
+
+    async with decoding() as decoder:
+        monkeypatch.setattr(subprocess.Popen, "wait", wait)
+        assert isinstance(await outcome(decoder.decode(b"CRSH", Deadline(60))), ImageError)
+        assert isinstance(await outcome(decoder.decode(b"LIES", Deadline(60))), ImageError)
+        await until(lambda: len(decoder._idle) == 2)

@@ -29,11 +29,13 @@ class Watched:
 
     def __init__(self, command: Sequence[str] = WORKER_COMMAND):
         self.answers: asyncio.Queue[Answer] = asyncio.Queue()
+        self.losses: asyncio.Queue[bool] = asyncio.Queue()  # whether each came before the end
         self.ends: asyncio.Queue[int] = asyncio.Queue()
         self.process = WorkerProcess(
             command,
             ARGUMENTS,
             lambda _, answer: self.answers.put_nowait(answer),
+            lambda _: self.losses.put_nowait(self.ends.empty()),
             lambda _, end: self.ends.put_nowait(end),
         )
 
@@ -70,7 +72,7 @@ async def test_file_of_many_megabytes_and_its_answer() -> None:
         answer = await watched.answer(data)
         assert answer.kind is Kind.PIXELS
         assert len(answer.body) == 20 * 16 * 3
-    watched.process.close()
+    await watched.process.close()
     assert not is_there(watched.process.pid)
     await asyncio.sleep(0)
     assert watched.ends.empty()
@@ -90,7 +92,7 @@ async def test_it_has_its_own_session_and_none_of_our_variables(monkeypatch: pyt
         assert len(open_files) == 3
         assert sum(name == "/dev/null" for name in open_files) == 2
     finally:
-        watched.process.close()
+        await watched.process.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
@@ -100,9 +102,11 @@ async def test_its_end_is_told_once(number: signal.Signals) -> None:
     await watched.process.connect(60)
     os.kill(watched.process.pid, number)
     assert await watched.end() == -number
+    assert watched.losses.qsize() == 1
+    assert watched.losses.get_nowait()
     assert not is_there(watched.process.pid)
     watched.process.kill()
-    watched.process.close()
+    await watched.process.close()
     await asyncio.sleep(0)
     assert watched.ends.empty()
 
@@ -121,7 +125,7 @@ async def test_worker_that_does_not_become_ready(command: tuple[str, ...], secon
     watched = Watched(command)
     with pytest.raises(WorkerStartError, match=reason):
         await watched.process.connect(seconds)
-    watched.process.close()
+    await watched.process.close()
     assert not is_there(watched.process.pid)
     assert watched.ends.empty()
 
@@ -143,7 +147,7 @@ async def test_worker_that_lies_is_killed(words: str) -> None:
     watched.process.ask(b"photo", may_take_long=True)
     assert await watched.end() == -signal.SIGKILL
     assert watched.answers.empty()
-    watched.process.close()
+    await watched.process.close()
 
 
 @on_event_loop
@@ -157,7 +161,25 @@ async def test_worker_that_speaks_unasked_is_killed(tmp_path: Path) -> None:
     await watched.process.connect(60)
     await asyncio.to_thread(now.write_text, "")
     assert await watched.end() == -signal.SIGKILL
-    watched.process.close()
+    await watched.process.close()
+
+
+@on_event_loop
+async def test_worker_that_ends_its_connection_and_lives_on_is_killed_and_the_loop_goes_on_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def wait(*_: object) -> int:
+        raise AssertionError("this blocks the event loop")
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait)
+    program = "import os, time; os.write(0, bytes(5)); os.read(0, 1); os.close(0); time.sleep(3600)"
+    watched = Watched((sys.executable, "-c", program))
+    await watched.process.connect(60)
+    watched.process.ask(b"photo", may_take_long=True)
+    assert await watched.losses.get()
+    assert watched.ends.empty()
+    assert await watched.end() == -signal.SIGKILL
+    await watched.process.close()
 
 
 @pytest.mark.parametrize("work", ["", "HANG"])
@@ -168,7 +190,7 @@ import asyncio, sys
 sys.path.insert(0, {str(ROOT)!r})
 from search_gateway.imaging.worker_process import WorkerProcess
 async def live():
-    process = WorkerProcess({MISBEHAVING!r}, {ARGUMENTS!r}, print, print)
+    process = WorkerProcess({MISBEHAVING!r}, {ARGUMENTS!r}, print, print, print)
     await process.connect(60)
     if {work!r}:
         process.ask({work.encode()!r}, may_take_long=True)
