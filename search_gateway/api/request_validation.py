@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from captioner.decoding import DecodingOptions
 from captioner.model_contract import ModelContract
 from captioner.query import Query, QueryRule, words_of
@@ -81,10 +83,14 @@ def request_values(request: search_pb2.SearchRequest | search_pb2.CaptionRequest
 
 
 def _set_fields(message: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    return {
+    values = {
         name: getattr(message, name)
         for name in names
         if name in message.DESCRIPTOR.fields_by_name and message.HasField(name)
+    }
+    # A caller's 0.4 arrives in 32 bits as 0.4000000059604645: a score of 0.4 would be below it.
+    return {
+        name: float(str(np.float32(value))) if isinstance(value, float) else value for name, value in values.items()
     }
 
 

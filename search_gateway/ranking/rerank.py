@@ -20,6 +20,7 @@ from search_gateway.ranking.query_hypotheses import QueryHypotheses
 from search_gateway.ranking.word_agreement import Synonyms, WordWeights
 
 _TITLE_CHARACTERS = 60  # of a title in a reason
+_MAX_DIGITS = 9  # of a score in a reason: a cosine of float32 embeddings has no more
 
 
 class Verdict(enum.Enum):
@@ -129,14 +130,21 @@ def _judge(
     score = limits.visual_weight * visual + (1 - limits.visual_weight) * words.score
     if visual < limits.min_visual_score:
         verdict = Verdict.DROPPED_VISUAL
-        reason = f"looks too different: {visual:.2f}, the minimum is {limits.min_visual_score:.2f}"
+        reason = f"looks too different: {_compared(visual, limits.min_visual_score)}"
     elif words.score < limits.min_semantic_score:
         verdict = Verdict.DROPPED_SEMANTIC
-        reason = f"its title {words.wording}: {words.score:.2f}, the minimum is {limits.min_semantic_score:.2f}"
+        reason = f"its title {words.wording}: {_compared(words.score, limits.min_semantic_score)}"
     else:
         verdict = Verdict.KEPT
         reason = f"looks like the photo ({visual:.2f}) and its title {words.wording}"
     return ScoredResult(seen.candidate, seen.thumbnail, visual, words.score, score, verdict, reason)
+
+
+def _compared(score: float, minimum: float) -> str:
+    """Return a score and its minimum with two digits, or with as many more as it takes to show their difference."""
+    texts = ((f"{score:.{digits}f}", f"{minimum:.{digits}f}") for digits in range(2, _MAX_DIGITS + 1))
+    shown, limit = next((pair for pair in texts if float(pair[0]) != float(pair[1])), (f"{score!r}", f"{minimum!r}"))
+    return f"{shown}, the minimum is {limit}"
 
 
 def _with_duplicates(

@@ -87,6 +87,11 @@ def test_request_that_says_everything_gets_it() -> None:
     assert (limits.min_visual_score, limits.min_semantic_score, limits.max_results) == (-0.5, 0.0, 30)
 
 
+@pytest.mark.parametrize("value", [0.4, 0.6, 0.1, 1e-7, 0.123456])
+def test_minimum_is_the_callers_number_and_not_its_neighbour_in_32_bits(value: float) -> None:
+    assert refinement(min_semantic_score=value).limits.min_semantic_score == value
+
+
 def test_zero_is_a_value_and_not_unset() -> None:
     assert refinement(min_visual_score=0.0).limits.min_visual_score == 0.0
     assert decoding(length_penalty=0.0).length_penalty == 0.0

@@ -101,6 +101,22 @@ def test_candidate_that_looks_different_is_dropped_with_both_numbers() -> None:
     assert judged.reason == "looks too different: 0.30, the minimum is 0.50"
 
 
+@pytest.mark.parametrize(
+    ("visual", "minimum", "shown"),
+    [
+        (0.5998, 0.6, "0.5998, the minimum is 0.6000"),
+        (0.599, 0.6, "0.599, the minimum is 0.600"),
+        (0.594, 0.6, "0.59, the minimum is 0.60"),
+        (0.6, 0.604, "0.600, the minimum is 0.604"),
+        (-0.0004, 0.0, "-0.0004, the minimum is 0.0000"),
+        (0.5999999, 0.6, "0.5999999, the minimum is 0.6000000"),
+    ],
+)
+def test_scores_just_below_the_minimum_show_the_difference(visual: float, minimum: float, shown: str) -> None:
+    judged = only(reranked(seen(visual), to=limits(minimum)))
+    assert judged.reason == f"looks too different: {shown}"
+
+
 def test_candidate_without_the_words_is_dropped_with_the_missing_ones() -> None:
     judged = only(reranked(seen(0.9, "Red Jeans")))
     assert judged.verdict is Verdict.DROPPED_SEMANTIC
