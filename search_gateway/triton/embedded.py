@@ -77,6 +77,7 @@ class EmbeddedTriton:
         self._is_log_ours = log_file is None
         self._log_file = log_file or Path(tempfile.gettempdir(), f"captrieve-triton-{secrets.token_hex(8)}.log")
         self._run: _Run | None = None
+        self._num_stops = 0
 
     @property
     def grpc_address(self) -> str:
@@ -116,9 +117,12 @@ class EmbeddedTriton:
             raise RuntimeError("EmbeddedTriton.start was called twice")
         _check_model_repository(self._model_repository)
         installation = find_installation()
+        num_stops = self._num_stops
         log_start = self._log_file.stat().st_size if self._log_file.exists() else 0
         try:
             run = self._run = _launch(installation, self._model_repository, self._log_file)
+            if self._num_stops > num_stops:  # by another thread, which found nothing to stop yet
+                raise TritonStartError("Triton was stopped while it started")
             problem = self._wait_until_ready(run)
             if problem is None:
                 _make_private(run.instance_id)
@@ -142,6 +146,7 @@ class EmbeddedTriton:
         Args:
             is_graceful: let Triton finish its requests and unload its models, if all of them run.
         """
+        self._num_stops += 1
         run = self._run
         if run is None:
             return
