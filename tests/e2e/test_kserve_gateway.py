@@ -143,7 +143,7 @@ def test_search_has_the_results_of_search_service(
         expected = [getattr(one, field) for one in direct.results]
         assert result.as_numpy(output).tolist() == pytest.approx(expected, abs=1e-5)
     assert texts(result, "DEGRADED") == [f"{one.part}: {one.reason}" for one in direct.degraded]
-    assert texts(result, "DEGRADED") == ["thumbnails: 1 of 3 thumbnails could not be used: 1 could not be fetched"]
+    assert texts(result, "DEGRADED") == ["thumbnails: 1 of 3 thumbnails could not be used: 1 could not be read"]
 
 
 def test_search_that_finds_nothing_says_why(client: triton.InferenceServerClient, photo: bytes) -> None:

@@ -47,3 +47,8 @@ def test_sighup_reloads_and_sigterm_stops(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(server, "Gateway", ScriptedGateway)
     asyncio.run(server.serve(GatewayConfig.from_env({})))
     assert GATEWAYS.pop().events == ["reloaded", "stopped", "closed"]
+
+
+def test_number_of_parallel_fetches_is_the_set_one() -> None:
+    gateway = server.Gateway(GatewayConfig(thumbnail_fetches=3))
+    assert gateway._make_thumbnails()._parallel_fetches == 3

@@ -15,6 +15,7 @@ from grpc_status import rpc_status
 from captioner.image_error import ImageError, ImageReason
 from search_api import search_pb2, search_pb2_grpc
 from search_gateway import errors
+from search_gateway.api import error_interceptor
 from search_gateway.api.error_interceptor import ErrorInterceptor
 
 SECRET = "/etc/secret of class Foo"
@@ -120,6 +121,32 @@ def raw_ask() -> RawAsk:
             await server.stop(None)
 
     return lambda method, data: asyncio.run(run(method, data))
+
+
+def test_stream_that_is_left_is_closed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by the garbage collector, which comes later, or never where a traceback holds the stream."""
+    events: list[str] = []
+
+    async def behaviour(request: object, context: object) -> AsyncIterator[str]:
+        try:
+            yield "first"
+        finally:
+            await asyncio.sleep(0)
+            events.append("closed")
+
+    async def identify(_: object) -> str:
+        return "id"
+
+    async def run() -> None:
+        monkeypatch.setattr(error_interceptor, "_identify", identify)
+        held = []
+        responses = error_interceptor._guard_stream(lambda *call: held.append(behaviour(*call)) or held[0], "method")
+        answer = responses(None, None)
+        assert await anext(answer) == "first"
+        await answer.aclose()
+        assert events == ["closed"]
+
+    asyncio.run(run())
 
 
 def test_there_are_leaves() -> None:

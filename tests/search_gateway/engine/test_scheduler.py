@@ -566,6 +566,26 @@ def test_an_opening_that_fails_is_told_to_all_who_wait_and_tried_again_for_the_n
     asyncio.run(run())
 
 
+def test_caches_that_cannot_be_released_keep_no_others(caplog: pytest.LogCaptureFixture) -> None:
+    class Stuck(FakeInference):
+        async def free_slot_pool(self, slot_pool: KvSlotPool) -> None:
+            if slot_pool.beams == 2:
+                raise KeyError("a defect")
+            await asyncio.sleep(1)
+            await super().free_slot_pool(slot_pool)
+
+    async def run() -> None:
+        inference = Stuck()
+        captions = scheduler(inference)
+        for beams in (2, 1, 4):
+            await captions.caption(photo(0), DecodingOptions(num_beams=beams, max_tokens=MAX_TOKENS), Deadline(30.0))
+        await captions.close()
+        assert [slot_pool.beams for slot_pool in inference.slot_pools] == [2]
+
+    run_virtually(run())
+    assert "a defect" in caplog.text
+
+
 def test_nothing_begins_after_closing() -> None:
     async def run() -> None:
         inference = SlowOpening()
