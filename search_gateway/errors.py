@@ -3,7 +3,7 @@
 
     SearchError                    never raised itself
     ├── BadRequestError            INVALID_ARGUMENT    the caller must change the request
-    ├── NotFoundError              NOT_FOUND           no model has that name (the message lists them)
+    ├── NotFoundError              NOT_FOUND           no model or service has that name (the message lists them)
     ├── UnsupportedError           UNIMPLEMENTED       part of KServe's protocol that this server does not offer
     ├── OverloadedError            RESOURCE_EXHAUSTED  full; says how long to wait
     ├── DeadlineError              DEADLINE_EXCEEDED   the caller's deadline passed
@@ -40,7 +40,7 @@ class BadRequestError(SearchError):
 
 
 class NotFoundError(SearchError):
-    """No model has this name or version."""
+    """No model has this name or version, or no service this name."""
 
     code = grpc.StatusCode.NOT_FOUND
 

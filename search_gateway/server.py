@@ -9,10 +9,9 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from captioner.caption_tokenizer import CaptionTokenizer
@@ -24,6 +23,7 @@ from captioner.query_distribution import vocabulary_of
 from search_api import search_pb2, search_pb2_grpc
 from search_gateway.api.admission import Admission
 from search_gateway.api.error_interceptor import ErrorInterceptor
+from search_gateway.api.health import HealthService
 from search_gateway.api.search_service import SearchService
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import ConfigError, InferenceError
@@ -166,18 +166,13 @@ class Gateway:
         search_pb2_grpc.add_SearchServiceServicer_to_server(  # type: ignore[no-untyped-call]
             SearchService(pipeline, admission, config), server
         )
-        status = health.aio.HealthServicer()  # type: ignore[attr-defined]  # its stubs know only the synchronous one
+        status = HealthService((SERVICE, protocol.SERVICE))
         health_pb2_grpc.add_HealthServicer_to_server(status, server)
-
-        async def is_ready() -> bool:
-            answer = await status.Check(health_pb2.HealthCheckRequest(service=protocol.SERVICE), None)
-            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
         kserve = kserve_service.InferenceService(
             pipeline,
             admission,
             config,
-            is_ready=is_ready,
+            is_ready=lambda: status.is_ready,
             step_batches=lambda: tritons.step_calls,
             search_cache=cache.counters,
         )
@@ -185,16 +180,13 @@ class Gateway:
         if config.reflection:
             names = (SERVICE, protocol.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
-        await _set_health(status, is_serving=True)
-        monitor = asyncio.create_task(_report_health(tritons, status))
+        status.set_ready(True)
+        tritons.watch(lambda: status.set_ready(tritons.is_serving))
         await server.start()
 
         async def drain() -> None:
             # First report NOT_SERVING, then finish the requests in flight.
-            monitor.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await monitor
-            await status.enter_graceful_shutdown()
+            status.finish()
             kserve.finish_streams()
             await server.stop(config.drain_seconds)
 
@@ -262,25 +254,6 @@ class Gateway:
         tritons = TritonPool(self._replicas)
         self._closing.push_async_callback(tritons.close)
         return tritons
-
-
-async def _report_health(tritons: TritonPool, status: Any) -> None:
-    """Keep the reported health up to date with the Tritons."""
-    looked = asyncio.Event()
-    tritons.watch(looked.set)
-    while True:
-        await looked.wait()
-        looked.clear()
-        await _set_health(status, is_serving=tritons.is_serving)
-
-
-async def _set_health(status: Any, *, is_serving: bool) -> None:
-    value = health_pb2.HealthCheckResponse.SERVING if is_serving else health_pb2.HealthCheckResponse.NOT_SERVING
-    for name in ("", SERVICE, protocol.SERVICE):
-        # A Watch client that does not read can delay set(); it must not delay the others.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(1):
-                await status.set(name, value)
 
 
 async def serve(config: GatewayConfig) -> None:

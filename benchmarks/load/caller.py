@@ -22,7 +22,8 @@ from benchmarks.load.outcomes import Kind, Outcome
 from search_api import search_pb2
 
 CONNECTIONS = 4  # one connection might limit the load before the server does
-_CAPTION = "/captrieve.v1.SearchService/Caption"
+_SERVICE = "captrieve.v1.SearchService"
+_CAPTION = f"/{_SERVICE}/Caption"
 _HEALTH = "/grpc.health.v1.Health/Check"
 _HEALTH_SECONDS = 5.0  # a later answer counts as a failure
 _CONNECT_SECONDS = 20.0
@@ -156,7 +157,7 @@ async def connected(address: str, photos: Sequence[bytes], words: Words) -> Asyn
 @contextlib.asynccontextmanager
 async def health_check(address: str) -> AsyncIterator[Any]:
     """Connect to the health service at HOST:PORT; yields a coroutine function that returns whether it is serving."""
-    request = health_pb2.HealthCheckRequest().SerializeToString()
+    request = health_pb2.HealthCheckRequest(service=_SERVICE).SerializeToString()
     async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
         async with asyncio.timeout(_CONNECT_SECONDS):
             await channel.channel_ready()

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from captrieve_client._generated import search_pb2_grpc
+from captrieve_client._generated import search_pb2, search_pb2_grpc
 from captrieve_client.client_errors import translated_errors
 from captrieve_client.connection import Connection
 from captrieve_client.messages import (
@@ -31,6 +31,9 @@ from captrieve_client.messages import (
     search_event,
     search_request,
 )
+
+# By name: the empty one only means that the gateway's process lives.
+_SERVICE = search_pb2.DESCRIPTOR.services_by_name["SearchService"].full_name
 
 Answer = TypeVar("Answer")
 
@@ -118,8 +121,8 @@ class Calls:
         return self._call(self._search_service.Caption, request, caption_answer, timeout_seconds)
 
     def health(self, timeout_seconds: float) -> Call[str]:
-        """The call of a health check of the whole server."""
-        request = health_pb2.HealthCheckRequest()
+        """The call that asks whether the gateway is ready for requests."""
+        request = health_pb2.HealthCheckRequest(service=_SERVICE)
         return self._call(self._health_service.Check, request, health_name, timeout_seconds)
 
     def _call(

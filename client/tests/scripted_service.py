@@ -118,7 +118,7 @@ def serving(
         search_pb2_grpc.add_SearchServiceServicer_to_server(service, server)
     status = health_pb2.HealthCheckResponse
     health_servicer = health.HealthServicer()
-    health_servicer.set("", status.SERVING if ready else status.NOT_SERVING)
+    health_servicer.set("captrieve.v1.SearchService", status.SERVING if ready else status.NOT_SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     if certificate is None:
         port = server.add_insecure_port(f"127.0.0.1:{port}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -58,7 +58,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         admission: Admission,
         config: GatewayConfig,
         *,
-        is_ready: Callable[[], Awaitable[bool]],
+        is_ready: Callable[[], bool],
         step_batches: Callable[[], StepBatches] = dict,
         search_cache: CacheCounters | None = None,
     ):
@@ -85,14 +85,14 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         self, request: service_pb2.ServerReadyRequest, context: Context
     ) -> service_pb2.ServerReadyResponse:
         """Whether Triton can be used."""
-        return service_pb2.ServerReadyResponse(ready=await self._is_ready())
+        return service_pb2.ServerReadyResponse(ready=self._is_ready())
 
     async def ModelReady(
         self, request: service_pb2.ModelReadyRequest, context: Context
     ) -> service_pb2.ModelReadyResponse:
         """Whether the model exists and can be used. Like Triton's, false for an unknown model."""
         is_there = request.name in MODELS and request.version in ("", VERSION)
-        return service_pb2.ModelReadyResponse(ready=is_there and await self._is_ready())
+        return service_pb2.ModelReadyResponse(ready=is_there and self._is_ready())
 
     async def ServerMetadata(
         self, request: service_pb2.ServerMetadataRequest, context: Context

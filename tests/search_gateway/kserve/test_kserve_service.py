@@ -61,9 +61,6 @@ class Server:
         self.channel: Any = None
         self.stub: Any = None
 
-    async def ready(self) -> bool:
-        return self.is_ready
-
 
 @asynccontextmanager
 async def serving() -> AsyncIterator[Server]:
@@ -73,7 +70,7 @@ async def serving() -> AsyncIterator[Server]:
         it.pipeline,  # type: ignore[arg-type]
         it.admission,
         GatewayConfig(),
-        is_ready=it.ready,
+        is_ready=lambda: it.is_ready,
         step_batches=lambda: it.step_batches,
     )
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)
