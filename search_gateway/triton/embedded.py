@@ -12,6 +12,7 @@ set KillMode=mixed for the same reason.
 """
 
 import contextlib
+import fcntl
 import logging
 import os
 import re
@@ -49,6 +50,8 @@ _COMMAND_FOLDERS = ("/usr/local/bin", "/usr/bin", "/bin")
 # none unless something hangs. A normal stop takes 1-2 s, since Triton checks once a second.
 _GRACE_SECONDS = 10
 _BACKENDS = Path(__file__).parent / "backend"
+_LOG_PREFIX, _LOG_SUFFIX = "captrieve-triton-", ".log"
+_ORPHANED_LOG_SECONDS = 3600.0  # somebody may still read why a start failed
 
 
 class EmbeddedTriton:
@@ -75,7 +78,7 @@ class EmbeddedTriton:
         self._model_repository = model_repository
         self._start_timeout_seconds = start_timeout_seconds
         self._is_log_ours = log_file is None
-        self._log_file = log_file or Path(tempfile.gettempdir(), f"captrieve-triton-{secrets.token_hex(8)}.log")
+        self._log_file = log_file or Path(tempfile.gettempdir(), f"{_LOG_PREFIX}{secrets.token_hex(8)}{_LOG_SUFFIX}")
         self._run: _Run | None = None
         self._num_stops = 0
 
@@ -118,6 +121,7 @@ class EmbeddedTriton:
         _check_model_repository(self._model_repository)
         installation = find_installation()
         num_stops = self._num_stops
+        _remove_orphaned_logs()
         log_start = self._log_file.stat().st_size if self._log_file.exists() else 0
         try:
             run = self._run = _launch(installation, self._model_repository, self._log_file)
@@ -140,20 +144,21 @@ class EmbeddedTriton:
         reason = (reason_in(log) or problem).replace(str(run.models), str(self._model_repository))
         raise TritonStartError(f"Triton {reason}. Log: {self._log_file}")
 
-    def stop(self, *, is_graceful: bool = True) -> None:
+    def stop(self, *, is_graceful: bool = True, has_failed: bool = False) -> None:
         """Stop Triton and remove what it used. Further calls do nothing.
 
         Args:
-            is_graceful: let Triton finish its requests and unload its models, if all of them run.
+            is_graceful: let Triton finish its requests and unload its models, if all of them run; this takes 1-2 s.
+            has_failed: keep its temporary log, as if one of its processes had died.
         """
         self._num_stops += 1
         run = self._run
         if run is None:
             return
-        is_graceful = is_graceful and self.is_running()  # a model without its process does not unload
+        is_running = self.is_running()  # a model without its process does not unload
         self._run = None
-        exit_code = _end(run, is_graceful=is_graceful)
-        if self._is_log_ours and exit_code == 0:
+        exit_code = _end(run, is_graceful=is_graceful and is_running)
+        if self._is_log_ours and is_running and not has_failed and not (is_graceful and exit_code):
             self._log_file.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
@@ -233,6 +238,8 @@ def _launch(installation: TritonInstallation, model_repository: Path, log_file: 
         backends = _lay_out_backends(installation, workspace)
         log_descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(log_descriptor, fcntl.LOCK_SH)  # until the supervisor and Triton have ended
             process = subprocess.Popen(
                 [
                     *(sys.executable, "-I", "-S", supervisor.__file__),
@@ -265,6 +272,19 @@ def _launch(installation: TritonInstallation, model_repository: Path, log_file: 
         supervisor=process,
         triton_pid=triton_pid,
     )
+
+
+def _remove_orphaned_logs() -> None:
+    """Remove temporary logs that gateways left that were killed or did not start."""
+    for log in Path(tempfile.gettempdir()).glob(f"{_LOG_PREFIX}*{_LOG_SUFFIX}"):
+        with contextlib.suppress(OSError):  # in use, another user's, or already removed
+            descriptor = os.open(log, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - os.fstat(descriptor).st_mtime > _ORPHANED_LOG_SECONDS:
+                    log.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def _new_workspace() -> Path:

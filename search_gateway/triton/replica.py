@@ -92,7 +92,8 @@ class TritonReplica:
         """
         prefix = f"{_REGION_PREFIX}{os.getpid()}_{secrets.token_hex(4)}_"
         if self.embedded is not None:
-            self._closing.push_async_callback(asyncio.to_thread, self.embedded.stop)
+            # Not gracefully, which would take 2 s: nothing is in flight any more.
+            self._closing.push_async_callback(asyncio.to_thread, self.embedded.stop, is_graceful=False)
             await asyncio.to_thread(self.embedded.start)
             # The supervisor removes all regions with this prefix at the end.
             prefix = self.embedded.shm_prefix
@@ -164,7 +165,7 @@ class TritonReplica:
         self._restarts += 1
         _log.error("the embedded Triton or one of its models died: starting it again in %.0f s", pause)
         self.captions.fail_all(InferenceError("the inference server failed: try again shortly"))
-        await asyncio.to_thread(self.embedded.stop, is_graceful=False)
+        await asyncio.to_thread(self.embedded.stop, is_graceful=False, has_failed=True)
         await asyncio.sleep(pause)
         await asyncio.to_thread(self.embedded.start)
         await self._inference.reconnect(self.embedded.grpc_address, region_prefix=self.embedded.shm_prefix)

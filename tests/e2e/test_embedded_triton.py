@@ -546,6 +546,37 @@ def test_stop_leaves_no_process_no_memory_and_no_files(model_folder: Path) -> No
     triton.stop()  # again is harmless
 
 
+@pytest.mark.parametrize("has_failed", [False, True])
+def test_temporary_log_of_a_killed_triton_remains_only_if_it_had_failed(model_folder: Path, has_failed: bool) -> None:
+    triton = EmbeddedTriton(model_folder)
+    triton.start()
+    triton.stop(is_graceful=False, has_failed=has_failed)
+    assert triton.log_file.exists() is has_failed
+    triton.log_file.unlink(missing_ok=True)
+
+
+def test_temporary_logs_that_killed_gateways_left_are_removed_at_a_start(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    orphan, fresh, foreign = (
+        tmp_path / f"{name}.log" for name in ("captrieve-triton-a", "captrieve-triton-b", "other")
+    )
+    link = tmp_path / "captrieve-triton-c.log"
+    for log in (orphan, fresh, foreign):
+        log.touch()
+    link.symlink_to(foreign)
+    for log in (orphan, foreign):
+        os.utime(log, (0, 0))
+    with EmbeddedTriton(model_folder) as triton:
+        assert not orphan.exists()
+        assert fresh.exists()  # somebody may still read it
+        assert foreign.exists()
+        os.utime(triton.log_file, (0, 0))
+        embedded._remove_orphaned_logs()
+        assert triton.log_file.exists()  # in use, though nothing has been written for long
+
+
 @pytest.mark.parametrize("victim", ["tritonserver", "supervisor.py", "model"])
 def test_killed_triton_is_noticed_and_cleaned_up(model_folder: Path, tmp_path: Path, victim: str) -> None:
     triton = EmbeddedTriton(model_folder, log_file=tmp_path / "triton.log")

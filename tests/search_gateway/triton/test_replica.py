@@ -15,6 +15,7 @@ from captioner.model_contract import ModelContract
 from search_gateway.deadline import Deadline
 from search_gateway.errors import InferenceError
 from search_gateway.triton.client import Probe
+from search_gateway.triton.embedded import TritonStartError
 from search_gateway.triton.replica import TritonReplica
 from tests.fakes.virtual_time import run_virtually
 
@@ -76,7 +77,7 @@ class FakeEmbedded:
     def is_running(self) -> bool:
         return self.runs
 
-    def stop(self, *, is_graceful: bool = True) -> None:
+    def stop(self, *, is_graceful: bool = True, has_failed: bool = False) -> None:
         self.stops.append(is_graceful)
         self.runs = False
 
@@ -253,3 +254,17 @@ def test_regions_are_unregistered_only_where_all_models_have_answered(watched: A
         assert one.inference.sweeps == before
 
     watched(test, is_embedded=False)
+
+
+def test_end_does_not_wait_for_triton_to_unload() -> None:
+    """It takes 2 s, and the gateway's end has that much time for everything but the requests in flight."""
+    one = Watched(is_embedded=True)
+
+    def fail() -> None:
+        raise TritonStartError("scripted")
+
+    one.embedded.start = fail  # type: ignore[method-assign]
+    with pytest.raises(TritonStartError):
+        asyncio.run(one.replica.start())
+    asyncio.run(one.replica.close())
+    assert one.embedded.stops == [False]
