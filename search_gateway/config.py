@@ -111,6 +111,12 @@ class GatewayConfig(BaseSettings):
 
     # Network
     listen_address: Address = Field("127.0.0.1:8001", description="HOST:PORT to listen on; port 0 takes a free one")
+    max_connection_age_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=10**6,
+        description="after how long clients are told to connect again, so that they find new gateways; 0: never",
+    )
     reflection: Switch = Field(True, description="serve gRPC reflection")
     max_in_flight: int = Field(256, gt=0, description="requests at a time; more are refused with RESOURCE_EXHAUSTED")
     max_deadline_seconds: float = Field(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -43,6 +44,11 @@ from search_gateway.triton.replica import TritonReplica
 _log = logging.getLogger(__name__)
 
 SERVICE = search_pb2.DESCRIPTOR.services_by_name["SearchService"].full_name
+
+_IDLE_MS = 300_000  # a connection without calls is closed then; gRPC clients open a new one for their next call
+_HANDSHAKE_MS = 20_000  # a connection on which nothing arrives
+_KEEPALIVE_MS = 60_000  # between pings to a silent client, which is gone if it does not answer one
+_MIN_PING_INTERVAL_MS = 500  # of clients; gRPC's own limit of 5 minutes ends idle streams of those that ping more often
 
 # Thumbnails are small; these limits bound the cost of files that are not.
 _THUMBNAIL_LIMITS = ImageLimits(max_bytes=2 * 2**20, max_pixels=4_000_000)
@@ -193,17 +199,7 @@ class Gateway:
         self._closing.push_async_callback(drain)
 
     def _make_server(self) -> grpc.aio.Server:
-        return grpc.aio.server(
-            interceptors=[ErrorInterceptor()],
-            options=[
-                ("grpc.so_reuseport", 0),  # or a second gateway would silently share the port
-                # More than the photo's limit, so that a photo slightly over it gets our own message with both numbers.
-                ("grpc.max_receive_message_length", 4 * self._config.max_photo_bytes + 2**20),
-                # Identity only: photos do not compress, and a compressed message may be a decompression bomb.
-                ("grpc.compression_enabled_algorithms_bitset", 1),
-                ("grpc.max_concurrent_streams", 1000),
-            ],
-        )
+        return grpc.aio.server(interceptors=[ErrorInterceptor()], options=_server_options(self._config))
 
     def _bind(self, server: grpc.aio.Server) -> int:
         address = self._config.listen_address
@@ -254,6 +250,32 @@ class Gateway:
         tritons = TritonPool(self._replicas)
         self._closing.push_async_callback(tritons.close)
         return tritons
+
+
+def _server_options(config: GatewayConfig) -> list[tuple[str, int]]:
+    num_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    options = [
+        ("grpc.so_reuseport", 0),  # or a second gateway would silently share the port
+        # More than the photo's limit, so that a photo slightly over it gets our own message with both numbers.
+        ("grpc.max_receive_message_length", 4 * config.max_photo_bytes + 2**20),
+        # Identity only: photos do not compress, and a compressed message may be a decompression bomb.
+        ("grpc.compression_enabled_algorithms_bitset", 1),
+        ("grpc.max_concurrent_streams", 1000),
+        # The other half is for photo workers, thumbnails, the catalogue and Triton.
+        ("grpc.max_allowed_incoming_connections", min(num_files // 2, 2**31 - 1)),
+        ("grpc.max_connection_idle_ms", _IDLE_MS),
+        ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
+        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+        ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+    if config.max_connection_age_seconds:
+        options += [
+            ("grpc.max_connection_age_ms", int(1000 * config.max_connection_age_seconds)),
+            # Every request that it carries can end.
+            ("grpc.max_connection_age_grace_ms", int(min(1000 * config.max_deadline_seconds, 2**31 - 1))),
+        ]
+    return options
 
 
 async def serve(config: GatewayConfig) -> None:

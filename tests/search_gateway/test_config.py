@@ -53,6 +53,7 @@ OTHERS: dict[str, tuple[str, object]] = {
     "visual_weight": ("0", 0.0),
     "neighbour_weight": ("1", 1.0),
     "reflection": ("false", False),
+    "max_connection_age_seconds": ("300", 300.0),
     "drain_seconds": ("0", 0.0),
 }
 

@@ -1,16 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests of the signals that a running gateway understands; the rest of it is tested from outside, in tests/e2e."""
+"""Signals that a running gateway understands, and its connections; the rest is tested from outside, in tests/e2e."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+from collections.abc import AsyncIterator
+from typing import Any
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from search_gateway import server
+from search_gateway.api.health import HealthService
 from search_gateway.config import GatewayConfig
+
+PING_SECONDS = 1.5
 
 
 class ScriptedGateway:
@@ -52,3 +60,89 @@ def test_sighup_reloads_and_sigterm_stops(monkeypatch: pytest.MonkeyPatch) -> No
 def test_number_of_parallel_fetches_is_the_set_one() -> None:
     gateway = server.Gateway(GatewayConfig(thumbnail_fetches=3))
     assert gateway._make_thumbnails()._parallel_fetches == 3
+
+
+# Connections, on the gateway's own gRPC server with nothing but the health service.
+
+
+class NotedPeers(HealthService):
+    def __init__(self) -> None:
+        super().__init__(())
+        self.peers: set[str] = set()
+
+    async def Check(self, request: Any, context: Any) -> Any:
+        self.peers.add(context.peer())
+        return await super().Check(request, context)
+
+
+@contextlib.asynccontextmanager
+async def serving(**settings: Any) -> AsyncIterator[tuple[NotedPeers, int]]:
+    """Yields the service and its port."""
+    gateway = server.Gateway(GatewayConfig(listen_address="127.0.0.1:0", **settings))
+    service, grpc_server = NotedPeers(), gateway._make_server()
+    health_pb2_grpc.add_HealthServicer_to_server(service, grpc_server)
+    port = gateway._bind(grpc_server)
+    await grpc_server.start()
+    try:
+        async with asyncio.timeout(60):
+            yield service, port
+    finally:
+        await grpc_server.stop(None)
+
+
+def test_idle_stream_may_send_a_ping_every_one_and_a_half_seconds() -> None:
+    """By its defaults gRPC, and so Triton, ends the stream at the third."""
+
+    async def use() -> None:
+        options = [("grpc.keepalive_time_ms", int(1000 * PING_SECONDS)), ("grpc.http2.max_pings_without_data", 0)]
+        async with (
+            serving() as (_, port),
+            grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel,
+        ):
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=4 * PING_SECONDS)
+            await watch.read()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await watch.read()
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED, caught.value.details()
+
+    asyncio.run(use())
+
+
+@pytest.mark.parametrize(
+    "greeting", [b"", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"], ids=["silent", "idle"]
+)
+def test_connection_without_calls_is_closed(greeting: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_IDLE_MS", 500)
+    monkeypatch.setattr(server, "_HANDSHAKE_MS", 500)
+
+    async def use() -> None:
+        async with serving() as (_, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(greeting)
+            with contextlib.suppress(ConnectionResetError):
+                await reader.read()  # until the server closes it
+            writer.close()
+
+    asyncio.run(use())
+
+
+def test_clients_connect_again_after_the_age_without_a_failed_call() -> None:
+    async def use() -> None:
+        async with (
+            serving(max_connection_age_seconds=0.5) as (service, port),
+            grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        ):
+            while len(service.peers) < 3:
+                await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+
+    asyncio.run(use())
+
+
+def test_calls_may_outlive_the_age_of_their_connection_by_the_longest_deadline() -> None:
+    options = dict(server._server_options(GatewayConfig(max_connection_age_seconds=300, max_deadline_seconds=45)))
+    assert options["grpc.max_connection_age_ms"] == 300_000
+    assert options["grpc.max_connection_age_grace_ms"] == 45_000
+
+
+def test_connections_have_no_age_by_default() -> None:
+    assert not [name for name, _ in server._server_options(GatewayConfig()) if "connection_age" in name]
