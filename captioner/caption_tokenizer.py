@@ -12,6 +12,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from captioner.model_contract import ContractError
+
 TOKENIZER_FILE = "tokenizer.json"
 
 # How a byte-level BPE writes the space before a word: the byte 0x20, shifted into the printable range.
@@ -26,13 +28,20 @@ class CaptionTokenizer:
 
     Raises:
         FileNotFoundError: there is no such file.
+        ContractError: it is damaged, or cannot be read.
     """
 
     def __init__(self, folder: Path):
         path = folder / TOKENIZER_FILE
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: run `python -m export.install_models`")
-        self._tokenizer = Tokenizer.from_file(str(path))
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises no other class
+            raise ContractError(
+                f"{path} is not a tokenizer ({error}): copy it from the checkpoint again, or run "
+                "`python -m export.install_models`"
+            ) from error
 
     @property
     def vocab_size(self) -> int:

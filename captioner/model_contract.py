@@ -37,6 +37,9 @@ Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
+_MAY_BE_ZERO = {"bos_token_id", "eos_token_id", "pad_token_id", "num_queries"}
+
+
 class ContractError(ValueError):
     """The contract is missing, unreadable or of another version, or a model does not fit it."""
 
@@ -113,6 +116,12 @@ class ModelContract:
             raise ContractError(f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}")
         if self.fit not in FITS:
             raise ContractError(f"fit {self.fit!r} is none of {', '.join(FITS)}")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int" and (type(value) is not int or value < (field.name not in _MAY_BE_ZERO)):
+                raise ContractError(f"{field.name} {value!r} is not a valid number: export the model again")
+            if field.type == "str" and not isinstance(value, str):
+                raise ContractError(f"{field.name} {value!r} is not a text: export the model again")
 
     @property
     def photo_shape(self) -> PhotoShape:
@@ -243,6 +252,8 @@ class ModelContract:
             return cls(**fields)
         except TypeError as error:
             raise ContractError(f"{path} does not fit this code: {error}") from error
+        except ContractError as error:
+            raise ContractError(f"{path}: {error}") from None
 
 
 def model_fingerprint(contract: ModelContract) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from captioner.model_contract import ContractError
+from captioner.model_contract import CONTRACT_FILE, ContractError
 from captioner.query import query_from_caption
 
 QUERY_CLASSES_FILE = "query_classes.json"
@@ -32,13 +32,17 @@ def load_query_classes(folder: Path, num_queries: int) -> tuple[str, ...]:
     try:
         classes = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ContractError(f"{path} is missing: the model has {num_queries} queries, export it again") from None
+        raise ContractError(
+            f"{path} is missing: the model has {num_queries} queries by {CONTRACT_FILE}, export it again"
+        ) from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ContractError(f"{path} is not JSON: {error}") from error
     if not isinstance(classes, list) or not all(isinstance(one, str) for one in classes):
         raise ContractError(f"{path} is not a list of texts")
     if len(classes) != num_queries:
-        raise ContractError(f"{path} has {len(classes)} queries, the model {num_queries}: export it again")
+        raise ContractError(
+            f"{path} has {len(classes)} queries, the model {num_queries} by {CONTRACT_FILE}: export it again"
+        )
     if classes[0] != NO_PRODUCT:
         raise ContractError(f'{path} begins with {classes[0]!r}: class 0 must be "", which means no product')
     for one in classes[1:]:

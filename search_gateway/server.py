@@ -15,8 +15,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from captioner.caption_tokenizer import CaptionTokenizer
-from captioner.model_contract import ContractError, ModelContract, model_fingerprint
+from captioner.caption_tokenizer import TOKENIZER_FILE, CaptionTokenizer
+from captioner.model_contract import CONTRACT_FILE, ContractError, ModelContract, model_fingerprint
 from captioner.photo_confidence import ConfidenceModel
 from captioner.preprocessing import ImageLimits
 from captioner.query_classes import load_query_classes
@@ -26,6 +26,7 @@ from search_gateway.api.admission import Admission
 from search_gateway.api.error_interceptor import ErrorInterceptor
 from search_gateway.api.health import HealthService
 from search_gateway.api.search_service import SearchService
+from search_gateway.catalog.store import CatalogOutdatedError
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import ConfigError, InferenceError
 from search_gateway.imaging.decoder_pool import DecoderPool
@@ -37,7 +38,7 @@ from search_gateway.providers.factory import cache_for, make_providers
 from search_gateway.providers.guard.query_cache import QueryCache
 from search_gateway.thumbnails.fetcher import ThumbnailFetcher
 from search_gateway.triton.client import SharedMemory, load_cuda
-from search_gateway.triton.embedded import EmbeddedTriton
+from search_gateway.triton.embedded import EmbeddedTriton, TritonStartError
 from search_gateway.triton.pool import TritonPool
 from search_gateway.triton.replica import TritonReplica
 
@@ -121,7 +122,8 @@ class Gateway:
         tokenizer = CaptionTokenizer(config.model_repository)
         if tokenizer.vocab_size != contract.vocab_size:
             raise ContractError(
-                f"the tokenizer has {tokenizer.vocab_size} pieces, the models {contract.vocab_size}: install them again"
+                f"{config.model_repository / TOKENIZER_FILE} has {tokenizer.vocab_size} pieces, but the models "
+                f"{contract.vocab_size} by {CONTRACT_FILE}: install both from one export"
             )
         query_classes = load_query_classes(config.model_repository, contract.num_queries)
         confidence_model = ConfidenceModel.load(config.model_repository, contract)
@@ -132,7 +134,14 @@ class Gateway:
         made = self._extra_providers
         # Before Triton starts, so that wrong settings fail immediately.
         if made is None:
-            made = make_providers(config, model_fingerprint(contract), cache, thumbnails)
+            try:
+                made = make_providers(config, model_fingerprint(contract), cache, thumbnails)
+            except ConfigError as error:
+                if isinstance(error.__cause__, CatalogOutdatedError):
+                    # Perhaps the contract is wrong rather than the catalogue, which Triton tells.
+                    with contextlib.suppress(StartError, TritonStartError):
+                        await self._start_tritons(contract)
+                raise
         providers = self._providers = ProviderChain(made, config.provider_timeout_seconds)
         self._closing.push_async_callback(providers.close)
         server = self._make_server()

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from captioner.model_contract import CONTRACT_FILE
+
 SCHEMA_VERSION = 2
 
 _APPLICATION_ID = 0x43617074  # "Capt" in the file's header: no other SQLite file has it
@@ -254,6 +256,14 @@ class CatalogDatabase:
                 f"build it again with `{_BUILD_COMMAND}`"
             )
         fingerprint = self.meta("model_fingerprint")
+        # NAME/WEIGHTS/HEIGHTxWIDTH/FIT, see model_fingerprint
+        (weights, *photos), (used_weights, *used_photos) = fingerprint.rsplit("/", 2), model_fingerprint.rsplit("/", 2)
+        if weights == used_weights and photos != used_photos:
+            raise CatalogOutdatedError(
+                f"{self._path} was built from photos brought to {'/'.join(photos)}, but {CONTRACT_FILE} now says "
+                f"{'/'.join(used_photos)} for the same weights: correct the contract, or build the catalogue again "
+                f"with `{_BUILD_COMMAND}`"
+            )
         if fingerprint != model_fingerprint:
             raise CatalogOutdatedError(
                 f"{self._path} holds embeddings of {self.meta('model_name') or 'another model'} "

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captioner.caption_tokenizer import CaptionTokenizer
+from captioner.caption_tokenizer import TOKENIZER_FILE, CaptionTokenizer
+from captioner.model_contract import ContractError
 from drawings.draw_samples import COLOURS, GARMENTS, sample_name
 
 pytest.importorskip("torch")
@@ -46,6 +47,17 @@ def words(tokenizer: CaptionTokenizer, tokens: list[int]) -> list[str]:
 def test_missing_file_names_the_command_that_writes_it(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.json is missing: run `python -m export.install_models`"):
         CaptionTokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"{}", b'{"version": "1.0", "model": 7}'])
+def test_damaged_file_is_one_sentence_with_file_and_remedy(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / TOKENIZER_FILE).write_bytes(content)
+    with pytest.raises(ContractError) as caught:
+        CaptionTokenizer(tmp_path)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / TOKENIZER_FILE} is not a tokenizer (")
+    assert message.endswith("run `python -m export.install_models`")
+    assert "\n" not in message
 
 
 def test_vocabulary_counts_special_tokens_too(trained: tuple[Any, CaptionTokenizer]) -> None:

@@ -209,3 +209,14 @@ def test_a_step_must_return_twice_as_many_candidates_as_beams() -> None:
 def test_unknown_fit_is_refused_with_the_choices() -> None:
     with pytest.raises(ContractError, match=r"^fit 'crop' is none of pad, trim, squash$"):
         contract(fit="crop")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("image_height", 0), ("image_height", 192.0), ("num_layers", True), ("vocab_size", -1), ("bos_token_id", None),
+     ("bos_token_id", -1), ("model", 7), ("weights", None)],
+)  # fmt: skip
+def test_value_of_another_kind_is_refused_with_file_and_name(tmp_path: Path, name: str, value: object) -> None:
+    written(tmp_path, {**FIELDS, name: value})
+    with pytest.raises(ContractError, match=f"{CONTRACT_FILE}: {name} {value!r} is not a "):
+        ModelContract.load(tmp_path)

@@ -31,7 +31,7 @@ def test_model_without_a_query_head_needs_no_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "num_queries", "message"),
     [
-        (CLASSES, 5, "has 4 queries, the model 5: export it again"),
+        (CLASSES, 5, "has 4 queries, the model 5 by model_contract.json: export it again"),
         ("{", 4, "is not JSON"),
         ({"": 0}, 1, "is not a list of texts"),
         (["", 1], 2, "is not a list of texts"),

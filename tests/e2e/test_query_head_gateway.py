@@ -227,5 +227,5 @@ def test_gateway_does_not_start_with_a_list_that_does_not_fit(tmp_path: Path) ->
         async with Gateway(config, providers=[Provider(b"")]):
             pass
 
-    with pytest.raises(ContractError, match="has 2 queries, the model 7: export it again"):
+    with pytest.raises(ContractError, match="has 2 queries, the model 7 by model_contract.json: export it again"):
         asyncio.run(start())
