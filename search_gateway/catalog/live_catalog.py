@@ -47,6 +47,7 @@ class LiveCatalog:
         self._path = path
         self._model_fingerprint = model_fingerprint
         self.problem = ""  # why answers may be old or missing, written for callers; empty: all is well
+        self._detail = ""  # the same for the operator
         self._serving = _OpenCatalog(path, model_fingerprint)
         # Loaded now, so that the first photo does not wait. A search that needs the embeddings reports a failure.
         self._serving.submit(CatalogStore.load)
@@ -81,7 +82,8 @@ class LiveCatalog:
                 return
             self._seen, self._retry_at = stamp, time.monotonic() + _RETRY_SECONDS
             try:
-                problem = detail = self._taken(stamp, is_forced=is_forced)
+                problem = self._taken(stamp, is_forced=is_forced)
+                detail = problem and f"{self._path} is missing"
             except CatalogTimeoutError:
                 self._seen = None  # locked by a build: again at the next look
                 return
@@ -92,7 +94,13 @@ class LiveCatalog:
             self._is_first_look = False
             if problem != self.problem:
                 _log.log(logging.WARNING if problem else logging.INFO, "catalogue: %s", detail or "usable again")
-            self.problem = problem
+            self.problem, self._detail = problem, detail
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the file, for the operator; does not block."""
+        if not self._detail and self._serving.has_failed:
+            return [f"{self._path} could not be read by the last searches"]
+        return [self._detail] if self._detail else []
 
     def close(self) -> None:
         """Close the file after what is being searched; blocks until then."""

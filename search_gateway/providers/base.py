@@ -80,3 +80,11 @@ class Reloadable(Protocol):
 
     def reload(self) -> None:
         """Do so soon, without blocking; safe in a signal handler."""
+
+
+@runtime_checkable
+class Diagnosable(Protocol):
+    """A provider that knows without being asked what is wrong with it."""
+
+    def problems(self) -> list[str]:
+        """Return why its answers are missing or old, for the operator; empty if all is well. Does not block."""

@@ -97,6 +97,10 @@ class CatalogProvider:
         problem = self._catalog.problem
         return StaleCandidates(candidates, f"{problem}; what was opened before is searched") if problem else candidates
 
+    def problems(self) -> list[str]:
+        """Return what is wrong with the file, for the operator."""
+        return self._catalog.problems()
+
     def reload(self) -> None:
         """Open the file again soon; safe in a signal handler."""
         self._catalog.reload()

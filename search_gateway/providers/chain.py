@@ -13,7 +13,7 @@ import numpy.typing as npt
 from captioner.query import Query
 from search_gateway.deadline import Deadline
 from search_gateway.errors import BadRequestError, ProviderError, ProviderNotAskedError
-from search_gateway.providers.base import Candidate, Provider, Reloadable, StaleCandidates
+from search_gateway.providers.base import Candidate, Diagnosable, Provider, Reloadable, StaleCandidates
 
 _log = logging.getLogger(__name__)
 
@@ -113,6 +113,15 @@ class ProviderChain:
                     degraded.append(Degradation(provider.name, candidates.remark))
                 return ProviderResult(provider.name, candidates, degraded)
         return ProviderResult("", [], degraded)
+
+    def problems(self) -> list[str]:
+        """Return what the providers know to be wrong, each as "provider: reason" for the operator; does not block."""
+        return [
+            f"{provider.name}: {problem}"
+            for provider in self._providers
+            if isinstance(provider, Diagnosable)
+            for problem in provider.problems()
+        ]
 
     def reload(self) -> None:
         """Make the providers open their data again, if they can."""

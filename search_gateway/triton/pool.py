@@ -49,6 +49,10 @@ class Replica(Protocol):
     def is_serving(self) -> bool:
         """Whether it answered its last health check."""
 
+    @property
+    def problem(self) -> str:
+        """Why it is not serving, for the operator; empty if it is."""
+
     async def watch(self, changed: Callable[[], object]) -> None:
         """Check its health until cancelled; `changed` is called after each check."""
 
@@ -72,6 +76,10 @@ class TritonPool:
     def is_serving(self) -> bool:
         """Whether at least one Triton can be used."""
         return any(replica.is_serving for replica in self._replicas)
+
+    def problems(self) -> list[str]:
+        """Return why Tritons cannot be used, each as "Triton NAME: reason" for the operator; does not block."""
+        return [f"Triton {replica.name}: {replica.problem}" for replica in self._replicas if replica.problem]
 
     @property
     def step_calls(self) -> dict[int, tuple[int, int]]:

@@ -76,11 +76,17 @@ class TritonReplica:
         self._restarts = 0
         self._next_probe = 0.0
         self.is_serving = False
+        self._problem = "it has not answered yet"  # counts while it is not serving
 
     @property
     def name(self) -> str:
         """Its name, for the log."""
         return self._address or "embedded"
+
+    @property
+    def problem(self) -> str:
+        """Why it is not serving, for the operator; empty if it is."""
+        return "" if self.is_serving else self._problem
 
     async def start(self) -> None:
         """Start the embedded Triton, or connect to the other one, and compare its models with the contract.
@@ -134,17 +140,21 @@ class TritonReplica:
             try:
                 if self._must_restart():
                     self.is_serving = False
+                    self._problem = "it or one of its models died, and it is started again"
                     changed()
                     await self._restart()
                 was_serving, self.is_serving = self.is_serving, await self._is_healthy()
+                self._problem = "its models fail or do not answer" if self._failed_probes else "it does not answer"
                 if was_serving and not self.is_serving:
                     _log.error("Triton %s does not serve", self.name)
                 elif self.is_serving and not was_serving:
                     _log.info("Triton %s serves", self.name)
             except TritonStartError as error:
+                self._problem = f"it did not start: {error}"
                 _log.error("the embedded Triton did not start: %s", error)
             except ContractError as error:
                 self.is_serving = False
+                self._problem = str(error)
                 _log.error("Triton %s is not used: %s", self.name, error)
                 await asyncio.sleep(_PROBE_INTERVAL_SECONDS)
             except Exception:

@@ -102,6 +102,13 @@ class GuardedProvider:
             return StaleCandidates(old.candidates[:max_candidates], f"answer of {age} ago: {self._told(error)}")
         return candidates[:max_candidates]
 
+    def problems(self) -> list[str]:
+        """Return whether the circuit breaker keeps calls back, for the operator."""
+        if self._breaker.state is BreakerState.CLOSED:
+            return []
+        seconds = self._breaker.seconds_until_probe
+        return [f"it failed too often; {f'it is not asked for {seconds:.0f} s' if seconds else 'a search tests it'}"]
+
     async def close(self) -> None:
         """Cancel the calls in progress and close the provider."""
         await self._calls.close()

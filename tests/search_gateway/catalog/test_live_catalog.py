@@ -137,6 +137,8 @@ def test_bad_file_is_refused_and_the_old_one_goes_on(
     catalog.look()
     expected = {"folder": MISSING, "damaged": DAMAGED, "cut short": DAMAGED}.get(kind, NOT_USABLE)
     assert (shirts(catalog), catalog.problem) == (["Blue Shirt"], expected)
+    [problem] = catalog.problems()
+    assert str(path) in problem  # for the operator, not for callers
     if kind == "folder":
         path.rmdir()
     os.replace(other, path)
@@ -151,6 +153,7 @@ def test_deleted_file_goes_on_and_is_told(catalog: LiveCatalog, path: Path, othe
     os.replace(other, path)
     catalog.look()
     assert (shirts(catalog), catalog.problem) == (["Green Shirt"], "")
+    assert catalog.problems() == []
 
 
 @pytest.mark.parametrize("is_seen", [False, True])
@@ -187,6 +190,7 @@ def test_file_that_fails_although_it_looks_as_before_is_opened_again_later(
         with pytest.raises(CatalogError):
             shirts(catalog)
     failed = catalog._serving
+    assert catalog.problems() == [f"{catalog._path} could not be read by the last searches"]
     catalog.look()
     assert catalog._serving is failed
     monkeypatch.setattr(live_catalog.time, "monotonic", lambda: catalog._retry_at)
@@ -208,6 +212,8 @@ def test_damage_there_is_at_the_start_is_told(path: Path) -> None:
     catalog = LiveCatalog(path, MODEL)
     catalog.look()
     assert catalog.problem == DAMAGED
+    [problem] = catalog.problems()
+    assert problem.startswith(f"{path} is damaged (")
     catalog.close()
 
 

@@ -206,3 +206,12 @@ def test_reload_reaches_the_providers_that_can() -> None:
     local = ReloadableProvider("catalog")
     ProviderChain([FakeProvider("web"), local], 6.0).reload()
     assert local.num_reloads == 1
+
+
+def test_problems_are_those_of_the_providers_that_know_theirs() -> None:
+    class DiagnosableProvider(FakeProvider):
+        def problems(self) -> list[str]:
+            return ["the file is damaged"]
+
+    chain = ProviderChain([FakeProvider("web"), DiagnosableProvider("catalog")], 6.0)
+    assert chain.problems() == ["catalog: the file is damaged"]

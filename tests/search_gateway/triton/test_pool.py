@@ -68,6 +68,7 @@ class FakeHost:
         self.name = name
         self.captions: Any = FakeCaptions(name, asked)
         self.is_serving = True
+        self.problem = ""
         self.look: Callable[[], object] = lambda: None  # what the pool wants called when it was looked at
         self.is_watched = self.is_closed = False
 
@@ -314,6 +315,12 @@ def test_the_pool_serves_as_long_as_one_does(tritons: Tritons) -> None:
     assert not tritons.pool.is_serving
     tritons["b"].is_serving = True
     assert tritons.pool.is_serving
+
+
+def test_problems_name_the_tritons_that_cannot_be_used_and_why(tritons: Tritons) -> None:
+    assert tritons.pool.problems() == []
+    tritons["b"].problem = "it does not answer"
+    assert tritons.pool.problems() == ["Triton b: it does not answer"]
 
 
 def test_calls_of_the_step_are_summed_over_all(tritons: Tritons) -> None:

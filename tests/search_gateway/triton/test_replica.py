@@ -256,6 +256,32 @@ def test_regions_are_unregistered_only_where_all_models_have_answered(watched: A
     watched(test, is_embedded=False)
 
 
+@pytest.mark.parametrize("is_embedded", [False, True])
+def test_problem_says_why_it_does_not_serve(watched: Any, is_embedded: bool) -> None:
+    async def test(one: Watched) -> None:
+        await asyncio.sleep(7)
+        assert one.replica.problem == ""
+        one.inference.has_failed, one.inference.probe_result = True, Probe.FAILS
+        await asyncio.sleep(3)
+        # The embedded one was started again.
+        assert one.replica.problem == ("" if is_embedded else "its models fail or do not answer")
+
+    watched(test, is_embedded=is_embedded)
+
+
+def test_problem_of_a_triton_that_cannot_start_is_the_reason(watched: Any) -> None:
+    async def test(one: Watched) -> None:
+        def fail() -> None:
+            raise TritonStartError("scripted")
+
+        one.embedded.start = fail  # type: ignore[method-assign]
+        one.embedded.runs = False
+        await asyncio.sleep(1)
+        assert one.replica.problem == "it did not start: scripted"
+
+    watched(test)
+
+
 def test_end_does_not_wait_for_triton_to_unload() -> None:
     """It takes 2 s, and the gateway's end has that much time for everything but the requests in flight."""
     one = Watched(is_embedded=True)

@@ -266,18 +266,22 @@ def test_old_answer_comes_at_once_while_the_breaker_is_open() -> None:
 def test_breaker_opens_and_refuses_at_once_then_lets_one_probe_through() -> None:
     async def test() -> None:
         it = Guarded(Web())
+        assert it.provider.problems() == []
         await it.open_breaker()
         began = now()
         for i in range(10):
             assert isinstance(await it.failing(f"other {i}"), ProviderNotAskedError)
         assert (now(), len(it.web.queries)) == (began, BREAKER.min_calls)
+        assert it.provider.problems() == ["it failed too often; it is not asked for 10 s"]
         await asyncio.sleep(10.01)
+        assert it.provider.problems() == ["it failed too often; a search tests it"]
         it.web.failure = None
         answers = await asyncio.gather(*(it.find(f"{SECRET} {i}") for i in range(5)), return_exceptions=True)
         assert sum(isinstance(answer, list) for answer in answers) == 1
         assert sum(isinstance(answer, ProviderNotAskedError) for answer in answers) == 4
         assert len(it.web.queries) == BREAKER.min_calls + 1
         assert len(await it.find("now again")) == 3
+        assert it.provider.problems() == []
 
     run(test)
 
