@@ -79,8 +79,9 @@ def up(address: str, run: Path, environ: Mapping[str, str]) -> int:
     end = time.monotonic() + _START_SECONDS
     while not is_serving(address):
         if process.poll() is not None or time.monotonic() > end:
-            last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-            print(f"captrieve: the gateway did not start: {''.join(last)} (log: {log})", file=sys.stderr)
+            last = "".join(log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:])
+            reason = last.removeprefix("captrieve: ")
+            print(f"captrieve: the gateway did not start: {reason} (log: {log})", file=sys.stderr)
             process.terminate()  # its Triton goes with it
             process.wait()
             _pid_file(run).unlink(missing_ok=True)

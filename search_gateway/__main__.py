@@ -45,11 +45,14 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         "--titles",
         type=Path,
         metavar="CSV",
-        help="titles: Kaggle's styles.csv, or columns file,title; without it titles are kept",
+        help="list of titles: Kaggle's styles.csv, or any CSV file with a column of files or ids and one of titles; "
+        "without it products keep their titles",
     )
-    builder.add_argument("--file-column", metavar="NAME", help="column of --titles that names files or products by id")
+    builder.add_argument("--file-column", metavar="NAME", help="column of --titles with files or ids")
     builder.add_argument("--title-column", metavar="NAME", help="column of --titles with the titles")
-    builder.add_argument("--force", action="store_true", help="take titles of which fewer than half have a photo")
+    builder.add_argument(
+        "--force", action="store_true", help="take a list of titles of which fewer than half have a photo"
+    )
     builder.add_argument("--out", type=Path, metavar="FILE", required=True, help="catalogue file")
     return parser.parse_args(argv)
 

@@ -218,6 +218,7 @@ def test_every_make_target_is_explained() -> None:
     answer = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for target in ("demo", "up", "down", "setup", "test", "check", "proto"):
         assert re.search(rf"make {target} +\S", answer)
+    assert len({len(re.match(r" +make \S+ +", line)[0]) for line in answer.splitlines()}) == 1, "one column"
 
 
 def test_every_command_a_reader_needs_is_documented() -> None:

@@ -12,6 +12,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -46,6 +47,18 @@ FOUND, NOTHING_FOUND, REJECTED, TROUBLE = 0, 1, 2, 3
 STANDARD_INPUT = "-"
 INTERRUPTED = 130  # 128 + SIGINT, the shells' convention
 PIPE_CLOSED = 141  # 128 + SIGPIPE
+
+_OPTIONS = {  # by the fields of a request, which the gateway's messages name
+    "decoding.num_beams": "--beams",
+    "refinement.min_visual_score": "--min-visual",
+    "refinement.min_semantic_score": "--min-semantic",
+    "word_override.colour": "--colour",
+    "word_override.thing": "--thing",
+    "max_results": "--max-results",
+    "query_override": "--words",
+    "query_rule": "--query-rule",
+}
+_FIELD = re.compile(rf"(?<![\w.])(?:{'|'.join(map(re.escape, _OPTIONS))})(?![\w.])")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,6 +115,7 @@ def _run(options: argparse.Namespace) -> int:
         with _client(options) as search_client:
             return run(search_client, options)
     except SearchClientError as error:
+        _name_options(error)
         if options.json:
             subject = {"photo": options.photo} if command == "search" else {"address": options.address}
             print(json.dumps(error_record(error, **subject)), flush=True)
@@ -158,6 +172,7 @@ def _caption(search_client: SearchClient, options: argparse.Namespace) -> int:
     with contextlib.closing(outcomes):
         for photo, outcome in zip(photos, outcomes, strict=True):
             if isinstance(outcome, SearchClientError):
+                _name_options(outcome)
                 code = max(code, _exit_code(outcome))
                 if options.json:
                     print(json.dumps(error_record(outcome, photo=photo)), flush=True)
@@ -226,6 +241,12 @@ def _save_contact_sheet(path: Path, photo: bytes, answer: SearchAnswer) -> None:
     except OSError as error:
         reason = (error.strerror or "it cannot be written").lower()
         raise PhotoFileError(f"cannot write {path}: {reason}") from error
+
+
+def _name_options(error: SearchClientError) -> None:
+    """Makes a rejection name the options that were typed instead of the request's fields."""
+    if isinstance(error, RequestRejectedError):
+        error.args = (_FIELD.sub(lambda field: _OPTIONS[field[0]], str(error)),)
 
 
 def _exit_code(error: SearchClientError) -> int:

@@ -170,7 +170,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     results = parser.add_argument_group("results")
     results.add_argument(
         "--provider",
-        choices=("duckduckgo", "catalog"),
+        choices=("duckduckgo", "catalog", "replay"),
         help="the only provider to ask (default: the gateway's providers, in their order)",
     )
     results.add_argument("--max-results", type=_whole, metavar="N", help="number of results, 1 to 100 (default 10)")

@@ -537,7 +537,10 @@ def test_health_is_one_line(
 @pytest.mark.parametrize(
     ("failure", "code", "line"),
     [
-        (Failure(Code.INVALID_ARGUMENT, "max_results is 500; the limit is 100"), 2, "max_results is 500"),
+        (Failure(Code.INVALID_ARGUMENT, "max_results is 500; the limit is 100"), 2, "--max-results is 500"),
+        (Failure(Code.INVALID_ARGUMENT, "decoding.num_beams is 99: it goes from 1 to 8"), 2, "--beams is 99: it goes"),
+        (Failure(Code.INVALID_ARGUMENT, "my_max_results and max_results.x"), 2, "my_max_results and max_results.x"),
+        (Failure(Code.UNAVAILABLE, "max_results"), 3, "max_results"),
         (Failure(Code.UNAUTHENTICATED, "no token"), 2, "no token"),
         (Failure(Code.RESOURCE_EXHAUSTED, "the server is full", 1), 3, "the server is full"),
         (Failure(Code.UNAVAILABLE, "every provider\nis down"), 3, "every provider is down"),
@@ -668,7 +671,7 @@ def test_error_of_every_kind_is_json(arguments: list[str], message: str, capsys:
         (["captrieve", ""], {"search", "caption", "health", "completion"}),
         (["captrieve", "se"], {"search"}),
         (["captrieve", "search", "--con"], {"--contact-sheet"}),
-        (["captrieve", "search", "--provider", ""], {"duckduckgo", "catalog"}),
+        (["captrieve", "search", "--provider", ""], {"duckduckgo", "catalog", "replay"}),
         (["captrieve", "caption", "--query-rule", "l"], {"likeliest-words", "last-two-words"}),
         (["captrieve", "search", "sh"], {"shirt.jpg"}),
     ],

@@ -159,6 +159,16 @@ def test_taken_port_is_told_in_one_line(run_folder: Path) -> None:
     assert f"captrieve: cannot listen on {address}" in answer.stderr.splitlines()[-1]
 
 
+def test_up_tells_why_the_gateway_did_not_start_once(run_folder: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        answer = run("demo.background", "up", "--address", address, "--run", str(run_folder))
+    assert answer.returncode == 3
+    assert answer.stderr.startswith(f"captrieve: the gateway did not start: cannot listen on {address}")
+
+
 def test_wrong_settings_are_all_told() -> None:
     answer = run("search_gateway", CAPTRIEVE_MAX_IN_FLIGHT="many", CAPTRIEVE_SPEED="high")
     assert answer.returncode == 2
