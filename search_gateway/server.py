@@ -271,7 +271,7 @@ def _server_options(config: GatewayConfig) -> list[tuple[str, int]]:
         ("grpc.compression_enabled_algorithms_bitset", 1),
         ("grpc.max_concurrent_streams", 1000),
         # The other half is for photo workers, thumbnails, the catalogue and Triton.
-        ("grpc.max_allowed_incoming_connections", min(num_files // 2, 2**31 - 1)),
+        ("grpc.max_allowed_incoming_connections", num_files // 2 if 0 < num_files <= 2**31 else 2**31 - 1),
         ("grpc.max_connection_idle_ms", _IDLE_MS),
         ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
         ("grpc.keepalive_time_ms", _KEEPALIVE_MS),

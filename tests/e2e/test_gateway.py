@@ -537,7 +537,9 @@ def test_dead_model_is_noticed_and_started_again(photo: bytes) -> None:
             seen_down = False
             end = time.monotonic() + 60
             while time.monotonic() < end:
-                status = health.Check(health_pb2.HealthCheckRequest(), timeout=5).status
+                status = health.Check(
+                    health_pb2.HealthCheckRequest(service="captrieve.v1.SearchService"), timeout=5
+                ).status
                 seen_down |= status == health_pb2.HealthCheckResponse.NOT_SERVING
                 if seen_down and status == health_pb2.HealthCheckResponse.SERVING:
                     break
@@ -593,7 +595,9 @@ def test_triton_stopped_in_the_middle_is_unavailable_and_comes_back(photo: bytes
             assert grpc.StatusCode.UNAVAILABLE in codes
             end = time.monotonic() + 60
             while True:  # healthy again by itself
-                status = health.Check(health_pb2.HealthCheckRequest(), timeout=5).status
+                status = health.Check(
+                    health_pb2.HealthCheckRequest(service="captrieve.v1.SearchService"), timeout=5
+                ).status
                 if status == health_pb2.HealthCheckResponse.SERVING:
                     try:
                         assert stub.Caption(request, timeout=20).caption.text == expected

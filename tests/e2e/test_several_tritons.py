@@ -89,7 +89,9 @@ class Caller:
         return [str(call.result().caption.text) for call in calls]
 
     def health(self) -> int:
-        return int(self._health.Check(health_pb2.HealthCheckRequest(), timeout=5).status)
+        return int(
+            self._health.Check(health_pb2.HealthCheckRequest(service="captrieve.v1.SearchService"), timeout=5).status
+        )
 
 
 def steps(address: str) -> int:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 from collections.abc import AsyncIterator
 from typing import Any
@@ -146,3 +147,9 @@ def test_calls_may_outlive_the_age_of_their_connection_by_the_longest_deadline()
 
 def test_connections_have_no_age_by_default() -> None:
     assert not [name for name, _ in server._server_options(GatewayConfig()) if "connection_age" in name]
+
+
+@pytest.mark.parametrize(("limit", "most"), [(128, 64), (1_048_576, 524_288), (resource.RLIM_INFINITY, 2**31 - 1)])
+def test_connections_leave_half_of_the_files(limit: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.resource, "getrlimit", lambda _: (limit, limit))
+    assert dict(server._server_options(GatewayConfig()))["grpc.max_allowed_incoming_connections"] == most
