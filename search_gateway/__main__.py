@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`captrieve-server` serves; `captrieve-server catalog build PHOTOS --out FILE` makes a catalogue.
+"""`captrieve-server` serves; `catalog build PHOTOS --out FILE` makes a catalogue, `keys add NAME` an API key.
 
 `python -m search_gateway` is the same program. Settings come from the environment (`CAPTRIEVE_...`) and from a TOML
 file; docs/configuration.md lists them. Exit codes: 0 ended well, 2 wrong settings or arguments, 3 could not start.
@@ -22,6 +22,7 @@ from search_gateway.catalog_command import build
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import ConfigError, SearchError
 from search_gateway.ranking.calibration import with_calibration
+from search_gateway.security import api_keys
 from search_gateway.server import StartError, serve
 from search_gateway.triton.embedded import TritonStartError
 
@@ -54,6 +55,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         "--force", action="store_true", help="take a list of titles of which fewer than half have a photo"
     )
     builder.add_argument("--out", type=Path, metavar="FILE", required=True, help="catalogue file")
+    keys = commands.add_parser("keys", help="API keys of the gateway's callers")
+    api_keys.add_arguments(keys, shared)
     return parser.parse_args(argv)
 
 
@@ -78,6 +81,8 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
                 title_column=args.title_column,
                 force=args.force,
             )
+        if args.command == "keys":
+            return api_keys.run_command(args, config.api_keys)
         asyncio.run(serve(with_calibration(config)))
     except (ConfigError, ContractError, CatalogError) as error:
         print(f"captrieve: {error}", file=sys.stderr)

@@ -78,6 +78,14 @@ def _address(value: str) -> str:
     return value
 
 
+def _listen_address(value: str) -> str:
+    if value.startswith("unix:"):
+        if not value.startswith("unix:/"):
+            raise ValueError("unix:PATH with an absolute path, or HOST:PORT")
+        return value
+    return _address(value)
+
+
 def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(values)) < len(values):
         raise ValueError("a list that names each once")
@@ -91,10 +99,12 @@ def _provider_names(values: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Address = Annotated[str, AfterValidator(_address)]
+ListenAddress = Annotated[str, AfterValidator(_listen_address)]
 Addresses = Annotated[tuple[Address, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_distinct)]
 Providers = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_provider_names)]
 Switch = Annotated[bool, BeforeValidator(_switch)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_none_if_empty)]
+OptionalNumber = Annotated[float | None, BeforeValidator(_none_if_empty)]
 OptionalText = Annotated[str | None, BeforeValidator(_none_if_empty)]
 
 
@@ -110,7 +120,9 @@ class GatewayConfig(BaseSettings):
     )
 
     # Network
-    listen_address: Address = Field("127.0.0.1:8001", description="HOST:PORT to listen on; port 0 takes a free one")
+    listen_address: ListenAddress = Field(
+        "127.0.0.1:8001", description="HOST:PORT to listen on, or unix:PATH; port 0 takes a free one"
+    )
     max_connection_age_seconds: float = Field(
         0.0,
         ge=0,
@@ -126,6 +138,31 @@ class GatewayConfig(BaseSettings):
     default_max_results: int = Field(
         10, ge=1, le=100, description="number of results of a request that does not set `max_results`"
     )  # at most the limit of search.proto, or requests that set nothing would be refused
+
+    # Security
+    tls_certificate: OptionalPath = Field(
+        None, description="PEM file of the gateway's certificate and its chain, read again when it changes"
+    )
+    tls_key: OptionalPath = Field(None, description="PEM file of the certificate's private key")
+    tls_client_ca: OptionalPath = Field(
+        None, description="PEM file of authorities; callers then need a certificate of one of them (mutual TLS)"
+    )
+    api_keys: OptionalPath = Field(
+        None, description="file of API keys, made by `captrieve-server keys add`; callers then need a key"
+    )
+    jwt_keys: OptionalPath = Field(
+        None, description="JSON Web Key Set whose tokens are accepted like keys; needs the extra `jwt`"
+    )
+    jwt_issuer: OptionalText = Field(None, description="what the claim `iss` of a token must be")
+    jwt_audience: OptionalText = Field(None, description="what the claim `aud` of a token must contain")
+    jwt_rate: OptionalNumber = Field(None, gt=0, description="cost units per second of each token's subject")
+    jwt_concurrency: OptionalNumber = Field(
+        None, gt=0, description="cost units that each token's subject may have in progress"
+    )
+    audit_log: OptionalPath = Field(None, description="file that gets one JSON line per call")
+    insecure: Switch = Field(
+        False, description="allow addresses that other machines reach without TLS and keys, such as behind a proxy"
+    )
 
     # Models and Triton
     model_repository: Path = Field(

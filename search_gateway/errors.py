@@ -5,6 +5,8 @@
     ├── BadRequestError            INVALID_ARGUMENT    the caller must change the request
     ├── NotFoundError              NOT_FOUND           no model or service has that name (the message lists them)
     ├── UnsupportedError           UNIMPLEMENTED       part of KServe's protocol that this server does not offer
+    ├── UnauthenticatedError       UNAUTHENTICATED     no valid key; does not say what is wrong with it
+    ├── PermissionDeniedError      PERMISSION_DENIED   the key is valid, but not for this method
     ├── OverloadedError            RESOURCE_EXHAUSTED  full; says how long to wait
     ├── DeadlineError              DEADLINE_EXCEEDED   the caller's deadline passed
     ├── InferenceError             UNAVAILABLE         Triton or the photo decoder failed or does not run
@@ -49,6 +51,18 @@ class UnsupportedError(SearchError):
     """KServe's protocol has this feature; the gateway does not."""
 
     code = grpc.StatusCode.UNIMPLEMENTED
+
+
+class UnauthenticatedError(SearchError):
+    """The call has no valid key or token."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+
+
+class PermissionDeniedError(SearchError):
+    """The caller may not use this method."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
 
 
 class OverloadedError(SearchError):

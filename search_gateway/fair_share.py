@@ -15,8 +15,8 @@ current_caller: ContextVar[str] = ContextVar("current_caller", default="")
 def is_refused(num_own: int, num_total: int, num_callers: int, limit: int) -> bool:
     """Return whether a caller may not add one more item to a limited resource.
 
-    A single caller may use all of it. Once it is full, a caller with less than an equal share is still let in. The
-    total therefore exceeds the limit by at most its logarithm: with n callers it is at most limit × (1 + 1/2 + … + 1/n).
+    A single caller may use all of it. Once it is full, a caller with less than an equal share is still let in, so that
+    with n callers the total is at most limit × (1 + 1/2 + … + 1/n).
 
     Args:
         num_own: items that the caller has in it.

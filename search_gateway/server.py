@@ -36,6 +36,7 @@ from search_gateway.providers.base import Provider
 from search_gateway.providers.chain import ProviderChain
 from search_gateway.providers.factory import cache_for, make_providers
 from search_gateway.providers.guard.query_cache import QueryCache
+from search_gateway.security.gateway_security import GatewaySecurity
 from search_gateway.thumbnails.fetcher import ThumbnailFetcher
 from search_gateway.triton.client import SharedMemory, load_cuda
 from search_gateway.triton.embedded import EmbeddedTriton, TritonStartError
@@ -85,6 +86,7 @@ class Gateway:
         self._stopped = asyncio.Event()
         self._replicas: list[TritonReplica] = []
         self._providers: ProviderChain | None = None
+        self._security: GatewaySecurity | None = None
         self.address = ""  # HOST:PORT it listens on
 
     async def __aenter__(self) -> Gateway:
@@ -112,9 +114,11 @@ class Gateway:
         self._stopped.set()
 
     def reload(self) -> None:
-        """Open the catalogue again; safe in a signal handler."""
+        """Open the catalogue again, and read keys and certificates again; safe in a signal handler."""
         if self._providers is not None:
             self._providers.reload()
+        if self._security is not None:
+            self._security.reload()
 
     async def _start(self) -> None:
         config = self._config
@@ -125,6 +129,8 @@ class Gateway:
                 f"{config.model_repository / TOKENIZER_FILE} has {tokenizer.vocab_size} pieces, but the models "
                 f"{contract.vocab_size} by {CONTRACT_FILE}: install both from one export"
             )
+        security = self._security = GatewaySecurity(config, contract)
+        self._closing.callback(security.close)
         query_classes = load_query_classes(config.model_repository, contract.num_queries)
         confidence_model = ConfidenceModel.load(config.model_repository, contract)
         vocabulary_of(query_classes)  # cached now, so that the first photo does not wait for it
@@ -144,9 +150,9 @@ class Gateway:
                 raise
         providers = self._providers = ProviderChain(made, config.provider_timeout_seconds)
         self._closing.push_async_callback(providers.close)
-        server = self._make_server()
+        server = self._make_server(security)
         # Bound before Triton starts: a port in use fails immediately, and Triton cannot choose this port.
-        port = self._bind(server)
+        port = self._bind(server, security)
         # Their processes start while Triton starts.
         photos = self._photo_decoder(
             contract, ImageLimits(max_bytes=config.max_photo_bytes, max_pixels=config.max_photo_pixels)
@@ -165,8 +171,9 @@ class Gateway:
             query_classes=query_classes,
             confidence_model=confidence_model,
         )
-        await self._serve(server, pipeline, cache)
-        self.address = f"{config.listen_address.rpartition(':')[0]}:{port}"
+        await self._serve(server, pipeline, cache, security)
+        is_socket = config.listen_address.startswith("unix:")
+        self.address = config.listen_address if is_socket else f"{config.listen_address.rpartition(':')[0]}:{port}"
         _log.info("ready on %s: model %s, providers %s", self.address, contract.model, ", ".join(providers.names))
 
     def _photo_decoder(self, contract: ModelContract, limits: ImageLimits) -> DecoderPool:
@@ -174,7 +181,9 @@ class Gateway:
         self._closing.push_async_callback(decoder.close)
         return decoder
 
-    async def _serve(self, server: grpc.aio.Server, pipeline: Pipeline, cache: QueryCache) -> None:
+    async def _serve(
+        self, server: grpc.aio.Server, pipeline: Pipeline, cache: QueryCache, security: GatewaySecurity
+    ) -> None:
         """Add the services to the server, start it, and have it drained at the end."""
         config, tritons = self._config, pipeline.tritons
         admission = Admission(config.max_in_flight, config.max_deadline_seconds)
@@ -190,6 +199,7 @@ class Gateway:
             is_ready=lambda: status.is_ready,
             step_batches=lambda: tritons.step_calls,
             search_cache=cache.counters,
+            charged=security.charged,
         )
         protocol.service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(kserve, server)
         if config.reflection:
@@ -207,13 +217,16 @@ class Gateway:
 
         self._closing.push_async_callback(drain)
 
-    def _make_server(self) -> grpc.aio.Server:
-        return grpc.aio.server(interceptors=[ErrorInterceptor()], options=_server_options(self._config))
+    def _make_server(self, security: GatewaySecurity) -> grpc.aio.Server:
+        return grpc.aio.server(
+            interceptors=[*security.outer_interceptors, ErrorInterceptor(), *security.inner_interceptors],
+            options=_server_options(self._config),
+        )
 
-    def _bind(self, server: grpc.aio.Server) -> int:
+    def _bind(self, server: grpc.aio.Server, security: GatewaySecurity) -> int:
         address = self._config.listen_address
         try:
-            return server.add_insecure_port(address)
+            return security.bind(server, address)
         except RuntimeError as error:
             raise StartError(
                 f"cannot listen on {address}: is a gateway running there? Stop it with `make down`, "
@@ -288,7 +301,7 @@ def _server_options(config: GatewayConfig) -> list[tuple[str, int]]:
 
 
 async def serve(config: GatewayConfig) -> None:
-    """Run until SIGTERM or SIGINT, then finish the requests in flight. SIGHUP opens the catalogue again.
+    """Run until SIGTERM or SIGINT, then finish the requests in flight. SIGHUP reloads catalogue, keys, certificates.
 
     Raises:
         ConfigError, ContractError, StartError, TritonStartError: it cannot start.

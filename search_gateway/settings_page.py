@@ -8,6 +8,7 @@ from search_gateway.config import GatewayConfig, default_text, limits_text, vari
 # The title of each section and its first field.
 SECTIONS = {
     "listen_address": "Network",
+    "tls_certificate": "Security",
     "model_repository": "Models and Triton",
     "providers": "Providers",
     "max_photo_bytes": "Photos and thumbnails",
@@ -23,7 +24,7 @@ capital letters.
 
 ```toml
 # captrieve.toml
-listen_address = "0.0.0.0:8001"
+listen_address = "127.0.0.1:9001"
 providers = ["catalog"]
 catalog = "shop.sqlite"
 visual_weight = 0.7

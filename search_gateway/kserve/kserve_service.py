@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -50,6 +51,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         is_ready: whether Triton can be used.
         step_batches: calls of the step model by the captions in them, reported as the batches of `caption`.
         search_cache: counters of the cached answers of providers, reported as the cache of `search`.
+        charged: charges the caller for a message of a stream while it is answered; raises OverloadedError.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         is_ready: Callable[[], bool],
         step_batches: Callable[[], StepBatches] = dict,
         search_cache: CacheCounters | None = None,
+        charged: Callable[[Any], AbstractContextManager[None]] = nullcontext,
     ):
         served: tuple[ServedModel, ...] = (CaptionModel(pipeline), SearchModel(pipeline, config))
         self._models = {model.declaration.name: model for model in served}
@@ -69,6 +72,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         self._is_ready = is_ready
         self._step_batches = step_batches
         self._search_cache = search_cache or CacheCounters()
+        self._charged = charged
         self._closing = asyncio.Event()
 
     def finish_streams(self) -> None:
@@ -175,7 +179,8 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         try:
             if isinstance(request, BadRequestError):
                 raise request
-            answer.infer_response.CopyFrom(await self.ModelInfer(request, context))
+            with self._charged(request):
+                answer.infer_response.CopyFrom(await self.ModelInfer(request, context))
         except Exception as error:
             stream_id = request_id(context)
             code, message = public_message(error, stream_id)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import grpc
 from cryptography import x509
@@ -44,7 +45,8 @@ class ServerCertificate:
     def credentials(self) -> grpc.ServerCredentials:
         """Return credentials that use the newest certificate for each new connection."""
         is_mutual = self._paths[2] is not None
-        return grpc.dynamic_ssl_server_credentials(self._pair.value, self._newer, is_mutual)
+        newer: Any = self._newer  # its stubs do not know that it may return None
+        return grpc.dynamic_ssl_server_credentials(self._pair.value, newer, is_mutual)
 
     def reload(self) -> None:
         """Read the files again now."""
