@@ -116,7 +116,7 @@ class _Requests:
     """The messages of a caller's stream. `anext` raises BadRequestError for a malformed one and then continues."""
 
     def __init__(self, messages: AsyncIterator[Any]):
-        self._messages = aiter(messages)
+        self._messages = messages  # not aiter(messages), for which gRPC warns where a refused stream is never read
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self

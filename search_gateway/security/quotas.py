@@ -2,7 +2,7 @@
 """How much each caller may ask for: a rate (token bucket) and a limit of what is in progress, in units of cost.
 
 A greedy caption of the model's full length costs 1. More beams, more photos and searches cost more, see `CostWeights`.
-A call is let in while the bucket holds anything and may overdraw it, so that no call is too large for ever.
+A call that costs more than the bucket holds when it is full is let in when it is full, and overdraws it.
 """
 
 from __future__ import annotations
@@ -95,10 +95,11 @@ class Quotas:
             OverloadedError: it may not; says when to try again.
         """
         use = self._use(name, limits)
-        if limits.rate is not None and use.tokens <= 0:
+        missing = min(cost, limits.bucket) - use.tokens
+        if limits.rate is not None and (missing > 1e-9 or use.tokens <= 0):
             raise OverloadedError(
                 f"this caller has used up its rate of {limits.rate:g} per second: try again later",
-                retry_after_seconds=max(-use.tokens / limits.rate, _MIN_RETRY_SECONDS),
+                retry_after_seconds=max(missing / limits.rate, _MIN_RETRY_SECONDS),
             )
         if limits.concurrency is not None and use.num_calls:
             after = use.in_progress + cost

@@ -102,17 +102,23 @@ def test_large_request_is_let_in_and_paid_for_later(quotas: Quotas, clock: Clock
     with pytest.raises(OverloadedError) as caught:
         quotas.check("shop", limits)
     assert caught.value.retry_after_seconds == pytest.approx(15.0)
-    clock.now += 14.9
+    clock.now += 15.4
     assert num_admitted(quotas, "shop", limits) == 0
     clock.now += 0.2
     assert num_admitted(quotas, "shop", limits) == 1
+    # It waits until the bucket is full, not for what it can never hold.
+    clock.now += 0.8
+    assert num_admitted(quotas, "shop", limits, model_infer(photos=32), tries=1) == 0
+    clock.now += 0.2
+    assert num_admitted(quotas, "shop", limits, model_infer(photos=32), tries=1) == 1
 
 
 def test_retry_info_is_when_the_next_call_is_let_in(quotas: Quotas, clock: Clock) -> None:
     limits = Limits(rate=0.5, burst=1.5)
-    assert num_admitted(quotas, "shop", limits) == 2
+    assert num_admitted(quotas, "shop", limits) == 1
     with pytest.raises(OverloadedError, match="rate of 0.5 per second") as caught:
-        quotas.check("shop", limits)
+        quotas.check("shop", limits, 1.0)
+    assert caught.value.retry_after_seconds == pytest.approx(1.0)
     clock.now += caught.value.retry_after_seconds + 0.001
     assert num_admitted(quotas, "shop", limits) == 1
 
@@ -145,7 +151,7 @@ def test_failed_call_ends_and_is_paid_for(quotas: Quotas) -> None:
     with pytest.raises(ValueError, match="it failed"), quotas.charged("shop", limits, CAPTION):
         raise ValueError("it failed")
     with pytest.raises(OverloadedError, match="used up its rate"):
-        quotas.check("shop", limits)
+        quotas.check("shop", limits, 1.0)
 
 
 def test_memory_is_bounded_and_calls_in_progress_are_not_forgotten(clock: Clock) -> None:
