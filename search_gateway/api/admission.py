@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 from search_gateway.deadline import Deadline
 from search_gateway.errors import BadRequestError, OverloadedError
+from search_gateway.fair_share import current_caller, is_refused
 
 # Reserved for sending the answer, so that it arrives before the caller gives up.
 _ANSWER_SECONDS = 0.05
@@ -26,6 +28,8 @@ class CallContext(Protocol):
 class Admission:
     """Limits the requests in progress; one object for all services of a gateway.
 
+    When the limit is reached, callers with less than an equal share are still let in, see `fair_share.is_refused`.
+
     Args:
         max_in_flight: maximum number of requests in progress.
         max_deadline_seconds: deadline of a request that sets none, and the maximum for one that does.
@@ -35,6 +39,7 @@ class Admission:
         self._max_in_flight = max_in_flight
         self._max_deadline_seconds = max_deadline_seconds
         self._in_flight = 0
+        self._of_caller: Counter[str] = Counter()
 
     @contextmanager
     def admitted(self, num_photos: int = 1) -> Iterator[None]:
@@ -51,22 +56,28 @@ class Admission:
             raise BadRequestError(
                 f"the request has {num_photos} photos; the server works on {self._max_in_flight} at a time: send fewer"
             )
-        if num_photos > 1 and self._in_flight + num_photos > self._max_in_flight:
+        caller = current_caller.get()
+        # The request itself is counted, but for its last photo.
+        num_own, num_total = self._of_caller[caller] + num_photos - 1, self._in_flight + num_photos - 1
+        is_over = is_refused(num_own, num_total, len(self._of_caller.keys() | {caller}), self._max_in_flight)
+        if is_over and num_photos > 1:
             raise OverloadedError(
                 f"the server works on {self._in_flight} requests, its limit is {self._max_in_flight}, and this one "
                 f"counts as {num_photos}, one for each photo: try again shortly, or send fewer",
                 retry_after_seconds=_RETRY_SECONDS,
             )
-        if self._in_flight >= self._max_in_flight:
+        if is_over:
             raise OverloadedError(
                 f"the server works on {self._in_flight} requests, its limit: try again shortly",
                 retry_after_seconds=_RETRY_SECONDS,
             )
         self._in_flight += num_photos
+        self._of_caller[caller] += num_photos
         try:
             yield
         finally:
             self._in_flight -= num_photos
+            self._of_caller -= Counter({caller: num_photos})  # drops callers with none
 
     def deadline(self, context: CallContext) -> Deadline:
         """Return the deadline of a request: its own, within the maximum."""

@@ -1,50 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The queue in front of the encoder: a bounded first-in-first-out queue for each kind of photo, served in turn."""
+"""The queue in front of the encoder: bounded, with kinds of photos and callers that are served in turn."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
+from search_gateway.fair_share import is_refused
+
 Item = TypeVar("Item", bound=Hashable)
 
 
 class RequestQueue(Generic[Item]):
-    """First in, first out within a kind; round robin between kinds, so that no kind starves another.
+    """First in, first out within a kind and caller; round robin between kinds, and between the callers of a kind.
+
+    No kind and no caller starves another.
 
     Args:
-        limit: maximum number of queued items of a kind that is not in `unbounded`.
+        limit: maximum number of queued items of a kind that is not in `unbounded`. Of a full kind, callers with less
+            than an equal share of it may still add items, see `fair_share.is_refused`.
     """
 
     def __init__(self, limit: int, unbounded: frozenset[int] = frozenset()):
         self._limit = limit
         self._unbounded = unbounded
-        self._queues: dict[int, dict[Item, None]] = {}  # by kind, the next one to be served first; dicts keep order
+        # By kind and by caller, the next one to be served first; dicts keep order.
+        self._queues: dict[int, dict[str, dict[Item, None]]] = {}
 
     def __len__(self) -> int:
-        return sum(map(len, self._queues.values()))
+        return sum(map(self.num_waiting, self._queues))
 
     def num_waiting(self, kind: int) -> int:
         """How many items of a kind are queued."""
-        return len(self._queues.get(kind, ()))
+        return sum(map(len, self._queues.get(kind, {}).values()))
 
-    def is_full(self, kind: int) -> bool:
-        """Whether a kind has reached its limit."""
-        return kind not in self._unbounded and self.num_waiting(kind) >= self._limit
+    def is_full(self, kind: int, caller: str = "") -> bool:
+        """Whether a kind has reached its limit for a caller."""
+        callers = self._queues.get(kind, {})
+        num_callers = len(callers.keys() | {caller})
+        num_own = len(callers.get(caller, ()))
+        return kind not in self._unbounded and is_refused(num_own, self.num_waiting(kind), num_callers, self._limit)
 
-    def add(self, kind: int, item: Item) -> None:
+    def add(self, kind: int, item: Item, caller: str = "") -> None:
         """Queue an item. The caller has checked `is_full`."""
-        self._queues.setdefault(kind, {})[item] = None
+        self._queues.setdefault(kind, {}).setdefault(caller, {})[item] = None
 
-    def remove(self, kind: int, item: Item) -> None:
+    def remove(self, kind: int, item: Item, caller: str = "") -> None:
         """Remove an item that no longer waits; nothing happens where `take` returned it before."""
-        queue = self._queues.get(kind, {})
-        queue.pop(item, None)
-        if not queue:
+        callers = self._queues.get(kind, {})
+        callers.get(caller, {}).pop(item, None)
+        if not callers.get(caller):
+            callers.pop(caller, None)
+        if not callers:
             self._queues.pop(kind, None)
 
     def take(self, limit: int, reserve: Callable[[Item], bool]) -> list[Item]:
-        """Remove and return up to `limit` items, one of each kind in turn.
+        """Remove and return up to `limit` items, one of each kind in turn, and of a kind one of each caller in turn.
 
         Args:
             limit: maximum number of items.
@@ -56,15 +67,18 @@ class RequestQueue(Generic[Item]):
             kind = next((one for one in self._queues if one not in blocked), None)
             if kind is None:
                 break
-            queue = self._queues[kind]
+            callers = self._queues[kind]
+            caller, queue = next(iter(callers.items()))
             item = next(iter(queue))
             if not reserve(item):
                 blocked.add(kind)
                 continue
             del queue[item]
             taken.append(item)
-            # The kind goes to the end of the turn, also for the next call.
-            del self._queues[kind]
+            # Kind and caller go to the end of their turns, also for the next call.
+            del self._queues[kind], callers[caller]
             if queue:
-                self._queues[kind] = queue
+                callers[caller] = queue
+            if callers:
+                self._queues[kind] = callers
         return taken

@@ -6,7 +6,7 @@
 
 The next photos are encoded while others decode. No timer delays a photo: a single photo takes as long as it would
 alone, and photos that arrive during a call share the next one. Greedy captions, each number of beams, and thumbnails
-have queues of their own, which take turns at the encoder.
+have queues of their own, which take turns at the encoder; so do the callers within a queue.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from search_gateway.engine.inference import CaptionInference, Pixels
 from search_gateway.engine.request_queue import RequestQueue
 from search_gateway.engine.running_batch import RunningBatch, StepCalls
 from search_gateway.errors import DeadlineError, InferenceError, OverloadedError, SearchError
+from search_gateway.fair_share import current_caller
 
 _log = logging.getLogger(__name__)
 
@@ -206,10 +207,10 @@ class CaptionScheduler:
         """Take a photo through all stages."""
         if self._is_closed:
             raise InferenceError(_STOPPING)
-        if self._queue.is_full(photo.kind):
+        if self._queue.is_full(photo.kind, photo.caller):
             await asyncio.sleep(0)  # of those that came at the same time, some leave the queue at once
         self._refuse_if_full(photo.kind)
-        self._queue.add(photo.kind, photo)
+        self._queue.add(photo.kind, photo, photo.caller)
         self._photos.add(photo)
         self._admit()
         try:
@@ -223,12 +224,12 @@ class CaptionScheduler:
         finally:
             self._photos.discard(photo)
             photo.is_gone = True
-            self._queue.remove(photo.kind, photo)
+            self._queue.remove(photo.kind, photo, photo.caller)
             if photo.is_decoding:
                 self._release(photo)
 
     def _refuse_if_full(self, kind: int) -> None:
-        if self._queue.is_full(kind):
+        if self._queue.is_full(kind, current_caller.get()):
             raise OverloadedError(
                 f"{self._queue.num_waiting(kind)} photos wait to be captioned, the limit: try again shortly",
                 retry_after_seconds=self._retry_seconds(),
@@ -345,6 +346,7 @@ class _Photo:
     kind: int
     deadline: Deadline
     decoder: Decoder | None
+    caller: str = field(default_factory=current_caller.get)
     done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     batch: RunningBatch | None = None
     slot: int | None = None

@@ -3,7 +3,7 @@
 
 A picture that exceeds its time or memory, or that crashes its process, fails alone: the process is replaced in the
 background while the others serve the waiting callers. Slow pictures (many bytes or pixels) never occupy the last free
-process, so that a stream of them does not delay the rest.
+process, so that a stream of them does not delay the rest. Callers take turns.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from captioner.model_contract import ModelContract
 from captioner.preprocessing import ImageLimits, check_number_of_bytes
 from search_gateway.deadline import Deadline
 from search_gateway.errors import DeadlineError, InferenceError
+from search_gateway.fair_share import FairTurns, current_caller
 from search_gateway.imaging.worker_main import CPU_SECONDS, QUICK_CPU_SECONDS, Kind
 from search_gateway.imaging.worker_process import WORKER_COMMAND, Answer, WorkerProcess, WorkerStartError, described
 from search_gateway.tasks import all_of
@@ -44,7 +45,7 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0  # between failed attemp
 @dataclass(eq=False)
 class _Picture:
     data: bytes
-    number: int  # in the order of arrival
+    order: tuple[int, int]  # of service: the caller's turn, and the number of its arrival
     may_take_long: bool
     pixels: asyncio.Future[bytearray]  # or the error
     timer: asyncio.TimerHandle | None = None
@@ -85,6 +86,7 @@ class DecoderPool:
         self._quick: deque[_Picture] = deque()
         self._long: deque[_Picture] = deque()
         self._numbers = itertools.count()
+        self._turns = FairTurns()
         self._processes: set[WorkerProcess] = set()
         self._starting: set[asyncio.Task[None]] = set()
         self._one_start_at_a_time = asyncio.Lock()
@@ -117,8 +119,9 @@ class DecoderPool:
         check_number_of_bytes(data, self._limits)
         if self._is_closed or self._is_broken():
             raise _unavailable()
-        picture = _Picture(data, next(self._numbers), len(data) > QUICK_BYTES, self._loop.create_future())
-        self._queue_of(picture).append(picture)
+        order = (self._turns.next(current_caller.get()), next(self._numbers))
+        picture = _Picture(data, order, len(data) > QUICK_BYTES, self._loop.create_future())
+        self._put(picture)
         self._serve()
         try:
             async with asyncio.timeout(deadline.remaining_seconds()):
@@ -158,14 +161,15 @@ class DecoderPool:
         while self._idle and (queue := self._next_queue()):
             picture, process = queue.popleft(), self._idle.pop()
             self._at_work[process] = picture
+            self._turns.served(picture.order[0])
             picture.timer = self._loop.call_later(_WORK_SECONDS, self._end_if_at, process, picture)
             process.ask(picture.data, may_take_long=picture.may_take_long)
 
     def _next_queue(self) -> deque[_Picture] | None:
-        """Return the queue whose first picture arrived earliest, of those that may be served now."""
+        """Return the queue whose first picture is to be served first, of those that may be served now."""
         if not self._long or not self._has_room_for_a_long_one():
             return self._quick or None
-        return self._long if not self._quick or self._long[0].number < self._quick[0].number else self._quick
+        return self._long if not self._quick or self._long[0].order < self._quick[0].order else self._quick
 
     def _has_room_for_a_long_one(self) -> bool:
         long_ones = sum(picture.may_take_long for picture in self._at_work.values())
@@ -204,7 +208,7 @@ class DecoderPool:
         if answer.kind is Kind.TAKES_LONG:
             if not picture.pixels.done():
                 picture.may_take_long = True
-                self._put_back(picture)
+                self._put(picture)
         elif error is not None:
             self._fail(picture, error)
         elif not picture.pixels.done():
@@ -231,7 +235,7 @@ class DecoderPool:
                 self._fail(picture, _takes_too_long(f"{seconds} s of processor time"))
             elif exit_code == -signal.SIGKILL and not picture.was_killed:
                 picture.was_killed = True
-                self._put_back(picture)
+                self._put(picture)
             else:
                 self._fail(picture, _cannot_be_decoded(picture))
         else:
@@ -248,11 +252,13 @@ class DecoderPool:
         self._failed_starts = 0
         return picture
 
-    def _put_back(self, picture: _Picture) -> None:
-        """Queue a picture again at its place in the order of arrival."""
+    def _put(self, picture: _Picture) -> None:
+        """Queue a picture, or queue it again, at its place in the order of service."""
         queue = self._queue_of(picture)
-        place = sum(other.number < picture.number for other in queue)
-        queue.insert(place, picture)
+        if not queue or queue[-1].order < picture.order:
+            queue.append(picture)
+        else:
+            queue.insert(sum(other.order < picture.order for other in queue), picture)
 
     def _fail(self, picture: _Picture, error: ImageError | InferenceError) -> None:
         if not picture.pixels.done():

@@ -40,6 +40,7 @@ _MAX_WAITING = 10_000  # lines
 _MAX_PHOTOS = 64  # whose digests one line has
 _SMALL_PHOTO_BYTES = 64 * 2**10  # hashed sooner than handed to a thread
 _WARNING_SECONDS = 60.0
+_DEADLINE_SECONDS = 0.05  # a caller whose deadline passes cancels the call, perhaps just before the deadline is here
 _HEALTH = "/grpc.health.v1."
 
 
@@ -61,7 +62,7 @@ class AuditLog:
         lines: queue.Queue[Any] = queue.Queue(_MAX_WAITING)
         self._handler = handler
         self._entries = _Entries(lines)
-        self._listener = logging.handlers.QueueListener(lines, handler)
+        self._listener = _Writer(lines, handler)
         self._listener.start()
 
     def write(self, entry: dict[str, Any]) -> None:
@@ -101,7 +102,8 @@ class AuditInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
                 yield seen.note
             except (asyncio.CancelledError, GeneratorExit):
                 remaining = context.time_remaining()
-                code = "CANCELLED" if remaining is None or remaining > 0 else "DEADLINE_EXCEEDED"
+                is_late = remaining is not None and remaining < _DEADLINE_SECONDS
+                code = "DEADLINE_EXCEEDED" if is_late else "CANCELLED"
                 raise
             except BaseException:
                 code = _name(context.code())
@@ -168,6 +170,13 @@ class _Entries(logging.handlers.QueueHandler):
         if time.monotonic() >= self._warned_at + _WARNING_SECONDS:
             self._warned_at = time.monotonic()
             _log.error("the audit log cannot be written fast enough: %d lines are lost so far", self._num_dropped)
+
+
+class _Writer(logging.handlers.QueueListener):
+    """The thread that writes; it can be stopped while the queue is full."""
+
+    def enqueue_sentinel(self) -> None:
+        self.queue.put(self._sentinel)  # type: ignore[attr-defined]  # its stubs lack it
 
 
 class _RotatingFile(logging.handlers.RotatingFileHandler):

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+
 import grpc
 import pytest
 
 from search_gateway.api.admission import Admission
 from search_gateway.errors import BadRequestError, OverloadedError
+from search_gateway.fair_share import current_caller
 
 
 class Context:
@@ -50,6 +54,31 @@ def test_each_photo_of_a_request_has_a_place_or_none_has() -> None:
 def test_request_that_never_fits_is_not_told_to_come_back() -> None:
     with pytest.raises(BadRequestError, match="has 5 photos; the server works on 4 at a time: send fewer"):
         Admission(max_in_flight=4, max_deadline_seconds=30.0).admitted(5).__enter__()
+
+
+def test_one_caller_cannot_keep_the_others_out() -> None:
+    admission = Admission(max_in_flight=4, max_deadline_seconds=30.0)
+    with contextlib.ExitStack() as open_calls:
+
+        def is_admitted(caller: str, num_photos: int = 1) -> bool:
+            current_caller.set(caller)
+            try:
+                open_calls.enter_context(admission.admitted(num_photos))
+            except OverloadedError:
+                return False
+            return True
+
+        def run() -> None:
+            assert [is_admitted("greedy") for _ in range(6)] == [True] * 4 + [False] * 2
+            assert not is_admitted("modest", 3), "more than half of the four"
+            assert is_admitted("modest", 2)
+            assert not is_admitted("modest")
+            assert is_admitted("third")
+            assert not is_admitted("greedy")
+
+        contextvars.copy_context().run(run)
+    with admission.admitted(4):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -133,73 +134,120 @@ def test_nothing_is_taken_where_no_kind_can_reserve() -> None:
     assert queue.take(8, anybody) == ["a0", "b0"]
 
 
+def test_callers_of_a_kind_are_served_one_each_in_turn() -> None:
+    queue: RequestQueue[str] = RequestQueue(100)
+    for number in range(5):
+        queue.add(1, f"a{number}", "greedy")
+    queue.add(1, "b0", "modest")
+    queue.add(2, "c0", "greedy")
+    assert queue.take(4, anybody) == ["a0", "c0", "b0", "a1"]
+    queue.add(1, "b1", "modest")
+    assert queue.take(2, anybody) == ["a2", "b1"]
+
+
+def test_a_caller_that_comes_later_waits_for_one_item_of_each_other() -> None:
+    queue: RequestQueue[str] = RequestQueue(1000)
+    for number in range(200):
+        queue.add(1, f"a{number}", "greedy")
+        queue.add(1, f"b{number}", "greedy too")
+    queue.take(7, anybody)
+    queue.add(1, "c0", "modest")
+    assert queue.take(3, anybody)[-1] == "c0"
+
+
+def test_a_flood_of_one_caller_leaves_room_for_another() -> None:
+    queue: RequestQueue[str] = RequestQueue(4)
+    for number in range(4):
+        assert not queue.is_full(1, "greedy")
+        queue.add(1, f"a{number}", "greedy")
+    assert queue.is_full(1, "greedy")
+    for number in range(2):
+        assert not queue.is_full(1, "modest"), "it has less than half of the four"
+        queue.add(1, f"b{number}", "modest")
+    assert queue.is_full(1, "modest")
+    assert not queue.is_full(1, "third")
+    queue.remove(1, "b0", "modest")
+    assert queue.is_full(1, "greedy")
+    assert not queue.is_full(1, "modest")
+
+
 class Model:
-    """The same by lists: kinds in the order of their turns, and one list of all that wait in the order they came."""
+    """The same by lists: kinds and callers in the order of their turns, and all that wait in the order they came."""
 
     def __init__(self, limit: int):
         self.limit = limit
         self.turns: list[int] = []
-        self.waiting: list[tuple[int, int]] = []
+        self.callers: list[tuple[int, str]] = []
+        self.waiting: list[tuple[int, str, int]] = []
 
-    def of(self, kind: int) -> list[int]:
-        return [item for one, item in self.waiting if one == kind]
+    def of(self, kind: int, caller: str | None = None) -> list[int]:
+        return [item for one, who, item in self.waiting if one == kind and caller in (who, None)]
 
-    def is_full(self, kind: int) -> bool:
-        return kind != UNBOUNDED and len(self.of(kind)) >= self.limit
+    def is_full(self, kind: int, caller: str) -> bool:
+        share = self.limit // len({who for one, who, _ in self.waiting if one == kind} | {caller})
+        return kind != UNBOUNDED and len(self.of(kind)) >= self.limit and len(self.of(kind, caller)) >= share
 
-    def enter(self, kind: int, item: int) -> None:
+    def enter(self, kind: int, caller: str, item: int) -> None:
         self.turns += [kind] if kind not in self.turns else []
-        self.waiting.append((kind, item))
+        self.callers += [(kind, caller)] if (kind, caller) not in self.callers else []
+        self.waiting.append((kind, caller, item))
 
-    def leave(self, kind: int, item: int) -> None:
-        self.waiting = [one for one in self.waiting if one != (kind, item)]
+    def leave(self, item: int) -> None:
+        self.waiting = [one for one in self.waiting if one[2] != item]
         self.turns = [one for one in self.turns if self.of(one)]
+        self.callers = [one for one in self.callers if self.of(*one)]
 
     def take(self, most: int, free: dict[int, int]) -> list[int]:
         taken: list[int] = []
         while len(taken) < most and (able := [kind for kind in self.turns if free[kind] > 0]):
             kind = able[0]
-            item = self.of(kind)[0]
+            caller = next(who for one, who in self.callers if one == kind)
+            item = self.of(kind, caller)[0]
             free[kind] -= 1
             taken.append(item)
             self.turns.remove(kind)
             self.turns.append(kind)
-            self.leave(kind, item)
+            self.callers.remove((kind, caller))
+            self.callers.append((kind, caller))
+            self.leave(item)
         return taken
 
 
 KINDS = range(4)
+CALLERS = ("", "one", "two")
 OPERATIONS = st.one_of(
-    st.tuples(st.just("enter"), st.sampled_from(KINDS)),
-    st.tuples(st.just("leave"), st.integers(0, 60)),
+    st.tuples(st.just("enter"), st.sampled_from(KINDS), st.sampled_from(CALLERS)),
+    st.tuples(st.just("leave"), st.integers(0, 60), st.none()),
     st.tuples(st.just("take"), st.integers(0, 6), st.lists(st.integers(0, 3), min_size=4, max_size=4)),
 )
 
 
 @given(operations=st.lists(OPERATIONS, max_size=60), limit=st.integers(1, 4))
 def test_any_sequence_of_calls_does_what_a_simple_model_does(
-    operations: list[tuple[str, int, list[int]]], limit: int
+    operations: list[tuple[str, int, Any]], limit: int
 ) -> None:
-    model, queue, kinds = Model(limit), RequestQueue[int](limit, frozenset({UNBOUNDED})), dict[int, int]()
-    for operation, number, *lists in operations:
+    model, queue = Model(limit), RequestQueue[int](limit, frozenset({UNBOUNDED}))
+    items: list[tuple[int, str]] = []  # kind and caller of each
+    for operation, number, more in operations:
         if operation == "enter":
-            assert queue.is_full(number) == model.is_full(number)
-            if not queue.is_full(number):
-                item = len(kinds)
-                kinds[item] = number
-                queue.add(number, item)
-                model.enter(number, item)
+            assert queue.is_full(number, more) == model.is_full(number, more)
+            if not queue.is_full(number, more):
+                queue.add(number, len(items), more)
+                model.enter(number, more, len(items))
+                items.append((number, more))
         elif operation == "leave":  # also somebody who was served, or left before
-            queue.remove(kinds.get(number, 9), number)
-            model.leave(kinds.get(number, 9), number)
+            kind, caller = items[number] if number < len(items) else (9, "")
+            queue.remove(kind, number, caller)
+            model.leave(number)
         else:
-            free = dict(zip(KINDS, lists[0], strict=True))
+            free = dict(zip(KINDS, more, strict=True))
             left = dict(free)
 
             def reserve(item: int, left: dict[int, int] = left) -> bool:
-                if left[kinds[item]] == 0:
+                kind = items[item][0]
+                if left[kind] == 0:
                     return False
-                left[kinds[item]] -= 1
+                left[kind] -= 1
                 return True
 
             assert queue.take(number, reserve) == model.take(number, free)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from search_gateway.engine.inference import EncodedPhotos, StepOutput
 from search_gateway.engine.kv_slots import KvSlotPool
 from search_gateway.engine.scheduler import CaptionScheduler, DecodedPhoto
 from search_gateway.errors import DeadlineError, InferenceError, OverloadedError
+from search_gateway.fair_share import current_caller
 from tests.fakes.virtual_time import run_virtually
 
 BOS, EOS = 0, 1
@@ -473,6 +475,78 @@ def test_beam_callers_who_fill_their_queue_do_not_keep_a_greedy_caller_waiting()
 
     done, all_of_them = asyncio.run(run())
     assert done <= 4, f"{done} of {all_of_them} beam captions came first"
+
+
+class TimedInference(FakeInference):
+    """Calls take as long as their photos and rows say, on the clock of the event loop."""
+
+    async def encode(
+        self, pixels: npt.NDArray[np.uint8], deadline: Deadline, *, embeddings_only: bool = False
+    ) -> EncodedPhotos:
+        await asyncio.sleep(0.010 * len(pixels))
+        return await super().encode(pixels, deadline, embeddings_only=embeddings_only)
+
+    async def step(
+        self, slot_pool: KvSlotPool, rows: int, tokens: npt.NDArray[np.int32], positions: npt.NDArray[np.int32],
+        deadline: Deadline,
+    ) -> StepOutput:  # fmt: skip
+        await asyncio.sleep(0.002 + 0.0005 * rows)
+        return await super().step(slot_pool, rows, tokens, positions, deadline)
+
+
+@pytest.mark.parametrize(("modest", "longest"), [("modest", 0.5), ("greedy", math.inf)])
+def test_flood_of_one_caller_delays_another_by_no_more_than_the_calls_in_progress(modest: str, longest: float) -> None:
+    """With the same name for both the modest caller waits behind the whole queue."""
+
+    async def run() -> float:
+        captions = scheduler(TimedInference(), slots=8, waiting=200)
+        options = DecodingOptions(max_tokens=MAX_TOKENS)
+        clock = asyncio.get_running_loop().time
+
+        async def keep_asking() -> None:
+            current_caller.set("greedy")
+            while True:
+                await captions.caption(photo(4), options, Deadline(1000.0))
+
+        async with asyncio.TaskGroup() as group:
+            flood = [group.create_task(keep_asking()) for _ in range(100)]
+            await asyncio.sleep(1.0)
+            current_caller.set(modest)
+            seconds = []
+            for _ in range(20):
+                started = clock()
+                await captions.caption(photo(8), options, Deadline(1000.0))
+                seconds.append(clock() - started)
+            for task in flood:
+                task.cancel()
+        return max(seconds)
+
+    slowest = run_virtually(run())
+    if modest == "greedy":
+        assert slowest > 1.0, "the flood is too small for the other case to show anything"
+    assert slowest <= longest
+
+
+def test_full_queue_still_takes_photos_of_callers_that_have_few_in_it() -> None:
+    async def run() -> None:
+        captions = scheduler(FakeInference(encoder_hangs=asyncio.Event()), slots=2, waiting=4)
+        options = DecodingOptions(max_tokens=MAX_TOKENS)
+        current_caller.set("greedy")
+        tasks = [asyncio.create_task(captions.caption(photo(4), options, Deadline(30.0))) for _ in range(6)]
+        await asyncio.sleep(0.5)
+        with pytest.raises(OverloadedError):
+            captions.check_capacity(options)
+        current_caller.set("modest")
+        captions.check_capacity(options)
+        tasks += [asyncio.create_task(captions.caption(photo(4), options, Deadline(30.0))) for _ in range(2)]
+        await asyncio.sleep(0.5)
+        with pytest.raises(OverloadedError):
+            captions.check_capacity(options)
+        assert not any(task.done() for task in tasks)
+        await captions.close()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    run_virtually(run())
 
 
 def test_photos_that_come_while_the_encoder_works_share_its_next_call() -> None:

@@ -33,6 +33,7 @@ from search_gateway.errors import (
     InferenceError,
     SearchError,
 )
+from search_gateway.fair_share import current_caller
 from search_gateway.imaging import decoder_pool, worker_process
 from search_gateway.imaging.decoder_pool import DecoderPool
 from search_gateway.imaging.worker_process import WORKER_COMMAND, WorkerProcess
@@ -190,6 +191,20 @@ async def test_photos_are_decoded_in_the_order_they_came() -> None:
     async with decoding(num_workers=1) as decoder:
         await asyncio.gather(*(one(decoder, number) for number in range(10)))
     assert done == list(range(10))
+
+
+@on_event_loop
+async def test_photos_of_a_caller_who_sends_few_do_not_wait_for_those_of_one_who_sends_many() -> None:
+    done: list[str] = []
+
+    async def one(decoder: DecoderPool, caller: str) -> None:
+        current_caller.set(caller)
+        await decoder.decode(late(0.02, picture()), Deadline(60))
+        done.append(caller)
+
+    async with decoding(num_workers=1) as decoder:
+        await asyncio.gather(*(one(decoder, caller) for caller in [*["many"] * 10, "few", "few"]))
+    assert [number for number, caller in enumerate(done) if caller == "few"] == [1, 3]
 
 
 @on_event_loop

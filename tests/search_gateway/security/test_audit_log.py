@@ -105,7 +105,9 @@ def test_each_ending_has_its_code(tmp_path: Path, keys: Path) -> None:
 def test_photos_of_batches_and_streams_are_told_apart(tmp_path: Path) -> None:
     def infer(*photos: bytes, model: str = "caption") -> service_pb2.ModelInferRequest:
         request = service_pb2.ModelInferRequest(model_name=model)
-        request.inputs.add(name="IMAGE", datatype="BYTES", shape=[len(photos), 1]).contents.bytes_contents.extend(photos)
+        request.inputs.add(name="IMAGE", datatype="BYTES", shape=[len(photos), 1]).contents.bytes_contents.extend(
+            photos
+        )
         return request
 
     many = [f"{number}".encode() for number in range(100)]
@@ -211,5 +213,3 @@ def test_full_disk_costs_lines_and_no_calls(
 def test_file_that_cannot_be_written_keeps_the_gateway_from_starting(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="CAPTRIEVE_AUDIT_LOG"):
         AuditLog(tmp_path / "none" / "audit.jsonl")
-
-

@@ -233,7 +233,9 @@ def test_methods_that_do_not_exist_are_hidden_without_a_key(file: Path) -> None:
         async with serving(file) as server:
             unknown = server.channel.unary_unary("/captrieve.v1.SearchService/Nothing")
             assert (await refusal(unknown(b"", timeout=20))).code() is Code.UNAUTHENTICATED
-            assert (await refusal(unknown(b"", metadata=token("searcher"), timeout=20))).code() is Code.PERMISSION_DENIED
+            assert (
+                await refusal(unknown(b"", metadata=token("searcher"), timeout=20))
+            ).code() is Code.PERMISSION_DENIED
             assert (await refusal(unknown(b"", metadata=token("chief"), timeout=20))).code() is Code.UNIMPLEMENTED
 
     asyncio.run(run())

@@ -115,20 +115,19 @@ def test_certificate_is_replaced_under_load_without_a_failed_call(files: tuple[P
                         await caption(fresh)
                     counts["connections"] += 1
 
-            async with channel(port) as one, channel(port) as two:
-                async with asyncio.TaskGroup() as group:
-                    for connection in (one, one, two, two):
-                        group.create_task(keep_calling(connection))
-                    group.create_task(keep_connecting())
-                    await until(lambda: counts["calls"] > 50 and counts["connections"] > 2)
-                    put(files, new)
-                    seen = dict(counts)
-                    while await asyncio.to_thread(served_serial, port) == old_serial:
-                        await asyncio.sleep(0.01)
-                    await until(
-                        lambda: counts["calls"] > seen["calls"] + 50 and counts["connections"] > seen["connections"] + 2
-                    )
-                    is_over.set()
+            async with channel(port) as one, channel(port) as two, asyncio.TaskGroup() as group:
+                for connection in (one, one, two, two):
+                    group.create_task(keep_calling(connection))
+                group.create_task(keep_connecting())
+                await until(lambda: counts["calls"] > 50 and counts["connections"] > 2)
+                put(files, new)
+                seen = dict(counts)
+                while await asyncio.to_thread(served_serial, port) == old_serial:
+                    await asyncio.sleep(0.01)
+                await until(
+                    lambda: counts["calls"] > seen["calls"] + 50 and counts["connections"] > seen["connections"] + 2
+                )
+                is_over.set()
             # The task group would have raised the error of any call.
             assert await asyncio.to_thread(served_serial, port) == serial(new[0]) != old_serial
 
@@ -259,7 +258,8 @@ def test_gateway_does_not_start_with_missing_files_or_an_encrypted_key(files: tu
 
 
 @pytest.mark.parametrize(
-    ("names", "expected"), [(("shop.example", "b"), "shop.example"), (("*.x.org",), "captrieve.x.org"), (("::1",), "::1")]
+    ("names", "expected"),
+    [(("shop.example", "b"), "shop.example"), (("*.x.org",), "captrieve.x.org"), (("::1",), "::1")],
 )
 def test_host_name_is_one_that_the_certificate_is_for(tmp_path: Path, names: tuple[str, ...], expected: str) -> None:
     file = tmp_path / "tls.crt"
