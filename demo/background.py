@@ -52,13 +52,13 @@ def up(address: str, run: Path, environ: Mapping[str, str]) -> int:
         The exit code: 0 if it serves, else 3.
     """
     run.mkdir(parents=True, exist_ok=True)
-    if is_serving(address):
+    config = GatewayConfig.from_env(environ).replace(listen_address=address)
+    if is_serving(address, config=config):
         print(f"a gateway already serves on {address}; run `make down` before you change settings")
         return 0
     if (pid := _running(run)) is not None:
         print(f"captrieve: process {pid} is a gateway of this folder; run `make down` first", file=sys.stderr)
         return 3
-    config = GatewayConfig.from_env(environ).replace(listen_address=address)
     catalogue = config.catalog or sample_catalogue(config, run)
     settings = {
         "CAPTRIEVE_LISTEN_ADDRESS": address,
@@ -77,7 +77,7 @@ def up(address: str, run: Path, environ: Mapping[str, str]) -> int:
         )
     _pid_file(run).write_text(f"{process.pid}\n", encoding="utf-8")
     end = time.monotonic() + _START_SECONDS
-    while not is_serving(address):
+    while not is_serving(address, config=config):
         if process.poll() is not None or time.monotonic() > end:
             last = "".join(log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:])
             reason = last.removeprefix("captrieve: ")

@@ -18,7 +18,9 @@ from typing import Any
 
 import pytest
 
+from captioner.model_contract import ModelContract
 from search_gateway.config import GatewayConfig
+from search_gateway.security.gateway_security import GatewaySecurity
 from tests.conftest import MODELS, ROOT
 from tests.fakes.compose_model import BASE, CPU, compose, load
 
@@ -124,7 +126,9 @@ def test_start_order_is_engines_triton_gateway() -> None:
 def test_gateway_settings_are_those_the_code_reads(stack: dict[str, Any]) -> None:
     environment = stack["services"]["gateway"]["environment"]
     config = GatewayConfig.from_env(environment)  # refuses what it does not know
-    assert set(environment) == {"CAPTRIEVE_LISTEN_ADDRESS", "CAPTRIEVE_TRITON_ADDRESS", "CAPTRIEVE_MODEL_REPOSITORY"}
+    names = ("LISTEN_ADDRESS", "INSECURE", "TRITON_ADDRESS", "MODEL_REPOSITORY")
+    assert set(environment) == {f"CAPTRIEVE_{name}" for name in names}
+    GatewaySecurity(config, ModelContract.load(MODELS))  # refuses what others could reach
     host, _, port = config.triton_address[0].partition(":")
     assert host in stack["services"]
     assert port == flags_of(stack)["grpc-port"]

@@ -16,9 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from captioner.model_contract import ModelContract
 from search_gateway.config import GatewayConfig
+from search_gateway.errors import ConfigError
 from search_gateway.healthcheck import SERVICE
-from tests.conftest import ROOT
+from search_gateway.security.gateway_security import GatewaySecurity
+from tests.conftest import MODELS, ROOT
 
 GATEWAY = ROOT / "deploy" / "Dockerfile.gateway"
 ENGINES = ROOT / "deploy" / "Dockerfile.engines"
@@ -174,8 +177,8 @@ def test_extra_gateway_has_what_the_gateway_imports() -> None:
     folders = ("captioner", "search_api", "search_gateway")
     assert set(folders) < set(copied(GATEWAY))
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py") if "backend" not in path.parts]
-    # pillow_heif is optional, the extra "heic".
-    assert third_party_imports(files) - packages_of("gateway") == {"pillow_heif"}
+    # Optional: pillow_heif is the extra "heic", jwt the extra "jwt".
+    assert third_party_imports(files) - packages_of("gateway") == {"jwt", "pillow_heif"}
     # Triton is elsewhere: neither its binary nor what runs models is wanted.
     assert packages_of("gateway") & {"nvidia-pytriton", "onnxruntime", "torch", "onnx"} == set()
 
@@ -204,6 +207,8 @@ def test_gateway_image_has_settings_the_code_reads_and_asks_the_port_it_listens_
     settings = environment(GATEWAY)
     config = GatewayConfig.from_env(settings)
     port = config.listen_address.rpartition(":")[2]
+    with pytest.raises(ConfigError, match="CAPTRIEVE_INSECURE"):
+        GatewaySecurity(config, ModelContract.load(MODELS))  # until TLS and keys are set
     found = dict(instructions(GATEWAY))
     assert found["EXPOSE"] == port
     command = json.loads(found["HEALTHCHECK"].partition("CMD ")[2])

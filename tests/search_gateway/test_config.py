@@ -17,6 +17,17 @@ FIELDS = list(GatewayConfig.model_fields)
 # A value of each setting that is not its default, as text and as it must be read.
 OTHERS: dict[str, tuple[str, object]] = {
     "listen_address": ("0.0.0.0:9000", "0.0.0.0:9000"),
+    "tls_certificate": ("tls.crt", Path("tls.crt")),
+    "tls_key": ("tls.key", Path("tls.key")),
+    "tls_client_ca": ("clients.pem", Path("clients.pem")),
+    "api_keys": ("keys.json", Path("keys.json")),
+    "jwt_keys": ("jwks.json", Path("jwks.json")),
+    "jwt_issuer": ("https://login.example", "https://login.example"),
+    "jwt_audience": ("captrieve", "captrieve"),
+    "jwt_rate": ("2.5", 2.5),
+    "jwt_concurrency": ("4", 4.0),
+    "audit_log": ("audit.jsonl", Path("audit.jsonl")),
+    "insecure": ("true", True),
     "triton_address": ("one:8001, two:8001", ("one:8001", "two:8001")),
     "triton_shared_memory": ("system", "system"),
     "caption_slots": ("16", 16),
@@ -98,7 +109,7 @@ def test_all_settings_are_read_together() -> None:
 def test_every_field_has_a_description_and_every_number_limits(name: str) -> None:
     field = GatewayConfig.model_fields[name]
     assert len(field.description or "") > 5
-    assert bool(limits_text(field)) is (field.annotation in (int, float))
+    assert bool(limits_text(field)) is (field.annotation in (int, float, float | None))
 
 
 @pytest.mark.parametrize("name", [name for name in FIELDS if name.endswith(("_bytes", "_seconds", "_pixels"))])

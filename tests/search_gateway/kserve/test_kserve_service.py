@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from captioner.query import Query
 from search_gateway.api.admission import Admission
 from search_gateway.api.error_interceptor import ErrorInterceptor
 from search_gateway.config import GatewayConfig
+from search_gateway.errors import OverloadedError
 from search_gateway.kserve.kserve_service import InferenceService
 from search_gateway.kserve.protocol import SERVICE, service_pb2, service_pb2_grpc
 from search_gateway.pipeline import CaptionAnswer
@@ -58,6 +60,7 @@ class Server:
         self.admission = Admission(max_in_flight=100, max_deadline_seconds=30)
         self.is_ready = True
         self.step_batches: dict[int, tuple[int, int]] = {}
+        self.charged: Callable[[Any], Any] = contextlib.nullcontext
         self.channel: Any = None
         self.stub: Any = None
 
@@ -72,6 +75,7 @@ async def serving() -> AsyncIterator[Server]:
         GatewayConfig(),
         is_ready=lambda: it.is_ready,
         step_batches=lambda: it.step_batches,
+        charged=lambda request: it.charged(request),
     )
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -261,6 +265,25 @@ def test_message_that_is_none_is_answered_and_the_stream_goes_on() -> None:
     answers = asyncio.run(run())
     assert [bool(answer.infer_response.outputs) for answer in answers] == [True, False, True]
     assert answers[1].error_message.startswith("INVALID_ARGUMENT: the request is not a message of this method")
+
+
+def test_each_message_of_a_stream_is_charged_and_a_refused_one_does_not_end_it() -> None:
+    charged: list[str] = []
+
+    def charge(request: Request) -> Any:
+        charged.append(request.id)
+        if request.id == "1":
+            raise OverloadedError("this caller has used up its rate", 1.0)
+        return contextlib.nullcontext()
+
+    async def run() -> list[str]:
+        async with serving() as it:
+            it.charged = charge
+            requests = [ask(b"photo", request_id=str(number)) for number in range(3)]
+            return [answer.error_message async for answer in it.stub.ModelStreamInfer(iter(requests))]
+
+    assert asyncio.run(run()) == ["", "RESOURCE_EXHAUSTED: this caller has used up its rate", ""]
+    assert charged == ["0", "1", "2"]
 
 
 def test_cancelled_stream_ends_its_work_and_gives_its_places_back() -> None:

@@ -19,7 +19,7 @@ from search_gateway.errors import ConfigError
 from search_gateway.kserve.protocol import service_pb2
 from search_gateway.security import audit_log
 from search_gateway.security.audit_log import AuditInterceptor, AuditLog
-from tests.search_gateway.security.test_auth_interceptor import SECRETS, photo, refusal, serving, token
+from tests.search_gateway.security.test_auth_interceptor import SECRETS, photo, refusal, serving, token, until
 from tests.search_gateway.security.test_auth_interceptor import file as keys
 
 __all__ = ["keys"]
@@ -89,8 +89,7 @@ def test_each_ending_has_its_code(tmp_path: Path, keys: Path) -> None:
         server.service.hold.clear()
         before = server.service.num_calls
         waiting = server.search.Caption(photo(), metadata=token("captioner"), timeout=20)
-        while server.service.num_calls == before:
-            await asyncio.sleep(0.01)
+        await until(lambda: server.service.num_calls > before)
         waiting.cancel()
         await refusal(server.search.Caption(photo(), metadata=token("captioner"), timeout=0.3))
         await asyncio.sleep(0.3)
