@@ -83,7 +83,7 @@ def main() -> None:
     photos = read_photos(args.photos, WARM_UP + args.count)
     seconds: dict[str, list[float]] = {"Caption": [], "Search": []}
     stages: dict[str, list[float]] = {}
-    with SearchClient(args.address) as search_client:
+    with SearchClient(args.address, max_attempts=1) as search_client:
 
         def search(data: bytes) -> None:
             answer = search_client.search(data, provider="catalog")

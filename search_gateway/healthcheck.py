@@ -2,8 +2,8 @@
 """Is the gateway serving? `python -m search_gateway.healthcheck [--address HOST:PORT] [--wait SECONDS]`.
 
 Exit code 0 when it is, 1 when it is not: for containers, scripts and `make up`. Without `--address` it asks where the
-gateway's settings say that it listens (`CAPTRIEVE_LISTEN_ADDRESS`), with TLS if they have a certificate. With mutual TLS
-it shows the gateway's own certificate, which must then be of an authority in `CAPTRIEVE_TLS_CLIENT_CA`.
+settings say that the gateway listens (`CAPTRIEVE_LISTEN_ADDRESS`), with TLS if they have a certificate. With mutual
+TLS it shows the gateway's own certificate, which must then be of an authority in `CAPTRIEVE_TLS_CLIENT_CA`.
 """
 
 from __future__ import annotations

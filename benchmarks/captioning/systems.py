@@ -215,7 +215,7 @@ class ThroughGateway:
         from captrieve_client import SearchClient
 
         self.server = GatewayProcess(spec.source)
-        self._client = SearchClient(self.server.address)
+        self._client = SearchClient(self.server.address, max_attempts=1)
 
     def caption(self, photos: Photos, workload: Workload) -> list[str]:
         """Caption all photos; returns the texts."""

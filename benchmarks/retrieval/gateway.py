@@ -49,7 +49,7 @@ class AskedGateway:
     """A client of a gateway, for use in a `with`."""
 
     def __init__(self, address: str, read_photo: Callable[[str], bytes], gallery: Iterable[str]) -> None:
-        self._client = SearchClient(address)
+        self._client = SearchClient(address, max_attempts=1)
         self._read_photo = read_photo
         self._places = {product_id: place for place, product_id in enumerate(gallery)}
 

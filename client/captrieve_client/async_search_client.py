@@ -18,8 +18,8 @@ from captrieve_client.calls import Call, Calls
 from captrieve_client.caption_batch import DEFAULT_CONCURRENCY, CaptionOutcome, OrderedFutures, answer_of, check_batch
 from captrieve_client.client_errors import SearchClientError
 from captrieve_client.connection import (
-    CHANNEL_OPTIONS,
     DEFAULT_ADDRESS,
+    DEFAULT_MAX_ATTEMPTS,
     DEFAULT_TIMEOUT_SECONDS,
     HEALTH_TIMEOUT_SECONDS,
     make_connection,
@@ -43,7 +43,7 @@ class AsyncSearchClient:
     which the first call opens. After the end of a loop, another may use it.
 
     Args:
-        address, credentials, tls, ca_file, token: as for `SearchClient`.
+        address, credentials, tls, ca_file, certificate_file, key_file, token, max_attempts: as for `SearchClient`.
 
     Raises:
         ConnectionSettingsError: as for `SearchClient`.
@@ -56,9 +56,21 @@ class AsyncSearchClient:
         credentials: grpc.ChannelCredentials | None = None,
         tls: bool = False,
         ca_file: str | os.PathLike[str] | None = None,
+        certificate_file: str | os.PathLike[str] | None = None,
+        key_file: str | os.PathLike[str] | None = None,
         token: str | None = None,
+        max_attempts: int = DEFAULT_MAX_ATTEMPTS,
     ) -> None:
-        connection = make_connection(address, credentials, tls, ca_file, token)
+        connection = make_connection(
+            address,
+            credentials,
+            tls=tls,
+            ca_file=ca_file,
+            certificate_file=certificate_file,
+            key_file=key_file,
+            token=token,
+            max_attempts=max_attempts,
+        )
         self.address = connection.target
         self._connection = connection
         self._loop: asyncio.AbstractEventLoop | None = None  # that of the channel
@@ -166,9 +178,9 @@ class AsyncSearchClient:
                 raise RuntimeError("the client is used in another event loop; make one client for each loop")
             connection = self._connection
             if connection.credentials is None:
-                self._channel = grpc.aio.insecure_channel(connection.target, CHANNEL_OPTIONS)
+                self._channel = grpc.aio.insecure_channel(connection.target, connection.options)
             else:
-                self._channel = grpc.aio.secure_channel(connection.target, connection.credentials, CHANNEL_OPTIONS)
+                self._channel = grpc.aio.secure_channel(connection.target, connection.credentials, connection.options)
             self._loop, self._opened_calls = loop, Calls(connection, self._channel)
         return self._opened_calls
 

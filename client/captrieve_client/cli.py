@@ -126,7 +126,15 @@ def _run(options: argparse.Namespace) -> int:
 
 def _client(options: argparse.Namespace) -> SearchClient:
     token = read_token(options.token_file) if options.token_file else os.environ.get("CAPTRIEVE_TOKEN") or None
-    return SearchClient(options.address, tls=options.tls, ca_file=options.ca_file, token=token)
+    return SearchClient(
+        options.address,
+        tls=options.tls,
+        ca_file=options.ca_file,
+        certificate_file=options.certificate,
+        key_file=options.key,
+        token=token,
+        max_attempts=options.attempts,
+    )
 
 
 def _search(search_client: SearchClient, options: argparse.Namespace) -> int:

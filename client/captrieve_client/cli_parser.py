@@ -12,7 +12,12 @@ from typing import NoReturn
 
 from captrieve_client import __version__
 from captrieve_client.caption_batch import DEFAULT_CONCURRENCY
-from captrieve_client.connection import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_SECONDS, HEALTH_TIMEOUT_SECONDS
+from captrieve_client.connection import (
+    DEFAULT_ADDRESS,
+    DEFAULT_MAX_ATTEMPTS,
+    DEFAULT_TIMEOUT_SECONDS,
+    HEALTH_TIMEOUT_SECONDS,
+)
 
 COMMAND = "captrieve"
 SHELLS = ("bash", "zsh", "fish")
@@ -134,7 +139,7 @@ def completion_script(shell: str) -> str:
 
     parser = make_parser(COMMAND)
     for action in _all_actions(parser):
-        if action.dest in ("photo", "photos", "contact_sheet", "ca_file", "token_file"):
+        if action.dest in ("photo", "photos", "contact_sheet", "ca_file", "certificate", "key", "token_file"):
             action.complete = shtab.FILE  # type: ignore[attr-defined]
     script: str = shtab.complete(parser, shell)
     return script
@@ -217,11 +222,15 @@ def _add_common(parser: argparse.ArgumentParser, timeout_seconds: float) -> None
         "--address",
         default=os.environ.get("CAPTRIEVE_ADDRESS") or DEFAULT_ADDRESS,
         metavar="ADDRESS",
-        help="the gateway, as HOST:PORT or https://HOST"
+        help="the gateway, as HOST:PORT or https://HOST; several, separated by commas, are called in turn"
         f" (default: the variable CAPTRIEVE_ADDRESS, otherwise {DEFAULT_ADDRESS})",
     )
     common.add_argument("--tls", action="store_true", help="use TLS; an address with https:// implies it")
     common.add_argument("--ca-file", metavar="FILE", help="trust the certificates in this PEM file; implies --tls")
+    common.add_argument(
+        "--certificate", metavar="FILE", help="show this certificate (PEM), for mutual TLS; needs --key"
+    )
+    common.add_argument("--key", metavar="FILE", help="the private key of --certificate (PEM)")
     common.add_argument(
         "--token-file",
         metavar="FILE",
@@ -233,6 +242,13 @@ def _add_common(parser: argparse.ArgumentParser, timeout_seconds: float) -> None
         default=timeout_seconds,
         metavar="SECONDS",
         help="deadline of each request (default %(default)g)",
+    )
+    common.add_argument(
+        "--attempts",
+        type=_whole,
+        default=DEFAULT_MAX_ATTEMPTS,
+        metavar="N",
+        help="send a request up to N times, 1 to 5, if the gateway is unavailable or overloaded (default %(default)s)",
     )
     common.add_argument("--json", action="store_true", help="print one JSON object per line, also for errors")
 

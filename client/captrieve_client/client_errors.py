@@ -103,7 +103,12 @@ _RETRYABLE = (
 )
 
 # Only the text distinguishes a status that gRPC creates in this process from one that the gateway sent.
-_NO_SERVER = ("failed to connect to all addresses", "errors resolving", "DNS resolution failed")
+_NO_SERVER = (
+    "failed to connect to all addresses",
+    "connections to all backends failing",
+    "errors resolving",
+    "DNS resolution failed",
+)
 _CONNECTION_BROKE = ("Socket closed", "Cancelling all calls", "Connection reset", "GOAWAY")
 _HTTP_STATUS = re.compile(r"Received http2 header with status: (\d+)")
 _TLS_FAILURES = {

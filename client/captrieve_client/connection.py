@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A connection to the gateway: its address, TLS, the token, and the options of the gRPC channel."""
+"""A connection to one gateway or several: addresses, TLS, the token, and the options of the gRPC channel."""
 
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import re
+import socket
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +20,9 @@ DEFAULT_PORT = 8001
 DEFAULT_ADDRESS = f"127.0.0.1:{DEFAULT_PORT}"
 DEFAULT_TIMEOUT_SECONDS = 30.0
 HEALTH_TIMEOUT_SECONDS = 5.0
+DEFAULT_MAX_ATTEMPTS = 3
 
-CHANNEL_OPTIONS = (
+_CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     # The gateway has its own limits and says which one a photo exceeds.
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -28,7 +31,22 @@ CHANNEL_OPTIONS = (
     # gRPC's default waits up to two minutes before it connects to a restarted server again.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 3000),
+    # gRPC retries only requests that fit into this buffer; its default, 256 KiB, is less than many photos have.
+    ("grpc.per_rpc_retry_buffer_size", 32 * 2**20),
 )
+
+# gRPC itself retries, on another gateway where there are several, within the call's timeout. It does not read the
+# RetryInfo of RESOURCE_EXHAUSTED; the gateway repeats the pause as `grpc-retry-pushback-ms`, which gRPC obeys.
+# The throttle ends retries while more than about a tenth of the calls fail, so that they do not add to an overload.
+_RETRY_POLICY = {
+    "initialBackoff": "0.1s",
+    "maxBackoff": "2s",
+    "backoffMultiplier": 3,
+    "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+}
+_RETRY_THROTTLING = {"maxTokens": 20, "tokenRatio": 0.1}
+_RETRIED_SERVICE = "captrieve.v1.SearchService"
+_MAX_ATTEMPTS = 5  # gRPC's own limit
 
 _MAX_TOKEN_BYTES = 16 * 2**10
 _URL_PORTS = {"http": 80, "https": 443}
@@ -44,37 +62,63 @@ class Connection:
         target: HOST:PORT, or another name that gRPC understands.
         credentials: None for a connection without TLS.
         metadata: what every call sends in its header, or None.
+        options: of the channel.
     """
 
     target: str
     credentials: grpc.ChannelCredentials | None = None
     metadata: tuple[tuple[str, str], ...] | None = None
+    options: tuple[tuple[str, str | int], ...] = _CHANNEL_OPTIONS
 
 
 def make_connection(
     address: str,
-    credentials: grpc.ChannelCredentials | None,
-    tls: bool,
-    ca_file: str | os.PathLike[str] | None,
-    token: str | None,
+    credentials: grpc.ChannelCredentials | None = None,
+    *,
+    tls: bool = False,
+    ca_file: str | os.PathLike[str] | None = None,
+    certificate_file: str | os.PathLike[str] | None = None,
+    key_file: str | os.PathLike[str] | None = None,
+    token: str | None = None,
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS,
 ) -> Connection:
     """Checks the arguments of both clients, see `SearchClient`.
 
     Raises:
         ConnectionSettingsError: one of them cannot be used, or two contradict each other.
     """
-    scheme, target = _parsed_address(address, wants_tls=tls or ca_file is not None or credentials is not None)
-    if credentials is not None and ca_file is not None:
-        raise ConnectionSettingsError("both credentials and ca_file are given; use one of them")
-    if credentials is None and (tls or ca_file is not None or scheme == "https"):
-        credentials = grpc.ssl_channel_credentials(None if ca_file is None else _certificates(ca_file))
+    files = (ca_file, certificate_file, key_file)
+    wants_tls = tls or credentials is not None or any(file is not None for file in files)
+    scheme, target, authority = _parsed_addresses(address, wants_tls)
+    if credentials is not None and any(file is not None for file in files):
+        raise ConnectionSettingsError("both credentials and certificate files are given; use one of them")
+    if credentials is None and (wants_tls or scheme == "https"):
+        authorities = None if ca_file is None else _certificates(ca_file)
+        credentials = grpc.ssl_channel_credentials(authorities, *_identity(certificate_file, key_file))
+    options = (*_CHANNEL_OPTIONS, ("grpc.service_config", _service_config(max_attempts, target)))
+    if authority is not None:
+        options += (("grpc.default_authority", authority),)
     if token is None:
-        return Connection(target, credentials)
+        return Connection(target, credentials, None, options)
     if not (token.isascii() and token.isprintable()) or " " in token or not token:
         raise ConnectionSettingsError("the token is empty, or has spaces or characters that are not ASCII")
     if credentials is None and not _is_this_machine(target):
         raise ConnectionSettingsError(f"the token is not sent to {target} without TLS; use https:// or TLS (--tls)")
-    return Connection(target, credentials, (("authorization", f"Bearer {token}"),))
+    return Connection(target, credentials, (("authorization", f"Bearer {token}"),), options)
+
+
+def _service_config(max_attempts: int, target: str) -> str:
+    """The service config: calls go to all addresses of a list or a DNS name in turn, and failed ones are repeated."""
+    if not 1 <= max_attempts <= _MAX_ATTEMPTS:
+        raise ConnectionSettingsError(f"the number of attempts is {max_attempts}; it goes from 1 to {_MAX_ATTEMPTS}")
+    config: dict[str, object] = {}
+    if "," in target or target.startswith("dns:"):
+        config["loadBalancingConfig"] = [{"round_robin": {}}]
+    if max_attempts > 1:
+        policy = {"maxAttempts": max_attempts, **_RETRY_POLICY}
+        config["methodConfig"] = [{"name": [{"service": _RETRIED_SERVICE}], "retryPolicy": policy}]
+        config["retryThrottling"] = _RETRY_THROTTLING
+    return json.dumps(config)
 
 
 def read_token(path: str | os.PathLike[str]) -> str:
@@ -93,6 +137,40 @@ def read_token(path: str | os.PathLike[str]) -> str:
         raise ConnectionSettingsError(f"cannot read {path}: {(error.strerror or 'unknown').lower()}") from error
     except ValueError as error:
         raise ConnectionSettingsError(f"{str(path)!r} is not a text file with a token") from error
+
+
+def _parsed_addresses(text: str, wants_tls: bool) -> tuple[str, str, str | None]:
+    """The scheme ("" without one), the target and, for several addresses, the name that their certificates have.
+
+    Raises:
+        ConnectionSettingsError: an address cannot be used.
+    """
+    parts = [part for part in text.split(",") if part.strip()]
+    if len(parts) < 2 or _GRPC_NAME.match(text.strip()):
+        return *_parsed_address(text, wants_tls), None
+    parsed = [_parsed_address(part, wants_tls) for part in parts]
+    if len({scheme for scheme, _ in parsed}) > 1:
+        raise ConnectionSettingsError(f"the addresses {text!r} begin differently; write all with https:// or none")
+    targets = [target for _, target in parsed]
+    if any(_GRPC_NAME.match(target) for target in targets):
+        raise ConnectionSettingsError(f"the addresses {text!r} are not all HOST:PORT")
+    # gRPC takes a list of one kind of IP addresses, and no list of names.
+    for kind, family in (("ipv4", socket.AF_INET), ("ipv6", socket.AF_INET6)):
+        found = [_resolved(target, family) for target in targets]
+        if all(found):
+            return parsed[0][0], f"{kind}:{','.join(filter(None, found))}", targets[0]
+    raise ConnectionSettingsError(f"the hosts of {text!r} have no addresses, or some IPv4 and some IPv6 only")
+
+
+def _resolved(target: str, family: socket.AddressFamily) -> str | None:
+    """IP:PORT of a HOST:PORT; None if the host has no address of this family."""
+    host, _, port = target.rpartition(":")
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), family, socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return None
+    ip = str(found[0][4][0])
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
 
 
 def _parsed_address(address: str, wants_tls: bool) -> tuple[str, str]:
@@ -142,11 +220,39 @@ def _is_ipv6(text: str) -> bool:
 
 
 def _is_this_machine(target: str) -> bool:
-    host = target.rpartition(":")[0].strip("[]")
+    if target.startswith("unix"):
+        return True
+    return all(map(_is_loopback, re.sub(r"^ipv[46]:(?!\d+$)", "", target).split(",")))
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host.lower() == "localhost" or target.startswith("unix")
+        return host.lower() == "localhost"
+
+
+def _identity(
+    certificate_file: str | os.PathLike[str] | None, key_file: str | os.PathLike[str] | None
+) -> tuple[bytes | None, bytes | None]:
+    """The key and the certificate that the client shows; None and None without one."""
+    if certificate_file is None and key_file is None:
+        return None, None
+    if certificate_file is None or key_file is None:
+        raise ConnectionSettingsError("a certificate needs its key, and a key its certificate; name both files")
+    certificates = _certificates(certificate_file)
+    try:
+        key = Path(key_file).read_bytes()
+        # gRPC would fail at every call; the password is for a key that has one, which gRPC cannot use.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(certificate_file, key_file, password=lambda: b"")
+    except ssl.SSLError as error:
+        raise ConnectionSettingsError(
+            f"{key_file} is not the key of {certificate_file} in PEM format without a password"
+        ) from error
+    except OSError as error:
+        raise ConnectionSettingsError(f"cannot read {key_file}: {(error.strerror or 'unknown').lower()}") from error
+    return key, certificates
 
 
 def _certificates(path: str | os.PathLike[str]) -> bytes:

@@ -18,8 +18,8 @@ from captrieve_client.calls import Call, Calls
 from captrieve_client.caption_batch import DEFAULT_CONCURRENCY, CaptionOutcome, OrderedFutures, answer_of, check_batch
 from captrieve_client.client_errors import SearchClientError, translated_errors
 from captrieve_client.connection import (
-    CHANNEL_OPTIONS,
     DEFAULT_ADDRESS,
+    DEFAULT_MAX_ATTEMPTS,
     DEFAULT_TIMEOUT_SECONDS,
     HEALTH_TIMEOUT_SECONDS,
     make_connection,
@@ -45,11 +45,15 @@ class SearchClient:
     string from a stranger may name any file or address that this machine reaches: pass bytes instead.
 
     Args:
-        address: HOST:PORT, HOST or https://HOST of the gateway; the port is 8001 by default, with TLS 443.
+        address: HOST:PORT, HOST or https://HOST of the gateway; the port is 8001 by default, with TLS 443. Several,
+            separated by commas, are called in turn; with TLS, the certificates of all must be for the first host.
         credentials: for a gateway behind TLS that needs more than the arguments below.
         tls: whether to use TLS; https:// and `ca_file` imply it.
         ca_file: certificates of the authorities to trust, in PEM format; None trusts those that gRPC brings.
+        certificate_file, key_file: the client's own certificate and its key in PEM format, for mutual TLS.
         token: sent as bearer token with each request; needs TLS, unless the gateway is on this machine.
+        max_attempts: how often a request is sent, from 1 to 5, if the gateway is unavailable or overloaded; gRPC pauses
+            in between as the gateway asks, within the request's timeout.
 
     Raises:
         ConnectionSettingsError: one of these cannot be used.
@@ -62,14 +66,26 @@ class SearchClient:
         credentials: grpc.ChannelCredentials | None = None,
         tls: bool = False,
         ca_file: str | os.PathLike[str] | None = None,
+        certificate_file: str | os.PathLike[str] | None = None,
+        key_file: str | os.PathLike[str] | None = None,
         token: str | None = None,
+        max_attempts: int = DEFAULT_MAX_ATTEMPTS,
     ) -> None:
-        connection = make_connection(address, credentials, tls, ca_file, token)
+        connection = make_connection(
+            address,
+            credentials,
+            tls=tls,
+            ca_file=ca_file,
+            certificate_file=certificate_file,
+            key_file=key_file,
+            token=token,
+            max_attempts=max_attempts,
+        )
         self.address = connection.target
         if connection.credentials is None:
-            self._channel = grpc.insecure_channel(connection.target, CHANNEL_OPTIONS)
+            self._channel = grpc.insecure_channel(connection.target, connection.options)
         else:
-            self._channel = grpc.secure_channel(connection.target, connection.credentials, CHANNEL_OPTIONS)
+            self._channel = grpc.secure_channel(connection.target, connection.credentials, connection.options)
         self._calls = Calls(connection, self._channel)
 
     def search(

@@ -32,6 +32,7 @@ class Failure:
     code: grpc.StatusCode
     message: str = "the script says so"
     retry_after_seconds: float | None = None
+    pushback_ms: int | None = None  # the same for gRPC's own retries, as the gateway says it; -1 forbids them
 
     def abort(self, context: grpc.ServicerContext) -> None:
         if self.retry_after_seconds is None:
@@ -40,8 +41,13 @@ class Failure:
         delay.FromNanoseconds(int((self.retry_after_seconds or 0) * 1e9))
         detail = any_pb2.Any()
         detail.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
-        status = status_pb2.Status(code=self.code.value[0], message=self.message, details=[detail])
-        context.abort_with_status(rpc_status.to_status(status))
+        status = rpc_status.to_status(
+            status_pb2.Status(code=self.code.value[0], message=self.message, details=[detail])
+        )
+        if self.pushback_ms is not None:
+            pushback = ("grpc-retry-pushback-ms", str(self.pushback_ms))
+            status = status._replace(trailing_metadata=(*status.trailing_metadata, pushback))
+        context.abort_with_status(status)
 
 
 @dataclass
@@ -51,6 +57,7 @@ class ScriptedService(search_pb2_grpc.SearchServiceServicer):
     answer: search_pb2.SearchResponse
     failure: Failure | None = None  # of every call
     failures: dict[bytes, Failure] = field(default_factory=dict)  # of a photo
+    next_failures: list[Failure] = field(default_factory=list)  # of the next calls, one each
     before_answer: Callable[[bytes], object] = lambda photo: None
     requests: list[search_pb2.SearchRequest | search_pb2.CaptionRequest] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)  # a stream ended early
@@ -103,16 +110,25 @@ class ScriptedService(search_pb2_grpc.SearchServiceServicer):
         self.tokens.append(metadata.get("authorization"))
         self.asked.set()
         self.before_answer(request.photo)
-        failure = self.failure or self.failures.get(request.photo)
+        failure = self.next_failures.pop(0) if self.next_failures else None
+        failure = failure or self.failure or self.failures.get(request.photo)
         if failure is not None:
             failure.abort(context)
 
 
 @contextmanager
 def serving(
-    service: ScriptedService | None, *, ready: bool = True, port: int = 0, certificate: trustme.LeafCert | None = None
+    service: ScriptedService | None,
+    *,
+    ready: bool = True,
+    port: int = 0,
+    certificate: trustme.LeafCert | None = None,
+    client_ca: trustme.CA | None = None,
 ) -> Iterator[str]:
-    """Runs the server, without our service where None is given and with TLS where there is a certificate."""
+    """Runs the server, without our service where None is given and with TLS where there is a certificate.
+
+    With `client_ca`, clients need a certificate of it.
+    """
     server = grpc.server(futures.ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
     if service is not None:
         search_pb2_grpc.add_SearchServiceServicer_to_server(service, server)
@@ -125,7 +141,9 @@ def serving(
     else:
         chain = b"".join(part.bytes() for part in certificate.cert_chain_pems)
         pair = (certificate.private_key_pem.bytes(), chain)
-        port = server.add_secure_port(f"127.0.0.1:{port}", grpc.ssl_server_credentials([pair]))
+        authority = None if client_ca is None else client_ca.cert_pem.bytes()
+        credentials = grpc.ssl_server_credentials([pair], authority, client_ca is not None)
+        port = server.add_secure_port(f"127.0.0.1:{port}", credentials)
     server.start()
     try:
         yield f"127.0.0.1:{port}"

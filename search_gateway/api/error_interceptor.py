@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import re
 import time
 import uuid
@@ -27,6 +28,9 @@ from search_gateway.errors import BadRequestError, DeadlineError, OverloadedErro
 _log = logging.getLogger(__name__)
 
 REQUEST_ID = "x-request-id"
+# What gRPC's retry policy obeys (proposal A6). It does not read RetryInfo, which other clients do.
+_PUSHBACK = "grpc-retry-pushback-ms"
+_MAX_PUSHBACK_SECONDS = 5.0
 _HEALTH = "/grpc.health.v1."
 _WELL_FORMED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -210,8 +214,9 @@ async def _abort(context: Context, error: Exception, call: _Call) -> None:
         call.log(f"{error.code.name}: {error}")
         status = rpc_status.to_status(_overloaded(error))
         # abort_with_status replaces the trailer, and with it the id.
+        more = ((REQUEST_ID, call.request_id), (_PUSHBACK, _pushback(error.retry_after_seconds)))
         status = status._replace(  # type: ignore[attr-defined]  # a named tuple underneath
-            trailing_metadata=(*status.trailing_metadata, (REQUEST_ID, call.request_id))
+            trailing_metadata=(*status.trailing_metadata, *more)
         )
         await context.abort_with_status(status)  # type: ignore[attr-defined]  # its stubs do not know it
     else:
@@ -221,6 +226,12 @@ async def _abort(context: Context, error: Exception, call: _Call) -> None:
         else:
             call.log(f"{code.name}: {message}", logged_cause(error))
         await context.abort(code, message)
+
+
+def _pushback(retry_after_seconds: float) -> str:
+    """Return the pause in milliseconds for gRPC's own retries; -1, none, if it is so long that a person should know."""
+    is_long = retry_after_seconds > _MAX_PUSHBACK_SECONDS
+    return "-1" if is_long else str(math.ceil(1000 * retry_after_seconds))
 
 
 def _overloaded(error: OverloadedError) -> status_pb2.Status:
