@@ -734,7 +734,9 @@ def test_gateway_that_stops_is_one_line(service: ScriptedService, photo: str) ->
     service.before_answer = lambda photo: hold.wait(20)
     try:
         with serving(service) as address:
-            process = start("search", photo, "--address", address, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            process = start(
+                "search", photo, "--address", address, "--attempts", "1", stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
             assert service.asked.wait(20)
     finally:
         hold.set()
