@@ -33,6 +33,7 @@ PHASES = {"alone": None, "limited flood": "limited", "unlimited flood": "unlimit
 _SAMPLES_PER_TURN = 10
 _WARM_UP_SECONDS = 1.0  # until a flood has filled what it can
 _CALL_SECONDS = 60.0
+_LONG_PAUSE_SECONDS = 5.0
 _NUM_PHOTOS = 32
 
 
@@ -84,12 +85,13 @@ class Caller:
                 self.num_answered += 1
             except grpc.aio.AioRpcError as error:
                 self.num_refused += 1
-                trailer = dict(error.trailing_metadata() or ())
-                await asyncio.sleep(int(trailer.get("grpc-retry-pushback-ms", 100)) / 1000)
+                trailer: Any = error.trailing_metadata()
+                pause = next((int(value) for key, value in trailer or () if key == "grpc-retry-pushback-ms"), -1)
+                await asyncio.sleep(pause / 1000 if pause >= 0 else _LONG_PAUSE_SECONDS)
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._channel.close()
+        await self._channel.close(None)
 
 
 async def measured(

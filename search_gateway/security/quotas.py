@@ -24,6 +24,8 @@ from search_gateway.kserve.request_parameters import SEARCH_PARAMETERS, paramete
 _NO_PHOTO_COST = 0.1  # of calls without a photo, such as a model's metadata
 _MIN_RETRY_SECONDS = 0.05
 _BUSY_RETRY_SECONDS = 0.5
+_BUSY_STEP_SECONDS = 0.1
+_MAX_SPREAD_SECONDS = 5.0
 _MAX_CALLERS = 10_000  # tokens of other issuers may name any number of callers
 
 
@@ -64,6 +66,7 @@ class _Use:
     updated: float
     in_progress: float = 0.0
     num_calls: int = 0
+    next_retry: float = 0.0  # when the call that is refused next should come again
 
 
 class Quotas:
@@ -97,18 +100,34 @@ class Quotas:
         use = self._use(name, limits)
         missing = min(cost, limits.bucket) - use.tokens
         if limits.rate is not None and (missing > 1e-9 or use.tokens <= 0):
-            raise OverloadedError(
-                f"this caller has used up its rate of {limits.rate:g} per second: try again later",
-                retry_after_seconds=max(missing / limits.rate, _MIN_RETRY_SECONDS),
+            message = f"this caller has used up its rate of {limits.rate:g} per second: try again later"
+            pause = max(missing / limits.rate, _MIN_RETRY_SECONDS)
+            raise OverloadedError(message, self._spread(use, pause, 1 / limits.rate))
+        is_over = limits.concurrency is not None and (
+            use.in_progress >= limits.concurrency or use.in_progress + cost > limits.concurrency
+        )
+        if is_over and use.num_calls:
+            message = (
+                f"this caller has work of {use.in_progress:g} in progress, and its limit is "
+                f"{limits.concurrency:g}: wait for an answer first"
             )
-        if limits.concurrency is not None and use.num_calls:
-            after = use.in_progress + cost
-            if use.in_progress >= limits.concurrency or after > limits.concurrency:
-                raise OverloadedError(
-                    f"this caller has work of {use.in_progress:g} in progress, and its limit is "
-                    f"{limits.concurrency:g}: wait for an answer first",
-                    retry_after_seconds=_BUSY_RETRY_SECONDS,
-                )
+            raise OverloadedError(message, self._spread(use, _BUSY_RETRY_SECONDS, _BUSY_STEP_SECONDS))
+
+    def _spread(self, use: _Use, pause: float, step: float) -> float:
+        """Return when a refused call should come again, in seconds.
+
+        Calls that are refused at the same time come again one after the other. Otherwise a flood would return as a whole,
+        and refusing it would cost the others time.
+
+        Args:
+            use: of the caller.
+            pause: seconds until a call may be let in.
+            step: seconds between two calls.
+        """
+        now = self._clock()
+        at = min(max(now + pause, use.next_retry), now + max(pause, _MAX_SPREAD_SECONDS))
+        use.next_retry = at + step
+        return at - now
 
     @contextmanager
     def charged(self, name: str, limits: Limits, request: Any) -> Iterator[None]:

@@ -81,7 +81,8 @@ class KServe(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
 class Server:
     """What a test has of the server."""
 
-    def __init__(self, channel: grpc.aio.Channel, service: Service):
+    def __init__(self, address: str, channel: grpc.aio.Channel, service: Service):
+        self.address = address
         self.channel = channel
         self.service = service
         self.search: Any = search_pb2_grpc.SearchServiceStub(channel)  # type: ignore[no-untyped-call]
@@ -108,7 +109,7 @@ async def serving(
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Server(channel, service)
+            yield Server(f"127.0.0.1:{port}", channel, service)
     finally:
         await server.stop(20)
 

@@ -123,6 +123,22 @@ def test_retry_info_is_when_the_next_call_is_let_in(quotas: Quotas, clock: Clock
     assert num_admitted(quotas, "shop", limits) == 1
 
 
+def test_calls_of_a_flood_are_told_to_come_again_one_after_the_other(quotas: Quotas, clock: Clock) -> None:
+    limits = Limits(rate=2.0, burst=1.0)
+    assert num_admitted(quotas, "shop", limits) == 1
+
+    def pause() -> float:
+        with pytest.raises(OverloadedError) as caught:
+            quotas.check("shop", limits, 1.0)
+        return caught.value.retry_after_seconds
+
+    assert [pause() for _ in range(4)] == pytest.approx([0.5, 1.0, 1.5, 2.0])
+    assert [pause() for _ in range(50)][-1] == pytest.approx(5.0), "gRPC's own retries wait no longer"
+    clock.now += 100
+    assert num_admitted(quotas, "shop", limits) == 1
+    assert pause() == pytest.approx(0.5), "the flood of earlier is forgotten"
+
+
 def test_concurrency_counts_costs_and_one_call_may_always_run(quotas: Quotas) -> None:
     limits = Limits(concurrency=2.5)
     beams = search_pb2.CaptionRequest(**decoding(num_beams=8))  # costs 4.5
