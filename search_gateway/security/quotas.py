@@ -116,8 +116,8 @@ class Quotas:
     def _spread(self, use: _Use, pause: float, step: float) -> float:
         """Return when a refused call should come again, in seconds.
 
-        Calls that are refused at the same time come again one after the other. Otherwise a flood would return as a whole,
-        and refusing it would cost the others time.
+        Calls that are refused at the same time come again one after the other. Otherwise a flood would return as a
+        whole, and refusing it would cost the others time.
 
         Args:
             use: of the caller.

@@ -115,7 +115,7 @@ def test_large_request_is_let_in_and_paid_for_later(quotas: Quotas, clock: Clock
 
 def test_retry_info_is_when_the_next_call_is_let_in(quotas: Quotas, clock: Clock) -> None:
     limits = Limits(rate=0.5, burst=1.5)
-    assert num_admitted(quotas, "shop", limits) == 1
+    assert num_admitted(quotas, "shop", limits, tries=1) == 1
     with pytest.raises(OverloadedError, match="rate of 0.5 per second") as caught:
         quotas.check("shop", limits, 1.0)
     assert caught.value.retry_after_seconds == pytest.approx(1.0)
@@ -125,7 +125,7 @@ def test_retry_info_is_when_the_next_call_is_let_in(quotas: Quotas, clock: Clock
 
 def test_calls_of_a_flood_are_told_to_come_again_one_after_the_other(quotas: Quotas, clock: Clock) -> None:
     limits = Limits(rate=2.0, burst=1.0)
-    assert num_admitted(quotas, "shop", limits) == 1
+    assert num_admitted(quotas, "shop", limits, tries=1) == 1
 
     def pause() -> float:
         with pytest.raises(OverloadedError) as caught:
@@ -135,7 +135,7 @@ def test_calls_of_a_flood_are_told_to_come_again_one_after_the_other(quotas: Quo
     assert [pause() for _ in range(4)] == pytest.approx([0.5, 1.0, 1.5, 2.0])
     assert [pause() for _ in range(50)][-1] == pytest.approx(5.0), "gRPC's own retries wait no longer"
     clock.now += 100
-    assert num_admitted(quotas, "shop", limits) == 1
+    assert num_admitted(quotas, "shop", limits, tries=1) == 1
     assert pause() == pytest.approx(0.5), "the flood of earlier is forgotten"
 
 
