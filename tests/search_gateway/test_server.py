@@ -15,9 +15,12 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from captioner.model_contract import ModelContract
 from search_gateway import server
 from search_gateway.api.health import HealthService
 from search_gateway.config import GatewayConfig
+from search_gateway.security.gateway_security import GatewaySecurity
+from tests.conftest import MODELS
 
 PING_SECONDS = 1.5
 
@@ -79,10 +82,11 @@ class NotedPeers(HealthService):
 @contextlib.asynccontextmanager
 async def serving(**settings: Any) -> AsyncIterator[tuple[NotedPeers, int]]:
     """Yields the service and its port."""
-    gateway = server.Gateway(GatewayConfig(listen_address="127.0.0.1:0", **settings))
-    service, grpc_server = NotedPeers(), gateway._make_server()
+    config = GatewayConfig(listen_address="127.0.0.1:0", **settings)
+    gateway, security = server.Gateway(config), GatewaySecurity(config, ModelContract.load(MODELS))
+    service, grpc_server = NotedPeers(), gateway._make_server(security)
     health_pb2_grpc.add_HealthServicer_to_server(service, grpc_server)
-    port = gateway._bind(grpc_server)
+    port = gateway._bind(grpc_server, security)
     await grpc_server.start()
     try:
         async with asyncio.timeout(60):
