@@ -131,6 +131,10 @@ class GatewayConfig(BaseSettings):
     )
     reflection: Switch = Field(True, description="serve gRPC reflection")
     max_in_flight: int = Field(256, gt=0, description="requests at a time; more are refused with RESOURCE_EXHAUSTED")
+    max_bytes_in_flight: int = Field(
+        2**30, gt=0, description="bytes of all messages that are received or worked on; more wait, then are refused"
+    )
+    receive_timeout_seconds: float = Field(10.0, gt=0, description="time limit for a request to arrive")
     max_deadline_seconds: float = Field(
         30.0, gt=0, description="deadline of a request that sets none, and the maximum for one that does"
     )

@@ -25,6 +25,7 @@ from search_api import search_pb2, search_pb2_grpc
 from search_gateway.api.admission import Admission
 from search_gateway.api.error_interceptor import ErrorInterceptor
 from search_gateway.api.health import HealthService
+from search_gateway.api.request_memory import max_message_bytes
 from search_gateway.api.search_service import SearchService
 from search_gateway.catalog.store import CatalogOutdatedError
 from search_gateway.config import GatewayConfig
@@ -219,7 +220,7 @@ class Gateway:
 
     def _make_server(self, security: GatewaySecurity) -> grpc.aio.Server:
         return grpc.aio.server(
-            interceptors=[*security.outer_interceptors, ErrorInterceptor(), *security.inner_interceptors],
+            interceptors=[*security.outer_interceptors, ErrorInterceptor(self._config), *security.inner_interceptors],
             options=_server_options(self._config),
         )
 
@@ -278,8 +279,10 @@ def _server_options(config: GatewayConfig) -> list[tuple[str, int]]:
     num_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     options = [
         ("grpc.so_reuseport", 0),  # or a second gateway would silently share the port
-        # More than the photo's limit, so that a photo slightly over it gets our own message with both numbers.
-        ("grpc.max_receive_message_length", 4 * config.max_photo_bytes + 2**20),
+        ("grpc.max_receive_message_length", max_message_bytes(config)),
+        # gRPC buffers so much of a message that nobody reads yet; the probe would make it more.
+        ("grpc.http2.lookahead_bytes", 2**20),
+        ("grpc.http2.bdp_probe", 0),
         # Identity only: photos do not compress, and a compressed message may be a decompression bomb.
         ("grpc.compression_enabled_algorithms_bitset", 1),
         ("grpc.max_concurrent_streams", 1000),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import importlib.util
 import io
 import threading
@@ -28,6 +29,15 @@ def jpeg(garment: str, colour: str, seed: int | None = None) -> bytes:
     file = io.BytesIO()
     draw_sample(garment, colour, rng).save(file, "JPEG", quality=90)
     return file.getvalue()
+
+
+@pytest.fixture
+def without_collector() -> Iterator[None]:
+    """What is in a cycle stays in memory."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import math
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, TypeAlias
 
 import grpc
@@ -23,6 +23,9 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from captioner.image_error import ImageError
+from search_gateway.api.request_memory import MemoryBudget, Message, RequestMemory, Share
+from search_gateway.config import GatewayConfig
+from search_gateway.deadline import Deadline
 from search_gateway.errors import BadRequestError, DeadlineError, OverloadedError, SearchError
 
 _log = logging.getLogger(__name__)
@@ -32,6 +35,7 @@ REQUEST_ID = "x-request-id"
 _PUSHBACK = "grpc-retry-pushback-ms"
 _MAX_PUSHBACK_SECONDS = 5.0
 _HEALTH = "/grpc.health.v1."
+_SEND_SECONDS = 0.05  # for an answer that is ready just before the deadline
 _WELL_FORMED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -39,7 +43,19 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stubs only
-    """Wraps every method of every service."""
+    """Wraps every method of every service.
+
+    gRPC gets all methods as streams, which is the same on the wire: so we decide when a message is read, and no write
+    can last for ever.
+
+    Args:
+        config: limits of bytes and time.
+    """
+
+    def __init__(self, config: GatewayConfig | None = None):
+        config = GatewayConfig() if config is None else config
+        self._memory = RequestMemory(config)
+        self._max_seconds = config.max_deadline_seconds
 
     async def intercept_service(
         self,
@@ -50,21 +66,53 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
         handler = await continuation(handler_call_details)
         if handler is None:
             return handler
+        behaviour: Any = handler.unary_unary or handler.unary_stream or handler.stream_stream
+        if behaviour is None:
+            return handler
         method = handler_call_details.method
-        parse = _tolerant(handler.request_deserializer)
-        if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(
-                _guard_unary(handler.unary_unary, method), parse, handler.response_serializer
-            )
-        if handler.unary_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(
-                _guard_stream(handler.unary_stream, method), parse, handler.response_serializer
-            )
-        if handler.stream_stream is not None:
-            return grpc.stream_stream_rpc_method_handler(
-                _guard_stream(handler.stream_stream, method, _Requests), parse, handler.response_serializer
-            )
-        return handler
+        is_stream = handler.stream_stream is not None
+        budget = self._memory.budget_of(method)
+
+        async def guarded(messages: AsyncIterator[Message], context: Context) -> None:
+            call = _Call(method, await _identify(context))
+            # A search has one deadline; in a stream of requests, and while a caller watches, each answer has its own.
+            is_bounded = budget is self._memory.photos and not is_stream
+            serialize = handler.response_serializer or (lambda message: message)
+            answers = _Answers(context, serialize, budget, self._max_seconds, is_bounded=is_bounded)
+            release: Callable[[], None] | None = None
+            try:
+                if is_stream:
+                    requests = RequestStream(messages, self._memory, budget)
+                    release = requests.release_all
+                    answer = behaviour(requests, answers)
+                else:
+                    request, share = await budget.receive(messages)
+                    release = share.release
+                    _check(request)
+                    answer = behaviour(request, answers)
+                    del request  # its memory is free as soon as the method has no use for it
+                await answers.send(answer)
+            except grpc.aio.AbortError as abort:
+                forget_frames(abort)  # one of gRPC's own services (health) has already sent the status
+            except Exception as error:
+                code, message = _logged(error, call)
+                forget_frames(error)
+                if release is not None:
+                    release()
+                await answers.sent()  # gRPC takes no status before
+                await _abort(context, error, code, message, call)
+            except asyncio.CancelledError as cancelled:
+                call.log("CANCELLED")  # the caller went away, or its deadline passed
+                forget_frames(cancelled)  # TaskGroup keeps them
+                raise
+            else:
+                call.log("OK")
+            finally:
+                if release is not None:
+                    release()
+                answers.release()
+
+        return grpc.stream_stream_rpc_method_handler(guarded, _tolerant(handler.request_deserializer))
 
 
 def public_message(error: Exception, request_id: str) -> tuple[grpc.StatusCode, str]:
@@ -96,17 +144,17 @@ class _Malformed:
     """Stands for a request that cannot be parsed."""
 
 
-def _tolerant(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+def _tolerant(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Message]:
     """Wrap a deserializer so that it does not raise; `_check` refuses the request later.
 
     gRPC's own answer to bytes that it cannot parse is UNKNOWN with the name of a class.
     """
 
-    def parse(data: bytes) -> Any:
+    def parse(data: bytes) -> Message:
         try:
-            return data if deserializer is None else deserializer(data)
+            return Message(data if deserializer is None else deserializer(data), len(data))
         except Exception:
-            return _Malformed()
+            return Message(_Malformed(), len(data))
 
     return parse
 
@@ -116,69 +164,119 @@ def _check(request: Any) -> None:
         raise BadRequestError("the request is not a message of this method: see its .proto, or reflection")
 
 
-class _Requests:
+class RequestStream:
     """The messages of a caller's stream. `anext` raises BadRequestError for a malformed one and then continues."""
 
-    def __init__(self, messages: AsyncIterator[Any]):
+    def __init__(self, messages: AsyncIterator[Message], memory: RequestMemory, budget: MemoryBudget):
         self._messages = messages  # not aiter(messages), for which gRPC warns where a refused stream is never read
+        self._memory = memory
+        self._budget = budget
+        self._shares: dict[int, Share] = {}  # by the id of their message
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
 
     async def __anext__(self) -> Any:
-        request = await anext(self._messages)
-        _check(request)
+        if self._budget is not self._memory.photos:
+            self.release_all()  # gRPC's own services (reflection) take one after the other
+        request, share = await self._memory.streams.receive_next(self._messages, self._budget)
+        try:
+            _check(request)
+        except BadRequestError:
+            share.release()
+            raise
+        self._shares[id(request)] = share
         return request
 
+    def release(self, request: Any) -> None:
+        """No longer count the memory of a request."""
+        self._shares.pop(id(request)).release()
 
-def _guard_unary(behaviour: Any, method: str) -> Callable[[Any, Context], Awaitable[Any]]:
-    async def guarded(request: Any, context: Context) -> Any:
-        call = _Call(method, await _identify(context))
-        try:
-            _check(request)
-            response = await behaviour(request, context)
-        except Exception as error:
-            await _abort(context, error, call)
-        except asyncio.CancelledError:
-            call.log("CANCELLED")  # the caller went away, or its deadline passed
-            raise
-        else:
-            call.log("OK")
-            return response
-
-    return guarded
+    def release_all(self) -> None:
+        """No longer count the memory of any request: the stream has ended."""
+        while self._shares:
+            self._shares.popitem()[1].release()
 
 
-def _guard_stream(behaviour: Any, method: str, wrap: Callable[[Any], Any] = lambda request: request) -> Any:
-    """Wrap a method that answers with a stream.
+class _Answers:
+    """A call's context, with writes that end.
 
     Args:
-        behaviour: the method.
-        method: its name, for the log.
-        wrap: turns what gRPC passes (a message or a stream of messages) into the method's argument.
+        context: gRPC's.
+        serialize: makes the bytes of a message.
+        budget: what the bytes of an answer count in until it is sent.
+        max_seconds: time limit of a call.
+        is_bounded: whether it is the time of all answers, or of each one.
     """
 
-    async def guarded(request: Any, context: Context) -> AsyncIterator[Any]:
-        call = _Call(method, await _identify(context))
-        try:
-            _check(request)
-            responses = behaviour(wrap(request), context)
-            if asyncio.iscoroutine(responses):
-                # grpc.aio's other style: the handler writes to the context itself (health's Watch, KServe's stream).
-                await responses
-            else:
-                async with contextlib.aclosing(responses):
-                    async for response in responses:
-                        yield response
-        except Exception as error:
-            await _abort(context, error, call)
-        except (asyncio.CancelledError, GeneratorExit):
-            call.log("CANCELLED")
-            raise
-        else:
-            call.log("OK")
+    def __init__(
+        self,
+        context: Context,
+        serialize: Callable[[Any], bytes],
+        budget: MemoryBudget,
+        max_seconds: float,
+        *,
+        is_bounded: bool,
+    ):
+        self._context = context
+        self._serialize = serialize
+        self._budget = budget
+        self._seconds = max_seconds
+        remaining = context.time_remaining()
+        self._deadline = Deadline(max_seconds if remaining is None else min(max_seconds, remaining))
+        self._is_bounded = is_bounded
+        self._unsent: Share | None = None
+        self._writing: asyncio.Future[None] | None = None
 
-    return guarded
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    async def send(self, answer: Any) -> None:
+        """Send what a method returned: an awaitable of one message, or a stream of them.
+
+        Raises:
+            DeadlineError: the caller does not read them.
+        """
+        if isinstance(answer, AsyncGenerator):
+            # A place in `Admission` is inside: closed at once, it is free though the caller does not read.
+            async with contextlib.aclosing(answer) as messages:
+                async for message in messages:
+                    await self.write(message)
+        elif (message := await answer) is not None:  # grpc.aio's other style has written everything itself
+            await self.write(message)
+
+    async def write(self, message: Any) -> None:
+        """Send one message.
+
+        Raises:
+            DeadlineError: the caller does not read it.
+        """
+        data = self._serialize(message)
+        self._unsent = self._budget.count(len(data))
+        self._writing = asyncio.ensure_future(self._context.write(data))
+        seconds = max(self._deadline.remaining_seconds(), _SEND_SECONDS) if self._is_bounded else self._seconds
+        try:
+            done, _ = await asyncio.wait((self._writing,), timeout=seconds)
+        except asyncio.CancelledError:
+            self._writing.cancel()
+            raise
+        if not done:
+            raise DeadlineError("the answer was not read before the deadline: read it, or allow more time")
+        await self.sent()
+        self.release()
+
+    async def sent(self) -> None:
+        """Wait until the last message has been sent, however long its caller takes to read it or to leave."""
+        if self._writing is not None:
+            try:
+                await self._writing
+            except grpc.aio.InternalError as error:
+                raise asyncio.CancelledError("the caller is gone") from error
+
+    def release(self) -> None:
+        """No longer count the bytes that could not be sent."""
+        if self._unsent is not None:
+            self._unsent.release()
 
 
 class _Call:
@@ -207,25 +305,50 @@ async def _identify(context: Context) -> str:
     return request_id
 
 
-async def _abort(context: Context, error: Exception, call: _Call) -> None:
-    if isinstance(error, grpc.aio.AbortError):
-        raise error  # one of gRPC's own services (health) has already set the status
+def _logged(error: Exception, call: _Call) -> tuple[grpc.StatusCode, str]:
+    """Write the log line of a failed call; returns the status and the message for the caller."""
+    code, message = public_message(error, call.request_id)
     if isinstance(error, OverloadedError):
-        call.log(f"{error.code.name}: {error}")
-        status = rpc_status.to_status(_overloaded(error))
-        # abort_with_status replaces the trailer, and with it the id.
-        more = ((REQUEST_ID, call.request_id), (_PUSHBACK, _pushback(error.retry_after_seconds)))
-        status = status._replace(  # type: ignore[attr-defined]  # a named tuple underneath
-            trailing_metadata=(*status.trailing_metadata, *more)
-        )
-        await context.abort_with_status(status)  # type: ignore[attr-defined]  # its stubs do not know it
+        call.log(f"{code.name}: {error}")
+    elif code is grpc.StatusCode.INTERNAL:
+        call.log("INTERNAL", logged_cause(error), logging.ERROR)
     else:
-        code, message = public_message(error, call.request_id)
-        if code is grpc.StatusCode.INTERNAL:
-            call.log("INTERNAL", logged_cause(error), logging.ERROR)
+        call.log(f"{code.name}: {message}", logged_cause(error))
+    return code, message
+
+
+async def _abort(context: Context, error: Exception, code: grpc.StatusCode, message: str, call: _Call) -> None:
+    """Send the status of a failed call."""
+    try:
+        if isinstance(error, OverloadedError):
+            status = rpc_status.to_status(_overloaded(error))
+            # abort_with_status replaces the trailer, and with it the id.
+            more = ((REQUEST_ID, call.request_id), (_PUSHBACK, _pushback(error.retry_after_seconds)))
+            status = status._replace(  # type: ignore[attr-defined]  # a named tuple underneath
+                trailing_metadata=(*status.trailing_metadata, *more)
+            )
+            await context.abort_with_status(status)  # type: ignore[attr-defined]  # its stubs do not know it
         else:
-            call.log(f"{code.name}: {message}", logged_cause(error))
-        await context.abort(code, message)
+            await context.abort(code, message)
+    except grpc.aio.AbortError as abort:
+        # gRPC keeps it and raises it again when we return; it must not keep our frames.
+        forget_frames(abort)
+
+
+def forget_frames(error: BaseException) -> None:
+    """Cut an error that is handled from the frames it came through.
+
+    They hold the photo and the futures that hold the error: a cycle, which only the garbage collector would free.
+    """
+    pending: list[BaseException | None] = [error]
+    while pending:
+        one = pending.pop()
+        if one is not None:
+            one.__traceback__ = None
+            pending += [one.__cause__, one.__context__]
+            one.__context__ = None
+            if isinstance(one, BaseExceptionGroup):
+                pending += one.exceptions
 
 
 def _pushback(retry_after_seconds: float) -> str:

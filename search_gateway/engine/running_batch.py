@@ -101,9 +101,13 @@ class RunningBatch:
                 known = isinstance(error, SearchError)
                 if not known:
                     _log.exception("decoding failed unexpectedly")
-                for caption in batch.values():
-                    if not caption.done.done():
-                        caption.done.set_exception(error if known else InferenceError("decoding failed: try again"))
+                self._fail(batch, error if known else InferenceError("decoding failed: try again"))
+
+    def _fail(self, batch: dict[int, _Caption], error: Exception) -> None:
+        # Not in `_run`, whose frame the error holds: a caption among its variables would hold the error.
+        for caption in batch.values():
+            if not caption.done.done():
+                caption.done.set_exception(error)
 
     async def _iterate(self, batch: dict[int, _Caption]) -> None:
         """One token for every beam of every caption of the batch."""

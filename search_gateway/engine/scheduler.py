@@ -224,6 +224,7 @@ class CaptionScheduler:
         finally:
             self._photos.discard(photo)
             photo.is_gone = True
+            photo.forget_outcome()
             self._queue.remove(photo.kind, photo, photo.caller)
             if photo.is_decoding:
                 self._release(photo)
@@ -358,6 +359,11 @@ class _Photo:
 
     def end_stage(self, name: str) -> None:
         self._times.append((name, time.perf_counter()))
+
+    def forget_outcome(self) -> None:
+        """Drop the error that it may have ended with: it holds its caller's frames, which hold this photo, a cycle."""
+        self.done = asyncio.get_running_loop().create_future()
+        self.done.cancel()
 
     @property
     def seconds(self) -> dict[str, float]:

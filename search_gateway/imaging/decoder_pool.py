@@ -133,6 +133,7 @@ class DecoderPool:
                 self._leave(picture)
             elif picture.pixels.done():
                 picture.pixels.exception()  # retrieved, or asyncio would log it where the caller is cancelled now
+            del picture  # it holds the error, which holds this frame: a cycle
         return np.frombuffer(pixels, np.uint8).reshape(self._shape)
 
     async def close(self) -> None:

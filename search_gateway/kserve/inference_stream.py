@@ -29,6 +29,9 @@ async def answer_in_order(
         answer: must not raise; also gets the errors that `requests` raised.
         write: sends one answer.
         closing: when it is set, no further request is read; those in progress are still answered.
+
+    Raises:
+        SearchError: `requests` or `write` raised it; all work in progress is cancelled.
     """
     in_work: asyncio.Queue[asyncio.Task[Response] | None] = asyncio.Queue()  # None: no more
     places = asyncio.Semaphore(MAX_IN_WORK)
@@ -48,11 +51,14 @@ async def answer_in_order(
                 request = error
             in_work.put_nowait(group.create_task(do(request)))
 
-    async with asyncio.TaskGroup() as group:
-        group.create_task(read())
-        while (task := await in_work.get()) is not None:
-            await write(await task)
-            places.release()
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(read())
+            while (task := await in_work.get()) is not None:
+                await write(await task)
+                places.release()
+    except ExceptionGroup as group_error:
+        raise group_error.exceptions[0] from None
 
 
 async def _next_or_closing(requests: AsyncIterator[Request], closing: asyncio.Event) -> Request:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn, TypeAlias
 
@@ -18,7 +18,7 @@ import grpc
 
 import captioner
 from search_gateway.api.admission import Admission
-from search_gateway.api.error_interceptor import logged_cause, public_message, request_id
+from search_gateway.api.error_interceptor import RequestStream, forget_frames, logged_cause, public_message, request_id
 from search_gateway.config import GatewayConfig
 from search_gateway.deadline import Deadline
 from search_gateway.errors import BadRequestError, UnsupportedError
@@ -161,13 +161,20 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         )
         return response
 
-    async def ModelStreamInfer(self, requests: AsyncIterator[service_pb2.ModelInferRequest], context: Context) -> None:
+    async def ModelStreamInfer(self, requests: RequestStream, context: Context) -> None:
         """Run models for the requests of a stream."""
 
         async def answer(
             request: service_pb2.ModelInferRequest | BadRequestError,
         ) -> service_pb2.ModelStreamInferResponse:
-            return await self._answer_in_stream(request, context)
+            try:
+                return await self._answer_in_stream(request, context)
+            except asyncio.CancelledError as cancelled:
+                forget_frames(cancelled)
+                raise
+            finally:
+                if not isinstance(request, BadRequestError):
+                    requests.release(request)
 
         # Written here, not yielded: a stream that is cancelled while it writes then ends immediately.
         await answer_in_order(requests, answer, context.write, self._closing)
@@ -186,6 +193,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
             code, message = public_message(error, stream_id)
             level = logging.ERROR if code is grpc.StatusCode.INTERNAL else logging.INFO
             _log.log(level, "%s in a stream: %s: %s", stream_id, code.name, message, exc_info=logged_cause(error))
+            forget_frames(error)
             # The message has no field for the code.
             answer.error_message = f"{code.name}: {message}"
             if not isinstance(request, BadRequestError):

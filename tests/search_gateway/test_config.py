@@ -53,6 +53,8 @@ OTHERS: dict[str, tuple[str, object]] = {
     "max_photo_pixels": (" 2000 ", 2000),
     "photo_workers": ("3", 3),
     "max_in_flight": ("7", 7),
+    "max_bytes_in_flight": ("70000000", 70_000_000),
+    "receive_timeout_seconds": ("1.5", 1.5),
     "max_deadline_seconds": ("2.5", 2.5),
     "provider_timeout_seconds": ("4", 4.0),
     "thumbnail_timeout_seconds": ("0.5", 0.5),

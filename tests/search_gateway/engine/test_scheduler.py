@@ -7,6 +7,7 @@ import asyncio
 import functools
 import math
 import random
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -757,3 +758,17 @@ def test_everybody_inside_can_be_told_that_triton_is_gone() -> None:
         assert await captions.caption(photo(1), options, Deadline(30.0))
 
     run_virtually(run())
+
+
+def test_error_frees_its_photo_without_the_garbage_collector(without_collector: None) -> None:
+    async def run() -> None:
+        captions = scheduler(FakeInference(failing_calls={0}, failure=InferenceError))  # type: ignore[arg-type]  # a new one
+        try:
+            await captions.caption(photo(1), DecodingOptions(max_tokens=MAX_TOKENS), Deadline(10.0))
+        except InferenceError as error:
+            kept = weakref.ref(error)  # its frames hold the pixels
+        await captions.close()
+        await asyncio.sleep(0)  # the loop forgets the future that woke this task
+        assert kept() is None
+
+    asyncio.run(run())

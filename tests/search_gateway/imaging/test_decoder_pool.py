@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -543,3 +544,14 @@ async def test_nothing_waits_for_a_process_on_the_event_loop(monkeypatch: pytest
         assert isinstance(await outcome(decoder.decode(b"CRSH", Deadline(60))), ImageError)
         assert isinstance(await outcome(decoder.decode(b"LIES", Deadline(60))), ImageError)
         await until(lambda: len(decoder._idle) == 2)
+
+
+@on_event_loop
+async def test_error_frees_its_picture_without_the_garbage_collector(without_collector: None) -> None:
+    async with decoding(WORKER_COMMAND) as decoder:
+        try:
+            await decoder.decode(b"no picture", Deadline(60))
+        except ImageError as error:
+            kept = weakref.ref(error)  # its frames hold the bytes
+        await asyncio.sleep(0)  # the loop forgets the future that woke this task
+        assert kept() is None

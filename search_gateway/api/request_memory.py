@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bounds the memory of requests: of messages that are being received, and of those that are not answered yet.
+
+gRPC tells the size of a message only when it has all of it, so room for the largest message is reserved before a
+message is read. Until then gRPC keeps no more of it than its flow-control window.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from search_gateway.config import GatewayConfig
+from search_gateway.errors import BadRequestError, DeadlineError, OverloadedError
+
+_RETRY_SECONDS = 1.0
+_MAX_WAITING = 256  # calls that wait for room; further ones are refused
+_FAIR_SECONDS = 1.0  # how long a message may keep its room while others wait for it
+_TRIM_BYTES, _TRIM_SECONDS = 32 * 2**20, (0.5, 3.0)  # the second time for what gRPC freed later
+
+_PHOTO_METHODS = (
+    "/captrieve.v1.SearchService/",
+    "/inference.GRPCInferenceService/ModelInfer",
+    "/inference.GRPCInferenceService/ModelStreamInfer",
+)
+_MAX_SMALL_MESSAGES, _SMALL_MESSAGE_SECONDS = 8, 2.0  # of the other methods
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message of a caller and its size on the wire."""
+
+    value: Any
+    num_bytes: int
+
+
+class Share:
+    """Bytes of a budget that belong to one message, until `release`."""
+
+    def __init__(self, budget: MemoryBudget, num_bytes: int):
+        self._budget = budget
+        self.num_bytes = num_bytes
+
+    def shrink(self, num_bytes: int) -> None:
+        """Keep so many bytes; the others were not used."""
+        self._budget.give_back(self.num_bytes - num_bytes, were_used=False)
+        self.num_bytes = num_bytes
+
+    def release(self) -> None:
+        """Give back all bytes; a second call does nothing."""
+        self._budget.give_back(self.num_bytes, were_used=True)
+        self.num_bytes = 0
+
+
+@dataclass(eq=False)
+class _Reading:
+    """A message that is being received; it may be ended for the sake of others."""
+
+    limit: asyncio.Timeout
+    since: float
+    is_ended: bool = False
+
+
+class MemoryBudget:
+    """A number of bytes that messages share.
+
+    Args:
+        max_bytes: of all messages; at least one of the largest size fits.
+        max_message_bytes: the largest message that gRPC accepts.
+        receive_seconds: time limit for the arrival of a call's message, and for the wait for its room.
+    """
+
+    def __init__(self, max_bytes: int, max_message_bytes: int, receive_seconds: float):
+        self._max_bytes = max(max_bytes, max_message_bytes)
+        self._max_message_bytes = max_message_bytes
+        self._receive_seconds = receive_seconds
+        self._waiting: deque[asyncio.Future[None]] = deque()  # each for the room of the largest message
+        self._readings: dict[_Reading, None] = {}  # the earliest first
+        self._heap = _Heap()
+        self.num_bytes = 0
+
+    async def receive(self, messages: AsyncIterator[Message]) -> tuple[Any, Share]:
+        """Read the one message of a call.
+
+        Returns:
+            The message, and its share, which the caller releases.
+
+        Raises:
+            OverloadedError: there was no room, or others waited for the room of a message that came slowly.
+            DeadlineError: it did not arrive in time.
+            BadRequestError: there is none.
+        """
+        share = await self._reserve(self._receive_seconds)
+        try:
+            message = await self._read(messages, self._receive_seconds)
+        except BaseException:
+            share.release()
+            raise
+        if message is None:
+            share.shrink(0)
+            raise BadRequestError("the request has no message: send one")
+        share.shrink(min(message.num_bytes, share.num_bytes))
+        return message.value, share
+
+    async def receive_next(self, messages: AsyncIterator[Message], counted_in: MemoryBudget) -> tuple[Any, Share]:
+        """Read the next message of a stream, however long it takes to come.
+
+        Room for it is taken from this budget while it comes; afterwards it counts in `counted_in`.
+
+        Raises:
+            StopAsyncIteration: there is none.
+            DeadlineError: others waited to be read, so that the stream must end.
+        """
+        (await counted_in._reserve(None)).shrink(0)  # no message is read before one could be kept
+        share = await self._reserve(None)
+        try:
+            message = await self._read(messages, None)
+        except OverloadedError as error:
+            raise DeadlineError(
+                "the stream sent nothing for a while and others wait: open it again to go on"
+            ) from error
+        finally:
+            share.shrink(0)
+        if message is None:
+            raise StopAsyncIteration
+        return message.value, counted_in.count(message.num_bytes)
+
+    def count(self, num_bytes: int) -> Share:
+        """Count bytes that are there already, even beyond the limit: nothing more is read until there is room again."""
+        self.num_bytes += num_bytes
+        return Share(self, num_bytes)
+
+    def give_back(self, num_bytes: int, *, were_used: bool) -> None:
+        """Make room for those who wait. Used by `Share`."""
+        self.num_bytes -= num_bytes
+        if were_used:
+            self._heap.freed(num_bytes)
+        self._admit()
+
+    async def _reserve(self, seconds: float | None) -> Share:
+        """Wait for the room of the largest message.
+
+        Raises:
+            OverloadedError: there is none after so many seconds, or too many wait already.
+        """
+        if self._waiting or self.num_bytes + self._max_message_bytes > self._max_bytes:
+            if seconds is not None and len(self._waiting) >= _MAX_WAITING:
+                raise self._overloaded()
+            self._end_earliest()
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            try:
+                async with asyncio.timeout(seconds):
+                    await turn
+            except BaseException as error:
+                if turn in self._waiting:
+                    self._waiting.remove(turn)
+                else:
+                    Share(self, self._max_message_bytes).shrink(0)
+                if isinstance(error, TimeoutError):
+                    raise self._overloaded() from None
+                raise
+        else:
+            self.num_bytes += self._max_message_bytes
+        return Share(self, self._max_message_bytes)
+
+    def _admit(self) -> None:
+        while self._waiting and self.num_bytes + self._max_message_bytes <= self._max_bytes:
+            self.num_bytes += self._max_message_bytes
+            self._waiting.popleft().set_result(None)
+
+    def _end_earliest(self) -> None:
+        """End the reading that has lasted longest, as soon as it has had a fair time."""
+        reading = next((one for one in self._readings if not one.is_ended), None)
+        if reading is not None:
+            reading.is_ended = True
+            reading.limit.reschedule(max(asyncio.get_running_loop().time(), reading.since + _FAIR_SECONDS))
+
+    async def _read(self, messages: AsyncIterator[Message], seconds: float | None) -> Message | None:
+        """Return the next message; None where there is none.
+
+        Raises:
+            OverloadedError: it was ended for the sake of others.
+            DeadlineError: it took too long.
+        """
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                reading = _Reading(limit, asyncio.get_running_loop().time())
+                self._readings[reading] = None
+                try:
+                    return await anext(messages, None)
+                finally:
+                    del self._readings[reading]
+        except TimeoutError:
+            if reading.is_ended:
+                raise self._overloaded() from None
+            raise DeadlineError(
+                f"the request did not arrive within {seconds:g} s: send it faster, or a smaller photo"
+            ) from None
+
+    def _overloaded(self) -> OverloadedError:
+        return OverloadedError(
+            f"the requests of all callers have {self._max_bytes:,} bytes, the limit: try again shortly",
+            retry_after_seconds=_RETRY_SECONDS,
+        )
+
+
+class _Heap:
+    """Returns freed memory to the system; the C library would keep it for later."""
+
+    def __init__(self) -> None:
+        self._trim: Callable[[int], object] | None = getattr(
+            ctypes.CDLL(None), "malloc_trim", None
+        )  # not in every C library
+        self._freed = 0
+        self._is_planned = False
+
+    def freed(self, num_bytes: int) -> None:
+        """Count free bytes; when they are many, memory is returned soon."""
+        self._freed += num_bytes
+        if self._freed >= _TRIM_BYTES and not self._is_planned:
+            self._is_planned = True
+            self._freed = 0
+            loop = asyncio.get_running_loop()
+            for seconds in _TRIM_SECONDS:
+                loop.call_later(seconds, self._return, seconds == _TRIM_SECONDS[-1])
+
+    def _return(self, is_last: bool) -> None:
+        if self._trim is not None:
+            asyncio.get_running_loop().run_in_executor(None, self._trim, 0)
+        if is_last:
+            self._is_planned = False
+            self.freed(0)
+
+
+class RequestMemory:
+    """The budgets of a gateway, by what a method receives."""
+
+    def __init__(self, config: GatewayConfig):
+        largest = max_message_bytes(config)
+        self.photos = MemoryBudget(config.max_bytes_in_flight, largest, config.receive_timeout_seconds)
+        # Health checks and the like: a few bytes, which photos must not delay.
+        self._others = MemoryBudget(_MAX_SMALL_MESSAGES * largest, largest, _SMALL_MESSAGE_SECONDS)
+        self.streams = MemoryBudget(config.max_bytes_in_flight, largest, config.receive_timeout_seconds)
+
+    def budget_of(self, method: str) -> MemoryBudget:
+        """Return the budget for the messages of a method, given by its path."""
+        return self.photos if method.startswith(_PHOTO_METHODS) else self._others
+
+
+def max_message_bytes(config: GatewayConfig) -> int:
+    """Return the size of the largest message that gRPC shall accept.
+
+    It is more than a photo's limit, so that a photo slightly over that gets our own message with both numbers.
+    """
+    return 4 * config.max_photo_bytes + 2**20
