@@ -104,8 +104,9 @@ class RunningBatch:
                 self._fail(batch, error if known else InferenceError("decoding failed: try again"))
 
     def _fail(self, batch: dict[int, _Caption], error: Exception) -> None:
-        # Not in `_run`, whose frame the error holds: a caption among its variables would hold the error.
-        for caption in batch.values():
+        # Not in `_run`, and no caption is left in `batch`: the error holds these frames, and the captions hold the error.
+        while batch:
+            _, caption = batch.popitem()
             if not caption.done.done():
                 caption.done.set_exception(error)
 
