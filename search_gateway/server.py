@@ -25,7 +25,7 @@ from search_api import search_pb2, search_pb2_grpc
 from search_gateway.api.admission import Admission
 from search_gateway.api.error_interceptor import ErrorInterceptor
 from search_gateway.api.health import HealthService
-from search_gateway.api.request_memory import max_message_bytes
+from search_gateway.api.request_memory import limit_arenas, max_message_bytes
 from search_gateway.api.search_service import SearchService
 from search_gateway.catalog.store import CatalogOutdatedError
 from search_gateway.config import GatewayConfig
@@ -309,6 +309,7 @@ async def serve(config: GatewayConfig) -> None:
     Raises:
         ConfigError, ContractError, StartError, TritonStartError: it cannot start.
     """
+    limit_arenas()
     gateway = Gateway(config)
     loop = asyncio.get_running_loop()
     signals = (signal.SIGTERM, signal.SIGINT)

@@ -20,7 +20,9 @@ from search_gateway.errors import BadRequestError, DeadlineError, OverloadedErro
 _RETRY_SECONDS = 1.0
 _MAX_WAITING = 256  # calls that wait for room; further ones are refused
 _FAIR_SECONDS = 1.0  # how long a message may keep its room while others wait for it
-_TRIM_BYTES, _TRIM_SECONDS = 32 * 2**20, (0.5, 3.0)  # the second time for what gRPC freed later
+_TRIM_BYTES, _TRIM_SECONDS = 8 * 2**20, (0.5, 3.0)  # the second time for what gRPC freed later
+
+_M_ARENA_MAX = -8  # of glibc's malloc.h
 
 _PHOTO_METHODS = (
     "/captrieve.v1.SearchService/",
@@ -207,6 +209,16 @@ class MemoryBudget:
             f"the requests of all callers have {self._max_bytes:,} bytes, the limit: try again shortly",
             retry_after_seconds=_RETRY_SECONDS,
         )
+
+
+def limit_arenas() -> None:
+    """Let all threads share two heaps of the C library. Call this before there are threads.
+
+    gRPC frees on one thread what it allocated on another, and of many heaps each keeps a rest.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in every C library
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 2)
 
 
 class _Heap:

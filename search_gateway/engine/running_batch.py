@@ -104,7 +104,7 @@ class RunningBatch:
                 self._fail(batch, error if known else InferenceError("decoding failed: try again"))
 
     def _fail(self, batch: dict[int, _Caption], error: Exception) -> None:
-        # Not in `_run`, and no caption is left in `batch`: the error holds these frames, and the captions hold the error.
+        # Not in `_run`, and no caption is left in `batch`: the error holds those frames, and captions hold the error.
         while batch:
             _, caption = batch.popitem()
             if not caption.done.done():
