@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import pytest
@@ -15,8 +17,8 @@ from grpc_status import rpc_status
 from captioner.image_error import ImageError, ImageReason
 from search_api import search_pb2, search_pb2_grpc
 from search_gateway import errors
-from search_gateway.api import error_interceptor
 from search_gateway.api.error_interceptor import ErrorInterceptor
+from search_gateway.api.request_memory import Message
 
 SECRET = "/etc/secret of class Foo"
 
@@ -123,27 +125,52 @@ def raw_ask() -> RawAsk:
     return lambda method, data: asyncio.run(run(method, data))
 
 
-def test_stream_that_is_left_is_closed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stream_that_is_left_is_closed_at_once() -> None:
     """Not by the garbage collector, which comes later, or never where a traceback holds the stream."""
     events: list[str] = []
+    held = []
 
-    async def behaviour(request: object, context: object) -> AsyncIterator[str]:
+    async def stream() -> AsyncIterator[bytes]:
         try:
-            yield "first"
+            yield b"first"
         finally:
             await asyncio.sleep(0)
             events.append("closed")
 
-    async def identify(_: object) -> str:
-        return "id"
+    def behaviour(*_: object) -> AsyncIterator[bytes]:
+        held.append(stream())
+        return held[0]
+
+    class Context:
+        def __init__(self) -> None:
+            self.writes = asyncio.Event()
+
+        def invocation_metadata(self) -> tuple[()]:
+            return ()
+
+        def set_trailing_metadata(self, _: object) -> None:
+            pass
+
+        def time_remaining(self) -> None:
+            return None
+
+        async def write(self, _: bytes) -> None:
+            self.writes.set()
+            await asyncio.Event().wait()  # the caller does not read
+
+    async def messages() -> AsyncIterator[Message]:
+        yield Message("request", 7)
 
     async def run() -> None:
-        monkeypatch.setattr(error_interceptor, "_identify", identify)
-        held = []
-        responses = error_interceptor._guard_stream(lambda *call: held.append(behaviour(*call)) or held[0], "method")
-        answer = responses(None, None)
-        assert await anext(answer) == "first"
-        await answer.aclose()
+        handler: Any = grpc.unary_stream_rpc_method_handler(behaviour)  # type: ignore[arg-type]
+        details: Any = SimpleNamespace(method="/test/Stream")
+        guarded: Any = await ErrorInterceptor().intercept_service(lambda _: asyncio.sleep(0, handler), details)
+        context = Context()
+        call = asyncio.create_task(guarded.stream_stream(messages(), context))
+        await context.writes.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
         assert events == ["closed"]
 
     asyncio.run(run())

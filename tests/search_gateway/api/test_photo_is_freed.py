@@ -151,7 +151,7 @@ def test_photo_is_freed_without_the_garbage_collector(path: str, outcome: str, t
         finally:
             await caller.close()
             await server.stop(None)
-            decoder.close()
+            await decoder.close()
 
     run()
 
