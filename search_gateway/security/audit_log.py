@@ -17,6 +17,7 @@ import queue
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from io import TextIOWrapper
 from pathlib import Path
@@ -76,8 +77,14 @@ class AuditLog:
         self._handler.close()
 
 
+_noted: ContextVar[_Seen] = ContextVar("noted")  # of the call in progress, which is one task
+
+
 class AuditInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stubs only
-    """Writes a line at the end of each call but health checks. Stands outside the error interceptor."""
+    """Writes a line at the end of each call but health checks. Stands outside the error interceptor.
+
+    Messages are bytes there, so an `AuditedMessages` inside it notes what they say.
+    """
 
     def __init__(self, log: AuditLog):
         self._log = log
@@ -96,10 +103,11 @@ class AuditInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
         @asynccontextmanager
         async def around(request: Any, context: Context) -> AsyncIterator[Seen]:
             seen = _Seen()
+            _noted.set(seen)
             started = time.perf_counter()
-            code = "OK"
             try:
-                yield seen.note
+                yield _ignore
+                code = _name(context.code() or grpc.StatusCode.OK)
             except (asyncio.CancelledError, GeneratorExit):
                 remaining = context.time_remaining()
                 is_late = remaining is not None and remaining < _DEADLINE_SECONDS
@@ -124,6 +132,29 @@ class AuditInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
                 )
 
         return wrapped_handler(handler, around)
+
+
+class AuditedMessages(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stubs only
+    """Notes for the audit log what the messages of a call say. Stands inside the error interceptor."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        """Return the method's handler, wrapped."""
+        handler = await continuation(handler_call_details)
+        is_noted = handler is not None and not handler_call_details.method.startswith(_HEALTH)
+        return wrapped_handler(handler, _noting) if is_noted else handler
+
+
+@asynccontextmanager
+async def _noting(request: Any, context: Context) -> AsyncIterator[Seen]:
+    yield _noted.get().note
+
+
+async def _ignore(message: Any) -> None:
+    """The bytes of a message."""
 
 
 class _Seen:

@@ -15,7 +15,7 @@ from captioner.model_contract import ModelContract
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import ConfigError
 from search_gateway.security.api_keys import ApiKeys
-from search_gateway.security.audit_log import AuditInterceptor, AuditLog
+from search_gateway.security.audit_log import AuditedMessages, AuditInterceptor, AuditLog
 from search_gateway.security.auth_interceptor import AuthInterceptor
 from search_gateway.security.jwt_keys import JwtKeys
 from search_gateway.security.quotas import Limits, Quotas
@@ -58,7 +58,11 @@ class GatewaySecurity:
             self._auth = AuthInterceptor([source.caller_of for source in sources], quotas)
         self._audit = None if config.audit_log is None else AuditLog(config.audit_log)
         self.outer_interceptors = [] if self._audit is None else [AuditInterceptor(self._audit)]
-        self.inner_interceptors = [] if self._auth is None else [self._auth]
+        self.inner_interceptors: list[grpc.aio.ServerInterceptor[Any, Any]] = []
+        if self._audit is not None:
+            self.inner_interceptors.append(AuditedMessages())
+        if self._auth is not None:
+            self.inner_interceptors.append(self._auth)
 
     def bind(self, server: grpc.aio.Server, address: str) -> int:
         """Have a server listen, with TLS if there is a certificate; returns the port.

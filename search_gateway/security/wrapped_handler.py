@@ -44,7 +44,7 @@ def wrapped_handler(handler: Handler, around: Around) -> Handler:
                 request = _Requests(request, seen)
             else:
                 await seen(request)
-            responses = behaviour(request, context)
+            responses = behaviour(request, _WatchedContext(context, seen))
             if asyncio.iscoroutine(responses):  # grpc.aio's other style: it writes to the context itself
                 await responses
             else:
@@ -71,3 +71,18 @@ class _Requests:
         message = await anext(self._messages)
         await self._seen(message)
         return message
+
+
+class _WatchedContext:
+    """A call's context that shows the messages that a method writes to it."""
+
+    def __init__(self, context: Context, seen: Seen):
+        self._context = context
+        self._seen = seen
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    async def write(self, message: Any) -> None:
+        await self._seen(message)
+        await self._context.write(message)

@@ -24,6 +24,7 @@ from search_gateway.errors import BadRequestError
 from search_gateway.fair_share import current_caller
 from search_gateway.kserve.protocol import service_pb2, service_pb2_grpc
 from search_gateway.security.api_keys import ApiKeys, _digest
+from search_gateway.security.audit_log import AuditedMessages
 from search_gateway.security.auth_interceptor import AuthInterceptor
 from search_gateway.security.quotas import Quotas
 
@@ -50,12 +51,11 @@ class Service(search_pb2_grpc.SearchServiceServicer):
     async def Search(self, request: search_pb2.SearchRequest, context: Any) -> search_pb2.SearchResponse:
         return search_pb2.SearchResponse(query=current_caller.get(), provider="catalog")
 
-    async def StreamSearch(
-        self, request: search_pb2.SearchRequest, context: Any
-    ) -> AsyncIterator[search_pb2.SearchEvent]:
-        yield search_pb2.SearchEvent(query=current_caller.get())
+    async def StreamSearch(self, request: search_pb2.SearchRequest, context: Any) -> None:
+        await context.write(search_pb2.SearchEvent(query=current_caller.get()))
         await self.hold.wait()
-        yield search_pb2.SearchEvent(summary=search_pb2.SearchResponse(query=current_caller.get(), provider="replay"))
+        summary = search_pb2.SearchResponse(query=current_caller.get(), provider="replay")
+        await context.write(search_pb2.SearchEvent(summary=summary))
 
     async def _name(self) -> str:
         return current_caller.get()  # in a task of its own
@@ -96,7 +96,8 @@ async def serving(
     file: Path | None, outer: list[Any] | None = None, quotas: Quotas | None = None
 ) -> AsyncIterator[Server]:
     sources = [] if file is None else [ApiKeys(file).caller_of]
-    interceptors = [*(outer or []), ErrorInterceptor(), AuthInterceptor(sources, quotas or Quotas(8, 20))]
+    inner = [AuditedMessages()] if outer else []
+    interceptors = [*(outer or []), ErrorInterceptor(), *inner, AuthInterceptor(sources, quotas or Quotas(8, 20))]
     server = grpc.aio.server(interceptors=interceptors, options=[("grpc.so_reuseport", 0)])
     service = Service()
     search_pb2_grpc.add_SearchServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
