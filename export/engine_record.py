@@ -22,10 +22,9 @@ class EngineRecord:
     model: str  # of the contract, e.g. "fashion-small"
     weights: str  # the contract's fingerprint of the checkpoint
     precision: str  # of the contract
-    tensorrt: str  # version, e.g. "11.3.0"
+    tensorrt: str  # version, e.g. "11.3.0.99"
     gpu: str  # e.g. "Tesla T4"
-    image: str  # the image that it was built in; "" where trtexec was installed
-    arguments: tuple[str, ...]  # of trtexec
+    arguments: tuple[str, ...]  # with which trtexec would build the same engine
     onnx_sha256: str  # of the ONNX file
     plan_sha256: str  # of the engine
     built: str  # time, ISO 8601
@@ -67,8 +66,8 @@ def reason_to_build(
     record = EngineRecord.load(plan)
     if record is None:
         return "what it was made of is not known"
-    if not tensorrt or not gpu:
-        return f"{'the GPU' if tensorrt else 'the version of TensorRT'} cannot be asked for"
+    if not gpu:
+        return "the GPU cannot be asked for"
     for name, installed, wanted in (
         ("TensorRT", record.tensorrt, tensorrt),
         ("GPU", record.gpu, gpu),

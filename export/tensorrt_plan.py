@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shapes for which an engine is built, and the command lines of `trtexec`, as plain values.
 
-File names in commands are relative to the working folder, since `trtexec` splits its lists at commas and its pairs at
-the last colon, which a user's path may contain.
+`export.tensorrt_builder` builds engines; the same settings as arguments of `trtexec` are recorded beside each engine
+and printed by --dry-run. File names in commands are relative to the working folder, since `trtexec` splits its lists at
+commas and its pairs at the last colon, which a user's path may contain.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -30,12 +29,8 @@ BEST_BEAMS = 4
 # photos, logits of 32 x 8 beams) has about 60 MB; the rest of a T4's 16 GB is for weights, caches and CUDA graphs.
 WORKSPACE_MIB = 2048
 
-WORK_FOLDER = "/work"  # the working folder inside the container
 TIMING_CACHE = "timing.cache"
 OUTPUT_FILE = "output.json"
-
-# For `sh -c`, since the program's path differs between releases.
-_ANY_TRTEXEC = 'exec "$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)" "$@"'
 
 
 @dataclass(frozen=True)
@@ -68,7 +63,7 @@ def full_shape(tensor: TensorSpec, batch_size: int, beams: int) -> tuple[int, ..
 
 
 def build_arguments(spec: ModelSpec, contract: ModelContract) -> tuple[str, ...]:
-    """The arguments of `trtexec` that build `<name>.plan` from `<name>.onnx`."""
+    """The arguments of `trtexec` that build `<name>.plan` from `<name>.onnx` as `Builder.build` does."""
     ranges = shape_ranges(spec, contract)
     return (
         f"--onnx={onnx_file(spec.name)}",
@@ -98,33 +93,6 @@ def run_arguments(name: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str
     )
 
 
-def docker_command(folder: str, name: str, user: str) -> tuple[str, ...]:
-    """The command before the arguments of `trtexec` where it runs inside `IMAGE`.
-
-    Args:
-        folder: the working folder, on the host.
-        name: of the container.
-        user: UID:GID.
-    """
-    return (
-        "docker",
-        "run",
-        "--rm",
-        "--init",  # so that the program stops with `docker run`
-        f"--name={name}",
-        "--gpus=all",
-        "--network=none",
-        f"--user={user}",  # the owner of the engine's file
-        f"--mount={_csv('type=bind', f'source={folder}', f'target={WORK_FOLDER}')}",
-        f"--workdir={WORK_FOLDER}",
-        IMAGE,
-        "sh",
-        "-c",
-        _ANY_TRTEXEC,
-        "trtexec",
-    )
-
-
 def onnx_file(name: str) -> str:
     """The name of a model's ONNX file in the working folder."""
     return f"{name}.onnx"
@@ -142,10 +110,3 @@ def input_file(tensor: str) -> str:
 
 def _shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
-
-
-def _csv(*fields: str) -> str:
-    """Join fields as one line of CSV, the format of Docker's --mount."""
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(fields)
-    return line.getvalue()

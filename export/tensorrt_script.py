@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The output of `export.to_tensorrt --dry-run`: a shell script that builds every engine, with comments on what follows.
+"""The output of `export.to_tensorrt --dry-run`: a shell script that builds every engine with `trtexec`.
 
-The script does not depend on this host or on the models. Every word is quoted.
+It shows the shapes and settings, and lets you check an engine with NVIDIA's own program inside Triton's image. Every
+word is quoted.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from captioner.model_contract import ModelContract
 from export.tensorrt_plan import (
     IMAGE,
     build_arguments,
-    docker_command,
     full_shape,
     onnx_file,
     run_arguments,
@@ -23,19 +23,18 @@ from export.tensorrt_plan import (
 from export.triton_config import PLAN_FILE, TENSORRT_CONFIG
 
 
-def script(contract: ModelContract, models: Path, scratch: Path, user: str) -> str:
-    """The script for a host with Docker; comments have the commands for a host with `trtexec`.
+def script(contract: ModelContract, models: Path, scratch: Path) -> str:
+    """The script, for a shell in the image.
 
     Args:
         contract: of the models.
         models: folder of the ONNX models.
         scratch: folder for temporary files.
-        user: UID:GID.
     """
     folder = scratch.resolve() / "engines"
     lines = [
         "#!/bin/sh",
-        f"# {contract.model!r}, {contract.precision}: three engines, built in {IMAGE}.",
+        f"# {contract.model!r}, {contract.precision}: three engines, to be built in {IMAGE}.",
         "set -eu",
         shlex.join(["mkdir", "-p", "--", str(folder)]),
         shlex.join(["cd", "--", str(folder)]),
@@ -49,8 +48,7 @@ def script(contract: ModelContract, models: Path, scratch: Path, user: str) -> s
             for tensor, one in zip(spec.inputs, shape_ranges(spec, contract), strict=True)
         ]
         lines.append(shlex.join(["cp", "--", str(source), onnx_file(spec.name)]))
-        lines.append(shlex.join([*docker_command(str(folder), f"build-{spec.name}", user), *arguments]))
-        lines.append(f"# where trtexec is installed: {shlex.join(['trtexec', *arguments])}")
+        lines.append(shlex.join(["trtexec", *arguments]))
     lines += ["", "# Then each engine is run on photos and compared with the FP32 model, for example one photo:"]
     for spec in contract.models:
         shapes = {tensor.name: full_shape(tensor, 1, 1) for tensor in spec.inputs}

@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build TensorRT engines from the FP16 ONNX models for the GPU of this host: `python -m export.to_tensorrt`.
 
-Builds `<model>/1/model.plan` of the three models with `trtexec`, compares the engines with the FP32 ONNX models on
-photos, and installs them only if all pass. The exit code is 1 if an engine cannot be built or differs (installed
-engines stay), and 2 if something is missing. `--dry-run` prints the commands and needs no GPU. See docs/tensorrt.md.
+Builds `<model>/1/model.plan` of the three models with TensorRT's Python API, runs the engines with `trtexec`, compares
+them with the FP32 ONNX models on photos, and installs them only if all pass. `--dry-run` prints the same settings as
+commands of `trtexec`.
+
+`--backend rtx` needs no GPU: it compiles the models with TensorRT-RTX for a GPU of the given compute capability (7.5 is
+a T4), and compares the tensors with the contract. It executes and installs nothing.
+
+The exit code is 1 if an engine cannot be built or differs (installed engines stay), and 2 if something is missing or
+the models do not fit the contract. See docs/tensorrt.md.
 """
 
 from __future__ import annotations
@@ -21,20 +27,19 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnxruntime
 
 from captioner.image_error import ImageError
-from captioner.model_contract import ContractError, ModelContract, ModelSpec
+from captioner.model_contract import STEP, ContractError, ModelContract, ModelSpec
 from captioner.preprocessing import decode_photo
 from export.calibration import drawn_photos
 from export.engine_parity import Array, Parity, compare_engines
 from export.engine_record import EngineRecord, reason_to_build, sha256_of
-from export.tensorrt_operators import problems
-from export.tensorrt_plan import IMAGE, TIMING_CACHE, build_arguments, onnx_file, plan_file
+from export.tensorrt_builder import TURING, Builder, BuildError
+from export.tensorrt_plan import TIMING_CACHE, build_arguments, onnx_file, plan_file
 from export.tensorrt_script import script
-from export.triton_config import PLAN_FILE, TENSORRT_CONFIG, tensorrt_config
-from export.trtexec import DTYPES, Trtexec, TrtexecError, gpu_name
+from export.triton_config import MAX_BATCH_SIZE, PLAN_FILE, TENSORRT_CONFIG, tensorrt_config
+from export.trtexec import Trtexec, TrtexecError, gpu_name
 
 PARITY_PHOTOS = 8
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
@@ -60,9 +65,18 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--photos", type=Path, metavar="FOLDER", help="photos for the comparison (default: drawn samples)"
     )
     parser.add_argument("--scratch", type=Path, metavar="FOLDER", help="for temporary files (default: the system's)")
+    parser.add_argument(
+        "--backend", choices=("tensorrt", "rtx"), default="tensorrt", help="library (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--compute-capability", metavar="N.N", help=f"rtx: of the GPU to compile for (default: {TURING}, a T4)"
+    )
     parser.add_argument("--rebuild", action="store_true", help="also build engines that have not changed")
     parser.add_argument("--dry-run", action="store_true", help="print the commands without running them")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.backend == "tensorrt" and args.compute_capability is not None:
+        parser.error("--compute-capability is for --backend rtx: TensorRT builds for the GPU of this host")
+    return args
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,18 +86,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
         contract = load_contract(options.models)
         if options.dry_run:
             scratch = options.scratch or Path(tempfile.gettempdir())
-            print(script(contract, options.models, scratch, f"{os.getuid()}:{os.getgid()}"), end="")
+            print(script(contract, options.models, scratch), end="")
+            return 0
+        if options.backend == "rtx":
+            compile_only(options.models, contract, Builder.load("rtx", options.compute_capability or TURING))
             return 0
         check_reference(options.reference, contract)
         pixels = photos(options.photos, contract)
         with tempfile.TemporaryDirectory(prefix="engines-", dir=options.scratch) as work:
-            return convert(options.models, options.reference, contract, pixels, Trtexec(Path(work)), options.rebuild)
+            return convert(
+                options.models, options.reference, contract, pixels, Builder.load("tensorrt"), Trtexec(Path(work)),
+                options.rebuild,
+            )  # fmt: skip
     except (ContractError, ConversionError, OSError) as error:
         print(f"export.to_tensorrt: {error}", file=sys.stderr)
         return 2
-    except TrtexecError as error:
+    except (BuildError, TrtexecError) as error:
         print(f"export.to_tensorrt: {error}\nNothing was installed.", file=sys.stderr)
         return 1
+
+
+def compile_only(models: Path, contract: ModelContract, builder: Builder) -> None:
+    """Compile the models with TensorRT-RTX and print what was seen; nothing is kept.
+
+    Raises:
+        BuildError: a model cannot be compiled.
+        ContractError: a model's tensors are not those of the contract, or its engine would refuse what Triton sends.
+        ConversionError: an ONNX file is missing.
+    """
+    print(
+        f"{contract.model} with TensorRT-RTX {builder.version} for compute capability {builder.compute_capability}: "
+        "parsed and compiled, NOT EXECUTED"
+    )
+    for spec in contract.models:
+        start = time.monotonic()
+        engine = builder.build(_onnx_of(models, spec), spec, contract)
+        seconds = time.monotonic() - start
+        beams = f", 1 to {contract.max_beams} beams" if spec.name == STEP else ""
+        print(f"{spec.name}: {len(engine) / 1e6:.1f} MB in {seconds:.1f} s")
+        print(
+            f"  {len(spec.inputs)} inputs and {len(spec.outputs)} outputs have the contract's names, types and shapes"
+        )
+        print(f"  1 to {MAX_BATCH_SIZE} photos{beams}: all that {TENSORRT_CONFIG} allows")
+    print("Triton cannot load these engines, so they were not kept. On a GPU, TensorRT builds its own.")
 
 
 def convert(
@@ -91,6 +136,7 @@ def convert(
     reference: Path,
     contract: ModelContract,
     pixels: npt.NDArray[np.uint8],
+    builder: Builder,
     trtexec: Trtexec,
     rebuild: bool,
 ) -> int:
@@ -101,19 +147,21 @@ def convert(
         reference: folder of the same models in FP32.
         contract: of `models`.
         pixels: photos for the comparison, uint8 [B, height, width, 3].
-        trtexec: builds and runs engines.
+        builder: builds engines.
+        trtexec: runs them.
         rebuild: also build engines that have not changed.
 
     Returns:
         The exit code.
 
     Raises:
-        TrtexecError: an engine cannot be built or run.
-        ConversionError: an ONNX file is missing or does not fit the contract.
+        BuildError: an engine cannot be built.
+        TrtexecError: an engine cannot be run.
+        ContractError: a model's tensors are not those of the contract.
+        ConversionError: an ONNX file is missing.
     """
-    version, gpu = trtexec.version(), gpu_name()
-    place = IMAGE if trtexec.in_docker else "trtexec of this machine"
-    print(f"TensorRT {version or 'of unknown version'}, {gpu or 'unknown GPU'}, {place}")
+    version, gpu = builder.version, gpu_name()
+    print(f"TensorRT {version}, {gpu or 'unknown GPU'}")
     cache = _timing_cache(models, version, gpu)
     if cache is not None and cache.is_file():
         shutil.copyfile(cache, trtexec.folder / TIMING_CACHE)
@@ -121,7 +169,8 @@ def convert(
     built: list[ModelSpec] = []
     for spec in contract.models:
         source = trtexec.folder / onnx_file(spec.name)
-        hashes[spec.name] = _take(models / spec.name / "1" / "model.onnx", source, spec)
+        shutil.copyfile(_onnx_of(models, spec), source)  # so that the file that is hashed is the one that is built
+        hashes[spec.name] = sha256_of(source)
         installed = models / spec.name / "1" / PLAN_FILE
         reason = "--rebuild" if rebuild else reason_to_build(
             installed, onnx_sha256=hashes[spec.name], arguments=build_arguments(spec, contract), tensorrt=version,
@@ -133,8 +182,9 @@ def convert(
             continue
         print(f"{spec.name}: building ({reason})", flush=True)
         start = time.monotonic()
-        size = trtexec.build(spec, contract).stat().st_size
-        print(f"{spec.name}: {size / 1e6:.1f} MB in {time.monotonic() - start:.0f} s")
+        engine = builder.build(source, spec, contract, trtexec.folder / TIMING_CACHE)
+        (trtexec.folder / plan_file(spec.name)).write_bytes(engine)
+        print(f"{spec.name}: {len(engine) / 1e6:.1f} MB in {time.monotonic() - start:.0f} s", flush=True)
         built.append(spec)
     if cache is not None and (trtexec.folder / TIMING_CACHE).is_file():
         _replace(trtexec.folder / TIMING_CACHE, cache)
@@ -149,7 +199,7 @@ def convert(
         for spec in built:
             record = EngineRecord(
                 model=contract.model, weights=contract.weights, precision=contract.precision, tensorrt=version,
-                gpu=gpu, image=IMAGE if trtexec.in_docker else "", arguments=build_arguments(spec, contract),
+                gpu=gpu, arguments=build_arguments(spec, contract),
                 onnx_sha256=hashes[spec.name], plan_sha256=sha256_of(trtexec.folder / plan_file(spec.name)),
                 built=datetime.now(UTC).isoformat(timespec="seconds"), errors=parity.errors_of(spec.name),
             )  # fmt: skip
@@ -253,33 +303,16 @@ def install(plan: Path, folder: Path, record: EngineRecord) -> None:
     print(f"installed {target}")
 
 
-def _take(source: Path, copy: Path, spec: ModelSpec) -> str:
-    """Copy an ONNX file, so that the same file is checked, hashed and built; return its SHA-256."""
+def _onnx_of(models: Path, spec: ModelSpec) -> Path:
+    source = models / spec.name / "1" / "model.onnx"
     if not source.is_file():
         raise ConversionError(f"{source} is missing: run `{FP16_COMMAND}`")
-    shutil.copyfile(source, copy)
-    try:
-        model = onnx.load(copy)
-    except Exception as error:  # protobuf's DecodeError and others
-        raise ConversionError(f"{source} is not an ONNX file: {error}") from error
-    for kind, values, tensors in (
-        ("input", model.graph.input, spec.inputs), ("output", model.graph.output, spec.outputs),
-    ):  # fmt: skip
-        types = {one.name: onnx.helper.tensor_dtype_to_np_dtype(one.type.tensor_type.elem_type) for one in values}
-        for tensor in tensors:
-            if types.get(tensor.name) != DTYPES[tensor.datatype]:
-                raise ConversionError(
-                    f"{source}: {kind} {tensor.name} is {types.get(tensor.name, 'missing')}, the contract says "
-                    f"{tensor.datatype}: export it again"
-                )
-    for problem in problems(model):
-        print(f"{spec.name}: TensorRT may refuse this: {problem}", file=sys.stderr)
-    return sha256_of(copy)
+    return source
 
 
 def _timing_cache(models: Path, version: str, gpu: str) -> Path | None:
     """The file of kernel timings for the next build; like engines, they are for one version and one GPU."""
-    if not version or not gpu:
+    if not gpu:
         return None
     return models / f"tensorrt-{version}-{gpu.lower().replace(' ', '-').replace('/', '-')}.timing.cache"
 

@@ -1,33 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NVIDIA's `trtexec`, which builds TensorRT engines and runs them on given values.
+"""NVIDIA's `trtexec`, which runs TensorRT engines on given values.
 
-It runs in one folder, directly where it is installed, else inside `IMAGE` with Docker.
+It is the second program that reads an engine: that it runs there shows that the engine fits the TensorRT library that
+`trtexec` is linked with, which is the one that Triton serves with.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from itertools import count
 from pathlib import Path
-from subprocess import Popen
+from subprocess import run
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from captioner.model_contract import ModelContract, ModelSpec
+from captioner.model_contract import ModelSpec
 from export.tensorrt_plan import (
     OUTPUT_FILE,
-    build_arguments,
-    docker_command,
     full_shape,
     input_file,
-    plan_file,
     run_arguments,
 )
 
@@ -36,9 +32,7 @@ DTYPES: dict[str, npt.DTypeLike] = {"UINT8": np.uint8, "INT32": np.int32, "FP32"
 # Where NVIDIA's images have it outside the PATH.
 USUAL_PLACE = Path("/usr/src/tensorrt/bin/trtexec")
 
-BUILD_TIMEOUT_SECONDS = 3600.0  # the large model's encoder takes minutes; others may take longer
-RUN_TIMEOUT_SECONDS = 600.0  # includes pulling the image
-STOP_TIMEOUT_SECONDS = 20.0
+RUN_TIMEOUT_SECONDS = 600.0
 
 _OUTPUT = re.compile(
     r'"name"\s*:\s*"(?P<name>[^"]*)"\s*,\s*"dimensions"\s*:\s*"(?P<shape>[\dx]*)"\s*,\s*'
@@ -50,80 +44,27 @@ class TrtexecError(RuntimeError):
     """`trtexec` is missing, failed, took too long, or wrote unexpected outputs."""
 
 
-def find_trtexec() -> tuple[str, ...] | None:
-    """The command that starts `trtexec` on this machine; None where it is not installed."""
-    found = shutil.which("trtexec")
-    if found is None and USUAL_PLACE.is_file():
-        found = str(USUAL_PLACE)
-    return None if found is None else (found,)
-
-
 class Trtexec:
-    """`trtexec` in one folder, which holds `<model>.onnx` and gets `<model>.plan` and all other files.
+    """`trtexec` in one folder, which holds `<model>.plan` and gets all other files.
 
     Args:
         folder: the working folder.
-        build_timeout_seconds: for one engine.
-        run_timeout_seconds: for one run.
+        timeout_seconds: for one run.
 
     Raises:
-        TrtexecError: neither `trtexec` nor Docker is installed.
+        TrtexecError: `trtexec` is not installed.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        build_timeout_seconds: float = BUILD_TIMEOUT_SECONDS,
-        run_timeout_seconds: float = RUN_TIMEOUT_SECONDS,
-    ):
+    def __init__(self, folder: Path, *, timeout_seconds: float = RUN_TIMEOUT_SECONDS):
         self.folder = folder.resolve()
-        self._build_timeout_seconds = build_timeout_seconds
-        self._run_timeout_seconds = run_timeout_seconds
-        self._local = find_trtexec()
-        self._calls = count()
-        if self._local is None and shutil.which("docker") is None:
+        self._timeout_seconds = timeout_seconds
+        found = shutil.which("trtexec") or (str(USUAL_PLACE) if USUAL_PLACE.is_file() else None)
+        if found is None:
             raise TrtexecError(
-                f"neither trtexec (on the PATH or at {USUAL_PLACE}) nor docker is installed: "
-                "build engines on the GPU host, with `docker compose run --rm engines` or with Docker installed"
+                f"trtexec is neither on the PATH nor at {USUAL_PLACE}: build engines on the GPU host, in Triton's "
+                "image, with `docker compose run --rm --build engines`"
             )
-
-    @property
-    def in_docker(self) -> bool:
-        """Whether `trtexec` runs in a container."""
-        return self._local is None
-
-    def command(self, arguments: Sequence[str]) -> tuple[str, ...]:
-        """The whole command for these arguments of `trtexec`."""
-        if self._local is not None:
-            return (*self._local, *arguments)
-        name = f"captrieve-trtexec-{os.getpid()}-{next(self._calls)}"
-        return (*docker_command(str(self.folder), name, f"{os.getuid()}:{os.getgid()}"), *arguments)
-
-    def version(self) -> str:
-        """TensorRT's version, e.g. "11.3.0"; "" where the program does not print it.
-
-        Raises:
-            TrtexecError: the program cannot be started.
-        """
-        found = re.search(r"\[TensorRT v([\d.]+)\]", self._call(("--help",), self._run_timeout_seconds))
-        if found is None or "." in found[1] or len(found[1]) < 6:
-            return "" if found is None else found[1]
-        number = int(found[1])  # 110300
-        return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
-
-    def build(self, spec: ModelSpec, contract: ModelContract) -> Path:
-        """Build `<model>.plan` from `<model>.onnx`; return its path.
-
-        Raises:
-            TrtexecError: TensorRT cannot build it.
-        """
-        plan = self.folder / plan_file(spec.name)
-        plan.unlink(missing_ok=True)
-        log = self._call(build_arguments(spec, contract), self._build_timeout_seconds)
-        if not plan.is_file() or plan.stat().st_size == 0:
-            raise TrtexecError(f"trtexec said it built {spec.name} but wrote no engine; its last words:\n{_tail(log)}")
-        return plan
+        self._program = found
 
     def run(self, spec: ModelSpec, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run `<model>.plan` once.
@@ -145,7 +86,7 @@ class Trtexec:
         output = self.folder / OUTPUT_FILE
         output.unlink(missing_ok=True)
         shapes = {tensor.name: full_shape(tensor, batch_size, beams) for tensor in spec.inputs}
-        log = self._call(run_arguments(spec.name, shapes), self._run_timeout_seconds)
+        log = self._call(run_arguments(spec.name, shapes))
         if not output.is_file():
             raise TrtexecError(f"trtexec ran {spec.name} but wrote no outputs; its last words:\n{_tail(log)}")
         found = parse_outputs(output.read_text(encoding="utf-8", errors="replace"))
@@ -159,31 +100,20 @@ class Trtexec:
                 )
         return {tensor.name: found[tensor.name].astype(_result_dtype(tensor.datatype)) for tensor in spec.outputs}
 
-    def _call(self, arguments: Sequence[str], timeout_seconds: float) -> str:
-        """Run the program and return its output; `subprocess.run` would kill `docker run` but not the container."""
-        command = self.command(arguments)
+    def _call(self, arguments: Sequence[str]) -> str:
+        """Run the program and return its output."""
         try:
-            process = Popen(
-                command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                encoding="utf-8", errors="replace",
+            answer = run(
+                (self._program, *arguments), cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, encoding="utf-8", errors="replace", timeout=self._timeout_seconds,
             )  # fmt: skip
         except OSError as error:
-            raise TrtexecError(f"{command[0]} cannot be started: {error}") from error
-        try:
-            log, _ = process.communicate(timeout=timeout_seconds)
-        except BaseException as problem:
-            process.terminate()
-            try:
-                process.communicate(timeout=STOP_TIMEOUT_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
-            if isinstance(problem, subprocess.TimeoutExpired):
-                raise TrtexecError(f"trtexec was stopped, it took longer than {timeout_seconds:.0f} s") from problem
-            raise
-        if process.returncode != 0:
-            raise TrtexecError(f"{command[0]} ended with exit code {process.returncode}:\n{_tail(log)}")
-        return log
+            raise TrtexecError(f"{self._program} cannot be started: {error}") from error
+        except subprocess.TimeoutExpired as error:
+            raise TrtexecError(f"trtexec was stopped, it took longer than {self._timeout_seconds:.0f} s") from error
+        if answer.returncode != 0:
+            raise TrtexecError(f"{self._program} ended with exit code {answer.returncode}:\n{_tail(answer.stdout)}")
+        return answer.stdout
 
 
 def gpu_name() -> str:

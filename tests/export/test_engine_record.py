@@ -28,7 +28,7 @@ def plan(tmp_path: Path) -> Path:
 
 def record(plan: Path) -> EngineRecord:
     return EngineRecord(
-        model="tiny", precision="fp16", image="", plan_sha256=sha256_of(plan), built="2026-01-01", errors={"x": 0.1},
+        model="tiny", precision="fp16", plan_sha256=sha256_of(plan), built="2026-01-01", errors={"x": 0.1},
         **CURRENT,
     )  # fmt: skip
 
@@ -50,7 +50,6 @@ def test_nothing_changed_nothing_is_built(plan: Path) -> None:
         ("weights", "beef", "checkpoint was f00d, is beef"),
         ("arguments", ("--a=2", "--b"), "other arguments"),
         ("gpu", "", "the GPU cannot be asked for"),
-        ("tensorrt", "", "the version of TensorRT cannot be asked for"),
     ],
 )
 def test_every_change_is_a_reason(plan: Path, name: str, value: Any, reason: str) -> None:

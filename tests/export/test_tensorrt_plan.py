@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 
 from export.tensorrt_plan import (
     BEST_BATCH_SIZE,
-    IMAGE,
     build_arguments,
-    docker_command,
     run_arguments,
     shape_ranges,
 )
@@ -87,18 +84,3 @@ def test_file_names_have_nothing_trtexec_cuts_at() -> None:
 def test_a_run_is_one_run() -> None:
     flags = flags_of(run_arguments("m", {"x": (1, 2)}))
     assert (flags["--iterations"], flags["--warmUp"], flags["--duration"]) == ("1", "0", "0")
-
-
-def test_docker_runs_the_pinned_image_as_the_caller_and_alone() -> None:
-    command = docker_command("/some/folder", "name", "1000:1000")
-    assert IMAGE in command
-    assert "--user=1000:1000" in command
-    assert "--network=none" in command
-    assert "--gpus=all" in command
-
-
-def test_docker_mounts_folders_of_any_name() -> None:
-    folder = '/a folder,with "everything"'
-    (mount,) = (word for word in docker_command(folder, "name", "0:0") if word.startswith("--mount="))
-    (fields,) = csv.reader([mount.removeprefix("--mount=")])
-    assert f"source={folder}" in fields

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 
 from captioner.model_contract import ModelSpec
 from export import trtexec as module
+from export.tensorrt_plan import shape_ranges
 from export.trtexec import Trtexec, TrtexecError, gpu_name, parse_outputs
 from tests.fakes.fake_gpu_host import write_tools
 from tests.fakes.tiny_onnx_models import tiny_contract, tiny_model
@@ -26,18 +27,22 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
+    """A folder with the engines of all models."""
     folder = tmp_path / "work"
     folder.mkdir()
     for spec in CONTRACT.models:
-        onnx.save(tiny_model(spec, CONTRACT), folder / f"{spec.name}.onnx")
+        least, _, most = ({one.name: shape for one, shape in zip(spec.inputs, shapes, strict=True)}
+                          for shapes in zip(*((r.least, r.best, r.most) for r in shape_ranges(spec, CONTRACT)),
+                                            strict=True))  # fmt: skip
+        header = json.dumps({"least": least, "most": most}).encode()
+        model = tiny_model(spec, CONTRACT).SerializeToString()
+        (folder / f"{spec.name}.plan").write_bytes(header + b"\n" + model)
     return folder
 
 
 @pytest.mark.usefixtures("tools")
-def test_engine_is_built_and_run(work: Path) -> None:
-    trtexec = Trtexec(work)
-    assert trtexec.build(CONTRACT.encoder, CONTRACT) == work / "vit_encoder.plan"
-    outputs = trtexec.run(CONTRACT.encoder, {"pixels": PIXELS})
+def test_engine_is_run(work: Path) -> None:
+    outputs = Trtexec(work).run(CONTRACT.encoder, {"pixels": PIXELS})
     assert outputs["hidden_states"].shape == (2, 4, 4)
     assert outputs["hidden_states"].dtype == np.float32
     assert np.linalg.norm(outputs["embedding"], axis=1) == pytest.approx(1, abs=1e-5)
@@ -46,7 +51,6 @@ def test_engine_is_built_and_run(work: Path) -> None:
 @pytest.mark.usefixtures("tools")
 def test_step_runs_with_any_number_of_beams(work: Path) -> None:
     trtexec = Trtexec(work)
-    trtexec.build(CONTRACT.step, CONTRACT)
     inputs = {
         tensor.name: np.zeros((3, *(2 if size == -1 else size for size in tensor.shape)), np.float32)
         for tensor in CONTRACT.step.inputs
@@ -57,44 +61,23 @@ def test_step_runs_with_any_number_of_beams(work: Path) -> None:
     assert outputs["new_kv"].shape == (3, *(2 if size == -1 else size for size in CONTRACT.new_kv_shape))
 
 
-def test_docker_runs_it_where_it_is_not_installed(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", write_tools(tmp_path / "tools", trtexec=False, docker=True))
-    trtexec = Trtexec(work)
-    assert trtexec.in_docker
-    assert trtexec.version() == "11.3.0"
-    trtexec.build(CONTRACT.encoder, CONTRACT)
-    assert trtexec.run(CONTRACT.encoder, {"pixels": PIXELS})["embedding"].shape == (2, 4)
-    assert trtexec.command(())[:2] == ("docker", "run")
-    assert trtexec.command(()) != trtexec.command(()), "each container needs a name of its own"
-
-
-def test_installed_one_is_preferred_to_docker(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", write_tools(tmp_path / "tools", docker=True))
-    assert not Trtexec(work).in_docker
-
-
 def test_usual_place_is_looked_at(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tools(tmp_path / "tools")
-    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(module.shutil, "which", lambda name: None)
     monkeypatch.setattr(module, "USUAL_PLACE", tmp_path / "tools" / "trtexec")
-    assert Trtexec(work).command(("--help",)) == (str(tmp_path / "tools" / "trtexec"), "--help")
+    assert Trtexec(work).run(CONTRACT.encoder, {"pixels": PIXELS})["embedding"].shape == (2, 4)
 
 
-def test_neither_is_an_error_with_a_remedy(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_program_is_an_error_with_a_remedy(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(module, "USUAL_PLACE", tmp_path / "nothing")
-    with pytest.raises(
-        TrtexecError, match=r"neither trtexec .* nor docker is installed: build engines on the GPU host"
-    ):
+    with pytest.raises(TrtexecError, match="docker compose run --rm --build engines"):
         Trtexec(work)
 
 
 @pytest.mark.usefixtures("tools")
-def test_version_and_gpu_are_asked_for(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Trtexec(work).version() == "11.3.0"
+def test_gpu_is_asked_for() -> None:
     assert gpu_name() == "Tesla T4"
-    monkeypatch.setenv("FAKE_TRTEXEC", "dumb")
-    assert Trtexec(work).version() == ""
 
 
 def test_host_without_nvidia_smi_has_no_gpu_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,24 +86,8 @@ def test_host_without_nvidia_smi_has_no_gpu_name(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.usefixtures("tools")
-def test_failed_build_shows_tensorrts_own_error(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FAKE_TRTEXEC", "fail:vit_encoder")
-    with pytest.raises(TrtexecError, match=r"(?s)exit code 1:.*no importer registered"):
-        Trtexec(work).build(CONTRACT.encoder, CONTRACT)
-
-
-@pytest.mark.usefixtures("tools")
-def test_build_without_an_engine_is_an_error(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (work / "vit_encoder.plan").write_text("an old one")
-    monkeypatch.setenv("FAKE_TRTEXEC", "nothing:vit_encoder")
-    with pytest.raises(TrtexecError, match="built vit_encoder but wrote no engine"):
-        Trtexec(work).build(CONTRACT.encoder, CONTRACT)
-
-
-@pytest.mark.usefixtures("tools")
 def test_run_without_outputs_is_an_error(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trtexec = Trtexec(work)
-    trtexec.build(CONTRACT.encoder, CONTRACT)
     (work / "output.json").write_text("old ones")
     monkeypatch.setenv("FAKE_TRTEXEC", "silent")
     with pytest.raises(TrtexecError, match="ran vit_encoder but wrote no outputs"):
@@ -130,7 +97,6 @@ def test_run_without_outputs_is_an_error(work: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.usefixtures("tools")
 def test_outputs_of_other_shapes_are_an_error(work: Path) -> None:
     trtexec = Trtexec(work)
-    trtexec.build(CONTRACT.encoder, CONTRACT)
     hidden, embedding = CONTRACT.encoder.outputs
     other = ModelSpec("vit_encoder", CONTRACT.encoder.inputs, (embedding, type(hidden)("logits", "FP32", (4,))))
     with pytest.raises(TrtexecError, match="no output logits, only hidden_states, embedding"):
@@ -143,7 +109,6 @@ def test_outputs_of_other_shapes_are_an_error(work: Path) -> None:
 @pytest.mark.usefixtures("tools")
 def test_batch_outside_the_shapes_it_was_built_for_is_refused(work: Path) -> None:
     trtexec = Trtexec(work)
-    trtexec.build(CONTRACT.encoder, CONTRACT)
     with pytest.raises(TrtexecError, match="outside the profile"):
         trtexec.run(CONTRACT.encoder, {"pixels": np.zeros((33, 4, 4, 3))})
 
@@ -151,9 +116,8 @@ def test_batch_outside_the_shapes_it_was_built_for_is_refused(work: Path) -> Non
 @pytest.mark.usefixtures("tools")
 def test_what_hangs_is_stopped(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_TRTEXEC", "hang")
-    monkeypatch.setattr(module, "STOP_TIMEOUT_SECONDS", 0.2)
     with pytest.raises(TrtexecError, match="was stopped, it took longer than 1 s"):
-        Trtexec(work, build_timeout_seconds=1).build(CONTRACT.encoder, CONTRACT)
+        Trtexec(work, timeout_seconds=1).run(CONTRACT.encoder, {"pixels": PIXELS})
 
 
 def test_outputs_are_read_as_trtexec_writes_them() -> None:
