@@ -3,13 +3,15 @@
 
 `python -m export.check_parity --models model_repository_fp32 model_repository_int8 --data FOLDER` compares tensors,
 greedy and beam captions with Hugging Face's own model and `generate()` on validation photos; without --data it uses
-drawn samples. The exit code is 1 if a variant is refused; `export.parity` has the rules.
+drawn samples. With --peers the table has a row of optimum's own export. The exit code is 1 if a variant of ours is
+refused; `export.parity` has the rules.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +25,16 @@ from captioner.decoding import DecodingOptions
 from captioner.model_contract import ModelContract
 from captioner.query_classes import load_query_classes
 from export.calibration import drawn_photos
-from export.hosts import HOSTS, Caption
+from export.hosts import HOSTS, PROVIDERS, Caption, HostError, captioner_on
 from export.onnx_captioner import OnnxCaptioner
 from export.onnx_export import load_captioner
+from export.optimum_peer import OptimumCaptioner, PeerError, export_with_optimum
 from export.parity import (
     Parity,
     Pixels,
     Tokens,
     falls_of,
+    peer_errors,
     reference_logprobs,
     reference_tokens,
     share_equal,
@@ -68,6 +72,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder with images/ and styles.csv; its validation split is used")
     parser.add_argument("--photos", type=int, default=200, help="number of photos")
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 4], help="numbers of beams to compare")
+    parser.add_argument("--peers", action="store_true", help="also compare optimum's export (needs the extra peers)")
     return parser.parse_args(arguments)
 
 
@@ -100,17 +105,41 @@ class Reference:
 
 
 def measure(repository: Path, reference: Reference, hosts: Sequence[str]) -> list[Parity]:
-    """Compare one variant on several hosts with the reference; one row for each host."""
+    """Compare one variant on several hosts with the reference; one row for each host.
+
+    Raises:
+        HostError: a host is not available on this machine.
+    """
     rows = []
     for host in hosts:
         with HOSTS[host](repository) as caption:
             row = _captions(caption, repository, host, reference)
-        if host == "onnxruntime":
-            captioner = OnnxCaptioner(repository)
+        if host in PROVIDERS:
+            captioner = captioner_on(host, repository)
             row.errors = tensor_errors(reference.model, captioner, reference.photos.pixels[:BATCH])
             _compare_queries(row, captioner, load_query_classes(repository, captioner.contract.num_queries), reference)
         rows.append(row)
     return rows
+
+
+def measure_peer(checkpoint: Path, contract: ModelContract, reference: Reference) -> Parity:
+    """Compare optimum's export of the checkpoint with the reference.
+
+    Raises:
+        PeerError: optimum is not installed, or cannot export the checkpoint.
+    """
+    photos = reference.photos.pixels
+    with tempfile.TemporaryDirectory(prefix="optimum-") as folder:
+        export_with_optimum(checkpoint, Path(folder))
+        peer = OptimumCaptioner(Path(folder))
+        row = Parity("fp32", "optimum", len(photos))
+        row.errors = peer_errors(reference.model, peer, photos[:BATCH], contract.num_candidates)
+        for beams, wanted in reference.expected.items():
+            options = DecodingOptions(num_beams=beams, max_tokens=contract.max_tokens)
+            batches = _batches(photos, f"optimum, {beams} beams")
+            got = [tokens for batch in batches for tokens in reference_tokens(peer.model, batch, options)]
+            row.equal[beams] = share_equal(wanted, got)
+    return row
 
 
 def _captions(caption: Caption, repository: Path, host: str, reference: Reference) -> Parity:
@@ -186,13 +215,23 @@ def main() -> int:
     contract = ModelContract.load(args.models[0])
     photos = photos_for(contract, args.data, args.photos)
     reference = Reference.of(args.checkpoint, contract, photos, args.beams)
-    rows = [row for repository in args.models for row in measure(repository, reference, args.hosts)]
+    try:
+        rows = [row for repository in args.models for row in measure(repository, reference, args.hosts)]
+    except HostError as error:
+        print(f"export.check_parity: {error}", file=sys.stderr)
+        return 2
+    ours = list(rows)
+    if args.peers:
+        try:
+            rows.append(measure_peer(args.checkpoint, contract, reference))
+        except PeerError as error:
+            print(f"optimum: {error}", file=sys.stderr)
     kind = "drawn samples" if args.data is None else "validation photos"
     print(f"{contract.model}, {len(photos.pixels)} {kind}, compared with PyTorch in FP32\n{table(rows)}")
     for row in rows:
         for problem in row.problems:
             print(f"{row.precision} on {row.host}: {problem}", file=sys.stderr)
-    return 1 if any(row.problems for row in rows) else 0
+    return 1 if any(row.problems for row in ours) else 0
 
 
 if __name__ == "__main__":

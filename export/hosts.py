@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hosts on which a model repository can run: this process, or the embedded Triton as in the gateway."""
+"""The hosts on which a model repository can run: this process, on its CPU or GPU, or the embedded Triton.
+
+The host `cuda` needs a GPU and the package onnxruntime-gpu (the extra `gpu`). In Triton, the same provider is
+`configs/onnxruntime_cuda.pbtxt`, see `export.triton_config`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime
 
 from captioner.decoding import DecodingOptions, Hypothesis
 from captioner.model_contract import ModelContract
@@ -25,10 +31,40 @@ Caption = Callable[[Pixels, DecodingOptions], list[list[Hypothesis]]]  # photos 
 _SECONDS = 600.0  # for one batch, also on a slow machine
 
 
+class HostError(RuntimeError):
+    """A host is not available on this machine."""
+
+
+# Host -> execution providers of ONNX Runtime; what the first ones lack runs on the next one.
+PROVIDERS = {
+    "onnxruntime": ("CPUExecutionProvider",),
+    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+}
+
+
+def captioner_on(host: str, repository: Path) -> OnnxCaptioner:
+    """Load the models with ONNX Runtime in this process.
+
+    Args:
+        host: a key of PROVIDERS.
+        repository: folder of the models.
+
+    Raises:
+        HostError: this ONNX Runtime lacks the host's provider, or found no GPU for it.
+    """
+    first = PROVIDERS[host][0]
+    if first not in onnxruntime.get_available_providers():
+        raise HostError(f"{host}: this ONNX Runtime has no {first}: install onnxruntime-gpu in place of onnxruntime")
+    captioner = OnnxCaptioner(repository, providers=PROVIDERS[host])
+    for name, session in captioner.sessions.items():
+        if session.get_providers()[0] != first:
+            raise HostError(f"{host}: {name} runs with {session.get_providers()[0]}: is there a GPU with its driver?")
+    return captioner
+
+
 @contextmanager
-def onnxruntime_host(repository: Path) -> Iterator[Caption]:
-    """Caption with ONNX Runtime on the CPU in this process."""
-    yield OnnxCaptioner(repository).caption
+def _in_this_process(host: str, repository: Path) -> Iterator[Caption]:
+    yield captioner_on(host, repository).caption
 
 
 @contextmanager
@@ -66,4 +102,7 @@ async def _connect(triton: EmbeddedTriton, contract: ModelContract) -> TritonCli
     return inference
 
 
-HOSTS = {"onnxruntime": onnxruntime_host, "triton": triton_host}
+HOSTS: dict[str, Callable[[Path], AbstractContextManager[Caption]]] = {
+    **{host: partial(_in_this_process, host) for host in PROVIDERS},
+    "triton": triton_host,
+}

@@ -20,6 +20,7 @@ from captioner.kv_cache import Floats, KvCache
 from captioner.model_contract import QUERY_LOGPROBS, ModelContract, Precision
 from export.caption_graphs import query_head_of
 from export.onnx_captioner import OnnxCaptioner
+from export.optimum_peer import OptimumCaptioner
 from training.caption_model import embedding_of, normalise
 
 Pixels = npt.NDArray[np.uint8]
@@ -41,7 +42,7 @@ class Parity:
 
     Attributes:
         precision: of the variant.
-        host: a key of `hosts.HOSTS`.
+        host: a key of `hosts.HOSTS`, or "optimum" for optimum's own export.
         photos: number of photos.
         errors: tensor -> its error, see MAX_ERROR; empty for hosts that do not return tensors.
         equal: beams -> share of captions that are equal to the checkpoint's.
@@ -177,6 +178,32 @@ def tensor_errors(model: VisionEncoderDecoderModel, captioner: OnnxCaptioner, pi
             wanted = np.broadcast_to(of_self.numpy()[:, :, 0][:, None], new.shape)
             errors["new_kv"] = max(errors["new_kv"], _error(wanted, new))
     return errors
+
+
+@torch.no_grad()
+def peer_errors(
+    model: VisionEncoderDecoderModel, peer: OptimumCaptioner, pixels: Pixels, candidates: int
+) -> dict[str, float]:
+    """Measure the errors of optimum's models as `tensor_errors`, of those tensors that they have, too.
+
+    Args:
+        model: the checkpoint.
+        peer: optimum's export.
+        pixels: uint8 [B, height, width, 3].
+        candidates: number of most likely first tokens that are compared.
+
+    Returns:
+        Tensor -> error, see MAX_ERROR.
+    """
+    photo = _photo(pixels)
+    start = torch.full((len(pixels), 1), model.config.decoder_start_token_id)
+    expected = model(pixel_values=photo, decoder_input_ids=start)
+    logprobs, best = expected.logits[:, 0].log_softmax(dim=-1).topk(candidates)
+    got_hidden, got_logprobs = peer.first_step(photo)
+    return {
+        "hidden_states": _error(expected.encoder_last_hidden_state.numpy(), got_hidden),
+        "candidate_logprobs": _error(logprobs.numpy(), np.take_along_axis(got_logprobs, best.numpy(), axis=-1)),
+    }
 
 
 def _first_step(captioner: OnnxCaptioner, cross: Sequence[Floats], beams: int) -> dict[str, npt.NDArray[Any]]:

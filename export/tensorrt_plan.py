@@ -62,6 +62,25 @@ def full_shape(tensor: TensorSpec, batch_size: int, beams: int) -> tuple[int, ..
     return (batch_size, *with_beams(tensor, beams))
 
 
+def provider_options(provider: str, spec: ModelSpec, contract: ModelContract) -> dict[str, str]:
+    """The options of ONNX Runtime's execution provider in Triton; for TensorRT the shapes of its engines.
+
+    Types come from the graph: TensorRT 11 has no "precision_mode". An engine is built when Triton loads the model; the
+    shapes keep it from being built again for another batch.
+    """
+    if provider != "tensorrt":
+        return {}
+    ranges = shape_ranges(spec, contract)
+    return {
+        "trt_profile_min_shapes": _shapes({one.name: one.least for one in ranges}),
+        "trt_profile_opt_shapes": _shapes({one.name: one.best for one in ranges}),
+        "trt_profile_max_shapes": _shapes({one.name: one.most for one in ranges}),
+        "max_workspace_size_bytes": str(WORKSPACE_MIB << 20),
+        "trt_engine_cache_enable": "true",
+        "trt_engine_cache_path": "/tmp",  # the only folder of the container that can be written to
+    }
+
+
 def build_arguments(spec: ModelSpec, contract: ModelContract) -> tuple[str, ...]:
     """The arguments of `trtexec` that build `<name>.plan` from `<name>.onnx` as `Builder.build` does."""
     ranges = shape_ranges(spec, contract)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Export a checkpoint as a Triton model repository: `python -m export.to_onnx --checkpoint checkpoints/fashion-small`.
 
-Writes the three ONNX models in one precision, their `config.pbtxt` (for TensorRT a second one), the model contract, the
+Writes the three ONNX models in one precision, their `config.pbtxt` (for FP16 also those
+of TensorRT and of ONNX Runtime on a GPU), the model contract, the
 tokenizer and, where the encoder has a query head, its queries. The repository is replaced only when all files are
 complete.
 
@@ -45,7 +46,16 @@ from export.int8_graphs import quantise
 from export.onnx_captioner import OnnxCaptioner
 from export.onnx_export import contract_of, export_onnx, graphs_of, load_captioner
 from export.onnx_passes import optimise
-from export.triton_config import EMBEDDED_CONFIG, TENSORRT_CONFIG, embedded_config, onnx_config, tensorrt_config
+from export.tensorrt_plan import provider_options
+from export.triton_config import (
+    EMBEDDED_CONFIG,
+    GPU_PROVIDERS,
+    TENSORRT_CONFIG,
+    embedded_config,
+    onnx_config,
+    onnx_gpu_config_file,
+    tensorrt_config,
+)
 from training.prepare_data import load_products
 
 MODEL_FILE = "model.onnx"
@@ -211,6 +221,10 @@ def _write_configs(spec: ModelSpec, contract: ModelContract, folder: Path) -> No
         texts[EMBEDDED_CONFIG] = embedded_config(contract)
     if contract.precision == "fp16":
         texts[TENSORRT_CONFIG] = tensorrt_config(spec)
+        texts |= {
+            onnx_gpu_config_file(name): onnx_config(spec, provider=name, options=provider_options(name, spec, contract))
+            for name in GPU_PROVIDERS
+        }
     for name, text in texts.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Triton's configuration of one model as text, for its ONNX file and for its TensorRT engine.
 
-Names, types and shapes come from the model contract. The engine's configuration is `configs/tensorrt.pbtxt`, which
-`tritonserver --model-config-name=tensorrt` selects.
+Names, types and shapes come from the model contract. `tritonserver --model-config-name=NAME` selects
+`configs/NAME.pbtxt`: `tensorrt` is the engine's; `onnxruntime_cuda` and `onnxruntime_tensorrt` run the ONNX file with
+these execution providers of Triton's own onnxruntime backend.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from captioner.model_contract import STEP, ModelContract, ModelSpec, with_beams
 
@@ -15,6 +16,8 @@ MAX_BATCH_SIZE = 32  # photos of one Triton batch
 
 TENSORRT_CONFIG = "configs/tensorrt.pbtxt"  # within a model's folder
 EMBEDDED_CONFIG = "configs/embedded.pbtxt"
+# Execution providers of ONNX Runtime on a GPU, as Triton calls them.
+GPU_PROVIDERS = ("cuda", "tensorrt")
 PLAN_FILE = "model.plan"
 
 # Beams for which a step is warmed up and its CUDA graph is captured: greedy, and the most usual number of beams.
@@ -42,13 +45,36 @@ def embedded_config(contract: ModelContract) -> str:
     return onnx_config(contract.step, optional=optional)
 
 
-def onnx_config(spec: ModelSpec, *, optional: Collection[str] = ()) -> str:
-    """The configuration of `1/model.onnx`, for every Triton and GPU.
+def onnx_gpu_config_file(provider: str) -> str:
+    """The path of `onnx_config` for a provider, within a model's folder."""
+    return f"configs/onnxruntime_{provider}.pbtxt"
+
+
+def onnx_config(
+    spec: ModelSpec, *, optional: Collection[str] = (), provider: str = "", options: Mapping[str, str] | None = None
+) -> str:
+    """The configuration of `1/model.onnx`.
 
     Args:
         spec: of the model.
         optional: inputs that a request may leave out, which only the gateway's own backend supports.
+        provider: one of GPU_PROVIDERS; "": CUDA where there is a GPU, else the CPU.
+        options: of the provider.
     """
+    if provider:
+        placement = [
+            "instance_group [ { count: 1 kind: KIND_GPU } ]",
+            f'optimization {{ execution_accelerators {{ gpu_execution_accelerator: [ {{ name: "{provider}"',
+            *(f'  parameters {{ key: "{key}" value: "{value}" }}' for key, value in (options or {}).items()),
+            "} ] } }",
+        ]
+    else:
+        placement = [
+            "# On the GPU where there is one, else on the CPU.",
+            "instance_group [ { count: 1 kind: KIND_AUTO } ]",
+            "# 0: as many threads as cores.",
+            'parameters { key: "intra_op_thread_count" value { string_value: "0" } }',
+        ]
     lines = [
         "# Written by export/triton_config.py from the model contract.",
         f'name: "{spec.name}"',
@@ -58,10 +84,7 @@ def onnx_config(spec: ModelSpec, *, optional: Collection[str] = ()) -> str:
         "# No queue delay: a lone caller never waits for a batch; requests that wait anyway are batched.",
         "# No queue policy: with max_queue_size Triton 2.51 now and then lets a request lie for 500 ms.",
         "dynamic_batching { max_queue_delay_microseconds: 0 }",
-        "# On the GPU where there is one, else on the CPU.",
-        "instance_group [ { count: 1 kind: KIND_AUTO } ]",
-        "# 0: as many threads as cores.",
-        'parameters { key: "intra_op_thread_count" value { string_value: "0" } }',
+        *placement,
         *_warmup_lines(spec),
     ]
     return "\n".join(lines) + "\n"

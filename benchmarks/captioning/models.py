@@ -157,21 +157,17 @@ def our_models(checkpoint: Path, folder: Path, precision: Precision, data: Path 
 
 
 def optimum_models(checkpoint: Path, folder: Path) -> None:
-    """Export with optimum and its key-value cache, as its documentation shows.
+    """Export with optimum.
 
     Raises:
-        ImportError: optimum is not installed.
-        KeyError: optimum cannot export this architecture.
-        ValueError: as well.
+        PeerError: optimum is not installed, or cannot export this architecture.
     """
 
     def make(target: Path) -> None:
-        from optimum.onnxruntime import ORTModelForVision2Seq
-
-        import training.caption_model  # noqa: F401  # registers the small checkpoint's encoder
+        from export.optimum_peer import export_with_optimum
 
         be_quiet()
-        ORTModelForVision2Seq.from_pretrained(checkpoint, export=True, use_cache=True).save_pretrained(target)
+        export_with_optimum(checkpoint, target)
 
     made_of = {
         "weights": _hash_of((checkpoint / "model.safetensors", checkpoint / "config.json")),

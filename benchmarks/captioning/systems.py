@@ -140,10 +140,10 @@ class HuggingFace:
         self._device = spec.device
         self._dtype = torch.float16 if spec.precision == "fp16" and spec.kind == "generate" else torch.float32
         if spec.kind == "optimum":
-            from optimum.onnxruntime import ORTModelForVision2Seq
+            from export.optimum_peer import OptimumCaptioner
 
             provider = _CUDA[0] if spec.device == "cuda" else "CPUExecutionProvider"
-            self._model: Any = ORTModelForVision2Seq.from_pretrained(spec.source, provider=provider)
+            self._model: Any = OptimumCaptioner(spec.source, provider).model
         else:
             model = VisionEncoderDecoderModel.from_pretrained(spec.source, dtype=self._dtype)
             self._model = model.eval().to(self._device)

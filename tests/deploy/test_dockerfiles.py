@@ -12,11 +12,13 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from captioner.model_contract import ModelContract
+from export import tensorrt_builder
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import ConfigError
 from search_gateway.healthcheck import SERVICE
@@ -165,12 +167,10 @@ def test_only_official_images_with_a_version(dockerfile: Path) -> None:
 @DOCKERFILES
 def test_extras_exist_and_wheels_only_are_installed(dockerfile: Path) -> None:
     runs = [rest for name, rest in instructions(dockerfile) if name == "RUN" and " install " in rest]
-    assert runs
-    for run in runs:
-        assert "--only-binary :all:" in run
-        extras = re.findall(r"\[(\w+)\]", run)
-        assert extras
-        assert set(extras) <= set(EXTRAS)
+    assert all("--only-binary :all:" in run for run in runs)
+    extras = re.findall(r"'\.\[(\w+)\]'", " ".join(runs))
+    assert extras
+    assert set(extras) <= set(EXTRAS)
 
 
 def test_extra_gateway_has_what_the_gateway_imports() -> None:
@@ -199,8 +199,21 @@ def test_same_package_has_the_same_version_in_every_extra() -> None:
 def test_engines_image_has_what_the_exporter_imports() -> None:
     files = with_all_it_imports(ROOT / "export" / "to_tensorrt.py")
     assert {path.relative_to(ROOT).parts[0] for path in files} <= set(copied(ENGINES))
-    # TensorRT itself is asked through trtexec, which is the image's own.
+    # TensorRT itself is the image's own, see below.
     assert third_party_imports(files) - packages_of("engines") == set()
+
+
+def test_engines_image_gets_the_bindings_of_its_own_tensorrt() -> None:
+    """The program that asks for the version runs here on TensorRT-RTX, whose library has the same functions."""
+    libraries = pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT-RTX has no wheel for this machine")
+    (run,) = (rest for name, rest in instructions(ENGINES) if name == "RUN" and "tensorrt" in rest)
+    (program,) = re.findall(r'python3 -c "(.*?)"', run)
+    (library,) = Path(libraries.__file__).parent.glob("libtensorrt_rtx.so*")
+    program = program.replace("ctypes.util.find_library('nvinfer')", repr(str(library)))
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert metadata.version("tensorrt-rtx-cu12").startswith(f"{answer.stdout.strip()}.")
+    assert '"tensorrt-cu13-bindings==${version}.*"' in run
+    assert "tensorrt_bindings" in tensorrt_builder._MODULES["tensorrt"]
 
 
 def test_gateway_image_has_settings_the_code_reads_and_asks_the_port_it_listens_on() -> None:

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the export extra (torch)")
@@ -15,8 +17,10 @@ from export.calibration import drawn_photos  # noqa: E402
 from export.check_parity import main, parse_args, photos_for, table  # noqa: E402
 from export.onnx_export import load_captioner  # noqa: E402
 from export.parity import Parity  # noqa: E402
+from export.to_onnx import export_repository  # noqa: E402
 from tests.conftest import SHARED_DATA  # noqa: E402
 from tests.fakes.exported_captioner import tiny_checkpoint, tiny_repository  # noqa: E402
+from tests.fakes.tiny_captioner import TINY, save_tiny_captioner  # noqa: E402
 from tests.fakes.tiny_onnx_models import CONTRACT  # noqa: E402
 from training.prepare_data import is_validation  # noqa: E402
 
@@ -80,6 +84,43 @@ def test_exit_code_is_1_where_one_is_refused_and_it_is_named(
     assert captured.out.splitlines()[-1].endswith("refused")
     assert "fp32 on onnxruntime: hidden_states differs by" in captured.err
     assert "% of captions are equal, wanted 100%" in captured.err
+
+
+def test_optimum_is_a_row_of_the_table(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a stock ViT and GPT-2 with random weights, since that is the architecture it knows."""
+    pytest.importorskip("optimum.onnxruntime", reason="OPTIMUM IS NOT COMPARED: install the extra peers")
+    checkpoint, models = tmp_path / "stock", tmp_path / "models"
+    # Long enough for the sequences that it traces the models with.
+    save_tiny_captioner(checkpoint, dataclasses.replace(TINY, stem_channels=(), max_tokens=32))
+    export_repository(checkpoint, models)
+    code = run_main(monkeypatch, "--checkpoint", checkpoint, "--models", models, "--photos", "30", "--peers")
+    ours, optimum = (line.split() for line in capsys.readouterr().out.splitlines()[2:])
+    assert (ours[:2], optimum[:2]) == (["fp32", "onnxruntime"], ["fp32", "optimum"])
+    assert (ours[-1], optimum[-4:], code) == ("passes", ["100.00%", "100.00%", "-", "passes"], 0)
+
+
+def test_optimum_that_cannot_be_compared_is_no_failure_of_ours(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It does not know the tiny captioner's encoder, and may not be installed."""
+    checkpoint, models = tiny_checkpoint(tmp_path_factory), tiny_repository(tmp_path_factory, "fp32")
+    run = ("--checkpoint", checkpoint, "--models", models, "--photos", "2", "--beams", "1")
+    assert run_main(monkeypatch, *run, "--peers") == 0
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 3
+    assert "optimum: " in captured.err
+
+
+def test_host_that_is_not_there_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, models = tiny_checkpoint(tmp_path_factory), tiny_repository(tmp_path_factory, "fp32")
+    run = ("--checkpoint", checkpoint, "--models", models, "--photos", "2", "--beams", "1")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert run_main(monkeypatch, *run, "--hosts", "cuda") == 2
+    assert "cuda: this ONNX Runtime has no CUDAExecutionProvider" in capsys.readouterr().err
 
 
 def test_every_variant_is_compared_on_every_host() -> None:

@@ -6,12 +6,13 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 
+import onnxruntime
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the export extra (torch)")
 
 from captioner.decoding import DecodingOptions  # noqa: E402
-from export.hosts import Caption, onnxruntime_host, triton_host  # noqa: E402
+from export.hosts import HOSTS, Caption, HostError, captioner_on  # noqa: E402
 from tests.fakes.exported_captioner import random_photos, tiny_repository, words  # noqa: E402
 from tests.fakes.tiny_captioner import TINY  # noqa: E402
 
@@ -24,7 +25,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Caption, C
     if importlib.util.find_spec("pytriton") is None:
         pytest.skip("THE REAL TRITON IS NOT TESTED: install the embedded extra (nvidia-pytriton)")
     repository = tiny_repository(tmp_path_factory, "int8")
-    with onnxruntime_host(repository) as here, triton_host(repository) as there:
+    with HOSTS["onnxruntime"](repository) as here, HOSTS["triton"](repository) as there:
         yield here, there
 
 
@@ -46,3 +47,16 @@ def test_answers_come_in_the_order_of_the_photos(hosts: tuple[Caption, Caption])
     pixels = random_photos(12, 1)
     options = DecodingOptions(max_tokens=TINY.max_tokens)
     assert words(there(pixels[::-1], options)) == words(there(pixels, options))[::-1]
+
+
+def test_host_without_a_gpu_says_what_is_missing(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime itself would use the CPU and only print a warning."""
+    repository = tiny_repository(tmp_path_factory, "int8")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(HostError, match=r"no CUDAExecutionProvider: install onnxruntime-gpu"):
+        captioner_on("cuda", repository)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.raises(HostError, match="vit_encoder runs with CPUExecutionProvider: is there a GPU with its driver"):
+        captioner_on("cuda", repository)

@@ -90,7 +90,8 @@ def test_repository_is_complete(
     wanted = {f"{name}/{file}" for name in NORMS for file in ("1/model.onnx", "config.pbtxt")}
     wanted.add("gpt2_step/configs/embedded.pbtxt")
     if precision == "fp16":
-        wanted |= {f"{name}/configs/tensorrt.pbtxt" for name in NORMS}
+        configs = ("tensorrt", "onnxruntime_cuda", "onnxruntime_tensorrt")
+        wanted |= {f"{name}/configs/{config}.pbtxt" for name in NORMS for config in configs}
     assert files.keys() == wanted | {"model_contract.json", "tokenizer.json"}
     contract = ModelContract.load(repository)
     assert (contract.precision, contract.model) == (precision, "tiny")

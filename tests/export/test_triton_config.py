@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +12,9 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from captioner.model_contract import STEP, ModelSpec, TensorSpec, with_beams
+from export.tensorrt_plan import build_arguments, provider_options
 from export.triton_config import (
+    GPU_PROVIDERS,
     GRAPH_BATCH_SIZES,
     MAX_BATCH_SIZE,
     PLAN_FILE,
@@ -23,7 +26,11 @@ from export.triton_config import (
 from tests.fakes.tiny_onnx_models import tiny_contract
 
 SPECS = pytest.mark.parametrize("spec", tiny_contract("fp16").models, ids=lambda spec: spec.name)
-BOTH = pytest.mark.parametrize("config_of", [onnx_config, tensorrt_config])
+BOTH = pytest.mark.parametrize(
+    "config_of",
+    [onnx_config, tensorrt_config, *(functools.partial(onnx_config, provider=name) for name in GPU_PROVIDERS)],
+    ids=["onnx", "tensorrt", *GPU_PROVIDERS],
+)
 
 
 def parsed(text: str) -> Any:
@@ -78,6 +85,27 @@ def test_onnx_model_runs_on_any_host_and_has_no_queue_policy(spec: ModelSpec) ->
     assert [group.kind for group in config.instance_group] == [model_config_pb2.ModelInstanceGroup.KIND_AUTO]
     assert not config.dynamic_batching.HasField("default_queue_policy")
     assert not config.HasField("optimization")
+
+
+@SPECS
+@pytest.mark.parametrize("provider", GPU_PROVIDERS)
+def test_onnx_runtime_on_a_gpu_uses_one_provider_of_tritons_own_backend(spec: ModelSpec, provider: str) -> None:
+    options = provider_options(provider, spec, tiny_contract("fp16"))
+    config = parsed(onnx_config(spec, provider=provider, options=options))
+    assert (config.backend, config.default_model_filename) == ("onnxruntime", "")
+    assert [group.kind for group in config.instance_group] == [model_config_pb2.ModelInstanceGroup.KIND_GPU]
+    (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+    assert (accelerator.name, dict(accelerator.parameters)) == (provider, options)
+    assert not config.dynamic_batching.HasField("default_queue_policy")
+
+
+@SPECS
+def test_engines_of_onnx_runtime_have_the_shapes_of_ours(spec: ModelSpec) -> None:
+    contract = tiny_contract("fp16")
+    options = provider_options("tensorrt", spec, contract)
+    flags = dict(argument.partition("=")[::2] for argument in build_arguments(spec, contract))
+    for which in ("min", "opt", "max"):
+        assert options[f"trt_profile_{which}_shapes"] == flags[f"--{which}Shapes"]
 
 
 def test_embedded_host_may_leave_out_the_caches_and_nothing_else() -> None:

@@ -15,7 +15,7 @@ from captioner.query_classes import QUERY_CLASSES_FILE
 from training.caption_dataset import train_tokenizer
 from training.caption_model import embedding_of, normalise
 from training.new_captioner import complete, random_captioner
-from training.presets import SCRATCH
+from training.presets import SCRATCH, Preset
 
 TINY = dataclasses.replace(
     SCRATCH, name="tiny", image_height=16, image_width=16, patch_size=4, stem_channels=(4, 8), hidden_size=32,
@@ -47,12 +47,12 @@ def save_queries(folder: Path, queries: tuple[str, ...] = QUERIES) -> None:
     (folder / QUERY_CLASSES_FILE).write_text(json.dumps(queries), encoding="utf-8")
 
 
-def save_tiny_captioner(folder: Path) -> Path:
+def save_tiny_captioner(folder: Path, preset: Preset = TINY) -> Path:
     """Save a captioner with random weights that are large enough for the photo to matter; always the same ones."""
-    tokenizer = train_tokenizer(["blue shirt", "red dress", "green shoes of the sea"] * 3, TINY.vocab_size)
+    tokenizer = train_tokenizer(["blue shirt", "red dress", "green shoes of the sea"] * 3, preset.vocab_size)
     torch.manual_seed(5)
-    model = random_captioner(TINY, tokenizer)
-    complete(model, tokenizer, TINY)
+    model = random_captioner(preset, tokenizer)
+    complete(model, tokenizer, preset)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
