@@ -70,6 +70,9 @@ load-test: $(VENV)/.development ## the gateway under load with the photos of DAT
 	@$(BIN)/python -m benchmarks.perf_analyzer --data "$$DATA" --output '$(RUN)/load-test/perf_analyzer'
 	@echo 'the reports are in $(RUN)/load-test'
 
+gpu-report: $(VENV)/.development ## on a host with a GPU: measure the containers and write .run/gpu-report/report.md; DRY_RUN=1 needs no GPU
+	@$(BIN)/python -m benchmarks.gpu_report $(if $(DATA),--data "$$DATA") $(if $(DRY_RUN),--dry-run)
+
 check: $(VENV)/.development ## ruff, mypy, import rules, and whether generated files are current
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .

@@ -195,8 +195,9 @@ def peer_errors(
     Returns:
         Tensor -> error, see MAX_ERROR.
     """
-    photo = _photo(pixels)
-    start = torch.full((len(pixels), 1), model.config.decoder_start_token_id)
+    photo, first = _photo(pixels), model.config.decoder_start_token_id
+    assert first is not None, "the checkpoint could not be exported otherwise"
+    start = torch.full((len(pixels), 1), first)
     expected = model(pixel_values=photo, decoder_input_ids=start)
     logprobs, best = expected.logits[:, 0].log_softmax(dim=-1).topk(candidates)
     got_hidden, got_logprobs = peer.first_step(photo)

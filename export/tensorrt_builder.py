@@ -184,7 +184,7 @@ def _halve_products(trt: Any, network: Any) -> None:
 def _log(trt: Any) -> Any:
     """A logger for the library that keeps errors and prints nothing."""
 
-    class Log(trt.ILogger):  # type: ignore[misc, name-defined]
+    class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []

@@ -60,6 +60,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--precisions", nargs="+", choices=PRECISIONS, help="of our models (default: fp32, int8, on a GPU also fp16)"
     )
+    parser.add_argument(
+        "--address", metavar="HOST:PORT", default="", help="a running gateway with the models of the one --precisions"
+    )
+    parser.add_argument("--export-only", action="store_true", help="make the models in --work and measure nothing")
     parser.add_argument("--photos", type=int, nargs="+", default=[1, 8], help="photos at a time (default 1 8)")
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 4], help="beams (default 1 4)")
     parser.add_argument("--tokens", type=int, help="length of a caption (default: full 10, small at most 24)")
@@ -69,6 +73,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if min(*args.photos, *args.beams, args.repeats, args.tokens or 1) < 1:
         parser.error("--photos, --beams, --tokens and --repeats must be at least 1")
+    if args.address and len(args.precisions or ()) != 1:
+        parser.error("--address needs the one precision of its gateway's models: --precisions fp16")
     args.tokens = args.tokens or TOKENS[args.size]
     return args
 
@@ -101,7 +107,7 @@ def systems_of(args: argparse.Namespace, checkpoint: Path, *, on_gpu: bool) -> l
         systems += [
             SystemSpec(
                 name=f"{title} {precision}", kind=kind, source=args.work / f"{checkpoint.name}-{precision}",
-                precision=precision, **common,
+                precision=precision, address=args.address if kind == "gateway" else "", **common,
             )
             for precision in precisions
         ]  # fmt: skip
@@ -254,6 +260,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.checkpoint is None and args.size == "full":
         in_own_process(full_size_checkpoint, checkpoint)
     systems = systems_of(args, checkpoint, on_gpu=in_own_process(has_cuda))
+    if args.export_only:
+        failures = make_models(args, checkpoint, systems)
+        print("\n".join(f"{name}: {reason}" for name, reason in failures.items()) or f"the models are in {args.work}")
+        return 1 if failures else 0
     record = measure(args, checkpoint, systems)
     print(captioning_table(record))
     if args.json is not None:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.captioning.models import Photos, be_quiet
-from benchmarks.common.gateway_process import CALL_SECONDS, GatewayProcess
+from benchmarks.common.gateway_process import CALL_SECONDS, GatewayProcess, RunningGateway
 from benchmarks.common.process_usage import peak_bytes
 from captioner.model_contract import Precision, with_beams
 
@@ -43,6 +43,7 @@ class SystemSpec:
     device: Literal["cpu", "cuda"] = "cpu"  # where they run
     endless: bool = False  # whether no token ends a caption
     is_peer: bool = False  # whether it is an alternative to ours
+    address: str = ""  # of a running gateway; "": one is started
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,10 @@ class MeasuredSystem:
         """Measure one of our models alone; returns the seconds of each call."""
         return _turn(self._system.stage(stage, photos, beams, position), ignore=True).seconds
 
-    def peak_memory(self) -> int:
+    def peak_memory(self) -> int | None:
         """Return the peak memory in bytes, of the gateway's processes if the system has a gateway."""
-        return peak_bytes(self._system.server.pid if isinstance(self._system, ThroughGateway) else os.getpid())
+        pid = self._system.server.pid if isinstance(self._system, ThroughGateway) else os.getpid()
+        return None if pid is None else peak_bytes(pid)
 
     def close(self) -> None:
         """Stop the system."""
@@ -214,7 +216,7 @@ class ThroughGateway:
     def __init__(self, spec: SystemSpec):
         from captrieve_client import SearchClient
 
-        self.server = GatewayProcess(spec.source)
+        self.server = RunningGateway(spec.address) if spec.address else GatewayProcess(spec.source)
         self._client = SearchClient(self.server.address, max_attempts=1)
 
     def caption(self, photos: Photos, workload: Workload) -> list[str]:

@@ -106,6 +106,28 @@ class GatewayProcess:
         raise RuntimeError(f"the gateway did not start within {_START_SECONDS:.0f} s")
 
 
+class RunningGateway:
+    """A gateway that others start and stop, for example in a container; it is not paused and has no process here.
+
+    Args:
+        address: HOST:PORT of the gateway.
+    """
+
+    pid: int | None = None
+    log = ""
+    is_awake = True
+
+    def __init__(self, address: str):
+        self.address = address
+
+    def awake(self) -> contextlib.AbstractContextManager[None]:
+        """Do nothing: it is awake."""
+        return contextlib.nullcontext()
+
+    def close(self) -> None:
+        """Leave it as it is."""
+
+
 def _end_with_parent() -> None:
     """Let Linux send SIGTERM to this process when its parent dies, even by SIGKILL."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

@@ -40,6 +40,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser("benchmarks.load", __doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of photos, or one with a folder images/")
     parser.add_argument("--model-repository", type=Path, default=defaults.repository)
+    parser.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        default="",
+        help="a running gateway with these models, for --phases curve,open",
+    )
     measured = parser.add_argument_group("what is measured")
     measured.add_argument("--phases", default=",".join(PHASES), help="some of %(default)s (default: all)")
     measured.add_argument(
@@ -68,6 +74,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args.phases = [phase for phase in args.phases.split(",") if phase]
     if unknown := [phase for phase in args.phases if phase not in PHASES]:
         parser.error(f"--phases has {', '.join(unknown)}: choose from {', '.join(PHASES)}")
+    if args.address and {"compare", "soak"} & set(args.phases):
+        parser.error("--address: the phases compare and soak need processes of this machine; give --phases curve,open")
     if min(args.photos, args.rounds, args.requests, *args.callers) < 1:
         parser.error("--photos, --rounds, --requests and --callers must be at least 1")
     if args.warm_seconds < 0:
@@ -89,6 +97,7 @@ def measure(args: argparse.Namespace, photos: Sequence[bytes]) -> Record:
     """
     settings = LoadSettings(
         repository=args.model_repository,
+        address=args.address,
         rounds=args.rounds,
         callers=tuple(args.callers),
         warm_seconds=args.warm_seconds,

@@ -25,7 +25,7 @@ from typing import Any, Literal, Self
 
 from tqdm import tqdm
 
-from benchmarks.common.gateway_process import GatewayProcess
+from benchmarks.common.gateway_process import GatewayProcess, RunningGateway
 from benchmarks.common.gateway_statistics import BatchSizes, batch_sizes, mean_batch, since, total
 from benchmarks.common.own_process import OwnProcess
 from benchmarks.common.process_usage import cpu_seconds, cpu_seconds_by_part, peak_bytes, resident_bytes_by_part
@@ -54,6 +54,7 @@ class LoadSettings:
     """Settings of a load test."""
 
     repository: Path  # folder of the models
+    address: str = ""  # of a running gateway with these models; "": one is started
     rounds: int = 3  # of all phases but the soak
     callers: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)  # of the curve
     warm_seconds: float = 1.0  # least time before each window
@@ -95,7 +96,11 @@ class LoadTest:
         with contextlib.ExitStack() as stack:
             progress.set_description_str("starting")
             self._in_process = stack.enter_context(OwnProcess(InProcess, settings.repository, photos, {}))
-            self._gateway = stack.enter_context(contextlib.closing(GatewayProcess(settings.repository, {})))
+            self._gateway = stack.enter_context(
+                contextlib.closing(
+                    RunningGateway(settings.address) if settings.address else GatewayProcess(settings.repository, {})
+                )
+            )
             self._driver = stack.enter_context(OwnProcess(LoadDriver, self._gateway.address, photos))
             with self._gateway.awake():
                 self.oracle = self._learn()
@@ -178,6 +183,7 @@ class LoadTest:
         turns: list[tuple[LoadFigures, TurnCost]] = []
         first = 0
         with self._gateway.awake():
+            assert self._gateway.pid is not None, "the command line says so"
             memory = [{"requests": 0, **resident_bytes_by_part(self._gateway.pid)}]
             for part in range(_SOAK_PARTS):
                 requests = settings.soak_requests * (part + 1) // _SOAK_PARTS - first
@@ -189,9 +195,9 @@ class LoadTest:
         mixture_record = dataclasses.asdict(mixture) | {"beams": {str(k): v for k, v in _SOAK_BEAMS.items()}}
         return {**_point("soak", turns), "mixture": mixture_record, "resident_bytes": memory}
 
-    def peak_memory(self) -> int:
-        """Return the peak memory of the gateway and its descendants, in bytes."""
-        return peak_bytes(self._gateway.pid)
+    def peak_memory(self) -> int | None:
+        """Return the peak memory of the gateway and its descendants, in bytes; None where its process is elsewhere."""
+        return None if self._gateway.pid is None else peak_bytes(self._gateway.pid)
 
     def complaints(self) -> list[str]:
         """Return the warnings and errors in the gateway's log, see `complaints_in`."""
@@ -257,7 +263,8 @@ class LoadTest:
         self._progress.update()
 
     def _cpu(self) -> dict[str, float]:
-        return {**cpu_seconds_by_part(self._gateway.pid), "driver": cpu_seconds(self._driver.pid)}
+        server = {} if self._gateway.pid is None else cpu_seconds_by_part(self._gateway.pid)
+        return {**server, "driver": cpu_seconds(self._driver.pid)}
 
     def _batch_sizes(self) -> BatchSizes | None:
         """Return None while the gateway is paused: nothing is executed then."""
