@@ -18,7 +18,15 @@ LIMITS = MachineLimits(gemm={"fp32": {"PyTorch": 2e11}}, bandwidth={"read": 3e10
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--size", "large"], ["--size", "full", "--repeats", "0"], ["--size", "full", "--tokens", "-1"]]
+    "arguments",
+    [
+        [],
+        ["--size", "large"],
+        ["--size", "full", "--repeats", "0"],
+        ["--size", "full", "--tokens", "-1"],
+        ["--size", "full", "--address", "one:1"],
+        ["--size", "full", "--address", "one:1", "--precisions", "fp16", "fp32"],
+    ],
 )
 def test_wrong_arguments_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
@@ -39,6 +47,14 @@ def test_what_takes_part() -> None:
     assert on_gpu[:3] == ["generate", "generate fp16", "in-process fp32"]
     assert captioning.parse_args(["--size", "full"]).tokens == 10
     assert captioning.parse_args(["--size", "small", "--tokens", "5"]).tokens == 5
+
+
+def test_running_gateway_is_called_where_it_is() -> None:
+    args = captioning.parse_args(["--size", "small", "--precisions", "fp16", "--address", "one:1"])
+    systems = captioning.systems_of(args, Path("mine"), on_gpu=False)
+    assert {spec.name: spec.address for spec in systems} == {
+        "generate": "", "in-process fp16": "", "gRPC fp16": "one:1",
+    }  # fmt: skip
 
 
 @pytest.mark.torch

@@ -26,6 +26,8 @@ from tests.conftest import MODELS, jpeg
         ["--data", "x", "--callers", "0"],
         ["--data", "x", "--rates", "0.5", "0"],
         ["--data", "x", "--rounds", "0"],
+        ["--data", "x", "--address", "one:1"],
+        ["--data", "x", "--address", "one:1", "--phases", "curve,soak"],
     ],
 )
 def test_wrong_arguments_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
