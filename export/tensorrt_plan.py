@@ -99,15 +99,15 @@ def build_arguments(spec: ModelSpec, contract: ModelContract) -> tuple[str, ...]
 
 
 def run_arguments(name: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-    """The arguments of `trtexec` that run `<name>.plan` once on `<tensor>.bin` of each input and write all outputs."""
+    """The arguments of `trtexec` that time `<name>.plan` on `<tensor>.bin` of each input and write all outputs."""
     files = ",".join(f"{tensor}:{input_file(tensor)}" for tensor in shapes)
     return (
         f"--loadEngine={plan_file(name)}",
         f"--shapes={_shapes(shapes)}",
         f"--loadInputs={files}",
         f"--exportOutput={OUTPUT_FILE}",
-        "--iterations=1",
-        "--warmUp=0",
+        "--iterations=20",
+        "--warmUp=200",  # milliseconds
         "--duration=0",
     )
 

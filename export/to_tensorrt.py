@@ -50,6 +50,9 @@ FP32_COMMAND = (
 )
 
 
+TIMED = "alone on the GPU:"  # the beginning of a line with a model, photos x beams, and the time without copies
+
+
 class ConversionError(ValueError):
     """The caller has to correct something. The message says what."""
 
@@ -192,6 +195,8 @@ def convert(
         print(f"comparing with {reference} on {len(pixels)} photos", flush=True)
         parity = compare_engines(contract, pixels, OnnxModels(reference), trtexec.run)
         print(_table(parity))
+        for (model, batch_size, beams), milliseconds in sorted(trtexec.milliseconds.items()):
+            print(f"{TIMED} {model}, {batch_size} x {beams}: {milliseconds:.3f} ms")
         if parity.problems:
             print("\n".join(parity.problems), file=sys.stderr)
             print("Nothing was installed: an engine differs from the FP32 model.", file=sys.stderr)

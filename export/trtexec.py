@@ -40,6 +40,10 @@ _OUTPUT = re.compile(
 )
 
 
+# "GPU Compute Time: min = 3.41 ms, max = 3.5 ms, mean = 3.44 ms, median = 3.43 ms, percentile(90%) = ..."
+_MEDIAN = re.compile(r"GPU Compute Time:.*?median = ([\d.]+) ms")
+
+
 class TrtexecError(RuntimeError):
     """`trtexec` is missing, failed, took too long, or wrote unexpected outputs."""
 
@@ -51,12 +55,16 @@ class Trtexec:
         folder: the working folder.
         timeout_seconds: for one run.
 
+    Attributes:
+        milliseconds: (model, B, K) -> the GPU's time for such a batch, without copies, where `trtexec` printed it.
+
     Raises:
         TrtexecError: `trtexec` is not installed.
     """
 
     def __init__(self, folder: Path, *, timeout_seconds: float = RUN_TIMEOUT_SECONDS):
         self.folder = folder.resolve()
+        self.milliseconds: dict[tuple[str, int, int], float] = {}
         self._timeout_seconds = timeout_seconds
         found = shutil.which("trtexec") or (str(USUAL_PLACE) if USUAL_PLACE.is_file() else None)
         if found is None:
@@ -67,7 +75,7 @@ class Trtexec:
         self._program = found
 
     def run(self, spec: ModelSpec, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """Run `<model>.plan` once.
+        """Run `<model>.plan` on a batch some times, and keep the median time.
 
         Args:
             spec: of the model.
@@ -87,6 +95,8 @@ class Trtexec:
         output.unlink(missing_ok=True)
         shapes = {tensor.name: full_shape(tensor, batch_size, beams) for tensor in spec.inputs}
         log = self._call(run_arguments(spec.name, shapes))
+        if median := _MEDIAN.search(log):
+            self.milliseconds[spec.name, batch_size, beams] = float(median[1])
         if not output.is_file():
             raise TrtexecError(f"trtexec ran {spec.name} but wrote no outputs; its last words:\n{_tail(log)}")
         found = parse_outputs(output.read_text(encoding="utf-8", errors="replace"))

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns 1 if a step failed."""
     args = parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)
-    data = args.data or draw_photos(args.output / "photos")
+    data = args.data or draw_photos(args.output / "photos", 1 if args.dry_run else _DRAWN_PHOTOS)
     settings = Settings(
         output=args.output, work=args.work, data=data.resolve(),
         products=data.resolve() if (data / "styles.csv").is_file() else None,
@@ -113,9 +113,9 @@ def facts(environ: Mapping[str, str], settings: Settings) -> dict[str, str]:
     }
 
 
-def draw_photos(folder: Path) -> Path:
-    """Draw photos where there are none; returns their folder."""
+def draw_photos(folder: Path, count: int) -> Path:
+    """Draw `count` photos, where there are no others; returns their folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number, (picture, _) in enumerate(training_samples(_DRAWN_PHOTOS, 2, *_DRAWN_SIZE)):
+    for number, (picture, _) in enumerate(training_samples(count, 2, *_DRAWN_SIZE)):
         picture.save(folder / f"{number:03}.jpg")
     return folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,9 @@ from benchmarks.captioning.table import column_title, number
 from benchmarks.common.report import Record, markdown_table
 from benchmarks.gpu_report.plan import TENSORRT, Size, Step
 from benchmarks.gpu_report.runner import Outcome
+from captioner.model_contract import ENCODER, PREFILL, STEP
 from export.roofline import SIZES, T4, Attainment, encoder_work, prefill_work, project, step_work
+from export.to_tensorrt import TIMED
 from export.triton_config import MAX_BATCH_SIZE
 
 DRY_RUN = (
@@ -20,7 +23,9 @@ DRY_RUN = (
     "show records of earlier runs on a CPU."
 )
 _TAIL_LINES = 60
+_TIMED = re.compile(rf"^{re.escape(TIMED)} (\w+), (\d+) x (\d+): ([\d.]+) ms$", re.MULTILINE)
 _HEADS = {
+    "engines": "Engines alone",
     "captioning": "Captions in batches",
     "load": "Load, greedy captions",
     "perf_analyzer": "perf_analyzer, greedy captions",
@@ -43,17 +48,28 @@ def report_page(facts: Mapping[str, str], outcomes: Sequence[Outcome], *, is_dry
     )
     for outcome in outcomes:
         step = outcome.step
-        if step.kind and not outcome.failure and step.record is not None:
+        if step.kind and not outcome.failure:
             try:
-                text = _TABLES[step.kind](step, step.record.read_text(encoding="utf-8"))
+                record = outcome.output if step.record is None else step.record.read_text(encoding="utf-8")
+                text = _TABLES[step.kind](step, record)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 text = f"The record cannot be read: {type(error).__name__}: {error}"
-            parts += [f"## {_HEADS[step.kind]}: {step.size}, {step.config}", text]
+            parts += [f"## {_HEADS[step.kind]}: {', '.join(filter(None, (step.size, step.config)))}", text]
     parts += ["## Steps", _steps_table(outcomes)]
     for outcome in outcomes:
         if outcome.failure or outcome.step.is_shown or outcome.step.command[0] == "docker":
             parts += [f"### {outcome.step.title}: {outcome.failure or 'done'}", _block(outcome)]
     return "\n\n".join(parts) + "\n"
+
+
+def engines_part(step: Step, text: str) -> str:
+    """Return the table of the times that `export.to_tensorrt` printed."""
+    rows = []
+    for model, photos, beams, milliseconds in _TIMED.findall(text):
+        projected = 1000 * _stage_seconds(step.size, model, int(photos), int(beams), has_graphs=True)
+        title = column_title(int(photos), int(beams))
+        rows.append([model, title, milliseconds, f"{projected:.3f}", _share(projected, float(milliseconds))])
+    return markdown_table(["engine", "at a time", "ms", "projected", "share"], rows, left=2) if rows else "Not timed."
 
 
 def captioning_part(step: Step, text: str) -> str:
@@ -79,7 +95,8 @@ def captioning_part(step: Step, text: str) -> str:
     parts += [f"{name}: {system['failure']}" for name, system in systems.items() if system["failure"]]
     alone = []
     for one in record["stages"]:
-        measured, projected = one["seconds"]["median"], _stage_seconds(step.size, one)
+        measured, model = one["seconds"]["median"], _MODELS[one["stage"]]
+        projected = _stage_seconds(step.size, model, one["photos"], one["beams"], has_graphs=False)
         title = column_title(one["photos"], one["beams"])
         times = (f"{1000 * measured:.2f}", f"{1000 * projected:.2f}", _share(projected, measured))
         alone.append([one["system"], one["stage"], title, *times])
@@ -131,8 +148,9 @@ def perf_analyzer_part(step: Step, text: str) -> str:
 
 
 _LOAD_HEAD = ["captions/s", "projected", "share", "p50 ms", "p99 ms"]
+_MODELS = {"encoder": ENCODER, "prefill": PREFILL, "step": STEP}  # stage of the captioning benchmark -> model
 _TABLES: dict[str, Callable[[Step, str], str]] = {
-    "captioning": captioning_part, "load": load_part, "perf_analyzer": perf_analyzer_part,
+    "engines": engines_part, "captioning": captioning_part, "load": load_part, "perf_analyzer": perf_analyzer_part,
 }  # fmt: skip
 
 
@@ -149,14 +167,15 @@ def _captions_per_second(size: Size, photos: int, beams: int, steps: int, *, has
     return project(SIZES[size], min(photos, MAX_BATCH_SIZE), beams, steps, attained=attained).captions_per_second
 
 
-def _stage_seconds(size: Size, one: Mapping[str, Any]) -> float:
-    """The projection for one model in this process, where ONNX Runtime launches every kernel."""
-    works = {
-        "encoder": lambda: encoder_work(SIZES[size], one["photos"]),
-        "prefill": lambda: prefill_work(SIZES[size], one["photos"]),
-        "step": lambda: step_work(SIZES[size], one["photos"], one["beams"]),
-    }
-    return works[one["stage"]]().seconds(T4, Attainment())
+def _stage_seconds(size: Size, model: str, photos: int, beams: int, *, has_graphs: bool) -> float:
+    """The projection for one model; ONNX Runtime launches every kernel."""
+    if model == ENCODER:
+        work = encoder_work(SIZES[size], photos)
+    elif model == PREFILL:
+        work = prefill_work(SIZES[size], photos)
+    else:
+        work = step_work(SIZES[size], photos, beams)
+    return work.seconds(T4, Attainment(launch_seconds=0.0) if has_graphs else Attainment())
 
 
 def _steps_of(one: Mapping[str, Any]) -> int:

@@ -14,6 +14,8 @@ from benchmarks.captioning.models import ROOT, SMALL_CHECKPOINT
 from export.tensorrt_plan import IMAGE
 
 Size = Literal["small", "full"]
+# The table that the report makes of what a step writes; "": none.
+Kind = Literal["", "engines", "captioning", "load", "perf_analyzer"]
 SIZES: tuple[Size, ...] = ("small", "full")
 CHECKPOINTS = {"small": SMALL_CHECKPOINT.name, "full": "vit-base-gpt2"}  # names in the folder of the models
 
@@ -44,10 +46,10 @@ class Step:
     Attributes:
         title: in the report.
         command: program and arguments.
-        kind: what its record is: the table that the report makes of it; "" for none.
+        kind: of its record.
         size: of the models.
         config: of Triton, where the command measures it.
-        record: the file that the command writes.
+        record: the file that the command writes; None: its output is the record.
         stand_in: the file of an earlier run on a CPU that a dry run takes for the record.
         environ: further variables.
         timeout_seconds: after which the command is ended.
@@ -56,7 +58,7 @@ class Step:
 
     title: str
     command: tuple[str, ...]
-    kind: Literal["", "captioning", "load", "perf_analyzer"] = ""
+    kind: Kind = ""
     size: Size = "small"
     config: str = ""
     record: Path | None = None
@@ -93,7 +95,10 @@ def _size_steps(settings: Settings, size: Size) -> Iterator[Step]:
         "--export-only",
         size=size,
     )
-    yield _compose(f"{size}: build and compare the engines", environ, "run", "--rm", "engines", size=size, shown=True)
+    yield _compose(
+        f"{size}: build and compare the engines", environ, "run", "--rm", "engines",
+        "python3", "-m", "export.to_tensorrt", "--rebuild", kind="engines", size=size, shown=True,
+    )  # fmt: skip
     if size == "small":  # captions of the full size have no end, unlike those of generate()
         checkpoint = ("--checkpoint", str(SMALL_CHECKPOINT), "--models", str(reference), str(models))
         data = () if settings.products is None else ("--data", str(settings.products))
@@ -163,10 +168,15 @@ def perf_analyzer_script(settings: Settings) -> str:
 
 
 def _compose(
-    title: str, environ: Mapping[str, str], *arguments: str, size: Size = "small", shown: bool = False
+    title: str,
+    environ: Mapping[str, str],
+    *arguments: str,
+    kind: Kind = "",
+    size: Size = "small",
+    shown: bool = False,
 ) -> Step:
     command = ("docker", "compose", "--file", str(ROOT / "docker-compose.yml"), *arguments)
-    return Step(title=title, command=command, environ=environ, size=size, is_shown=shown)
+    return Step(title=title, command=command, kind=kind, environ=environ, size=size, is_shown=shown)
 
 
 def _module(
@@ -174,7 +184,7 @@ def _module(
     module: str,
     *arguments: str,
     size: Size,
-    kind: Literal["", "captioning", "load", "perf_analyzer"] = "",
+    kind: Kind = "",
     config: str = "",
     record: Path | None = None,
     stand_in: Path | None = None,

@@ -81,6 +81,6 @@ def test_file_names_have_nothing_trtexec_cuts_at() -> None:
     assert files == {tensor.name: f"{tensor.name}.bin" for tensor in spec.inputs}
 
 
-def test_a_run_is_one_run() -> None:
+def test_a_run_is_timed_when_it_is_warm_and_takes_no_longer_than_its_iterations() -> None:
     flags = flags_of(run_arguments("m", {"x": (1, 2)}))
-    assert (flags["--iterations"], flags["--warmUp"], flags["--duration"]) == ("1", "0", "0")
+    assert (flags["--iterations"], flags["--warmUp"], flags["--duration"]) == ("20", "200", "0")

@@ -100,6 +100,8 @@ def test_engines_are_built_compared_and_installed(host: Host, capsys: pytest.Cap
     assert said.err == ""
     assert "gpt2_step: building (there is none)" in said.out
     assert "0 wrong" in said.out
+    assert "alone on the GPU: gpt2_step, 8 x 4: 1.500 ms" in said.out
+    assert "alone on the GPU: vit_encoder, 1 x 1: 1.500 ms" in said.out
     assert list(host.scratch.iterdir()) == [], "nothing stays behind"
 
 

@@ -55,6 +55,7 @@ def trtexec(arguments: Sequence[str], folder: Path) -> tuple[str, int]:
             raise UsageError(f"Unknown option: {unknown}")
         log.append("[01/01/2026-00:00:00] [I] Selected Device: Tesla T4")
         _run(flags, folder, what, details)
+        log.append("[01/01/2026-00:00:00] [I] GPU Compute Time: min = 1 ms, max = 3 ms, mean = 2 ms, median = 1.5 ms")
     except (UsageError, OSError, ValueError) as error:
         log.append(f"[01/01/2026-00:00:00] [E] {error}")
         return "\n".join([*log, BANNER.format(state="FAILED", command=command)]), 1

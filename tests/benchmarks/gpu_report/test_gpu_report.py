@@ -21,7 +21,7 @@ from benchmarks.gpu_report.command import main
 from benchmarks.gpu_report.page import DRY_RUN, captioning_part, load_part, perf_analyzer_part, report_page
 from benchmarks.gpu_report.plan import CONFIGS, Settings, Step, perf_analyzer_script, plan
 from benchmarks.gpu_report.runner import CLOCKS, FACTS, Outcome, clocks_text, run_step
-from export.roofline import SIZES, Attainment, project
+from export.roofline import SIZES, T4, Attainment, project, step_work
 from export.triton_config import GPU_PROVIDERS, TENSORRT_CONFIG, onnx_gpu_config_file
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -42,6 +42,9 @@ def test_dry_run_writes_the_whole_report(tmp_path: Path, capsys: pytest.CaptureF
     assert page.splitlines()[2] == DRY_RUN
     for title in ("small, tensorrt", "small, onnxruntime_cuda", "full, tensorrt", "full, onnxruntime_tensorrt"):
         assert f"## Captions in batches: {title}\n" in page
+    projected = step_work(SIZES["small"], 8, 4).seconds(T4, Attainment(launch_seconds=0.0))
+    assert "## Engines alone: small\n" in page
+    assert f"| gpt2_step | 8 photos, 4 beams | 1.234 | {1000 * projected:.3f} |" in page
     for kind in ("Load", "perf_analyzer"):
         assert f"## {kind}, greedy captions: small, tensorrt\n" in page
     assert "stand-in for docker: compose" in page
