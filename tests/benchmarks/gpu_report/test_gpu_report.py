@@ -108,6 +108,7 @@ def test_clocks_are_those_of_the_busy_gpu(tmp_path: Path) -> None:
     assert "driver_version" in FACTS
 
 
+@pytest.mark.torch
 def test_every_command_is_one_that_its_program_understands(settings: Settings) -> None:
     """argparse ends the test if it does not."""
     parsers: dict[str, Callable[[Sequence[str]], Any]] = {}
