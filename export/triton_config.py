@@ -33,12 +33,6 @@ QUEUE_TIMEOUT_MICROSECONDS = 2_000_000
 MAX_QUEUE_SIZE = 512
 
 
-def request_sizes(spec: ModelSpec) -> list[tuple[int, int]]:
-    """Photos and beams of the requests that Triton's configuration prepares for, and those of the largest batch."""
-    beams = WARMUP_BEAMS if spec.name == STEP else (1,)
-    return [(batch_size, count) for count in beams for batch_size in GRAPH_BATCH_SIZES]
-
-
 def embedded_config(contract: ModelContract) -> str:
     """The step's configuration for the embedded Triton, whose backend reads the caches from the gateway's memory."""
     optional = {tensor.name for tensor in contract.caches}
@@ -116,6 +110,12 @@ def tensorrt_config(spec: ModelSpec) -> str:
         *_warmup_lines(spec),
     ]
     return "\n".join(lines) + "\n"
+
+
+def request_sizes(spec: ModelSpec) -> list[tuple[int, int]]:
+    """Photos and beams of the requests that Triton's configuration prepares for, and those of the largest batch."""
+    beams = WARMUP_BEAMS if spec.name == STEP else (1,)
+    return [(batch_size, count) for count in beams for batch_size in GRAPH_BATCH_SIZES]
 
 
 def _tensor_lines(spec: ModelSpec, optional: Collection[str] = ()) -> Iterator[str]:
