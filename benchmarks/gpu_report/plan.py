@@ -84,7 +84,8 @@ def _size_steps(settings: Settings, size: Size) -> Iterator[Step]:
         "MODEL_OWNER": f"{os.getuid()}:{os.getgid()}",
         "GATEWAY_PORT": str(settings.port),
     }
-    captioning = ("--size", size, "--work", str(work))
+    data = () if settings.products is None else ("--data", str(settings.products))
+    captioning = ("--size", size, "--work", str(work), *data)
     yield _module(
         f"{size}: export",
         "benchmarks.captioning",
@@ -101,7 +102,6 @@ def _size_steps(settings: Settings, size: Size) -> Iterator[Step]:
     )  # fmt: skip
     if size == "small":  # captions of the full size have no end, unlike those of generate()
         checkpoint = ("--checkpoint", str(SMALL_CHECKPOINT), "--models", str(reference), str(models))
-        data = () if settings.products is None else ("--data", str(settings.products))
         for host, more in (("onnxruntime", ("--peers",)), ("cuda", ())):
             yield _module(
                 f"{size}: parity, {host}", "export.check_parity", *checkpoint, "--hosts", host, *data, *more,
