@@ -155,6 +155,7 @@ def test_exported_tiny_model_is_compiled(
 
 @pytest.mark.tensorrt
 @pytest.mark.torch
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("size", ["small", "full"])
 def test_exported_model_of_real_size_is_compiled(size: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`make test-tensorrt`; the full size has random weights, since there is no checkpoint of it."""
