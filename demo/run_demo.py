@@ -62,7 +62,12 @@ def main() -> int:
         config = with_calibration(GatewayConfig.from_env(os.environ))  # the settings that `make up` ranks with
         args.run.mkdir(parents=True, exist_ok=True)
         catalogue = config.catalog or sample_catalogue(config, args.run)
-        config = config.replace(catalog=catalogue, listen_address="127.0.0.1:0", triton_log=args.run / "triton.log")
+        config = config.replace(
+            catalog=catalogue,
+            listen_address="127.0.0.1:0",
+            admin_address="",  # it may run beside a gateway that has the default port
+            triton_log=args.run / "triton.log",
+        )
         return asyncio.run(demo(config, args.photo, args.contact_sheet))
     except (ConfigError, ContractError, StartError, TritonStartError, SearchError, OSError) as error:
         print(f"captrieve: {error}", file=sys.stderr)

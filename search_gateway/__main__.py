@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import os
 import sys
 import warnings
@@ -21,6 +20,8 @@ from search_gateway.catalog.store import CatalogError
 from search_gateway.catalog_command import build
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import ConfigError, SearchError
+from search_gateway.observability.logs import set_up_logging
+from search_gateway.observability.tracing import TracingError
 from search_gateway.ranking.calibration import with_calibration
 from search_gateway.security import api_keys
 from search_gateway.server import StartError, serve
@@ -63,14 +64,12 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run the program; returns its exit code."""
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # They log the words of the query at INFO; the gateway stores nothing of a request.
-    for name in ("ddgs", "primp"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    set_up_logging()
     # Pillow warns about odd files, which callers may send; the gateway refuses bad ones by its own limits.
     warnings.filterwarnings("ignore", module="PIL")
     try:
         config = GatewayConfig.from_env(environ, args.settings)
+        set_up_logging(config.log_format, config.log_level)
         if args.command == "catalog":
             return build(
                 config,
@@ -83,11 +82,11 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
             )
         if args.command == "keys":
             return api_keys.run_command(args, config.api_keys)
-        asyncio.run(serve(with_calibration(config)))
+        asyncio.run(serve(with_calibration(config), lambda: GatewayConfig.from_env(environ, args.settings)))
     except (ConfigError, ContractError, CatalogError) as error:
         print(f"captrieve: {error}", file=sys.stderr)
         return 2
-    except (StartError, TritonStartError, SearchError, OSError) as error:
+    except (StartError, TracingError, TritonStartError, SearchError, OSError) as error:
         print(f"captrieve: {error}", file=sys.stderr)
         return 3
     except KeyboardInterrupt:

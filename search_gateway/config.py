@@ -100,6 +100,7 @@ def _provider_names(values: tuple[str, ...]) -> tuple[str, ...]:
 
 Address = Annotated[str, AfterValidator(_address)]
 ListenAddress = Annotated[str, AfterValidator(_listen_address)]
+OptionalAddress = Annotated[str, AfterValidator(lambda value: value and _address(value))]
 Addresses = Annotated[tuple[Address, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_distinct)]
 Providers = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_provider_names)]
 Switch = Annotated[bool, BeforeValidator(_switch)]
@@ -139,6 +140,10 @@ class GatewayConfig(BaseSettings):
         30.0, gt=0, description="deadline of a request that sets none, and the maximum for one that does"
     )
     drain_seconds: float = Field(10.0, ge=0, le=600, description="time for requests in flight to finish at SIGTERM")
+    admin_address: OptionalAddress = Field(
+        "127.0.0.1:8002",
+        description="HOST:PORT of the admin port (metrics, health, drain); empty: none, and nothing is counted",
+    )
     default_max_results: int = Field(
         10, ge=1, le=100, description="number of results of a request that does not set `max_results`"
     )  # at most the limit of search.proto, or requests that set nothing would be refused
@@ -166,6 +171,12 @@ class GatewayConfig(BaseSettings):
     audit_log: OptionalPath = Field(None, description="file that gets one JSON line per call")
     insecure: Switch = Field(
         False, description="allow addresses that other machines reach without TLS and keys, such as behind a proxy"
+    )
+
+    # Logs
+    log_format: Literal["console", "json"] = Field("console", description="lines for people (console), or json")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="debug, info, warning or error; debug shows the words of queries"
     )
 
     # Models and Triton

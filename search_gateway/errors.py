@@ -70,13 +70,15 @@ class OverloadedError(SearchError):
 
     Attributes:
         retry_after_seconds: when the caller should try again.
+        reason: which limit, in one word for the metrics.
     """
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
-    def __init__(self, message: str, retry_after_seconds: float):
+    def __init__(self, message: str, retry_after_seconds: float, reason: str = "other"):
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+        self.reason = reason
 
 
 class DeadlineError(SearchError):

@@ -25,6 +25,7 @@ from captioner.query import Query, QueryRule
 from search_gateway.deadline import Deadline
 from search_gateway.errors import SearchError
 from search_gateway.imaging.decoder_pool import DecoderPool
+from search_gateway.observability.observer import Observer
 from search_gateway.providers.base import Candidate
 from search_gateway.providers.chain import Degradation, ProviderChain, ProviderResult
 from search_gateway.ranking.duplicates import colour_grid
@@ -115,6 +116,7 @@ class Pipeline:
         small_photos: decodes thumbnails: tighter limits, and processes of its own, so that no photo waits for them.
         query_classes: of the model's query head; empty for a model without one.
         confidence_model: of the models; None: the query head alone says how likely it is that a photo shows a product.
+        observer: told of stages, verdicts and degraded parts.
     """
 
     contract: ModelContract
@@ -128,6 +130,7 @@ class Pipeline:
     synonyms: Synonyms = field(default_factory=Synonyms.builtin)
     query_classes: Sequence[str] = ()
     confidence_model: ConfidenceModel | None = None
+    observer: Observer = field(default_factory=Observer)
 
     async def caption(
         self, data: bytes, decoding: DecodingOptions, rule: QueryRule, deadline: Deadline
@@ -144,10 +147,11 @@ class Pipeline:
             ImageError: the photo cannot be used.
             OverloadedError, DeadlineError, InferenceError: it was not captioned.
         """
-        watch = StageTimer()
+        watch = StageTimer(self.observer)
         self.tritons.check_capacity(decoding)
         pixels = await self._preprocess(data, watch, deadline)
         words, embedding = await self._words(pixels, decoding, rule, watch, deadline)
+        _log.debug("query of the photo: %s", words.query.text)
         return CaptionAnswer(
             words.caption,
             words.query,
@@ -173,7 +177,7 @@ class Pipeline:
             OverloadedError, DeadlineError, InferenceError: there is no answer. The failure of a provider or of a
                 thumbnail is not an error but part of the answer.
         """
-        watch = StageTimer()
+        watch = StageTimer(self.observer)
         self.providers.check(options.provider)
         if options.query_override is None:
             self.tritons.check_capacity(options.decoding)
@@ -189,11 +193,15 @@ class Pipeline:
         else:
             with watch.stage("encode"):  # 2
                 embedding = await self.tritons.embed(pixels, deadline)
+        _log.debug("searching for: %s", query.text)
         yield query
         found, seen, degraded = await self._search(query, options, embedding, watch, deadline)  # 6, 7
         with watch.stage("refine"):  # 8
             hypotheses = self._hypotheses(words, query, options, embedding, found.candidates)
             reranked = rerank(embedding, query, hypotheses, seen, options.limits, self.synonyms)
+        self.observer.results_judged({verdict.value: count for verdict, count in reranked.counts.items()})
+        for part in {one.part for one in degraded}:
+            self.observer.degraded(part)
         for result in reranked.kept:
             yield result
         confidence = self._confidence(words, embedding)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import resource
 import signal
 import sys
@@ -30,8 +31,14 @@ from search_gateway.api.search_service import SearchService
 from search_gateway.catalog.store import CatalogOutdatedError
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import ConfigError, InferenceError
+from search_gateway.gateway_state import make_observer, problems_of, start_admin
 from search_gateway.imaging.decoder_pool import DecoderPool
 from search_gateway.kserve import kserve_service, protocol
+from search_gateway.observability.admin_server import AdminServer
+from search_gateway.observability.call_interceptor import CallInterceptor
+from search_gateway.observability.logs import set_level
+from search_gateway.observability.observer import Observer
+from search_gateway.observability.tracing import start_tracing, traces_url
 from search_gateway.pipeline import Pipeline
 from search_gateway.providers.base import Provider
 from search_gateway.providers.chain import ProviderChain
@@ -88,7 +95,10 @@ class Gateway:
         self._replicas: list[TritonReplica] = []
         self._providers: ProviderChain | None = None
         self._security: GatewaySecurity | None = None
+        self._observer = Observer()
+        self._is_draining = False
         self.address = ""  # HOST:PORT it listens on
+        self.admin_address = ""  # HOST:PORT of the admin port; empty without one
 
     async def __aenter__(self) -> Gateway:
         try:
@@ -139,6 +149,7 @@ class Gateway:
         self._closing.push_async_callback(thumbnails.close)
         cache = cache_for(config)
         made = self._extra_providers
+        observer = self._observer = make_observer(config, contract)
         # Before Triton starts, so that wrong settings fail immediately.
         if made is None:
             try:
@@ -149,11 +160,12 @@ class Gateway:
                     with contextlib.suppress(StartError, TritonStartError):
                         await self._start_tritons(contract)
                 raise
-        providers = self._providers = ProviderChain(made, config.provider_timeout_seconds)
+        providers = self._providers = ProviderChain(made, config.provider_timeout_seconds, observer)
         self._closing.push_async_callback(providers.close)
         server = self._make_server(security)
         # Bound before Triton starts: a port in use fails immediately, and Triton cannot choose this port.
         port = self._bind(server, security)
+        admin = self._bind_admin()
         # Their processes start while Triton starts.
         photos = self._photo_decoder(
             contract, ImageLimits(max_bytes=config.max_photo_bytes, max_pixels=config.max_photo_pixels)
@@ -171,8 +183,9 @@ class Gateway:
             thumbnail_timeout_seconds=config.thumbnail_timeout_seconds,
             query_classes=query_classes,
             confidence_model=confidence_model,
+            observer=observer,
         )
-        await self._serve(server, pipeline, cache, security)
+        await self._serve(server, admin, pipeline, cache, security)
         is_socket = config.listen_address.startswith("unix:")
         self.address = config.listen_address if is_socket else f"{config.listen_address.rpartition(':')[0]}:{port}"
         _log.info("ready on %s: model %s, providers %s", self.address, contract.model, ", ".join(providers.names))
@@ -183,7 +196,12 @@ class Gateway:
         return decoder
 
     async def _serve(
-        self, server: grpc.aio.Server, pipeline: Pipeline, cache: QueryCache, security: GatewaySecurity
+        self,
+        server: grpc.aio.Server,
+        admin: AdminServer | None,
+        pipeline: Pipeline,
+        cache: QueryCache,
+        security: GatewaySecurity,
     ) -> None:
         """Add the services to the server, start it, and have it drained at the end."""
         config, tritons = self._config, pipeline.tritons
@@ -201,6 +219,7 @@ class Gateway:
             step_batches=lambda: tritons.step_calls,
             search_cache=cache.counters,
             charged=security.charged,
+            observer=self._observer,
         )
         protocol.service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(kserve, server)
         if config.reflection:
@@ -210,17 +229,34 @@ class Gateway:
         tritons.watch(lambda: status.set_ready(tritons.is_serving))
         await server.start()
 
-        async def drain() -> None:
+        async def drain(seconds: float = config.drain_seconds) -> None:
             # First report NOT_SERVING, then finish the requests in flight.
+            self._is_draining = True
             status.finish()
             kserve.finish_streams()
-            await server.stop(config.drain_seconds)
+            await server.stop(seconds)
 
         self._closing.push_async_callback(drain)
+        if admin is not None:
+            await start_admin(
+                admin,
+                config,
+                self._observer,
+                pipeline,
+                cache,
+                problems=lambda: problems_of(tritons, is_draining=self._is_draining),
+                drain=lambda: drain(config.max_deadline_seconds),
+            )
+            _log.info("admin port on %s", admin.address)
 
     def _make_server(self, security: GatewaySecurity) -> grpc.aio.Server:
         return grpc.aio.server(
-            interceptors=[*security.outer_interceptors, ErrorInterceptor(self._config), *security.inner_interceptors],
+            interceptors=[
+                CallInterceptor(self._observer),
+                *security.outer_interceptors,
+                ErrorInterceptor(self._config, self._observer),
+                *security.inner_interceptors,
+            ],
             options=_server_options(self._config),
         )
 
@@ -233,6 +269,21 @@ class Gateway:
                 f"cannot listen on {address}: is a gateway running there? Stop it with `make down`, "
                 "or choose another address: `make up ADDRESS=HOST:PORT`, CAPTRIEVE_LISTEN_ADDRESS"
             ) from error
+
+    def _bind_admin(self) -> AdminServer | None:
+        address = self._config.admin_address
+        if not address:
+            return None
+        try:
+            admin = AdminServer(address)
+        except OSError as error:
+            raise StartError(
+                f"cannot listen on {address} for the admin port ({error.strerror}): choose another address, or none: "
+                "CAPTRIEVE_ADMIN_ADDRESS"
+            ) from error
+        self._closing.push_async_callback(admin.close)
+        self.admin_address = admin.address
+        return admin
 
     async def _start_tritons(self, contract: ModelContract) -> TritonPool:
         """Start or connect to the Tritons that the settings name.
@@ -256,6 +307,8 @@ class Gateway:
                 shared_memory=SharedMemory(config.triton_shared_memory),
                 slots=config.caption_slots,
                 waiting=config.max_waiting,
+                observer=self._observer,
+                traces_url=traces_url(os.environ),
             )
             for address in config.triton_address or ("",)
         ]
@@ -303,14 +356,27 @@ def _server_options(config: GatewayConfig) -> list[tuple[str, int]]:
     return options
 
 
-async def serve(config: GatewayConfig) -> None:
-    """Run until SIGTERM or SIGINT, then finish the requests in flight. SIGHUP reloads catalogue, keys, certificates.
+async def serve(config: GatewayConfig, reread: Callable[[], GatewayConfig] | None = None) -> None:
+    """Run until SIGTERM or SIGINT, then finish the requests in flight.
+
+    SIGHUP reloads catalogue, keys and certificates, and takes the log level of the settings.
+
+    Args:
+        config: the settings.
+        reread: reads them again.
 
     Raises:
-        ConfigError, ContractError, StartError, TritonStartError: it cannot start.
+        ConfigError, ContractError, StartError, TracingError, TritonStartError: it cannot start.
     """
     limit_arenas()
-    gateway = Gateway(config)
+    stop_tracing = start_tracing()
+    try:
+        await _serve_until_signal(Gateway(config), reread or (lambda: config))
+    finally:
+        await asyncio.to_thread(stop_tracing)
+
+
+async def _serve_until_signal(gateway: Gateway, reread: Callable[[], GatewayConfig]) -> None:
     loop = asyncio.get_running_loop()
     signals = (signal.SIGTERM, signal.SIGINT)
 
@@ -319,10 +385,17 @@ async def serve(config: GatewayConfig) -> None:
         for number in signals:
             loop.remove_signal_handler(number)  # a second signal ends the process immediately
 
+    def reload() -> None:
+        gateway.reload()
+        try:
+            set_level(reread().log_level)
+        except ConfigError as error:
+            _log.error("the settings were not read again: %s", error)
+
     for number in signals:
         loop.add_signal_handler(number, stop)
     if sys.stdin is None or not sys.stdin.isatty():  # in a terminal it means that the terminal was closed
-        loop.add_signal_handler(signal.SIGHUP, gateway.reload)
+        loop.add_signal_handler(signal.SIGHUP, reload)
     starting = asyncio.ensure_future(gateway.__aenter__())
     stopping = asyncio.ensure_future(gateway.wait())
     # A signal during the start ends it.

@@ -9,6 +9,7 @@ from search_gateway.config import GatewayConfig, default_text, limits_text, vari
 SECTIONS = {
     "listen_address": "Network",
     "tls_certificate": "Security",
+    "log_format": "Logs",
     "model_repository": "Models and Triton",
     "providers": "Providers",
     "max_photo_bytes": "Photos and thumbnails",

@@ -161,6 +161,7 @@ def start_gateway(triton_address: str, shared_gateways: dict[str, SharedGateway]
         key = f"{len(providers or ())} {settings}"
         settings = {
             "listen_address": "127.0.0.1:0",
+            "admin_address": "",
             "triton_address": (triton_address,),
             "model_repository": MODELS,
             "providers": provider_names,

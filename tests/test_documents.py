@@ -42,6 +42,7 @@ DOCUMENTED_MODULES = {
     "benchmarks.captioning",
     "benchmarks.catalog_speed",
     "benchmarks.latency",
+    "benchmarks.observability",
     "benchmarks.photo_decoding",
     "benchmarks.query_rules",
     "benchmarks.retrieval",

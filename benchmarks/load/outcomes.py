@@ -13,6 +13,11 @@ from typing import Any, Literal
 
 # ok: the expected caption. wrong: another caption. shed: refused because the server is full. cancelled: by the caller.
 Kind = Literal["ok", "wrong", "shed", "deadline", "unavailable", "cancelled", "other"]
+# The gRPC code of each; others are not told apart.
+CODES: dict[Kind, str] = {
+    "ok": "OK", "wrong": "OK", "shed": "RESOURCE_EXHAUSTED", "deadline": "DEADLINE_EXCEEDED",
+    "unavailable": "UNAVAILABLE", "cancelled": "CANCELLED", "other": "other",
+}  # fmt: skip
 KINDS: tuple[Kind, ...] = ("ok", "wrong", "shed", "deadline", "unavailable", "cancelled", "other")
 _MAX_DETAILS = 12  # number of different messages that are kept
 
@@ -107,6 +112,14 @@ class LoadFigures:
     health_latency: Latency | None  # of the health checks
     health_failures: int  # number of health checks that failed
     details: dict[str, int]  # what went wrong -> how often
+
+    @property
+    def codes(self) -> Counter[str]:
+        """The number of answers by gRPC code."""
+        codes: Counter[str] = Counter()
+        for kind, code in CODES.items():
+            codes[code] += self.counts.get(kind, 0) + self.intended.get(kind, 0)
+        return +codes
 
     @property
     def wrong_words(self) -> int:

@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import re
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +92,7 @@ class LoadTest:
     def __init__(self, settings: LoadSettings, photos: Sequence[bytes], *, compares: bool, progress: tqdm[Any]):
         self._settings, self._photos, self._progress = settings, photos, progress
         self._compares = compares
+        self._answers: Counter[str] = Counter()  # of the gateway, by code
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             progress.set_description_str("starting")
@@ -199,6 +200,12 @@ class LoadTest:
         """Return the peak memory of the gateway and its descendants, in bytes; None where its process is elsewhere."""
         return None if self._gateway.pid is None else peak_bytes(self._gateway.pid)
 
+    def counters(self) -> Record:
+        """Return the gateway's calls of `Caption` by code, as the driver and as the gateway itself counted them."""
+        with self._gateway.awake():
+            handled = self._gateway.handled("Caption")
+        return {"driver": dict(self._answers), "gateway": dict(handled)}
+
     def complaints(self) -> list[str]:
         """Return the warnings and errors in the gateway's log, see `complaints_in`."""
         return complaints_in(self._gateway.log)
@@ -237,6 +244,7 @@ class LoadTest:
     def _in_parts(self, what: str, ask: Callable[[int, int], list[str]]) -> list[str]:
         """Ask for the captions of all photos, `_LEARNED_AT_ONCE` at a time, each part by first number and count."""
         captions: list[str] = []
+        self._answers["OK"] += len(self._photos) if what.startswith("words") else 0
         for first in range(0, len(self._photos), _LEARNED_AT_ONCE):
             self._progress.set_description_str(f"{what} of photo {first}")
             captions += ask(first, min(_LEARNED_AT_ONCE, len(self._photos) - first))
@@ -257,6 +265,8 @@ class LoadTest:
         self._progress.set_description_str(what)
         sizes, before, started = self._batch_sizes(), self._cpu(), time.monotonic()
         figures = ask(method, *arguments, timeout_seconds=_TURN_LIMIT_SECONDS)
+        if ask == self._driver.ask:
+            self._answers += figures.codes
         seconds, after = time.monotonic() - started, self._cpu()
         spent = {part: round(after[part] - before.get(part, 0.0), 2) for part in after}
         turns.append((figures, TurnCost(seconds, spent, since(sizes, self._batch_sizes()))))
@@ -294,7 +304,8 @@ def _point(name: str, turns: Sequence[tuple[LoadFigures, TurnCost]]) -> Record:
 def complaints_in(log: str) -> list[str]:
     """Return the lines of a log that are warnings or errors, and the last line of each traceback."""
     complaints, is_trace = [], False
-    for line in log.splitlines():
+    for indented in log.splitlines():
+        line = indented.removeprefix("  ")  # a traceback is indented
         if line.startswith("Traceback"):
             is_trace = True
         elif is_trace and line and not line.startswith(" "):

@@ -41,6 +41,8 @@ def load_table(record: Mapping[str, Any]) -> str:
         parts.append(_soak(record["soak"]))
     if record.get("peak_memory_bytes"):
         parts.append(f"Peak memory of gateway and Triton: {record['peak_memory_bytes'] / 1e6:,.0f} MB")
+    if "counters" in record:
+        parts.append(_counters(record["counters"]))
     if record.get("complaints"):
         # The first 24 characters are the time.
         lines = Counter(line[24:] if line[:2] == "20" else line for line in record["complaints"])
@@ -58,6 +60,15 @@ def _head(record: Mapping[str, Any]) -> str:
         f"{record['commit']}, {record['machine']}, load {record['load_average']:.1f}, {record['measured']}\n"
         f"{oracle['photos']} photos; captioned alone, gateway and in-process models differ for {differ}"
     )
+
+
+def _counters(counters: Mapping[str, Mapping[str, int]]) -> str:
+    driver, gateway = counters["driver"], counters["gateway"]
+    told = ", ".join(
+        f"{code} {driver.get(code, 0):,} / {gateway.get(code, 0):,}" for code in sorted({*driver, *gateway})
+    )
+    verdict = "equal" if driver == gateway else "different"
+    return f"Calls by code, driver / metrics of the gateway: {told}: {verdict}"
 
 
 def _latency(name: str, percentile: str) -> Callable[[Point], str]:

@@ -65,11 +65,13 @@ class Admission:
                 f"the server works on {self._in_flight} requests, its limit is {self._max_in_flight}, and this one "
                 f"counts as {num_photos}, one for each photo: try again shortly, or send fewer",
                 retry_after_seconds=_RETRY_SECONDS,
+                reason="requests",
             )
         if is_over:
             raise OverloadedError(
                 f"the server works on {self._in_flight} requests, its limit: try again shortly",
                 retry_after_seconds=_RETRY_SECONDS,
+                reason="requests",
             )
         self._in_flight += num_photos
         self._of_caller[caller] += num_photos

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns exceptions into gRPC statuses, and gives each request an id and a line in the log. No other module does either.
+"""Turns exceptions into gRPC statuses. No other module does.
 
 The project's own errors have a status and a message for the caller. Any other exception is logged with its traceback
 and becomes INTERNAL, with a message that reveals nothing.
@@ -11,9 +11,6 @@ import asyncio
 import contextlib
 import logging
 import math
-import re
-import time
-import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, TypeAlias
 
@@ -27,16 +24,16 @@ from search_gateway.api.request_memory import MemoryBudget, Message, RequestMemo
 from search_gateway.config import GatewayConfig
 from search_gateway.deadline import Deadline
 from search_gateway.errors import BadRequestError, DeadlineError, OverloadedError, SearchError
+from search_gateway.observability.call_interceptor import REQUEST_ID, identify
+from search_gateway.observability.observer import Observer
 
 _log = logging.getLogger(__name__)
 
-REQUEST_ID = "x-request-id"
 # What gRPC's retry policy obeys (proposal A6). It does not read RetryInfo, which other clients do.
 _PUSHBACK = "grpc-retry-pushback-ms"
 _MAX_PUSHBACK_SECONDS = 5.0
 _HEALTH = "/grpc.health.v1."
 _SEND_SECONDS = 0.05  # for an answer that is ready just before the deadline
-_WELL_FORMED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -50,9 +47,11 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
 
     Args:
         config: limits of bytes and time.
+        observer: told of each refusal.
     """
 
-    def __init__(self, config: GatewayConfig | None = None):
+    def __init__(self, config: GatewayConfig | None = None, observer: Observer | None = None):
+        self._observer = observer or Observer()
         config = GatewayConfig() if config is None else config
         self._memory = RequestMemory(config)
         self._max_seconds = config.max_deadline_seconds
@@ -69,12 +68,11 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
         behaviour: Any = handler.unary_unary or handler.unary_stream or handler.stream_stream
         if behaviour is None:
             return handler
-        method = handler_call_details.method
         is_stream = handler.stream_stream is not None
-        budget = self._memory.budget_of(method)
+        budget = self._memory.budget_of(handler_call_details.method)
 
         async def guarded(messages: AsyncIterator[Message], context: Context) -> None:
-            call = _Call(method, await _identify(context))
+            request_id = identify(context)
             # A search has one deadline; in a stream of requests, and while a caller watches, each answer has its own.
             is_bounded = budget is self._memory.photos and not is_stream
             serialize = handler.response_serializer or (lambda message: message)
@@ -95,18 +93,18 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
             except grpc.aio.AbortError as abort:
                 forget_frames(abort)  # one of gRPC's own services (health) has already sent the status
             except Exception as error:
-                code, message = _logged(error, call)
+                if isinstance(error, OverloadedError):
+                    self._observer.refused(error.reason)
+                code, message = public_message(error, request_id)
+                log_cause(error, code, request_id)
                 forget_frames(error)
                 if release is not None:
                     release()
                 await answers.sent()  # gRPC takes no status before
-                await _abort(context, error, code, message, call)
+                await _abort(context, error, code, message, request_id)
             except asyncio.CancelledError as cancelled:
-                call.log("CANCELLED")  # the caller went away, or its deadline passed
                 forget_frames(cancelled)  # TaskGroup keeps them
                 raise
-            else:
-                call.log("OK")
             finally:
                 if release is not None:
                     release()
@@ -128,16 +126,14 @@ def public_message(error: Exception, request_id: str) -> tuple[grpc.StatusCode, 
     return grpc.StatusCode.INTERNAL, text
 
 
-def logged_cause(error: Exception) -> BaseException | None:
-    """Return the exception whose traceback is logged; None for the caller's mistakes and for short deadlines."""
+def log_cause(error: Exception, code: grpc.StatusCode, request_id: str) -> None:
+    """Log what is behind an error, with its traceback; nothing for the caller's mistakes and for short deadlines."""
     if isinstance(error, BadRequestError | DeadlineError | ImageError):
-        return None
-    return error.__cause__ if isinstance(error, SearchError) else error
-
-
-def request_id(context: Context) -> str:
-    """Return the id of a call, for services that report errors themselves."""
-    return next((str(value) for key, value in context.trailing_metadata() if key == REQUEST_ID), "")
+        return
+    cause = error.__cause__ if isinstance(error, SearchError) else error
+    if cause is not None:
+        level = logging.ERROR if code is grpc.StatusCode.INTERNAL else logging.INFO
+        _log.log(level, "request %s failed, %s", request_id, code.name, exc_info=cause)
 
 
 class _Malformed:
@@ -279,51 +275,13 @@ class _Answers:
             self._unsent.release()
 
 
-class _Call:
-    """Writes the log line of a request: its id, outcome and duration."""
-
-    def __init__(self, method: str, request_id: str):
-        self.request_id = request_id
-        self._method = method
-        self._started = time.perf_counter()
-
-    def log(self, outcome: str, cause: BaseException | None = None, level: int = logging.INFO) -> None:
-        if self._method.startswith(_HEALTH):
-            level = min(level, logging.DEBUG)  # probes ask every second
-        milliseconds = 1000 * (time.perf_counter() - self._started)
-        _log.log(level, "%s %s %.0f ms %s", self.request_id, self._method, milliseconds, outcome, exc_info=cause)
-
-
-async def _identify(context: Context) -> str:
-    """Return the caller's request id if it is well-formed, else a new one. Both are sent back."""
-    given = [value for key, value in context.invocation_metadata() or () if key == REQUEST_ID]
-    if len(given) == 1 and isinstance(given[0], str) and _WELL_FORMED_ID.fullmatch(given[0]):
-        request_id = given[0]
-    else:
-        request_id = uuid.uuid4().hex
-    context.set_trailing_metadata(((REQUEST_ID, request_id),))
-    return request_id
-
-
-def _logged(error: Exception, call: _Call) -> tuple[grpc.StatusCode, str]:
-    """Write the log line of a failed call; returns the status and the message for the caller."""
-    code, message = public_message(error, call.request_id)
-    if isinstance(error, OverloadedError):
-        call.log(f"{code.name}: {error}")
-    elif code is grpc.StatusCode.INTERNAL:
-        call.log("INTERNAL", logged_cause(error), logging.ERROR)
-    else:
-        call.log(f"{code.name}: {message}", logged_cause(error))
-    return code, message
-
-
-async def _abort(context: Context, error: Exception, code: grpc.StatusCode, message: str, call: _Call) -> None:
+async def _abort(context: Context, error: Exception, code: grpc.StatusCode, message: str, request_id: str) -> None:
     """Send the status of a failed call."""
     try:
         if isinstance(error, OverloadedError):
             status = rpc_status.to_status(_overloaded(error))
             # abort_with_status replaces the trailer, and with it the id.
-            more = ((REQUEST_ID, call.request_id), (_PUSHBACK, _pushback(error.retry_after_seconds)))
+            more = ((REQUEST_ID, request_id), (_PUSHBACK, _pushback(error.retry_after_seconds)))
             status = status._replace(  # type: ignore[attr-defined]  # a named tuple underneath
                 trailing_metadata=(*status.trailing_metadata, *more)
             )

@@ -7,6 +7,7 @@ next searches. A file that cannot be used is refused, and the old one is searche
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import threading
 import time
@@ -171,7 +172,8 @@ class _OpenCatalog:
         self.has_failed = False
 
     def submit(self, search: Callable[[CatalogStore], _T]) -> Future[_T]:
-        return self._thread.submit(self._run, search)
+        # In the request's context, so that what the thread logs has the request's id.
+        return self._thread.submit(contextvars.copy_context().run, self._run, search)
 
     def _run(self, search: Callable[[CatalogStore], _T]) -> _T:
         try:

@@ -34,6 +34,10 @@ class RequestQueue(Generic[Item]):
         """How many items of a kind are queued."""
         return sum(map(len, self._queues.get(kind, {}).values()))
 
+    def kinds_waiting(self) -> dict[int, int]:
+        """How many items of each kind are queued."""
+        return {kind: self.num_waiting(kind) for kind in self._queues}
+
     def is_full(self, kind: int, caller: str = "") -> bool:
         """Whether a kind has reached its limit for a caller."""
         callers = self._queues.get(kind, {})

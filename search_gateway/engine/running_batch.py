@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import time
 from collections import defaultdict
@@ -20,6 +21,8 @@ from search_gateway.deadline import Deadline
 from search_gateway.engine.inference import StepInference
 from search_gateway.engine.kv_slots import KvSlotPool
 from search_gateway.errors import InferenceError, SearchError
+from search_gateway.observability.observer import Observer
+from search_gateway.observability.tracing import PhotoSpans, shared_call
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +45,8 @@ class _Caption:
     decoder: Decoder
     deadline: Deadline
     done: asyncio.Future[None]
+    spans: PhotoSpans
+    is_new: bool = True  # no step was computed yet
 
 
 class RunningBatch:
@@ -51,12 +56,20 @@ class RunningBatch:
         inference: computes the steps.
         slot_pool: the captions' caches.
         calls: updated with every call, by the number of captions in it.
+        observer: told of each call.
 
     Attributes:
         num_reserved: free slots that the scheduler has promised to photos; it changes this number.
     """
 
-    def __init__(self, inference: StepInference, slot_pool: KvSlotPool, calls: defaultdict[int, StepCalls]):
+    def __init__(
+        self,
+        inference: StepInference,
+        slot_pool: KvSlotPool,
+        calls: defaultdict[int, StepCalls],
+        observer: Observer | None = None,
+    ):
+        self._observer = observer or Observer()
         self.slot_pool = slot_pool
         self.num_reserved = 0
         self._inference = inference
@@ -64,7 +77,19 @@ class RunningBatch:
         self._captions: dict[int, _Caption] = {}  # by slot
         self._running: asyncio.Task[None] | None = None
 
-    def join(self, slot: int, decoder: Decoder, deadline: Deadline, done: asyncio.Future[None]) -> None:
+    @property
+    def num_captions(self) -> int:
+        """How many captions it decodes."""
+        return len(self._captions)
+
+    def join(
+        self,
+        slot: int,
+        decoder: Decoder,
+        deadline: Deadline,
+        done: asyncio.Future[None],
+        spans: PhotoSpans | None = None,
+    ) -> None:
         """Add a caption, which is decoded from the next iteration on.
 
         Args:
@@ -72,10 +97,11 @@ class RunningBatch:
             decoder: gives the tokens of each step.
             deadline: the caption's own.
             done: completes when the caption has ended, or fails with what went wrong.
+            spans: of the photo's trace.
         """
-        self._captions[slot] = _Caption(decoder, deadline, done)
+        self._captions[slot] = _Caption(decoder, deadline, done, spans or PhotoSpans())
         if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._run())
+            self._running = asyncio.create_task(self._run(), context=contextvars.Context())
 
     def leave(self, slot: int) -> None:
         """Remove a caption, finished or not, and release its slot."""
@@ -124,10 +150,16 @@ class RunningBatch:
         all_positions[slots, 0] = positions
         latest = max((caption.deadline for caption in batch.values()), key=Deadline.remaining_seconds)
         started = time.perf_counter_ns()
-        output = await self._inference.step(self.slot_pool, rows, all_tokens, all_positions, latest)
+        first_steps = [caption.spans for caption in batch.values() if caption.is_new]
+        with shared_call(first_steps, "first_step"):
+            output = await self._inference.step(self.slot_pool, rows, all_tokens, all_positions, latest)
+        nanoseconds = time.perf_counter_ns() - started
         calls = self._calls[len(batch)]
         calls.count += 1
-        calls.nanoseconds += time.perf_counter_ns() - started
+        calls.nanoseconds += nanoseconds
+        self._observer.step_ended(len(batch), nanoseconds / 1e9)
+        for caption in batch.values():
+            caption.is_new = False
         here = np.array([self._captions.get(slot) is caption for slot, caption in batch.items()])
         self.slot_pool.cache.append(slots[here], output.new_kv[slots[here]], positions[here])
         for slot, caption in batch.items():

@@ -12,6 +12,7 @@ have queues of their own, which take turns at the encoder; so do the callers wit
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import time
 from collections import defaultdict, deque
@@ -29,6 +30,8 @@ from search_gateway.engine.request_queue import RequestQueue
 from search_gateway.engine.running_batch import RunningBatch, StepCalls
 from search_gateway.errors import DeadlineError, InferenceError, OverloadedError, SearchError
 from search_gateway.fair_share import current_caller
+from search_gateway.observability.observer import BatchState, Observer
+from search_gateway.observability.tracing import PhotoSpans, shared_call
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +78,7 @@ class CaptionScheduler:
         eos_token_id: the token that ends a caption.
         slots: maximum number of captions in one running batch.
         waiting: maximum number of queued photos of one kind; further ones are refused.
+        observer: told of the batches.
     """
 
     def __init__(
@@ -85,7 +89,9 @@ class CaptionScheduler:
         eos_token_id: int,
         slots: int = SLOTS,
         waiting: int = WAITING,
+        observer: Observer | None = None,
     ):
+        self._observer = observer or Observer()
         self._inference = inference
         self._bos = bos_token_id
         self._eos = eos_token_id
@@ -108,6 +114,21 @@ class CaptionScheduler:
     def step_calls(self) -> Mapping[int, StepCalls]:
         """Calls of the step model, by the number of captions in a call."""
         return self._calls
+
+    @property
+    def batches(self) -> dict[int, BatchState]:
+        """What is running and waiting, by number of beams; 0 stands for photos that are only embedded."""
+        waiting = self._queue.kinds_waiting()
+        states = {
+            beams: BatchState(
+                running=batch.num_captions,
+                waiting=waiting.pop(beams, 0),
+                slots=batch.slot_pool.slots,
+                slots_in_use=batch.slot_pool.slots - batch.slot_pool.num_free + batch.num_reserved,
+            )
+            for beams, batch in self._batches.items()
+        }
+        return states | {kind: BatchState(waiting=count) for kind, count in waiting.items()}
 
     async def caption(self, pixels: Pixels, options: DecodingOptions, deadline: Deadline) -> DecodedPhoto:
         """Compute a photo's embedding and caption.
@@ -171,6 +192,8 @@ class CaptionScheduler:
                 _log.error("caches were not released", exc_info=failure)
         self._batches.clear()
 
+    # Tasks that work for many requests get a context of their own: the log must not name the request that began them.
+
     async def _open_batch(self, beams: int, deadline: Deadline) -> None:
         """Wait for a batch of this number of beams; all callers wait for one opening, each until its own deadline."""
         if self._has_current_batch(beams):
@@ -179,7 +202,7 @@ class CaptionScheduler:
             raise InferenceError(_STOPPING)
         opening = self._openings.get(beams)
         if opening is None:
-            opening = self._openings[beams] = asyncio.create_task(self._new_batch(beams))
+            opening = self._openings[beams] = asyncio.create_task(self._new_batch(beams), context=contextvars.Context())
         await asyncio.wait((opening,), timeout=deadline.remaining_seconds())
         if not opening.done():
             raise DeadlineError("the deadline passed before decoding could begin: allow more time")
@@ -196,7 +219,7 @@ class CaptionScheduler:
             del self._openings[beams]
         slot_pool.freed = self._admit
         # Captions of a stale batch fail by themselves: their Triton is gone.
-        self._batches[beams] = RunningBatch(self._inference, slot_pool, self._calls)
+        self._batches[beams] = RunningBatch(self._inference, slot_pool, self._calls, self._observer)
         return None
 
     def _has_current_batch(self, beams: int) -> bool:
@@ -226,6 +249,7 @@ class CaptionScheduler:
             photo.is_gone = True
             photo.forget_outcome()
             self._queue.remove(photo.kind, photo, photo.caller)
+            photo.spans.end()
             if photo.is_decoding:
                 self._release(photo)
 
@@ -234,6 +258,7 @@ class CaptionScheduler:
             raise OverloadedError(
                 f"{self._queue.num_waiting(kind)} photos wait to be captioned, the limit: try again shortly",
                 retry_after_seconds=self._retry_seconds(),
+                reason="queue",
             )
 
     def _release(self, photo: _Photo) -> None:
@@ -249,7 +274,7 @@ class CaptionScheduler:
     def _admit(self) -> None:
         """Start a task that takes photos out of the queue, where one is needed."""
         if not self._is_closed and len(self._queue) and len(self._admissions) < _ADMISSIONS:
-            self._admissions.add(asyncio.create_task(self._admit_until_none_is_left()))
+            self._admissions.add(asyncio.create_task(self._admit_until_none_is_left(), context=contextvars.Context()))
 
     async def _admit_until_none_is_left(self) -> None:
         task = asyncio.current_task()
@@ -288,17 +313,19 @@ class CaptionScheduler:
 
     async def _encode_and_prefill(self, photos: list[_Photo]) -> None:
         for photo in photos:
-            photo.end_stage("queue")
+            photo.end_stage("queue", "encode")
+        self._observer.photos_encoded(len(photos))
         captioned = [photo for photo in photos if photo.batch is not None]
-        encoded = await self._inference.encode(
-            np.stack([photo.pixels for photo in photos]), _latest(photos), embeddings_only=not captioned
-        )
+        with shared_call([photo.spans for photo in photos]):
+            encoded = await self._inference.encode(
+                np.stack([photo.pixels for photo in photos]), _latest(photos), embeddings_only=not captioned
+            )
         batches: defaultdict[RunningBatch, list[int]] = defaultdict(list)
         for number, photo in enumerate(photos):
             photo.embedding = encoded.embeddings[number]
             if photo.kind != _EMBEDDING_ONLY and encoded.query_logprobs is not None:
                 photo.query_logprobs = encoded.query_logprobs[number]
-            photo.end_stage("encode")
+            photo.end_stage("encode", "prefill")
             if photo.batch is not None and not photo.is_gone:
                 batches[photo.batch].append(number)
             elif not photo.done.done():
@@ -315,13 +342,14 @@ class CaptionScheduler:
         slots = [batch.slot_pool.acquire() for _ in photos]
         for photo, slot in zip(photos, slots, strict=True):
             photo.slot = slot
-        await self._inference.prefill(hidden_states, batch.slot_pool, slots, _latest(photos))
+        with shared_call([photo.spans for photo in photos]):
+            await self._inference.prefill(hidden_states, batch.slot_pool, slots, _latest(photos))
         for photo, slot in zip(photos, slots, strict=True):
             # The slot of a photo whose caller is gone is released only now, after prefill has written to it.
             if not photo.is_gone and photo.decoder is not None:
-                photo.end_stage("prefill")
+                photo.end_stage("prefill", "decode")
                 photo.is_decoding = True
-                batch.join(slot, photo.decoder, photo.deadline, photo.done)
+                batch.join(slot, photo.decoder, photo.deadline, photo.done, photo.spans)
 
     def _fail(self, photos: Sequence[_Photo], error: Exception) -> None:
         if not isinstance(error, SearchError):
@@ -355,10 +383,17 @@ class _Photo:
     query_logprobs: npt.NDArray[np.float32] | None = None
     is_decoding: bool = False
     is_gone: bool = False  # its caller has left
+    spans: PhotoSpans = field(default_factory=PhotoSpans)
     _times: list[tuple[str, float]] = field(default_factory=lambda: [("", time.perf_counter())])
 
-    def end_stage(self, name: str) -> None:
+    def __post_init__(self) -> None:
+        if self.decoder is not None:  # a search embeds many thumbnails; one span covers them all
+            self.spans.begin("queue")
+
+    def end_stage(self, name: str, next_name: str) -> None:
         self._times.append((name, time.perf_counter()))
+        if self.decoder is not None:
+            self.spans.begin(next_name)
 
     def forget_outcome(self) -> None:
         """Drop the error that it may have ended with: it holds its caller's frames, which hold this photo, a cycle."""

@@ -9,6 +9,7 @@ process, so that a stream of them does not delay the rest. Callers take turns.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import hashlib
 import itertools
 import logging
@@ -16,7 +17,7 @@ import math
 import signal
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,7 @@ from search_gateway.errors import DeadlineError, InferenceError
 from search_gateway.fair_share import FairTurns, current_caller
 from search_gateway.imaging.worker_main import CPU_SECONDS, QUICK_CPU_SECONDS, Kind
 from search_gateway.imaging.worker_process import WORKER_COMMAND, Answer, WorkerProcess, WorkerStartError, described
+from search_gateway.observability.observer import WorkerState
 from search_gateway.tasks import all_of
 
 _log = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ class _Picture:
     pixels: asyncio.Future[bytearray]  # or the error
     timer: asyncio.TimerHandle | None = None
     was_killed: bool = False  # its process was killed from outside before
+    context: contextvars.Context = field(default_factory=contextvars.copy_context)  # of the request, for the log
 
 
 class DecoderPool:
@@ -100,6 +103,11 @@ class DecoderPool:
     def pids(self) -> list[int]:
         """Process ids of the current workers."""
         return [process.pid for process in self._processes]
+
+    @property
+    def state(self) -> WorkerState:
+        """How many workers there are, how many are busy, and how many ended since the start."""
+        return WorkerState(workers=len(self._processes), busy=len(self._at_work), killed=self.num_replaced)
 
     async def decode(self, data: bytes, deadline: Deadline) -> npt.NDArray[np.uint8]:
         """Decode an image file.
@@ -270,7 +278,8 @@ class DecoderPool:
         work = "idle" if picture is None else (
             f"decoding a picture of {len(picture.data):,} bytes, sha256 {hashlib.sha256(picture.data).hexdigest()}"
         )  # fmt: skip
-        _log.warning("photo worker %d ended %s: %s", process.pid, work, described(exit_code))
+        context = contextvars.Context() if picture is None else picture.context
+        context.run(_log.warning, "photo worker %d ended %s: %s", process.pid, work, described(exit_code))
 
     # Starting and replacing
 

@@ -18,10 +18,10 @@ import grpc
 
 import captioner
 from search_gateway.api.admission import Admission
-from search_gateway.api.error_interceptor import RequestStream, forget_frames, logged_cause, public_message, request_id
+from search_gateway.api.error_interceptor import RequestStream, forget_frames, log_cause, public_message
 from search_gateway.config import GatewayConfig
 from search_gateway.deadline import Deadline
-from search_gateway.errors import BadRequestError, UnsupportedError
+from search_gateway.errors import BadRequestError, OverloadedError, UnsupportedError
 from search_gateway.kserve import model_declarations
 from search_gateway.kserve.inference_stream import answer_in_order
 from search_gateway.kserve.model_declarations import CAPTION, MODELS, SEARCH, VERSION, declared
@@ -30,6 +30,8 @@ from search_gateway.kserve.protocol import service_pb2, service_pb2_grpc
 from search_gateway.kserve.request_parameters import timeout_seconds
 from search_gateway.kserve.served_models import CaptionModel, SearchModel, ServedModel
 from search_gateway.kserve.tensors import infer_response, read_photos, requested_outputs
+from search_gateway.observability.call_interceptor import identify, without_quotations
+from search_gateway.observability.observer import Observer
 from search_gateway.pipeline import Pipeline
 from search_gateway.providers.guard.query_cache import CacheCounters
 
@@ -52,6 +54,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         step_batches: calls of the step model by the captions in them, reported as the batches of `caption`.
         search_cache: counters of the cached answers of providers, reported as the cache of `search`.
         charged: charges the caller for a message of a stream while it is answered; raises OverloadedError.
+        observer: told of requests of streams that are refused.
     """
 
     def __init__(
@@ -64,7 +67,9 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         step_batches: Callable[[], StepBatches] = dict,
         search_cache: CacheCounters | None = None,
         charged: Callable[[Any], AbstractContextManager[None]] = nullcontext,
+        observer: Observer | None = None,
     ):
+        self._observer = observer or Observer()
         served: tuple[ServedModel, ...] = (CaptionModel(pipeline), SearchModel(pipeline, config))
         self._models = {model.declaration.name: model for model in served}
         self._statistics = {name: ModelStatistics(model) for name, model in MODELS.items()}
@@ -189,10 +194,12 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
             with self._charged(request):
                 answer.infer_response.CopyFrom(await self.ModelInfer(request, context))
         except Exception as error:
-            stream_id = request_id(context)
+            stream_id = identify(context)
             code, message = public_message(error, stream_id)
-            level = logging.ERROR if code is grpc.StatusCode.INTERNAL else logging.INFO
-            _log.log(level, "%s in a stream: %s: %s", stream_id, code.name, message, exc_info=logged_cause(error))
+            if isinstance(error, OverloadedError):
+                self._observer.refused(error.reason)
+            log_cause(error, code, stream_id)
+            _log.info("%s in a stream: %s: %s", stream_id, code.name, without_quotations(message))
             forget_frames(error)
             # The message has no field for the code.
             answer.error_message = f"{code.name}: {message}"

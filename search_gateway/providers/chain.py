@@ -12,8 +12,10 @@ import numpy.typing as npt
 
 from captioner.query import Query
 from search_gateway.deadline import Deadline
-from search_gateway.errors import BadRequestError, ProviderError, ProviderNotAskedError
+from search_gateway.errors import BadRequestError, ProviderError, ProviderNotAskedError, ProviderTimeoutError
+from search_gateway.observability.observer import Observer
 from search_gateway.providers.base import Candidate, Diagnosable, Provider, Reloadable, StaleCandidates
+from search_gateway.providers.guard.guarded import GuardedProvider
 
 _log = logging.getLogger(__name__)
 
@@ -41,11 +43,18 @@ class ProviderChain:
     Args:
         providers: may be empty.
         timeout_seconds: for one provider's answer.
+        observer: told of each answer and failure.
     """
 
-    def __init__(self, providers: Sequence[Provider], timeout_seconds: float):
+    def __init__(self, providers: Sequence[Provider], timeout_seconds: float, observer: Observer | None = None):
+        self._observer = observer or Observer()
         self._providers = list(providers)
         self._timeout_seconds = timeout_seconds
+
+    @property
+    def breakers(self) -> dict[str, str]:
+        """The state of each provider's circuit breaker; local providers have none."""
+        return {one.name: one.breaker_state for one in self._providers if isinstance(one, GuardedProvider)}
 
     @property
     def names(self) -> list[str]:
@@ -100,15 +109,22 @@ class ProviderChain:
                 # Many such errors come while the breaker is open, which was logged when it opened.
                 _log.debug("provider %s was not asked: %s", provider.name, error)
                 degraded.append(Degradation(provider.name, str(error)))
+                self._observer.provider_answered(provider.name, "not_asked")
             except ProviderError as error:
                 # Without the cause's text: it may hold the URL, and with it the query.
                 _log.warning("provider %s failed: %s (%s)", provider.name, error, type(error.__cause__).__name__)
                 degraded.append(Degradation(provider.name, str(error)))
+                outcome = "timeout" if isinstance(error, ProviderTimeoutError) else "failed"
+                self._observer.provider_answered(provider.name, outcome)
             except Exception:
                 # A provider depends on foreign code and web pages; their defects must not fail the request.
                 _log.exception("provider %s broke", provider.name)
                 degraded.append(Degradation(provider.name, "the provider failed unexpectedly"))
+                self._observer.provider_answered(provider.name, "broke")
             else:
+                is_stale = isinstance(candidates, StaleCandidates)
+                outcome = "stale" if is_stale else "found" if candidates else "empty"
+                self._observer.provider_answered(provider.name, outcome)
                 if isinstance(candidates, StaleCandidates):
                     degraded.append(Degradation(provider.name, candidates.remark))
                 return ProviderResult(provider.name, candidates, degraded)

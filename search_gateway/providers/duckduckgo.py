@@ -19,6 +19,7 @@ Properties of ddgs 9.16 and their consequences here:
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import math
 import re
 import unicodedata
@@ -148,7 +149,7 @@ class DuckDuckGoProvider:
             )
         # ddgs accepts whole seconds only; `find` keeps the exact deadline.
         seconds = max(1, math.ceil(min(self._request_timeout_seconds, timeout_seconds)))
-        job = self._threads.submit(self._ask, query, seconds)
+        job = self._threads.submit(contextvars.copy_context().run, self._ask, query, seconds)
         self._jobs.append(job)
         return job
 

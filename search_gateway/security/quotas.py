@@ -102,7 +102,7 @@ class Quotas:
         if limits.rate is not None and (missing > 1e-9 or use.tokens <= 0):
             message = f"this caller has used up its rate of {limits.rate:g} per second: try again later"
             pause = max(missing / limits.rate, _MIN_RETRY_SECONDS)
-            raise OverloadedError(message, self._spread(use, pause, 1 / limits.rate))
+            raise OverloadedError(message, self._spread(use, pause, 1 / limits.rate), "quota")
         is_over = limits.concurrency is not None and (
             use.in_progress >= limits.concurrency or use.in_progress + cost > limits.concurrency
         )
@@ -111,7 +111,7 @@ class Quotas:
                 f"this caller has work of {use.in_progress:g} in progress, and its limit is "
                 f"{limits.concurrency:g}: wait for an answer first"
             )
-            raise OverloadedError(message, self._spread(use, _BUSY_RETRY_SECONDS, _BUSY_STEP_SECONDS))
+            raise OverloadedError(message, self._spread(use, _BUSY_RETRY_SECONDS, _BUSY_STEP_SECONDS), "quota")
 
     def _spread(self, use: _Use, pause: float, step: float) -> float:
         """Return when a refused call should come again, in seconds.

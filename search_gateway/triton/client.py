@@ -36,6 +36,8 @@ from search_gateway.deadline import Deadline
 from search_gateway.engine.inference import EncodedPhotos, StepOutput
 from search_gateway.engine.kv_slots import KvSlotPool, orphans_among
 from search_gateway.errors import DeadlineError, InferenceError, OverloadedError, SearchError
+from search_gateway.observability.observer import ModelCounts, Observer
+from search_gateway.observability.tracing import outgoing_headers
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +68,9 @@ class SharedMemory(enum.Enum):
     SYSTEM = "system"  # in /dev/shm, which a Triton on this host maps too (it must allow clients to register regions)
     CUDA = "cuda"  # the cross-attention's on the GPU, the rest as SYSTEM
     EMBEDDED = "embedded"  # in /dev/shm, where the backend of the embedded Triton reads them without a copy
+
+
+_OUTCOMES: dict[type[Exception], str] = {OverloadedError: "overloaded", DeadlineError: "deadline"}
 
 
 class Probe(enum.Enum):
@@ -107,6 +112,7 @@ class TritonClient:
         contract: of the models.
         shared_memory: how the caches reach Triton.
         region_prefix: first part of the names of regions in /dev/shm; unused with SharedMemory.NONE.
+        observer: told of each call of a model.
     """
 
     def __init__(
@@ -116,8 +122,10 @@ class TritonClient:
         *,
         shared_memory: SharedMemory = SharedMemory.NONE,
         region_prefix: str = "",
+        observer: Observer | None = None,
     ):
         self.contract = contract
+        self._observer = observer or Observer()
         self._shared_memory = shared_memory
         self._region_prefix = region_prefix
         self._slot_pools: set[KvSlotPool] = set()
@@ -392,6 +400,24 @@ class TritonClient:
                 "instance_group { count: 1 } and one GPU, or CAPTRIEVE_TRITON_SHARED_MEMORY=none"
             )
 
+    async def statistics(self) -> list[ModelCounts]:
+        """Return what Triton counts of each model; nothing if it does not answer."""
+        try:
+            answer = await self._client.get_inference_statistics(client_timeout=_HEALTH_TIMEOUT_SECONDS)
+        except (InferenceServerException, grpc.RpcError):
+            return []
+        names = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+        return [
+            ModelCounts(
+                model=one.name,
+                version=one.version,
+                photos=one.inference_count,
+                executions=one.execution_count,
+                **{name: (part.count, part.ns) for name in names if (part := getattr(one.inference_stats, name))},
+            )
+            for one in answer.model_stats
+        ]
+
     def seconds_since_success(self) -> float:
         """Return the time since all three models last answered; infinite if one never has."""
         if len(self._last_success) < len(self.contract.models):
@@ -459,21 +485,26 @@ class TritonClient:
     ) -> triton.InferResult:
         if deadline is not None:
             deadline.check("inference")
+        started, outcome = time.perf_counter(), "failed"
         try:
             result = await self._client.infer(
                 spec.name,
                 inputs,
                 outputs=outputs,
                 client_timeout=None if deadline is None else deadline.remaining_seconds(),
+                headers=outgoing_headers(),
                 parameters=parameters,
             )
+            outcome = "ok"
         except asyncio.CancelledError as error:
+            outcome = "cancelled"
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
             # Not the caller was cancelled but the call: `reconnect` has closed the connection.
             raise _ConnectionLostError(_UNREACHABLE) from error
         except InferenceServerException as error:
             self.has_failed |= isinstance(translated := _translated(error), InferenceError)
+            outcome = _OUTCOMES.get(type(translated), outcome)
             # If Triton was restarted between two checks of `watch`, it has no registered regions.
             if slot_pool is not None and slot_pool in self._slot_pools and _UNKNOWN_REGION in str(error.message()):
                 _log.warning("Triton no longer maps the memory of the caches: new captions get new memory")
@@ -482,6 +513,8 @@ class TritonClient:
         except grpc.RpcError as error:
             self.has_failed = True
             raise _ConnectionLostError(_UNREACHABLE) from error
+        finally:
+            self._observer.triton_called(spec.name, outcome, time.perf_counter() - started)
         self._last_success[spec.name] = time.monotonic()
         return result
 
@@ -516,7 +549,7 @@ def _translated(error: InferenceServerException) -> InferenceError | OverloadedE
         return DeadlineError("the deadline passed before inference was done: allow more time")
     # Triton answers UNAVAILABLE for a full queue; only the text distinguishes it from a server that is gone.
     if "Exceeds maximum queue size" in message:
-        return OverloadedError("the inference queue is full: try again shortly", retry_after_seconds=1.0)
+        return OverloadedError("the inference queue is full: try again shortly", 1.0, reason="triton")
     if any(one in status for one in ("UNAVAILABLE", "CANCELLED", "UNKNOWN")):
         return _ConnectionLostError("the inference server failed or cannot be reached: try again shortly")
     return InferenceError("the inference server failed or cannot be reached: try again shortly")

@@ -66,6 +66,7 @@ class EmbeddedTriton:
         model_repository: every folder in it must be a model that loads, or `start` fails.
         log_file: the log is appended to it; None: a temporary file, which remains only after a failure.
         start_timeout_seconds: for loading all models.
+        traces_url: where Triton sends the spans of calls with a `traceparent`, over OTLP/HTTP; None: it makes none.
     """
 
     def __init__(
@@ -74,7 +75,9 @@ class EmbeddedTriton:
         *,
         log_file: Path | None = None,
         start_timeout_seconds: float = 120,
+        traces_url: str | None = None,
     ) -> None:
+        self._traces_url = traces_url
         self._model_repository = model_repository
         self._start_timeout_seconds = start_timeout_seconds
         self._is_log_ours = log_file is None
@@ -124,7 +127,7 @@ class EmbeddedTriton:
         _remove_orphaned_logs()
         log_start = self._log_file.stat().st_size if self._log_file.exists() else 0
         try:
-            run = self._run = _launch(installation, self._model_repository, self._log_file)
+            run = self._run = _launch(installation, self._model_repository, self._log_file, self._traces_url)
             if self._num_stops > num_stops:  # by another thread, which found nothing to stop yet
                 raise TritonStartError("Triton was stopped while it started")
             problem = self._wait_until_ready(run)
@@ -229,7 +232,7 @@ def _check_model_repository(folder: Path) -> None:
         raise TritonStartError(f"{folder} holds no model (no */config.pbtxt)")
 
 
-def _launch(installation: TritonInstallation, model_repository: Path, log_file: Path) -> _Run:
+def _launch(installation: TritonInstallation, model_repository: Path, log_file: Path, traces_url: str | None) -> _Run:
     instance_id = f"captrieve_{os.getpid()}_{secrets.token_hex(6)}_"
     workspace = _new_workspace()
     try:
@@ -250,6 +253,7 @@ def _launch(installation: TritonInstallation, model_repository: Path, log_file: 
                     "--",
                     str(installation.server),
                     *_flags(workspace, backends, instance_id),
+                    *([] if traces_url is None else _trace_flags(traces_url)),
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -343,6 +347,13 @@ def _flags(workspace: Path, backends: Path, instance_id: str) -> list[str]:
         "--pinned-memory-pool-byte-size=0",  # pinned memory is for GPUs
         f"--exit-timeout-secs={_GRACE_SECONDS}",
     ]
+
+
+def _trace_flags(url: str) -> list[str]:
+    """Trace only calls that belong to a trace: a rate of 0 starts none."""
+    values = ("mode=opentelemetry", "rate=0", "level=TIMESTAMPS", f"opentelemetry,url={url}")
+    resource = "opentelemetry,resource=service.name=captrieve-triton"
+    return [f"--trace-config={value}" for value in (*values, resource)]
 
 
 def _environment(installation: TritonInstallation, python: Path) -> dict[str, str]:

@@ -23,6 +23,7 @@ from search_gateway.deadline import Deadline
 from search_gateway.engine.inference import Pixels
 from search_gateway.engine.scheduler import CaptionScheduler, DecodedPhoto
 from search_gateway.errors import InferenceError, OverloadedError
+from search_gateway.observability.observer import ModelCounts
 from search_gateway.tasks import kept_running
 
 _log = logging.getLogger(__name__)
@@ -56,6 +57,9 @@ class Replica(Protocol):
     async def watch(self, changed: Callable[[], object]) -> None:
         """Check its health until cancelled; `changed` is called after each check."""
 
+    async def statistics(self) -> list[ModelCounts]:
+        """Return what it counts of each model; nothing if it does not answer."""
+
     async def close(self) -> None:
         """End all its work."""
 
@@ -80,6 +84,11 @@ class TritonPool:
     def problems(self) -> list[str]:
         """Return why Tritons cannot be used, each as "Triton NAME: reason" for the operator; does not block."""
         return [f"Triton {replica.name}: {replica.problem}" for replica in self._replicas if replica.problem]
+
+    @property
+    def replicas(self) -> Sequence[Replica]:
+        """The Tritons."""
+        return self._replicas
 
     @property
     def step_calls(self) -> dict[int, tuple[int, int]]:

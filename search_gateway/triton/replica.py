@@ -16,6 +16,7 @@ from search_gateway.deadline import Deadline
 from search_gateway.engine.kv_slots import remove_orphans
 from search_gateway.engine.scheduler import CaptionScheduler
 from search_gateway.errors import InferenceError
+from search_gateway.observability.observer import ModelCounts, Observer
 from search_gateway.triton.client import Probe, SharedMemory, TritonClient
 from search_gateway.triton.embedded import EmbeddedTriton, TritonStartError
 
@@ -46,6 +47,8 @@ class TritonReplica:
         shared_memory: how the caches reach a Triton that is not embedded.
         slots: maximum number of captions decoded together.
         waiting: maximum number of queued photos of one kind.
+        observer: told of calls, batches and restarts.
+        traces_url: where the embedded Triton exports the spans of traced calls; None: it makes none.
 
     Attributes:
         captions: the scheduler, after `start`.
@@ -63,10 +66,13 @@ class TritonReplica:
         shared_memory: SharedMemory = SharedMemory.NONE,
         slots: int,
         waiting: int,
+        observer: Observer | None = None,
+        traces_url: str | None = None,
     ):
         self._contract = contract
         self._address = address
-        self.embedded = None if address else EmbeddedTriton(model_repository, log_file=log_file)
+        self._observer = observer or Observer()
+        self.embedded = None if address else EmbeddedTriton(model_repository, log_file=log_file, traces_url=traces_url)
         self._shared_memory = shared_memory if address else _embedded_memory(model_repository)
         self._slots, self._waiting = slots, waiting
         self._closing = contextlib.AsyncExitStack()
@@ -111,6 +117,7 @@ class TritonReplica:
             self._contract,
             shared_memory=self._shared_memory,
             region_prefix=prefix,
+            observer=self._observer,
         )
         self._closing.push_async_callback(self._inference.close)
         self.captions = CaptionScheduler(
@@ -119,11 +126,16 @@ class TritonReplica:
             eos_token_id=self._contract.eos_token_id,
             slots=self._slots,
             waiting=self._waiting,
+            observer=self._observer,
         )
         self._closing.push_async_callback(self.captions.close)
         await self._inference.check_contract()
         await self._inference.unregister_orphans(_REGION_PREFIX, has_any=True)
         self._is_checked = self.is_serving = True
+
+    async def statistics(self) -> list[ModelCounts]:
+        """Return what Triton counts of each model; nothing if it does not answer."""
+        return await self._inference.statistics()
 
     async def close(self) -> None:
         """End all work. May be called even if `start` failed."""
@@ -173,6 +185,7 @@ class TritonReplica:
         assert self.embedded is not None
         pause = _RESTART_BACKOFF_SECONDS[min(self._restarts, len(_RESTART_BACKOFF_SECONDS) - 1)]
         self._restarts += 1
+        self._observer.triton_restarted(self.name)
         _log.error("the embedded Triton or one of its models died: starting it again in %.0f s", pause)
         self.captions.fail_all(InferenceError("the inference server failed: try again shortly"))
         await asyncio.to_thread(self.embedded.stop, is_graceful=False, has_failed=True)

@@ -19,7 +19,7 @@ from tests.conftest import MODELS, ROOT, jpeg
 pytestmark = pytest.mark.triton
 
 # Nothing listens on the discard port: DuckDuckGo is out of reach, as on a machine without internet.
-OFFLINE = {"CAPTRIEVE_DUCKDUCKGO_PROXY": "http://127.0.0.1:9"}
+OFFLINE = {"CAPTRIEVE_DUCKDUCKGO_PROXY": "http://127.0.0.1:9", "CAPTRIEVE_ADMIN_ADDRESS": ""}
 
 
 @pytest.fixture(scope="module")

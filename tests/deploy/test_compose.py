@@ -126,7 +126,7 @@ def test_start_order_is_engines_triton_gateway() -> None:
 def test_gateway_settings_are_those_the_code_reads(stack: dict[str, Any]) -> None:
     environment = stack["services"]["gateway"]["environment"]
     config = GatewayConfig.from_env(environment)  # refuses what it does not know
-    names = ("LISTEN_ADDRESS", "INSECURE", "TRITON_ADDRESS", "MODEL_REPOSITORY")
+    names = ("ADMIN_ADDRESS", "LISTEN_ADDRESS", "INSECURE", "TRITON_ADDRESS", "MODEL_REPOSITORY")
     assert set(environment) == {f"CAPTRIEVE_{name}" for name in names}
     GatewaySecurity(config, ModelContract.load(MODELS))  # refuses what others could reach
     host, _, port = config.triton_address[0].partition(":")

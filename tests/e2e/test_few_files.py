@@ -38,6 +38,7 @@ def gateway(triton_address: str, tmp_path: Path) -> Iterator[tuple[str, psutil.P
         address = f"127.0.0.1:{free.getsockname()[1]}"
     settings = {
         "CAPTRIEVE_LISTEN_ADDRESS": address,
+        "CAPTRIEVE_ADMIN_ADDRESS": "",
         "CAPTRIEVE_TRITON_ADDRESS": triton_address,
         "CAPTRIEVE_MODEL_REPOSITORY": str(MODELS),
         "CAPTRIEVE_DRAIN_SECONDS": "1",

@@ -523,7 +523,7 @@ def test_provider_none_of_whose_pictures_can_be_seen_gives_way_to_the_next(
 def test_dead_model_is_noticed_and_started_again(photo: bytes) -> None:
     """Triton lives and calls itself ready, but the process behind one of its models is gone."""
     pytest.importorskip("pytriton", reason="THE REAL TRITON IS NOT TESTED: install the gateway extra")
-    config = GatewayConfig(listen_address="127.0.0.1:0", model_repository=MODELS)
+    config = GatewayConfig(listen_address="127.0.0.1:0", admin_address="", model_repository=MODELS)
     thread = GatewayThread(lambda: Gateway(config, providers=[ScriptedProvider()]))
     address = thread.start()
     try:
@@ -571,7 +571,7 @@ def _worker_of(triton_pid: int, model: str) -> int:
 def test_triton_stopped_in_the_middle_is_unavailable_and_comes_back(photo: bytes) -> None:
     """The embedded Triton is killed under load; callers are told, health says so, and the gateway starts it again."""
     pytest.importorskip("pytriton", reason="THE REAL TRITON IS NOT TESTED: install the gateway extra")
-    config = GatewayConfig(listen_address="127.0.0.1:0", model_repository=MODELS)
+    config = GatewayConfig(listen_address="127.0.0.1:0", admin_address="", model_repository=MODELS)
     thread = GatewayThread(lambda: Gateway(config, providers=[ScriptedProvider()]))
     address = thread.start()
     try:
@@ -621,7 +621,9 @@ def test_stop_finishes_what_is_in_flight(triton_address: str, connect: Any, phot
             await asyncio.to_thread(release.wait, 20)
             return [candidate("red handbag", photo)]
 
-    config = GatewayConfig(listen_address="127.0.0.1:0", triton_address=(triton_address,), model_repository=MODELS)
+    config = GatewayConfig(
+        listen_address="127.0.0.1:0", admin_address="", triton_address=(triton_address,), model_repository=MODELS
+    )
     thread = GatewayThread(lambda: Gateway(config, providers=[SlowProvider()]))
     stub = connect(thread.start())
     call = stub.Search.future(search_pb2.SearchRequest(photo=photo, query_override="red handbag"), timeout=30)
@@ -641,7 +643,8 @@ def test_repository_without_a_configuration_for_the_embedded_triton_is_served(
     models = Path(shutil.copytree(MODELS, tmp_path / "models", ignore=shutil.ignore_patterns("configs")))
     thread = GatewayThread(
         lambda: Gateway(
-            GatewayConfig(listen_address="127.0.0.1:0", model_repository=models), providers=[ScriptedProvider()]
+            GatewayConfig(listen_address="127.0.0.1:0", admin_address="", model_repository=models),
+            providers=[ScriptedProvider()],
         )
     )
     request = search_pb2.CaptionRequest(photo=photo, decoding=search_pb2.DecodingOptions(num_beams=3))

@@ -351,7 +351,11 @@ def test_full_server_refuses_with_retry_info(start_gateway: StartGateway, photo:
 
 def test_idle_stream_does_not_hold_up_the_end_of_the_server(triton_address: str, photo: bytes) -> None:
     config = GatewayConfig(
-        listen_address="127.0.0.1:0", triton_address=(triton_address,), model_repository=MODELS, drain_seconds=600.0
+        listen_address="127.0.0.1:0",
+        admin_address="",
+        triton_address=(triton_address,),
+        model_repository=MODELS,
+        drain_seconds=600.0,
     )
     thread = GatewayThread(lambda: Gateway(config, providers=[ScriptedProvider()]))
     address = thread.start()

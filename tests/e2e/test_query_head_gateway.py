@@ -221,7 +221,7 @@ def test_kserve_knows_the_rule(gateway: str, stub: Any, photo: bytes) -> None:
 def test_gateway_does_not_start_with_a_list_that_does_not_fit(tmp_path: Path) -> None:
     write_repository_with_head(tmp_path)
     (tmp_path / QUERY_CLASSES_FILE).write_text('["", "shirt"]', encoding="utf-8")
-    config = GatewayConfig(listen_address="127.0.0.1:0", model_repository=tmp_path)
+    config = GatewayConfig(listen_address="127.0.0.1:0", admin_address="", model_repository=tmp_path)
 
     async def start() -> None:
         async with Gateway(config, providers=[Provider(b"")]):

@@ -85,6 +85,7 @@ def start(models: Path, triton_address: str) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CAPTRIEVE_")}
     environment |= {
         "CAPTRIEVE_LISTEN_ADDRESS": "127.0.0.1:0",
+        "CAPTRIEVE_ADMIN_ADDRESS": "",
         "CAPTRIEVE_MODEL_REPOSITORY": str(models),
         "CAPTRIEVE_TRITON_ADDRESS": triton_address,
     }

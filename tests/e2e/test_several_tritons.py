@@ -186,6 +186,7 @@ def start(tritons: Tritons) -> Iterator[Callable[..., Caller]]:
     def start_gateway(addresses: Sequence[str] = (), **settings: Any) -> Caller:
         config = GatewayConfig(
             listen_address="127.0.0.1:0",
+            admin_address="",
             triton_address=tuple(addresses or (port.address for port in tritons.ports)),
             model_repository=MODELS,
             **settings,
@@ -210,7 +211,7 @@ def alone(both: Tritons) -> list[str]:
     both.new_ports()
     both.put_right()
     config = GatewayConfig(
-        listen_address="127.0.0.1:0", triton_address=(both[0].grpc_address,), model_repository=MODELS
+        listen_address="127.0.0.1:0", admin_address="", triton_address=(both[0].grpc_address,), model_repository=MODELS
     )
     providers: list[Any] = [NoProvider()]
     thread = GatewayThread(lambda: Gateway(config, providers=providers))

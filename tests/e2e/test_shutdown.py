@@ -28,7 +28,11 @@ KEEPALIVE = [("grpc.keepalive_time_ms", 1000), ("grpc.keepalive_permit_without_c
 
 def test_no_client_keeps_the_gateway_from_ending(triton_address: str, photo: bytes) -> None:
     config = GatewayConfig(
-        listen_address="127.0.0.1:0", triton_address=(triton_address,), model_repository=MODELS, drain_seconds=1.0
+        listen_address="127.0.0.1:0",
+        admin_address="",
+        triton_address=(triton_address,),
+        model_repository=MODELS,
+        drain_seconds=1.0,
     )
     thread = GatewayThread(lambda: Gateway(config, providers=[ScriptedProvider([candidate("Red handbag", photo)])]))
     address = thread.start()

@@ -408,6 +408,7 @@ def test_missing_packages_of_cuda_keep_the_gateway_from_starting(
     monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
     config = GatewayConfig(
         listen_address="127.0.0.1:0",
+        admin_address="",
         triton_address=("127.0.0.1:1",),
         triton_shared_memory="cuda",
         model_repository=MODELS,

@@ -31,13 +31,15 @@ def load(path: Path) -> dict[str, Any]:
     return dict(yaml.load(path.read_text(encoding="utf-8"), _Loader))
 
 
-def compose(*paths: Path, environ: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Do what `docker compose -f FIRST -f NEXT ... config` does: merge, fill in variables, leave out profiles."""
+def compose(*paths: Path, environ: Mapping[str, str] | None = None, profile: str = "") -> dict[str, Any]:
+    """Do what `docker compose -f FIRST -f NEXT ... config` does: merge, fill in variables, leave out other profiles."""
     merged: dict[str, Any] = {}
     for path in paths:
         merged = _merge(merged, load(path), ())
     filled: dict[str, Any] = _fill(merged, environ or {})
-    filled["services"] = {name: one for name, one in filled["services"].items() if not one.get("profiles")}
+    filled["services"] = {
+        name: one for name, one in filled["services"].items() if profile in (one.get("profiles") or [profile])
+    }
     return filled
 
 

@@ -68,6 +68,9 @@ OTHERS: dict[str, tuple[str, object]] = {
     "reflection": ("false", False),
     "max_connection_age_seconds": ("300", 300.0),
     "drain_seconds": ("0", 0.0),
+    "admin_address": (" ", ""),
+    "log_format": ("json", "json"),
+    "log_level": ("debug", "debug"),
 }
 
 

@@ -73,6 +73,11 @@ class GuardedProvider:
         """The wrapped provider's name."""
         return self._provider.name
 
+    @property
+    def breaker_state(self) -> str:
+        """The state of its circuit breaker: closed, open or half-open."""
+        return self._breaker.state.value
+
     async def find(
         self,
         query: Query,

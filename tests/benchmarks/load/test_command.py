@@ -62,10 +62,10 @@ def test_complaints_are_one_line_each() -> None:
         [
             "2026-11-24 12:00:00,000 INFO gateway: ready",
             "2026-11-24 12:00:01,000 WARNING triton: slow",
-            "Traceback (most recent call last):",
-            '  File "x.py", line 1, in f',
-            "    raise ValueError",
-            "ValueError: mine",
+            "  Traceback (most recent call last):",
+            '    File "x.py", line 1, in f',
+            "      raise ValueError",
+            "  ValueError: mine",
             "2026-11-24 12:00:02,000 INFO gateway: going on",
         ]
     )

@@ -19,6 +19,8 @@ from search_api import search_pb2, search_pb2_grpc
 from search_gateway import errors
 from search_gateway.api.error_interceptor import ErrorInterceptor
 from search_gateway.api.request_memory import Message
+from search_gateway.observability.call_interceptor import CallInterceptor
+from search_gateway.observability.observer import Observer
 
 SECRET = "/etc/secret of class Foo"
 
@@ -68,7 +70,8 @@ def ask() -> Iterator[Ask]:
     async def run(problem: BaseException | None, method: str) -> tuple[grpc.aio.AioRpcError | None, int]:
         service = RaisingService()
         service.problem = problem
-        server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=[("grpc.so_reuseport", 0)])
+        interceptors = [CallInterceptor(Observer()), ErrorInterceptor()]
+        server = grpc.aio.server(interceptors=interceptors, options=[("grpc.so_reuseport", 0)])
         search_pb2_grpc.add_SearchServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
@@ -104,7 +107,8 @@ def raw_ask() -> RawAsk:
     """Sends bytes that are no message; returns the error."""
 
     async def run(method: str, data: bytes) -> grpc.aio.AioRpcError:
-        server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=[("grpc.so_reuseport", 0)])
+        interceptors = [CallInterceptor(Observer()), ErrorInterceptor()]
+        server = grpc.aio.server(interceptors=interceptors, options=[("grpc.so_reuseport", 0)])
         search_pb2_grpc.add_SearchServiceServicer_to_server(RaisingService(), server)  # type: ignore[no-untyped-call]
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
@@ -150,6 +154,9 @@ def test_stream_that_is_left_is_closed_at_once() -> None:
 
         def set_trailing_metadata(self, _: object) -> None:
             pass
+
+        def trailing_metadata(self) -> tuple[()]:
+            return ()
 
         def time_remaining(self) -> None:
             return None
@@ -244,7 +251,8 @@ def chat() -> Chat:
             yield request
 
     async def run(messages: list[bytes]) -> tuple[list[bytes], grpc.aio.AioRpcError | None]:
-        server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=[("grpc.so_reuseport", 0)])
+        interceptors = [CallInterceptor(Observer()), ErrorInterceptor()]
+        server = grpc.aio.server(interceptors=interceptors, options=[("grpc.so_reuseport", 0)])
         handler = grpc.stream_stream_rpc_method_handler(echo, parse, bytes)  # type: ignore[arg-type]
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", {"Talk": handler}),))
         port = server.add_insecure_port("127.0.0.1:0")

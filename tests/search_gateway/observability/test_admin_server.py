@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The admin port as curl sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from search_gateway.observability.admin_server import AdminServer, AdminState, redacted
+
+Ask = Callable[..., tuple[int, str]]
+
+
+def ask(address: str, path: str, method: str = "GET", body: bytes | None = None, **headers: str) -> tuple[int, str]:
+    """Returns status and text of the answer."""
+    request = urllib.request.Request(f"http://{address}{path}", body, headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def served(talk: Callable[[str], Any], problems: list[str] | None = None) -> tuple[Any, list[str]]:
+    """Run `talk` in a thread beside an admin server; returns its result and what happened."""
+    happened: list[str] = []
+
+    async def drain() -> None:
+        happened.append("drained")
+
+    async def triton() -> bytes:
+        return b"nv_inference_count 1\n"
+
+    async def run() -> Any:
+        server = AdminServer("127.0.0.1:0")
+        state = AdminState(
+            metrics=lambda: b"a_total 1\n",
+            metrics_type="text/plain; version=0.0.4; charset=utf-8",
+            triton_metrics=triton,
+            problems=lambda: problems or [],
+            warnings=lambda: ["catalog: the file is missing"],
+            settings={"max_waiting": 64, "catalog": None, "duckduckgo_proxy": "http://me:pass@proxy:80", "token": "x"},
+            drain=drain,
+        )
+        await server.start(state)
+        try:
+            return await asyncio.to_thread(talk, server.address)
+        finally:
+            await server.close()
+
+    return asyncio.run(run()), happened
+
+
+def test_alive_and_ready() -> None:
+    assert served(lambda address: ask(address, "/livez"), ["Triton is gone"])[0][0] == 200
+    assert served(lambda address: ask(address, "/readyz"))[0] == (
+        200,
+        '{"ready": true, "reasons": [], "warnings": ["catalog: the file is missing"]}',
+    )
+    (status, text), _ = served(lambda address: ask(address, "/readyz"), ["Triton is gone"])
+    assert status == 503
+    assert json.loads(text)["reasons"] == ["Triton is gone"]
+
+
+def test_metrics_of_the_gateway_and_of_triton() -> None:
+    assert served(lambda address: ask(address, "/metrics"))[0] == (200, "a_total 1\n")
+    assert served(lambda address: ask(address, "/metrics/triton"))[0] == (200, "nv_inference_count 1\n")
+
+
+def test_settings_without_secrets() -> None:
+    (status, text), _ = served(lambda address: ask(address, "/config"))
+    assert (status, json.loads(text)) == (
+        200,
+        {"max_waiting": 64, "catalog": None, "duckduckgo_proxy": "http://***@proxy:80", "token": "***"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("api_token", "abc", "***"),
+        ("api_token", "", ""),
+        ("addresses", ("http://a:b@c", "d:1"), ["http://***@c", "d:1"]),
+        ("max_tokens_x", 3, "***"),
+        ("reflection", True, True),
+    ],
+)
+def test_redaction(name: str, value: Any, shown: Any) -> None:
+    assert redacted(name, value) == shown
+
+
+def test_drain_is_a_post_and_happens_once() -> None:
+    def talk(address: str) -> list[int]:
+        return [ask(address, "/drain")[0], *(ask(address, "/drain", "POST")[0] for _ in range(2))]
+
+    assert served(talk) == ([405, 202, 202], ["drained"])
+
+
+def test_log_level_can_be_read_and_changed() -> None:
+    loggers = [logging.getLogger(), logging.getLogger("search_gateway")]
+    before = [logger.level for logger in loggers]
+
+    def talk(address: str) -> list[tuple[int, str]]:
+        return [
+            ask(address, "/log-level", "PUT", b'{"level": "error"}'),
+            ask(address, "/log-level"),
+            *(ask(address, "/log-level", "PUT", body) for body in (b'{"level": "loud"}', b"debug", b"[]", b"x" * 5000)),
+        ]
+
+    try:
+        answers, _ = served(talk)
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+    assert answers[:2] == 2 * [(200, '{"level": "error"}')]
+    assert [status for status, _ in answers[2:]] == [400, 400, 400, 413]
+    assert "debug, info, warning, error" in answers[2][1]
+
+
+@pytest.mark.parametrize("headers", [{"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "same-origin"}])
+def test_web_pages_are_refused(headers: dict[str, str]) -> None:
+    (status, _), happened = served(lambda address: ask(address, "/drain", "POST", **headers))
+    assert (status, happened) == (403, [])
+
+
+def test_a_port_in_use_is_an_error_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
+        AdminServer(f"127.0.0.1:{taken.getsockname()[1]}")
