@@ -97,6 +97,9 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
                     self._observer.refused(error.reason)
                 code, message = public_message(error, request_id)
                 log_cause(error, code, request_id)
+                _log.debug(
+                    "request %s ends, %s: %s", request_id, code.name, message
+                )  # perhaps long before its access line
                 forget_frames(error)
                 if release is not None:
                     release()

@@ -153,7 +153,7 @@ async def test_stream_of_kserve_that_does_not_read_ends(caplog: pytest.LogCaptur
     request = service_pb2.ModelInferRequest(model_name="caption")
     request.inputs.add(name="IMAGE", datatype="BYTES", shape=[1, 1]).contents.bytes_contents.append(b"photo")
     body = message(request.SerializeToString())
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG, "search_gateway")
     async with serving(max_in_flight=2, max_deadline_seconds=0.5) as it:
         caller = await RawConnection.open(it.address, answer_window=0)
         for _ in range(3):
