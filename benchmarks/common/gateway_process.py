@@ -77,12 +77,7 @@ class GatewayProcess:
     def handled(self, method: str) -> Counter[str]:
         """Return the calls of a method that the gateway has counted, by code; it must be awake."""
         admin = re.search(r"admin port on ([\w.]+:\d+)", self.log)
-        if admin is None:
-            return Counter()
-        with urllib.request.urlopen(f"http://{admin[1]}/metrics", timeout=CALL_SECONDS) as answer:
-            text = answer.read().decode()
-        found = re.findall(rf'grpc_server_handled_total{{grpc_code="(\w+)",grpc_method="{method}",.*}} (\S+)', text)
-        return Counter({code: int(float(count)) for code, count in found if float(count)})
+        return _handled(admin[1], method) if admin else Counter()
 
     @contextlib.contextmanager
     def awake(self) -> Iterator[None]:
@@ -126,7 +121,7 @@ class RunningGateway:
     """A gateway that others start and stop, for example in a container; it is not paused and has no process here.
 
     Args:
-        address: HOST:PORT of the gateway.
+        address: HOST:PORT of the gateway. Its admin port is CAPTRIEVE_ADMIN_ADDRESS of this process's environment.
     """
 
     pid: int | None = None
@@ -135,6 +130,15 @@ class RunningGateway:
 
     def __init__(self, address: str):
         self.address = address
+        self._admin = os.environ.get("CAPTRIEVE_ADMIN_ADDRESS", "")
+        self._before = self._handled_ever("Caption")
+
+    def handled(self, method: str) -> Counter[str]:
+        """Return the calls of a method that the gateway has counted since this was made, by code."""
+        return self._handled_ever(method) - self._before
+
+    def _handled_ever(self, method: str) -> Counter[str]:
+        return _handled(self._admin, method) if self._admin else Counter()
 
     def awake(self) -> contextlib.AbstractContextManager[None]:
         """Do nothing: it is awake."""
@@ -142,6 +146,13 @@ class RunningGateway:
 
     def close(self) -> None:
         """Leave it as it is."""
+
+
+def _handled(admin: str, method: str) -> Counter[str]:
+    with urllib.request.urlopen(f"http://{admin}/metrics", timeout=CALL_SECONDS) as answer:
+        text = answer.read().decode()
+    found = re.findall(rf'grpc_server_handled_total{{grpc_code="(\w+)",grpc_method="{method}",.*}} (\S+)', text)
+    return Counter({code: int(float(count)) for code, count in found if float(count)})
 
 
 def _end_with_parent() -> None:
