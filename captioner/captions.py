@@ -88,11 +88,12 @@ def _words(tokens: Sequence[DecodedToken], tokenizer: CaptionTokenizer) -> tuple
 
 def _alternatives(first: DecodedToken, tokenizer: CaptionTokenizer) -> tuple[WordAlternative, ...]:
     """Return the other candidates for a word's first token that begin a word, too."""
-    found = []
+    found: list[WordAlternative] = []
     pairs = zip(first.candidate_tokens.tolist(), first.candidate_logprobs.tolist(), strict=True)
     for token, log_probability in pairs:
-        text = tokenizer.text([token])
+        if len(found) == MAX_WORD_ALTERNATIVES:
+            break
         # The token of a rare word may be the space before it alone.
-        if text and token != first.token and tokenizer.starts_word(token):
+        if token != first.token and tokenizer.starts_word(token) and (text := tokenizer.text([token])):
             found.append(WordAlternative(text, math.exp(log_probability)))
-    return tuple(found[:MAX_WORD_ALTERNATIVES])
+    return tuple(found)

@@ -53,30 +53,32 @@ class KvCache:
         self.tensors: list[Floats] = [allocate(spec, (rows, *with_beams(spec, beams))) for spec in contract.self_caches]
         self.ancestors: Ids = np.zeros((rows, beams, contract.max_tokens), np.int32)
 
-    def reorder_beams(self, rows: Rows, parents: Ids, positions: Ids) -> None:
-        """Let each beam continue its parent; called before each step.
+    def append(self, rows: Rows, new_kv: Floats, selected: Ids, positions: Ids, candidates: int) -> None:
+        """Store what a call of the step model made, and let each beam continue its parents.
 
         Args:
-            rows: the n rows of the step.
-            parents: int32 [n, K]; beam k of rows[i] continues beam parents[i, k].
-            positions: int32 [n], the position of the step in each row.
+            rows: n rows of the call.
+            new_kv: [n, L, 2, H, N, K, d], as the model returned them.
+            selected: int32 [n, N, K], as well.
+            positions: int32 [n], the position of the call's first token in each row. What lies behind the last
+                position is dropped.
+            candidates: C.
         """
-        ancestors = np.take_along_axis(self.ancestors[rows], parents[:, :, None], axis=1)
-        later = np.flatnonzero(positions)  # at position 0 there is nothing to continue
-        ancestors[later, :, positions[later] - 1] = parents[later]
-        self.ancestors[rows] = ancestors
-
-    def append(self, rows: Rows, new_kv: Floats, positions: Ids) -> None:
-        """Store the keys and values of a step.
-
-        Args:
-            rows: the n rows of the step.
-            new_kv: [n, K, L, 2, H, d], as the step model returned them.
-            positions: int32 [n], the position of the step in each row.
-        """
-        for number, tensor in enumerate(self.tensors):
-            layer, part = divmod(number, 2)
-            tensor[rows, :, positions] = new_kv[:, :, layer, part].transpose(0, 2, 1, 3)
+        count, length = selected.shape[1], self.ancestors.shape[2]
+        for i, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
+            part = min(count, length - position)
+            for number, tensor in enumerate(self.tensors):
+                layer, kind = divmod(number, 2)
+                tensor[row, :, position : position + part] = new_kv[i, layer, kind, :, :part]
+        if self.beams == 1:
+            return  # it is its own ancestor
+        parents = selected // candidates
+        for number in range(count):
+            here = np.flatnonzero(positions + number < length)
+            of = parents[here, number]
+            ancestors = np.take_along_axis(self.ancestors[rows[here]], of[:, :, None], axis=1)
+            ancestors[np.arange(len(here)), :, positions[here] + number] = of
+            self.ancestors[rows[here]] = ancestors
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keep only these rows, in this order."""

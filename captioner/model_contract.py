@@ -6,7 +6,7 @@ reports.
 
 All docstrings name the axes of shapes so: B photos (Triton's batch axis, which the shapes below leave out), K beams of
 one photo, S encoder positions, D width, L decoder layers, H heads, d width of a head, T most tokens of a caption, C
-candidates that a step returns per beam, Q queries of the encoder's query head.
+candidates that a step returns per beam, N tokens of one call of the step, Q queries of the encoder's query head.
 
 Each layer has a tensor for its keys and one for its values. If one tensor held all layers, each step would have to cut
 it, which copies both caches.
@@ -22,8 +22,9 @@ from typing import Literal, TypedDict, get_args
 
 CONTRACT_FILE = "model_contract.json"
 REFINEMENT_FILE = "refinement.json"  # beside it, if the checkpoint was calibrated
-# Version 2: append-only caches per layer, beams distinguished by their ancestors. 3: optional query head.
-CONTRACT_VERSION = 3
+# Version 2: append-only caches per layer, beams distinguished by their ancestors. 3: optional query head. 4: a step
+# makes several tokens.
+CONTRACT_VERSION = 4
 
 ENCODER = "vit_encoder"
 PREFILL = "gpt2_prefill"
@@ -54,7 +55,10 @@ class PhotoShape(TypedDict):
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, KServe datatype and shape of one tensor, without the batch axis; a size of -1 is the number of beams K."""
+    """Name, KServe datatype and shape of one tensor, without the batch axis.
+
+    A size of -1 is the number of beams K, and in outputs also the number of tokens N where calls differ in it.
+    """
 
     name: str
     datatype: str
@@ -62,7 +66,7 @@ class TensorSpec:
 
 
 def with_beams(tensor: TensorSpec, beams: int) -> tuple[int, ...]:
-    """Return the tensor's shape with `beams` in place of K, without the batch axis."""
+    """Return an input's shape with `beams` in place of K, without the batch axis."""
     return tuple(beams if size == -1 else size for size in tensor.shape)
 
 
@@ -95,6 +99,7 @@ class ModelContract:
     max_tokens: int  # T
     num_candidates: int  # C, at least 2 x max_beams
     max_beams: int  # most beams of one photo
+    tokens_per_call: int  # N: a call of the step makes as many tokens, with `ends_early` at most as many
     vocab_size: int
     bos_token_id: int
     eos_token_id: int
@@ -110,6 +115,8 @@ class ModelContract:
         if self.num_candidates < 2 * self.max_beams:
             # A step may end all K beams at once; K other candidates must then be left to continue with.
             raise ContractError(f"num_candidates {self.num_candidates} is less than twice max_beams {self.max_beams}")
+        if not 1 <= self.tokens_per_call <= self.max_tokens:
+            raise ContractError(f"tokens_per_call {self.tokens_per_call} is not between 1 and {self.max_tokens}")
         if self.num_queries < 0 or self.num_queries == 1:
             raise ContractError(f"num_queries {self.num_queries} is neither 0 nor at least 2")
         if self.precision not in PRECISIONS:
@@ -144,9 +151,9 @@ class ModelContract:
         return (self.num_heads, self.num_positions, self.head_size)
 
     @property
-    def new_kv_shape(self) -> tuple[int, int, int, int, int]:
-        """Shape [K, L, 2, H, d] of the keys and values of one step's own tokens; K = -1."""
-        return (-1, self.num_layers, 2, self.num_heads, self.head_size)
+    def ends_early(self) -> bool:
+        """Whether a call of the step ends when no photo wants more tokens; GPUs run fixed shapes faster."""
+        return self.precision != "fp16"
 
     @property
     def self_caches(self) -> tuple[TensorSpec, ...]:
@@ -160,7 +167,7 @@ class ModelContract:
 
     @property
     def caches(self) -> tuple[TensorSpec, ...]:
-        """The inputs of a step that the next steps need, too."""
+        """The inputs of a step that the next calls need, too."""
         return (*self.self_caches, *self.cross_caches)
 
     @property
@@ -192,23 +199,34 @@ class ModelContract:
 
     @property
     def step(self) -> ModelSpec:
-        """Reads one token per beam, attends to the beam's ancestors in the cache, and returns the C best next tokens.
+        """Continues the beams by N tokens, each of which attends to its beam's ancestors in the cache.
 
         Beam k's token at time t < position is in the cache's column of beam `ancestors[k, t]`. The cache is
-        append-only: its owner writes `new_kv` at `position`, and no beam is ever moved.
+        append-only: its owner writes `new_kv` from `position` on, and no beam is ever moved. Between two tokens the
+        model chooses the K beams that go on by the rules of `captioner.decoding`: `scores` are their log-probabilities
+        so far, and `selected` numbers the chosen ones among all K x C candidates.
+
+        A model that ends early has two more inputs. `limits` has the number of tokens that a photo wants, and 1 if it
+        wants none when no beam has a better score than the worst of the `finished` captions, else 0.
         """
+        tokens = -1 if self.ends_early else self.tokens_per_call
+        early = (TensorSpec("finished", "FP32", (-1,)), TensorSpec("limits", "INT32", (2,))) if self.ends_early else ()
+        kv = (self.num_layers, 2, self.num_heads, tokens, -1, self.head_size)
         return ModelSpec(
             STEP,
             (
                 TensorSpec("tokens", "INT32", (-1,)),
+                TensorSpec("scores", "FP32", (-1,)),
                 TensorSpec("ancestors", "INT32", (-1, self.max_tokens)),
                 TensorSpec("position", "INT32", (1,)),
+                *early,
                 *self.caches,
             ),
             (
-                TensorSpec("candidate_logprobs", "FP32", (-1, self.num_candidates)),
-                TensorSpec("candidate_tokens", "INT32", (-1, self.num_candidates)),
-                TensorSpec("new_kv", self.float_datatype, self.new_kv_shape),
+                TensorSpec("candidate_logprobs", "FP32", (tokens, -1, self.num_candidates)),
+                TensorSpec("candidate_tokens", "INT32", (tokens, -1, self.num_candidates)),
+                TensorSpec("selected", "INT32", (tokens, -1)),
+                TensorSpec("new_kv", self.float_datatype, kv),
             ),
         )
 

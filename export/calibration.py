@@ -22,6 +22,8 @@ _BEAMS = (1, 4)
 def feeds_of(captioner: OnnxCaptioner, pixels: npt.NDArray[np.uint8], model: str) -> Iterator[Feeds]:
     """Caption photos and yield the inputs of one model, one batch at a time: all steps of 128 photos can be 50 GB.
 
+    The step makes one token per call, so that its inputs are those of every token.
+
     Args:
         captioner: runs the models.
         pixels: uint8 [n, height, width, 3].
@@ -39,7 +41,7 @@ def feeds_of(captioner: OnnxCaptioner, pixels: npt.NDArray[np.uint8], model: str
         else:
             for count in _BEAMS:
                 options = DecodingOptions(num_beams=count, max_tokens=captioner.contract.max_tokens)
-                yield from captioner.steps(batch, options)
+                yield from captioner.steps(batch, options, tokens_per_call=1)
 
 
 def drawn_photos(contract: ModelContract, count: int, seed: int = 3) -> npt.NDArray[np.uint8]:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The three served models as torch modules that use the checkpoint's weights (shapes: `captioner.model_contract`).
 
-They divide the loop of `generate()` into what runs once per photo (encoder, prefill) and what runs once per token
+They divide the loop of `generate()` into what runs once per photo (encoder, prefill) and what runs once per some tokens
 (step). A step returns the C best tokens instead of the whole vocabulary, and its own keys and values instead of a new
-cache.
+cache. `TokenGraph` is one token of it. `StepGraph` repeats it a fixed number of times, for GPUs; for CPUs,
+`export.step_loop` makes a loop of it that ends early.
 
 The encoder's attention has two forms. `Attention.STANDARD` uses only ONNX's own operators, which TensorRT can build.
 `Attention.FUSED` uses ONNX Runtime's MultiHeadAttention, which keeps the scores in the processor's cache and needs no
@@ -15,6 +16,7 @@ from __future__ import annotations
 import copy
 import enum
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -30,6 +32,8 @@ from training.efficientnet_lite import FrozenNormConv2d
 
 # exp() of it is zero, and FP16 can represent it (its lowest number is -65504).
 MASKED = -1e4
+# The score of unused beams in `captioner.decoding`, and one that is lower than all others.
+NEVER, LOWEST = -1e9, -3e38
 
 
 class Attention(enum.Enum):
@@ -147,8 +151,11 @@ class PrefillGraph(nn.Module):
         )
 
 
-class StepGraph(nn.Module):
-    """One token for each of K beams of each of B photos.
+class TokenGraph(nn.Module):
+    """One token for each of K beams of each of B photos, and the choice of the beams that go on.
+
+    The keys and values of the tokens before it are in two places: those of former calls in the cache, which is only
+    read, and those of this call, R columns per photo, in `recent`. Only the scores of the two are joined.
 
     Args:
         captioner: the checkpoint.
@@ -168,30 +175,48 @@ class StepGraph(nn.Module):
         self.tokens = None if is_tied else transformer.wte
 
     def forward(
-        self, tokens: torch.Tensor, ancestors: torch.Tensor, position: torch.Tensor, *caches: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Compute one step.
+        self,
+        tokens: torch.Tensor,
+        scores: torch.Tensor,
+        position: torch.Tensor,
+        finished: torch.Tensor,
+        limits: torch.Tensor,
+        mask: torch.Tensor,
+        recent_mask: torch.Tensor,
+        *tensors: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """Compute one token.
 
         Args:
             tokens: int32 [B, K].
-            ancestors: int32 [B, K, T].
+            scores: float32 [B, K], the sum of each beam's log-probabilities.
             position: int32 [B, 1].
-            caches: per layer self_key, self_value [B, H, T, K, d], then per layer cross_key, cross_value [B, H, S, d].
+            finished: float32 [B, K], the scores of the best captions that have ended.
+            limits: int32 [B, 2]: how many tokens a photo still wants, and whether it wants none when no beam can be
+                better than the finished captions.
+            mask: [B, K, T, K], see `cache_mask`.
+            recent_mask: [B, K, R], the same for the tokens of this call.
+            tensors: per layer recent keys, values [B, H, R, d], then the caches, as for `StepGraph`.
 
         Returns:
-            candidate_logprobs [B, K, C], candidate_tokens int32 [B, K, C], new_kv [B, K, L, 2, H, d].
+            The first seven arguments and the recent keys and values of the next token, then candidate_logprobs
+            [B, K, C], candidate_tokens int32 [B, K, C], selected int32 [B, K], and whether a photo wants more.
         """
-        layers = self.contract.num_layers
-        self_caches, cross_caches = caches[: 2 * layers], caches[2 * layers :]
+        layers, beams = self.contract.num_layers, tokens.shape[1]
+        recent, self_caches, cross_caches = (tensors[2 * layers * i : 2 * layers * (i + 1)] for i in range(3))
         hidden = (self._embedded(tokens) + self.positions(position)).to(self.vocabulary.dtype)  # [B, K, D]
-        mask = self._mask(ancestors, position).to(hidden.dtype)
+        numbers = torch.arange(beams, dtype=tokens.dtype, device=tokens.device)
+        own = torch.where(numbers[:, None] == numbers, 0.0, MASKED).to(mask.dtype)  # [K, K]
+        recent_mask = torch.cat([recent_mask, own.expand(tokens.shape[0], beams, beams)], dim=-1)
+        whole_mask = torch.cat([mask.flatten(2), recent_mask], dim=-1)[:, None]  # [B, 1, K, T * K + R + K]
         new = []
         for i, block in enumerate(self.blocks):
+            both = slice(2 * i, 2 * i + 2)
             attended, key_value = self._self_attention(
-                block, _norm(block.ln_1, hidden), self_caches[2 * i], self_caches[2 * i + 1], mask
+                block, _norm(block.ln_1, hidden), self_caches[both], recent[both], whole_mask
             )
             hidden = hidden + attended
-            new.append(key_value)
+            new += key_value
             hidden = hidden + self._cross_attention(
                 block, _norm(block.ln_cross_attn, hidden), cross_caches[2 * i], cross_caches[2 * i + 1]
             )
@@ -200,8 +225,33 @@ class StepGraph(nn.Module):
         # A log-softmax over all tokens is ten times as fast as normalising only the best ones with ReduceLogSumExp
         # (32 rows of 50,257 with ONNX Runtime 1.32: 0.27 ms against 3.2 ms).
         logprobs, candidates = torch.topk(functional.log_softmax(logits, dim=-1), self.contract.num_candidates)
-        new_kv = torch.cat(new, dim=-1).unflatten(-1, self.contract.new_kv_shape[1:])
-        return logprobs, candidates.to(torch.int32), new_kv
+        candidates = candidates.to(torch.int32)
+
+        # The rules of `captioner.decoding.BeamDecoder`; TopK prefers the first of equals, as its stable sort does.
+        totals = (logprobs + scores[..., None]).flatten(1)  # [B, K * C]
+        ends = candidates.flatten(1) == self.contract.eos_token_id
+        best, ranks = torch.topk(totals, beams)
+        is_caption = ends.gather(1, ranks) & (best > NEVER / 2)
+        finished, _ = torch.topk(torch.cat([finished, torch.where(is_caption, best, NEVER)], dim=1), beams)
+        scores, selected = torch.topk(torch.where(ends, LOWEST, totals), beams)
+        photos = torch.arange(tokens.shape[0], device=tokens.device)
+        parents = (selected // self.contract.num_candidates + beams * photos[:, None]).flatten()
+        is_over = scores[:, :1] <= finished[:, -1:]
+        wanted = torch.where(is_over & (limits[:, 1:] > 0), 0, limits[:, :1] - 1)
+        return (
+            candidates.flatten(1).gather(1, selected),
+            scores,
+            (position + 1).clamp(max=self.contract.max_tokens - 1),  # some photos may want fewer tokens than others
+            finished,
+            torch.cat([wanted, limits[:, 1:]], dim=1),
+            mask.flatten(0, 1).index_select(0, parents).unflatten(0, tokens.shape),
+            recent_mask.flatten(0, 1).index_select(0, parents).unflatten(0, tokens.shape),
+            *new,
+            logprobs,
+            candidates,
+            selected.to(torch.int32),
+            (wanted > 0).any(),
+        )
 
     def _embedded(self, tokens: torch.Tensor) -> torch.Tensor:
         """The embeddings of tokens [B, K], float [B, K, D]."""
@@ -211,31 +261,30 @@ class StepGraph(nn.Module):
         columns = self.vocabulary.index_select(1, tokens.flatten())  # [D, B * K]
         return columns.t().view(*tokens.shape, self.vocabulary.shape[0])
 
-    def _mask(self, ancestors: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        """The terms added to beam k's scores for the column that beam j wrote at time t: [B, 1, K, T * K]."""
-        times = torch.arange(self.contract.max_tokens, dtype=position.dtype, device=position.device)
-        owners = torch.where(times < position[:, :, None], ancestors, -1)  # [B, K, T]
-        beams = torch.arange(ancestors.shape[1], dtype=ancestors.dtype, device=ancestors.device)
-        mask = torch.where(owners[..., None] == beams, 0.0, MASKED)  # [B, K, T, K]
-        return mask.flatten(2)[:, None]
-
     def _self_attention(
-        self, block: GPT2Block, hidden: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute the sum for hidden [B, K, D], and this token's keys and values [B, K, 2 * H * d].
+        self,
+        block: GPT2Block,
+        hidden: torch.Tensor,
+        cache: Sequence[torch.Tensor],
+        recent: Sequence[torch.Tensor],
+        mask: torch.Tensor,
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Compute the sum for hidden [B, K, D], and the recent keys and values with those of this token.
 
         Each beam attends to the columns of all beams, and the mask removes those that are not its ancestors'. So the
         cache stays in place and no reordered copy is needed.
         """
         heads, size = self.contract.num_heads, self.contract.head_size
-        query, key, value = _conv1d(block.attn.c_attn, hidden).chunk(3, dim=-1)
-        by_head = [x.unflatten(-1, (heads, size)).transpose(1, 2) for x in (query, key, value)]  # [B, H, K, d]
-        scores = by_head[0] @ keys.flatten(2, 3).transpose(-1, -2) / math.sqrt(size) + mask  # [B, H, K, T * K]
-        own = (by_head[0] * by_head[1]).sum(-1, keepdim=True) / math.sqrt(size)  # [B, H, K, 1]
-        weights = _softmax(torch.cat([scores, own], dim=-1))
-        attended = weights[..., :-1] @ values.flatten(2, 3) + weights[..., -1:] * by_head[2]
-        added = _conv1d(block.attn.c_proj, attended.transpose(1, 2).flatten(2))
-        return added, torch.cat([key, value], dim=-1)
+        query, key, value = (
+            x.unflatten(-1, (heads, size)).transpose(1, 2)  # [B, H, K, d]
+            for x in _conv1d(block.attn.c_attn, hidden).chunk(3, dim=-1)
+        )
+        keys, values = cache[0].flatten(2, 3), cache[1].flatten(2, 3)  # [B, H, T * K, d]
+        new = [torch.cat([recent[0], key], dim=2), torch.cat([recent[1], value], dim=2)]  # [B, H, R + K, d]
+        scores = torch.cat([query @ one.transpose(-1, -2) / math.sqrt(size) for one in (keys, new[0])], dim=-1)
+        weights = _softmax(scores + mask)
+        attended = weights[..., : keys.shape[2]] @ values + weights[..., keys.shape[2] :] @ new[1]
+        return _conv1d(block.attn.c_proj, attended.transpose(1, 2).flatten(2)), new
 
     def _cross_attention(
         self, block: GPT2Block, hidden: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
@@ -246,6 +295,61 @@ class StepGraph(nn.Module):
         query = _conv1d(attention.q_attn, hidden).unflatten(-1, (heads, size)).transpose(1, 2)  # [B, H, K, d]
         attended = _softmax(query @ keys.transpose(-1, -2) / math.sqrt(size)) @ values
         return _conv1d(attention.c_proj, attended.transpose(1, 2).flatten(2))
+
+
+class StepGraph(nn.Module):
+    """The `tokens_per_call` next tokens of each of B photos with K beams: the tokens one after the other.
+
+    Args:
+        token: computes one of them.
+    """
+
+    def __init__(self, token: TokenGraph):
+        super().__init__()
+        self.token = token
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        scores: torch.Tensor,
+        ancestors: torch.Tensor,
+        position: torch.Tensor,
+        *caches: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """Compute the tokens; N is their number.
+
+        Args:
+            tokens: int32 [B, K].
+            scores: float32 [B, K].
+            ancestors: int32 [B, K, T].
+            position: int32 [B, 1].
+            caches: per layer self_key, self_value [B, H, T, K, d], then per layer cross_key, cross_value [B, H, S, d].
+
+        Returns:
+            candidate_logprobs [B, N, K, C], candidate_tokens int32 [B, N, K, C], selected int32 [B, N, K], new_kv
+            [B, L, 2, H, N, K, d].
+        """
+        contract, beams = self.token.contract, tokens.shape[1]
+        limits = torch.ones(tokens.shape[0], 2, dtype=torch.int32, device=tokens.device)
+        mask = cache_mask(ancestors, position).to(caches[0].dtype)
+        # A call always makes all tokens, so what has ended does not matter.
+        carried = (tokens, scores, position, scores, limits, mask, mask[:, :, 0, :0])
+        recent = tuple(cache[:, :, 0, :0] for cache in caches[: 2 * contract.num_layers])
+        answers = []
+        for _ in range(contract.tokens_per_call):
+            *out, _goes_on = self.token(*carried, *recent, *caches)
+            carried, recent, answer = tuple(out[:7]), tuple(out[7:-3]), out[-3:]
+            answers.append(answer)
+        new_kv = torch.stack(recent, dim=1).unflatten(1, (-1, 2)).unflatten(4, (-1, beams))
+        return (*(torch.stack(one, dim=1) for one in zip(*answers, strict=True)), new_kv)
+
+
+def cache_mask(ancestors: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    """The terms added to beam k's scores for the column that beam j wrote at time t: float32 [B, K, T, K]."""
+    times = torch.arange(ancestors.shape[2], dtype=position.dtype, device=position.device)
+    owners = torch.where(times < position[:, :, None], ancestors, -1)  # [B, K, T]
+    beams = torch.arange(ancestors.shape[1], dtype=ancestors.dtype, device=ancestors.device)
+    return torch.where(owners[..., None] == beams, 0.0, MASKED)
 
 
 def query_head_of(captioner: VisionEncoderDecoderModel) -> nn.Linear | None:

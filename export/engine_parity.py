@@ -7,14 +7,16 @@ caller passes functions that run a model. Shapes are those of `captioner.model_c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from captioner.model_contract import QUERY_LOGPROBS, STEP, ModelContract, ModelSpec, Precision, with_beams
+from captioner.decoding import DecodingOptions, decoder_for, small_inputs
+from captioner.kv_cache import KvCache
+from captioner.model_contract import QUERY_LOGPROBS, STEP, ModelContract, ModelSpec, Precision
 from export.tensorrt_plan import BEST_BATCH_SIZE, BEST_BEAMS
 from export.triton_config import MAX_BATCH_SIZE
 
@@ -29,7 +31,7 @@ MAX_ERROR: dict[Precision, float] = {"fp16": 0.03, "fp32": 0.003}
 # small and have 0.004.
 MAX_NATS: dict[Precision, float] = {"fp16": 0.1, "fp32": 0.01}
 
-ROLLOUT_STEPS = 8
+ROLLOUT_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,11 @@ def compare_engines(contract: ModelContract, pixels: npt.NDArray[np.uint8], refe
     caches = both.compare(contract.prefill, {"hidden_states": hidden_states})
     both.compare(contract.prefill, {"hidden_states": hidden_states[:1]})
     beams = min(BEST_BEAMS, contract.max_beams)
+    fp32 = replace(contract, precision="fp32")
     for batch_size, width in (
         (MAX_BATCH_SIZE, 1), (1, 1), (BEST_BATCH_SIZE, beams), (2, contract.max_beams),
     ):  # fmt: skip
-        both.compare(contract.step, step_inputs(contract, reference, caches, batch_size, width))
+        both.compare(contract.step, step_inputs(fp32, reference, caches, batch_size, width))
     if not parity.problems:
         _roll_out(contract, pixels, reference, engine, parity)
     return parity
@@ -116,9 +119,13 @@ class _Both:
 
     def compare(self, spec: ModelSpec, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         """Run a model on both sides and note the differences; return the reference's outputs."""
-        inputs = rounded(spec, inputs)
-        expected, got = self.reference(spec, inputs), self.engine(spec, inputs)
+        own = rounded(spec, inputs)
+        expected, got = self.reference(_in_fp32(self.contract, spec), {**inputs, **own}), self.engine(spec, own)
         first = inputs[spec.inputs[0].name]
+        expected_all, agreed = expected, None
+        if spec.name == STEP:
+            agreed = agreement(expected, got)
+            expected, got = of_tokens(expected, agreed), of_tokens(got, agreed)
         batch = f"{len(first)} photos" + (f" x {first.shape[1]} beams" if spec.name == STEP else "")
         for name in (tensor.name for tensor in spec.outputs):
             if name == "candidate_tokens":
@@ -126,13 +133,67 @@ class _Both:
             if name == "candidate_logprobs":
                 error = candidate_error(expected, got)
                 limit, unit = MAX_NATS[self.contract.precision], " nats"
+            elif name == "selected":
+                error = selection_error(expected, got)
+                limit, unit = 2 * MAX_NATS[self.contract.precision], " nats"  # each of two may have that error
             elif name == QUERY_LOGPROBS:
                 error, limit, unit = nats_error(expected[name], got[name]), MAX_NATS[self.contract.precision], " nats"
             else:
                 error = relative_error(expected[name], got[name])
                 limit, unit = MAX_ERROR[self.contract.precision], ""
             self.parity.differences.append(Difference(spec.name, name, batch, error, limit, unit))
-        return expected
+        return expected_all
+
+
+def agreement(expected: Mapping[str, Array], got: Mapping[str, Array]) -> npt.NDArray[np.bool_]:
+    """Which tokens can be compared, bool [B, N]: those before which both have chosen the same beams."""
+    same = np.ones(expected["selected"].shape[:2], bool)
+    for one, other in zip(_chosen(expected), _chosen(got), strict=True):
+        same[:, 1:] &= (one == other).all(axis=-1)[:, :-1]
+    return np.logical_and.accumulate(same, axis=1)
+
+
+def of_tokens(outputs: Mapping[str, Array], which: npt.NDArray[np.bool_]) -> dict[str, Array]:
+    """The outputs of a step for some tokens, bool [B, N]; they become one axis, the first."""
+    new_kv = np.moveaxis(outputs["new_kv"], 4, 1)
+    return {name: (new_kv if name == "new_kv" else values)[which] for name, values in outputs.items()}
+
+
+def selection_error(expected: Mapping[str, Array], got: Mapping[str, Array]) -> float:
+    """By how many nats the reference finds a chosen beam less likely than its own choice, both [n, K].
+
+    It is measured among the continuations of one beam, since the scores of the beams themselves are not an output.
+    """
+    error = 0.0
+    parents, tokens = _chosen(got)
+    own_parents, own_tokens = _chosen(expected)
+    for row, beam in zip(*np.nonzero((parents != own_parents) | (tokens != own_tokens)), strict=True):
+        parent = parents[row, beam]
+        if not 0 <= parent < expected["candidate_tokens"].shape[1]:
+            return float("inf")
+        logprobs = expected["candidate_logprobs"][row, parent]
+        found = np.flatnonzero(expected["candidate_tokens"][row, parent] == tokens[row, beam])
+        passed_over = set(own_tokens[row][own_parents[row] == parent]) - set(tokens[row][parents[row] == parent])
+        best = max(
+            (logprobs[expected["candidate_tokens"][row, parent] == token][0] for token in passed_over), default=None
+        )
+        if best is not None:
+            error = max(error, float(best - logprobs[found[0] if len(found) else -1]))
+    return error
+
+
+def _chosen(outputs: Mapping[str, Array]) -> tuple[Array, Array]:
+    """The parents and tokens of the chosen beams, [..., K] each."""
+    candidates = outputs["candidate_tokens"]
+    flat = candidates.reshape(*candidates.shape[:-2], -1)
+    selected = np.clip(outputs["selected"], 0, flat.shape[-1] - 1)
+    return outputs["selected"] // candidates.shape[-1], np.take_along_axis(flat, selected, axis=-1)
+
+
+def _in_fp32(contract: ModelContract, spec: ModelSpec) -> ModelSpec:
+    """The same model in FP32, whose step has more inputs."""
+    models = replace(contract, precision="fp32").models
+    return next(one for one in models if one.name == spec.name)
 
 
 def rounded(spec: ModelSpec, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -203,60 +264,57 @@ def step_inputs(
     Returns:
         Input name -> array, batch axis first.
     """
-    photos = len(caches["cross_key_0"])
-    positions = np.linspace(0, contract.max_tokens - 1, batch_size).round().astype(int)
+    calls = list(decode(contract, reference, caches, beams, contract.max_tokens))
+    numbers = np.linspace(0, len(calls) - 1, batch_size).round().astype(int)
     if batch_size == 1:
-        positions = np.array([contract.max_tokens - 1])
-    rows: list[dict[str, Array]] = [{} for _ in positions]
-    for position, (inputs, _) in enumerate(decode(contract, reference, caches, beams, contract.max_tokens)):
-        for row in np.flatnonzero(positions == position):
-            rows[row] = {name: values[row % photos].copy() for name, values in inputs.items()}
+        numbers = np.array([len(calls) - 1])
+    photos = len(caches["cross_key_0"])
+    rows = [
+        {name: values[row % photos] for name, values in calls[number][0].items()} for row, number in enumerate(numbers)
+    ]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def decode(
-    contract: ModelContract, run: Run, caches: Mapping[str, Array], beams: int, steps: int
+    contract: ModelContract, run: Run, caches: Mapping[str, Array], beams: int, tokens: int
 ) -> Iterator[tuple[dict[str, Array], Mapping[str, Array]]]:
-    """Decode all photos in one batch and yield (inputs, outputs) of each step; with one beam, decoding is greedy.
-
-    With more beams this is not a search: the beams swap places and some continue in two directions, so that all kinds
-    of ancestry occur.
-    """
-    photos = len(caches["cross_key_0"])
-    inputs: dict[str, Array] = {
-        "tokens": np.full((photos, beams), contract.bos_token_id, np.int32),
-        "ancestors": np.zeros((photos, beams, contract.max_tokens), np.int32),
-        **{one.name: np.zeros((photos, *with_beams(one, beams)), np.float32) for one in contract.self_caches},
-        **caches,
-    }
-    for position in range(steps):
+    """Decode all photos in one batch and yield (inputs, outputs) of each call of the step, until all have `tokens`."""
+    photos, candidates = len(caches["cross_key_0"]), contract.num_candidates
+    decoder = decoder_for(DecodingOptions(num_beams=beams), contract.bos_token_id, contract.eos_token_id)
+    inputs: dict[str, Array] = dict(
+        small_inputs([decoder.next_input()] * photos, range(photos), photos, contract.tokens_per_call)
+    )
+    inputs["limits"] = np.tile(np.array([[contract.tokens_per_call, 0]], np.int32), (photos, 1))
+    cache = KvCache(replace(contract, precision="fp32"), rows=photos, beams=beams)
+    for position in range(0, tokens, contract.tokens_per_call):
         inputs["position"] = np.full((photos, 1), position, np.int32)
-        outputs = run(contract.step, rounded(contract.step, inputs))
-        yield inputs, outputs
-        new = outputs["new_kv"]  # [B, K, L, 2, H, d]
-        for i, cache in enumerate(contract.self_caches):  # per layer keys, then values
-            inputs[cache.name][:, :, position] = new[:, :, i // 2, i % 2].swapaxes(1, 2)
-        # At the start all beams are equal, so each takes another candidate.
-        parents = np.zeros(beams, int) if position == 0 else (np.arange(beams) * (position + 1) + 1) % beams
-        ranks = [int((parents[:k] == parent).sum()) for k, parent in enumerate(parents)]
-        inputs["tokens"] = outputs["candidate_tokens"][:, parents, ranks].astype(np.int32)
-        inputs["ancestors"] = inputs["ancestors"][:, parents]
-        inputs["ancestors"][:, :, position] = parents
+        own = dict(zip([one.name for one in contract.self_caches], cache.tensors, strict=True))
+        given = {**inputs, "ancestors": cache.ancestors, **own, **caches}
+        outputs = run(contract.step, rounded(contract.step, given))
+        yield {name: values.copy() for name, values in given.items()}, outputs
+        every, selected = np.arange(photos), outputs["selected"]
+        cache.append(every, outputs["new_kv"], selected, inputs["position"][:, 0], candidates)
+        scores = inputs["scores"]
+        for number in range(contract.tokens_per_call):
+            totals = (scores[:, :, None] + outputs["candidate_logprobs"][:, number]).reshape(photos, -1)
+            scores = np.take_along_axis(totals, selected[:, number], axis=1).astype(np.float32)
+        inputs["scores"] = scores
+        inputs["tokens"] = _chosen(outputs)[1][:, -1].astype(np.int32)
 
 
 def _roll_out(contract: ModelContract, pixels: Array, reference: Run, engine: Run, parity: Parity) -> None:
     """Compare the greedy captions of both chains until they diverge or end."""
     chains = []
-    for run in (reference, engine):
-        hidden_states = run(contract.encoder, {"pixels": pixels})["hidden_states"]
-        caches = run(contract.prefill, rounded(contract.prefill, {"hidden_states": hidden_states}))
-        chains.append(decode(contract, run, caches, 1, min(ROLLOUT_STEPS, contract.max_tokens)))
+    for one, run in ((replace(contract, precision="fp32"), reference), (contract, engine)):
+        hidden_states = run(one.encoder, {"pixels": pixels})["hidden_states"]
+        caches = run(one.prefill, rounded(one.prefill, {"hidden_states": hidden_states}))
+        chains.append(list(_tokens_of(decode(one, run, caches, 1, min(ROLLOUT_TOKENS, contract.max_tokens)))))
     undecided = 2 * MAX_NATS[contract.precision]  # each of two tokens may have that error
     going_on = set(range(len(pixels)))
-    for position, ((_, expected), (_, got)) in enumerate(zip(*chains, strict=True)):
+    for position, ((all_tokens, all_logprobs), (got_tokens, _)) in enumerate(zip(*chains, strict=True)):
         for photo in sorted(going_on):
-            tokens, logprobs = expected["candidate_tokens"][photo, 0], expected["candidate_logprobs"][photo, 0]
-            right, token = int(tokens[0]), int(got["candidate_tokens"][photo, 0, 0])
+            tokens, logprobs = all_tokens[photo], all_logprobs[photo]
+            right, token = int(tokens[0]), int(got_tokens[photo, 0])
             parity.tokens += 1
             if token != right:
                 going_on.discard(photo)
@@ -271,3 +329,13 @@ def _roll_out(contract: ModelContract, pixels: Array, reference: Run, engine: Ru
                     )
             elif token == contract.eos_token_id:
                 going_on.discard(photo)
+
+
+def _tokens_of(calls: Iterable[tuple[object, Mapping[str, Array]]]) -> Iterator[tuple[Array, Array]]:
+    """The candidates of every token of greedy captions: tokens and log-probabilities, [B, C] each."""
+    for _, outputs in calls:
+        yield from zip(
+            outputs["candidate_tokens"][:, :, 0].swapaxes(0, 1),
+            outputs["candidate_logprobs"][:, :, 0].swapaxes(0, 1),
+            strict=True,
+        )

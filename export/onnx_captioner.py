@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from captioner.decoding import Decoder, DecodingOptions, Hypothesis, decoder_for
+from captioner.decoding import Decoder, DecodingOptions, Hypothesis, StepInput, decode, decoder_for, small_inputs
 from captioner.kv_cache import Floats, KvCache
 from captioner.model_contract import ENCODER, PREFILL, QUERY_LOGPROBS, STEP, ModelContract
 
 Feeds = dict[str, npt.NDArray[Any]]
 
-_STEP_OUTPUTS = ["candidate_logprobs", "candidate_tokens", "new_kv"]
+_STEP_OUTPUTS = ["candidate_logprobs", "candidate_tokens", "selected", "new_kv"]
 
 
 class OnnxCaptioner:
@@ -91,34 +91,39 @@ class OnnxCaptioner:
                 hypotheses: list[list[Hypothesis]] = end.value
                 return hypotheses
 
-    def step(
-        self, tokens: npt.NDArray[np.int32], position: int, cache: KvCache, cross: Sequence[Floats]
-    ) -> dict[str, npt.NDArray[Any]]:
-        """Compute one step without changing the cache.
+    def step(self, inputs: Sequence[StepInput], cache: KvCache, cross: Sequence[Floats]) -> Feeds:
+        """Compute one call of the step model without changing the cache.
 
         Args:
-            tokens: int32 [B, K].
-            position: of the tokens.
-            cache: of B photos.
+            inputs: of B captions.
+            cache: of these captions.
             cross: from `prefill`.
 
         Returns:
             Output name -> array.
         """
-        outputs = self.sessions[STEP].run(_STEP_OUTPUTS, self._step_feeds(tokens, position, cache, cross))
+        outputs = self.sessions[STEP].run(_STEP_OUTPUTS, self._step_feeds(inputs, cache, cross))
         return dict(zip(_STEP_OUTPUTS, outputs, strict=True))
 
     def _step_feeds(
-        self, tokens: npt.NDArray[np.int32], position: int, cache: KvCache, cross: Sequence[Floats]
+        self, inputs: Sequence[StepInput], cache: KvCache, cross: Sequence[Floats], tokens_per_call: int | None = None
     ) -> Feeds:
-        positions = np.full((len(tokens), 1), position, np.int32)
-        arrays = [tokens, cache.ancestors, positions, *cache.tensors, *cross]
-        return dict(zip(self._step_inputs, arrays, strict=True))
+        count = len(inputs)
+        small = small_inputs(inputs, range(count), count, tokens_per_call or self.contract.tokens_per_call)
+        caches = dict(zip([tensor.name for tensor in self.contract.caches], [*cache.tensors, *cross], strict=True))
+        values = {**small, "ancestors": cache.ancestors, **caches}
+        return {tensor.name: values[tensor.name] for tensor in self.contract.step.inputs}
 
     def steps(
-        self, pixels: npt.NDArray[np.uint8], options: DecodingOptions
+        self, pixels: npt.NDArray[np.uint8], options: DecodingOptions, *, tokens_per_call: int | None = None
     ) -> Generator[Feeds, None, list[list[Hypothesis]]]:
-        """Caption photos like `caption`, and yield the inputs of every step before it is computed."""
+        """Caption photos like `caption`, and yield the inputs of every call of the step before it is computed.
+
+        Args:
+            pixels: uint8 [B, height, width, 3].
+            options: of the decoding.
+            tokens_per_call: most tokens of a call of a model that ends early; None: the contract's.
+        """
         hidden_states, _ = self.encode(pixels)
         cross = self.prefill(hidden_states)
         bos, eos = self.contract.bos_token_id, self.contract.eos_token_id
@@ -127,18 +132,15 @@ class OnnxCaptioner:
         active: list[Decoder] = list(decoders)
         while active:
             inputs = [decoder.next_input() for decoder in active]
-            position = inputs[0].position
-            every = np.arange(len(active))
-            positions = np.full(len(active), position, np.int32)
-            cache.reorder_beams(every, np.stack([one.parents for one in inputs]), positions)
-            tokens = np.stack([one.tokens for one in inputs])
-            feeds = self._step_feeds(tokens, position, cache, cross)
+            feeds = self._step_feeds(inputs, cache, cross, tokens_per_call)
             yield feeds
-            logprobs, candidates, new_kv = self.sessions[STEP].run(_STEP_OUTPUTS, feeds)
-            cache.append(every, new_kv, positions)
-            for decoder, row_logprobs, row_candidates in zip(active, logprobs, candidates, strict=True):
-                decoder.update(row_logprobs, row_candidates)
+            logprobs, candidates, selected, new_kv = self.sessions[STEP].run(_STEP_OUTPUTS, feeds)
+            for decoder, *answers in zip(active, logprobs, candidates, selected, strict=True):
+                decode(decoder, *answers)
             rows = [row for row, decoder in enumerate(active) if not decoder.finished]
+            if rows:
+                positions = feeds["position"][rows, 0]
+                cache.append(np.array(rows), new_kv[rows], selected[rows], positions, self.contract.num_candidates)
             if len(rows) < len(active):  # this copies both caches
                 active = [active[row] for row in rows]
                 cache.keep(rows)

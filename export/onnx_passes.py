@@ -58,6 +58,12 @@ def fold_biases(model: onnx.ModelProto) -> int:
     return folded
 
 
+def forget_sources(model: onnx.ModelProto) -> None:
+    """Remove the exporter's notes, in place: paths and lines of the source, which differ from machine to machine."""
+    for one in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+        one.ClearField("metadata_props")
+
+
 def cast_first(model: onnx.ModelProto) -> None:
     """Let only a Cast read a uint8 input, in place: TensorRT has no other operator that accepts bytes.
 

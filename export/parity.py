@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from transformers import VisionEncoderDecoderModel
 
-from captioner.decoding import DecodingOptions, Hypothesis
+from captioner.decoding import DecodingOptions, Hypothesis, decoder_for
 from captioner.kv_cache import Floats, KvCache
 from captioner.model_contract import QUERY_LOGPROBS, ModelContract, Precision
 from export.caption_graphs import query_head_of
@@ -135,7 +135,7 @@ def falls_of(expected: Mapping[str, float], got: Mapping[str, float]) -> dict[st
 
 @torch.no_grad()
 def tensor_errors(model: VisionEncoderDecoderModel, captioner: OnnxCaptioner, pixels: Pixels) -> dict[str, float]:
-    """Measure the errors of the three models' outputs for one batch; the step is that at BOS with two beams.
+    """Measure the errors of the three models' outputs for one batch; the step is the first one, with two beams.
 
     Args:
         model: the checkpoint.
@@ -158,13 +158,15 @@ def tensor_errors(model: VisionEncoderDecoderModel, captioner: OnnxCaptioner, pi
     got_hidden, got_embedding = captioner.encode(pixels)
     got_cross = captioner.prefill(got_hidden)
     step = _first_step(captioner, got_cross, beams=2)
-    chosen = np.take_along_axis(logprobs[:, None], step["candidate_tokens"].astype(np.int64), axis=-1)
+    # Of the first token; the following ones are compared by the captions.
+    got_tokens, got_logprobs = step["candidate_tokens"][:, 0], step["candidate_logprobs"][:, 0]
+    chosen = np.take_along_axis(logprobs[:, None], got_tokens.astype(np.int64), axis=-1)
     errors = {
         "hidden_states": _error(hidden.numpy(), got_hidden),
         "embedding": _error(embedding.numpy(), got_embedding),
         "cross caches": 0.0,
         "new_kv": 0.0,
-        "candidate_logprobs": _error(chosen, step["candidate_logprobs"]),
+        "candidate_logprobs": _error(chosen, got_logprobs),
     }
     if contract.num_queries:
         errors[QUERY_LOGPROBS] = _error(reference_logprobs(model, pixels), captioner.query_logprobs(pixels))
@@ -174,8 +176,8 @@ def tensor_errors(model: VisionEncoderDecoderModel, captioner: OnnxCaptioner, pi
             (1, cache.cross_attention_cache.layers[layer].values, cache.self_attention_cache.layers[layer].values),
         ):
             errors["cross caches"] = max(errors["cross caches"], _error(of_cross.numpy(), got_cross[2 * layer + part]))
-            new = step["new_kv"][:, :, layer, part]  # [B, K, H, d]
-            wanted = np.broadcast_to(of_self.numpy()[:, :, 0][:, None], new.shape)
+            new = step["new_kv"][:, layer, part, :, 0]  # [B, H, K, d]
+            wanted = np.broadcast_to(of_self.numpy(), new.shape)
             errors["new_kv"] = max(errors["new_kv"], _error(wanted, new))
     return errors
 
@@ -209,10 +211,9 @@ def peer_errors(
 
 def _first_step(captioner: OnnxCaptioner, cross: Sequence[Floats], beams: int) -> dict[str, npt.NDArray[Any]]:
     contract: ModelContract = captioner.contract
-    photos = len(cross[0])
-    cache = KvCache(contract, rows=photos, beams=beams)
-    tokens = np.full((photos, beams), contract.bos_token_id, np.int32)
-    return captioner.step(tokens, 0, cache, cross)
+    decoder = decoder_for(DecodingOptions(num_beams=beams), contract.bos_token_id, contract.eos_token_id)
+    cache = KvCache(contract, rows=len(cross[0]), beams=beams)
+    return captioner.step([decoder.next_input()] * len(cross[0]), cache, cross)
 
 
 def _error(expected: npt.NDArray[Any], got: npt.NDArray[Any]) -> float:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 from torch import nn
 
 from captioner.caption_tokenizer import TOKENIZER_FILE
@@ -46,6 +47,7 @@ from export.int8_graphs import quantise
 from export.onnx_captioner import OnnxCaptioner
 from export.onnx_export import contract_of, export_onnx, graphs_of, load_captioner
 from export.onnx_passes import optimise
+from export.step_loop import first_token_feeds, loop_of, token_spec
 from export.tensorrt_plan import provider_options
 from export.triton_config import (
     EMBEDDED_CONFIG,
@@ -70,6 +72,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument("--output", type=Path, help="model repository to write (default: model_repository_PRECISION)")
     parser.add_argument("--name", help="name of the model for callers (default: the checkpoint folder's)")
+    parser.add_argument("--tokens-per-call", type=int, help="tokens of a call of the step (default: by precision)")
     parser.add_argument("--data", type=Path, help="int8: product set whose photos determine the ranges")
     return parser.parse_args()
 
@@ -81,6 +84,7 @@ def export_repository(
     precision: Precision = "fp32",
     name: str | None = None,
     calibration: npt.NDArray[np.uint8] | None = None,
+    tokens_per_call: int | None = None,
 ) -> ModelContract:
     """Export a checkpoint in one precision.
 
@@ -90,6 +94,7 @@ def export_repository(
         precision: of the models.
         name: of the model, for callers; None: the checkpoint folder's.
         calibration: photos for INT8, uint8 [n, height, width, 3]; None: drawn ones.
+        tokens_per_call: of the step; None: as many as were measured to be best for the precision.
 
     Returns:
         The contract of the repository.
@@ -102,7 +107,13 @@ def export_repository(
         raise FileNotFoundError(f"{checkpoint / TOKENIZER_FILE} is missing: the gateway needs it to read captions")
     model, _ = load_captioner(checkpoint)
     weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()[:16]
-    contract = contract_of(model, name or checkpoint.resolve().name, weights=weights, precision=precision)
+    contract = contract_of(
+        model,
+        name or checkpoint.resolve().name,
+        weights=weights,
+        precision=precision,
+        tokens_per_call=tokens_per_call,
+    )
     load_query_classes(checkpoint, contract.num_queries)  # fails before anything is exported
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as scratch:
@@ -196,11 +207,13 @@ def _write(
         version = folder / spec.name / "1"
         version.mkdir(parents=True)
         _write_configs(spec, contract, version.parent)
-        export_onnx(graphs[spec.name], spec, raw / f"{spec.name}.onnx")
+        is_loop = spec.name == STEP and contract.ends_early
+        export_onnx(graphs[spec.name], token_spec(contract) if is_loop else spec, raw / f"{spec.name}.onnx")
         if contract.precision == "fp16":
             shutil.move(raw / f"{spec.name}.onnx", version / MODEL_FILE)
         else:
-            optimise(raw / f"{spec.name}.onnx", version / MODEL_FILE)
+            optimise(raw / f"{spec.name}.onnx", raw / "optimised.onnx")
+            _finish(raw / "optimised.onnx", spec, contract, version / MODEL_FILE)
     if contract.precision == "int8":
         # The models written so far are FP32 and caption the samples.
         pixels = drawn_photos(contract, SAMPLES) if calibration is None else calibration
@@ -210,15 +223,26 @@ def _write(
             quantised = raw / f"{spec.name}.int8.onnx"
             keep = kept.get(spec.name, [])
             if keep != ["*"]:
-                quantise(raw / f"{spec.name}.onnx", quantised, feeds_of(captioner, pixels, spec.name), keep)
-                quantised.replace(target)
+                samples = feeds_of(captioner, pixels, spec.name)
+                if spec.name == STEP:
+                    samples = (first_token_feeds(feeds, contract) for feeds in samples)
+                quantise(raw / f"{spec.name}.onnx", quantised, samples, keep)
+                _finish(quantised, spec, contract, target)
     shutil.rmtree(raw)
+
+
+def _finish(source: Path, spec: ModelSpec, contract: ModelContract, target: Path) -> None:
+    """Move an optimised graph to its place; that of one token becomes the step."""
+    if spec.name == STEP:
+        onnx.save(loop_of(onnx.load(source), contract), target)
+    else:
+        shutil.move(source, target)
 
 
 def _write_configs(spec: ModelSpec, contract: ModelContract, folder: Path) -> None:
     texts = {"config.pbtxt": onnx_config(spec)}
-    if spec.name == STEP:
-        texts[EMBEDDED_CONFIG] = embedded_config(contract)
+    if (embedded := embedded_config(spec, contract)) is not None:
+        texts[EMBEDDED_CONFIG] = embedded
     if contract.precision == "fp16":
         texts[TENSORRT_CONFIG] = tensorrt_config(spec)
         texts |= {
@@ -239,7 +263,12 @@ def main() -> None:
         model, _ = load_captioner(args.checkpoint)
         calibration = calibration_photos(contract_of(model, "calibration"), args.data)
     contract = export_repository(
-        args.checkpoint, output, precision=args.precision, name=args.name, calibration=calibration
+        args.checkpoint,
+        output,
+        precision=args.precision,
+        name=args.name,
+        calibration=calibration,
+        tokens_per_call=args.tokens_per_call,
     )
     for spec in contract.models:
         size = (output / spec.name / "1" / MODEL_FILE).stat().st_size

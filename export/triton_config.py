@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from captioner.model_contract import STEP, ModelContract, ModelSpec, with_beams
+from captioner.model_contract import ENCODER, PREFILL, STEP, ModelContract, ModelSpec, with_beams
 
 MAX_BATCH_SIZE = 32  # photos of one Triton batch
 
@@ -33,10 +33,16 @@ QUEUE_TIMEOUT_MICROSECONDS = 2_000_000
 MAX_QUEUE_SIZE = 512
 
 
-def embedded_config(contract: ModelContract) -> str:
-    """The step's configuration for the embedded Triton, whose backend reads the caches from the gateway's memory."""
-    optional = {tensor.name for tensor in contract.caches}
-    return onnx_config(contract.step, optional=optional)
+def embedded_config(spec: ModelSpec, contract: ModelContract) -> str | None:
+    """A model's configuration for the embedded Triton, where it differs from `onnx_config`.
+
+    The gateway's backend reads the step's caches from the gateway's memory, and gives the encoder's output to prefill.
+    """
+    if spec.name == STEP:
+        return onnx_config(spec, optional={tensor.name for tensor in contract.caches})
+    if spec.name == ENCODER:
+        return onnx_config(spec) + f'parameters {{ key: "then" value {{ string_value: "{PREFILL}" }} }}\n'
+    return None
 
 
 def onnx_gpu_config_file(provider: str) -> str:

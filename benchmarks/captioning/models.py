@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.common.provenance import installed_versions
-from captioner.model_contract import ModelContract, PhotoShape, Precision
+from captioner.model_contract import PhotoShape, Precision
 from captioner.preprocessing import decode_photo
 
 if TYPE_CHECKING:
@@ -139,10 +140,9 @@ def our_models(checkpoint: Path, folder: Path, precision: Precision, data: Path 
             # A few photos are enough for random weights, whose steps take a tenth of a second each.
             photos = _ENDLESS_CALIBRATION if endless else SAMPLES
             calibration = drawn_photos(contract, photos) if data is None else calibration_photos(contract, data, photos)
-        export_repository(checkpoint, target, precision=precision, name=checkpoint.name, calibration=calibration)
-        if endless:
-            contract = ModelContract.load(target)
-            dataclasses.replace(contract, eos_token_id=contract.vocab_size).save(target)
+        with tempfile.TemporaryDirectory() as scratch:
+            source = _endless(checkpoint, Path(scratch)) if endless else checkpoint
+            export_repository(source, target, precision=precision, name=checkpoint.name, calibration=calibration)
 
     sources = [path for name in _OUR_SOURCES for path in sorted((ROOT / name).glob("*.py"))]
     made_of = {
@@ -154,6 +154,17 @@ def our_models(checkpoint: Path, folder: Path, precision: Precision, data: Path 
         "endless": endless,
     }
     _make_once(folder, made_of, make)
+
+
+def _endless(checkpoint: Path, folder: Path) -> Path:
+    """Make a checkpoint with the same weights of which no token ends a caption."""
+    for path in checkpoint.resolve().iterdir():
+        (folder / path.name).symlink_to(path)
+    config = checkpoint_config(checkpoint)
+    (folder / "config.json").unlink()
+    config["eos_token_id"] = config["decoder"]["vocab_size"]
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
 
 
 def optimum_models(checkpoint: Path, folder: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plain way to caption with Triton: each request calls the models for each token and sends its cache along.
+"""The plain way to caption with Triton: each request calls the models by itself and sends its cache along.
 
 There is no scheduler and no shared memory; only Triton's dynamic batcher joins requests. The load test compares the
 gateway's batching with it.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from captioner.decoding import DecodingOptions, decoder_for
+from captioner.decoding import DecodingOptions, decode, decoder_for, small_inputs
 from captioner.model_contract import ModelContract
 from search_gateway.deadline import Deadline
 from search_gateway.engine.kv_slots import KvSlotPool
@@ -36,15 +36,12 @@ async def plain_caption(
     """
     encoded = await inference.encode(pixels[None], deadline)
     slot_pool = KvSlotPool(contract, slots=1, beams=options.num_beams)  # without shared memory: it is sent over gRPC
-    assert encoded.hidden_states is not None
-    await inference.prefill(encoded.hidden_states, slot_pool, [0], deadline)
+    await inference.prefill(encoded, [0], slot_pool, [0], deadline)
     decoder = decoder_for(options, contract.bos_token_id, contract.eos_token_id)
-    slot = np.zeros(1, np.int64)
     while not decoder.finished:
         asked = decoder.next_input()
-        position = np.array([asked.position], np.int32)
-        slot_pool.cache.reorder_beams(slot, asked.parents[None], position)
-        answer = await inference.step(slot_pool, 1, asked.tokens[None], position[:, None], deadline)
-        slot_pool.cache.append(slot, answer.new_kv, position)
-        decoder.update(answer.candidate_logprobs[0], answer.candidate_tokens[0])
+        small = small_inputs([asked], [0], 1, contract.tokens_per_call)
+        answer = await inference.step(slot_pool, 1, small, deadline)
+        decode(decoder, answer.candidate_logprobs[0], answer.candidate_tokens[0], answer.selected[0])
+        slot_pool.append([0], answer.new_kv, answer.selected, np.array([asked.position], np.int32))
     return [token.token for token in decoder.hypotheses()[0].tokens]

@@ -3,7 +3,8 @@
 
 `search_gateway/triton/client.py` implements them; tests use stand-ins. The letters are those of docs/architecture.md:
 n photos or rows, K beams, S encoder positions, D width, L decoder layers, H heads, d width of a head, T maximum tokens,
-C candidates per beam, Q queries of the query head. All sizes but n and K are fixed by the `ModelContract`.
+C candidates per beam, N tokens of a call of the step, Q queries of the query head. All sizes but n, K and N are fixed
+by the `ModelContract`.
 
 `Floats` are float32, or float16 where the contract says FP16. Log-probabilities are natural logarithms (nats). All
 calls are made in one event loop and may overlap; a call whose task is cancelled may still be computed.
@@ -11,16 +12,16 @@ calls are made in one event loop and may overlap; a call whose task is cancelled
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from captioner.kv_cache import Floats, Ids
+from captioner.kv_cache import Floats
 from search_gateway.deadline import Deadline
-from search_gateway.engine.kv_slots import KvSlotPool
+from search_gateway.engine.kv_slots import CrossBuffer, KvSlotPool
 
 Pixels = npt.NDArray[np.uint8]  # [height, width, 3] of one photo, [n, height, width, 3] of several
 
@@ -30,15 +31,18 @@ class EncodedPhotos:
     """The encoder's outputs for n photos, row i for photo i.
 
     Attributes:
-        hidden_states: Floats [n, S, D], what `prefill` needs; None if only embeddings were requested.
+        hidden_states: Floats [n, S, D], what `prefill` needs; None if only embeddings were requested, or `buffer` has
+            what prefill makes of them.
         embeddings: float32 [n, D], L2-normalised.
         query_logprobs: float32 [n, Q], log-probability of each query class, in nats; None if only embeddings were
             requested, or the model has no query head.
+        buffer: the photos' cross_key and cross_value, where the encoder's call computes them, too.
     """
 
     hidden_states: Floats | None
     embeddings: npt.NDArray[np.float32]
     query_logprobs: npt.NDArray[np.float32] | None = None
+    buffer: CrossBuffer | None = None
 
 
 @dataclass(frozen=True)
@@ -46,15 +50,17 @@ class StepOutput:
     """The step model's outputs for n rows, row s for slot s.
 
     Attributes:
-        candidate_logprobs: float32 [n, K, C], log-probabilities of each beam's C likeliest next tokens given the
+        candidate_logprobs: float32 [n, N, K, C], log-probabilities of each beam's C likeliest next tokens given the
             beam's tokens so far, in nats, largest first.
-        candidate_tokens: int32 [n, K, C], token ids in the same order.
-        new_kv: Floats [n, K, L, 2, H, d], keys (0) and values (1) of the input tokens; the caller writes them to the
-            cache at the position of the step.
+        candidate_tokens: int32 [n, N, K, C], token ids in the same order.
+        selected: int32 [n, N, K], which of the K x C candidates are the next beams.
+        new_kv: Floats [n, L, 2, H, N, K, d], keys (0) and values (1) of the input tokens; the caller writes them to the
+            cache, from the position of the call on.
     """
 
     candidate_logprobs: npt.NDArray[np.float32]
     candidate_tokens: npt.NDArray[np.int32]
+    selected: npt.NDArray[np.int32]
     new_kv: Floats
 
 
@@ -62,16 +68,15 @@ class StepInference(Protocol):
     """What a running batch needs: the step model."""
 
     async def step(
-        self, slot_pool: KvSlotPool, rows: int, tokens: Ids, positions: Ids, deadline: Deadline
+        self, slot_pool: KvSlotPool, rows: int, inputs: Mapping[str, npt.NDArray[Any]], deadline: Deadline
     ) -> StepOutput:
-        """Compute the next token's candidates for every beam of the slots below `rows`.
+        """Compute the next tokens' candidates for every beam of the slots below `rows`.
 
         Args:
             slot_pool: both caches and the ancestors; this call only reads them. Until it returns, the caller changes no
                 row that a caption of this step uses.
             rows: slots 0 to rows - 1 are computed, used by a caption or not; 1 to `slot_pool.slots`.
-            tokens: int32 [rows, K], the last token of each beam; 0 in unused rows.
-            positions: int32 [rows, 1], the position of these tokens in their captions, 0 to T - 1.
+            inputs: what `captioner.decoding.small_inputs` returns for these rows.
             deadline: when the answer is no longer needed.
 
         Returns:
@@ -118,12 +123,18 @@ class CaptionInference(StepInference, Protocol):
         ...
 
     async def prefill(
-        self, hidden_states: Floats, slot_pool: KvSlotPool, slots: Sequence[int], deadline: Deadline
+        self,
+        encoded: EncodedPhotos,
+        photos: Sequence[int],
+        slot_pool: KvSlotPool,
+        slots: Sequence[int],
+        deadline: Deadline,
     ) -> None:
         """Compute the cross-attention's keys and values of n photos and write them to n slots.
 
         Args:
-            hidden_states: Floats [n, S, D], as `encode` returned them.
+            encoded: as `encode` returned it.
+            photos: numbers of n of its photos.
             slot_pool: its cross-attention caches are written: per layer and slot keys and values, [H, S, d] each.
             slots: n different slots, in the order of the photos; nothing else may use them until this returns.
             deadline: when the answer is no longer needed. A call that continues after it keeps its slots from becoming
@@ -132,4 +143,8 @@ class CaptionInference(StepInference, Protocol):
         Raises:
             InferenceError, OverloadedError, DeadlineError: as `step`. The slots' content is then undefined.
         """
+        ...
+
+    def release(self, encoded: EncodedPhotos) -> None:
+        """Take back the memory of encoded photos; nothing may use them any more."""
         ...

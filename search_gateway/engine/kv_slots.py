@@ -16,10 +16,11 @@ import mmap
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from captioner.kv_cache import Floats, KvCache, zeros
+from captioner.kv_cache import Floats, Ids, KvCache, zeros
 from captioner.model_contract import ModelContract, TensorSpec, with_beams
 
 _SHARED_MEMORY = Path("/dev/shm")
@@ -40,6 +41,8 @@ class KvSlotPool:
     Attributes:
         cache: the self-attention's keys and values, and the ancestors.
         cross: cross_key, cross_value [slots, H, S, d] of each layer; empty with `cross_region`.
+        descriptions: number of rows -> where their tensors are, in the words of Triton's backend; for its caller.
+        tokens_per_call: N, of the contract.
         is_stale: the Triton that maps the region is gone, or a write whose end nobody will learn may still reach the
             region. No new caption may begin here.
         freed: called whenever a slot becomes free.
@@ -50,6 +53,8 @@ class KvSlotPool:
 
     def __init__(self, contract: ModelContract, *, slots: int, beams: int, region: str = "", cross_region: str = ""):
         self.slots, self.beams, self.region, self.cross_region = slots, beams, region, cross_region
+        self.tokens_per_call = contract.tokens_per_call
+        self._candidates = contract.num_candidates
         self.is_stale = False
         self.freed: Callable[[], object] = lambda: None
         self._file: mmap.mmap | None = None
@@ -57,7 +62,8 @@ class KvSlotPool:
         self._free = list(range(slots))
         self._written: set[int] = set()  # a call may still write to these slots
         self._released_early: set[int] = set()  # of those, the ones to free when the write has ended
-        here = contract.self_caches if cross_region else contract.caches
+        self.descriptions: dict[int, str] = {}
+        here = self.tensors_of(contract, has_cross=not cross_region)
         self._locations = _layout(here, slots, beams)
         if cross_region:
             self._locations |= _layout(contract.cross_caches, slots, beams)
@@ -66,7 +72,16 @@ class KvSlotPool:
         allocate: Callable[[TensorSpec, tuple[int, ...]], Floats] = self._at_its_location if region else zeros
         self.cache = KvCache(contract, rows=slots, beams=beams, allocate=allocate)
         self.cross = [] if cross_region else [allocate(spec, (slots, *spec.shape)) for spec in contract.cross_caches]
-        self._tensors = dict(zip([spec.name for spec in here], [*self.cache.tensors, *self.cross], strict=True))
+        caches = contract.self_caches if cross_region else contract.caches
+        self._tensors = dict(zip([spec.name for spec in caches], [*self.cache.tensors, *self.cross], strict=True))
+
+    @staticmethod
+    def tensors_of(contract: ModelContract, *, has_cross: bool = True) -> tuple[TensorSpec, ...]:
+        """What lies in a region: the caches, and room for what a step returns for them."""
+        *_, answer = contract.step.outputs
+        tokens = contract.tokens_per_call
+        room = TensorSpec(answer.name, answer.datatype, (*answer.shape[:3], tokens, *answer.shape[4:]))
+        return (*(contract.caches if has_cross else contract.self_caches), room)
 
     @staticmethod
     def byte_size(tensors: Sequence[TensorSpec], slots: int, beams: int) -> int:
@@ -105,9 +120,20 @@ class KvSlotPool:
             self._released_early.remove(slot)
             self.release(slot)
 
+    def append(self, slots: Sequence[int], new_kv: Floats, selected: Ids, positions: Ids) -> None:
+        """Store what a call of the step made for these slots, see `KvCache.append`; row s is that of slot s."""
+        if slots:
+            rows = np.array(slots, np.intp)
+            self.cache.append(rows, new_kv[rows], selected[rows], positions, self._candidates)
+
     def tensor(self, name: str) -> Floats:
         """Return a tensor by its name in the contract, [slots, ...]."""
         return self._tensors[name]
+
+    def answer(self, name: str, shape: tuple[int, ...]) -> Floats:
+        """Return what Triton wrote to the room of a step's output."""
+        assert self._file is not None
+        return np.ndarray(shape, self.cache.tensors[0].dtype, self._file, self._locations[name][0])
 
     def location(self, name: str) -> tuple[int, int]:
         """Return where a tensor is in its region: (offset, size of one slot), in bytes."""
@@ -123,9 +149,42 @@ class KvSlotPool:
 
     def _at_its_location(self, spec: TensorSpec, shape: tuple[int, ...]) -> Floats:
         assert self._file is not None
-        datatype = np.float16 if spec.datatype == "FP16" else np.float32
-        flat: Floats = np.frombuffer(self._file, datatype, int(np.prod(shape)), self._locations[spec.name][0])
-        return flat.reshape(shape)
+        return np.ndarray(shape, _dtype(spec), self._file, self._locations[spec.name][0])
+
+
+class CrossBuffer:
+    """A region to which Triton writes the cross-attention's caches of some photos, from where they go to their slots.
+
+    A photo gets its slot only when it has been encoded. So photos in the encoder do not hold low slots, and a step
+    computes all rows up to the highest slot in use.
+
+    Args:
+        contract: gives names, types and shapes of the tensors.
+        photos: most photos of a call.
+        region: name of a new file in /dev/shm.
+
+    Attributes:
+        tensors: cross_key, cross_value [photos, H, S, d] of each layer.
+        offsets: where they are, by name, in bytes.
+
+    Raises:
+        OSError: /dev/shm is too small or not writable.
+    """
+
+    def __init__(self, contract: ModelContract, photos: int, region: str):
+        self.region = region
+        specs = contract.cross_caches
+        self.offsets = {name: place for name, (place, _) in _layout(specs, photos, 1).items()}
+        file, self._lock = _map(region, KvSlotPool.byte_size(specs, photos, 1))
+        self.tensors: list[Floats] = [
+            np.ndarray((photos, *spec.shape), _dtype(spec), file, self.offsets[spec.name]) for spec in specs
+        ]
+
+    def close(self) -> None:
+        """Remove the region, which is unmapped when the last array on it is deleted."""
+        with contextlib.suppress(FileNotFoundError):
+            (_SHARED_MEMORY / self.region).unlink()
+        os.close(self._lock)
 
 
 def remove_orphans(prefix: str) -> list[str]:
@@ -161,6 +220,10 @@ def _layout(tensors: Sequence[TensorSpec], slots: int, beams: int) -> dict[str, 
         locations[spec.name] = end, size
         end += _aligned(slots * size)
     return locations
+
+
+def _dtype(spec: TensorSpec) -> type[np.floating[Any]]:
+    return np.float16 if spec.datatype == "FP16" else np.float32
 
 
 def _aligned(size: int) -> int:

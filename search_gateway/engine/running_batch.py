@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The captions with one number of beams that are decoded together: one call of the step model per iteration.
 
-Captions join and leave between iterations, whatever position each is at.
+A call makes several tokens. Captions join and leave between calls, whatever position each is at.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from captioner.decoding import Decoder
+from captioner.decoding import Decoder, decode, small_inputs
 from search_gateway.deadline import Deadline
 from search_gateway.engine.inference import StepInference
 from search_gateway.engine.kv_slots import KvSlotPool
@@ -137,22 +137,16 @@ class RunningBatch:
                 caption.done.set_exception(error)
 
     async def _iterate(self, batch: dict[int, _Caption]) -> None:
-        """One token for every beam of every caption of the batch."""
+        """The next tokens for every beam of every caption of the batch."""
         inputs = {slot: caption.decoder.next_input() for slot, caption in batch.items()}
-        slots = np.fromiter(inputs, np.intp)
-        positions = np.array([one.position for one in inputs.values()], np.int32)
-        self.slot_pool.cache.reorder_beams(slots, np.stack([one.parents for one in inputs.values()]), positions)
         # Rows up to the highest slot; the free ones between are computed and their output is not used.
-        rows = int(slots.max()) + 1
-        all_tokens = np.zeros((rows, self.slot_pool.beams), np.int32)
-        all_positions = np.zeros((rows, 1), np.int32)
-        all_tokens[slots] = np.stack([one.tokens for one in inputs.values()])
-        all_positions[slots, 0] = positions
+        rows = max(inputs) + 1
         latest = max((caption.deadline for caption in batch.values()), key=Deadline.remaining_seconds)
         started = time.perf_counter_ns()
+        small = small_inputs(list(inputs.values()), list(inputs), rows, self.slot_pool.tokens_per_call)
         first_steps = [caption.spans for caption in batch.values() if caption.is_new]
         with shared_call(first_steps, "first_step"):
-            output = await self._inference.step(self.slot_pool, rows, all_tokens, all_positions, latest)
+            output = await self._inference.step(self.slot_pool, rows, small, latest)
         nanoseconds = time.perf_counter_ns() - started
         calls = self._calls[len(batch)]
         calls.count += 1
@@ -160,11 +154,16 @@ class RunningBatch:
         self._observer.step_ended(len(batch), nanoseconds / 1e9)
         for caption in batch.values():
             caption.is_new = False
-        here = np.array([self._captions.get(slot) is caption for slot, caption in batch.items()])
-        self.slot_pool.cache.append(slots[here], output.new_kv[slots[here]], positions[here])
+        going_on = []
         for slot, caption in batch.items():
             if self._captions.get(slot) is not caption:
                 continue  # cancelled, or its deadline passed
-            caption.decoder.update(output.candidate_logprobs[slot], output.candidate_tokens[slot])
-            if caption.decoder.finished and not caption.done.done():
+            decode(
+                caption.decoder, output.candidate_logprobs[slot], output.candidate_tokens[slot], output.selected[slot]
+            )
+            if not caption.decoder.finished:
+                going_on.append(slot)
+            elif not caption.done.done():
                 caption.done.set_result(None)
+        positions = np.array([inputs[slot].position for slot in going_on], np.int32)
+        self.slot_pool.append(going_on, output.new_kv, output.selected, positions)

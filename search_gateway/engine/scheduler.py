@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Captions many photos at a time: iteration-level ("in-flight") batching (Yu et al. 2022, "Orca").
 
-    request queue ─▶ admission: encoder, slot, prefill,  ─▶ running batch: one call of the step per token
+    request queue ─▶ admission: encoder, prefill, slot,  ─▶ running batch: calls of the step, of some tokens each,
                      a few photos per call                  for all captions with as many beams
 
 The next photos are encoded while others decode. No timer delays a photo: a single photo takes as long as it would
@@ -23,9 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from captioner.decoding import Decoder, DecodingOptions, Hypothesis, decoder_for
-from captioner.kv_cache import Floats
 from search_gateway.deadline import Deadline
-from search_gateway.engine.inference import CaptionInference, Pixels
+from search_gateway.engine.inference import CaptionInference, EncodedPhotos, Pixels
 from search_gateway.engine.request_queue import RequestQueue
 from search_gateway.engine.running_batch import RunningBatch, StepCalls
 from search_gateway.errors import DeadlineError, InferenceError, OverloadedError, SearchError
@@ -320,6 +319,12 @@ class CaptionScheduler:
             encoded = await self._inference.encode(
                 np.stack([photo.pixels for photo in photos]), _latest(photos), embeddings_only=not captioned
             )
+        try:
+            await self._prefill_all(photos, encoded)
+        finally:
+            self._inference.release(encoded)
+
+    async def _prefill_all(self, photos: list[_Photo], encoded: EncodedPhotos) -> None:
         batches: defaultdict[RunningBatch, list[int]] = defaultdict(list)
         for number, photo in enumerate(photos):
             photo.embedding = encoded.embeddings[number]
@@ -331,19 +336,20 @@ class CaptionScheduler:
             elif not photo.done.done():
                 photo.done.set_result(None)
         for batch, numbers in batches.items():
-            assert encoded.hidden_states is not None
             try:
-                await self._prefill(batch, encoded.hidden_states[numbers], [photos[number] for number in numbers])
+                await self._prefill(batch, encoded, numbers, [photos[number] for number in numbers])
             except SearchError as error:
                 self._fail([photos[number] for number in numbers], error)
 
-    async def _prefill(self, batch: RunningBatch, hidden_states: Floats, photos: list[_Photo]) -> None:
+    async def _prefill(
+        self, batch: RunningBatch, encoded: EncodedPhotos, numbers: list[int], photos: list[_Photo]
+    ) -> None:
         batch.num_reserved -= len(photos)
         slots = [batch.slot_pool.acquire() for _ in photos]
         for photo, slot in zip(photos, slots, strict=True):
             photo.slot = slot
         with shared_call([photo.spans for photo in photos]):
-            await self._inference.prefill(hidden_states, batch.slot_pool, slots, _latest(photos))
+            await self._inference.prefill(encoded, numbers, batch.slot_pool, slots, _latest(photos))
         for photo, slot in zip(photos, slots, strict=True):
             # The slot of a photo whose caller is gone is released only now, after prefill has written to it.
             if not photo.is_gone and photo.decoder is not None:

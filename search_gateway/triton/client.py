@@ -14,7 +14,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -23,7 +23,8 @@ import numpy.typing as npt
 import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
 
-from captioner.kv_cache import Floats, Ids
+from captioner.decoding import DecodingOptions, decoder_for, small_inputs
+from captioner.kv_cache import Floats
 from captioner.model_contract import (
     QUERY_LOGPROBS,
     ContractError,
@@ -34,7 +35,7 @@ from captioner.model_contract import (
 )
 from search_gateway.deadline import Deadline
 from search_gateway.engine.inference import EncodedPhotos, StepOutput
-from search_gateway.engine.kv_slots import KvSlotPool, orphans_among
+from search_gateway.engine.kv_slots import CrossBuffer, KvSlotPool, orphans_among
 from search_gateway.errors import DeadlineError, InferenceError, OverloadedError, SearchError
 from search_gateway.observability.observer import ModelCounts, Observer
 from search_gateway.observability.tracing import outgoing_headers
@@ -45,6 +46,7 @@ _HEALTH_TIMEOUT_SECONDS = 2.0
 _SHARED_TENSORS = "shared_tensors"  # parameter of triton/backend/onnxruntime/model.py
 _UNKNOWN_REGION = "Unable to find shared memory region"  # in Triton's message
 _UNREACHABLE = "the inference server cannot be reached: try again shortly"
+_BUFFER_PHOTOS = 8  # most photos of a call of the scheduler's
 _CUDA_DEVICE = 0
 _CROSS = "_cross"  # ends the name of a region on the GPU
 # Triton refuses to unregister a region for a moment after it has answered the last call that used it.
@@ -129,6 +131,7 @@ class TritonClient:
         self._shared_memory = shared_memory
         self._region_prefix = region_prefix
         self._slot_pools: set[KvSlotPool] = set()
+        self._buffers: list[CrossBuffer] = []  # free ones
         self._cuda_regions: dict[str, Any] = {}
         self._writes: set[asyncio.Task[None]] = set()  # calls that write to a slot pool
         self.has_failed = False  # a call has failed since somebody set this to False
@@ -140,12 +143,47 @@ class TritonClient:
         self, pixels: npt.NDArray[np.uint8], deadline: Deadline, *, embeddings_only: bool = False
     ) -> EncodedPhotos:
         """Encode n photos; see `CaptionInference.encode`."""
+        names = {"embedding"} if embeddings_only else {tensor.name for tensor in self.contract.encoder.outputs}
+        buffer = None
+        if self._shared_memory is SharedMemory.EMBEDDED and not embeddings_only and len(pixels) <= _BUFFER_PHOTOS:
+            buffer = await self._take_buffer()
+        parameters = None
+        if buffer is not None:
+            names.remove("hidden_states")
+            parameters = {_SHARED_TENSORS: json.dumps({"region": buffer.region, "outputs": buffer.offsets})}
         spec = self.contract.encoder
-        wanted = [tensor for tensor in spec.outputs if not embeddings_only or tensor.name == "embedding"]
+        wanted = [tensor for tensor in spec.outputs if tensor.name in names]
         outputs = [triton.InferRequestedOutput(tensor.name) for tensor in wanted]
-        result = await self._call(spec, [_input(spec.inputs[0], pixels)], outputs, deadline)
+        try:
+            result = await self._call(spec, [_input(spec.inputs[0], pixels)], outputs, deadline, parameters=parameters)
+        except BaseException:
+            if buffer is not None:
+                buffer.close()  # Triton may still write to it
+            raise
+        if buffer is not None:
+            self._last_success[self.contract.prefill.name] = time.monotonic()
         arrays = {tensor.name: _array(result, tensor) for tensor in wanted}
-        return EncodedPhotos(arrays.get("hidden_states"), arrays["embedding"], arrays.get(QUERY_LOGPROBS))
+        return EncodedPhotos(arrays.get("hidden_states"), arrays["embedding"], arrays.get(QUERY_LOGPROBS), buffer)
+
+    async def _take_buffer(self) -> CrossBuffer | None:
+        """Return a region for the cross-attention's caches of a call; None where it has no room in /dev/shm."""
+        if self._buffers:
+            return self._buffers.pop()
+        region = f"{self._region_prefix}cross_{secrets.token_hex(4)}"
+        try:
+            return await asyncio.to_thread(CrossBuffer, self.contract, _BUFFER_PHOTOS, region)
+        except OSError as error:
+            _log.warning("no room in /dev/shm for what encoder and prefill return: %s", error)
+            return None
+
+    def release(self, encoded: EncodedPhotos) -> None:
+        """Take back the memory of encoded photos; see `CaptionInference.release`."""
+        if encoded.buffer is None:
+            return
+        if encoded.buffer.region.startswith(self._region_prefix):
+            self._buffers.append(encoded.buffer)
+        else:
+            encoded.buffer.close()  # of a Triton before this one
 
     async def new_slot_pool(self, slots: int, beams: int) -> KvSlotPool:
         """Allocate caches; see `CaptionInference.new_slot_pool`.
@@ -157,7 +195,7 @@ class TritonClient:
             try:
                 slot_pool = await self._new_shared_slot_pool(slots, beams)
             except OSError as error:
-                size = KvSlotPool.byte_size(self.contract.caches, slots, beams)
+                size = KvSlotPool.byte_size(KvSlotPool.tensors_of(self.contract), slots, beams)
                 _log.warning("no %.0f MB in /dev/shm for the caches, which are sent over gRPC: %s", size / 1e6, error)
             except _CudaMemoryError as error:
                 _log.warning("no memory on GPU %d for the caches, which are sent over gRPC: %s", _CUDA_DEVICE, error)
@@ -178,7 +216,7 @@ class TritonClient:
             KvSlotPool, self.contract, slots=slots, beams=beams, region=region, cross_region=cross_region
         )
         if self._shared_memory is not SharedMemory.EMBEDDED:
-            tensors = self.contract.self_caches if is_cuda else self.contract.caches
+            tensors = KvSlotPool.tensors_of(self.contract, has_cross=not is_cuda)
             try:
                 await self._client.register_system_shared_memory(
                     region,
@@ -248,7 +286,12 @@ class TritonClient:
             load_cuda().destroy_shared_memory_region(region)
 
     async def prefill(
-        self, hidden_states: Floats, slot_pool: KvSlotPool, slots: Sequence[int], deadline: Deadline
+        self,
+        encoded: EncodedPhotos,
+        photos: Sequence[int],
+        slot_pool: KvSlotPool,
+        slots: Sequence[int],
+        deadline: Deadline,
     ) -> None:
         """Fill n slots; see `CaptionInference.prefill`.
 
@@ -256,14 +299,19 @@ class TritonClient:
         is cancelled, and would write to the slots when another photo has them.
         """
         deadline.check("inference")
-        if slot_pool.region:
-            # An output in registered memory is contiguous, so each slot needs its own call.
-            size = len(slots) if self._shared_memory is SharedMemory.EMBEDDED else 1
-            parts = [slice(start, start + size) for start in range(0, len(slots), size)]
+        spec, numbers = self.contract.prefill, list(photos)
+        if encoded.buffer is not None:
+            for tensor, values in zip(spec.outputs, encoded.buffer.tensors, strict=True):
+                slot_pool.tensor(tensor.name)[list(slots)] = values[numbers]
+            return
+        assert encoded.hidden_states is not None
+        hidden_states = encoded.hidden_states[numbers]
+        if slot_pool.region and self._shared_memory is not SharedMemory.EMBEDDED:
             slot_pool.begin_write(slots)
+            # An output in registered memory is contiguous, so each slot needs its own call.
             writes = [
-                asyncio.create_task(self._prefill_in_place(hidden_states[part], slot_pool, slots[part]))
-                for part in parts
+                asyncio.create_task(self._prefill_in_place(hidden_states[number : number + 1], slot_pool, slot))
+                for number, slot in enumerate(slots)
             ]
             self._writes.update(writes)
             for write in writes:
@@ -274,7 +322,6 @@ class TritonClient:
             for write in writes:
                 write.result()
             return
-        spec = self.contract.prefill
         outputs = [triton.InferRequestedOutput(tensor.name) for tensor in spec.outputs]
         result = await self._call(spec, [_input(spec.inputs[0], hidden_states)], outputs, deadline, slot_pool)
         for tensor in spec.outputs:
@@ -285,42 +332,38 @@ class TritonClient:
         if not write.cancelled():
             write.exception()  # nobody may be waiting for it any more
 
-    async def _prefill_in_place(self, hidden_states: Floats, slot_pool: KvSlotPool, slots: Sequence[int]) -> None:
-        """Make one call whose outputs Triton writes to the slots, and end their write when it has ended."""
+    async def _prefill_in_place(self, hidden_states: Floats, slot_pool: KvSlotPool, slot: int) -> None:
+        """Make one call whose outputs Triton writes to the slot, and end this write when the call has ended."""
         spec = self.contract.prefill
-        outputs, parameters = [], None
-        if self._shared_memory is SharedMemory.EMBEDDED:
-            places = {tensor.name: [slot_pool.location(tensor.name)[0], list(slots)] for tensor in spec.outputs}
-            parameters = {_SHARED_TENSORS: json.dumps({"region": slot_pool.region, "outputs": places})}
-        else:
-            for tensor in spec.outputs:
-                offset, size = slot_pool.location(tensor.name)
-                output = triton.InferRequestedOutput(tensor.name)
-                output.set_shared_memory(slot_pool.cross_region or slot_pool.region, size, offset + slots[0] * size)
-                outputs.append(output)
+        outputs = []
+        for tensor in spec.outputs:
+            offset, size = slot_pool.location(tensor.name)
+            output = triton.InferRequestedOutput(tensor.name)
+            output.set_shared_memory(slot_pool.cross_region or slot_pool.region, size, offset + slot * size)
+            outputs.append(output)
         try:
-            await self._call(spec, [_input(spec.inputs[0], hidden_states)], outputs, None, slot_pool, parameters)
+            await self._call(spec, [_input(spec.inputs[0], hidden_states)], outputs, None, slot_pool)
         except BaseException as error:
             if isinstance(error, SearchError) and not isinstance(error, _ConnectionLostError):
-                slot_pool.end_write(slots)  # Triton has answered
+                slot_pool.end_write([slot])  # Triton has answered
             else:
-                self._forget(slot_pool)  # these slots stay taken, and new captions get other memory
+                self._forget(slot_pool)  # this slot stays taken, and new captions get other memory
             raise
-        slot_pool.end_write(slots)
+        slot_pool.end_write([slot])
 
     async def step(
-        self, slot_pool: KvSlotPool, rows: int, tokens: Ids, positions: Ids, deadline: Deadline
+        self, slot_pool: KvSlotPool, rows: int, inputs: Mapping[str, npt.NDArray[Any]], deadline: Deadline
     ) -> StepOutput:
         """Compute one step; see `StepInference.step`."""
         spec = self.contract.step
-        small = {"tokens": tokens, "ancestors": slot_pool.cache.ancestors[:rows], "position": positions}
+        small = {**inputs, "ancestors": slot_pool.cache.ancestors[:rows]}
         parameters = None
         if slot_pool.region and self._shared_memory is SharedMemory.EMBEDDED:
-            parameters = {_SHARED_TENSORS: _step_inputs(slot_pool, rows, self.contract)}
-        inputs = []
+            parameters = {_SHARED_TENSORS: _description(slot_pool, rows, self.contract)}
+        sent = []
         for tensor in spec.inputs:
             if tensor.name in small:
-                inputs.append(_input(tensor, small[tensor.name]))
+                sent.append(_input(tensor, small[tensor.name]))
             elif parameters is not None:
                 continue
             elif slot_pool.region:
@@ -329,12 +372,23 @@ class TritonClient:
                 offset, size = slot_pool.location(tensor.name)
                 is_cross = slot_pool.cross_region and tensor in self.contract.cross_caches
                 one.set_shared_memory(slot_pool.cross_region if is_cross else slot_pool.region, rows * size, offset)
-                inputs.append(one)
+                sent.append(one)
             else:
-                inputs.append(_input(tensor, slot_pool.tensor(tensor.name)[:rows]))
-        outputs = [triton.InferRequestedOutput(tensor.name) for tensor in spec.outputs]
-        result = await self._call(spec, inputs, outputs, deadline, slot_pool, parameters)
-        return StepOutput(*(_array(result, tensor) for tensor in spec.outputs))
+                sent.append(_input(tensor, slot_pool.tensor(tensor.name)[:rows]))
+        *small_outputs, new_kv = spec.outputs
+        outputs = [triton.InferRequestedOutput(tensor.name) for tensor in small_outputs]
+        if parameters is None:
+            outputs.append(triton.InferRequestedOutput(new_kv.name))
+            if slot_pool.region:
+                offset, size = slot_pool.location(new_kv.name)
+                outputs[-1].set_shared_memory(slot_pool.region, rows * size, offset)
+        result = await self._call(spec, sent, outputs, deadline, slot_pool, parameters)
+        logprobs, candidates, selected = (_array(result, tensor) for tensor in small_outputs)
+        if not slot_pool.region:
+            return StepOutput(logprobs, candidates, selected, _array(result, new_kv))
+        layers, two, heads, _, _, width = new_kv.shape
+        shape = (rows, layers, two, heads, selected.shape[1], slot_pool.beams, width)
+        return StepOutput(logprobs, candidates, selected, slot_pool.answer(new_kv.name, shape))
 
     async def is_ready(self) -> bool:
         """Whether Triton answers and all three models are loaded."""
@@ -352,11 +406,15 @@ class TritonClient:
         try:
             black = np.zeros((1, contract.image_height, contract.image_width, 3), np.uint8)
             encoded = await self.encode(black, deadline)
-            assert encoded.hidden_states is not None
             slot_pool = KvSlotPool(contract, slots=1, beams=1)
-            await self.prefill(encoded.hidden_states, slot_pool, [0], deadline)
-            bos, start = np.full((1, 1), contract.bos_token_id, np.int32), np.zeros((1, 1), np.int32)
-            await self.step(slot_pool, 1, bos, start, deadline)
+            try:
+                await self.prefill(encoded, [0], slot_pool, [0], deadline)
+            finally:
+                self.release(encoded)
+            start = decoder_for(
+                DecodingOptions(max_tokens=1), contract.bos_token_id, contract.eos_token_id
+            ).next_input()
+            await self.step(slot_pool, 1, small_inputs([start], [0], 1, 1), deadline)
         except InferenceError:
             return Probe.FAILS
         except (OverloadedError, DeadlineError):
@@ -385,10 +443,11 @@ class TritonClient:
                 )
                 raise ContractError(f"Triton's {spec.name} differs from the contract ({details}): export it again")
         if self._shared_memory is not SharedMemory.NONE:
-            await self._check_instances(self.contract.prefill.name)
+            for spec in (self.contract.prefill, self.contract.step):
+                await self._check_instances(spec.name)
 
     async def _check_instances(self, model: str) -> None:
-        """Check that one instance alone writes to the slots, in the order of the calls."""
+        """Check that one instance alone writes to our memory, in the order of the calls."""
         try:
             config = (await self._client.get_model_config(model, client_timeout=10)).config
         except (InferenceServerException, grpc.RpcError) as error:
@@ -433,6 +492,7 @@ class TritonClient:
 
     def forget_slot_pools(self) -> None:
         """Mark all slot pools as stale: the Triton that maps them is gone or was restarted."""
+        self._close_buffers()
         for slot_pool in list(self._slot_pools):
             self._forget(slot_pool)
         self._last_success.clear()
@@ -473,6 +533,11 @@ class TritonClient:
         """Close the connection."""
         await self._client.close()
         await asyncio.gather(*self._writes, return_exceptions=True)
+        self._close_buffers()
+
+    def _close_buffers(self) -> None:
+        while self._buffers:
+            self._buffers.pop().close()
 
     async def _call(
         self,
@@ -526,13 +591,16 @@ def _input(tensor: TensorSpec, array: npt.NDArray[Any]) -> triton.InferInput:
     return one
 
 
-def _step_inputs(slot_pool: KvSlotPool, rows: int, contract: ModelContract) -> str:
-    """Return where the rows of all caches are, in the format of the embedded Triton's backend."""
-    places = {
-        tensor.name: [slot_pool.location(tensor.name)[0], [rows, *with_beams(tensor, slot_pool.beams)]]
-        for tensor in contract.caches
-    }
-    return json.dumps({"region": slot_pool.region, "inputs": places})
+def _description(slot_pool: KvSlotPool, rows: int, contract: ModelContract) -> str:
+    """Return where the rows of all caches and of the answer are, in the format of the embedded Triton's backend."""
+    if rows not in slot_pool.descriptions:
+        places = {
+            tensor.name: [slot_pool.location(tensor.name)[0], [rows, *with_beams(tensor, slot_pool.beams)]]
+            for tensor in contract.caches
+        }
+        outputs = {name: slot_pool.location(name)[0] for name in ("new_kv",)}
+        slot_pool.descriptions[rows] = json.dumps({"region": slot_pool.region, "inputs": places, "outputs": outputs})
+    return slot_pool.descriptions[rows]
 
 
 def _array(result: triton.InferResult, tensor: TensorSpec) -> npt.NDArray[Any]:

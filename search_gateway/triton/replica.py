@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
-from captioner.model_contract import STEP, ContractError, ModelContract
+from captioner.model_contract import ENCODER, STEP, ContractError, ModelContract
 from search_gateway.deadline import Deadline
 from search_gateway.engine.kv_slots import remove_orphans
 from search_gateway.engine.scheduler import CaptionScheduler
@@ -250,6 +250,6 @@ class TritonReplica:
 
 
 def _embedded_memory(model_repository: Path) -> SharedMemory:
-    """Return what the exported step model allows: without our configuration it needs all its inputs by protocol."""
-    is_ours = (model_repository / STEP / "configs" / "embedded.pbtxt").is_file()
+    """Return what the exported models allow: without our configurations they need the protocol for all tensors."""
+    is_ours = all((model_repository / name / "configs" / "embedded.pbtxt").is_file() for name in (ENCODER, STEP))
     return SharedMemory.EMBEDDED if is_ours else SharedMemory.SYSTEM

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from captioner.decoding import DecodingOptions, Hypothesis, decoder_for
+from captioner.decoding import DecodingOptions, Hypothesis, decode, decoder_for, small_inputs
 from captioner.kv_cache import KvCache
+from tests.fakes.beam_choice import tokens_of_a_call
 
 BOS, EOS = 0, 1
 WORDS = range(5)  # EOS is one of them, and so is BOS: a model may say anything
@@ -45,25 +46,44 @@ class ToyModel:
                     yield caption, sum(float(self.logprobs(caption[:i])[word]) for i, word in enumerate(caption))
 
 
-def decoded(model: ToyModel, options: DecodingOptions) -> list[Hypothesis]:
-    """Decode as the gateway does: the model sees `tokens` and `parents` only, never the decoder."""
+def decoded(model: ToyModel, options: DecodingOptions, tokens_per_call: int = 3) -> list[Hypothesis]:
+    """Decode as the gateway does: the model sees the decoder's inputs only, and makes more tokens than are wanted."""
+
+    def what_comes_next(history: Prefix) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+        logprobs = model.logprobs(history[1:])
+        order = np.argsort(-logprobs, kind="stable")
+        return logprobs[order], order.astype(np.int32)
+
     decoder = decoder_for(options, BOS, EOS)
-    beams: list[Prefix] = [()] * options.num_beams
-    for position in range(options.max_tokens):
+    beams: list[Prefix] = [(BOS,)] * options.num_beams
+    for position in range(0, options.max_tokens, tokens_per_call):
         step = decoder.next_input()
         assert step.position == position
-        assert step.tokens.dtype == step.parents.dtype == np.int32
-        assert step.tokens.shape == step.parents.shape == (options.num_beams,)
-        if position == 0:
-            assert (step.tokens == BOS).all()
-        else:
-            beams = [(*beams[parent], int(token)) for parent, token in zip(step.parents, step.tokens, strict=True)]
-        logprobs = np.stack([model.logprobs(beam) for beam in beams])
-        order = np.argsort(-logprobs, axis=1, kind="stable")
-        decoder.update(np.take_along_axis(logprobs, order, axis=1), order.astype(np.int32))
+        assert step.limits == (options.max_tokens - position, int(options.num_beams == 1 or not options.length_penalty))
+        assert step.tokens.dtype == np.int32
+        assert step.scores.dtype == step.finished.dtype == np.float32
+        assert step.tokens.shape == step.scores.shape == step.finished.shape == (options.num_beams,)
+        assert [beam[-1] for beam in beams] == step.tokens.tolist()
+        answer = tokens_of_a_call(beams, step.scores, tokens_per_call, what_comes_next, EOS)
+        decode(decoder, answer["candidate_logprobs"], answer["candidate_tokens"], answer["selected"])
         if decoder.finished:
             return decoder.hypotheses()
-    raise AssertionError(f"not finished after {options.max_tokens} steps")
+        for tokens, selected in zip(answer["candidate_tokens"], answer["selected"], strict=True):
+            beams = [(*beams[number // tokens.shape[1]], int(tokens.flat[number])) for number in selected]
+    raise AssertionError(f"not finished after {options.max_tokens} tokens")
+
+
+@pytest.mark.parametrize("num_beams", [1, 2, 3, 5])
+@pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 1.0])
+def test_captions_do_not_depend_on_how_many_tokens_a_call_makes(num_beams: int, length_penalty: float) -> None:
+    for seed in range(10):
+        options = DecodingOptions(num_beams=num_beams, length_penalty=length_penalty, max_tokens=7)
+        by_ones = decoded(ToyModel(seed), options, tokens_per_call=1)
+        for count in range(2, 8):
+            several = decoded(ToyModel(seed), options, tokens_per_call=count)
+            assert [(words_of(one), one.log_probability) for one in several] == [
+                (words_of(one), one.log_probability) for one in by_ones
+            ]
 
 
 def words_of(hypothesis: Hypothesis) -> Prefix:
@@ -215,6 +235,7 @@ def random_captioner() -> Iterator[tuple[Any, Any]]:
     contract = ModelContract(
         model="tiny", image_height=32, image_width=32, fit="squash", num_positions=17, hidden_size=32, num_layers=2,
         num_heads=4, head_size=8, max_tokens=MAX_TOKENS, num_candidates=2 * MAX_BEAMS, max_beams=MAX_BEAMS,
+        tokens_per_call=4,
         vocab_size=50, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=2,
     )  # fmt: skip
     yield model, contract
@@ -222,27 +243,22 @@ def random_captioner() -> Iterator[tuple[Any, Any]]:
 
 
 def captions_of_ours(graph: Any, contract: Any, cross: Any, options: DecodingOptions) -> list[Prefix]:
-    """Every photo's caption, step by step; the photos share the step's batch."""
+    """Every photo's caption, call by call; the photos share the step's batch."""
     import torch
 
     photos = len(cross[0])
     decoders = [decoder_for(options, BOS, EOS) for _ in range(photos)]
     cache = KvCache(contract, rows=photos, beams=options.num_beams)
-    for position in range(options.max_tokens):
+    every = np.arange(photos)
+    while not all(decoder.finished for decoder in decoders):
         # A finished caption's rows go along, and nobody reads what comes of them.
-        steps = [decoder.next_input() for decoder in decoders]
-        tokens = torch.from_numpy(np.stack([step.tokens for step in steps]))
-        every, positions = np.arange(photos), np.full(photos, position, np.int32)
-        cache.reorder_beams(every, np.stack([step.parents for step in steps]), positions)
-        at = torch.full((photos, 1), position, dtype=torch.int32)
-        caches = [torch.from_numpy(tensor) for tensor in cache.tensors]
-        logprobs, candidates, new_kv = graph(tokens, torch.from_numpy(cache.ancestors), at, *caches, *cross)
-        cache.append(every, new_kv.numpy(), positions)
-        for photo, decoder in enumerate(decoders):
-            if not decoder.finished:
-                decoder.update(logprobs[photo].numpy(), candidates[photo].numpy())
-        if all(decoder.finished for decoder in decoders):
-            break
+        small = small_inputs([decoder.next_input() for decoder in decoders], every.tolist(), photos, 1)
+        small["position"] = np.minimum(small["position"], contract.max_tokens - 1)
+        given = [small["tokens"], small["scores"], cache.ancestors, small["position"], *cache.tensors]
+        logprobs, candidates, selected, new_kv = (one.numpy() for one in graph(*map(torch.from_numpy, given), *cross))
+        cache.append(every, new_kv, selected, small["position"][:, 0], contract.num_candidates)
+        for decoder, *answer in zip(decoders, logprobs, candidates, selected, strict=True):
+            decode(decoder, *answer)
     return [words_of(decoder.hypotheses()[0]) for decoder in decoders]
 
 
@@ -252,7 +268,7 @@ def test_captions_equal_those_of_generate_token_for_token(random_captioner: tupl
     import torch
     from transformers.modeling_outputs import BaseModelOutput
 
-    from export.caption_graphs import EncoderGraph, PrefillGraph, StepGraph
+    from export.caption_graphs import EncoderGraph, PrefillGraph, StepGraph, TokenGraph
 
     model, contract = random_captioner
     # Every patch of one colour: noise would be the same grey to the encoder.
@@ -264,7 +280,7 @@ def test_captions_equal_those_of_generate_token_for_token(random_captioner: tupl
         cross = PrefillGraph(model, contract)(hidden_states)
         for length_penalty, max_tokens in itertools.product([-1.0, 0.0, 0.6, 1.0, 2.0], [1, 5, MAX_TOKENS]):
             options = DecodingOptions(num_beams=num_beams, length_penalty=length_penalty, max_tokens=max_tokens)
-            ours = captions_of_ours(StepGraph(model, contract), contract, cross, options)
+            ours = captions_of_ours(StepGraph(TokenGraph(model, contract)), contract, cross, options)
             rows = model.generate(
                 encoder_outputs=BaseModelOutput(last_hidden_state=hidden_states),
                 do_sample=False,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -30,11 +31,11 @@ class GatheringCache:
     def position(self) -> int:
         return self.beams.shape[1]
 
-    def follow(self, parents: npt.NDArray[np.int32]) -> None:
-        self.beams = self.beams[parents]
-
-    def append(self, new_kv: Floats) -> None:
-        self.beams = np.concatenate([self.beams, new_kv[:, None]], axis=1)
+    def append(self, new_kv: Floats, parents: npt.NDArray[np.int32]) -> None:
+        """Some tokens: keys and values [L, 2, H, N, K, d] and the parents [N, K] that go on behind each."""
+        for number, chosen in enumerate(parents):
+            token = new_kv[:, :, :, number].transpose(3, 0, 1, 2, 4)  # [K, L, 2, H, d]
+            self.beams = np.concatenate([self.beams, token[:, None]], axis=1)[chosen]
 
 
 def seen(cache: KvCache, row: int, position: int) -> Floats:
@@ -46,38 +47,41 @@ def seen(cache: KvCache, row: int, position: int) -> Floats:
     return found
 
 
-def new_keys_and_values(rng: np.random.Generator, rows: int, beams: int) -> npt.NDArray[np.float32]:
-    return rng.normal(size=(rows, beams, LAYERS, 2, HEADS, SIZE)).astype(np.float32)
+def new_keys_and_values(rng: np.random.Generator, rows: int, beams: int, tokens: int = 1) -> npt.NDArray[np.float32]:
+    return rng.normal(size=(rows, LAYERS, 2, HEADS, tokens, beams, SIZE)).astype(np.float32)
+
+
+def append(
+    cache: KvCache, rows: Sequence[int], new_kv: Floats, parents: npt.NDArray[np.int32], at: Sequence[int]
+) -> None:
+    """Parents [n, N, K] as the step tells them: by the number of a candidate, here the parent's second one."""
+    cache.append(np.array(rows, np.intp), new_kv, parents * 9 + 1, np.array(at, np.int32), 9)
 
 
 @given(beams=st.integers(1, 5), count=st.integers(1, 4), seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=60, deadline=None)
 def test_beams_see_what_a_gathering_cache_gives_them(beams: int, count: int, seed: int) -> None:
-    """In every round some rows take a step, in any order and each at its own position; others wait, begin or leave."""
+    """In every round some rows get tokens, in any order and each at its own position; others wait, begin or leave."""
     rng = np.random.default_rng(seed)
     cache, wanted = KvCache(CONTRACT, rows=count, beams=beams), [GatheringCache(beams) for _ in range(count)]
     for _ in range(3 * TIMES):
-        rows = rng.permutation(len(wanted))[: rng.integers(1, len(wanted) + 1)].astype(np.intp)
+        rows = rng.permutation(len(wanted))[: rng.integers(1, len(wanted) + 1)].tolist()
         for row in rows:
             if wanted[row].position == TIMES or rng.random() < 0.05:
                 wanted[row] = GatheringCache(beams)  # another caption begins where the old one's numbers still lie
-        positions = np.array([wanted[row].position for row in rows], np.int32)
-        parents = rng.integers(0, beams, (len(rows), beams), dtype=np.int32)
-        cache.reorder_beams(rows, parents, positions)
-        for row, of in zip(rows, parents, strict=True):
-            wanted[row].follow(of)
-            assert np.array_equal(seen(cache, row, wanted[row].position), wanted[row].beams)
-        new = new_keys_and_values(rng, len(rows), beams)
-        cache.append(rows, new, positions)
-        for row, own in zip(rows, new, strict=True):
-            wanted[row].append(own)
+        positions, tokens = [wanted[row].position for row in rows], int(rng.integers(1, TIMES + 1))
+        parents = rng.integers(0, beams, (len(rows), tokens, beams), dtype=np.int32)
+        new = new_keys_and_values(rng, len(rows), beams, tokens)
+        append(cache, rows, new, parents, positions)
+        for row, own, of in zip(rows, new, parents, strict=True):
+            left = TIMES - wanted[row].position  # what lies behind the last position is dropped
+            wanted[row].append(own[:, :, :, :left], of[:left])
         if rng.random() < 0.1:  # rows leave, and those that stay may change places
             kept = rng.permutation(len(wanted))[: rng.integers(1, len(wanted) + 1)].tolist()
             cache.keep(kept)
             wanted = [wanted[row] for row in kept]
         for row, one in enumerate(wanted):  # also those that had no part in this
-            before = one.position - 1  # its own step is not yet in anybody's ancestors
-            assert np.array_equal(seen(cache, row, max(before, 0)), one.beams[:, : max(before, 0)])
+            assert np.array_equal(seen(cache, row, one.position), one.beams)
 
 
 def test_step_writes_its_own_rows_and_times_only() -> None:
@@ -87,16 +91,14 @@ def test_step_writes_its_own_rows_and_times_only() -> None:
     for tensor in cache.tensors:
         tensor[:] = rng.normal(size=tensor.shape)
     before = [tensor.copy() for tensor in cache.tensors]
-    rows, positions = np.array([2, 0]), np.array([1, 3], np.int32)
-    cache.reorder_beams(rows, np.array([[1, 1], [0, 0]], np.int32), positions)
-    assert all(np.array_equal(tensor, old) for tensor, old in zip(cache.tensors, before, strict=True))
-    new = new_keys_and_values(rng, 2, 2)
-    cache.append(rows, new, positions)
+    rows, positions = [2, 0], [1, 3]
+    new = new_keys_and_values(rng, 2, 2, 2)
+    append(cache, rows, new, np.zeros((2, 2, 2), np.int32), positions)
     for number, (tensor, old) in enumerate(zip(cache.tensors, before, strict=True)):
         for i, (row, position) in enumerate(zip(rows, positions, strict=True)):
-            written = new[i, :, number // 2, number % 2]  # [K, H, d]
-            assert np.array_equal(tensor[row, :, position], written.transpose(1, 0, 2))
-            old[row, :, position] = tensor[row, :, position]
+            part = slice(position, position + 2)
+            assert np.array_equal(tensor[row, :, part], new[i, number // 2, number % 2])
+            old[row, :, part] = tensor[row, :, part]
         assert np.array_equal(tensor, old)
     assert all(tensor is array for tensor, array in zip(cache.tensors, arrays, strict=True)), "memory was exchanged"
 
@@ -105,17 +107,10 @@ def test_ancestors_of_waiting_rows_stay() -> None:
     cache = KvCache(CONTRACT, rows=3, beams=2)
     cache.ancestors[:] = np.random.default_rng(2).integers(0, 2, cache.ancestors.shape)
     before = cache.ancestors.copy()
-    cache.reorder_beams(np.array([1]), np.array([[1, 1]], np.int32), np.array([2], np.int32))
+    append(cache, [1], new_keys_and_values(np.random.default_rng(3), 1, 2), np.array([[[1, 1]]], np.int32), [1])
     assert np.array_equal(cache.ancestors[[0, 2]], before[[0, 2]])
     assert cache.ancestors[1, :, 1].tolist() == [1, 1]
     assert np.array_equal(cache.ancestors[1, 0, :1], before[1, 1, :1])
-
-
-def test_first_step_has_nothing_to_go_on_from() -> None:
-    cache = KvCache(CONTRACT, rows=2, beams=2)
-    rows, parents = np.array([0, 1]), np.array([[1, 1], [1, 0]], np.int32)
-    cache.reorder_beams(rows, parents, np.array([0, 0], np.int32))
-    assert not cache.ancestors.any()  # above all not of the last time, which is where position - 1 would point
 
 
 def test_kept_rows_share_nothing_with_the_cache_before() -> None:
@@ -123,7 +118,7 @@ def test_kept_rows_share_nothing_with_the_cache_before() -> None:
     cache = KvCache(CONTRACT, rows=3, beams=2)
     whole = cache.tensors
     cache.keep([2, 0])
-    cache.append(np.array([0, 1]), np.ones((2, 2, LAYERS, 2, HEADS, SIZE), np.float32), np.zeros(2, np.int32))
+    append(cache, [0, 1], np.ones((2, LAYERS, 2, HEADS, 1, 2, SIZE), np.float32), np.zeros((2, 1, 2), np.int32), [0, 0])
     assert [len(tensor) for tensor in cache.tensors] == [2] * 2 * LAYERS
     assert not any(tensor.any() for tensor in whole)
 
@@ -133,8 +128,8 @@ def test_kept_rows_share_nothing_with_the_cache_before() -> None:
 def test_shapes_and_datatypes_are_the_contracts(precision: Precision, beams: int) -> None:
     contract = tiny_contract(precision)
     cache = KvCache(contract, rows=3, beams=beams)
-    new = np.full((2, beams, LAYERS, 2, HEADS, SIZE), 0.1, np.float32)
-    cache.append(np.array([0, 2]), new, np.array([2, 4], np.int32))
+    new = np.full((2, LAYERS, 2, HEADS, 1, beams, SIZE), 0.1, np.float32)
+    append(cache, [0, 2], new, np.zeros((2, 1, beams), np.int32), [2, 4])
     names = [f"self_{part}_{layer}" for layer in range(LAYERS) for part in ("key", "value")]
     arrays = dict(zip(names, cache.tensors, strict=True)) | {"ancestors": cache.ancestors}
     specs = [spec for spec in contract.step.inputs if spec.name in arrays]
@@ -147,8 +142,8 @@ def test_shapes_and_datatypes_are_the_contracts(precision: Precision, beams: int
 def test_layers_keep_the_contracts_order() -> None:
     contract = dataclasses.replace(CONTRACT, num_layers=3)
     cache = KvCache(contract, rows=1, beams=1)
-    new = np.arange(6, dtype=np.float32).reshape(1, 1, 3, 2, 1, 1) * np.ones((HEADS, SIZE), np.float32)
-    cache.append(np.array([0]), new, np.array([1], np.int32))
+    new = np.arange(6, dtype=np.float32).reshape(1, 3, 2, 1, 1, 1, 1) * np.ones((HEADS, 1, 1, SIZE), np.float32)
+    append(cache, [0], new, np.zeros((1, 1, 1), np.int32), [1])
     assert [tensor[0, 0, 1, 0, 0] for tensor in cache.tensors] == [0, 1, 2, 3, 4, 5]
     names = [spec.name for spec in contract.step.inputs if spec.name.startswith("self_")]
     assert names == [f"self_{part}_{layer}" for layer in range(3) for part in ("key", "value")]
@@ -163,5 +158,5 @@ def test_memory_may_come_from_elsewhere() -> None:
 
     cache = KvCache(CONTRACT, rows=2, beams=3, allocate=allocate)
     assert list(given_out) == [f"self_{part}_{layer}" for layer in range(LAYERS) for part in ("key", "value")]
-    cache.append(np.array([1]), np.ones((1, 3, LAYERS, 2, HEADS, SIZE), np.float32), np.array([0], np.int32))
+    append(cache, [1], np.ones((1, LAYERS, 2, HEADS, 1, 3, SIZE), np.float32), np.zeros((1, 1, 3), np.int32), [0])
     assert all(array[1, :, 0].all() and not array[0].any() for array in given_out.values())

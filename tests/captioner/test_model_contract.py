@@ -36,6 +36,7 @@ FIELDS: dict[str, Any] = {
     "max_tokens": 12,
     "num_candidates": 9,
     "max_beams": 4,
+    "tokens_per_call": 2,
     "vocab_size": 50,
     "bos_token_id": 0,
     "eos_token_id": 1,
@@ -120,16 +121,34 @@ def test_step_shares_the_cross_attention_of_a_photo_between_its_beams() -> None:
     assert spec.name == "gpt2_step"
     assert spec.inputs == (
         TensorSpec("tokens", "INT32", (-1,)),
+        TensorSpec("scores", "FP32", (-1,)),
         TensorSpec("ancestors", "INT32", (-1, 12)),
         TensorSpec("position", "INT32", (1,)),
         *(TensorSpec(f"self_{part}_{i}", "FP16", (5, 12, -1, 8)) for i in range(3) for part in ("key", "value")),
         *(TensorSpec(f"cross_{part}_{i}", "FP16", (5, 81, 8)) for i in range(3) for part in ("key", "value")),
     )
     assert spec.outputs == (
-        TensorSpec("candidate_logprobs", "FP32", (-1, 9)),
-        TensorSpec("candidate_tokens", "INT32", (-1, 9)),
-        TensorSpec("new_kv", "FP16", (-1, 3, 2, 5, 8)),
+        TensorSpec("candidate_logprobs", "FP32", (2, -1, 9)),
+        TensorSpec("candidate_tokens", "INT32", (2, -1, 9)),
+        TensorSpec("selected", "INT32", (2, -1)),
+        TensorSpec("new_kv", "FP16", (3, 2, 5, 2, -1, 8)),
     )
+
+
+def test_step_for_cpus_is_told_when_to_end_and_makes_fewer_tokens_then() -> None:
+    half, whole = contract(precision="fp16").step, contract(precision="fp32").step
+    assert [tensor for tensor in whole.inputs if tensor.name not in {one.name for one in half.inputs}] == [
+        TensorSpec("finished", "FP32", (-1,)), TensorSpec("limits", "INT32", (2,)),
+    ]  # fmt: skip
+    assert [tensor.shape for tensor in whole.outputs] == [
+        (-1, -1, 9), (-1, -1, 9), (-1, -1), (3, 2, 5, -1, -1, 8),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [0, 13])
+def test_number_of_tokens_that_no_call_can_make_is_refused(count: int) -> None:
+    with pytest.raises(ContractError, match=f"^tokens_per_call {count} is not between 1 and 12$"):
+        contract(tokens_per_call=count)
 
 
 def test_what_one_model_gives_the_next_one_takes() -> None:
@@ -148,7 +167,7 @@ def test_unknown_precision_is_refused() -> None:
 
 
 def test_older_version_is_named_before_its_fields(tmp_path: Path) -> None:
-    with pytest.raises(ContractError, match="contract version 1 is not 3, the one this code reads: export the model"):
+    with pytest.raises(ContractError, match="contract version 1 is not 4, the one this code reads: export the model"):
         ModelContract.load(written(tmp_path, {**FIELDS, "float_datatype": "FP32", "version": 1}))
 
 
@@ -193,7 +212,7 @@ def test_number_written_as_text_is_refused(tmp_path: Path) -> None:
         ModelContract.load(written(tmp_path, {**FIELDS, "max_beams": "4"}))
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 99])
+@pytest.mark.parametrize("version", [0, 1, 2, 3, 99])
 def test_other_version_is_refused_with_both_numbers(tmp_path: Path, version: int) -> None:
     message = f"contract version {version} is not {CONTRACT_VERSION}, the one this code reads: export the model again"
     with pytest.raises(ContractError, match=f"^{message}$"):

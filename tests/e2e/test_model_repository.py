@@ -15,6 +15,7 @@ from tritonclient.grpc import model_config_pb2
 from captioner.caption_tokenizer import CaptionTokenizer
 from captioner.model_contract import ModelContract, TensorSpec
 from tests.conftest import MODELS
+from tests.fakes.onnx_parts import constants_of, nodes
 
 _DATATYPES = {
     onnx.TensorProto.UINT8: "UINT8",
@@ -88,11 +89,11 @@ def test_onnx_file_honours_the_contract(spec: Any) -> None:
 
     assert tensors(model.graph.input) == list(spec.inputs)
     assert tensors(model.graph.output) == list(spec.outputs)
-    operators = {node.op_type for node in model.graph.node}
+    operators = {node.op_type for node in nodes(model)}
     if spec.name != "gpt2_prefill":
         assert "LayerNormalization" in operators, "LayerNorm was taken apart"
     # What ONNX Runtime has of its own is in every build of it; TensorRT gets the FP16 graphs (test_to_onnx.py).
-    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx", "com.microsoft"}
+    assert {node.domain for node in nodes(model)} <= {"", "ai.onnx", "com.microsoft"}
 
 
 def test_tokenizer_fits_the_contract() -> None:
@@ -106,7 +107,7 @@ def test_vocabulary_matrix_is_stored_once() -> None:
     """The embedding of tokens is also the last layer; the peers' export writes it twice."""
     model = onnx.load(MODELS / "gpt2_step" / "1" / "model.onnx")
     size = CONTRACT.vocab_size * CONTRACT.hidden_size
-    large = [list(one.dims) for one in model.graph.initializer if _elements(one.dims) == size]
+    large = [list(one.dims) for one in constants_of(model).values() if _elements(one.dims) == size]
     assert len(large) == 1, large
 
 

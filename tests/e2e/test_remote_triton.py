@@ -64,8 +64,8 @@ def models(tmp_path: Path) -> Path:
     (tmp_path / TOKENIZER_FILE).write_bytes(tokenizer.read_bytes())
     contract = ModelContract(
         model="tiny", image_height=16, image_width=16, fit="pad", num_positions=5, hidden_size=8, num_layers=2,
-        num_heads=2, head_size=4, max_tokens=6, num_candidates=8, max_beams=4, vocab_size=4096, bos_token_id=0,
-        eos_token_id=1, pad_token_id=2,
+        num_heads=2, head_size=4, max_tokens=6, num_candidates=8, max_beams=4, tokens_per_call=2, vocab_size=4096,
+        bos_token_id=0, eos_token_id=1, pad_token_id=2,
     )  # fmt: skip
     contract.save(tmp_path)
     return tmp_path

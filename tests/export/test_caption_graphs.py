@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from types import SimpleNamespace
 
@@ -15,8 +16,9 @@ torch = pytest.importorskip("torch", reason="needs the export extra (torch)")
 from torch import Tensor, nn  # noqa: E402
 from transformers import VisionEncoderDecoderModel  # noqa: E402
 
+from captioner.kv_cache import KvCache  # noqa: E402
 from captioner.model_contract import ModelContract  # noqa: E402
-from export.caption_graphs import EncoderGraph, FoldedConv2d, PrefillGraph, StepGraph, to_half  # noqa: E402
+from export.caption_graphs import EncoderGraph, FoldedConv2d, PrefillGraph, StepGraph, TokenGraph, to_half  # noqa: E402
 from export.onnx_export import contract_of, graphs_of, load_captioner  # noqa: E402
 from tests.fakes.exported_captioner import random_photos, tiny_checkpoint  # noqa: E402
 from training.caption_model import HybridViTConfig, HybridViTModel, embedding_of, normalise  # noqa: E402
@@ -47,8 +49,17 @@ def step_inputs(contract: ModelContract, photos: int = PHOTOS, seed: int = 1) ->
     tokens = torch.from_numpy(rng.integers(0, contract.vocab_size, (photos, BEAMS), dtype=np.int32))
     ancestors = torch.from_numpy(rng.integers(0, BEAMS, (photos, BEAMS, contract.max_tokens), dtype=np.int32))
     position = torch.full((photos, 1), POSITION, dtype=torch.int32)
-    caches = [tensor(spec.shape) for spec in contract.step.inputs[3:]]
-    return [tokens, ancestors, position, *caches]
+    return [tokens, tensor((-1,)), ancestors, position, *(tensor(spec.shape) for spec in contract.caches)]
+
+
+def one_token(model: VisionEncoderDecoderModel, contract: ModelContract) -> StepGraph:
+    return StepGraph(TokenGraph(model, dataclasses.replace(contract, tokens_per_call=1))).eval()
+
+
+def by_beam(outputs: Sequence[Tensor], beam: int) -> list[Tensor]:
+    """What a call of one token says of one beam: candidates, keys and values."""
+    logprobs, candidates, _, new_kv = outputs
+    return [logprobs[:, :, beam], candidates[:, :, beam], new_kv[:, :, :, :, :, beam]]
 
 
 def assert_same(one: Sequence[Tensor], other: Sequence[Tensor]) -> None:
@@ -65,36 +76,36 @@ def relative_error(expected: Tensor, got: Tensor) -> float:
 def test_step_ignores_what_is_not_yet_and_who_is_no_ancestor(
     model: VisionEncoderDecoderModel, contract: ModelContract
 ) -> None:
-    step = StepGraph(model, contract).eval()
+    step = one_token(model, contract)
     inputs = step_inputs(contract)
-    ancestors = inputs[1]
+    ancestors = inputs[2]
     wanted = step(*inputs)
-    caches = slice(3, 3 + 2 * contract.num_layers)
+    caches = slice(4, 4 + 2 * contract.num_layers)
     for beam in range(BEAMS):
         poisoned = [tensor.clone() for tensor in inputs]
-        poisoned[1][:, :, POSITION:] = BEAMS + 7  # no beam at all: what lies there means nothing
+        poisoned[2][:, :, POSITION:] = BEAMS + 7  # no beam at all: what lies there means nothing
         owners = ancestors[:, beam, :, None] == torch.arange(BEAMS)  # [B, T, K]
         is_ancestor = owners & (torch.arange(contract.max_tokens) < POSITION)[:, None]
         assert 0 < int(is_ancestor.sum()) < is_ancestor.numel()
         for tensor in poisoned[caches]:  # [B, H, T, K, d]
             tensor.masked_fill_(~is_ancestor[:, None, :, :, None], 1e2)
         got = step(*poisoned)
-        for before, after in zip(wanted, got, strict=True):
-            assert torch.equal(before[:, beam], after[:, beam])
-        assert not torch.equal(wanted[2], got[2])  # others do see some of it, so that the poison is one
+        for before, after in zip(by_beam(wanted, beam), by_beam(got, beam), strict=True):
+            assert torch.equal(before, after)
+        assert not torch.equal(wanted[3], got[3])  # others do see some of it, so that the poison is one
 
 
 @torch.no_grad()
 def test_step_sees_every_ancestor(model: VisionEncoderDecoderModel, contract: ModelContract) -> None:
-    step = StepGraph(model, contract).eval()
+    step = one_token(model, contract)
     inputs = step_inputs(contract)
     wanted = step(*inputs)
     for time in range(POSITION):
         changed = [tensor.clone() for tensor in inputs]
-        owner = int(inputs[1][1, 2, time])
-        changed[4][1, :, time, owner] += 3  # values of the first layer
+        owner = int(inputs[2][1, 2, time])
+        changed[5][1, :, time, owner] += 3  # values of the first layer
         got = step(*changed)
-        assert not torch.allclose(wanted[0][1, 2], got[0][1, 2])
+        assert not torch.allclose(wanted[0][1, 0, 2], got[0][1, 0, 2])
         assert torch.equal(wanted[0][0], got[0][0])
 
 
@@ -105,10 +116,10 @@ def test_step_equals_the_whole_decoder(model: VisionEncoderDecoderModel, contrac
     history = torch.from_numpy(np.random.default_rng(4).integers(0, contract.vocab_size, (PHOTOS, BEAMS, POSITION + 1)))
     inputs = step_inputs(contract)
     inputs[0] = history[:, :, POSITION].int()
-    inputs[3 + 2 * contract.num_layers :] = PrefillGraph(model, contract).eval()(hidden)
+    inputs[4 + 2 * contract.num_layers :] = PrefillGraph(model, contract).eval()(hidden)
     rng = np.random.default_rng(5)
     columns = np.stack([rng.permutation(BEAMS) for _ in range(contract.max_tokens)])  # [T, K]
-    inputs[1] = torch.from_numpy(np.broadcast_to(columns.T, inputs[1].shape).astype(np.int32))
+    inputs[2] = torch.from_numpy(np.broadcast_to(columns.T, inputs[2].shape).astype(np.int32))
     logprobs = torch.empty(PHOTOS, BEAMS, contract.vocab_size)
     for beam in range(BEAMS):
         decoded = model.decoder(input_ids=history[:, beam], encoder_hidden_states=hidden, use_cache=True)
@@ -117,20 +128,43 @@ def test_step_equals_the_whole_decoder(model: VisionEncoderDecoderModel, contrac
         for layer in range(contract.num_layers):
             for part, tensor in enumerate((cache.layers[layer].keys, cache.layers[layer].values)):  # [B, H, t, d]
                 for time in range(POSITION):
-                    inputs[3 + 2 * layer + part][:, :, time, columns[time, beam]] = tensor[:, :, time]
-    got, candidates, _ = StepGraph(model, contract).eval()(*inputs)
+                    inputs[4 + 2 * layer + part][:, :, time, columns[time, beam]] = tensor[:, :, time]
+    got, candidates, _, _ = one_token(model, contract)(*inputs)
     best = logprobs.topk(contract.num_candidates)
-    torch.testing.assert_close(got, best.values, rtol=1e-4, atol=1e-4)
-    assert torch.equal(candidates.long(), best.indices)
+    torch.testing.assert_close(got[:, 0], best.values, rtol=1e-4, atol=1e-4)
+    assert torch.equal(candidates[:, 0].long(), best.indices)
+
+
+@torch.no_grad()
+def test_tokens_of_one_call_equal_those_of_several(model: VisionEncoderDecoderModel, contract: ModelContract) -> None:
+    """Keys and values that stay in the call say the same as those that went through the cache."""
+    tokens = 3
+    several = StepGraph(TokenGraph(model, dataclasses.replace(contract, tokens_per_call=tokens))).eval()
+    one = one_token(model, contract)
+    inputs = step_inputs(contract)
+    inputs[3] -= 1  # the last token of the call is the last one there is
+    wanted = several(*inputs)
+    for number in range(tokens):
+        logprobs, candidates, selected, new_kv = got = one(*inputs)
+        assert_same(got[:3], [tensor[:, number : number + 1] for tensor in wanted[:3]])
+        assert_same([new_kv], [wanted[3][:, :, :, :, number : number + 1]])
+        flat, chosen = candidates[:, 0].flatten(1), selected[:, 0].long()
+        totals = (logprobs[:, 0] + inputs[1][..., None]).flatten(1)
+        cache = KvCache(contract, rows=PHOTOS, beams=BEAMS)
+        cache.tensors = [tensor.numpy() for tensor in inputs[4 : 4 + 2 * contract.num_layers]]
+        cache.ancestors = inputs[2].numpy()
+        positions = inputs[3][:, 0].numpy()
+        cache.append(np.arange(PHOTOS), new_kv.numpy(), selected.numpy(), positions, contract.num_candidates)
+        inputs[0], inputs[1], inputs[3] = flat.gather(1, chosen), totals.gather(1, chosen), inputs[3] + 1
 
 
 @torch.no_grad()
 def test_two_photos_in_one_batch_equal_each_alone(model: VisionEncoderDecoderModel, contract: ModelContract) -> None:
     pixels = torch.from_numpy(random_photos(PHOTOS, 3))
-    encoder, prefill, step = EncoderGraph(model), PrefillGraph(model, contract), StepGraph(model, contract)
+    encoder, prefill, step = EncoderGraph(model), PrefillGraph(model, contract), one_token(model, contract)
     hidden = encoder.eval()(pixels)[0]
     of_step = step_inputs(contract)
-    of_step[2][1] = POSITION - 2  # photos that came at different times
+    of_step[3][1] = POSITION - 2  # photos that came at different times
     inputs: dict[nn.Module, list[Tensor]] = {encoder: [pixels], prefill: [hidden], step: of_step}
     for graph, tensors in inputs.items():
         together = graph.eval()(*tensors)
@@ -142,7 +176,7 @@ def test_two_photos_in_one_batch_equal_each_alone(model: VisionEncoderDecoderMod
 def test_half_keeps_the_norms_in_fp32_and_all_else_in_fp16(
     model: VisionEncoderDecoderModel, contract: ModelContract
 ) -> None:
-    step = StepGraph(model, contract).eval()
+    step = one_token(model, contract)
     for graph in (EncoderGraph(model).eval(), PrefillGraph(model, contract).eval(), step):
         half = to_half(graph)
         of_norms = {
@@ -159,7 +193,7 @@ def test_half_keeps_the_norms_in_fp32_and_all_else_in_fp16(
 @torch.no_grad()
 def test_half_gives_nearly_the_same(model: VisionEncoderDecoderModel, contract: ModelContract) -> None:
     pixels = torch.from_numpy(random_photos(4, 5))
-    encoder, prefill, step = EncoderGraph(model), PrefillGraph(model, contract), StepGraph(model, contract)
+    encoder, prefill, step = EncoderGraph(model), PrefillGraph(model, contract), one_token(model, contract)
     hidden, embedding = encoder.eval()(pixels)
     got_hidden, got_embedding = to_half(encoder)(pixels)
     assert got_hidden.dtype == torch.float16
@@ -169,8 +203,8 @@ def test_half_gives_nearly_the_same(model: VisionEncoderDecoderModel, contract: 
     for wanted, got in zip(prefill.eval()(hidden), to_half(prefill)(hidden.half()), strict=True):
         assert relative_error(wanted, got) < 0.02
     inputs = step_inputs(contract)
-    halved = [tensor.half() if tensor.is_floating_point() else tensor for tensor in inputs]
-    (logprobs, _, new_kv), (got_logprobs, _, got_kv) = step.eval()(*inputs), to_half(step)(*halved)
+    halved = [*inputs[:4], *(tensor.half() for tensor in inputs[4:])]
+    (logprobs, _, _, new_kv), (got_logprobs, _, _, got_kv) = step(*inputs), to_half(step)(*halved)
     assert (got_logprobs.dtype, got_kv.dtype) == (torch.float32, torch.float16)
     assert relative_error(logprobs, got_logprobs) < 0.02
     assert relative_error(new_kv, got_kv) < 0.02
@@ -181,7 +215,8 @@ def test_graphs_are_half_where_the_contract_says_so(model: VisionEncoderDecoderM
         contract = contract_of(model, "tiny", precision=precision)  # type: ignore[arg-type]
         graphs = graphs_of(model, contract)
         assert list(graphs) == [spec.name for spec in contract.models]
-        assert graphs["gpt2_step"].vocabulary.dtype == dtype
+        step = graphs["gpt2_step"]
+        assert (step.token if contract.precision == "fp16" else step).vocabulary.dtype == dtype
         assert not any(graph.training for graph in graphs.values())
 
 
@@ -245,17 +280,17 @@ def test_tied_and_untied_vocabularies_both_work(
         model = copy.deepcopy(model)
         weights = torch.randn(model.decoder.lm_head.weight.shape, generator=torch.Generator().manual_seed(9))
         model.decoder.lm_head.weight = nn.Parameter(weights)
-    graph = StepGraph(model, contract).eval()
-    assert (graph.tokens is None) == tied
+    graph = one_token(model, contract)
+    assert (graph.token.tokens is None) == tied
     hidden = model.encoder(_photo(10)).last_hidden_state
     tokens = torch.tensor([[5, 6, 7], [7, 8, 9]], dtype=torch.int32)
-    zeros = [torch.zeros_like(tensor) for tensor in step_inputs(contract)[1 : 3 + 2 * contract.num_layers]]
-    got, candidates, _ = graph(tokens, *zeros, *PrefillGraph(model, contract).eval()(hidden))
+    zeros = [torch.zeros_like(tensor) for tensor in step_inputs(contract)[1 : 4 + 2 * contract.num_layers]]
+    got, candidates, _, _ = graph(tokens, *zeros, *PrefillGraph(model, contract).eval()(hidden))
     for beam in range(BEAMS):
         logits = model.decoder(input_ids=tokens[:, beam, None].long(), encoder_hidden_states=hidden).logits[:, 0]
         best = logits.log_softmax(-1).topk(contract.num_candidates)
-        torch.testing.assert_close(got[:, beam], best.values, rtol=1e-4, atol=1e-4)
-        assert torch.equal(candidates[:, beam].long(), best.indices)
+        torch.testing.assert_close(got[:, 0, beam], best.values, rtol=1e-4, atol=1e-4)
+        assert torch.equal(candidates[:, 0, beam].long(), best.indices)
 
 
 def _photo(seed: int) -> Tensor:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from transformers import VisionEncoderDecoderModel  # noqa: E402
 from captioner.decoding import DecodingOptions, Hypothesis  # noqa: E402
 from captioner.model_contract import PRECISIONS, ContractError, Precision  # noqa: E402
 from export.check_parity import photos_for  # noqa: E402
-from export.onnx_captioner import OnnxCaptioner  # noqa: E402
+from export.onnx_captioner import Feeds, OnnxCaptioner  # noqa: E402
 from export.onnx_export import load_captioner  # noqa: E402
 from export.parity import MAX_ERROR, reference_tokens, share_equal, tensor_errors, tokens_of  # noqa: E402
 from tests.conftest import MODELS, ROOT, SHARED_DATA  # noqa: E402
@@ -89,11 +90,47 @@ def test_captions_do_not_depend_on_their_company(
     )  # fmt: skip
 
 
+class Kept:
+    """The calls of a captioner, and then its hypotheses."""
+
+    def __init__(self, steps: Generator[Feeds, None, list[list[Hypothesis]]]):
+        self._steps = steps
+        self.hypotheses: list[list[Hypothesis]] = []
+
+    def __iter__(self) -> Generator[Feeds, None, None]:
+        self.hypotheses = yield from self._steps
+
+
+@pytest.mark.parametrize("beams", [1, 2, 3, 4, 5])
+def test_words_do_not_depend_on_how_many_tokens_a_call_makes(captioner: OnnxCaptioner, beams: int) -> None:
+    pixels = random_photos(30, 5)
+    for length_penalty, max_tokens in ((0.0, TINY.max_tokens), (1.0, TINY.max_tokens), (0.0, 4)):
+        options = DecodingOptions(num_beams=beams, length_penalty=length_penalty, max_tokens=max_tokens)
+        expected = words(captioner.caption(pixels, options))
+        for count in range(1, TINY.max_tokens):
+            steps = Kept(captioner.steps(pixels, options, tokens_per_call=count))
+            assert sum(1 for _ in steps) <= -(-max_tokens // count)
+            assert words(steps.hypotheses) == expected
+
+
+def test_a_call_ends_when_nobody_wants_more(captioner: OnnxCaptioner) -> None:
+    """Greedy, and with beams where lengths do not matter: exactly as many tokens as the longest caption has."""
+    pixels = random_photos(20, 6)
+    for beams in (1, 3):
+        options = DecodingOptions(num_beams=beams, max_tokens=TINY.max_tokens)
+        for photo in range(len(pixels)):
+            steps = captioner.steps(pixels[photo : photo + 1], options, tokens_per_call=1)
+            needed = sum(1 for _ in steps)
+            feeds = next(captioner.steps(pixels[photo : photo + 1], options))
+            answer = captioner.sessions["gpt2_step"].run(["selected"], feeds)[0]
+            assert answer.shape == (1, needed, beams)
+
+
 @pytest.mark.parametrize("beams", [1, 4])
 def test_steps_lead_to_what_caption_says(captioner: OnnxCaptioner, beams: int) -> None:
     pixels = random_photos(60, 2)
     options = DecodingOptions(num_beams=beams, max_tokens=TINY.max_tokens)
-    steps, feeds = captioner.steps(pixels, options), []
+    steps, feeds = captioner.steps(pixels, options, tokens_per_call=3), []
     hypotheses: list[list[Hypothesis]] = []
     while not hypotheses:
         try:
@@ -101,16 +138,17 @@ def test_steps_lead_to_what_caption_says(captioner: OnnxCaptioner, beams: int) -
         except StopIteration as end:
             hypotheses = end.value
     assert words(hypotheses) == words(captioner.caption(pixels, options))
-    assert [set(one["position"].flat) for one in feeds] == [{position} for position in range(len(feeds))]
+    assert [set(one["position"].flat) for one in feeds] == [{3 * call} for call in range(len(feeds))]
     counts = [len(one["tokens"]) for one in feeds]
     assert counts[0] == len(pixels)
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] < counts[0], "no photo was finished before the others"
-    if beams == 1:  # what a step is given is what the one before it said, of those that go on
-        for position in range(1, len(feeds)):
+    if beams == 1:  # what a call is given is what the one before it said last, of those that go on
+        for call in range(1, len(feeds)):
+            position = 3 * call
             going_on = [one for one in hypotheses if len(one[0].tokens) + one[0].complete > position]
             said = [one[0].tokens[position - 1].token for one in going_on]
-            assert feeds[position]["tokens"][:, 0].tolist() == said
+            assert feeds[call]["tokens"][:, 0].tolist() == said
 
 
 def test_repository_without_contract_is_refused(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from export.parity import (  # noqa: E402
     tokens_of,
 )
 from tests.fakes.exported_captioner import random_photos, tiny_captioner, tiny_checkpoint, tiny_repository  # noqa: E402
+from tests.fakes.onnx_parts import constants_of  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -187,7 +188,7 @@ def test_changed_weights_are_seen_and_refused(
     repository = Path(shutil.copytree(tiny_repository(tmp_path_factory, "fp32"), tmp_path / "models"))
     path = repository / graph / "1" / "model.onnx"
     changed = onnx.load(path)
-    tensor = next(one for one in changed.graph.initializer if one.name == weights)
+    tensor = constants_of(changed)[weights]
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor)[..., ::-1].copy(), weights))
     onnx.save(changed, path)
     errors = tensor_errors(model, OnnxCaptioner(repository, threads=1), random_photos(8, 2))

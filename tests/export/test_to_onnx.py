@@ -38,6 +38,7 @@ from tests.fakes.exported_captioner import (  # noqa: E402
     tiny_checkpoint,
     tiny_repository,
 )
+from tests.fakes.onnx_parts import constants_of, nodes  # noqa: E402
 from tests.fakes.tiny_captioner import TINY  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -71,11 +72,11 @@ def graphs(repository: Path) -> dict[str, onnx.ModelProto]:
 
 
 def operators(model: onnx.ModelProto) -> Counter[str]:
-    return Counter(node.op_type for node in model.graph.node)
+    return Counter(node.op_type for node in nodes(model))
 
 
 def large_constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    return {one.name: one for one in model.graph.initializer if numpy_helper.to_array(one).nbytes >= KILOBYTE}
+    return {name: one for name, one in constants_of(model).items() if numpy_helper.to_array(one).nbytes >= KILOBYTE}
 
 
 # --- what is written --------------------------------------------------------------------------------------------------
@@ -88,7 +89,7 @@ def test_repository_is_complete(
     repository = tiny_repository(tmp_path_factory, precision)
     files = files_of(repository)
     wanted = {f"{name}/{file}" for name in NORMS for file in ("1/model.onnx", "config.pbtxt")}
-    wanted.add("gpt2_step/configs/embedded.pbtxt")
+    wanted |= {f"{name}/configs/embedded.pbtxt" for name in (ENCODER, STEP)}
     if precision == "fp16":
         configs = ("tensorrt", "onnxruntime_cuda", "onnxruntime_tensorrt")
         wanted |= {f"{name}/configs/{config}.pbtxt" for name in NORMS for config in configs}
@@ -123,9 +124,12 @@ def test_files_honour_the_contract(precision: Precision, tmp_path_factory: pytes
 @in_all_precisions
 def test_norms_are_operators_not_taken_apart(precision: Precision, tmp_path_factory: pytest.TempPathFactory) -> None:
     """TensorRT keeps the operator in FP32, and ONNX Runtime has a kernel for it; of its parts neither knows."""
-    for name, model in graphs(tiny_repository(tmp_path_factory, precision)).items():
+    repository = tiny_repository(tmp_path_factory, precision)
+    tokens = ModelContract.load(repository).tokens_per_call if precision == "fp16" else 1  # others are a loop
+    for name, model in graphs(repository).items():
         count = operators(model)
-        assert count["LayerNormalization"] + count["SkipLayerNormalization"] == NORMS[name]
+        norms = NORMS[name] * (tokens if name == STEP else 1)
+        assert count["LayerNormalization"] + count["SkipLayerNormalization"] == norms
         assert count["Sqrt"] == count["Pow"] == 0
         assert count["ReduceMean"] == (1 if name == ENCODER else 0)  # the embedding's
 
@@ -142,7 +146,7 @@ def test_weights_are_in_a_file_once(precision: Precision, tmp_path_factory: pyte
                 assert not (one.shape == other.shape and np.array_equal(one, other))
                 assert not (one.ndim == 2 and one.T.shape == other.shape and np.array_equal(one.T, other))
         assert not any(node.op_type == "Constant" and len(node.SerializeToString()) > KILOBYTE
-                       for node in model.graph.node)  # fmt: skip
+                       for node in nodes(model))  # fmt: skip
 
 
 def test_half_has_no_single_weights_but_those_of_norms(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -168,10 +172,10 @@ def test_int8_has_products_in_int8_and_is_the_smallest(tmp_path_factory: pytest.
         weights = {one.name.removesuffix("_quantized"): one for one in large_constants(model).values()
                    if one.data_type == INT8}  # fmt: skip
         assert weights
-        wanted = {one.name: one for one in single[name].graph.initializer}
+        wanted = constants_of(single[name])
         for weight, quantised in weights.items():
             assert list(quantised.dims) == list(wanted[weight].dims)
-        assert not weights.keys() & {one.name for one in model.graph.initializer}, "the FP32 weights are still there"
+        assert not weights.keys() & constants_of(model).keys(), "the FP32 weights are still there"
         assert model.ByteSize() < 0.6 * single[name].ByteSize()
 
 
@@ -244,8 +248,10 @@ def test_contract_names_the_weights_it_was_made_from(
 def test_shipped_configs_are_those_the_export_writes() -> None:
     for spec in ModelContract.load(MODELS).models:
         assert (MODELS / spec.name / "config.pbtxt").read_text(encoding="utf-8") == onnx_config(spec)
-    embedded = (MODELS / STEP / EMBEDDED_CONFIG).read_text(encoding="utf-8")
-    assert embedded == embedded_config(ModelContract.load(MODELS))
+    contract = ModelContract.load(MODELS)
+    for spec in (contract.encoder, contract.step):
+        embedded = (MODELS / spec.name / EMBEDDED_CONFIG).read_text(encoding="utf-8")
+        assert embedded == embedded_config(spec, contract)
 
 
 # --- int8.json --------------------------------------------------------------------------------------------------------

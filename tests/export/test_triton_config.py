@@ -110,12 +110,25 @@ def test_engines_of_onnx_runtime_have_the_shapes_of_ours(spec: ModelSpec) -> Non
 
 def test_embedded_host_may_leave_out_the_caches_and_nothing_else() -> None:
     contract = tiny_contract("fp32")
-    config = parsed(embedded_config(contract))
+    text = embedded_config(contract.step, contract)
+    assert text is not None
+    config = parsed(text)
     optional = {tensor.name for tensor in config.input if tensor.optional}
     assert optional == {tensor.name for tensor in contract.caches}
     for tensor in config.input:
         tensor.optional = False
     assert config == parsed(onnx_config(contract.step))
+
+
+def test_embedded_host_gives_the_encoders_output_to_prefill() -> None:
+    contract = tiny_contract("fp32")
+    text = embedded_config(contract.encoder, contract)
+    assert text is not None
+    config = parsed(text)
+    assert config.parameters["then"].string_value == contract.prefill.name
+    del config.parameters["then"]
+    assert config == parsed(onnx_config(contract.encoder))
+    assert embedded_config(contract.prefill, contract) is None
 
 
 @SPECS

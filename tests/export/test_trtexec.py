@@ -56,9 +56,11 @@ def test_step_runs_with_any_number_of_beams(work: Path) -> None:
         for tensor in CONTRACT.step.inputs
     }
     outputs = trtexec.run(CONTRACT.step, inputs)
-    assert outputs["candidate_tokens"].shape == (3, 2, CONTRACT.num_candidates)
+    tokens = CONTRACT.tokens_per_call
+    assert outputs["candidate_tokens"].shape == (3, tokens, 2, CONTRACT.num_candidates)
     assert outputs["candidate_tokens"].dtype == np.int32
-    assert outputs["new_kv"].shape == (3, *(2 if size == -1 else size for size in CONTRACT.new_kv_shape))
+    layers, heads, size = CONTRACT.num_layers, CONTRACT.num_heads, CONTRACT.head_size
+    assert outputs["new_kv"].shape == (3, layers, 2, heads, tokens, 2, size)
 
 
 def test_usual_place_is_looked_at(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from captioner.model_contract import ENCODER, ModelContract
 from captioner.query_classes import QUERY_CLASSES_FILE
-from export.triton_config import onnx_config
+from export.triton_config import EMBEDDED_CONFIG, embedded_config, onnx_config
 from tests.conftest import MODELS
 
 CLASSES = ("", "blue shirt", "red handbag", "sports shoes", "watch", "navy tshirts", "black trousers")
@@ -35,6 +35,9 @@ def write_repository_with_head(folder: Path) -> ModelContract:
     contract.save(folder)
     (folder / QUERY_CLASSES_FILE).write_text(json.dumps(CLASSES), encoding="utf-8")
     (folder / ENCODER / "config.pbtxt").write_text(onnx_config(contract.encoder), encoding="utf-8")
+    embedded = embedded_config(contract.encoder, contract)
+    assert embedded is not None
+    (folder / ENCODER / EMBEDDED_CONFIG).write_text(embedded, encoding="utf-8")
     path = folder / ENCODER / "1" / "model.onnx"
     model = onnx.load(path)
     _remove_own_head(model)

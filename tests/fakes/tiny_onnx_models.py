@@ -19,8 +19,8 @@ from captioner.model_contract import ENCODER, PREFILL, STEP, ModelContract, Mode
 
 CONTRACT = ModelContract(
     model="tiny", image_height=4, image_width=4, fit="pad", num_positions=4, hidden_size=4, num_layers=2, num_heads=2,
-    head_size=2, max_tokens=5, num_candidates=8, max_beams=4, vocab_size=11, bos_token_id=0, eos_token_id=1,
-    pad_token_id=2, weights="f00d",
+    head_size=2, max_tokens=5, num_candidates=8, max_beams=4, tokens_per_call=1, vocab_size=11, bos_token_id=0,
+    eos_token_id=1, pad_token_id=2, weights="f00d",
 )  # fmt: skip
 
 _ELEMENTS = {
@@ -128,14 +128,25 @@ def _step(graph: _Graph, contract: ModelContract) -> None:
             past = graph.add("Mul", past, graph.constant(0.2, graph.dtype))
             hidden = graph.add("Add", graph.add("Add", hidden, photo), past)
     new = graph.add("MatMul", hidden, graph.weights(4, layers * 2 * heads * size))
-    graph.add("Reshape", new, graph.constant([0, 0, layers, 2, heads, size]), to="new_kv")
+    new = graph.add("Reshape", new, graph.constant([0, 0, layers, 2, heads, 1, size]))
+    graph.add("Transpose", new, perm=[0, 2, 3, 4, 5, 1, 6], to="new_kv")  # one token
     logits = _cast(graph, graph.add("MatMul", hidden, graph.weights(4, contract.vocab_size)), TensorProto.FLOAT)
     logprobs = graph.add("LogSoftmax", logits, axis=-1)
+    one = graph.constant([1])
     best = helper.make_node(
-        "TopK", [logprobs, graph.constant([contract.num_candidates])], ["candidate_logprobs", "candidates"], name="best"
+        "TopK", [logprobs, graph.constant([contract.num_candidates])], ["best", "which"], name="best"
     )
     graph.nodes.append(best)
-    graph.nodes.append(helper.make_node("Cast", ["candidates"], ["candidate_tokens"], to=TensorProto.INT32))
+    graph.add("Unsqueeze", "best", one, to="candidate_logprobs")
+    graph.add("Unsqueeze", _cast(graph, "which", TensorProto.INT32), one, to="candidate_tokens")
+    totals = graph.add("Add", "best", graph.add("Unsqueeze", "scores", graph.constant([2])))
+    totals = graph.add("Reshape", totals, graph.constant([0, -1]))
+    beams = graph.add("Shape", "tokens", start=1, end=2)
+    graph.nodes.append(helper.make_node("TopK", [totals, beams], ["chosen_scores", "chosen"], name="choice"))
+    graph.add("Unsqueeze", _cast(graph, "chosen", TensorProto.INT32), one, to="selected")
+    if contract.ends_early:  # declared, and used for nothing
+        graph.add("Identity", "finished")
+        graph.add("Identity", "limits")
 
 
 def _cast(graph: _Graph, name: str, kind: int | None = None) -> str:

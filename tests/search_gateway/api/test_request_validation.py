@@ -26,7 +26,8 @@ from search_gateway.pipeline import SearchOptions
 
 CONTRACT = ModelContract(
     model="toy", image_height=80, image_width=64, fit="pad", num_positions=81, hidden_size=32, num_layers=2,
-    num_heads=4, head_size=8, max_tokens=24, num_candidates=16, max_beams=8, vocab_size=50, bos_token_id=0,
+    num_heads=4, head_size=8, max_tokens=24, num_candidates=16, max_beams=8, tokens_per_call=4,
+    vocab_size=50, bos_token_id=0,
     eos_token_id=1, pad_token_id=2,
 )  # fmt: skip
 WITH_HEAD = dataclasses.replace(CONTRACT, num_queries=3)
@@ -135,7 +136,8 @@ def test_numbers_that_are_none_are_refused(value: float) -> None:
 def test_limits_of_decoding_are_the_models() -> None:
     small = ModelContract(
         model="toy", image_height=80, image_width=64, fit="pad", num_positions=81, hidden_size=32, num_layers=2,
-        num_heads=4, head_size=8, max_tokens=5, num_candidates=4, max_beams=2, vocab_size=50, bos_token_id=0,
+        num_heads=4, head_size=8, max_tokens=5, num_candidates=4, max_beams=2, tokens_per_call=2,
+        vocab_size=50, bos_token_id=0,
         eos_token_id=1, pad_token_id=2,
     )  # fmt: skip
     assert decoding_options(RequestValues(), small).max_tokens == 5

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from captioner.model_contract import ModelContract
-from search_gateway.engine.kv_slots import KvSlotPool, remove_orphans
+from search_gateway.engine.kv_slots import CrossBuffer, KvSlotPool, remove_orphans
 
 CONTRACT = ModelContract(
     model="toy", image_height=8, image_width=8, fit="pad", num_positions=5, hidden_size=6, num_layers=2, num_heads=3,
-    head_size=2, max_tokens=7, num_candidates=8, max_beams=4, vocab_size=50, bos_token_id=0, eos_token_id=1,
-    pad_token_id=2,
+    head_size=2, max_tokens=7, num_candidates=8, max_beams=4, tokens_per_call=2, vocab_size=50, bos_token_id=0,
+    eos_token_id=1, pad_token_id=2,
 )  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def test_places_are_where_the_file_has_the_values(region: str, precision: str) -
         tensor = slot_pool.tensor(spec.name)
         tensor[...] = np.arange(tensor.size).reshape(tensor.shape) % 100 + number * 100
     content = Path("/dev/shm", region).read_bytes()
-    assert len(content) == KvSlotPool.byte_size(contract.caches, 3, 2)
+    assert len(content) == KvSlotPool.byte_size(KvSlotPool.tensors_of(contract), 3, 2)
     for slot, (number, spec) in itertools.product(range(3), enumerate(contract.caches)):
         offset, size = slot_pool.location(spec.name)
         datatype = np.float16 if precision == "fp16" else np.float32
@@ -71,14 +71,40 @@ def test_places_are_where_the_file_has_the_values(region: str, precision: str) -
 
 def test_appending_reaches_the_region(region: str) -> None:
     slot_pool = KvSlotPool(CONTRACT, slots=2, beams=1, region=region)
-    new_kv = np.full((1, 1, 2, 2, 3, 2), 5, np.float32)
-    slot_pool.cache.append(np.array([1]), new_kv, np.array([6], np.int32))
+    new_kv = np.full((2, 2, 2, 3, 1, 1, 2), 5, np.float32)
+    slot_pool.append([1], new_kv, np.zeros((2, 1, 1), np.int32), np.array([6], np.int32))
     offset, size = slot_pool.location("self_value_1")
     content = np.frombuffer(Path("/dev/shm", region).read_bytes(), np.float32)[offset // 4 :][: 2 * size // 4]
     expected = np.zeros((2, 3, 7, 1, 2), np.float32)
     expected[1, :, 6] = 5
     assert (content == expected.ravel()).all()
     slot_pool.close()
+
+
+def test_the_answer_of_a_step_is_read_where_triton_writes_it(region: str) -> None:
+    slot_pool = KvSlotPool(CONTRACT, slots=3, beams=2, region=region)
+    offset, size = slot_pool.location("new_kv")
+    shape = (3, 2, 2, 3, CONTRACT.tokens_per_call, 2, 2)
+    assert 3 * size == 4 * np.prod(shape), "the room is not that of all rows and tokens"
+    ends = [sum(slot_pool.location(spec.name)) + 2 * slot_pool.location(spec.name)[1] for spec in CONTRACT.caches]
+    assert offset >= max(ends)
+    content = np.memmap(Path("/dev/shm", region), np.float32)
+    content[offset // 4 :][: np.prod(shape)] = np.arange(np.prod(shape))
+    answer = slot_pool.answer("new_kv", (2, *shape[1:]))
+    assert (answer.ravel() == np.arange(answer.size)).all()
+    slot_pool.close()
+
+
+def test_cross_buffer_has_its_tensors_where_it_says(region: str) -> None:
+    buffer = CrossBuffer(CONTRACT, 4, region)
+    for number, tensor in enumerate(buffer.tensors):
+        tensor[:] = number + 1
+    content = np.frombuffer(Path("/dev/shm", region).read_bytes(), np.float32)
+    for number, (spec, tensor) in enumerate(zip(CONTRACT.cross_caches, buffer.tensors, strict=True)):
+        assert tensor.shape == (4, *spec.shape)
+        assert (content[buffer.offsets[spec.name] // 4 :][: tensor.size] == number + 1).all()
+    buffer.close()
+    assert not Path("/dev/shm", region).exists()
 
 
 def test_region_is_private_and_gone_after_close(region: str) -> None:
@@ -111,7 +137,7 @@ def test_too_small_shared_memory_is_told_at_once_and_leaves_nothing(
 
 def test_caches_on_a_gpu_have_places_there_and_no_memory_here(region: str) -> None:
     slot_pool = KvSlotPool(CONTRACT, slots=3, beams=2, region=region, cross_region="on_the_gpu")
-    size = KvSlotPool.byte_size(CONTRACT.self_caches, 3, 2)
+    size = KvSlotPool.byte_size(KvSlotPool.tensors_of(CONTRACT, has_cross=False), 3, 2)
     assert Path("/dev/shm", region).stat().st_size == size
     offsets = [slot_pool.location(spec.name)[0] for spec in CONTRACT.cross_caches]
     assert offsets[0] == 0, "each region begins at its own beginning"

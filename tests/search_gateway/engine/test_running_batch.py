@@ -6,14 +6,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from captioner.decoding import Decoder, DecodingOptions, decoder_for
-from captioner.kv_cache import Ids
 from search_gateway.deadline import Deadline
 from search_gateway.engine import running_batch
 from search_gateway.engine.inference import StepOutput
@@ -33,18 +34,21 @@ class GatedStep:
         self._gates: list[asyncio.Future[Exception | None]] = []
 
     async def step(
-        self, slot_pool: KvSlotPool, rows: int, tokens: Ids, positions: Ids, deadline: Deadline
+        self, slot_pool: KvSlotPool, rows: int, inputs: Mapping[str, npt.NDArray[Any]], deadline: Deadline
     ) -> StepOutput:
-        self.calls.append((tokens[:, 0].tolist(), positions[:, 0].tolist(), deadline))
+        """One token, whatever is wanted: a call may make fewer."""
+        assert inputs["limits"][:, 0].max() <= CONTRACT.tokens_per_call
+        self.calls.append((inputs["tokens"][:, 0].tolist(), inputs["position"][:, 0].tolist(), deadline))
         self._gates.append(asyncio.get_running_loop().create_future())
         error = await self._gates[-1]
         if error is not None:
             raise error
-        shape = (rows, slot_pool.beams, NUM_CANDIDATES)
+        shape = (rows, 1, slot_pool.beams, NUM_CANDIDATES)
         return StepOutput(
             np.full(shape, -1, np.float32),
             np.full(shape, GOING_ON, np.int32),
-            np.zeros((rows, slot_pool.beams, 1, 2, 1, 1), np.float32),
+            np.zeros(shape[:3], np.int32),
+            np.zeros((rows, 1, 2, 1, 1, slot_pool.beams, 1), np.float32),
         )
 
     async def called(self, count: int) -> None:

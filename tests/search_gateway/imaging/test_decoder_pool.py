@@ -49,7 +49,8 @@ HUGE = ImageLimits(max_bytes=16 * 2**20)
 def contract(fit: Fit) -> ModelContract:
     return ModelContract(
         model="toy", image_height=20, image_width=16, fit=fit, num_positions=21, hidden_size=8, num_layers=1,
-        num_heads=1, head_size=8, max_tokens=4, num_candidates=4, max_beams=2, vocab_size=50, bos_token_id=0,
+        num_heads=1, head_size=8, max_tokens=4, num_candidates=4, max_beams=2, tokens_per_call=2,
+        vocab_size=50, bos_token_id=0,
         eos_token_id=1, pad_token_id=2,
     )  # fmt: skip
 

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from captioner.model_contract import PREFILL, ContractError, ModelContract
+from captioner.model_contract import PREFILL, STEP, ContractError, ModelContract
 from search_gateway.deadline import Deadline
+from search_gateway.engine.inference import EncodedPhotos
 from search_gateway.engine.kv_slots import KvSlotPool
 from search_gateway.errors import DeadlineError, InferenceError
 from search_gateway.triton import client
@@ -27,11 +28,12 @@ from tests.fakes.event_loop import on_event_loop
 
 CONTRACT = ModelContract(
     model="fake", image_height=2, image_width=2, fit="pad", num_positions=1, hidden_size=1, num_layers=1, num_heads=1,
-    head_size=1, max_tokens=4, num_candidates=4, max_beams=2, vocab_size=12, bos_token_id=0, eos_token_id=1,
-    pad_token_id=1,
+    head_size=1, max_tokens=4, num_candidates=4, max_beams=2, tokens_per_call=2, vocab_size=12,
+    bos_token_id=0, eos_token_id=1, pad_token_id=1,
 )  # fmt: skip
 
-IN_PLACE = pytest.mark.parametrize("memory", [SharedMemory.SYSTEM, SharedMemory.EMBEDDED])
+# The embedded Triton fills no slots: encoder and prefill are one call, from whose memory the gateway copies.
+IN_PLACE = pytest.mark.parametrize("memory", [SharedMemory.SYSTEM])
 
 
 def refused(message: str = "bad input", status: str = "INVALID_ARGUMENT") -> InferenceServerException:
@@ -104,7 +106,8 @@ def prefill(
     inference: TritonClient, slot_pool: KvSlotPool, slots: list[int], seconds: float = 30.0
 ) -> asyncio.Task[None]:
     hidden_states = np.zeros((len(slots), CONTRACT.num_positions, CONTRACT.hidden_size), np.float32)
-    return asyncio.create_task(inference.prefill(hidden_states, slot_pool, slots, Deadline(seconds)))
+    encoded = EncodedPhotos(hidden_states, np.zeros((len(slots), 1), np.float32))
+    return asyncio.create_task(inference.prefill(encoded, range(len(slots)), slot_pool, slots, Deadline(seconds)))
 
 
 def taken(slot_pool: KvSlotPool, count: int) -> list[int]:
@@ -186,6 +189,49 @@ async def test_memory_is_exchanged_where_the_end_of_a_write_stays_unknown(memory
         release(slot_pool, slots)
         assert slot_pool.is_stale
         assert slot_pool.num_free == 3, "a slot that may still be written to was given back"
+
+
+@on_event_loop
+async def test_memory_of_an_encoder_call_is_used_again_unless_triton_may_still_write_to_it() -> None:
+    async with connected(SharedMemory.EMBEDDED) as (inference, triton, slot_pool):
+        pixels = np.zeros((2, 2, 2, 3), np.uint8)
+
+        class Answer:
+            def as_numpy(self, name: str) -> Any:
+                assert name == "embedding", "hidden states have no use here"
+                return np.zeros((2, 1), np.float32)
+
+        async def encode(answer: Answer | Exception) -> EncodedPhotos:
+            task = asyncio.create_task(inference.encode(pixels, Deadline(30.0)))
+            while not triton.calls or triton.calls[-1].answer.done():  # noqa: ASYNC110  # a fake knows no events
+                await asyncio.sleep(0.001)
+            if isinstance(answer, Exception):
+                triton.calls[-1].answer.set_exception(answer)
+            else:
+                triton.calls[-1].answer.set_result(answer)
+            return await task
+
+        first = await encode(Answer())
+        assert first.hidden_states is None
+        assert first.buffer is not None
+        first.buffer.tensors[0][:2, 0, 0, 0] = [5, 7]
+        await inference.prefill(first, [1, 0], slot_pool, [2, 3], Deadline(30.0))
+        assert slot_pool.tensor("cross_key_0")[:, 0, 0, 0].tolist() == [0, 0, 7, 5]
+        inference.release(first)
+        second = await encode(Answer())
+        assert second.buffer is first.buffer
+        inference.release(second)
+        with pytest.raises(DeadlineError):
+            await encode(refused("too late", "DEADLINE_EXCEEDED"))
+        third = await encode(Answer())
+        assert third.buffer is not first.buffer
+        assert third.buffer is not None
+        assert not regions(first.buffer.region)
+        inference.release(third)
+        only = asyncio.create_task(inference.encode(pixels, Deadline(30.0), embeddings_only=True))
+        await turns()
+        triton.calls[-1].answer.set_result(Answer())
+        assert (await only).buffer is None
 
 
 @on_event_loop
@@ -281,7 +327,7 @@ class Served:
         return Struct(inputs=of(spec.inputs), outputs=of(spec.outputs))
 
     async def get_model_config(self, name: str, **_: Any) -> Any:
-        assert name == PREFILL
+        assert name in {PREFILL, STEP}
         if not self._groups:
             raise grpc.RpcError
         return Struct(config=Struct(instance_group=self._groups))

@@ -21,8 +21,8 @@ from tests.fakes.virtual_time import run_virtually
 
 CONTRACT = ModelContract(
     model="fake", image_height=2, image_width=2, fit="pad", num_positions=1, hidden_size=1, num_layers=1, num_heads=1,
-    head_size=1, max_tokens=4, num_candidates=4, max_beams=2, vocab_size=12, bos_token_id=0, eos_token_id=1,
-    pad_token_id=1,
+    head_size=1, max_tokens=4, num_candidates=4, max_beams=2, tokens_per_call=2, vocab_size=12,
+    bos_token_id=0, eos_token_id=1, pad_token_id=1,
 )  # fmt: skip
 
 

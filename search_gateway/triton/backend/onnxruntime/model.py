@@ -10,9 +10,13 @@ parameter `shared_tensors` is JSON:
 
     {"region": name of a file in /dev/shm,
      "inputs": {name: [offset in bytes, [shape]]},      read there; the config calls them optional
-     "outputs": {name: [offset in bytes, [row, ...]]}}  row i of the output is written to this row
+     "outputs": {name: offset in bytes}}                written there
 
 The caller must not touch these bytes until it has the answer.
+
+A model whose config has the parameter `then`, the name of another model of the repository, gives its outputs to that
+one within the same call where "outputs" names outputs of that one. So the caller's photo needs one call, and what is
+between the two models is copied nowhere.
 """
 
 import json
@@ -83,6 +87,12 @@ class TritonPythonModel:
         self._input_names = [tensor["name"] for tensor in config["input"]]
         self._output_names = [tensor["name"] for tensor in config["output"]]
         self._shared = SharedTensors(config["input"])
+        self._then: onnxruntime.InferenceSession | None = None
+        self._between: set[str] = set()  # its inputs
+        if then := config.get("parameters", {}).get("then", {}).get("string_value"):
+            folder = Path(args["model_repository"]).parent / then / args["model_version"]
+            self._then = _open_session(folder / model_path.name, config)
+            self._between = {tensor.name for tensor in self._then.get_inputs()}
         # A wrong config fails here, at start, as it does with the native backend.
         _check_tensors("input", config["input"], self._session.get_inputs(), self._is_batched, is_complete=True)
         _check_tensors(
@@ -139,11 +149,16 @@ class TritonPythonModel:
     def _run_alone(self, request: Any) -> Any:
         try:
             shared = self._shared.of(request)
-            requested = set(request.requested_output_names())
-            output_names = [name for name in self._output_names if name in requested]
-            outputs = dict(
-                zip(output_names, self._session.run(output_names, self._feeds(request, shared)), strict=True)
-            )
+            wanted = set(request.requested_output_names()).union(shared.outputs if shared else ())
+            later = [name for name in shared.outputs if name not in self._output_names] if shared else []
+            if later and self._then is None:
+                raise ValueError(f"the model has no outputs {', '.join(later)}")
+            between = self._between if later else set()
+            output_names = [name for name in self._output_names if name in wanted | between]
+            outputs = _run(self._session, output_names, self._feeds(request, shared))
+            if self._then and later:
+                outputs |= _run(self._then, later, {name: outputs[name] for name in between})
+                outputs = {name: output for name, output in outputs.items() if name in wanted}
             if shared is not None:
                 shared.take(outputs)
             return pb_utils.InferenceResponse([pb_utils.Tensor(name, output) for name, output in outputs.items()])
@@ -190,7 +205,7 @@ class SharedTensors:
                     name: _view(region, offset, shape, np.dtype(self._types[name]))
                     for name, (offset, shape) in question.get("inputs", {}).items()
                 },
-                question.get("outputs", {}),
+                dict(question.get("outputs", {})),
             )
         return self._known[text]
 
@@ -213,21 +228,23 @@ class SharedTensors:
 class _Shared:
     """One request's tensors in a region."""
 
-    def __init__(self, region: mmap.mmap, inputs: Feeds, outputs: dict[str, Any]) -> None:
+    def __init__(self, region: mmap.mmap, inputs: Feeds, outputs: dict[str, int]) -> None:
         self.inputs = inputs
+        self.outputs = outputs
         self._region = region
-        self._outputs = outputs
 
     def take(self, outputs: Feeds) -> None:
         """Move outputs from `outputs` to the region, as requested; none of them if one does not fit."""
-        moves = []
-        for name, (offset, rows) in self._outputs.items():
-            output = outputs.pop(name)
-            size = output[0].nbytes
-            for row, values in zip(rows, output, strict=True):
-                moves.append((_view(self._region, offset + row * size, values.shape, values.dtype), values))
-        for place, values in moves:
-            place[...] = values
+        moved = {name: outputs.pop(name) for name in self.outputs}
+        places = {
+            name: _view(self._region, self.outputs[name], values.shape, values.dtype) for name, values in moved.items()
+        }
+        for name, values in moved.items():
+            places[name][...] = values
+
+
+def _run(session: onnxruntime.InferenceSession, names: list[str], feeds: Feeds) -> Feeds:
+    return dict(zip(names, session.run(names, feeds), strict=True))
 
 
 def _view(region: mmap.mmap, offset: int, shape: Sequence[int], datatype: np.dtype[Any]) -> npt.NDArray[Any]:
