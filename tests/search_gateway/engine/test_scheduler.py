@@ -513,11 +513,10 @@ class TimedInference(FakeInference):
         return await super().encode(pixels, deadline, embeddings_only=embeddings_only)
 
     async def step(
-        self, slot_pool: KvSlotPool, rows: int, tokens: npt.NDArray[np.int32], positions: npt.NDArray[np.int32],
-        deadline: Deadline,
-    ) -> StepOutput:  # fmt: skip
-        await asyncio.sleep(0.002 + 0.0005 * rows)
-        return await super().step(slot_pool, rows, tokens, positions, deadline)
+        self, slot_pool: KvSlotPool, rows: int, inputs: Mapping[str, npt.NDArray[Any]], deadline: Deadline
+    ) -> StepOutput:
+        await asyncio.sleep((0.002 + 0.0005 * rows) * inputs["limits"][:, 0].max())
+        return await super().step(slot_pool, rows, inputs, deadline)
 
 
 @pytest.mark.parametrize(("modest", "longest"), [("modest", 0.5), ("greedy", math.inf)])
