@@ -24,7 +24,7 @@ def test_table_has_all_parts() -> None:
     assert "1: 75% (10.0 ms), 32: 25% (20.0 ms)" in text
     assert "requests that were cancelled or had a short deadline: 3 cancelled, 2 deadline" in text
     assert "Warnings and errors in the gateway's log: 2\n  2 × WARNING triton: slow" in text
-    assert "| 120.0 ÷ 30.0 captions/s | 4 | ≥ 4 | reached |" in text
+    assert "| 33.3 ÷ 20.8 ms a caption | 1.60 | ≤ 1.7 | reached |" in text
     assert "MISSED" not in text
 
 
