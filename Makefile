@@ -17,7 +17,7 @@ TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE \
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down setup test unit campaign test-tensorrt coverage load-test gpu-report check format proto config-page results-page
+.PHONY: help demo up down setup test unit campaign test-faults test-tensorrt coverage load-test gpu-report check format proto config-page results-page
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,20 +47,23 @@ down: ## stop it
 setup: $(VENV)/.development ## everything for training, export and development
 
 test: $(VENV)/.development ## all tests, with a real Triton
-	@$(TESTS) -m 'not campaign and not tensorrt'
+	@$(TESTS) -m 'not campaign and not faults and not tensorrt'
 
 unit: $(VENV)/.development ## the fast tests only
-	@$(TESTS) -m 'not triton and not torch and not data and not slow and not campaign and not tensorrt'
+	@$(TESTS) -m 'not triton and not torch and not data and not slow and not campaign and not faults and not tensorrt'
 
 campaign: $(VENV)/.development ## repeat with many more cases what "make test" proves with a few
 	@$(TESTS) -m campaign
+
+test-faults: $(VENV)/.development ## kills, full disks and attacks on a gateway under load (10 minutes), with figures
+	@$(BIN)/python -m pytest -m faults -rP --durations=0 --durations-min=1 tests/e2e/test_faults.py
 
 test-tensorrt: $(VENV)/.development ## compile TensorRT-RTX engines of both sizes for a T4; needs no GPU and executes nothing
 	@$(BIN)/python -m pytest tests/export/test_tensorrt_builder.py -m tensorrt
 
 coverage: $(VENV)/.development ## all tests, and which lines they run
 	@mkdir -p '$(RUN)'
-	@$(TESTS) -m 'not campaign and not tensorrt' --cov --cov-report=term:skip-covered --cov-report=html:$(RUN)/coverage
+	@$(TESTS) -m 'not campaign and not faults and not tensorrt' --cov --cov-report=term:skip-covered --cov-report=html:$(RUN)/coverage
 	@echo 'the lines are in $(RUN)/coverage/index.html'
 
 load-test: $(VENV)/.development ## the gateway under load with the photos of DATA=FOLDER, and perf_analyzer where there is one

@@ -373,6 +373,7 @@ def _environment(installation: TritonInstallation, python: Path) -> dict[str, st
     # config.pbtxt sets ONNX Runtime's threads; numpy only joins and splits rows.
     environment["OMP_NUM_THREADS"] = "1"
     environment["OPENBLAS_NUM_THREADS"] = "1"
+    environment["ORT_DISABLE_TELEMETRY"] = "1"  # or it reports to Microsoft and leaves the file .ses
     return environment
 
 
