@@ -49,6 +49,7 @@ _COMMAND_FOLDERS = ("/usr/local/bin", "/usr/bin", "/bin")
 # How long Triton may finish requests in flight at `stop`. The gateway stops it last, so there are
 # none unless something hangs. A normal stop takes 1-2 s, since Triton checks once a second.
 _GRACE_SECONDS = 10
+_END_SECONDS = 5  # how long the supervisor may take to kill and remove what is left
 _BACKENDS = Path(__file__).parent / "backend"
 _LOG_PREFIX, _LOG_SUFFIX = "captrieve-triton-", ".log"
 _ORPHANED_LOG_SECONDS = 3600.0  # somebody may still read why a start failed
@@ -111,7 +112,10 @@ class EmbeddedTriton:
     def is_running(self) -> bool:
         """Whether Triton and the processes of all its models run."""
         run = self._run
-        return run is not None and run.supervisor.poll() is None and all(map(_is_alive, run.model_pids))
+        if run is None or run.supervisor.poll() is not None:
+            return False
+        # The supervisor may be stopped or slow, so Triton itself is looked at, too.
+        return all(map(_is_alive, {run.triton_pid, *run.model_pids}))
 
     def start(self) -> None:
         """Start Triton and return when every model is ready.
@@ -429,7 +433,7 @@ def _end(run: _Run, *, is_graceful: bool) -> int:
     process.stdin.close()  # without the byte before it, this means: kill
     try:
         # The supervisor ends after all processes have ended and everything is removed.
-        exit_code = process.wait(timeout=_GRACE_SECONDS + 5)
+        exit_code = process.wait(timeout=_END_SECONDS + (_GRACE_SECONDS if is_graceful else 0))
     except subprocess.TimeoutExpired:
         process.kill()
         exit_code = process.wait()

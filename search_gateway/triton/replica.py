@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import secrets
 from collections.abc import Callable
@@ -29,6 +30,7 @@ _PROBE_INTERVAL_SECONDS = 3.0
 _PROBE_TIMEOUT_SECONDS = 5.0
 _FAILED_PROBES_TO_RESTART = 2
 _UNANSWERED_PROBES_TO_FAIL = 2
+_SILENT_SECONDS_TO_RESTART = _UNANSWERED_PROBES_TO_FAIL * _PROBE_TIMEOUT_SECONDS  # of an embedded one that is not ready
 
 _RESTART_BACKOFF_SECONDS = (0.0, 1.0, 5.0, 15.0, 60.0)
 
@@ -79,6 +81,7 @@ class TritonReplica:
         self._is_checked = False
         self._failed_probes = 0
         self._unanswered_probes = 0  # since all models last answered
+        self._silent_since = math.inf  # when it was first not ready, on the event loop's clock
         self._restarts = 0
         self._next_probe = 0.0
         self.is_serving = False
@@ -193,6 +196,7 @@ class TritonReplica:
         await asyncio.to_thread(self.embedded.start)
         await self._inference.reconnect(self.embedded.grpc_address, region_prefix=self.embedded.shm_prefix)
         self._failed_probes = self._unanswered_probes = 0
+        self._silent_since = math.inf
 
     async def _is_healthy(self) -> bool:
         """`_check_health`, and False as soon as the embedded Triton dies meanwhile."""
@@ -207,11 +211,18 @@ class TritonReplica:
             check.cancel()
 
     async def _check_health(self) -> bool:
+        now = asyncio.get_running_loop().time
+        began = now()
         is_ready = await self._inference.is_ready()
         if not is_ready:
             # What answers next at this address may be another Triton, with other models and without our memory.
             self._is_checked = self._is_checked and self.embedded is not None
+            self._silent_since = min(self._silent_since, began)
+            silence = min(now() - self._silent_since, self._inference.seconds_since_success())
+            if self.embedded is not None and silence >= _SILENT_SECONDS_TO_RESTART:
+                self._failed_probes = _FAILED_PROBES_TO_RESTART
             return False
+        self._silent_since = math.inf
         if not self._is_checked:
             try:
                 await self._inference.check_contract()
@@ -219,7 +230,6 @@ class TritonReplica:
                 return False
             self._inference.forget_slot_pools()
             self._is_checked = True
-        now = asyncio.get_running_loop().time
         has_failed, self._inference.has_failed = self._inference.has_failed, False
         if not has_failed and self._inference.seconds_since_success() < _PROBE_INTERVAL_SECONDS:
             # Requests have just shown that it works: at full size a probe takes a fifteenth of the machine.

@@ -311,6 +311,15 @@ def test_settings_of_the_gateway_stay_in_the_gateway(model_folder: Path, monkeyp
     assert b"CUDA_VISIBLE_DEVICES=" in environment
 
 
+def test_models_report_to_nobody(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime keeps a file `.ses` where it sends telemetry."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with EmbeddedTriton(model_folder, log_file=tmp_path / "triton.log") as triton:
+        with tritonclient.grpc.InferenceServerClient(triton.grpc_address) as connection:
+            ask(connection, "double", {"x": np.ones((1, 3), np.float32)})
+        assert not (tmp_path / ".ses").exists()
+
+
 def test_properties_need_a_started_triton(model_folder: Path) -> None:
     triton = EmbeddedTriton(model_folder)
     assert not triton.is_running()
@@ -586,6 +595,17 @@ def test_killed_triton_is_noticed_and_cleaned_up(model_folder: Path, tmp_path: P
     [model_pid] = triton._run.model_pids
     pid = {"tritonserver": triton.pid, "supervisor.py": os.getsid(triton.pid), "model": model_pid}[victim]
     os.kill(pid, signal.SIGKILL)
+    assert wait_until(lambda: not triton.is_running(), timeout_seconds=60)
+    triton.stop()
+    assert is_gone(mark)
+
+
+def test_killed_triton_is_noticed_while_its_supervisor_is_stopped(model_folder: Path, tmp_path: Path) -> None:
+    triton = EmbeddedTriton(model_folder, log_file=tmp_path / "triton.log")
+    triton.start()
+    mark = triton.shm_prefix
+    os.kill(os.getsid(triton.pid), signal.SIGSTOP)
+    os.kill(triton.pid, signal.SIGKILL)
     assert wait_until(lambda: not triton.is_running(), timeout_seconds=60)
     triton.stop()
     assert is_gone(mark)

@@ -389,7 +389,8 @@ def send_bad_photos(address: str, count: int) -> int:
             for answer in stub.ModelStreamInfer(iter([request] * count), timeout=200):
                 refused += "INVALID_ARGUMENT" in answer.error_message
         except grpc.RpcError as error:  # it gave way to other streams
-            assert error.code() is DEADLINE_EXCEEDED, error
+            if error.code() is not DEADLINE_EXCEEDED:
+                raise
     return refused
 
 

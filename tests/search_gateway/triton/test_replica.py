@@ -40,9 +40,13 @@ class FakeInference:
         self.has_failed = False
         self.probes: list[float] = []  # when each began
         self.sweeps = 0
+        self.is_there = True
+        self.silent_seconds = 2.0  # until `is_ready` gives up
 
     async def is_ready(self) -> bool:
-        return True
+        if not self.is_there:
+            await asyncio.sleep(self.silent_seconds)
+        return self.is_there
 
     async def probe(self, deadline: Deadline) -> Probe:
         self.probes.append(now())
@@ -64,6 +68,7 @@ class FakeInference:
 
     async def reconnect(self, address: str, *, region_prefix: str = "") -> None:
         self.probe_result, self.probe_seconds = Probe.COMPUTES, 0.02
+        self.is_there = True
 
 
 class FakeEmbedded:
@@ -159,6 +164,33 @@ def test_models_that_never_answer_are_a_failure(watched: Any, seconds: float) ->
         assert second - first < seconds + 1
         assert one.embedded.stops == [False]
         assert one.replica.is_serving, "it was started again"
+
+    watched(test)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 2.0], ids=["its socket refuses", "it is stopped"])
+def test_an_embedded_triton_that_is_not_ready_any_more_is_started_again(watched: Any, seconds: float) -> None:
+    async def test(one: Watched) -> None:
+        one.inference.is_there, one.inference.silent_seconds = False, seconds
+        await asyncio.sleep(9)
+        assert not one.replica.is_serving
+        assert one.embedded.stops == [], "it may be slow"
+        await asyncio.sleep(6)
+        assert one.embedded.stops == [False]
+        assert one.replica.is_serving
+        await asyncio.sleep(60)
+        assert len(one.embedded.stops) == 1
+
+    watched(test)
+
+
+def test_an_embedded_triton_that_is_not_ready_but_answers_requests_is_left_alone(watched: Any) -> None:
+    async def test(one: Watched) -> None:
+        one.inference.is_there = False
+        for _ in range(30):
+            one.inference.last_success = now()
+            await asyncio.sleep(1)
+        assert one.embedded.stops == []
 
     watched(test)
 
