@@ -608,9 +608,9 @@ def hostile_photos() -> list[tuple[str, bytes]]:
     return photos
 
 
-def infer_request(model: str, photo: bytes) -> Any:
-    request = service_pb2.ModelInferRequest(model_name=model)
-    request.inputs.add(name="IMAGE", datatype="BYTES", shape=[1, 1]).contents.bytes_contents.append(photo)
+def infer_request(photo: bytes) -> Any:
+    request = service_pb2.ModelInferRequest(model_name="search")
+    request.inputs.add(name="IMAGE", datatype="BYTES", shape=[1]).contents.bytes_contents.append(photo)
     return request
 
 
@@ -627,7 +627,7 @@ ENTRANCES: dict[str, Callable[[grpc.Channel, bytes], Any]] = {
         )
     ),
     "ModelInfer": lambda channel, photo: service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(
-        infer_request("search", photo), timeout=CALL_SECONDS
+        infer_request(photo), timeout=CALL_SECONDS
     ),
 }
 
@@ -654,6 +654,7 @@ def test_hostile_photo_is_answered_or_refused(
     odd = [answer for answer in answers if answer[1] not in (OK, INVALID_ARGUMENT)]
     assert not odd, odd
     assert all(text for _, code, text in answers if code is INVALID_ARGUMENT)
+    assert any(code is OK for _, code, _ in answers)  # odd, but legal
     print(f"{sum(code is OK for _, code, _ in answers)} of {len(photos)} answered")
     if not BAD_IMAGES.is_dir():
         pytest.skip(f"only our own bombs were sent: {BAD_IMAGES} is missing")
