@@ -95,6 +95,7 @@ class AttackedGateway:
             "PYTHONPATH": str(ROOT),
             "CAPTRIEVE_LISTEN_ADDRESS": "127.0.0.1:0",
             "CAPTRIEVE_MODEL_REPOSITORY": str(MODELS),
+            "CAPTRIEVE_ADMIN_ADDRESS": "127.0.0.1:0",
             "CAPTRIEVE_PROVIDERS": "catalog",
             "CAPTRIEVE_DRAIN_SECONDS": "1",
             **{f"CAPTRIEVE_{name.upper()}": str(value) for name, value in settings.items()},
