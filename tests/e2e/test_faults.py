@@ -345,14 +345,14 @@ def test_used_up_file_descriptors_lose_no_worker_and_no_triton_for_good(catalogu
 
 
 def test_limited_memory_is_kept_by_the_limit_of_bytes_in_flight(catalogues: tuple[Path, Path]) -> None:
-    """20 photos of 30 MiB in each of four streams, where the gateway's process may have 1 GiB more than it has."""
+    """10 photos of 30 MiB in each of 16 streams, where the gateway's process may have 768 MiB more than it has."""
     gateway = AttackedGateway(catalog=catalogues[0], max_bytes_in_flight=128 * MEBIBYTE, receive_timeout_seconds=5)
     try:
         questions = make_questions(gateway.address, with_search=False)
-        most = gateway.process.memory_info().vms + 2**30
+        most = gateway.process.memory_info().vms + 768 * MEBIBYTE
         resource.prlimit(gateway.process.pid, resource.RLIMIT_AS, (most, most))
-        with Callers(gateway.address, questions, 2) as callers, ThreadPoolExecutor(4) as threads:
-            assert sum(threads.map(send_bad_photos, [gateway.address] * 4, [20] * 4))  # streams give way to others
+        with Callers(gateway.address, questions, 2) as callers, ThreadPoolExecutor(16) as threads:
+            assert sum(threads.map(send_bad_photos, [gateway.address] * 16, [10] * 16))  # streams give way to others
             callers.wait_for_answers(10)
         callers.check(RESOURCE_EXHAUSTED)
         check_unharmed(gateway, questions)
