@@ -277,6 +277,9 @@ class Gateway:
         try:
             admin = AdminServer(address)
         except OSError as error:
+            if "admin_address" not in self._config.model_fields_set:  # a second gateway on this host
+                _log.warning("no admin port: %s is in use; choose another: CAPTRIEVE_ADMIN_ADDRESS", address)
+                return None
             raise StartError(
                 f"cannot listen on {address} for the admin port ({error.strerror}): choose another address, or none: "
                 "CAPTRIEVE_ADMIN_ADDRESS"

@@ -304,7 +304,6 @@ def test_query_words_are_shown_at_debug_which_can_be_switched_on_and_off(
 def test_a_port_in_use_is_told_before_triton_starts(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        started = time.monotonic()
         answer = subprocess.run(
             [sys.executable, "-m", "search_gateway"],
             env={
@@ -322,7 +321,6 @@ def test_a_port_in_use_is_told_before_triton_starts(tmp_path: Path) -> None:
     assert f"cannot listen on {address} for the admin port" in answer.stderr
     assert "CAPTRIEVE_ADMIN_ADDRESS" in answer.stderr
     assert "Triton" not in answer.stderr
-    assert time.monotonic() - started < 60
 
 
 def test_a_real_prometheus_scrapes_the_gateway_and_loads_the_alerts(

@@ -8,6 +8,7 @@ import contextlib
 import os
 import resource
 import signal
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -64,6 +65,18 @@ def test_sighup_reloads_and_sigterm_stops(monkeypatch: pytest.MonkeyPatch) -> No
 def test_number_of_parallel_fetches_is_the_set_one() -> None:
     gateway = server.Gateway(GatewayConfig(thumbnail_fetches=3))
     assert gateway._make_thumbnails()._parallel_fetches == 3
+
+
+def test_second_gateway_on_a_host_starts_without_the_default_admin_port(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert (
+            server.Gateway(GatewayConfig.model_construct(admin_address=address, _fields_set=set()))._bind_admin()
+            is None
+        )
+        assert f"no admin port: {address} is in use" in caplog.text
+        with pytest.raises(server.StartError, match=address):
+            server.Gateway(GatewayConfig(admin_address=address))._bind_admin()
 
 
 # Connections, on the gateway's own gRPC server with nothing but the health service.
