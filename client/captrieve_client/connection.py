@@ -37,14 +37,15 @@ _CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
 
 # gRPC itself retries, on another gateway where there are several, within the call's timeout. It does not read the
 # RetryInfo of RESOURCE_EXHAUSTED; the gateway repeats the pause as `grpc-retry-pushback-ms`, which gRPC obeys.
-# The throttle ends retries while more than about a tenth of the calls fail, so that they do not add to an overload.
+# The throttle ends retries after 100 failures, as long as more than about a tenth of the calls fail, so that they do not
+# add to an overload. All calls that one gateway had in flight fail at once when it dies: there must be tokens for them.
 _RETRY_POLICY = {
     "initialBackoff": "0.1s",
     "maxBackoff": "2s",
     "backoffMultiplier": 3,
     "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
 }
-_RETRY_THROTTLING = {"maxTokens": 20, "tokenRatio": 0.1}
+_RETRY_THROTTLING = {"maxTokens": 200, "tokenRatio": 0.1}
 _RETRIED_SERVICE = "captrieve.v1.SearchService"
 _MAX_ATTEMPTS = 5  # gRPC's own limit
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -126,10 +127,9 @@ def test_retries_end_where_most_calls_fail(service: ScriptedService, address: st
     """The throttle of gRPC: an outage is not multiplied by the number of attempts."""
     service.failure = Failure(Code.UNAVAILABLE)
     with SearchClient(address, max_attempts=5) as search_client:
-        for _ in range(40):
-            with pytest.raises(ServerUnavailableError):
-                search_client.search(b"photo")
-    assert len(service.requests) < 60
+        outcomes = list(search_client.stream_captions([b"photo"] * 200, concurrency=50))
+    assert {type(outcome) for outcome in outcomes} == {ServerUnavailableError}
+    assert len(service.requests) < 350
 
 
 @pytest.mark.parametrize("number", [0, 6])
@@ -221,6 +221,23 @@ def test_no_call_fails_while_one_of_three_gateways_ends(search: Search) -> None:
 
             asyncio.run(run())
         first.close()
+
+
+def test_all_calls_in_flight_on_a_gateway_that_dies_go_to_the_others() -> None:
+    services = [ScriptedService(full_answer()) for _ in range(3)]
+    dead = threading.Event()
+    with ExitStack() as running:
+        first = ExitStack()
+        running.callback(first.close)
+        running.callback(dead.set)
+        addresses = [first.enter_context(serving(services[0]))]
+        addresses += [running.enter_context(serving(service)) for service in services[1:]]
+        with SearchClient(",".join(addresses)) as search_client:
+            wait_for_connections(search_client, services)
+            services[0].before_answer = lambda photo: dead.wait(20)
+            outcomes = search_client.stream_captions([b"photo"] * 90, concurrency=90)
+            threading.Timer(0.5, first.close).start()
+            assert [outcome for outcome in outcomes if isinstance(outcome, SearchClientError)] == []
 
 
 @pytest.mark.parametrize(
