@@ -24,6 +24,7 @@ CALL_SECONDS = 120  # time limit of a call: far more than any call takes
 # Settings under which no request fails because it is slow or because there are many.
 PATIENT = {"CAPTRIEVE_MAX_DEADLINE_SECONDS": str(CALL_SECONDS), "CAPTRIEVE_MAX_IN_FLIGHT": "1024"}
 _START_SECONDS = 180.0
+_ADMIN_PORT = r"admin port on ([\w.]+:\d+)"
 _SETTLE_SECONDS = 0.5  # a gateway that was paused first does the health check that was due meanwhile
 
 
@@ -76,8 +77,20 @@ class GatewayProcess:
 
     def handled(self, method: str) -> Counter[str]:
         """Return the calls of a method that the gateway has counted, by code; it must be awake."""
-        admin = re.search(r"admin port on ([\w.]+:\d+)", self.log)
+        admin = re.search(_ADMIN_PORT, self.log)
         return _handled(admin[1], method) if admin else Counter()
+
+    def ask_admin(self, path: str, method: str = "GET") -> str:
+        """Return what the admin port answers; the gateway must be awake."""
+        admin = re.search(_ADMIN_PORT, self.log)
+        assert admin is not None
+        request = urllib.request.Request(f"http://{admin[1]}{path}", method=method)
+        with urllib.request.urlopen(request, timeout=CALL_SECONDS) as answer:
+            return str(answer.read().decode())
+
+    def wait(self, seconds: float) -> int:
+        """Wait until the process has ended; returns its exit code."""
+        return self._process.wait(seconds)
 
     @contextlib.contextmanager
     def awake(self) -> Iterator[None]:

@@ -31,6 +31,9 @@ _CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     # gRPC's default waits up to two minutes before it connects to a restarted server again.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 3000),
+    # gRPC asks the DNS again when a connection ends, but by default only 30 s after the last time: too late where all
+    # gateways of a name were replaced meanwhile.
+    ("grpc.dns_min_time_between_resolutions_ms", 5000),
     # gRPC retries only requests that fit into this buffer; its default, 256 KiB, is less than many photos have.
     ("grpc.per_rpc_retry_buffer_size", 32 * 2**20),
 )
