@@ -4,6 +4,9 @@
 GET  /livez            the process runs
 GET  /readyz           200 or 503, with the reasons
 GET  /metrics          Prometheus's text format; /metrics/triton has the statistics of the Tritons
+
+Only from this machine (in a container: from the container or its pod):
+
 GET  /config           the settings, secrets redacted
 POST /drain            take no new requests, finish those in flight
 GET, PUT /log-level    {"level": "debug"}
@@ -12,6 +15,7 @@ GET, PUT /log-level    {"level": "debug"}
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import re
 import socket
@@ -27,6 +31,7 @@ _MAX_BODY_BYTES = 1024
 _SECRET_NAME = re.compile(r"password|secret|token|credential", re.I)  # of fields
 _URL_CREDENTIALS = re.compile(r"(\w+://)[^/@\s]*@")
 _REDACTED = "***"
+_FOR_OTHER_MACHINES = ("/livez", "/readyz", "/metrics", "/metrics/triton")  # probes and Prometheus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +71,8 @@ class AdminServer:
         host, _, port = address.rpartition(":")
         host = host.strip("[]")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.create_server((host, int(port)), family=family)
+        both = host == "::" and socket.has_dualstack_ipv6()
+        self._socket = socket.create_server((host, int(port)), family=family, dualstack_ipv6=both)
         self.address = f"{address.rpartition(':')[0]}:{self._socket.getsockname()[1]}"
         self._runner: web.AppRunner | None = None
         self._draining: asyncio.Task[None] | None = None
@@ -74,7 +80,7 @@ class AdminServer:
     async def start(self, state: AdminState) -> None:
         """Answer requests from now on."""
         self._state = state
-        app = web.Application(middlewares=[_refuse_browsers], client_max_size=_MAX_BODY_BYTES)
+        app = web.Application(middlewares=[_refuse_other_machines, _refuse_browsers], client_max_size=_MAX_BODY_BYTES)
         app.add_routes(
             [
                 web.get("/livez", self._livez),
@@ -133,6 +139,25 @@ class AdminServer:
             problem = f'send {{"level": LEVEL}} with one of {", ".join(logs.LEVELS)}'
             return web.json_response({"error": problem}, status=400)
         return web.json_response({"level": logs.level()})
+
+
+def is_this_machine(peer: str | None) -> bool:
+    """Whether the IP address of a peer is loopback."""
+    try:
+        ip = ipaddress.ip_address(peer or "")
+    except ValueError:
+        return False
+    return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
+
+
+@web.middleware
+async def _refuse_other_machines(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Refuse what changes or shows settings: where Prometheus reaches the port, others of its network do as well."""
+    if request.path not in _FOR_OTHER_MACHINES and not is_this_machine(request.remote):
+        raise web.HTTPForbidden(text=f"{request.path} is answered on the gateway's own machine only\n")
+    return await handler(request)
 
 
 @web.middleware

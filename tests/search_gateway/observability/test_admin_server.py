@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from search_gateway.observability.admin_server import AdminServer, AdminState, redacted
+from search_gateway.observability.admin_server import AdminServer, AdminState, is_this_machine, redacted
 
 Ask = Callable[..., tuple[int, str]]
 
@@ -29,7 +29,9 @@ def ask(address: str, path: str, method: str = "GET", body: bytes | None = None,
         return error.code, error.read().decode()
 
 
-def served(talk: Callable[[str], Any], problems: list[str] | None = None) -> tuple[Any, list[str]]:
+def served(
+    talk: Callable[[str], Any], problems: list[str] | None = None, listen: str = "127.0.0.1:0"
+) -> tuple[Any, list[str]]:
     """Run `talk` in a thread beside an admin server; returns its result and what happened."""
     happened: list[str] = []
 
@@ -40,7 +42,7 @@ def served(talk: Callable[[str], Any], problems: list[str] | None = None) -> tup
         return b"nv_inference_count 1\n"
 
     async def run() -> Any:
-        server = AdminServer("127.0.0.1:0")
+        server = AdminServer(listen)
         state = AdminState(
             metrics=lambda: b"a_total 1\n",
             metrics_type="text/plain; version=0.0.4; charset=utf-8",
@@ -129,6 +131,55 @@ def test_log_level_can_be_read_and_changed() -> None:
 def test_web_pages_are_refused(headers: dict[str, str]) -> None:
     (status, _), happened = served(lambda address: ask(address, "/drain", "POST", **headers))
     assert (status, happened) == (403, [])
+
+
+@pytest.mark.parametrize(
+    ("peer", "is_local"),
+    [
+        ("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("::ffff:127.0.0.1", True), ("10.0.0.7", False),
+        ("::ffff:10.0.0.7", False), ("2001:db8::1", False), ("", False), (None, False),
+    ],
+)  # fmt: skip
+def test_loopback_is_this_machine(peer: str | None, is_local: bool) -> None:
+    assert is_this_machine(peer) == is_local
+
+
+def test_other_machines_get_health_and_metrics_only() -> None:
+    own = own_address()
+
+    def talk(address: str) -> dict[str, int]:
+        address = f"{own}:{address.rpartition(':')[2]}"
+        asked = [("GET", path) for path in ("/livez", "/readyz", "/metrics", "/metrics/triton", "/config", "/drain")]
+        asked += [("GET", "/log-level"), ("PUT", "/log-level"), ("POST", "/drain"), ("POST", "/%64rain")]
+        return {f"{method} {path}": ask(address, path, method)[0] for method, path in asked}
+
+    answers, happened = served(talk, listen="0.0.0.0:0")
+    assert happened == []
+    assert {name for name, status in answers.items() if status == 200} == {
+        "GET /livez", "GET /readyz", "GET /metrics", "GET /metrics/triton",
+    }  # fmt: skip
+    assert {status for status in answers.values() if status != 200} == {403}
+
+
+def own_address() -> str:
+    """An address of this machine that is not loopback: what connects to it from here comes from it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unsent:
+        try:
+            unsent.connect(("192.0.2.1", 9))
+        except OSError:
+            pytest.skip("OTHER MACHINES ARE NOT TESTED: this one has loopback only")
+        return str(unsent.getsockname()[0])
+
+
+def test_all_interfaces_are_those_of_both_kinds() -> None:
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("IPv6 IS NOT TESTED: this machine has none")
+
+    def talk(address: str) -> list[int]:
+        port = address.rpartition(":")[2]
+        return [ask(f"{host}:{port}", "/config")[0] for host in ("127.0.0.1", "[::1]")]
+
+    assert served(talk, listen="[::]:0")[0] == [200, 200]
 
 
 def test_a_port_in_use_is_an_error_at_once() -> None:
