@@ -189,7 +189,7 @@ class Rehearsal:
         }
         with contextlib.ExitStack() as free:
             taken = [free.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(4)]
-            self._addresses = ["127.0.0.1:{}".format(one.getsockname()[1]) for one in taken]
+            self._addresses = [f"127.0.0.1:{one.getsockname()[1]}" for one in taken]
         self._running = contextlib.ExitStack()
         self._gateways: dict[str, GatewayProcess] = {}  # name -> those that serve
         self._phases: list[dict[str, Any]] = []
@@ -298,7 +298,7 @@ class Rehearsal:
         seconds = []
         for gateway in self._gateways.values():
             with SearchClient(gateway.address) as client:
-                seconds.append(_seconds_until(lambda: gist(client.search(photo))[2] == EDITIONS[1], started))  # noqa: B023
+                seconds.append(_seconds_until(lambda: gist(client.search(photo))[2] == EDITIONS[1], started))
         return max(seconds)
 
 

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Helm chart: rendered by helm, against the schemas of Kubernetes, the code, the Compose files and a real Triton.
+"""The Helm chart: rendered by helm, against the schemas of Kubernetes, the code and the Compose files.
 
 There is no cluster here. What a cluster would be told is all that can be judged.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,19 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 import captioner
+from search_gateway import healthcheck
 from search_gateway.config import PREFIX, GatewayConfig
+from search_gateway.observability.metrics import GatewayMetrics
+from search_gateway.observability.observer import BatchState, Snapshot
+from search_gateway.thumbnails import public_addresses
 from tests.conftest import ROOT
 from tests.deploy.test_compose import GPU_STACK, flags_of
+from tests.deploy.test_monitoring import promtool
+from tests.fakes.monitoring import PROMETHEUS, used
+from tests.search_gateway.observability.test_admin_server import served
 
 CHART = ROOT / "deploy" / "helm" / "captrieve"
 HELM = Path(sys.executable).with_name("helm")
@@ -44,6 +55,8 @@ VALUES = {
     "insecure": REQUIRED | {"engines.image": "e", "insecure": "true"},
     "no-shared-memory": GPU | {"sharedMemory.mode": "none"},
     "hpa": GPU | {"autoscaling.kind": "hpa"},
+    "client-certificates": REQUIRED | {"engines.image": "e", "tls.secret": "tls", "tls.clientCa": "true"},
+    "ipv6": GPU | {"ipv6": "true", "networkPolicy.web": "false"},
     "everything": EVERYTHING,
 }
 
@@ -115,6 +128,8 @@ def test_schema_check_can_fail() -> None:
         (GPU | {"sharedMemory.mode": "cuda"}, "sharedMemory.mode"),
         (GPU | {"autoscaling.kind": "vpa"}, "autoscaling.kind"),
         (GPU | {"service.port": "70000"}, "service.port"),
+        (GPU | {"gateway.env.CAPTRIEVE_X": "1"}, "gateway.env"),
+        (GPU | {"gateway.settings.Providers": "catalog"}, "gateway.settings"),
     ],
     ids=str,
 )
@@ -131,8 +146,33 @@ def test_gateway_accepts_every_variable(values: dict[str, str], monkeypatch: pyt
         name: value for name, value in environment(gateway_of(pod_of(values))).items() if name.startswith(PREFIX)
     }
     config = GatewayConfig.from_env(variables)
-    assert config.listen_address == "0.0.0.0:8001"
+    assert config.listen_address == ("[::]:8001" if "ipv6" in values else "0.0.0.0:8001")
+    assert config.admin_address == config.listen_address.replace("8001", "8002")
     assert config.insecure == ("insecure" in values)
+
+
+def test_variables_of_the_chart_are_refused_as_settings_since_they_would_be_there_twice() -> None:
+    names = {name.removeprefix(PREFIX) for name in environment(gateway_of(pod_of(EVERYTHING))) if PREFIX in name}
+    names -= {"LOG_FORMAT", "PROVIDERS"}  # a default, and a setting
+    assert len(names) >= 12
+    for name in [*names, "INSECURE"]:
+        answer = helm("template", "shop", str(CHART), values=GPU | {f"gateway.settings.{name.lower()}": "x"})
+        assert f"gateway.settings.{name.lower()}: the chart sets it" in answer.stderr
+    container = gateway_of(pod_of(GPU | {"gateway.settings.log_format": "console"}))
+    assert [one["value"] for one in container["env"] if one["name"] == "CAPTRIEVE_LOG_FORMAT"] == ["console"]
+
+
+def test_numbers_of_a_values_file_arrive_as_they_are(tmp_path: Path) -> None:
+    settings = {"max_photo_bytes": 20_000_000, "min_visual_score": 0.25, "reflection": False}
+    file = tmp_path / "values.yaml"
+    file.write_text(yaml.safe_dump({"gateway": {"settings": settings, "env": {"OTEL_SERVICE_NAME": "shop"}}}))
+    answer = helm("template", "shop", str(CHART), "--values", str(file), values=GPU)
+    pods = [one for one in yaml.safe_load_all(answer.stdout) if one["kind"] == "Deployment"]
+    variables = environment(gateway_of(pods[0]["spec"]["template"]["spec"]))
+    assert variables["CAPTRIEVE_MAX_PHOTO_BYTES"] == "20000000"
+    assert variables["CAPTRIEVE_MIN_VISUAL_SCORE"] == "0.25"
+    assert variables["CAPTRIEVE_REFLECTION"] == "false"
+    assert variables["OTEL_SERVICE_NAME"] == "shop"
 
 
 def test_each_address_has_one_meaning() -> None:
@@ -214,8 +254,46 @@ def test_triton_ends_after_the_gateway_and_there_is_time_for_both() -> None:
     variables = environment(gateway_of(pod))
     exit_seconds = int(next(one for one in triton["command"] if "exit-timeout" in one).partition("=")[2])
     assert variables["CAPTRIEVE_DRAIN_SECONDS"] == "40"
-    assert pod["terminationGracePeriodSeconds"] >= 40 + 15 + exit_seconds
-    assert "time.sleep(15)" in gateway_of(pod)["lifecycle"]["preStop"]["exec"]["command"][-1]
+    # The drain may take as long before SIGTERM and after it.
+    assert pod["terminationGracePeriodSeconds"] >= 40 + 40 + 15 + exit_seconds
+
+
+def test_pre_stop_waits_then_drains_until_nothing_is_in_flight() -> None:
+    """The command of the chart against a real admin port, whose drain takes some time."""
+    values = GPU | {"gateway.drainSeconds": "20", "gateway.drainDelaySeconds": "1"}
+    python, *arguments = gateway_of(pod_of(values))["lifecycle"]["preStop"]["exec"]["command"]
+    assert (python, arguments[0]) == ("python", "-c")
+    assert "time.sleep(1)\n" in arguments[1]
+    assert "127.0.0.1" in arguments[1]
+
+    def talk(address: str) -> subprocess.CompletedProcess[str]:
+        program = arguments[1].replace("8002", address.rpartition(":")[2])
+        return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+
+    answer, happened = served(talk)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert happened == ["drained"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="THE COPY OF THE MODELS IS NOT TESTED: only root can be another user")
+def test_models_are_copied_into_a_volume_that_belongs_to_root() -> None:
+    """The kubelet makes an emptyDir writable for the group, but its owner is root: nobody may change its times."""
+    (copy,) = [one for one in pod_of(GPU)["initContainers"] if one["name"] == "copy-models"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "stored" / "gpt2_step" / "1").mkdir(parents=True)
+        (folder / "stored" / "gpt2_step" / "1" / "model.onnx").write_bytes(b"model")
+        (folder / "models").mkdir()
+        os.chown(folder / "models", 0, 1000)
+        (folder / "models").chmod(0o2775)
+        command = [
+            word.replace("/stored", f"{folder}/stored").replace("/models", f"{folder}/models")
+            for word in copy["command"]
+        ]
+        for _ in range(2):  # init containers may run again
+            subprocess.run(command, user=1000, group=1000, extra_groups=[], check=True)
+        assert (folder / "models" / "gpt2_step" / "1" / "model.onnx").read_bytes() == b"model"
 
 
 def test_one_gpu_is_asked_for_and_only_where_there_is_one() -> None:
@@ -233,6 +311,103 @@ def test_replicas_belong_to_the_autoscaler_where_there_is_one() -> None:
     assert rendered(GPU)["Deployment"]["spec"]["replicas"] == 2
     for kind in ("keda", "hpa"):
         assert "replicas" not in rendered(GPU | {"autoscaling.kind": kind})["Deployment"]["spec"]
+
+
+def test_query_of_the_autoscaler_counts_what_gateways_export() -> None:
+    (trigger,) = rendered(EVERYTHING)["ScaledObject"]["spec"]["triggers"]
+    query = trigger["metadata"]["query"]
+    metrics = GatewayMetrics("1", "tiny")
+    metrics.watch(lambda: Snapshot(batches={1: BatchState(running=3, waiting=4, slots=32)}))
+    exported = {family.name for family in text_string_to_metric_families(metrics.text().decode())}
+    asked = used(query)
+    assert {name for name, _, _ in asked} == {"captrieve_captions_running", "captrieve_captions_waiting"} < exported
+    # Labels that Prometheus's operator adds, and the job that the ServiceMonitor sets.
+    assert {fixed for _, _, labels in asked for fixed in labels} == {
+        ("job", "captrieve"), ("namespace", "search"), ("service", "shop"),
+    }  # fmt: skip
+    assert query.endswith(f"/ {GatewayConfig().caption_slots}")
+    other = rendered(EVERYTHING | {"gateway.settings.caption_slots": "16"})["ScaledObject"]["spec"]["triggers"][0]
+    assert other["metadata"]["query"].endswith("/ 16")
+
+
+def test_autoscaler_asks_for_the_pods_that_the_work_would_fill(tmp_path: Path) -> None:
+    query = rendered(EVERYTHING)["ScaledObject"]["spec"]["triggers"][0]["metadata"]["query"]
+    labels = 'job="captrieve", namespace="search", service="shop"'
+    series = [
+        ("running", 'pod="a", beams="1"', 32), ("running", 'pod="b", beams="1"', 20), ("running", 'pod="b", beams="3"', 4),
+        ("waiting", 'pod="a", beams="1"', 24), ("waiting", 'pod="b", beams="1"', 0), ("waiting", 'pod="b", beams="3"', 0),
+    ]  # fmt: skip
+    test = {
+        "tests": [
+            {
+                "input_series": [
+                    {"series": f"captrieve_captions_{kind}{{{labels}, {more}}}", "values": str(count)}
+                    for kind, more, count in series
+                ],
+                "promql_expr_test": [
+                    {"expr": query, "eval_time": "0m", "exp_samples": [{"labels": "{}", "value": 2.5}]}
+                ],
+            }
+        ]
+    }
+    file = tmp_path / "test.yml"
+    file.write_text(json.dumps(test), encoding="utf-8")
+    promtool("test", "rules", str(file))
+
+
+def test_jobs_are_those_that_alerts_and_dashboard_choose_by() -> None:
+    scraped = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"]
+    by_job = {one["job_name"]: one.get("metrics_path", "/metrics") for one in scraped if one["job_name"] != "triton"}
+    endpoints = rendered(EVERYTHING)["ServiceMonitor"]["spec"]["endpoints"]
+    assert {one["relabelings"][0]["replacement"]: one["path"] for one in endpoints} == by_job
+    assert {one["relabelings"][0]["targetLabel"] for one in endpoints} == {"job"}
+    assert {one["port"] for one in endpoints} == {"admin"}
+
+
+def test_probes_ask_paths_that_other_machines_may_ask() -> None:
+    """The kubelet is another machine to the pod; the drain comes from inside."""
+    gateway = gateway_of(pod_of(GPU))
+    paths = {name: gateway[name]["httpGet"]["path"] for name in ("startupProbe", "readinessProbe", "livenessProbe")}
+    assert paths == {"startupProbe": "/readyz", "readinessProbe": "/readyz", "livenessProbe": "/livez"}
+    assert {gateway[name]["httpGet"]["port"] for name in paths} == {"admin"}
+
+
+def test_network_policy_has_the_addresses_that_the_gateway_refuses() -> None:
+    *_, web = rendered(GPU)["NetworkPolicy"]["spec"]["egress"]
+    assert web["ports"] == [{"port": 443}]
+    four, six = (one["ipBlock"] for one in web["to"])
+    assert four["cidr"] == "0.0.0.0/0"
+    assert set(four["except"]) == set(map(str, public_addresses._REFUSED_IPV4))
+    assert six["cidr"] == str(public_addresses._ALLOWED_IPV6)
+    assert set(six["except"]) == set(map(str, public_addresses._REFUSED_IPV6))
+    without = rendered(GPU | {"networkPolicy.web": "false"})["NetworkPolicy"]["spec"]["egress"]
+    assert [port["port"] for one in without for port in one["ports"]] == [53, 53]
+
+
+@pytest.mark.parametrize("values", [EVERYTHING, VALUES["insecure"]], ids=["mutual TLS", "insecure"])
+def test_health_test_asks_the_service_as_the_gateway_listens(
+    values: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = rendered(values)
+    pod = objects["Pod"]
+    selector = objects["Service"]["spec"]["selector"]
+    assert not selector.items() <= pod["metadata"]["labels"].items(), "the service would send calls to it"
+    (container,) = pod["spec"]["containers"]
+    python, flag, module, *arguments = container["command"]
+    assert (python, flag, module) == ("python", "-m", healthcheck.__name__)
+    ports = {one["name"]: one["port"] for one in objects["Service"]["spec"]["ports"]}
+    assert arguments == [f"--address={objects['Service']['metadata']['name']}:{ports['grpc']}", "--wait=60"]
+    gateway = environment(gateway_of(objects["Deployment"]["spec"]["template"]["spec"]))
+    tls = {name: value for name, value in gateway.items() if "_TLS_" in name}
+    assert {one["name"]: one["value"] for one in container.get("env", [])} == tls
+    asked: list[tuple[str, GatewayConfig | None]] = []
+    monkeypatch.setattr(healthcheck, "is_serving", lambda address, config=None: not asked.append((address, config)))
+    for name, value in tls.items():
+        monkeypatch.setenv(name, value)
+    assert healthcheck.main(arguments) == 0
+    assert asked[0][0] == "shop:8001"
+    assert asked[0][1] is not None
+    assert asked[0][1].tls_client_ca == (Path("/tls/ca.crt") if tls else None)
 
 
 def test_versions_agree() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A name server on loopback: it answers every question for an IPv4 address with the same list, which a test may change."""
+"""A name server on loopback. It answers every question for an IPv4 address with one list, which a test may change."""
 
 from __future__ import annotations
 

@@ -25,7 +25,10 @@ capabilities: { drop: [ALL] }
 {{- if not .Values.gateway.image }}{{ fail "gateway.image is empty: name the image built from deploy/Dockerfile.gateway" }}{{ end -}}
 {{- if not .Values.models.claim }}{{ fail "models.claim is empty: name a PersistentVolumeClaim that holds the models" }}{{ end -}}
 {{- if and .Values.gpu.enabled (not .Values.engines.image) }}{{ fail "engines.image is empty: name the image built from deploy/Dockerfile.engines, or set gpu.enabled=false" }}{{ end -}}
-{{- if not (or .Values.insecure (and .Values.tls.secret .Values.apiKeys.secret)) }}{{ fail "tls.secret or apiKeys.secret is empty: name both secrets, or set insecure=true where a mesh does their work" }}{{ end -}}
+{{- if not (or .Values.insecure (and .Values.tls.secret (or .Values.apiKeys.secret .Values.tls.clientCa))) }}{{ fail "tls.secret or apiKeys.secret is empty: name both secrets (with tls.clientCa the first is enough), or set insecure=true where a mesh does their work" }}{{ end -}}
+{{- range list "listen_address" "admin_address" "triton_address" "triton_shared_memory" "model_repository" "drain_seconds" "max_connection_age_seconds" "catalog" "insecure" "tls_certificate" "tls_key" "tls_client_ca" "api_keys" -}}
+{{- if hasKey $.Values.gateway.settings . }}{{ fail (printf "gateway.settings.%s: the chart sets it by a value of its own, see values.yaml" .) }}{{ end -}}
+{{- end -}}
 {{- end }}
 
 {{- /* What Triton and the gateway both see. */ -}}
@@ -37,4 +40,12 @@ capabilities: { drop: [ALL] }
 {{- end }}
 - { name: scratch, mountPath: /tmp }
 - { name: shared-memory, mountPath: /dev/shm }
+{{- end }}
+
+{{- define "captrieve.tls" -}}
+- { name: CAPTRIEVE_TLS_CERTIFICATE, value: /tls/tls.crt }
+- { name: CAPTRIEVE_TLS_KEY, value: /tls/tls.key }
+{{- if .Values.tls.clientCa }}
+- { name: CAPTRIEVE_TLS_CLIENT_CA, value: /tls/ca.crt }
+{{- end }}
 {{- end }}
