@@ -333,16 +333,20 @@ def test_query_of_the_autoscaler_counts_what_gateways_export() -> None:
 def test_autoscaler_asks_for_the_pods_that_the_work_would_fill(tmp_path: Path) -> None:
     query = rendered(EVERYTHING)["ScaledObject"]["spec"]["triggers"][0]["metadata"]["query"]
     labels = 'job="captrieve", namespace="search", service="shop"'
-    series = [
-        ("running", 'pod="a", beams="1"', 32), ("running", 'pod="b", beams="1"', 20), ("running", 'pod="b", beams="3"', 4),
-        ("waiting", 'pod="a", beams="1"', 24), ("waiting", 'pod="b", beams="1"', 0), ("waiting", 'pod="b", beams="3"', 0),
-    ]  # fmt: skip
+    counts = {
+        'captrieve_captions_running{pod="a", beams="1", LABELS}': 32,
+        'captrieve_captions_running{pod="b", beams="1", LABELS}': 20,
+        'captrieve_captions_running{pod="b", beams="3", LABELS}': 4,
+        'captrieve_captions_waiting{pod="a", beams="1", LABELS}': 24,
+        'captrieve_captions_waiting{pod="b", beams="1", LABELS}': 0,
+        'captrieve_captions_waiting{pod="b", beams="1", LABELSx}': 99,  # of another release
+    }
     test = {
         "tests": [
             {
                 "input_series": [
-                    {"series": f"captrieve_captions_{kind}{{{labels}, {more}}}", "values": str(count)}
-                    for kind, more, count in series
+                    {"series": name.replace("LABELS", labels).replace('"x', 'x"'), "values": str(count)}
+                    for name, count in counts.items()
                 ],
                 "promql_expr_test": [
                     {"expr": query, "eval_time": "0m", "exp_samples": [{"labels": "{}", "value": 2.5}]}
