@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,10 +20,13 @@ from typing import Any
 import pytest
 
 from captioner.model_contract import ModelContract
+from search_gateway.__main__ import main
 from search_gateway.config import GatewayConfig
+from search_gateway.errors import ConfigError
 from search_gateway.security.gateway_security import GatewaySecurity
 from tests.conftest import MODELS, ROOT
-from tests.fakes.compose_model import BASE, CPU, compose, load
+from tests.e2e.test_secured_gateway import make_certificate
+from tests.fakes.compose_model import BASE, CPU, SECURE, compose, load
 
 GPU_STACK = compose(BASE)
 CPU_STACK = compose(BASE, CPU)
@@ -50,7 +54,11 @@ def mount_of(service: dict[str, Any]) -> dict[str, Any]:
     return dict(first)
 
 
-@STACKS
+@pytest.mark.parametrize(
+    "stack",
+    [GPU_STACK, CPU_STACK, compose(BASE, SECURE), compose(BASE, CPU, SECURE)],
+    ids=["gpu", "cpu", "secure", "cpu-secure"],
+)
 def test_files_fit_the_schema_of_compose(stack: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "merged.json"
     file.write_text(json.dumps(stack), encoding="utf-8")
@@ -68,12 +76,14 @@ def test_files_are_merged_as_the_compose_specification_says(tmp_path: Path) -> N
     first, second = tmp_path / "first.yml", tmp_path / "second.yml"
     first.write_text(
         "services:\n  a: {image: x, command: [one, two], deploy: {}, ports: ['1:1'], depends_on: {b: {}}, "
-        "volumes: [{source: s, target: /t}, {source: kept, target: /u}]}\n  b: {image: '${NAME:-y}'}\n",
+        "volumes: [{source: s, target: /t}, {source: kept, target: /u}]}\n"
+        "  b: {image: '${NAME:-y}', ports: ['3:3']}\n",
         encoding="utf-8",
     )
     second.write_text(
         "services:\n  a: {command: [three], deploy: !reset {}, ports: ['2:2'], depends_on: {c: {}}, "
-        "volumes: [{source: other, target: /t}]}\n  c: {image: z}\n  d: {image: z, profiles: [p]}\n",
+        "volumes: [{source: other, target: /t}]}\n  b: {ports: !override ['4:4']}\n"
+        "  c: {image: z}\n  d: {image: z, profiles: [p]}\n",
         encoding="utf-8",
     )
     assert compose(first, second)["services"] == {
@@ -84,14 +94,15 @@ def test_files_are_merged_as_the_compose_specification_says(tmp_path: Path) -> N
             "depends_on": {"b": {}, "c": {}},
             "volumes": [{"source": "kept", "target": "/u"}, {"source": "other", "target": "/t"}],
         },
-        "b": {"image": "y"},
+        "b": {"image": "y", "ports": ["4:4"]},
         "c": {"image": "z"},
     }
 
 
 def test_override_names_only_services_of_the_base() -> None:
     """A misspelt name would be a new, empty service."""
-    assert set(load(CPU)["services"]) <= set(load(BASE)["services"])
+    for override in (CPU, SECURE):
+        assert set(load(override)["services"]) <= set(load(BASE)["services"])
 
 
 def test_cpu_override_leaves_no_gpu() -> None:
@@ -171,6 +182,42 @@ def test_all_see_the_same_models_where_they_look_for_them(stack: dict[str, Any])
         assert mount_of(services[name])["read_only"] is True
 
 
+@pytest.mark.parametrize("files", [(BASE, SECURE), (BASE, CPU, SECURE)], ids=["gpu", "cpu"])
+def test_secure_gateway_starts_with_the_files_of_the_security_page(files: tuple[Path, ...], tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("THE FILES OF docs/security.md ARE NOT TESTED: openssl is missing")
+    plain, gateway = compose(*files[:-1])["services"]["gateway"], compose(*files)["services"]["gateway"]
+    assert gateway["volumes"][:-1] == plain["volumes"]
+    mount = gateway["volumes"][-1]
+    assert (mount["source"], mount["read_only"]) == ("./secrets", True)
+    assert "/secrets/" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    folder = tmp_path / mount["source"]
+    folder.mkdir()
+    make_certificate(tmp_path)
+    assert main(["keys", "add", "shop", "--file", str(folder / "keys.json")], {}) == 0
+    assert {"tls.crt", "tls.key", "keys.json"} <= {file.name for file in folder.iterdir()}
+
+    def start(**changes: str) -> None:
+        environ = {
+            name: value.replace(mount["target"], str(folder))
+            for name, value in (gateway["environment"] | changes).items()
+        }
+        GatewaySecurity(GatewayConfig.from_env(environ), ModelContract.load(MODELS)).close()
+
+    start()
+    for name in ("CAPTRIEVE_API_KEYS", "CAPTRIEVE_TLS_CERTIFICATE"):
+        with pytest.raises(ConfigError):
+            start(**{name: f"{mount['target']}/missing"})
+
+
+def test_secure_gateway_is_published_instead_of_the_one_on_loopback() -> None:
+    assert compose(BASE, SECURE)["services"]["gateway"]["ports"] == ["0.0.0.0:8001:8001"]
+    changed = compose(BASE, SECURE, environ={"GATEWAY_HOST": "10.0.0.7", "GATEWAY_PORT": "443"})
+    assert changed["services"]["gateway"]["ports"] == ["10.0.0.7:443:8001"]
+    others = [name for name, one in compose(BASE, SECURE)["services"].items() if one.get("ports")]
+    assert others == ["gateway"]
+
+
 def test_engines_are_made_of_the_folders_the_exporter_looks_for() -> None:
     workdir = re.findall(r"^WORKDIR (\S+)", (ROOT / "deploy/Dockerfile.engines").read_text(encoding="utf-8"), re.M)[-1]
     models, reference = GPU_STACK["services"]["engines"]["volumes"]
@@ -235,7 +282,7 @@ def test_another_image_is_chosen_in_one_place() -> None:
 
 
 def test_variables_are_explained() -> None:
-    text = BASE.read_text(encoding="utf-8") + CPU.read_text(encoding="utf-8")
+    text = "".join(path.read_text(encoding="utf-8") for path in (BASE, CPU, SECURE))
     guide = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
     variables = set(re.findall(r"\$\{([A-Z_]+)", text))
     assert variables

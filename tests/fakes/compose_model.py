@@ -14,9 +14,14 @@ from tests.conftest import ROOT
 
 BASE = ROOT / "docker-compose.yml"
 CPU = ROOT / "docker-compose.cpu.yml"
+SECURE = ROOT / "docker-compose.secure.yml"
 
 
 _RESET = object()  # a value with the tag `!reset`, which removes the base's value
+
+
+class _Override(list[Any]):
+    """A list with the tag `!override`, which replaces the base's list."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -24,6 +29,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_constructor("!reset", lambda loader, node: _RESET)
+_Loader.add_constructor("!override", lambda loader, node: _Override(loader.construct_sequence(node)))
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -53,8 +59,8 @@ def _merge(base: Any, over: Any, path: tuple[str, ...]) -> Any:
                 merged[key] = _merge(base.get(key), value, (*path, key))
         return merged
     if isinstance(base, list) and isinstance(over, list):
-        if path[-1] in ("command", "entrypoint", "test"):
-            return over
+        if path[-1] in ("command", "entrypoint", "test") or isinstance(over, _Override):
+            return list(over)
         if path[-1] == "volumes":
             targets = {volume["target"] for volume in over}
             return [volume for volume in base if volume["target"] not in targets] + over
