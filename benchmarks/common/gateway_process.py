@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import signal
@@ -50,12 +49,13 @@ class GatewayProcess:
         environ = gateway_environ(model_repository, free_ports | dict(settings))
         self._log = tempfile.NamedTemporaryFile(prefix="benchmark-gateway-", suffix=".log")  # noqa: SIM115  # see close
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "search_gateway"],
+            # setpriv lets Linux send SIGTERM to the gateway when this process dies, even by SIGKILL. The same in a
+            # preexec_fn would fork, which crashes now and then while this process has calls of gRPC in flight.
+            ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "search_gateway"],
             env=environ,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
-            preexec_fn=_end_with_parent,
         )
         try:
             self.address = self._wait_until_ready(environ["CAPTRIEVE_LISTEN_ADDRESS"])
@@ -166,8 +166,3 @@ def _handled(admin: str, method: str) -> Counter[str]:
         text = answer.read().decode()
     found = re.findall(rf'grpc_server_handled_total{{grpc_code="(\w+)",grpc_method="{method}",.*}} (\S+)', text)
     return Counter({code: int(float(count)) for code, count in found if float(count)})
-
-
-def _end_with_parent() -> None:
-    """Let Linux send SIGTERM to this process when its parent dies, even by SIGKILL."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

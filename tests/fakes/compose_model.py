@@ -29,7 +29,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_constructor("!reset", lambda loader, node: _RESET)
-_Loader.add_constructor("!override", lambda loader, node: _Override(loader.construct_sequence(node)))
+_Loader.add_constructor("!override", lambda loader, node: _Override(loader.construct_sequence(node)))  # type: ignore[arg-type]
 
 
 def load(path: Path) -> dict[str, Any]:
