@@ -50,7 +50,7 @@ class GatewayProcess:
         self._log = tempfile.NamedTemporaryFile(prefix="benchmark-gateway-", suffix=".log")  # noqa: SIM115  # see close
         self._process = subprocess.Popen(
             # setpriv lets Linux send SIGTERM to the gateway when this process dies, even by SIGKILL. The same in a
-            # preexec_fn would fork, which crashes now and then while this process has calls of gRPC in flight.
+            # preexec_fn would fork, which may crash while this process has calls of gRPC in flight.
             ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "search_gateway"],
             env=environ,
             stdin=subprocess.DEVNULL,
