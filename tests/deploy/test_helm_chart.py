@@ -246,6 +246,15 @@ def test_mounts_and_volumes_fit(values: dict[str, str]) -> None:
             assert any(Path(value).is_relative_to(path) for path in paths), variable
 
 
+def test_gateway_and_triton_share_nothing_to_write_but_shared_memory() -> None:
+    pod = pod_of(GPU)
+    written = [
+        {mount["name"] for mount in one["volumeMounts"] if not mount.get("readOnly")}
+        for one in (gateway_of(pod), next(one for one in pod["initContainers"] if one["name"] == "triton"))
+    ]
+    assert written[0] & written[1] == {"shared-memory"}
+
+
 def test_triton_ends_after_the_gateway_and_there_is_time_for_both() -> None:
     values = GPU | {"gateway.drainSeconds": "40", "gateway.drainDelaySeconds": "15"}
     pod = pod_of(values)

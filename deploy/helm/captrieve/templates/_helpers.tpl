@@ -38,7 +38,6 @@ capabilities: { drop: [ALL] }
 {{- else -}}
 - { name: stored, mountPath: /models, subPath: {{ .Values.models.folder }}, readOnly: true }
 {{- end }}
-- { name: scratch, mountPath: /tmp }
 - { name: shared-memory, mountPath: /dev/shm }
 {{- end }}
 
