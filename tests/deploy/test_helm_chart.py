@@ -386,7 +386,9 @@ def test_probes_ask_paths_that_other_machines_may_ask() -> None:
 
 
 def test_network_policy_has_the_addresses_that_the_gateway_refuses() -> None:
-    *_, web = rendered(GPU)["NetworkPolicy"]["spec"]["egress"]
+    dns, web = rendered(GPU)["NetworkPolicy"]["spec"]["egress"]
+    assert [port["port"] for port in dns["ports"]] == [53, 53]
+    assert dns["to"], "an empty list would mean everywhere"
     assert web["ports"] == [{"port": 443}]
     four, six = (one["ipBlock"] for one in web["to"])
     assert four["cidr"] == "0.0.0.0/0"
