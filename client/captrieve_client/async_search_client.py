@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import ExitStack, aclosing
 from types import TracebackType
@@ -186,8 +187,13 @@ class AsyncSearchClient:
 
     @staticmethod
     async def _send(call: Call[Answer]) -> Answer:
+        started = time.monotonic()
         with call.translated_errors():
-            return call.read(await call.start())
+            try:
+                answer = await call.start()
+            except grpc.RpcError as error:
+                answer = await call.again(error, time.monotonic() - started).start()
+            return call.read(answer)
 
     async def _caption_outcome(self, photo: Photo, timeout_seconds: float, options: CaptionOptions) -> CaptionOutcome:
         try:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 
+import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from captrieve_client._generated import search_pb2, search_pb2_grpc
-from captrieve_client.client_errors import translated_errors
+from captrieve_client.client_errors import connection_broke, translated_errors
 from captrieve_client.connection import Connection
 from captrieve_client.messages import (
     CaptionAnswer,
@@ -49,6 +50,7 @@ class Call(Generic[Answer]):
         address: HOST:PORT of the gateway, for error messages.
         timeout_seconds: how long the gateway may take for the answer.
         metadata: what is sent in the header, or None.
+        is_repeated: whether it may be sent again.
     """
 
     method: Any
@@ -57,6 +59,21 @@ class Call(Generic[Answer]):
     address: str
     timeout_seconds: float
     metadata: tuple[tuple[str, str], ...] | None = None
+    is_repeated: bool = False
+
+    def again(self, error: grpc.RpcError, seconds: float) -> Call[Answer]:
+        """The same call, if its connection broke in the middle of the answer, which gRPC's own retries leave alone.
+
+        Args:
+            error: how the call ended.
+            seconds: how long it took.
+
+        Raises:
+            grpc.RpcError: the given error, if the call is not worth another attempt.
+        """
+        if not self.is_repeated or seconds >= self.timeout_seconds or not connection_broke(error):
+            raise error
+        return replace(self, timeout_seconds=self.timeout_seconds - seconds, is_repeated=False)
 
     def start(self) -> Any:
         """Sends the request.
@@ -129,4 +146,5 @@ class Calls:
         self, method: Any, request: Message, read: Callable[[Any], Answer], timeout_seconds: float
     ) -> Call[Answer]:
         connection = self._connection
-        return Call(method, request, read, connection.target, timeout_seconds, connection.metadata)
+        is_repeated = connection.max_attempts > 1
+        return Call(method, request, read, connection.target, timeout_seconds, connection.metadata, is_repeated)

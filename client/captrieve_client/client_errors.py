@@ -109,7 +109,15 @@ _NO_SERVER = (
     "errors resolving",
     "DNS resolution failed",
 )
-_CONNECTION_BROKE = ("Socket closed", "Cancelling all calls", "Connection reset", "GOAWAY")
+_CONNECTION_BROKE = (
+    "Socket closed",
+    "Cancelling all calls",
+    "Connection reset",
+    "GOAWAY",
+    "Stream removed",
+    "Broken pipe",
+    "Transport closed",
+)
 _HTTP_STATUS = re.compile(r"Received http2 header with status: (\d+)")
 _TLS_FAILURES = {
     "CERTIFICATE_VERIFY_FAILED": "the certificate of {} is not from a known authority; name its authority (--ca-file)",
@@ -142,6 +150,13 @@ def translated_errors(address: str, timeout_seconds: float) -> Iterator[None]:
         ) from error
 
 
+def connection_broke(error: grpc.RpcError) -> bool:
+    """Whether the connection ended before the whole answer was there."""
+    text = error.details() or ""
+    is_unavailable = error.code() is _Code.UNAVAILABLE
+    return is_unavailable and not text.startswith(_NO_SERVER) and any(part in text for part in _CONNECTION_BROKE)
+
+
 def _translated(error: grpc.RpcError, address: str, timeout_seconds: float) -> SearchClientError:
     code, text = error.code(), error.details() or ""
     kind = _CLASS_OF.get(code, ServerUnavailableError)
@@ -154,7 +169,7 @@ def _translated(error: grpc.RpcError, address: str, timeout_seconds: float) -> S
         text = f"the server at {address} closes every connection; if it expects TLS, use https:// or TLS (--tls)"
     elif code is _Code.UNAVAILABLE and text.startswith(_NO_SERVER):
         text = f"no gateway answers at {address}; start it, or check host and port"
-    elif code is _Code.UNAVAILABLE and any(part in text for part in _CONNECTION_BROKE):
+    elif connection_broke(error):
         text = f"the connection to {address} was closed before the answer arrived; try again"
     elif http_status and http_status[1] in ("401", "403"):
         kind, retryable = RequestRejectedError, False

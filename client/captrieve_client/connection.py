@@ -67,12 +67,14 @@ class Connection:
         credentials: None for a connection without TLS.
         metadata: what every call sends in its header, or None.
         options: of the channel.
+        max_attempts: how often a request is sent.
     """
 
     target: str
     credentials: grpc.ChannelCredentials | None = None
     metadata: tuple[tuple[str, str], ...] | None = None
     options: tuple[tuple[str, str | int], ...] = _CHANNEL_OPTIONS
+    max_attempts: int = 1
 
 
 def make_connection(
@@ -103,12 +105,12 @@ def make_connection(
     if authority is not None:
         options += (("grpc.default_authority", authority),)
     if token is None:
-        return Connection(target, credentials, None, options)
+        return Connection(target, credentials, None, options, max_attempts)
     if not (token.isascii() and token.isprintable()) or " " in token or not token:
         raise ConnectionSettingsError("the token is empty, or has spaces or characters that are not ASCII")
     if credentials is None and not _is_this_machine(target):
         raise ConnectionSettingsError(f"the token is not sent to {target} without TLS; use https:// or TLS (--tls)")
-    return Connection(target, credentials, (("authorization", f"Bearer {token}"),), options)
+    return Connection(target, credentials, (("authorization", f"Bearer {token}"),), options, max_attempts)
 
 
 def _service_config(max_attempts: int, target: str) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import threading
+import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack, closing
 from types import TracebackType
@@ -53,7 +54,8 @@ class SearchClient:
         certificate_file, key_file: the client's own certificate and its key in PEM format, for mutual TLS.
         token: sent as bearer token with each request; needs TLS, unless the gateway is on this machine.
         max_attempts: how often a request is sent, from 1 to 5, if the gateway is unavailable or overloaded; gRPC pauses
-            in between as the gateway asks, within the request's timeout.
+            in between as the gateway asks, within the request's timeout. If more than 1, a request whose connection
+            breaks in the middle of the answer is sent once more.
 
     Raises:
         ConnectionSettingsError: one of these cannot be used.
@@ -248,8 +250,13 @@ class SearchClient:
 
     @staticmethod
     def _send(call: Call[Answer]) -> Answer:
+        started = time.monotonic()
         with call.translated_errors():
-            return call.read(call.start())
+            try:
+                answer = call.start()
+            except grpc.RpcError as error:
+                answer = call.again(error, time.monotonic() - started).start()
+            return call.read(answer)
 
     @staticmethod
     def _events(call: Call[SearchEvent | None]) -> Generator[SearchEvent, None, None]:

@@ -208,7 +208,7 @@ def test_certificate_for_another_name_is_named(tls_port: str, ca_file: str) -> N
 
 def test_tls_on_one_side_only_is_named(service: ScriptedService, tls_port: str) -> None:
     with (
-        SearchClient(f"localhost:{tls_port}") as search_client,
+        SearchClient(f"127.0.0.1:{tls_port}") as search_client,
         pytest.raises(ServerUnavailableError, match="if it expects TLS, use https:// or TLS"),
     ):
         search_client.search(b"photo")

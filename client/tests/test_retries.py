@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -238,6 +240,56 @@ def test_all_calls_in_flight_on_a_gateway_that_dies_go_to_the_others() -> None:
             outcomes = search_client.stream_captions([b"photo"] * 90, concurrency=90)
             threading.Timer(0.5, first.close).start()
             assert [outcome for outcome in outcomes if isinstance(outcome, SearchClientError)] == []
+
+
+@contextmanager
+def cutting(address: str, num_bytes: int) -> Iterator[str]:
+    """Runs a proxy before a server; it cuts the first connection after some bytes from the server."""
+    host, _, port = address.rpartition(":")
+    limits = [num_bytes]
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            limit = limits.pop() if limits else 2**40
+            with socket.create_connection((host, int(port))) as server:
+                passing = threading.Thread(target=pass_on, args=(self.request, server, 2**40), daemon=True)
+                passing.start()
+                pass_on(server, self.request, limit)
+                passing.join()
+
+    def pass_on(source: socket.socket, target: socket.socket, limit: int) -> None:
+        with suppress(OSError):
+            while limit > 0 and (data := source.recv(4096)):
+                target.sendall(data[:limit])
+                limit -= len(data)
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as proxy:
+        thread = threading.Thread(target=proxy.serve_forever, args=(0.1,), daemon=True)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{proxy.server_address[1]}"
+        finally:
+            proxy.shutdown()
+            thread.join()
+
+
+@BOTH
+@pytest.mark.parametrize(("max_attempts", "num_requests"), [(3, 2), (1, 1)])
+def test_connection_that_breaks_in_the_middle_of_an_answer_is_no_error(
+    service: ScriptedService, address: str, search: Search, max_attempts: int, num_requests: int
+) -> None:
+    """As soon as an answer has begun, gRPC itself does not send a request again."""
+    service.answer.results[0].thumbnail = bytes(100_000)
+    with cutting(address, 50_000) as proxy:
+        if max_attempts == 1:
+            with pytest.raises(ServerUnavailableError, match="was closed before the answer arrived"):
+                search(proxy, max_attempts=max_attempts)
+        else:
+            assert search(proxy, max_attempts=max_attempts).query == "blue shirt"
+    assert len(service.requests) == num_requests
 
 
 @pytest.mark.parametrize(
