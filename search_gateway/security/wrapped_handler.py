@@ -64,6 +64,9 @@ class _Requests:
         self._messages = messages
         self._seen = seen
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._messages, name)
+
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
 

@@ -76,6 +76,7 @@ class KServe(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
             answer = service_pb2.ModelStreamInferResponse()
             answer.infer_response.id = request.id
             await context.write(answer)
+            requests.release(request)  # as the real service does
 
 
 class Server:
