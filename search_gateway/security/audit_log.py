@@ -21,7 +21,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 
@@ -97,7 +97,7 @@ class AuditInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
         """Return the method's handler, wrapped."""
         method = handler_call_details.method
         handler = await continuation(handler_call_details)
-        if handler is None or method.startswith(_HEALTH):
+        if method.startswith(_HEALTH):
             return handler
 
         @asynccontextmanager
@@ -131,7 +131,7 @@ class AuditInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
                     }
                 )
 
-        return wrapped_handler(handler, around)
+        return wrapped_handler(handler or grpc.stream_stream_rpc_method_handler(_unknown), around)
 
 
 class AuditedMessages(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stubs only
@@ -151,6 +151,12 @@ class AuditedMessages(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
 @asynccontextmanager
 async def _noting(request: Any, context: Context) -> AsyncIterator[Seen]:
     yield _noted.get().note
+
+
+async def _unknown(requests: Any, context: Context) -> NoReturn:
+    """Answer a call of a method that is not there, as gRPC would."""
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+    raise AssertionError("abort raises")
 
 
 async def _ignore(message: Any) -> None:

@@ -67,12 +67,9 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
             return await continuation(details)
         if self._sources:
             try:
-                caller = self._checked(details)
+                _caller.set(self._checked(details))
             except SearchError as error:
                 return _refusal(error)
-            # gRPC handles a call in one task, from here to its end.
-            _caller.set(caller)
-            current_caller.set(caller.name)
         handler = await continuation(details)
         return handler if handler is None else wrapped_handler(handler, self._around)
 
@@ -91,7 +88,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
             yield
 
     def _checked(self, details: grpc.HandlerCallDetails) -> Caller:
-        """Return who calls.
+        """Return who calls, whose name is known even if the call is refused for its scope or its limits.
 
         Raises:
             UnauthenticatedError, PermissionDeniedError, OverloadedError: the call is refused.
@@ -100,6 +97,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         caller = next(filter(None, (source(token) for source in self._sources)), None) if token else None
         if caller is None:
             raise UnauthenticatedError(_UNAUTHENTICATED)
+        current_caller.set(caller.name)  # gRPC handles a call in one task, from here to its end
         scope = scope_of(details.method)
         if scope != _ANY_SCOPE and not caller.scopes & {scope, "admin"}:
             raise PermissionDeniedError(_DENIED)

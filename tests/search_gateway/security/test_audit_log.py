@@ -86,6 +86,10 @@ def test_each_ending_has_its_code(tmp_path: Path, keys: Path) -> None:
         await server.search.Caption(photo(), metadata=token("slow"), timeout=20)
         error = await refusal(server.search.Caption(photo(), metadata=token("slow"), timeout=20))
         assert error.code() is Code.RESOURCE_EXHAUSTED
+        for name in ("chief", "captioner"):
+            unknown = server.channel.unary_unary("/captrieve.v1.SearchService/Nothing")
+            error = await refusal(unknown(b"", metadata=token(name), timeout=20))
+            assert error.code() is (Code.UNIMPLEMENTED if name == "chief" else Code.PERMISSION_DENIED)
         server.service.hold.clear()
         before = server.service.num_calls
         waiting = server.search.Caption(photo(), metadata=token("captioner"), timeout=20)
@@ -94,11 +98,18 @@ def test_each_ending_has_its_code(tmp_path: Path, keys: Path) -> None:
         await refusal(server.search.Caption(photo(), metadata=token("captioner"), timeout=0.3))
         await asyncio.sleep(0.3)
 
-    codes = [line["code"] for line in audited(tmp_path, keys, calls)]
-    assert codes[:6] == [
-        "UNAUTHENTICATED", "PERMISSION_DENIED", "INVALID_ARGUMENT", "INVALID_ARGUMENT", "OK", "RESOURCE_EXHAUSTED",
-    ]  # fmt: skip
-    assert codes[6:] == ["CANCELLED", "DEADLINE_EXCEEDED"]
+    assert [(line["code"], line["key"]) for line in audited(tmp_path, keys, calls)] == [
+        ("UNAUTHENTICATED", None),
+        ("PERMISSION_DENIED", "kserver"),
+        ("INVALID_ARGUMENT", "captioner"),
+        ("INVALID_ARGUMENT", "captioner"),
+        ("OK", "slow"),
+        ("RESOURCE_EXHAUSTED", "slow"),
+        ("UNIMPLEMENTED", "chief"),
+        ("PERMISSION_DENIED", "captioner"),
+        ("CANCELLED", "captioner"),
+        ("DEADLINE_EXCEEDED", "captioner"),
+    ]
 
 
 def test_photos_of_batches_and_streams_are_told_apart(tmp_path: Path) -> None:
