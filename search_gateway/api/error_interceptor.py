@@ -24,6 +24,7 @@ from search_gateway.api.request_memory import MemoryBudget, Message, RequestMemo
 from search_gateway.config import GatewayConfig
 from search_gateway.deadline import Deadline
 from search_gateway.errors import BadRequestError, DeadlineError, OverloadedError, SearchError
+from search_gateway.fair_share import current_caller
 from search_gateway.observability.call_interceptor import REQUEST_ID, identify
 from search_gateway.observability.observer import Observer
 
@@ -76,15 +77,16 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
             # A search has one deadline; in a stream of requests, and while a caller watches, each answer has its own.
             is_bounded = budget is self._memory.photos and not is_stream
             serialize = handler.response_serializer or (lambda message: message)
-            answers = _Answers(context, serialize, budget, self._max_seconds, is_bounded=is_bounded)
+            caller = current_caller.get() or context.peer().rpartition(":")[0]  # without a key, a host's calls
+            answers = _Answers(context, serialize, budget, caller, self._max_seconds, is_bounded=is_bounded)
             release: Callable[[], None] | None = None
             try:
                 if is_stream:
-                    requests = RequestStream(messages, self._memory, budget)
+                    requests = RequestStream(messages, self._memory, budget, caller)
                     release = requests.release_all
                     answer = behaviour(requests, answers)
                 else:
-                    request, share = await budget.receive(messages)
+                    request, share = await budget.receive(messages, caller)
                     release = share.release
                     _check(request)
                     answer = behaviour(request, answers)
@@ -166,10 +168,11 @@ def _check(request: Any) -> None:
 class RequestStream:
     """The messages of a caller's stream. `anext` raises BadRequestError for a malformed one and then continues."""
 
-    def __init__(self, messages: AsyncIterator[Message], memory: RequestMemory, budget: MemoryBudget):
+    def __init__(self, messages: AsyncIterator[Message], memory: RequestMemory, budget: MemoryBudget, caller: str):
         self._messages = messages  # not aiter(messages), for which gRPC warns where a refused stream is never read
         self._memory = memory
         self._budget = budget
+        self._caller = caller
         self._shares: dict[int, Share] = {}  # by the id of their message
 
     def __aiter__(self) -> AsyncIterator[Any]:
@@ -178,7 +181,7 @@ class RequestStream:
     async def __anext__(self) -> Any:
         if self._budget is not self._memory.photos:
             self.release_all()  # gRPC's own services (reflection) take one after the other
-        request, share = await self._memory.streams.receive_next(self._messages, self._budget)
+        request, share = await self._memory.streams.receive_next(self._messages, self._budget, self._caller)
         try:
             _check(request)
         except BadRequestError:
@@ -204,6 +207,7 @@ class _Answers:
         context: gRPC's.
         serialize: makes the bytes of a message.
         budget: what the bytes of an answer count in until it is sent.
+        caller: whose share of it they take.
         max_seconds: time limit of a call.
         is_bounded: whether it is the time of all answers, or of each one.
     """
@@ -213,6 +217,7 @@ class _Answers:
         context: Context,
         serialize: Callable[[Any], bytes],
         budget: MemoryBudget,
+        caller: str,
         max_seconds: float,
         *,
         is_bounded: bool,
@@ -220,6 +225,7 @@ class _Answers:
         self._context = context
         self._serialize = serialize
         self._budget = budget
+        self._caller = caller
         self._seconds = max_seconds
         remaining = context.time_remaining()
         self._deadline = Deadline(max_seconds if remaining is None else min(max_seconds, remaining))
@@ -251,7 +257,7 @@ class _Answers:
             DeadlineError: the caller does not read it.
         """
         data = self._serialize(message)
-        self._unsent = self._budget.count(len(data))
+        self._unsent = self._budget.count(len(data), self._caller)
         self._writing = asyncio.ensure_future(self._context.write(data))
         seconds = max(self._deadline.remaining_seconds(), _SEND_SECONDS) if self._is_bounded else self._seconds
         try:

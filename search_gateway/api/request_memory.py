@@ -2,23 +2,28 @@
 """Bounds the memory of requests: of messages that are being received, and of those that are not answered yet.
 
 gRPC tells the size of a message only when it has all of it, so room for the largest message is reserved before a
-message is read. Until then gRPC keeps no more of it than its flow-control window.
+message is read. Until then gRPC keeps no more of it than its flow-control window. No caller can keep the others out:
+one that has more than an equal share leaves some room to them, and callers who wait take turns.
 """
 
 from __future__ import annotations
 
 import asyncio
+import bisect
 import ctypes
-from collections import deque
+import itertools
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import BadRequestError, DeadlineError, OverloadedError
+from search_gateway.fair_share import FairTurns, is_refused
 
 _RETRY_SECONDS = 1.0
-_MAX_WAITING = 256  # calls that wait for room; further ones are refused
+_MAX_WAITING = 256  # calls that wait for room; further ones are refused, but for those of callers with few
+_SPARE_SHARE = 8  # a caller with more than an equal share leaves one of so many parts free
 _FAIR_SECONDS = 1.0  # how long a message may keep its room while others wait for it
 _TRIM_BYTES, _TRIM_SECONDS = 8 * 2**20, (0.5, 3.0)  # the second time for what gRPC freed later
 
@@ -41,20 +46,21 @@ class Message:
 
 
 class Share:
-    """Bytes of a budget that belong to one message, until `release`."""
+    """Bytes of a budget that belong to one message of a caller, until `release`."""
 
-    def __init__(self, budget: MemoryBudget, num_bytes: int):
+    def __init__(self, budget: MemoryBudget, caller: str, num_bytes: int):
         self._budget = budget
+        self._caller = caller
         self.num_bytes = num_bytes
 
     def shrink(self, num_bytes: int) -> None:
         """Keep so many bytes; the others were not used."""
-        self._budget.give_back(self.num_bytes - num_bytes, were_used=False)
+        self._budget.give_back(self._caller, self.num_bytes - num_bytes, were_used=False)
         self.num_bytes = num_bytes
 
     def release(self) -> None:
         """Give back all bytes; a second call does nothing."""
-        self._budget.give_back(self.num_bytes, were_used=True)
+        self._budget.give_back(self._caller, self.num_bytes, were_used=True)
         self.num_bytes = 0
 
 
@@ -62,9 +68,20 @@ class Share:
 class _Reading:
     """A message that is being received; it may be ended for the sake of others."""
 
+    caller: str
     limit: asyncio.Timeout
     since: float
     is_ended: bool = False
+
+
+@dataclass(order=True)
+class _Waiting:
+    """A call that waits for the room of the largest message; sorted by its turn."""
+
+    turn: int
+    number: int
+    caller: str = field(compare=False)
+    admitted: asyncio.Future[None] = field(compare=False)
 
 
 class MemoryBudget:
@@ -80,13 +97,23 @@ class MemoryBudget:
         self._max_bytes = max(max_bytes, max_message_bytes)
         self._max_message_bytes = max_message_bytes
         self._receive_seconds = receive_seconds
-        self._waiting: deque[asyncio.Future[None]] = deque()  # each for the room of the largest message
+        self._spare_bytes = min(
+            max(max_message_bytes, self._max_bytes // _SPARE_SHARE), self._max_bytes - max_message_bytes
+        )
+        self._of_caller: Counter[str] = Counter()  # bytes
+        self._waiting: list[_Waiting] = []
+        self._turns = FairTurns()
+        self._numbers = itertools.count()
         self._readings: dict[_Reading, None] = {}  # the earliest first
         self._heap = _Heap()
         self.num_bytes = 0
 
-    async def receive(self, messages: AsyncIterator[Message]) -> tuple[Any, Share]:
+    async def receive(self, messages: AsyncIterator[Message], caller: str = "") -> tuple[Any, Share]:
         """Read the one message of a call.
+
+        Args:
+            messages: the call's.
+            caller: whose share of the budget it takes.
 
         Returns:
             The message, and its share, which the caller releases.
@@ -96,9 +123,9 @@ class MemoryBudget:
             DeadlineError: it did not arrive in time.
             BadRequestError: there is none.
         """
-        share = await self._reserve(self._receive_seconds)
+        share = await self._reserve(caller, self._receive_seconds)
         try:
-            message = await self._read(messages, self._receive_seconds)
+            message = await self._read(messages, caller, self._receive_seconds)
         except BaseException:
             share.release()
             raise
@@ -108,7 +135,9 @@ class MemoryBudget:
         share.shrink(min(message.num_bytes, share.num_bytes))
         return message.value, share
 
-    async def receive_next(self, messages: AsyncIterator[Message], counted_in: MemoryBudget) -> tuple[Any, Share]:
+    async def receive_next(
+        self, messages: AsyncIterator[Message], counted_in: MemoryBudget, caller: str = ""
+    ) -> tuple[Any, Share]:
         """Read the next message of a stream, however long it takes to come.
 
         Room for it is taken from this budget while it comes; afterwards it counts in `counted_in`.
@@ -116,11 +145,12 @@ class MemoryBudget:
         Raises:
             StopAsyncIteration: there is none.
             DeadlineError: others waited to be read, so that the stream must end.
+            OverloadedError: too many calls wait for room.
         """
-        (await counted_in._reserve(None)).shrink(0)  # no message is read before one could be kept
-        share = await self._reserve(None)
+        (await counted_in._reserve(caller, None)).shrink(0)  # no message is read before one could be kept
+        share = await self._reserve(caller, None)
         try:
-            message = await self._read(messages, None)
+            message = await self._read(messages, caller, None)
         except OverloadedError as error:
             raise DeadlineError(
                 "the stream sent nothing for a while and others wait: open it again to go on"
@@ -129,60 +159,87 @@ class MemoryBudget:
             share.shrink(0)
         if message is None:
             raise StopAsyncIteration
-        return message.value, counted_in.count(message.num_bytes)
+        return message.value, counted_in.count(message.num_bytes, caller)
 
-    def count(self, num_bytes: int) -> Share:
+    def count(self, num_bytes: int, caller: str = "") -> Share:
         """Count bytes that are there already, even beyond the limit: nothing more is read until there is room again."""
         self.num_bytes += num_bytes
-        return Share(self, num_bytes)
+        self._of_caller[caller] += num_bytes
+        return Share(self, caller, num_bytes)
 
-    def give_back(self, num_bytes: int, *, were_used: bool) -> None:
+    def give_back(self, caller: str, num_bytes: int, *, were_used: bool) -> None:
         """Make room for those who wait. Used by `Share`."""
         self.num_bytes -= num_bytes
+        self._of_caller[caller] -= num_bytes
+        if not self._of_caller[caller]:
+            del self._of_caller[caller]
         if were_used:
             self._heap.freed(num_bytes)
         self._admit()
 
-    async def _reserve(self, seconds: float | None) -> Share:
+    async def _reserve(self, caller: str, seconds: float | None) -> Share:
         """Wait for the room of the largest message.
 
         Raises:
             OverloadedError: there is none after so many seconds, or too many wait already.
         """
-        if self._waiting or self.num_bytes + self._max_message_bytes > self._max_bytes:
-            if seconds is not None and len(self._waiting) >= _MAX_WAITING:
-                raise self._overloaded()
-            self._end_earliest()
-            turn = asyncio.get_running_loop().create_future()
-            self._waiting.append(turn)
-            try:
-                async with asyncio.timeout(seconds):
-                    await turn
-            except BaseException as error:
-                if turn in self._waiting:
-                    self._waiting.remove(turn)
-                else:
-                    Share(self, self._max_message_bytes).shrink(0)
-                if isinstance(error, TimeoutError):
-                    raise self._overloaded() from None
-                raise
-        else:
-            self.num_bytes += self._max_message_bytes
-        return Share(self, self._max_message_bytes)
+        if self._has_room(caller):
+            return self.count(self._max_message_bytes, caller)
+        waits = Counter(one.caller for one in self._waiting)
+        is_over = is_refused(waits[caller], len(self._waiting), len(waits.keys() | {caller}), _MAX_WAITING)
+        if is_over or len(self._waiting) >= 2 * _MAX_WAITING:
+            raise self._overloaded()
+        self._end_earliest(caller)
+        turn = self._turns.next(caller)
+        waiting = _Waiting(turn, next(self._numbers), caller, asyncio.get_running_loop().create_future())
+        bisect.insort(self._waiting, waiting)
+        try:
+            async with asyncio.timeout(seconds):
+                await waiting.admitted
+        except BaseException as error:
+            if waiting in self._waiting:
+                self._waiting.remove(waiting)
+            else:
+                Share(self, caller, self._max_message_bytes).shrink(0)
+            if isinstance(error, TimeoutError):
+                raise self._overloaded() from None
+            raise
+        return Share(self, caller, self._max_message_bytes)
+
+    def _has_room(self, caller: str) -> bool:
+        """Whether a caller may take the room of the largest message now."""
+        left = self._max_bytes - self.num_bytes - self._max_message_bytes
+        num_callers = max(2 if caller else 1, len(self._of_caller.keys() | {caller}))  # another one may come
+        is_large = self._of_caller[caller] + self._max_message_bytes > self._max_bytes // num_callers
+        return left >= (self._spare_bytes if is_large else 0)
 
     def _admit(self) -> None:
-        while self._waiting and self.num_bytes + self._max_message_bytes <= self._max_bytes:
-            self.num_bytes += self._max_message_bytes
-            self._waiting.popleft().set_result(None)
+        without_room: set[str] = set()
+        for waiting in list(self._waiting) if self.num_bytes + self._max_message_bytes <= self._max_bytes else ():
+            if waiting.caller in without_room or waiting.admitted.done():  # it was cancelled just now
+                continue
+            if self._has_room(waiting.caller):
+                self._waiting.remove(waiting)
+                self._turns.served(waiting.turn)
+                self.count(self._max_message_bytes, waiting.caller)
+                waiting.admitted.set_result(None)
+            else:
+                without_room.add(waiting.caller)
 
-    def _end_earliest(self) -> None:
-        """End the reading that has lasted longest, as soon as it has had a fair time."""
-        reading = next((one for one in self._readings if not one.is_ended), None)
-        if reading is not None:
+    def _end_earliest(self, caller: str) -> None:
+        """End the reading that has lasted longest, as soon as it has had a fair time.
+
+        It is one of the caller that has most, of the one who waits among equals, and of none that has less.
+        """
+        readings = [one for one in self._readings if not one.is_ended]
+        reading = max(  # the earliest of equals
+            readings, key=lambda one: (self._of_caller[one.caller], one.caller == caller), default=None
+        )
+        if reading is not None and self._of_caller[reading.caller] >= self._of_caller[caller]:
             reading.is_ended = True
             reading.limit.reschedule(max(asyncio.get_running_loop().time(), reading.since + _FAIR_SECONDS))
 
-    async def _read(self, messages: AsyncIterator[Message], seconds: float | None) -> Message | None:
+    async def _read(self, messages: AsyncIterator[Message], caller: str, seconds: float | None) -> Message | None:
         """Return the next message; None where there is none.
 
         Raises:
@@ -191,7 +248,7 @@ class MemoryBudget:
         """
         try:
             async with asyncio.timeout(seconds) as limit:
-                reading = _Reading(limit, asyncio.get_running_loop().time())
+                reading = _Reading(caller, limit, asyncio.get_running_loop().time())
                 self._readings[reading] = None
                 try:
                     return await anext(messages, None)

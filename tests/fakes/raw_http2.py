@@ -50,7 +50,7 @@ class RawConnection:
         connection._writer.write(_PREFACE + _frame(_SETTINGS, 0, 0, settings))
         return connection
 
-    async def begin(self, path: str) -> int:
+    async def begin(self, path: str, **metadata: str) -> int:
         """Begin a call, such as of "/captrieve.v1.SearchService/Caption"; returns the number of its stream."""
         stream, self._next_stream = self._next_stream, self._next_stream + 2
         self._windows[stream] = self._initial_window
@@ -61,6 +61,7 @@ class RawConnection:
             ":authority": "test",
             "content-type": "application/grpc",
             "te": "trailers",
+            **metadata,
         }
         block = b"".join(b"\0" + _text(name) + _text(value) for name, value in headers.items())
         self._writer.write(_frame(_HEADERS, _END_HEADERS, stream, block))

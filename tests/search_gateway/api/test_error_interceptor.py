@@ -161,6 +161,9 @@ def test_stream_that_is_left_is_closed_at_once() -> None:
         def time_remaining(self) -> None:
             return None
 
+        def peer(self) -> str:
+            return "ipv4:127.0.0.1:1"
+
         async def write(self, _: bytes) -> None:
             self.writes.set()
             await asyncio.Event().wait()  # the caller does not read

@@ -36,8 +36,8 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def receive(memory: MemoryBudget, messages: AsyncIterator[Message]) -> Share:
-    message, share = await memory.receive(messages)
+async def receive(memory: MemoryBudget, messages: AsyncIterator[Message], caller: str = "") -> Share:
+    message, share = await memory.receive(messages, caller)
     assert message == "photo"
     return share
 
@@ -99,6 +99,85 @@ def test_calls_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert now() == 1.0, "at once"
         for task in waiting:
             task.cancel()
+
+    run_virtually(run())
+
+
+def test_caller_who_fills_the_budget_leaves_room_for_another_one() -> None:
+    async def run() -> None:
+        memory = budget(4)
+        held = [await receive(memory, arriving(LARGEST), "flood") for _ in range(3)]
+        more = [asyncio.create_task(receive(memory, arriving(LARGEST), "flood")) for _ in range(3)]
+        await asyncio.sleep(5.0)
+        assert not any(task.done() for task in more)
+        for _ in range(3):
+            (await receive(memory, arriving(1), "shop")).release()
+        assert now() == 5.0, "it never waited"
+        held[0].release()
+        await more[0]
+        assert memory.num_bytes == 3 * LARGEST
+        for task in more[1:]:
+            task.cancel()
+
+    run_virtually(run())
+
+
+def test_caller_with_most_makes_room_for_others_and_for_itself() -> None:
+    async def run() -> None:
+        memory = budget(8)
+        slow = asyncio.create_task(receive(memory, arriving(1, after=3.0), "shop"))
+        flood = [asyncio.create_task(receive(memory, never(), "flood")) for _ in range(7)]
+        await asyncio.sleep(0.1)
+        (await receive(memory, arriving(1), "shop")).release()
+        assert now() == 0.1
+        held = await receive(memory, arriving(LARGEST), "shop")
+        (await receive(memory, arriving(1), "shop")).release()
+        assert now() == 1.0, "after the fair time of one message, not of seven"
+        (await slow).release()
+        assert now() == 3.0, "the slow message of a caller with little is not ended for the flood"
+        held.release()
+        for task in flood:
+            task.cancel()
+
+    run_virtually(run())
+
+
+def test_waiting_calls_of_one_caller_do_not_keep_another_one_from_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_memory, "_MAX_WAITING", 2)
+
+    async def run() -> None:
+        memory = budget(1)
+        held = await receive(memory, arriving(1), "flood")
+        order: list[str] = []
+
+        async def call(caller: str) -> None:
+            share = await receive(memory, arriving(1), caller)
+            order.append(caller)
+            share.release()
+
+        waiting = [asyncio.create_task(call("flood")) for _ in range(2)]
+        await asyncio.sleep(1.0)
+        with pytest.raises(OverloadedError):
+            await memory.receive(arriving(1), "flood")
+        waiting.append(asyncio.create_task(call("shop")))
+        await asyncio.sleep(1.0)
+        held.release()
+        await asyncio.gather(*waiting)
+        assert order == ["flood", "shop", "flood"], "they take turns"
+
+    run_virtually(run())
+
+
+def test_room_that_comes_free_as_a_caller_leaves_goes_to_the_next_one() -> None:
+    async def run() -> None:
+        memory = budget(1)
+        held = await receive(memory, arriving(1))
+        leaving, staying = (asyncio.create_task(receive(memory, arriving(1))) for _ in range(2))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        held.release()  # before the task of the caller that leaves has run
+        (await staying).release()
+        assert memory.num_bytes == 0
 
     run_virtually(run())
 
