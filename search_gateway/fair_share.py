@@ -6,6 +6,7 @@ Without API keys, all calls have the same caller, "", and nothing here changes t
 
 from __future__ import annotations
 
+import random
 from contextvars import ContextVar
 
 # The name of the key, token or certificate of the call in progress. Tasks that the call starts inherit it.
@@ -25,6 +26,11 @@ def is_refused(num_own: int, num_total: int, num_callers: int, limit: int) -> bo
         limit: of the resource.
     """
     return num_total >= limit and num_own >= limit // num_callers
+
+
+def spread(pause_seconds: float) -> float:
+    """Return up to twice a pause, so that calls that are refused at the same time do not all come again at once."""
+    return pause_seconds * random.uniform(1.0, 2.0)
 
 
 class FairTurns:

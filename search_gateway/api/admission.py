@@ -10,7 +10,7 @@ from typing import Protocol
 
 from search_gateway.deadline import Deadline
 from search_gateway.errors import BadRequestError, OverloadedError
-from search_gateway.fair_share import current_caller, is_refused
+from search_gateway.fair_share import current_caller, is_refused, spread
 
 # Reserved for sending the answer, so that it arrives before the caller gives up.
 _ANSWER_SECONDS = 0.05
@@ -64,13 +64,13 @@ class Admission:
             raise OverloadedError(
                 f"the server works on {self._in_flight} requests, its limit is {self._max_in_flight}, and this one "
                 f"counts as {num_photos}, one for each photo: try again shortly, or send fewer",
-                retry_after_seconds=_RETRY_SECONDS,
+                retry_after_seconds=spread(_RETRY_SECONDS),
                 reason="requests",
             )
         if is_over:
             raise OverloadedError(
                 f"the server works on {self._in_flight} requests, its limit: try again shortly",
-                retry_after_seconds=_RETRY_SECONDS,
+                retry_after_seconds=spread(_RETRY_SECONDS),
                 reason="requests",
             )
         self._in_flight += num_photos

@@ -19,7 +19,7 @@ from typing import Any
 
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import BadRequestError, DeadlineError, OverloadedError
-from search_gateway.fair_share import FairTurns, is_refused
+from search_gateway.fair_share import FairTurns, is_refused, spread
 
 _RETRY_SECONDS = 1.0
 _MAX_WAITING = 256  # calls that wait for room; further ones are refused, but for those of callers with few
@@ -264,7 +264,7 @@ class MemoryBudget:
     def _overloaded(self) -> OverloadedError:
         return OverloadedError(
             f"the requests of all callers have {self._max_bytes:,} bytes, the limit: try again shortly",
-            retry_after_seconds=_RETRY_SECONDS,
+            retry_after_seconds=spread(_RETRY_SECONDS),
         )
 
 

@@ -28,7 +28,7 @@ from search_gateway.engine.inference import CaptionInference, EncodedPhotos, Pix
 from search_gateway.engine.request_queue import RequestQueue
 from search_gateway.engine.running_batch import RunningBatch, StepCalls
 from search_gateway.errors import DeadlineError, InferenceError, OverloadedError, SearchError
-from search_gateway.fair_share import current_caller
+from search_gateway.fair_share import current_caller, spread
 from search_gateway.observability.observer import BatchState, Observer
 from search_gateway.observability.tracing import PhotoSpans, shared_call
 
@@ -368,9 +368,9 @@ class CaptionScheduler:
     def _retry_seconds(self) -> float:
         """Expected duration of the queue at the rate of the last captions."""
         if len(self._finished) < 2:
-            return _MAX_RETRY_SECONDS / 5
+            return spread(_MAX_RETRY_SECONDS / 5)
         rate = (len(self._finished) - 1) / max(time.monotonic() - self._finished[0], 1e-3)
-        return min(max(len(self._queue) / rate, _MIN_RETRY_SECONDS), _MAX_RETRY_SECONDS)
+        return min(spread(max(len(self._queue) / rate, _MIN_RETRY_SECONDS)), _MAX_RETRY_SECONDS)
 
 
 @dataclass(eq=False)

@@ -14,10 +14,10 @@ import hashlib
 import hmac
 import json
 import logging
-import math
 import os
 import re
 import secrets
+import sys
 import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -159,8 +159,8 @@ def _weights(cost: Any, where: str) -> CostWeights:
 
 
 def _number(value: Any, where: str, *, may_be_0: bool = False) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or value < 0 or (value == 0 and not may_be_0):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= sys.float_info.max or (value == 0 and not may_be_0):
         raise ConfigError(f"{where} is {value!r:.40}, which is not a number {'from' if may_be_0 else 'above'} 0")
     return float(value)
 

@@ -29,6 +29,12 @@ def test_one_more_than_the_limit_is_refused_and_told_when_to_come_back() -> None
             pass
         assert refusal.value.code == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert refusal.value.retry_after_seconds > 0
+        pauses = set()
+        for _ in range(9):
+            with pytest.raises(OverloadedError) as refusal, admission.admitted():
+                pass
+            pauses.add(refusal.value.retry_after_seconds)
+        assert len(pauses) > 1, "or all come again at the same moment"
     with admission.admitted(), admission.admitted():
         pass
 

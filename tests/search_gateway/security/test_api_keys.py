@@ -165,6 +165,7 @@ BAD = {
     "short digest": json.dumps({"keys": [KEY | {"sha256": "ab"}]}),
     "no scope": json.dumps({"keys": [KEY | {"scopes": []}]}),
     "wrong rate": json.dumps({"keys": [KEY | {"rate": True}]}),
+    "endless rate": json.dumps({"keys": [KEY | {"rate": 10**400}]}),
     "wrong time": json.dumps({"keys": [KEY | {"expires": "soon"}]}),
     "wrong cost": json.dumps({"keys": [KEY | {"cost": {"walk": 1}}]}),
 }
