@@ -208,14 +208,20 @@ class MemoryBudget:
 
     def _has_room(self, caller: str) -> bool:
         """Whether a caller may take the room of the largest message now."""
-        left = self._max_bytes - self.num_bytes - self._max_message_bytes
+        if self.num_bytes + self._max_message_bytes + self._spare_bytes <= self._max_bytes:
+            return True
+        # Answers that a caller does not read may exceed its limit; they take nothing from what is left to others.
+        most = self._max_bytes - self._spare_bytes
+        others = sum(min(num_bytes, most) for one, num_bytes in self._of_caller.items() if one != caller)
+        own = self._of_caller[caller]
+        left = self._max_bytes - others - own - self._max_message_bytes
         num_callers = max(2 if caller else 1, len(self._of_caller.keys() | {caller}))  # another one may come
-        is_large = self._of_caller[caller] + self._max_message_bytes > self._max_bytes // num_callers
+        is_large = own > 0 and own + self._max_message_bytes > self._max_bytes // num_callers
         return left >= (self._spare_bytes if is_large else 0)
 
     def _admit(self) -> None:
         without_room: set[str] = set()
-        for waiting in list(self._waiting) if self.num_bytes + self._max_message_bytes <= self._max_bytes else ():
+        for waiting in tuple(self._waiting):
             if waiting.caller in without_room or waiting.admitted.done():  # it was cancelled just now
                 continue
             if self._has_room(waiting.caller):

@@ -122,6 +122,30 @@ def test_caller_who_fills_the_budget_leaves_room_for_another_one() -> None:
     run_virtually(run())
 
 
+def test_answers_that_one_caller_does_not_read_keep_no_other_one_out() -> None:
+    async def run() -> None:
+        memory = budget(4)
+        unread = [memory.count(LARGEST, "flood") for _ in range(10)]
+        (await receive(memory, arriving(1), "shop")).release()
+        assert now() == 0.0
+        with pytest.raises(OverloadedError):
+            await receive(memory, arriving(1), "flood")
+        for share in unread:
+            share.release()
+        assert memory.num_bytes == 0
+
+    run_virtually(run())
+
+
+def test_unread_byte_of_one_caller_does_not_lock_a_small_budget() -> None:
+    async def run() -> None:
+        memory = MemoryBudget(LARGEST + 10, LARGEST, receive_seconds=10.0)
+        memory.count(1, "flood")
+        (await receive(memory, arriving(1), "shop")).release()
+
+    run_virtually(run())
+
+
 def test_caller_with_most_makes_room_for_others_and_for_itself() -> None:
     async def run() -> None:
         memory = budget(8)
