@@ -226,7 +226,7 @@ def _is_ipv6(text: str) -> bool:
 
 
 def _is_this_machine(target: str) -> bool:
-    if target.startswith("unix"):
+    if target.startswith(("unix:", "unix-abstract:")):  # not every host whose name begins so
         return True
     return all(map(_is_loopback, re.sub(r"^ipv[46]:(?!\d+$)", "", target).split(",")))
 

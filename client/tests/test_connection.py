@@ -224,8 +224,9 @@ def test_token_stays_on_this_machine_without_tls(service: ScriptedService) -> No
     with serving(service) as address, SearchClient(address, token="s3cret") as search_client:
         search_client.search(b"photo")
     assert service.tokens == ["Bearer s3cret"]
-    with pytest.raises(ConnectionSettingsError, match="the token is not sent to shop.example:8001 without TLS"):
-        SearchClient("shop.example", token="s3cret")
+    for host in ("shop.example", "unixshop.example", "localhost.example", "127.0.0.1.example"):
+        with pytest.raises(ConnectionSettingsError, match=f"the token is not sent to {host}:8001 without TLS"):
+            SearchClient(host, token="s3cret")
 
 
 @pytest.mark.parametrize("token", ["", "two words", "line\nbreak", "schlüssel"])
