@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeAlias
 
 import grpc
+from google.protobuf import descriptor_pool
 
 from search_gateway.observability import logs, tracing
 from search_gateway.observability.observer import Observer
@@ -26,6 +27,7 @@ REQUEST_ID = "x-request-id"
 _WELL_FORMED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _QUOTATION = re.compile(r"'(?:[^'\\]|\\.)*'(?!\w)|\"(?:[^\"\\]|\\.)*\"")
 _HEALTH = "/grpc.health.v1."
+_UNKNOWN = "/unknown/unknown"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 # A client's deadline is earlier than the server's: gRPC rounds it up, by 1 % at most, and it takes its time to arrive.
 _DEADLINE_SHARE, _DEADLINE_SECONDS = 0.01, 0.025
@@ -57,9 +59,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         """Return the method's handler, wrapped."""
         handler = await continuation(handler_call_details)
         method = str(handler_call_details.method)
+        if not _exists(method):  # interceptors inside may have a handler that refuses it
+            method = _UNKNOWN
         if handler is None:
-            self._observer.call_started("/unknown/unknown")
-            self._observer.call_ended("/unknown/unknown", grpc.StatusCode.UNIMPLEMENTED.name, 0.0)
+            self._observer.call_started(method)
+            self._observer.call_ended(method, grpc.StatusCode.UNIMPLEMENTED.name, 0.0)
             return handler
         serialisers = handler.request_deserializer, handler.response_serializer
         if handler.unary_unary is not None:
@@ -122,6 +126,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
                 level = logging.DEBUG if is_health else logging.INFO
                 if _log.isEnabledFor(level):
                     _log_call(method, code, seconds, watched, level)
+
+
+def _exists(method: str) -> bool:
+    """Whether a service of this process has a method; its path is /package.Service/Method."""
+    service, _, name = method.removeprefix("/").rpartition("/")
+    try:
+        return name in descriptor_pool.Default().FindServiceByName(service).methods_by_name
+    except KeyError:
+        return False
 
 
 class _WatchedContext:

@@ -7,10 +7,12 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool
 from google.rpc import code_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
@@ -20,8 +22,25 @@ from search_gateway.errors import BadRequestError, OverloadedError
 from search_gateway.observability.call_interceptor import CallInterceptor
 from search_gateway.observability.metrics import GatewayMetrics
 from search_gateway.observability.observer import Observer
+from search_gateway.security.api_keys import ApiKeys
+from search_gateway.security.audit_log import AuditInterceptor, AuditLog
+from search_gateway.security.auth_interceptor import AuthInterceptor
+from search_gateway.security.quotas import Quotas
 
 SECRET = "/etc/secret of class Foo"
+
+
+def declare(*methods: str) -> None:
+    """Make the methods of the service test.Endings known to protobuf, as generated code would."""
+    declared = descriptor_pb2.FileDescriptorProto(name="test_endings.proto", package="test")
+    declared.message_type.add(name="Nothing")
+    service = declared.service.add(name="Endings")
+    for method in methods:
+        service.method.add(name=method, input_type=".test.Nothing", output_type=".test.Nothing")
+    descriptor_pool.Default().AddSerializedFile(declared.SerializeToString())
+
+
+declare("unary", "server_stream", "writing", "bidi_stream", "client_stream")
 
 
 class Recorder(Observer):
@@ -181,6 +200,18 @@ def test_a_method_that_does_not_exist_makes_no_label() -> None:
     assert asyncio.run(call_once("missing", "ok", [CallInterceptor(recorder)])) is grpc.StatusCode.UNIMPLEMENTED
     assert recorder.ended == [("/unknown/unknown", "UNIMPLEMENTED")]
     assert len(recorder.started) == 1
+
+
+def test_stranger_without_a_key_cannot_invent_labels(tmp_path: Path) -> None:
+    recorder = Recorder()
+    (tmp_path / "keys.json").write_text('{"keys": []}')
+    auth = AuthInterceptor([ApiKeys(tmp_path / "keys.json").caller_of], Quotas(8, 20))
+    audit = AuditLog(tmp_path / "audit.jsonl")
+    interceptors = [CallInterceptor(recorder), AuditInterceptor(audit), ErrorInterceptor(), auth]
+    for method in ("missing", "unary"):
+        assert asyncio.run(call_once(method, "ok", interceptors)) is grpc.StatusCode.UNAUTHENTICATED
+    audit.close()
+    assert recorder.ended == [("/unknown/unknown", "UNAUTHENTICATED"), ("/test.Endings/unary", "UNAUTHENTICATED")]
 
 
 def test_metrics_have_started_handled_and_duration() -> None:
