@@ -59,11 +59,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         """Return the method's handler, wrapped."""
         handler = await continuation(handler_call_details)
         method = str(handler_call_details.method)
-        if not _exists(method):  # interceptors inside may have a handler that refuses it
-            method = _UNKNOWN
         if handler is None:
-            self._observer.call_started(method)
-            self._observer.call_ended(method, grpc.StatusCode.UNIMPLEMENTED.name, 0.0)
+            self._observer.call_started(_UNKNOWN)
+            self._observer.call_ended(_UNKNOWN, grpc.StatusCode.UNIMPLEMENTED.name, 0.0)
             return handler
         serialisers = handler.request_deserializer, handler.response_serializer
         if handler.unary_unary is not None:
@@ -105,10 +103,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         metadata = list(context.invocation_metadata() or ())
         request_id = identify(context)
         is_health = method.startswith(_HEALTH)
+        label = method if _exists(method) else _UNKNOWN  # interceptors inside have a handler that refuses any method
         started = time.perf_counter()
-        self._observer.call_started(method)
+        self._observer.call_started(label)
         with contextlib.ExitStack() as stack:
-            span = None if is_health else stack.enter_context(tracing.call_span(method, metadata))
+            span = None if is_health else stack.enter_context(tracing.call_span(label, metadata))
             stack.enter_context(logs.bound(request_id=request_id, trace_id=tracing.trace_id()))
             code = grpc.StatusCode.OK
             try:
@@ -120,7 +119,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
                 code = watched.code_after(None)
             finally:
                 seconds = time.perf_counter() - started
-                self._observer.call_ended(method, code.name, seconds)
+                self._observer.call_ended(label, code.name, seconds)
                 if span is not None:
                     tracing.end_call(span, code.name, code.value[0])
                 level = logging.DEBUG if is_health else logging.INFO
