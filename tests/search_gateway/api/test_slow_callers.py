@@ -182,7 +182,7 @@ def test_message_that_never_ends_is_ended_by_time(path: str) -> None:
 
 @on_event_loop
 async def test_slow_uploads_make_room_for_other_callers() -> None:
-    """They hold all memory that one caller may have for messages, and the call after them waits for one of them only."""
+    """They hold all memory that a caller may have for messages; the call after them waits for one of them only."""
     config = GatewayConfig()
     async with serving(max_bytes_in_flight=4 * max_message_bytes(config), receive_timeout_seconds=600.0) as it:
         caller = await RawConnection.open(it.address)
