@@ -103,6 +103,7 @@ ListenAddress = Annotated[str, AfterValidator(_listen_address)]
 OptionalAddress = Annotated[str, AfterValidator(lambda value: value and _address(value))]
 Addresses = Annotated[tuple[Address, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_distinct)]
 Providers = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_provider_names)]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_distinct)]
 Switch = Annotated[bool, BeforeValidator(_switch)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_none_if_empty)]
 OptionalNumber = Annotated[float | None, BeforeValidator(_none_if_empty)]
@@ -177,6 +178,15 @@ class GatewayConfig(BaseSettings):
     log_format: Literal["console", "json"] = Field("console", description="lines for people (console), or json")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="debug, info, warning or error; debug shows the words of queries"
+    )
+
+    # HTTP
+    web_address: OptionalAddress = Field(
+        "", description="HOST:PORT of the page and the HTTP API; port 0 takes a free one; empty: none"
+    )
+    web_hosts: Names = Field(
+        (),
+        description="names by which browsers may call `web_address` on loopback, comma-separated, beside localhost",
     )
 
     # Models and Triton

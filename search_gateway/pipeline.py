@@ -89,6 +89,16 @@ class CaptionAnswer:
 
 
 @dataclass(frozen=True)
+class PhotoQuery:
+    """What the photo alone says, before the search; the rest as in `SearchAnswer`."""
+
+    query: Query
+    hypotheses: QueryHypotheses  # without those of nearest neighbours
+    query_rule: QueryRule | None
+    confidence: PhotoConfidence | None
+
+
+@dataclass(frozen=True)
 class SearchAnswer:
     """The whole answer of a search; timings in milliseconds by stage."""
 
@@ -105,7 +115,7 @@ class SearchAnswer:
     confidence: PhotoConfidence | None = None  # None likewise
 
 
-SearchEvent = Caption | Query | ScoredResult | SearchAnswer
+SearchEvent = Caption | PhotoQuery | ScoredResult | SearchAnswer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +204,9 @@ class Pipeline:
             with watch.stage("encode"):  # 2
                 embedding = await self.tritons.embed(pixels, deadline)
         _log.debug("searching for: %s", query.text)
-        yield query
+        rule = None if words is None else words.rule
+        confidence = self._confidence(words, embedding)
+        yield PhotoQuery(query, self._hypotheses(words, query, options, embedding, ()), rule, confidence)
         found, seen, degraded = await self._search(query, options, embedding, watch, deadline)  # 6, 7
         with watch.stage("refine"):  # 8
             hypotheses = self._hypotheses(words, query, options, embedding, found.candidates)
@@ -204,7 +216,6 @@ class Pipeline:
             self.observer.degraded(part)
         for result in reranked.kept:
             yield result
-        confidence = self._confidence(words, embedding)
         yield SearchAnswer(
             None if words is None else words.caption,
             query,
@@ -214,7 +225,7 @@ class Pipeline:
             "" if reranked.kept else empty_reason(query, found.provider, reranked, confidence),
             degraded,
             watch.milliseconds(),
-            None if words is None else words.rule,
+            rule,
             0.0 if words is None else words.no_product_probability,
             confidence,
         )

@@ -50,6 +50,7 @@ from search_gateway.triton.client import SharedMemory, load_cuda
 from search_gateway.triton.embedded import EmbeddedTriton, TritonStartError
 from search_gateway.triton.pool import TritonPool
 from search_gateway.triton.replica import TritonReplica
+from search_gateway.web.gateway_web import GatewayWeb
 
 _log = logging.getLogger(__name__)
 
@@ -95,10 +96,12 @@ class Gateway:
         self._replicas: list[TritonReplica] = []
         self._providers: ProviderChain | None = None
         self._security: GatewaySecurity | None = None
+        self._interceptors: list[grpc.aio.ServerInterceptor[Any, Any]] = []
         self._observer = Observer()
         self._is_draining = False
         self.address = ""  # HOST:PORT it listens on
         self.admin_address = ""  # HOST:PORT of the admin port; empty without one
+        self.web_address = ""  # HOST:PORT of the HTTP server; empty without one
 
     async def __aenter__(self) -> Gateway:
         try:
@@ -166,6 +169,7 @@ class Gateway:
         # Bound before Triton starts: a port in use fails immediately, and Triton cannot choose this port.
         port = self._bind(server, security)
         admin = self._bind_admin()
+        web = self._bind_web()
         # Their processes start while Triton starts.
         photos = self._photo_decoder(
             contract, ImageLimits(max_bytes=config.max_photo_bytes, max_pixels=config.max_photo_pixels)
@@ -185,9 +189,11 @@ class Gateway:
             confidence_model=confidence_model,
             observer=observer,
         )
-        await self._serve(server, admin, pipeline, cache, security)
+        await self._serve(server, web, admin, pipeline, cache, security)
         is_socket = config.listen_address.startswith("unix:")
         self.address = config.listen_address if is_socket else f"{config.listen_address.rpartition(':')[0]}:{port}"
+        if web is not None:
+            _log.info("page and HTTP API on http://%s", web.address)
         _log.info("ready on %s: model %s, providers %s", self.address, contract.model, ", ".join(providers.names))
 
     def _photo_decoder(self, contract: ModelContract, limits: ImageLimits) -> DecoderPool:
@@ -198,6 +204,7 @@ class Gateway:
     async def _serve(
         self,
         server: grpc.aio.Server,
+        web: GatewayWeb | None,
         admin: AdminServer | None,
         pipeline: Pipeline,
         cache: QueryCache,
@@ -206,9 +213,8 @@ class Gateway:
         """Add the services to the server, start it, and have it drained at the end."""
         config, tritons = self._config, pipeline.tritons
         admission = Admission(config.max_in_flight, config.max_deadline_seconds)
-        search_pb2_grpc.add_SearchServiceServicer_to_server(  # type: ignore[no-untyped-call]
-            SearchService(pipeline, admission, config), server
-        )
+        search = SearchService(pipeline, admission, config)
+        search_pb2_grpc.add_SearchServiceServicer_to_server(search, server)  # type: ignore[no-untyped-call]
         status = HealthService((SERVICE, protocol.SERVICE))
         health_pb2_grpc.add_HealthServicer_to_server(status, server)
         kserve = kserve_service.InferenceService(
@@ -228,13 +234,18 @@ class Gateway:
         status.set_ready(True)
         tritons.watch(lambda: status.set_ready(tritons.is_serving))
         await server.start()
+        if web is not None:
+            await web.start(search, self._interceptors, pipeline.contract.model, pipeline.providers.names)
 
         async def drain(seconds: float = config.drain_seconds) -> None:
             # First report NOT_SERVING, then finish the requests in flight.
             self._is_draining = True
             status.finish()
             kserve.finish_streams()
-            await server.stop(seconds)
+            stops = [server.stop(seconds)]
+            if web is not None:
+                stops.append(web.close(seconds))
+            await asyncio.gather(*stops)
 
         self._closing.push_async_callback(drain)
         if admin is not None:
@@ -250,13 +261,14 @@ class Gateway:
             _log.info("admin port on %s", admin.address)
 
     def _make_server(self, security: GatewaySecurity) -> grpc.aio.Server:
+        self._interceptors = [
+            CallInterceptor(self._observer),
+            *security.outer_interceptors,
+            ErrorInterceptor(self._config, self._observer),
+            *security.inner_interceptors,
+        ]
         return grpc.aio.server(
-            interceptors=[
-                CallInterceptor(self._observer),
-                *security.outer_interceptors,
-                ErrorInterceptor(self._config, self._observer),
-                *security.inner_interceptors,
-            ],
+            interceptors=self._interceptors,
             options=_server_options(self._config),
         )
 
@@ -287,6 +299,21 @@ class Gateway:
         self._closing.push_async_callback(admin.close)
         self.admin_address = admin.address
         return admin
+
+    def _bind_web(self) -> GatewayWeb | None:
+        address = self._config.web_address
+        if not address:
+            return None
+        try:
+            web = GatewayWeb(self._config)
+        except OSError as error:
+            raise StartError(
+                f"cannot listen on {address} for the page ({error.strerror}): choose another address, or none: "
+                "`make up WEB=HOST:PORT`, CAPTRIEVE_WEB_ADDRESS"
+            ) from error
+        self._closing.push_async_callback(web.close, 0)
+        self.web_address = web.address
+        return web
 
     async def _start_tritons(self, contract: ModelContract) -> TritonPool:
         """Start or connect to the Tritons that the settings name.

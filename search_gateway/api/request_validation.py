@@ -35,7 +35,8 @@ _NESTED = {
     "refinement": ("min_visual_score", "min_semantic_score"),
     "word_override": ("colour", "thing"),
 }
-_PROTO_NAMES = {name: f"{message}.{name}" for message, names in _NESTED.items() for name in names}
+# Name here -> name in search.proto, where they differ.
+PROTO_NAMES = {name: f"{message}.{name}" for message, names in _NESTED.items() for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ def request_values(request: search_pb2.SearchRequest | search_pb2.CaptionRequest
         values["query_rule"] = _QUERY_RULES.get(request.query_rule)
         if values["query_rule"] is None:
             raise BadRequestError(f"query_rule is {request.query_rule}: it goes from 0 to {max(_QUERY_RULES)}")
-    return RequestValues(names=_PROTO_NAMES, **values)
+    return RequestValues(names=PROTO_NAMES, **values)
 
 
 def _set_fields(message: Any, names: tuple[str, ...]) -> dict[str, Any]:

@@ -12,12 +12,13 @@ import grpc
 from captioner import captions
 from captioner.model_contract import ModelContract
 from captioner.photo_confidence import PhotoConfidence
-from captioner.query import Query, QueryRule
+from captioner.query import QueryRule
 from search_api import search_pb2, search_pb2_grpc
 from search_gateway.api.admission import Admission
 from search_gateway.api.request_validation import decoding_options, query_rule, request_values, search_options
 from search_gateway.config import GatewayConfig
-from search_gateway.pipeline import CaptionAnswer, Pipeline, SearchAnswer, SearchEvent
+from search_gateway.pipeline import CaptionAnswer, PhotoQuery, Pipeline, SearchAnswer, SearchEvent
+from search_gateway.ranking.query_hypotheses import QueryHypotheses
 from search_gateway.ranking.rerank import ScoredResult, Verdict
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -81,8 +82,13 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         match event:
             case captions.Caption():
                 return search_pb2.SearchEvent(caption=_caption_message(event))
-            case Query():
-                return search_pb2.SearchEvent(query=event.text)
+            case PhotoQuery():
+                return search_pb2.SearchEvent(
+                    query=event.query.text,
+                    readings=_readings(event.hypotheses),
+                    query_rule=_QUERY_RULES[event.query_rule],
+                    **_confidence(event.confidence),
+                )
             case ScoredResult():
                 return search_pb2.SearchEvent(result=_result_message(event))
             case SearchAnswer():
@@ -124,10 +130,7 @@ def _search_response(
         degraded=[search_pb2.Degradation(part=one.part, reason=one.reason) for one in answer.degraded],
         dropped=_results(reranked.dropped if request.explain else ()),
         model=model,
-        readings=[
-            search_pb2.Reading(query=one.query.text, probability=one.probability)
-            for one in answer.hypotheses.hypotheses
-        ],
+        readings=_readings(answer.hypotheses),
         query_rule=_QUERY_RULES[answer.query_rule],
         no_product_probability=answer.no_product_probability,
         **_confidence(answer.confidence),
@@ -139,6 +142,10 @@ def _search_response(
     if not reranked.kept and reranked.dropped:
         response.nearest_miss.CopyFrom(_result_message(reranked.dropped[0]))
     return response
+
+
+def _readings(hypotheses: QueryHypotheses) -> Iterable[search_pb2.Reading]:
+    return [search_pb2.Reading(query=one.query.text, probability=one.probability) for one in hypotheses.hypotheses]
 
 
 def _confidence(confidence: PhotoConfidence | None) -> dict[str, Any]:

@@ -63,8 +63,20 @@ class WordOverride(_message.Message):
     thing: str
     def __init__(self, colour: _Optional[str] = ..., thing: _Optional[str] = ...) -> None: ...
 
+class Region(_message.Message):
+    __slots__ = ("x", "y", "width", "height")
+    X_FIELD_NUMBER: _ClassVar[int]
+    Y_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    x: float
+    y: float
+    width: float
+    height: float
+    def __init__(self, x: _Optional[float] = ..., y: _Optional[float] = ..., width: _Optional[float] = ..., height: _Optional[float] = ...) -> None: ...
+
 class SearchRequest(_message.Message):
-    __slots__ = ("photo", "decoding", "query_rule", "query_override", "provider", "max_results", "refinement", "explain", "word_override")
+    __slots__ = ("photo", "decoding", "query_rule", "query_override", "provider", "max_results", "refinement", "explain", "word_override", "region")
     PHOTO_FIELD_NUMBER: _ClassVar[int]
     DECODING_FIELD_NUMBER: _ClassVar[int]
     QUERY_RULE_FIELD_NUMBER: _ClassVar[int]
@@ -74,6 +86,7 @@ class SearchRequest(_message.Message):
     REFINEMENT_FIELD_NUMBER: _ClassVar[int]
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     WORD_OVERRIDE_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
     photo: bytes
     decoding: DecodingOptions
     query_rule: QueryRule
@@ -83,17 +96,20 @@ class SearchRequest(_message.Message):
     refinement: RefinementOptions
     explain: bool
     word_override: WordOverride
-    def __init__(self, photo: _Optional[bytes] = ..., decoding: _Optional[_Union[DecodingOptions, _Mapping]] = ..., query_rule: _Optional[_Union[QueryRule, str]] = ..., query_override: _Optional[str] = ..., provider: _Optional[str] = ..., max_results: _Optional[int] = ..., refinement: _Optional[_Union[RefinementOptions, _Mapping]] = ..., explain: _Optional[bool] = ..., word_override: _Optional[_Union[WordOverride, _Mapping]] = ...) -> None: ...
+    region: Region
+    def __init__(self, photo: _Optional[bytes] = ..., decoding: _Optional[_Union[DecodingOptions, _Mapping]] = ..., query_rule: _Optional[_Union[QueryRule, str]] = ..., query_override: _Optional[str] = ..., provider: _Optional[str] = ..., max_results: _Optional[int] = ..., refinement: _Optional[_Union[RefinementOptions, _Mapping]] = ..., explain: _Optional[bool] = ..., word_override: _Optional[_Union[WordOverride, _Mapping]] = ..., region: _Optional[_Union[Region, _Mapping]] = ...) -> None: ...
 
 class CaptionRequest(_message.Message):
-    __slots__ = ("photo", "decoding", "query_rule")
+    __slots__ = ("photo", "decoding", "query_rule", "region")
     PHOTO_FIELD_NUMBER: _ClassVar[int]
     DECODING_FIELD_NUMBER: _ClassVar[int]
     QUERY_RULE_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
     photo: bytes
     decoding: DecodingOptions
     query_rule: QueryRule
-    def __init__(self, photo: _Optional[bytes] = ..., decoding: _Optional[_Union[DecodingOptions, _Mapping]] = ..., query_rule: _Optional[_Union[QueryRule, str]] = ...) -> None: ...
+    region: Region
+    def __init__(self, photo: _Optional[bytes] = ..., decoding: _Optional[_Union[DecodingOptions, _Mapping]] = ..., query_rule: _Optional[_Union[QueryRule, str]] = ..., region: _Optional[_Union[Region, _Mapping]] = ...) -> None: ...
 
 class WordAlternative(_message.Message):
     __slots__ = ("text", "probability")
@@ -284,13 +300,21 @@ class SearchResponse(_message.Message):
     def __init__(self, caption: _Optional[_Union[Caption, _Mapping]] = ..., query: _Optional[str] = ..., provider: _Optional[str] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., nearest_miss: _Optional[_Union[Result, _Mapping]] = ..., empty_reason: _Optional[str] = ..., timings: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., degraded: _Optional[_Iterable[_Union[Degradation, _Mapping]]] = ..., dropped: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., model: _Optional[str] = ..., readings: _Optional[_Iterable[_Union[Reading, _Mapping]]] = ..., query_rule: _Optional[_Union[QueryRule, str]] = ..., no_product_probability: _Optional[float] = ..., confidence: _Optional[float] = ..., unsure_reason: _Optional[str] = ..., word_override: _Optional[_Union[WordOverride, _Mapping]] = ...) -> None: ...
 
 class SearchEvent(_message.Message):
-    __slots__ = ("caption", "query", "result", "summary")
+    __slots__ = ("caption", "query", "result", "summary", "readings", "query_rule", "confidence", "unsure_reason")
     CAPTION_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    READINGS_FIELD_NUMBER: _ClassVar[int]
+    QUERY_RULE_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    UNSURE_REASON_FIELD_NUMBER: _ClassVar[int]
     caption: Caption
     query: str
     result: Result
     summary: SearchResponse
-    def __init__(self, caption: _Optional[_Union[Caption, _Mapping]] = ..., query: _Optional[str] = ..., result: _Optional[_Union[Result, _Mapping]] = ..., summary: _Optional[_Union[SearchResponse, _Mapping]] = ...) -> None: ...
+    readings: _containers.RepeatedCompositeFieldContainer[Reading]
+    query_rule: QueryRule
+    confidence: float
+    unsure_reason: str
+    def __init__(self, caption: _Optional[_Union[Caption, _Mapping]] = ..., query: _Optional[str] = ..., result: _Optional[_Union[Result, _Mapping]] = ..., summary: _Optional[_Union[SearchResponse, _Mapping]] = ..., readings: _Optional[_Iterable[_Union[Reading, _Mapping]]] = ..., query_rule: _Optional[_Union[QueryRule, str]] = ..., confidence: _Optional[float] = ..., unsure_reason: _Optional[str] = ...) -> None: ...

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All that a gateway has over HTTP: the API, what describes it, and the page."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from typing import Any
+
+from aiohttp import web
+
+import captioner
+from search_api import search_pb2_grpc
+from search_gateway.config import GatewayConfig
+from search_gateway.web.http_server import HttpServer
+from search_gateway.web.local_calls import LocalCalls
+from search_gateway.web.page_files import PageFiles
+from search_gateway.web.responses import json_response
+from search_gateway.web.routes import SearchRoutes
+
+_RECEIVE_SECONDS = 10.0
+
+
+class GatewayWeb:
+    """The HTTP side of a gateway. It listens from the moment it is made, and answers after `start`.
+
+    Args:
+        config: the settings.
+
+    Raises:
+        OSError: the address cannot be used.
+    """
+
+    def __init__(self, config: GatewayConfig):
+        self._config = config
+        self._server = HttpServer(config.web_address)
+        self.address = self._server.address
+
+    async def start(self, search: Any, interceptors: Sequence[Any], model: str, providers: Sequence[str]) -> None:
+        """Answer requests from now on.
+
+        Args:
+            search: the search service.
+            interceptors: of the gRPC server.
+            model: name of the model.
+            providers: their names.
+        """
+        config = self._config
+        calls = LocalCalls(interceptors)
+        search_pb2_grpc.add_SearchServiceServicer_to_server(search, calls)  # type: ignore[no-untyped-call]
+        info = {
+            "model": model,
+            "providers": list(providers),
+            "max_photo_bytes": config.max_photo_bytes,
+            "max_photo_pixels": config.max_photo_pixels,
+            "defaults": {
+                "min_visual_score": config.min_visual_score,
+                "min_semantic_score": config.min_semantic_score,
+                "max_results": config.default_max_results,
+            },
+            "version": captioner.__version__,
+        }
+
+        async def tell(_: web.Request) -> web.Response:
+            return json_response(info)
+
+        search_routes = SearchRoutes(calls, config.max_photo_bytes, _RECEIVE_SECONDS)
+        routes = [*search_routes.routes(), *PageFiles().routes(), web.get("/v1/info", tell)]
+        is_local = _is_loopback(self.address)
+        await self._server.start(routes, ("localhost", *config.web_hosts) if is_local else None)
+
+    async def close(self, drain_seconds: float) -> None:
+        """Take no new requests, let those in progress finish for so long, and end the others."""
+        await self._server.close(drain_seconds)
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

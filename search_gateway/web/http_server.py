@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTTP server: its port, its limits, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import uuid
+from collections.abc import Sequence
+
+import grpc
+from aiohttp import web
+
+from search_gateway.web.local_calls import Status
+from search_gateway.web.problems import problem
+from search_gateway.web.responses import Handler, add_headers, only_own_pages, problem_response, problems
+
+_MAX_CONNECTIONS = 1000
+# For the headers of a request, and between two requests of a connection.
+_IDLE_SECONDS = 20.0
+_LINGERING_SECONDS = 2.0  # the rest of a refused body is read for so long, so that the caller sees the answer
+_HEADER_BYTES, _MAX_HEADERS = 8190, 64
+_BUFFER_BYTES = 2**16
+_SEND_SECONDS = 30.0  # for a caller to read an answer; a stream of events ends at its deadline
+_END_SECONDS = 0.5  # for connections that are cut
+
+
+class HttpServer:
+    """Listens from the moment it is made, and answers after `start`.
+
+    Args:
+        address: HOST:PORT; port 0 takes a free one.
+
+    Attributes:
+        address: HOST:PORT it listens on.
+
+    Raises:
+        OSError: the address cannot be used.
+    """
+
+    def __init__(self, address: str):
+        host, _, port = address.rpartition(":")
+        name = host.strip("[]")
+        family = socket.AF_INET6 if ":" in name else socket.AF_INET
+        self._socket = socket.create_server((name, int(port)), family=family, backlog=128)
+        self._socket.setblocking(False)
+        self.address = f"{host}:{self._socket.getsockname()[1]}"
+        self._runner: web.AppRunner | None = None
+        self._listening: asyncio.Server | None = None
+        self._is_closing = False
+        self._num_requests = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def start(self, routes: Sequence[web.AbstractRouteDef], allowed_hosts: Sequence[str] | None) -> None:
+        """Answer requests from now on.
+
+        Args:
+            routes: what is served.
+            allowed_hosts: see `only_own_pages`.
+        """
+        app = web.Application(middlewares=[self._sent, problems, only_own_pages(allowed_hosts)])
+        app.add_routes(routes)
+        app.on_response_prepare.append(add_headers)
+        self._runner = web.AppRunner(
+            app,
+            access_log=None,
+            auto_decompress=False,
+            handler_cancellation=True,  # a search ends when its caller leaves
+            keepalive_timeout=_IDLE_SECONDS,
+            lingering_time=_LINGERING_SECONDS,
+            max_field_size=_HEADER_BYTES,
+            max_line_size=_HEADER_BYTES,
+            max_headers=_MAX_HEADERS,
+            read_bufsize=_BUFFER_BYTES,
+            shutdown_timeout=_END_SECONDS,
+        )
+        await self._runner.setup()
+        self._listening = await asyncio.get_running_loop().create_server(self._connection, sock=self._socket)
+
+    async def close(self, drain_seconds: float) -> None:
+        """Take no new requests, let those in progress finish for so long, and end the others."""
+        if self._listening is None or self._runner is None:
+            self._socket.close()
+            return
+        self._is_closing = True
+        self._listening.close()
+        assert self._runner.server is not None
+        self._runner.server.pre_shutdown()  # closes connections without a request
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(drain_seconds):
+                await self._idle.wait()
+        await self._runner.cleanup()
+
+    @web.middleware
+    async def _sent(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Count the request as in progress until its answer is sent, for which there is a time limit."""
+        self._num_requests += 1
+        self._idle.clear()
+        try:
+            response = await (_refuse(request) if self._is_closing else handler(request))
+            async with asyncio.timeout(_SEND_SECONDS):
+                await response.prepare(request)
+                await response.write_eof()
+        except TimeoutError:
+            if request.transport is not None:
+                request.transport.abort()  # the caller does not read
+            raise asyncio.CancelledError("the caller does not read") from None
+        finally:
+            self._num_requests -= 1
+            if self._num_requests == 0:
+                self._idle.set()
+        return response
+
+    def _connection(self) -> asyncio.Protocol:
+        assert self._runner is not None
+        assert self._runner.server is not None
+        if len(self._runner.server.connections) >= _MAX_CONNECTIONS:
+            return _Refusal()
+        return self._runner.server()
+
+
+async def _refuse(request: web.Request) -> web.StreamResponse:
+    details = problem(Status(grpc.StatusCode.UNAVAILABLE, "the server is stopping: try another one"), uuid.uuid4().hex)
+    return problem_response(details, {"Connection": "close"})
+
+
+class _Refusal(asyncio.Protocol):
+    """Closes a connection at once."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Close it."""
+        transport.close()
