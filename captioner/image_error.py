@@ -18,6 +18,7 @@ class ImageReason(enum.Enum):
     OUT_OF_MEMORY = "out_of_memory"  # decoding takes more memory than allowed
     TOO_SLOW = "too_slow"  # decoding takes longer than allowed
     CRASHED = "crashed"  # decoding ended the process
+    REGION = "region"  # the part of the picture that is asked for has too few pixels
 
     @property
     def is_size(self) -> bool:

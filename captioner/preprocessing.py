@@ -9,6 +9,7 @@ normalises the pixels itself.
 from __future__ import annotations
 
 import io
+import math
 import random
 import re
 from dataclasses import dataclass
@@ -70,6 +71,8 @@ _NOT_READ, _CONVERT = "not a JPEG, PNG, WebP or GIF file", "convert it to one of
 # Size of the bands of rows in which a picture is converted to RGB, so that only the result is as large as the picture.
 _BAND_PIXELS = 2**18
 
+MIN_REGION_SIDE = 16  # pixels of the picture in the file; fewer show nothing
+
 _SAVE_AGAIN, _SEND_SMALLER = "save it again", "send a smaller one"
 
 _WHITE = (255, 255, 255)
@@ -119,6 +122,16 @@ class ImageLimits:
     max_side: int = 16_384
 
 
+@dataclass(frozen=True)
+class Region:
+    """A part of an upright picture, in fractions of its width and height; it lies within the picture."""
+
+    x: float  # left edge
+    y: float  # top edge
+    width: float
+    height: float
+
+
 def decode_photo(
     data: bytes,
     *,
@@ -127,6 +140,7 @@ def decode_photo(
     fit: Fit,
     limits: ImageLimits | None = None,
     formats: tuple[str, ...] = FORMATS,
+    region: Region | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Decode an image file and bring it to the encoder's size.
 
@@ -137,17 +151,19 @@ def decode_photo(
         fit: how a picture of another shape is fitted, see `fit_photo`.
         limits: of file and picture; None: the defaults.
         formats: Pillow's names of those that are read.
+        region: the part of the upright picture that is used; None: all of it.
 
     Returns:
         uint8 [height, width, 3], RGB.
 
     Raises:
-        ImageError: it is not a readable file of these formats, or has more bytes or pixels than `limits` allow.
+        ImageError: it is not a readable file of these formats, has more bytes or pixels than `limits` allow, or the
+            region has too few pixels.
     """
     # A JPEG is decoded at a fraction of its size before its margins are known. At twice the size, content that fills
     # half of a side has the quality of "pad", and content that fills a quarter is not enlarged.
     scale = 2 if fit == "trim" else 1
-    picture, box = _open(data, limits, (scale * width, scale * height), formats)
+    picture, box = _open(data, limits, (scale * width, scale * height), formats, region)
     return fit_photo(picture, height=height, width=width, fit=fit, box=box)
 
 
@@ -188,13 +204,17 @@ def open_photo(
 
 
 def _open(
-    data: bytes, limits: ImageLimits | None, target: tuple[int, int] | None, formats: tuple[str, ...]
+    data: bytes,
+    limits: ImageLimits | None,
+    target: tuple[int, int] | None,
+    formats: tuple[str, ...],
+    region: Region | None = None,
 ) -> tuple[Image.Image, Box]:
-    """Do the work of `open_photo`; also return the part of the picture that the photo fills."""
+    """Do the work of `open_photo`; also return the part of the picture that the photo, or the region, fills."""
     limits = limits or ImageLimits()
     check_number_of_bytes(data, limits)
     try:
-        return _decode(data, limits, target, formats)
+        return _decode(data, limits, target, formats, region)
     except ImageError:
         raise
     except MemoryError as error:
@@ -214,7 +234,11 @@ def _open(
 
 
 def _decode(
-    data: bytes, limits: ImageLimits, target: tuple[int, int] | None, formats: tuple[str, ...]
+    data: bytes,
+    limits: ImageLimits,
+    target: tuple[int, int] | None,
+    formats: tuple[str, ...],
+    region: Region | None,
 ) -> tuple[Image.Image, Box]:
     scans, end = _read_scans(data) if data.startswith(b"\xff\xd8") else (0, None)  # before Pillow reads all segments
     try:
@@ -249,6 +273,8 @@ def _decode(
             most_pixels = limits.max_pixels * (_LARGER_JPEG if scans < 2 else _LARGER_JPEG_OF_SCANS)
             if width * height > most_pixels:
                 raise _too_many_pixels(width * height, most_pixels)
+            if region is not None:
+                target = _target_of_region(target, region, picture.size, limits.max_pixels)
             extent = _set_fraction(picture, target)
     if picture.width * picture.height > limits.max_pixels:
         raise _too_many_pixels(picture.width * picture.height, limits.max_pixels)
@@ -266,6 +292,8 @@ def _decode(
         picture.info["transparency"] = key
     conversion = to_srgb(picture.info.get("icc_profile") or b"", picture.mode)
     upright, box = _upright(picture, picture.width - extent[0], picture.height - extent[1])
+    if region is not None:
+        upright, box = _cropped(upright, box, region, width / extent[0])
     return _to_rgb(upright, conversion), box
 
 
@@ -375,6 +403,49 @@ def _remove_scan(missing: dict[int, int], scan: bytes, is_progressive: bool) -> 
     for component in scan[1:-3:2]:
         if component in missing:
             missing[component] &= ~mask
+
+
+def _target_of_region(
+    target: tuple[int, int], region: Region, size: tuple[int, int], max_pixels: int
+) -> tuple[int, int]:
+    """Return to which size a JPEG may be reduced so that a region of it keeps the quality of a whole picture.
+
+    It is smaller where the JPEG has more pixels than may be decoded.
+    """
+    divisor = next((one for one in (1, 2, 4) if size[0] * size[1] <= one * one * max_pixels), 8)
+    enlarged = (side / min(region.width, region.height) for side in target)
+    across, down = (
+        max(1, min(math.ceil(wanted), whole // (2 * divisor))) for wanted, whole in zip(enlarged, size, strict=True)
+    )
+    return across, down
+
+
+def _cropped(picture: Image.Image, box: Box, region: Region, scale: float) -> tuple[Image.Image, Box]:
+    """Cut a region out of an upright picture.
+
+    Args:
+        picture: upright.
+        box: the part of it that the photo fills.
+        region: of the photo.
+        scale: pixels of the file for one of the picture's.
+
+    Returns:
+        The whole pixels of the region, and the region's box in them.
+
+    Raises:
+        ImageError: it has too few pixels.
+    """
+    across, down = box[2] - box[0], box[3] - box[1]
+    sides = tuple(round(scale * side) for side in (region.width * across, region.height * down))
+    if min(sides) < MIN_REGION_SIDE:
+        shown, least = f"{sides[0]} x {sides[1]}", f"{MIN_REGION_SIDE} x {MIN_REGION_SIDE}"
+        raise ImageError(
+            ImageReason.REGION, "has a region of {} pixels", shown, None, f"choose one of at least {least}"
+        )
+    left, top = box[0] + region.x * across, box[1] + region.y * down
+    right, bottom = min(box[2], left + region.width * across), min(box[3], top + region.height * down)
+    whole = (math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom))
+    return picture.crop(whole), (left - whole[0], top - whole[1], right - whole[0], bottom - whole[1])
 
 
 def _transparent_colour(picture: Image.Image) -> int | tuple[int, ...] | None:

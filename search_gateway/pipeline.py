@@ -21,6 +21,7 @@ from captioner.image_error import ImageError
 from captioner.model_contract import ModelContract
 from captioner.photo_confidence import ConfidenceModel, PhotoConfidence, photo_confidence
 from captioner.photo_words import PhotoWords, photo_words
+from captioner.preprocessing import Region
 from captioner.query import Query, QueryRule
 from search_gateway.deadline import Deadline
 from search_gateway.errors import SearchError
@@ -64,6 +65,7 @@ class SearchOptions:
         provider: the only provider to ask; None: the chain.
         max_candidates: how many candidates a provider is asked for.
         limits: thresholds and weights.
+        region: the part of the photo that is searched for; None: all of it.
     """
 
     decoding: DecodingOptions
@@ -74,6 +76,7 @@ class SearchOptions:
     provider: str | None
     max_candidates: int
     limits: RefinementLimits
+    region: Region | None = None
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,12 @@ class Pipeline:
     observer: Observer = field(default_factory=Observer)
 
     async def caption(
-        self, data: bytes, decoding: DecodingOptions, rule: QueryRule, deadline: Deadline
+        self,
+        data: bytes,
+        decoding: DecodingOptions,
+        rule: QueryRule,
+        deadline: Deadline,
+        region: Region | None = None,
     ) -> CaptionAnswer:
         """Caption a photo.
 
@@ -152,6 +160,7 @@ class Pipeline:
             decoding: greedy or beam search, and its limits.
             rule: how the query is made.
             deadline: of the whole call.
+            region: the part of the photo that is captioned; None: all of it.
 
         Raises:
             ImageError: the photo cannot be used.
@@ -159,7 +168,7 @@ class Pipeline:
         """
         watch = StageTimer(self.observer)
         self.tritons.check_capacity(decoding)
-        pixels = await self._preprocess(data, watch, deadline)
+        pixels = await self._preprocess(data, region, watch, deadline)
         words, embedding = await self._words(pixels, decoding, rule, watch, deadline)
         _log.debug("query of the photo: %s", words.query.text)
         return CaptionAnswer(
@@ -191,7 +200,7 @@ class Pipeline:
         self.providers.check(options.provider)
         if options.query_override is None:
             self.tritons.check_capacity(options.decoding)
-        pixels = await self._preprocess(data, watch, deadline)  # 1
+        pixels = await self._preprocess(data, options.region, watch, deadline)  # 1
         words: PhotoWords | None = None
         query = options.query_override
         if query is None:
@@ -230,9 +239,11 @@ class Pipeline:
             confidence,
         )
 
-    async def _preprocess(self, data: bytes, watch: StageTimer, deadline: Deadline) -> npt.NDArray[np.uint8]:
+    async def _preprocess(
+        self, data: bytes, region: Region | None, watch: StageTimer, deadline: Deadline
+    ) -> npt.NDArray[np.uint8]:
         with watch.stage("preprocess"):
-            return await self.photos.decode(data, deadline)
+            return await self.photos.decode(data, deadline, region)
 
     async def _words(
         self,

@@ -145,6 +145,7 @@ def _search(search_client: SearchClient, options: argparse.Namespace) -> int:
     search_options: SearchOptions = {
         "num_beams": options.beams,
         "query_rule": _rule_name(options),
+        "region": options.region,
         "query_override": options.words,
         "override_colour": options.colour,
         "override_thing": options.thing,
@@ -176,6 +177,7 @@ def _caption(search_client: SearchClient, options: argparse.Namespace) -> int:
         timeout_seconds=options.timeout,
         num_beams=options.beams,
         query_rule=_rule_name(options),
+        region=options.region,
     )
     with contextlib.closing(outcomes):
         for photo, outcome in zip(photos, outcomes, strict=True):

@@ -172,6 +172,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         help="the same as --query-rule full-caption",
     )
     _add_beams(query)
+    _add_region(query)
     results = parser.add_argument_group("results")
     results.add_argument(
         "--provider",
@@ -206,6 +207,7 @@ def _add_caption(parser: argparse.ArgumentParser) -> None:
     captions = parser.add_argument_group("captions")
     _add_query_rule(captions)
     _add_beams(captions)
+    _add_region(captions)
     captions.add_argument(
         "--concurrency",
         type=_whole,
@@ -259,6 +261,16 @@ def _add_beams(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_region(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--region",
+        type=_fractions,
+        metavar="X,Y,W,H",
+        help="use this part of the upright photo: left edge, top edge, width and height, as fractions of its width and"
+        " height, such as 0.5,0,0.5,1 for the right half",
+    )
+
+
 def _add_query_rule(group: argparse._ArgumentGroup) -> argparse._MutuallyExclusiveGroup:
     rule = group.add_mutually_exclusive_group()
     rule.add_argument(
@@ -273,6 +285,18 @@ def _text(text: str) -> str:
     if not text.isascii() and text != text.encode("utf-8", "replace").decode():
         raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8")
     return text
+
+
+def _fractions(text: str) -> tuple[float, float, float, float]:
+    try:
+        x, y, width, height = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not X,Y,W,H: left edge, top edge, width and height as fractions, such as 0.5,0,0.5,1"
+        ) from None
+    if max(x, y, width, height) > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} has a number above 1: give fractions of the photo, not pixels")
+    return x, y, width, height
 
 
 def _whole(text: str) -> int:

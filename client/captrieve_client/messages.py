@@ -29,12 +29,15 @@ class CaptionOptions(TypedDict, total=False):
         length_penalty: of beam search, -2 to 4; the gateway's default is 0: the most probable caption wins.
         max_tokens: limit of the caption's length, including its end token.
         query_rule: how the query is derived; "likeliest_words" needs a model with a query head.
+        region: the part of the photo that is used: left edge, top edge, width and height, in fractions of the
+            photo's width and height, once it is turned upright as its EXIF says.
     """
 
     num_beams: int
     length_penalty: float | None
     max_tokens: int | None
     query_rule: QueryRuleName | None
+    region: tuple[float, float, float, float] | None
 
 
 class SearchOptions(CaptionOptions, total=False):
@@ -99,9 +102,13 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """The words of the search."""
+    """The words of the search, and what the photo alone says; a gateway before this version sends the words alone."""
 
     text: str
+    readings: tuple[Reading, ...] = ()  # possible queries for the photo, most likely first
+    query_rule: str = ""  # "likeliest_words", ...; empty with `query_override`
+    confidence: float | None = None  # that the photo shows a product, 0 to 1; None if the gateway cannot tell
+    unsure_reason: str = ""  # set if the confidence is below one half
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +229,7 @@ def caption_request(
     length_penalty: float | None = None,
     max_tokens: int | None = None,
     query_rule: QueryRuleName | None = None,
+    region: tuple[float, float, float, float] | None = None,
 ) -> search_pb2.CaptionRequest:
     """Builds the request of a caption from the bytes of an image file and the keyword arguments of `CaptionOptions`.
 
@@ -229,12 +237,13 @@ def caption_request(
         The message to send.
 
     Raises:
-        ValueError: an unknown query rule, or a number that does not fit its field.
+        ValueError: an unknown query rule, a region without four numbers, or a number that does not fit its field.
     """
     return search_pb2.CaptionRequest(
         photo=photo,
         decoding=search_pb2.DecodingOptions(num_beams=num_beams, length_penalty=length_penalty, max_tokens=max_tokens),
         query_rule=_query_rule(query_rule),
+        region=_region(region),
     )
 
 
@@ -245,6 +254,7 @@ def search_request(
     length_penalty: float | None = None,
     max_tokens: int | None = None,
     query_rule: QueryRuleName | None = None,
+    region: tuple[float, float, float, float] | None = None,
     query_override: str | None = None,
     override_colour: str | None = None,
     override_thing: str | None = None,
@@ -260,12 +270,13 @@ def search_request(
         The message to send.
 
     Raises:
-        ValueError: an unknown query rule, or a number that does not fit its field.
+        ValueError: an unknown query rule, a region without four numbers, or a number that does not fit its field.
     """
     return search_pb2.SearchRequest(
         photo=photo,
         decoding=search_pb2.DecodingOptions(num_beams=num_beams, length_penalty=length_penalty, max_tokens=max_tokens),
         query_rule=_query_rule(query_rule),
+        region=_region(region),
         query_override=query_override,
         word_override=_word_override(override_colour, override_thing),
         provider=provider,
@@ -282,6 +293,15 @@ def _query_rule(name: str | None) -> search_pb2.QueryRule:
         known = ", ".join(repr(rule) for rule in _QUERY_RULES if rule)
         raise ValueError(f"query_rule is {name!r}; choose one of {known}")
     return _QUERY_RULES[name]
+
+
+def _region(region: tuple[float, float, float, float] | None) -> search_pb2.Region | None:
+    if region is None:
+        return None
+    if len(region) != 4:
+        raise ValueError(f"region is {region!r}; give left edge, top edge, width and height as fractions")
+    x, y, width, height = region
+    return search_pb2.Region(x=x, y=y, width=width, height=height)
 
 
 def _word_override(colour: str | None, thing: str | None) -> search_pb2.WordOverride | None:
@@ -341,7 +361,7 @@ def search_answer(message: search_pb2.SearchResponse) -> SearchAnswer:
         degraded=tuple(Degradation(part.part, part.reason) for part in message.degraded),
         dropped=tuple(map(_result, message.dropped)),
         model=message.model,
-        readings=tuple(Reading(one.query, one.probability) for one in message.readings),
+        readings=_readings(message.readings),
         query_rule=_rule_name(message.query_rule),
         word_override=WordOverride(
             override.colour if override.HasField("colour") else None,
@@ -368,7 +388,13 @@ def search_event(message: search_pb2.SearchEvent, results: list[Result]) -> Sear
     if kind == "caption":
         return _caption(message.caption)
     if kind == "query":
-        return Query(message.query)
+        return Query(
+            text=message.query,
+            readings=_readings(message.readings),
+            query_rule=_rule_name(message.query_rule),
+            confidence=_decimal(message.confidence) if message.HasField("confidence") else None,
+            unsure_reason=message.unsure_reason,
+        )
     if kind == "result":
         results.append(_result(message.result))
         return results[-1]
@@ -404,6 +430,10 @@ def _caption(message: search_pb2.Caption) -> Caption:
             AlternativeCaption(other.text, _decimal(other.log_probability)) for other in message.alternatives
         ),
     )
+
+
+def _readings(messages: Iterable[search_pb2.Reading]) -> tuple[Reading, ...]:
+    return tuple(Reading(one.query, one.probability) for one in messages)
 
 
 def _word(message: search_pb2.Word) -> Word:

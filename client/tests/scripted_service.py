@@ -63,6 +63,7 @@ class ScriptedService(search_pb2_grpc.SearchServiceServicer):
     cancelled: threading.Event = field(default_factory=threading.Event)  # a stream ended early
     tokens: list[str | None] = field(default_factory=list)  # the header "authorization" of each call
     asked: threading.Event = field(default_factory=threading.Event)
+    query_details: search_pb2.SearchEvent = field(default_factory=search_pb2.SearchEvent)  # beside the words of a query
 
     def Search(self, request: search_pb2.SearchRequest, context: grpc.ServicerContext) -> search_pb2.SearchResponse:
         self._begin(request, context)
@@ -73,7 +74,9 @@ class ScriptedService(search_pb2_grpc.SearchServiceServicer):
     ) -> Iterator[search_pb2.SearchEvent]:
         context.add_callback(self.cancelled.set)
         yield search_pb2.SearchEvent(caption=self.answer.caption)
-        yield search_pb2.SearchEvent(query=self.answer.query)
+        query = search_pb2.SearchEvent(query=self.answer.query)
+        query.MergeFrom(self.query_details)
+        yield query
         self._begin(request, context)
         for result in self.answer.results:
             yield search_pb2.SearchEvent(result=result)

@@ -160,6 +160,27 @@ def test_query_rule_is_sent(service: ScriptedService, address: str, photo: str, 
     assert [request.query_rule for request in service.requests] == [wanted, wanted]
 
 
+def test_region_is_sent(service: ScriptedService, address: str, photo: str) -> None:
+    assert cli.main(["search", photo, "--region", "0.5,0,0.5,1"]) == 0
+    assert cli.main(["caption", photo, "--region", " 0, .25,1 ,0.5"]) == 0
+    wanted = [search_pb2.Region(x=0.5, width=0.5, height=1), search_pb2.Region(y=0.25, width=1, height=0.5)]
+    assert [request.region for request in service.requests] == wanted
+    assert cli.main(["search", photo]) == 0
+    assert not service.requests[-1].HasField("region")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("0.5,0,0.5", "'0.5,0,0.5' is not X,Y,W,H: left edge, top edge, width and height as fractions"),
+        ("a,b,c,d", "'a,b,c,d' is not X,Y,W,H"),
+        ("100,20,300,400", "'100,20,300,400' has a number above 1: give fractions of the photo, not pixels"),
+    ],
+)
+def test_region_that_is_none_is_bad_use(text: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert says in refused(["search", "x.jpg", "--region", text], capsys)
+
+
 def test_unknown_query_rule_is_bad_use(capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(["search", "x.jpg", "--query-rule", "first-word"], capsys)
     assert line.startswith("error: argument --query-rule: invalid choice: 'first-word' (choose from ")

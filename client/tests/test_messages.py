@@ -14,6 +14,7 @@ from captrieve_client import (
     Counts,
     Degradation,
     Duplicate,
+    Query,
     Reading,
     Result,
     SearchAnswer,
@@ -134,6 +135,7 @@ def test_all_options_are_sent(service: ScriptedService, search_client: SearchCli
         length_penalty=0.0,
         max_tokens=12,
         query_rule="full_caption",
+        region=(0.5, 0, 0.5, 1),
         query_override="leather bag",
         provider="catalog",
         max_results=7,
@@ -141,7 +143,9 @@ def test_all_options_are_sent(service: ScriptedService, search_client: SearchCli
         min_semantic_score=0.5,
         explain=True,
     )
-    search_client.caption(b"photo", num_beams=3, length_penalty=2.0, max_tokens=5, query_rule="last_two_words")
+    search_client.caption(
+        b"photo", num_beams=3, length_penalty=2.0, max_tokens=5, query_rule="last_two_words", region=(0, 0.25, 1, 0.5)
+    )
     search, caption = service.requests
     assert search == search_pb2.SearchRequest(
         photo=b"photo",
@@ -152,11 +156,35 @@ def test_all_options_are_sent(service: ScriptedService, search_client: SearchCli
         max_results=7,
         refinement=search_pb2.RefinementOptions(min_visual_score=0.0, min_semantic_score=0.5),
         explain=True,
+        region=search_pb2.Region(x=0.5, y=0, width=0.5, height=1),
     )
     assert caption == search_pb2.CaptionRequest(
         photo=b"photo",
         decoding=search_pb2.DecodingOptions(num_beams=3, length_penalty=2.0, max_tokens=5),
         query_rule=search_pb2.QUERY_RULE_LAST_TWO_WORDS,
+        region=search_pb2.Region(x=0, y=0.25, width=1, height=0.5),
+    )
+
+
+def test_region_of_other_than_four_numbers_is_refused(search_client: SearchClient) -> None:
+    with pytest.raises(ValueError, match="region is .*; give left edge, top edge, width and height"):
+        search_client.search(b"photo", region=(0.5, 0.5))  # type: ignore[arg-type]
+
+
+def test_query_event_says_what_the_photo_alone_says(search_client: SearchClient, service: ScriptedService) -> None:
+    service.query_details = search_pb2.SearchEvent(
+        readings=[search_pb2.Reading(query="blue shirt", probability=0.75)],
+        query_rule=search_pb2.QUERY_RULE_LIKELIEST_WORDS,
+        confidence=0.25,
+        unsure_reason="the words are a guess",
+    )
+    query = next(event for event in search_client.stream_search(b"photo") if isinstance(event, Query))
+    assert query == Query(
+        "blue shirt",
+        readings=(Reading("blue shirt", 0.75),),
+        query_rule="likeliest_words",
+        confidence=0.25,
+        unsure_reason="the words are a guess",
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from captioner.decoding import DecodingOptions
 from captioner.model_contract import ModelContract
+from captioner.preprocessing import Region
 from captioner.query import Query, QueryRule, words_of
 from search_api import search_pb2
 from search_gateway.config import GatewayConfig
@@ -19,6 +20,8 @@ from search_gateway.pipeline import SearchOptions
 from search_gateway.ranking.rerank import RefinementLimits
 
 MAX_RESULTS = 100
+_MIN_REGION_SHARE = 1e-6
+_REGION_ROUNDING = 1e-4  # callers add decimals
 MAX_QUERY_CHARACTERS = 200
 MAX_WORD_CHARACTERS = 50
 MIN_LENGTH_PENALTY, MAX_LENGTH_PENALTY = -2.0, 4.0
@@ -60,6 +63,7 @@ class RequestValues:
     query_override: str | None = None
     colour: str | None = None
     thing: str | None = None
+    region: Region | None = None
 
     def name(self, field_name: str) -> str:
         """Return the caller's name of a field."""
@@ -76,6 +80,9 @@ def request_values(request: search_pb2.SearchRequest | search_pb2.CaptionRequest
     for message, names in _NESTED.items():
         if message in request.DESCRIPTOR.fields_by_name:
             values |= _set_fields(getattr(request, message), names)
+    if request.HasField("region"):
+        place = request.region
+        values["region"] = Region(place.x, place.y, place.width, place.height)
     if request.query_rule != search_pb2.QUERY_RULE_UNSPECIFIED:
         values["query_rule"] = _QUERY_RULES.get(request.query_rule)
         if values["query_rule"] is None:
@@ -149,7 +156,31 @@ def search_options(asked: RequestValues, contract: ModelContract, config: Gatewa
         provider=asked.provider,
         max_candidates=max(config.max_candidates, max_results),
         limits=limits,
+        region=region(asked),
     )
+
+
+def region(asked: RequestValues) -> Region | None:
+    """Return the part of the photo that is used; None: all of it.
+
+    Raises:
+        BadRequestError: it is not within the photo.
+    """
+    found = asked.region
+    if found is None:
+        return None
+    name = asked.name("region")
+    shares = {"x": found.x, "y": found.y, "width": found.width, "height": found.height}
+    for part, value in shares.items():
+        least = 0 if part in ("x", "y") else _MIN_REGION_SHARE
+        if not least <= value <= 1:  # also where it is no number
+            limits = "from 0 to 1" if least == 0 else "above 0 and at most 1"
+            raise BadRequestError(f"{name} has the {part} {value:g}: it is a fraction of the photo, {limits}")
+    for part, start, length in (("width", found.x, found.width), ("height", found.y, found.height)):
+        if start + length > 1 + _REGION_ROUNDING:
+            what = f"{start:g} + {length:g} = {start + length:g} of the photo's {part}"
+            raise BadRequestError(f"{name} ends at {what}: it must end within the photo, at 1")
+    return found
 
 
 def _query_override(asked: RequestValues) -> Query | None:

@@ -15,7 +15,7 @@ from captioner.photo_confidence import PhotoConfidence
 from captioner.query import QueryRule
 from search_api import search_pb2, search_pb2_grpc
 from search_gateway.api.admission import Admission
-from search_gateway.api.request_validation import decoding_options, query_rule, request_values, search_options
+from search_gateway.api.request_validation import decoding_options, query_rule, region, request_values, search_options
 from search_gateway.config import GatewayConfig
 from search_gateway.pipeline import CaptionAnswer, PhotoQuery, Pipeline, SearchAnswer, SearchEvent
 from search_gateway.ranking.query_hypotheses import QueryHypotheses
@@ -67,7 +67,8 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
             asked = request_values(request)
             decoding = decoding_options(asked, self._contract)
             rule = query_rule(asked, self._contract)
-            answer = await self._pipeline.caption(request.photo, decoding, rule, self._admission.deadline(context))
+            deadline = self._admission.deadline(context)
+            answer = await self._pipeline.caption(request.photo, decoding, rule, deadline, region(asked))
         return _caption_response(answer, self._model)
 
     async def _events(self, request: search_pb2.SearchRequest, context: Context) -> AsyncGenerator[SearchEvent, None]:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from captioner.image_error import ImageError, ImageReason
 from captioner.model_contract import ModelContract
-from captioner.preprocessing import ImageLimits, check_number_of_bytes
+from captioner.preprocessing import ImageLimits, Region, check_number_of_bytes
 from search_gateway.deadline import Deadline
 from search_gateway.errors import DeadlineError, InferenceError
 from search_gateway.fair_share import FairTurns, current_caller
@@ -49,6 +49,7 @@ class _Picture:
     data: bytes
     order: tuple[int, int]  # of service: the caller's turn, and the number of its arrival
     may_take_long: bool
+    region: Region | None
     pixels: asyncio.Future[bytearray]  # or the error
     timer: asyncio.TimerHandle | None = None
     was_killed: bool = False  # its process was killed from outside before
@@ -109,12 +110,13 @@ class DecoderPool:
         """How many workers there are, how many are busy, and how many ended since the start."""
         return WorkerState(workers=len(self._processes), busy=len(self._at_work), killed=self.num_replaced)
 
-    async def decode(self, data: bytes, deadline: Deadline) -> npt.NDArray[np.uint8]:
+    async def decode(self, data: bytes, deadline: Deadline, region: Region | None = None) -> npt.NDArray[np.uint8]:
         """Decode an image file.
 
         Args:
             data: the file.
             deadline: of this call, including the time in the queue.
+            region: the part of the upright picture that is used; None: all of it.
 
         Returns:
             uint8 [height, width, 3], RGB, as the encoder needs it.
@@ -128,7 +130,9 @@ class DecoderPool:
         if self._is_closed or self._is_broken():
             raise _unavailable()
         order = (self._turns.next(current_caller.get()), next(self._numbers))
-        picture = _Picture(data, order, len(data) > QUICK_BYTES, self._loop.create_future())
+        # A region may need more pixels of a JPEG, so that a first try with low limits would be of no use.
+        may_take_long = len(data) > QUICK_BYTES or region is not None
+        picture = _Picture(data, order, may_take_long, region, self._loop.create_future())
         self._put(picture)
         self._serve()
         try:
@@ -172,7 +176,7 @@ class DecoderPool:
             self._at_work[process] = picture
             self._turns.served(picture.order[0])
             picture.timer = self._loop.call_later(_WORK_SECONDS, self._end_if_at, process, picture)
-            process.ask(picture.data, may_take_long=picture.may_take_long)
+            process.ask(picture.data, may_take_long=picture.may_take_long, region=picture.region)
 
     def _next_queue(self) -> deque[_Picture] | None:
         """Return the queue whose first picture is to be served first, of those that may be served now."""

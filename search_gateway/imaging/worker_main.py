@@ -28,9 +28,10 @@ from PIL import Image
 
 from captioner.image_error import ImageError, ImageReason
 from captioner.model_contract import FITS
-from captioner.preprocessing import ImageLimits, decode_photo
+from captioner.preprocessing import ImageLimits, Region, decode_photo
 
-REQUEST = struct.Struct("<IB")  # size of the file in bytes; whether it may be slow to decode
+# Size of the file in bytes; whether it may be slow to decode; x, y, width and height of the region, 0 0 0 0: none.
+REQUEST = struct.Struct("<IB4d")
 ANSWER = struct.Struct("<BI")  # Kind; number of bytes that follow
 
 # Processor time of one photo. The largest legal photos take 0.8 s. The limit is below the promised 2 s, since replacing
@@ -74,10 +75,15 @@ def main() -> None:
     limits = ImageLimits(**dict(zip(_names_of_limits(), map(int, sys.argv[5:]), strict=True)))
     quick_limits = dataclasses.replace(limits, max_pixels=min(limits.max_pixels, _QUICK_PIXELS))
 
-    def answer_to(data: bytes, may_take_long: bool) -> tuple[Kind, bytes]:
+    def answer_to(data: bytes, may_take_long: bool, region: Region | None = None) -> tuple[Kind, bytes]:
         try:
             pixels = decode_photo(
-                data, height=height, width=width, fit=fit, limits=limits if may_take_long else quick_limits
+                data,
+                height=height,
+                width=width,
+                fit=fit,
+                limits=limits if may_take_long else quick_limits,
+                region=region,
             )
         except MemoryError:
             return Kind.ERROR, out_of_memory(len(data)).to_json()
@@ -103,13 +109,13 @@ def main() -> None:
     _send(connection, Kind.READY, b"")
     with connection.makefile("rb") as requests:
         while len(header := requests.read(REQUEST.size)) == REQUEST.size:
-            num_bytes, may_take_long = REQUEST.unpack(header)
+            num_bytes, may_take_long, *place = REQUEST.unpack(header)
             data = requests.read(num_bytes)
             if len(data) < num_bytes:
                 break
             # Ends the process at any point, also inside a C library.
             signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS if may_take_long else QUICK_CPU_SECONDS)
-            answer = answer_to(data, bool(may_take_long))
+            answer = answer_to(data, bool(may_take_long), Region(*place) if any(place) else None)
             signal.setitimer(signal.ITIMER_PROF, 0)
             _send(connection, *answer)
 

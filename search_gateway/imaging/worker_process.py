@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from captioner.preprocessing import Region
 from search_gateway.imaging.worker_main import ANSWER, REQUEST, Kind
 
 # In isolated mode (-I: no PYTHON* variables, no working directory) the package is found by its folder.
@@ -129,17 +131,19 @@ class WorkerProcess(asyncio.Protocol):
         finally:
             self._ready.cancel()  # no effect where it has a result
 
-    def ask(self, data: bytes, *, may_take_long: bool) -> None:
+    def ask(self, data: bytes, *, may_take_long: bool, region: Region | None = None) -> None:
         """Send a file to decode. Call this only after the answer to the last file.
 
         Args:
             data: the file.
             may_take_long: whether the long limit of processor time applies.
+            region: the part of the picture that is used; None: all of it.
         """
         assert self._transport is not None
         assert not self._is_expected
         self._is_expected = True
-        self._transport.write(REQUEST.pack(len(data), may_take_long))
+        place = (0.0,) * 4 if region is None else dataclasses.astuple(region)
+        self._transport.write(REQUEST.pack(len(data), may_take_long, *place))
         self._transport.write(data)
 
     def kill(self) -> None:

@@ -32,12 +32,13 @@ from benchmarks.robustness.image_files import (
 )
 from captioner import preprocessing
 from captioner.image_error import ImageError, ImageReason
-from captioner.model_contract import FITS
+from captioner.model_contract import FITS, Fit
 from captioner.preprocessing import (
     FORMATS,
     MAX_JPEG_SCANS,
     MAX_JPEG_SEGMENTS,
     ImageLimits,
+    Region,
     decode_photo,
     fit_photo,
     open_photo,
@@ -392,6 +393,56 @@ def test_content_trimmed_of_a_jpeg_at_a_fraction_is_that_of_the_whole() -> None:
     pixels = decode_photo(data, height=HEIGHT, width=WIDTH, fit="trim")
     exact = fit_photo(open_photo(data), height=HEIGHT, width=WIDTH, fit="trim")
     assert np.abs(pixels.astype(int) - exact).mean() < 2
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("orientation", STORED)
+def test_region_is_cut_out_of_the_upright_picture(orientation: int, fit: Fit) -> None:
+    upright = noise(100, 80)
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = encoded(STORED[orientation](upright), "PNG", exif=exif)
+    region = Region(0.25, 0.1, 0.5, 0.6)
+    pixels = decode_photo(data, height=HEIGHT, width=WIDTH, fit=fit, region=region)
+    alone = fit_photo(Image.fromarray(upright[10:70, 20:60]), height=HEIGHT, width=WIDTH, fit=fit)
+    assert np.array_equal(pixels, alone)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_region_of_a_large_jpeg_is_as_sharp_as_a_photo_of_its_own(orientation: int) -> None:
+    small = Image.fromarray(noise(60, 48))
+    upright = np.asarray(small.resize((960, 1200), Image.Resampling.BICUBIC))
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = encoded(STORED[orientation](upright), "JPEG", quality=95, exif=exif)
+    region = Region(0.5, 0.5, 0.1, 0.1)
+    pixels = decode_photo(data, height=HEIGHT, width=WIDTH, fit="squash", region=region)
+    alone = fit_photo(Image.fromarray(upright[600:720, 480:576]), height=HEIGHT, width=WIDTH, fit="squash")
+    assert np.abs(pixels.astype(int) - alone).mean() < 3
+
+
+def test_region_of_a_jpeg_with_more_pixels_than_may_be_decoded_is_less_sharp_and_no_error() -> None:
+    data = encoded(Image.new("RGB", (1200, 1600), (200, 10, 10)), "JPEG")
+    region = Region(0.4, 0.4, 0.1, 0.1)
+    limits = ImageLimits(max_pixels=500_000)
+    pixels = decode_photo(data, height=HEIGHT, width=WIDTH, fit="squash", limits=limits, region=region)
+    assert near(pixels, np.full_like(pixels, (200, 10, 10)), 4)
+
+
+def test_whole_photo_as_a_region_is_the_photo() -> None:
+    data = encoded(draw_sample("Dress", "Red", None, 301, 403), "JPEG")
+    whole = decode_photo(data, height=HEIGHT, width=WIDTH, fit="pad", region=Region(0, 0, 1, 1))
+    assert np.array_equal(whole, decode_photo(data, height=HEIGHT, width=WIDTH, fit="pad"))
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG"])
+def test_region_of_too_few_pixels_is_refused_with_its_size(file_format: str) -> None:
+    """In pixels of the file, also where a JPEG is decoded at a fraction of its size."""
+    data = encoded(Image.new("RGB", (1200, 1600)), file_format)
+    with pytest.raises(ImageError) as caught:
+        decode_photo(data, height=HEIGHT, width=WIDTH, fit="pad", region=Region(0, 0, 0.01, 0.02))
+    assert caught.value.reason is ImageReason.REGION
+    assert str(caught.value) == "the photo has a region of 12 x 32 pixels: choose one of at least 16 x 16"
 
 
 @pytest.mark.torch

@@ -11,6 +11,7 @@ import pytest
 
 from captioner.decoding import DecodingOptions
 from captioner.model_contract import ModelContract
+from captioner.preprocessing import Region
 from captioner.query import Query, QueryRule
 from search_api import search_pb2
 from search_gateway.api.request_validation import (
@@ -250,3 +251,31 @@ def test_bad_word_override_is_refused_with_the_remedy(name: str) -> None:
 def test_messages_call_a_field_as_the_caller_does(values: dict[str, Any], says: str) -> None:
     asked = RequestValues(names={"query_override": "QUERY"}, **values)
     assert refusal(lambda: search_options(asked, CONTRACT, CONFIG)) == says
+
+
+def region(**shares: float) -> SearchOptions:
+    return options(region=search_pb2.Region(**{"x": 0.0, "y": 0.0, "width": 1.0, "height": 1.0, **shares}))
+
+
+def test_region_is_passed_on() -> None:
+    assert options().region is None
+    assert region(x=0.25, width=0.5, y=0.1, height=0.9).region == Region(0.25, 0.1, 0.5, 0.9)
+    assert region(x=0.7, width=0.30001).region is not None, "callers add decimals"
+
+
+@pytest.mark.parametrize(
+    ("shares", "says"),
+    [
+        ({"x": -0.1}, "region has the x -0.1: it is a fraction of the photo, from 0 to 1"),
+        ({"y": 40}, "region has the y 40: it is a fraction of the photo, from 0 to 1"),
+        ({"x": math.nan}, "region has the x nan: it is a fraction of the photo, from 0 to 1"),
+        ({"width": 0}, "region has the width 0: it is a fraction of the photo, above 0 and at most 1"),
+        ({"height": 300}, "region has the height 300: it is a fraction of the photo, above 0 and at most 1"),
+        ({"x": 0.5, "width": 0.75}, "region ends at 0.5 + 0.75 = 1.25 of the photo's width: it must"),
+        ({"y": 0.5, "height": 0.6}, "region ends at 0.5 + 0.6 = 1.1 of the photo's height: it must"),
+    ],
+)  # fmt: skip
+def test_region_beyond_the_photo_is_refused(shares: dict[str, float], says: str) -> None:
+    with pytest.raises(BadRequestError) as caught:
+        region(**shares)
+    assert str(caught.value).removesuffix(" end within the photo, at 1") == says

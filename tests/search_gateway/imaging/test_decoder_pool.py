@@ -27,7 +27,7 @@ from PIL import Image
 from benchmarks.robustness.hostile_photos import BOMBS, odd_photos
 from captioner.image_error import ImageError, ImageReason
 from captioner.model_contract import Fit, ModelContract
-from captioner.preprocessing import ImageLimits, decode_photo
+from captioner.preprocessing import ImageLimits, Region, decode_photo
 from search_gateway.deadline import Deadline
 from search_gateway.errors import (
     DeadlineError,
@@ -121,6 +121,18 @@ async def test_photo_becomes_what_the_encoder_sees(fit: Fit) -> None:
     assert pixels.shape == (20, 16, 3)
     assert pixels.flags.writeable
     assert np.array_equal(pixels, expected(picture(), fit))
+
+
+@on_event_loop
+async def test_region_reaches_the_worker() -> None:
+    region = Region(0.25, 0.5, 0.5, 0.375)
+    async with decoding(WORKER_COMMAND) as decoder:
+        pixels = await decoder.decode(picture(64, 64), Deadline(60), region)
+        whole = await decoder.decode(picture(64, 64), Deadline(60))
+        error = await outcome(decoder.decode(picture(64, 64), Deadline(60), Region(0, 0, 0.1, 0.1)))
+    assert np.array_equal(pixels, decode_photo(picture(64, 64), height=20, width=16, fit="pad", region=region))
+    assert np.array_equal(whole, expected(picture(64, 64)))
+    assert error.reason is ImageReason.REGION
 
 
 @on_event_loop

@@ -56,7 +56,7 @@ class Worker:
         return Kind(kind), self._answers.read(num_bytes)
 
     def ask(self, data: bytes, may_take_long: bool = True) -> tuple[Kind, bytes]:
-        self._socket.sendall(REQUEST.pack(len(data), may_take_long) + data)
+        self._socket.sendall(REQUEST.pack(len(data), may_take_long, 0, 0, 0, 0) + data)
         return self.answer()
 
     def cpu_seconds(self) -> float:
