@@ -235,7 +235,7 @@ class Gateway:
         tritons.watch(lambda: status.set_ready(tritons.is_serving))
         await server.start()
         if web is not None:
-            await web.start(search, self._interceptors, pipeline.contract.model, pipeline.providers.names)
+            await web.start(search, self._interceptors, pipeline.contract, pipeline.providers.names)
 
         async def drain(seconds: float = config.drain_seconds) -> None:
             # First report NOT_SERVING, then finish the requests in flight.

@@ -10,10 +10,12 @@ from typing import Any
 from aiohttp import web
 
 import captioner
+from captioner.model_contract import ModelContract
 from search_api import search_pb2_grpc
 from search_gateway.config import GatewayConfig
 from search_gateway.web.http_server import HttpServer
 from search_gateway.web.local_calls import LocalCalls
+from search_gateway.web.openapi import document
 from search_gateway.web.page_files import PageFiles
 from search_gateway.web.responses import json_response
 from search_gateway.web.routes import SearchRoutes
@@ -36,20 +38,22 @@ class GatewayWeb:
         self._server = HttpServer(config.web_address)
         self.address = self._server.address
 
-    async def start(self, search: Any, interceptors: Sequence[Any], model: str, providers: Sequence[str]) -> None:
+    async def start(
+        self, search: Any, interceptors: Sequence[Any], contract: ModelContract, providers: Sequence[str]
+    ) -> None:
         """Answer requests from now on.
 
         Args:
             search: the search service.
             interceptors: of the gRPC server.
-            model: name of the model.
+            contract: of the model.
             providers: their names.
         """
         config = self._config
         calls = LocalCalls(interceptors)
         search_pb2_grpc.add_SearchServiceServicer_to_server(search, calls)  # type: ignore[no-untyped-call]
         info = {
-            "model": model,
+            "model": contract.model,
             "providers": list(providers),
             "max_photo_bytes": config.max_photo_bytes,
             "max_photo_pixels": config.max_photo_pixels,
@@ -64,8 +68,18 @@ class GatewayWeb:
         async def tell(_: web.Request) -> web.Response:
             return json_response(info)
 
+        openapi = document(config, contract)
+
+        async def describe(_: web.Request) -> web.Response:
+            return json_response(openapi)
+
         search_routes = SearchRoutes(calls, config.max_photo_bytes, _RECEIVE_SECONDS)
-        routes = [*search_routes.routes(), *PageFiles().routes(), web.get("/v1/info", tell)]
+        routes = [
+            *search_routes.routes(),
+            *PageFiles().routes(),
+            web.get("/v1/info", tell),
+            web.get("/openapi.json", describe),
+        ]
         is_local = _is_loopback(self.address)
         await self._server.start(routes, ("localhost", *config.web_hosts) if is_local else None)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import uuid
 from collections.abc import Sequence
 
 import grpc
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from search_gateway.web.local_calls import Status
 from search_gateway.web.problems import problem
@@ -49,7 +51,7 @@ class HttpServer:
         self._runner: web.AppRunner | None = None
         self._listening: asyncio.Server | None = None
         self._is_closing = False
-        self._num_requests = 0
+        self._busy: set[asyncio.Transport | None] = set()  # connections with a request in progress
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -69,6 +71,7 @@ class HttpServer:
             auto_decompress=False,
             handler_cancellation=True,  # a search ends when its caller leaves
             keepalive_timeout=_IDLE_SECONDS,
+            logger=_connection_log(),
             lingering_time=_LINGERING_SECONDS,
             max_field_size=_HEADER_BYTES,
             max_line_size=_HEADER_BYTES,
@@ -81,13 +84,15 @@ class HttpServer:
 
     async def close(self, drain_seconds: float) -> None:
         """Take no new requests, let those in progress finish for so long, and end the others."""
-        if self._listening is None or self._runner is None:
+        if self._listening is None or self._runner is None or self._runner.server is None:
             self._socket.close()
-            return
+            return  # it has not begun, or is closed already
         self._is_closing = True
         self._listening.close()
-        assert self._runner.server is not None
-        self._runner.server.pre_shutdown()  # closes connections without a request
+        await asyncio.sleep(0)  # requests that are there begin
+        for connection in self._runner.server.connections:
+            if connection.transport not in self._busy:
+                connection.force_close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(drain_seconds):
                 await self._idle.wait()
@@ -96,7 +101,8 @@ class HttpServer:
     @web.middleware
     async def _sent(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Count the request as in progress until its answer is sent, for which there is a time limit."""
-        self._num_requests += 1
+        transport = request.transport
+        self._busy.add(transport)
         self._idle.clear()
         try:
             response = await (_refuse(request) if self._is_closing else handler(request))
@@ -104,12 +110,12 @@ class HttpServer:
                 await response.prepare(request)
                 await response.write_eof()
         except TimeoutError:
-            if request.transport is not None:
-                request.transport.abort()  # the caller does not read
+            if transport is not None:
+                transport.abort()
             raise asyncio.CancelledError("the caller does not read") from None
         finally:
-            self._num_requests -= 1
-            if self._num_requests == 0:
+            self._busy.discard(transport)
+            if not self._busy:
                 self._idle.set()
         return response
 
@@ -119,6 +125,17 @@ class HttpServer:
         if len(self._runner.server.connections) >= _MAX_CONNECTIONS:
             return _Refusal()
         return self._runner.server()
+
+
+def _connection_log() -> logging.Logger:
+    """Return a log without the tracebacks of requests that are no HTTP, with which callers could fill it."""
+    log = logging.getLogger(f"{__name__}.connections")
+    log.addFilter(_is_no_broken_request)
+    return log
+
+
+def _is_no_broken_request(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 async def _refuse(request: web.Request) -> web.StreamResponse:

@@ -13,7 +13,7 @@ from search_gateway.web.problems import HttpRequestError
 
 MAX_OPTION_CHARACTERS = 1000
 _MAX_UINT32 = 2**32 - 1
-_RULES = {
+RULES = {
     name.removeprefix("QUERY_RULE_").lower(): number
     for name, number in search_pb2.QueryRule.items()
     if number != search_pb2.QUERY_RULE_UNSPECIFIED
@@ -52,9 +52,9 @@ def _switch(name: str, text: str) -> bool:
 
 
 def _rule(name: str, text: str) -> int:
-    if text not in _RULES:
-        raise HttpRequestError(f"{name} is {text[:40]!r}: give one of {', '.join(_RULES)}")
-    return _RULES[text]
+    if text not in RULES:
+        raise HttpRequestError(f"{name} is {text[:40]!r}: give one of {', '.join(RULES)}")
+    return RULES[text]
 
 
 def _region(name: str, text: str) -> search_pb2.Region:
@@ -116,7 +116,7 @@ def _set_options(
     given = set()
     for name, text in options:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
             raise HttpRequestError(f"{name[:40]!r} is no option of this method: {remedy}")
         if name in given:

@@ -19,7 +19,7 @@ from search_gateway.web.problems import CONTENT_TYPE, HttpRequestError, problem,
 
 _log = logging.getLogger(__name__)
 
-REQUEST_ID_KEY = "request_id"
+REQUEST_ID_KEY = web.RequestKey("request_id", str)
 _REQUEST_ID_HEADER = "X-Request-Id"
 _WELL_FORMED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 

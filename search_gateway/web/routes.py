@@ -10,6 +10,7 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import grpc
 from aiohttp import web
 
 from search_api import search_pb2
@@ -54,7 +55,7 @@ class SearchRoutes:
         ]
 
     async def _search(self, request: web.Request) -> web.StreamResponse:
-        exchange = _Exchange(self, request, request_options.search_request)
+        exchange = _Exchange(self, self._calls, request, request_options.search_request)
         answers: list[search_pb2.SearchResponse] = []
         await exchange.call("Search", _appended(answers))
         if not answers:
@@ -65,7 +66,7 @@ class SearchRoutes:
         return json_response(record)
 
     async def _caption(self, request: web.Request) -> web.StreamResponse:
-        exchange = _Exchange(self, request, request_options.caption_request)
+        exchange = _Exchange(self, self._calls, request, request_options.caption_request)
         answers: list[search_pb2.CaptionResponse] = []
         await exchange.call("Caption", _appended(answers))
         if not answers:
@@ -73,7 +74,7 @@ class SearchRoutes:
         return json_response(records.caption_answer(answers[0], exchange.upload.name))
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
-        exchange = _Exchange(self, request, request_options.search_request)
+        exchange = _Exchange(self, self._calls, request, request_options.search_request)
         response = web.StreamResponse(headers=_EVENT_STREAM)
         caption: search_pb2.Caption | None = None
 
@@ -151,6 +152,7 @@ class _Exchange:
 
     Args:
         routes: read the body.
+        calls: has the service.
         request: from the caller.
         make_request: makes the message of the options.
 
@@ -158,8 +160,9 @@ class _Exchange:
         HttpRequestError: the request is refused before its body is read.
     """
 
-    def __init__(self, routes: SearchRoutes, request: web.Request, make_request: MakeRequest):
+    def __init__(self, routes: SearchRoutes, calls: LocalCalls, request: web.Request, make_request: MakeRequest):
         self._routes = routes
+        self._calls = calls
         self._request = request
         self._make_request = make_request
         self._options = tuple(request.query.items())
@@ -179,10 +182,7 @@ class _Exchange:
         ]
         metadata.append(("x-request-id", self._request[REQUEST_ID_KEY]))
         self._context = LocalContext(metadata, _peer(self._request), self._timeout_seconds, write)
-        await self._routes_calls().call(method, self._receive, self._context)
-
-    def _routes_calls(self) -> LocalCalls:
-        return self._routes._calls
+        await self._calls.call(method, self._receive, self._context)
 
     async def _receive(self) -> Any:
         """Return the message, made of what the caller sends."""
@@ -211,7 +211,7 @@ class _Exchange:
     def is_ok(self) -> bool:
         """Whether the call ended well."""
         assert self._context is not None
-        return self._context.status.code.value[0] == 0
+        return self._context.status.code is grpc.StatusCode.OK
 
     def problem(self) -> dict[str, Any]:
         """Return the problem details of a call that failed."""
