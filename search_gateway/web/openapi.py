@@ -83,7 +83,7 @@ def document(config: GatewayConfig, contract: ModelContract) -> Schema:
                     "Search with a photo, and get each part of the answer as soon as it is there",
                     {name: options[name] for name in SEARCH_OPTIONS},
                     config,
-                    {"description": events, "content": {"text/event-stream": {"schema": _TEXT}}},
+                    {"description": events, "content": {"text/event-stream": {}}},
                 )
             },
             "/v1/caption": {
