@@ -261,7 +261,7 @@ def test_its_own_description_holds(web: str, photo: bytes) -> None:
     )
     for found in schemathesis.openapi.from_url(f"{web}/openapi.json").get_all_operations():
         modes = set(schemathesis.GenerationMode)
-        if not found.ok().definition.raw.get("parameters"):
+        if found.ok().method.upper() == "GET":
             modes.remove(schemathesis.GenerationMode.NEGATIVE)  # nothing of it can be wrong
         for mode in modes:
             limits(given(case=found.ok().as_strategy(generation_mode=mode))(called))()
