@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := .run
 ADDRESS ?= $(or $(CAPTRIEVE_LISTEN_ADDRESS),127.0.0.1:8001)
+WEB ?= $(or $(CAPTRIEVE_WEB_ADDRESS),127.0.0.1:8080)
 PHOTO ?= demo/sample.jpg
 DATA ?= $(wildcard ../shared/data/fashion-product-images-small)
 export PHOTO DATA  # through the environment: their names may hold quotes and spaces
@@ -38,8 +39,8 @@ $(VENV)/.development: pyproject.toml client/pyproject.toml $(VENV)/.serving
 demo: $(VENV)/.serving ## search with a sample picture, or PHOTO=your.jpg, and stop everything again
 	@$(BIN)/python -m demo.run_demo --photo "$$PHOTO"
 
-up: $(VENV)/.serving ## start the gateway in the background on ADDRESS (127.0.0.1:8001)
-	@$(BIN)/python -m demo.background up --address '$(ADDRESS)' --run '$(RUN)'
+up: $(VENV)/.serving ## start the gateway in the background on ADDRESS (127.0.0.1:8001), with its page on WEB (127.0.0.1:8080)
+	@$(BIN)/python -m demo.background up --address '$(ADDRESS)' --web '$(WEB)' --run '$(RUN)'
 
 down: ## stop it
 	@$(BIN)/python -m demo.background down --run '$(RUN)'

@@ -31,28 +31,32 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("action", choices=("up", "down"))
     parser.add_argument("--address", default="127.0.0.1:8001", metavar="HOST:PORT")
+    parser.add_argument("--web", metavar="HOST:PORT", help="of the page; empty: none (default: CAPTRIEVE_WEB_ADDRESS)")
     parser.add_argument("--run", type=Path, default=Path(".run"), help="folder for the log and the process id")
     args = parser.parse_args(argv)
     try:
-        return up(args.address, args.run, environ) if args.action == "up" else down(args.run)
+        return up(args.address, args.run, environ, args.web) if args.action == "up" else down(args.run)
     except (CatalogError, ConfigError, ContractError, TritonStartError, OSError) as error:
         print(f"captrieve: {error}", file=sys.stderr)
         return 3
 
 
-def up(address: str, run: Path, environ: Mapping[str, str]) -> int:
+def up(address: str, run: Path, environ: Mapping[str, str], web: str | None = None) -> int:
     """Start a gateway and wait until it serves.
 
     Args:
         address: HOST:PORT to listen on.
         run: folder for the log, the process id and the sample catalogue.
         environ: with the gateway's `CAPTRIEVE_` variables.
+        web: HOST:PORT of the page; empty: none; None: as the variables say.
 
     Returns:
         The exit code: 0 if it serves, else 3.
     """
     run.mkdir(parents=True, exist_ok=True)
     config = GatewayConfig.from_env(environ).replace(listen_address=address)
+    if web is not None:
+        config = config.replace(web_address=web)
     if is_serving(address, config=config):
         print(f"a gateway already serves on {address}; run `make down` before you change settings")
         return 0
@@ -62,6 +66,7 @@ def up(address: str, run: Path, environ: Mapping[str, str]) -> int:
     catalogue = config.catalog or sample_catalogue(config, run)
     settings = {
         "CAPTRIEVE_LISTEN_ADDRESS": address,
+        "CAPTRIEVE_WEB_ADDRESS": config.web_address,
         "CAPTRIEVE_CATALOG": str(catalogue),
         "CAPTRIEVE_TRITON_LOG": str(config.triton_log or run / "triton.log"),
     }
@@ -87,7 +92,9 @@ def up(address: str, run: Path, environ: Mapping[str, str]) -> int:
             _pid_file(run).unlink(missing_ok=True)
             return 3
         time.sleep(_POLL_SECONDS)
-    print(f"serving on {address}; log: {log}; stop with `make down`")
+    scheme = "http" if config.tls_certificate is None else "https"
+    page = f"page: {scheme}://{config.web_address}; " if config.web_address else ""
+    print(f"serving on {address}; {page}log: {log}; stop with `make down`")
     return 0
 
 

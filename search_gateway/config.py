@@ -7,6 +7,7 @@ The environment has priority over the file. `docs/configuration.md` is generated
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import logging
 import re
 import tomllib
@@ -352,6 +353,15 @@ class GatewayConfig(BaseSettings):
         if value is not None and "duckduckgo" not in info.data.get("providers", ("duckduckgo",)):
             raise ValueError(f"unset where {variable_of('providers')} lacks duckduckgo: remove it, or add duckduckgo")
         return value
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach an address: a Unix socket, or HOST:PORT with a host of loopback."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or address.startswith("unix:")
 
 
 def variable_of(field: str) -> str:

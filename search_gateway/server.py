@@ -194,7 +194,8 @@ class Gateway:
         is_socket = config.listen_address.startswith("unix:")
         self.address = config.listen_address if is_socket else f"{config.listen_address.rpartition(':')[0]}:{port}"
         if web is not None:
-            _log.info("page and HTTP API on http://%s", web.address)
+            scheme = "http" if config.tls_certificate is None else "https"
+            _log.info("page and HTTP API on %s://%s", scheme, web.address)
         _log.info("ready on %s: model %s, providers %s", self.address, contract.model, ", ".join(providers.names))
 
     def _photo_decoder(self, contract: ModelContract, limits: ImageLimits) -> DecoderPool:
@@ -236,7 +237,8 @@ class Gateway:
         tritons.watch(lambda: status.set_ready(tritons.is_serving))
         await server.start()
         if web is not None:
-            await web.start(search, self._interceptors, pipeline.contract, pipeline.providers.names)
+            found = pipeline.providers.names
+            await web.start(search, self._interceptors, pipeline.contract, found, security.https())
 
         async def drain(seconds: float = config.drain_seconds) -> None:
             # First report NOT_SERVING, then finish the requests in flight.

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
+import ssl
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 
 from captioner.model_contract import ModelContract
-from search_gateway.config import GatewayConfig
+from search_gateway.config import GatewayConfig, is_loopback
 from search_gateway.errors import ConfigError
 from search_gateway.security.api_keys import ApiKeys
 from search_gateway.security.audit_log import AuditedMessages, AuditInterceptor, AuditLog
@@ -74,6 +74,10 @@ class GatewaySecurity:
             return server.add_insecure_port(address)
         return server.add_secure_port(address, self._certificate.credentials())
 
+    def https(self) -> ssl.SSLContext | None:
+        """Return what an HTTPS server needs; None if there is no certificate."""
+        return None if self._certificate is None else self._certificate.https()
+
     def charged(self, request: Any) -> AbstractContextManager[None]:
         """Charge the caller for a message of a stream, see `AuthInterceptor.charged`."""
         return _free() if self._auth is None else self._auth.charged(request)
@@ -95,15 +99,6 @@ def _free() -> Iterator[None]:
     yield
 
 
-def is_loopback(address: str) -> bool:
-    """Whether only this machine can reach an address: a Unix socket, or HOST:PORT with a host of loopback."""
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or address.startswith("unix:")
-
-
 def _check_groups(config: GatewayConfig) -> None:
     """Check that settings which belong together are set together."""
     groups = (("tls_certificate", "tls_key"), ("jwt_keys", "jwt_issuer", "jwt_audience"))
@@ -122,14 +117,16 @@ def _check_groups(config: GatewayConfig) -> None:
 def _check_exposure(config: GatewayConfig) -> None:
     """Check that others cannot call the gateway without TLS and a key, a token or a certificate."""
     has_callers = any(one is not None for one in (config.api_keys, config.jwt_keys, config.tls_client_ca))
-    if is_loopback(config.listen_address) or (config.tls_certificate is not None and has_callers):
+    addresses = [config.listen_address, *([config.web_address] if config.web_address else [])]
+    exposed = [address for address in addresses if not is_loopback(address)]
+    if not exposed or (config.tls_certificate is not None and has_callers):
         return
     missing = []
     if config.tls_certificate is None:
         missing.append("TLS (CAPTRIEVE_TLS_CERTIFICATE and CAPTRIEVE_TLS_KEY)")
     if not has_callers:
         missing.append("keys (CAPTRIEVE_API_KEYS, CAPTRIEVE_JWT_KEYS or CAPTRIEVE_TLS_CLIENT_CA)")
-    what = f"{config.listen_address} can be reached from other machines, and there is no {' and no '.join(missing)}"
+    what = f"{exposed[0]} can be reached from other machines, and there is no {' and no '.join(missing)}"
     if not config.insecure:
         raise ConfigError(f"{what}: set them, listen on 127.0.0.1, or set CAPTRIEVE_INSECURE=true")
     _log.warning("%s: CAPTRIEVE_INSECURE allows it", what)

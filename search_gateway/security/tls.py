@@ -9,6 +9,7 @@ certificate they began with.
 from __future__ import annotations
 
 import logging
+import ssl
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class ServerCertificate:
         files = [file for file in self._paths if file is not None]
         self._pair = Reloaded("TLS certificate", files, self._load)
         self._given = self._pair.value  # what gRPC has
+        self._https: Reloaded[ssl.SSLContext] | None = None
 
     def credentials(self) -> grpc.ServerCredentials:
         """Return credentials that use the newest certificate for each new connection."""
@@ -48,9 +50,39 @@ class ServerCertificate:
         newer: Any = self._newer  # its stubs do not know that it may return None
         return grpc.dynamic_ssl_server_credentials(self._pair.value, newer, is_mutual)
 
+    def https(self) -> ssl.SSLContext:
+        """Return a context for HTTPS that uses the newest certificate for each new connection."""
+        certificate, key, client_ca = self._paths
+        files = [file for file in self._paths if file is not None]
+
+        def load() -> ssl.SSLContext:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            context.set_alpn_protocols(["http/1.1"])
+            try:
+                context.load_cert_chain(certificate, key)
+                if client_ca is not None:
+                    context.load_verify_locations(client_ca)
+                    context.verify_mode = ssl.CERT_REQUIRED
+            except (OSError, ssl.SSLError) as error:
+                raise ConfigError(f"{certificate} and {key} cannot be used for HTTPS") from error
+            return context
+
+        newest = self._https = Reloaded("TLS certificate of the HTTP server", files, load)
+
+        def choose(connection: ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:
+            newest.refresh()
+            connection.context = newest.value
+
+        first = load()
+        first.sni_callback = choose  # called at each handshake, also of callers that name no server
+        return first
+
     def reload(self) -> None:
         """Read the files again now."""
         self._pair.refresh(is_forced=True)
+        if self._https is not None:
+            self._https.refresh(is_forced=True)
 
     def _newer(self) -> grpc.ServerCertificateConfiguration | None:
         """Return the new pair, or None to keep the old one; gRPC would fail the handshake after an exception."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import ipaddress
+import ssl
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,15 +12,13 @@ from aiohttp import web
 import captioner
 from captioner.model_contract import ModelContract
 from search_api import search_pb2_grpc
-from search_gateway.config import GatewayConfig
+from search_gateway.config import GatewayConfig, is_loopback
 from search_gateway.web.http_server import HttpServer
 from search_gateway.web.local_calls import LocalCalls
 from search_gateway.web.openapi import document
 from search_gateway.web.page_files import PageFiles
 from search_gateway.web.responses import json_response
 from search_gateway.web.routes import SearchRoutes
-
-_RECEIVE_SECONDS = 10.0
 
 
 class GatewayWeb:
@@ -39,7 +37,12 @@ class GatewayWeb:
         self.address = self._server.address
 
     async def start(
-        self, search: Any, interceptors: Sequence[Any], contract: ModelContract, providers: Sequence[str]
+        self,
+        search: Any,
+        interceptors: Sequence[Any],
+        contract: ModelContract,
+        providers: Sequence[str],
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """Answer requests from now on.
 
@@ -48,6 +51,7 @@ class GatewayWeb:
             interceptors: of the gRPC server.
             contract: of the model.
             providers: their names.
+            tls: for HTTPS; None: HTTP.
         """
         config = self._config
         calls = LocalCalls(interceptors)
@@ -73,24 +77,16 @@ class GatewayWeb:
         async def describe(_: web.Request) -> web.Response:
             return json_response(openapi)
 
-        search_routes = SearchRoutes(calls, config.max_photo_bytes, _RECEIVE_SECONDS)
+        search_routes = SearchRoutes(calls, config.max_photo_bytes)
         routes = [
             *search_routes.routes(),
             *PageFiles().routes(),
             web.get("/v1/info", tell),
             web.get("/openapi.json", describe),
         ]
-        is_local = _is_loopback(self.address)
-        await self._server.start(routes, ("localhost", *config.web_hosts) if is_local else None)
+        hosts = ("localhost", *config.web_hosts) if is_loopback(self.address) else None
+        await self._server.start(routes, hosts, tls)
 
     async def close(self, drain_seconds: float) -> None:
         """Take no new requests, let those in progress finish for so long, and end the others."""
         await self._server.close(drain_seconds)
-
-
-def _is_loopback(address: str) -> bool:
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

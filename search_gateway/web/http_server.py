@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 import uuid
 from collections.abc import Sequence
 
@@ -19,6 +20,7 @@ from search_gateway.web.problems import problem
 from search_gateway.web.responses import Handler, add_headers, only_own_pages, problem_response, problems
 
 _MAX_CONNECTIONS = 1000
+_HANDSHAKE_SECONDS = 10.0
 # For the headers of a request, and between two requests of a connection.
 _IDLE_SECONDS = 20.0
 _LINGERING_SECONDS = 2.0  # the rest of a refused body is read for so long, so that the caller sees the answer
@@ -55,12 +57,18 @@ class HttpServer:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    async def start(self, routes: Sequence[web.AbstractRouteDef], allowed_hosts: Sequence[str] | None) -> None:
+    async def start(
+        self,
+        routes: Sequence[web.AbstractRouteDef],
+        allowed_hosts: Sequence[str] | None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         """Answer requests from now on.
 
         Args:
             routes: what is served.
             allowed_hosts: see `only_own_pages`.
+            tls: for HTTPS; None: HTTP.
         """
         app = web.Application(middlewares=[self._sent, problems, only_own_pages(allowed_hosts)])
         app.add_routes(routes)
@@ -80,7 +88,12 @@ class HttpServer:
             shutdown_timeout=_END_SECONDS,
         )
         await self._runner.setup()
-        self._listening = await asyncio.get_running_loop().create_server(self._connection, sock=self._socket)
+        self._listening = await asyncio.get_running_loop().create_server(
+            self._connection,
+            sock=self._socket,
+            ssl=tls,
+            ssl_handshake_timeout=None if tls is None else _HANDSHAKE_SECONDS,
+        )
 
     async def close(self, drain_seconds: float) -> None:
         """Take no new requests, let those in progress finish for so long, and end the others."""

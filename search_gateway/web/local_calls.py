@@ -69,6 +69,7 @@ class LocalContext:
         peer: the caller's address as gRPC writes it.
         timeout_seconds: the caller's deadline, from now; None if it set none.
         write: gets each message of the answer.
+        certificate_name: of the caller's certificate; "" without one.
     """
 
     def __init__(
@@ -77,11 +78,13 @@ class LocalContext:
         peer: str,
         timeout_seconds: float | None,
         write: Callable[[Any], Awaitable[None]],
+        certificate_name: str = "",
     ):
         self._metadata = metadata
         self._peer = peer
         self._end = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         self._write = write
+        self._certificate_name = certificate_name
         self._trailer: Metadata = ()
         self.answer_type: type[Message] | None = None
         self.status = Status()
@@ -104,8 +107,8 @@ class LocalContext:
         return self._peer
 
     def auth_context(self) -> Mapping[str, Sequence[bytes]]:
-        """Return nothing: callers over HTTP have no certificates."""
-        return {}
+        """Return what the caller's certificate says."""
+        return {"x509_common_name": (self._certificate_name.encode(),)} if self._certificate_name else {}
 
     def set_trailing_metadata(self, trailing_metadata: Metadata) -> None:
         """Keep what is to be sent after the answer."""

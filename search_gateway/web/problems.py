@@ -85,9 +85,7 @@ def problem(status: Status, request_id: str, http_status: int | None = None) -> 
         "type": "about:blank",
         "title": HTTPStatus(number).phrase if number in set(HTTPStatus) else "Client Closed Request",
         "status": number,
-        "detail": _with_option_names(status.message)
-        if status.code is grpc.StatusCode.INVALID_ARGUMENT
-        else status.message,
+        "detail": _as_over_http(status),
         "code": status.code.name,
         "request_id": request_id,
     }
@@ -103,7 +101,12 @@ def problem_headers(status: Status) -> dict[str, str]:
     return headers
 
 
-def _with_option_names(message: str) -> str:
-    for proto, option in _SHOWN.items():
-        message = message.replace(proto, option)
+def _as_over_http(status: Status) -> str:
+    """Return the message with the names that things have over HTTP."""
+    message = status.message
+    if status.code is grpc.StatusCode.INVALID_ARGUMENT:
+        for proto, option in _SHOWN.items():
+            message = message.replace(proto, option)
+    elif status.code is grpc.StatusCode.UNAUTHENTICATED:
+        message = message.replace("as metadata `authorization", "as the header `Authorization")
     return message

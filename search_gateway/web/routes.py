@@ -14,7 +14,6 @@ import grpc
 from aiohttp import web
 
 from search_api import search_pb2
-from search_gateway.errors import DeadlineError
 from search_gateway.web import records, request_options
 from search_gateway.web.local_calls import LocalCalls, LocalContext
 from search_gateway.web.problems import HttpRequestError, problem, problem_headers
@@ -36,13 +35,11 @@ class SearchRoutes:
     Args:
         calls: has the search service.
         max_photo_bytes: limit of a photo.
-        receive_seconds: how long the body of a request may take to arrive.
     """
 
-    def __init__(self, calls: LocalCalls, max_photo_bytes: int, receive_seconds: float):
+    def __init__(self, calls: LocalCalls, max_photo_bytes: int):
         self._calls = calls
         self._max_photo_bytes = max_photo_bytes
-        self._receive_seconds = receive_seconds
         self._thumbnails = ThumbnailStore()
 
     def routes(self) -> list[web.RouteDef]:
@@ -139,7 +136,7 @@ class SearchRoutes:
 
     async def read_upload(self, request: web.Request) -> Upload:
         """Read the body."""
-        return await read_upload(request, self._max_photo_bytes, self._receive_seconds)
+        return await read_upload(request, self._max_photo_bytes)
 
     def link_of(self, thumbnail: bytes) -> str:
         """Keep a thumbnail; returns where it can be fetched, "" where it is not kept."""
@@ -181,7 +178,9 @@ class _Exchange:
             (name, value) for name in _METADATA for value in self._request.headers.getall(name, ())
         ]
         metadata.append(("x-request-id", self._request[REQUEST_ID_KEY]))
-        self._context = LocalContext(metadata, _peer(self._request), self._timeout_seconds, write)
+        self._context = LocalContext(
+            metadata, _peer(self._request), self._timeout_seconds, write, _certificate_name(self._request)
+        )
         await self._calls.call(method, self._receive, self._context)
 
     async def _receive(self) -> Any:
@@ -191,9 +190,6 @@ class _Exchange:
             message = self._make_request((*self._options, *self.upload.options))
         except HttpRequestError as error:
             self._refusal = error.http_status
-            raise
-        except DeadlineError:
-            self._refusal = 408
             raise
         message.photo = self.upload.photo
         self.upload = Upload(b"", name=self.upload.name)  # one copy less while the service works
@@ -216,7 +212,8 @@ class _Exchange:
     def problem(self) -> dict[str, Any]:
         """Return the problem details of a call that failed."""
         assert self._context is not None
-        return problem(self._context.status, self.request_id, self._refusal)
+        is_late = self._context.status.code is grpc.StatusCode.DEADLINE_EXCEEDED and not self.is_received
+        return problem(self._context.status, self.request_id, 408 if is_late else self._refusal)
 
     def failure(self) -> web.Response:
         """Return the answer of a call that failed."""
@@ -251,6 +248,12 @@ def _timeout_seconds(request: web.Request) -> float | None:
     if not 0 < seconds < math.inf:
         raise HttpRequestError(f"{TIMEOUT_HEADER} is {text[:40]!r}: give a number of seconds above 0")
     return seconds
+
+
+def _certificate_name(request: web.Request) -> str:
+    """Return the common name in the caller's certificate; "" without one."""
+    found = (request.transport.get_extra_info("peercert") if request.transport is not None else None) or {}
+    return next((value for part in found.get("subject", ()) for name, value in part if name == "commonName"), "")
 
 
 def _peer(request: web.Request) -> str:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -11,7 +10,6 @@ from aiohttp import BodyPartReader, MultipartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from captioner.image_error import ImageError, ImageReason
-from search_gateway.errors import DeadlineError
 from search_gateway.web.problems import HttpRequestError
 from search_gateway.web.request_options import MAX_OPTION_CHARACTERS
 
@@ -58,26 +56,20 @@ def check_headers(request: web.BaseRequest, max_photo_bytes: int) -> None:
         raise _too_large(length, max_photo_bytes)
 
 
-async def read_upload(request: web.BaseRequest, max_photo_bytes: int, timeout_seconds: float) -> Upload:
-    """Read the body.
+async def read_upload(request: web.BaseRequest, max_photo_bytes: int) -> Upload:
+    """Read the body. Room for it and the time that it may take are limited where messages over gRPC are read.
 
     Args:
         request: whose headers `check_headers` has accepted.
         max_photo_bytes: limit of the photo.
-        timeout_seconds: limit of the time that the body may take to arrive.
 
     Raises:
         HttpRequestError: the body is too large, or no form of ours.
-        DeadlineError: it did not arrive in time.
     """
     try:
-        async with asyncio.timeout(timeout_seconds):
-            if request.content_type.lower() == "multipart/form-data":
-                return await _read_form(request, max_photo_bytes)
-            return Upload(await _joined(request.content.iter_any(), max_photo_bytes))
-    except TimeoutError:
-        message = f"the photo did not arrive within {timeout_seconds:g} s: send it faster, or a smaller one"
-        raise DeadlineError(message) from None
+        if request.content_type.lower() == "multipart/form-data":
+            return await _read_form(request, max_photo_bytes)
+        return Upload(await _joined(request.content.iter_any(), max_photo_bytes))
     except web.RequestPayloadError as error:
         raise HttpRequestError(f"the body is broken: {_HOW}") from error
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -106,10 +107,14 @@ def test_demo_of_a_bad_photo_says_so(run_folder: Path, tmp_path: Path) -> None:
 def test_up_serves_the_same_words_twice_and_down_leaves_nothing(
     run_folder: Path, tmp_path: Path, free_address: str
 ) -> None:
-    up = run("demo.background", "up", "--address", free_address, "--run", str(run_folder))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        web = f"127.0.0.1:{free.getsockname()[1]}"
+    up = run("demo.background", "up", "--address", free_address, "--web", web, "--run", str(run_folder))
     try:
         assert up.returncode == 0, up.stderr
-        assert f"serving on {free_address}" in up.stdout
+        assert f"serving on {free_address}; page: http://{web}; " in up.stdout
+        with urllib.request.urlopen(f"http://{web}/v1/info", timeout=30) as answer:
+            assert json.load(answer)["model"] == "fashion-small"
         again = run("demo.background", "up", "--address", free_address, "--run", str(run_folder))
         assert "already serves" in again.stdout
         arguments = ["search", "demo/sample.jpg", "--json", "--address", free_address]
@@ -167,6 +172,15 @@ def test_up_tells_why_the_gateway_did_not_start_once(run_folder: Path) -> None:
         answer = run("demo.background", "up", "--address", address, "--run", str(run_folder))
     assert answer.returncode == 3
     assert answer.stderr.startswith(f"captrieve: the gateway did not start: cannot listen on {address}")
+
+
+def test_taken_port_of_the_page_is_told(run_folder: Path, free_address: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        web = f"127.0.0.1:{taken.getsockname()[1]}"
+        answer = run("demo.background", "up", "--address", free_address, "--web", web, "--run", str(run_folder))
+    assert answer.returncode == 3
+    assert f"cannot listen on {web} for the page (Address already in use): choose another address" in answer.stderr
+    assert "make up WEB=HOST:PORT" in answer.stderr
 
 
 def test_wrong_settings_are_all_told() -> None:

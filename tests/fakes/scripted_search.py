@@ -150,8 +150,9 @@ class HttpCaller:
 async def web_server(
     service: ScriptedSearch, interceptors: Sequence[Any] | None = None, **settings: Any
 ) -> AsyncIterator[HttpCaller]:
-    web = GatewayWeb(GatewayConfig(**{"web_address": "127.0.0.1:0", **settings}))
-    around = [ErrorInterceptor()] if interceptors is None else interceptors
+    config = GatewayConfig(**{"web_address": "127.0.0.1:0", **settings})
+    web = GatewayWeb(config)
+    around = [ErrorInterceptor(config)] if interceptors is None else interceptors
     await web.start(service, around, ModelContract.load(MODELS), ["catalog"])
     try:
         async with aiohttp.ClientSession() as session:

@@ -17,10 +17,10 @@ from captioner.model_contract import ModelContract
 from search_api import search_pb2, search_pb2_grpc
 from search_gateway.__main__ import main
 from search_gateway.api.error_interceptor import ErrorInterceptor
-from search_gateway.config import GatewayConfig
+from search_gateway.config import GatewayConfig, is_loopback
 from search_gateway.errors import ConfigError
 from search_gateway.security.api_keys import _digest
-from search_gateway.security.gateway_security import GatewaySecurity, is_loopback
+from search_gateway.security.gateway_security import GatewaySecurity
 from tests.conftest import MODELS
 from tests.search_gateway.security.test_auth_interceptor import Service
 
@@ -43,6 +43,13 @@ def files(tmp_path: Path) -> dict[str, Path]:
 def security(files: dict[str, Path], *names: str, address: str = "127.0.0.1:0", **more: Any) -> GatewaySecurity:
     config = GatewayConfig(listen_address=address, **{name: files[name] for name in names}, **more)
     return GatewaySecurity(config, CONTRACT)
+
+
+def test_page_that_others_reach_needs_tls_and_keys_too(files: dict[str, Path]) -> None:
+    with pytest.raises(ConfigError, match="0.0.0.0:8080 can be reached from other machines, and there is no TLS"):
+        security(files, web_address="0.0.0.0:8080")
+    security(files, "tls_certificate", "tls_key", "api_keys", web_address="0.0.0.0:8080").close()
+    security(files, web_address="127.0.0.1:8080").close()
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 
 from search_api import search_pb2
 from search_gateway.errors import BadRequestError, DeadlineError, InferenceError, OverloadedError
-from search_gateway.web import gateway_web, routes, uploads
+from search_gateway.web import routes, uploads
 from tests.fakes.event_loop import on_event_loop
 from tests.fakes.scripted_search import HttpCaller, ScriptedSearch, events_of, web_server
 
@@ -374,9 +374,8 @@ async def test_continue_is_said_to_fit_headers_only() -> None:
 
 @pytest.mark.parametrize("body", ["raw", "form"])
 @on_event_loop
-async def test_body_that_comes_too_slowly_is_refused(body: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway_web, "_RECEIVE_SECONDS", 0.3)
-    async with web_server(ScriptedSearch()) as caller:
+async def test_body_that_comes_too_slowly_is_refused(body: str) -> None:
+    async with web_server(ScriptedSearch(), receive_timeout_seconds=0.3) as caller:
         if body == "raw":
             request = raw_request("/v1/search", "Content-Length: 900", "Connection: close", body=b"x")
         else:
@@ -385,7 +384,7 @@ async def test_body_that_comes_too_slowly_is_refused(body: str, monkeypatch: pyt
             request = request.replace(b"Content-Type: image/jpeg", kind.encode())
         answer = await caller.raw(request)
     assert answer.startswith(b"HTTP/1.1 408 ")
-    assert b"the photo did not arrive within 0.3 s" in answer
+    assert b"the request did not arrive within 0.3 s" in answer
 
 
 @pytest.mark.parametrize(
