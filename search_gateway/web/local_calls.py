@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import math
 import time
 import uuid
@@ -21,12 +20,10 @@ import grpc
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from captioner.image_error import ImageError
 from search_api import search_pb2
-from search_gateway.api.error_interceptor import REQUEST_ID, logged_cause, public_message
-from search_gateway.errors import OverloadedError, SearchError
-
-_log = logging.getLogger(__name__)
+from search_gateway.api.error_interceptor import log_cause, public_message
+from search_gateway.errors import OverloadedError
+from search_gateway.observability.call_interceptor import REQUEST_ID
 
 SERVICE = search_pb2.DESCRIPTOR.services_by_name["SearchService"].full_name
 _ANSWERS: Mapping[str, type[Message]] = {
@@ -226,8 +223,7 @@ def _fail(context: LocalContext, error: Exception) -> None:
     context.set_trailing_metadata(((REQUEST_ID, request_id),))
     code, message = public_message(error, request_id)
     retry = error.retry_after_seconds if isinstance(error, OverloadedError) else None
-    if not isinstance(error, SearchError | ImageError):
-        _log.error("%s %s", request_id, code.name, exc_info=logged_cause(error))
+    log_cause(error, code, request_id)
     context.status = Status(code, message, retry)
 
 
