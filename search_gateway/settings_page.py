@@ -10,6 +10,7 @@ SECTIONS = {
     "listen_address": "Network",
     "tls_certificate": "Security",
     "log_format": "Logs",
+    "web_address": "HTTP",
     "model_repository": "Models and Triton",
     "providers": "Providers",
     "max_photo_bytes": "Photos and thumbnails",
