@@ -310,8 +310,10 @@ class Gateway:
         try:
             web = GatewayWeb(self._config)
         except OSError as error:
+            # create_server adds the address to its text
+            reason = os.strerror(error.errno).lower() if error.errno else str(error)
             raise StartError(
-                f"cannot listen on {address} for the page ({error.strerror}): choose another address, or none: "
+                f"cannot listen on {address} for the page ({reason}): choose another address, or none: "
                 "`make up WEB=HOST:PORT`, CAPTRIEVE_WEB_ADDRESS"
             ) from error
         self._closing.push_async_callback(web.close, 0)

@@ -179,7 +179,7 @@ def test_taken_port_of_the_page_is_told(run_folder: Path, free_address: str) -> 
         web = f"127.0.0.1:{taken.getsockname()[1]}"
         answer = run("demo.background", "up", "--address", free_address, "--web", web, "--run", str(run_folder))
     assert answer.returncode == 3
-    assert f"cannot listen on {web} for the page (Address already in use): choose another address" in answer.stderr
+    assert f"cannot listen on {web} for the page (address already in use): choose another address" in answer.stderr
     assert "make up WEB=HOST:PORT" in answer.stderr
 
 

@@ -206,7 +206,7 @@ def test_port_in_use_is_a_clear_sentence(start_web: Callable[..., Any]) -> None:
 
 
 def test_first_caption_takes_about_as_long_as_over_grpc(start_web: Callable[..., Any], photo: bytes) -> None:
-    """Medians of alternating calls; the page's first event against gRPC's."""
+    """The quickest of alternating calls, because the machine does other things too."""
     address, url = start_web(min_visual_score=-1.0)
     over_grpc, over_http = [], []
     with SearchClient(address) as client:
@@ -224,9 +224,7 @@ def test_first_caption_takes_about_as_long_as_over_grpc(start_web: Callable[...,
                 answer.readline()
                 over_http.append(time.perf_counter() - started)
                 answer.read()
-    medians = [1000 * sorted(times)[len(times) // 2] for times in (over_grpc, over_http)]
-    print(f"first caption: {medians[0]:.1f} ms over gRPC, {medians[1]:.1f} ms over HTTP")
-    assert medians[1] <= 1.3 * medians[0] + 5, medians
+    assert min(over_http) <= 1.3 * min(over_grpc) + 0.005, (min(over_grpc), min(over_http))
 
 
 def test_its_own_description_holds(web: str, photo: bytes) -> None:

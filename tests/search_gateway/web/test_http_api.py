@@ -387,6 +387,20 @@ async def test_body_that_comes_too_slowly_is_refused(body: str) -> None:
     assert b"the request did not arrive within 0.3 s" in answer
 
 
+@on_event_loop
+async def test_photos_share_the_memory_budget_of_grpc() -> None:
+    """Room for one message: a caller that sends slowly makes room for another one after a fair time."""
+    async with web_server(ScriptedSearch(), max_bytes_in_flight=1, max_photo_bytes=1000) as caller:
+        slow = raw_request("/v1/search", "Content-Length: 900", "Connection: close", body=b"x")
+        first = asyncio.ensure_future(caller.raw(slow))
+        await asyncio.sleep(0.3)
+        assert (await caller.post("/v1/search"))[0] == 200
+        answer = await first
+    assert answer.startswith(b"HTTP/1.1 429 ")
+    assert b"Retry-After: 1" in answer
+    assert b'"code": "RESOURCE_EXHAUSTED"' in answer
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
