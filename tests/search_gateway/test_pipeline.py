@@ -14,6 +14,7 @@ from yarl import URL
 
 from captioner.decoding import DecodingOptions
 from captioner.image_error import ImageError, ImageReason
+from captioner.preprocessing import Region
 from captioner.query import Query, QueryRule
 from search_gateway.deadline import Deadline
 from search_gateway.errors import DeadlineError, InferenceError, OverloadedError
@@ -29,7 +30,7 @@ class Photos:
     def __init__(self) -> None:
         self.decoded = 0
 
-    async def decode(self, data: bytes, deadline: Deadline) -> Any:
+    async def decode(self, data: bytes, deadline: Deadline, region: Region | None = None) -> Any:
         self.decoded += 1
         raise RuntimeError("far enough")
 
@@ -115,7 +116,7 @@ class SlowWeb(ThumbnailFetcher):
 
 
 class Decoder:
-    async def decode(self, data: bytes, deadline: Deadline) -> Any:
+    async def decode(self, data: bytes, deadline: Deadline, region: Region | None = None) -> Any:
         if data == b"/unreadable":
             raise ImageError(ImageReason.CRASHED, "is damaged", "", None, "")
         return PIXELS
