@@ -69,6 +69,8 @@ OTHERS: dict[str, tuple[str, object]] = {
     "max_connection_age_seconds": ("300", 300.0),
     "drain_seconds": ("0", 0.0),
     "admin_address": (" ", ""),
+    "web_address": ("127.0.0.1:8080", "127.0.0.1:8080"),
+    "web_hosts": ("shop.example, other.example", ("shop.example", "other.example")),
     "log_format": ("json", "json"),
     "log_level": ("debug", "debug"),
 }
