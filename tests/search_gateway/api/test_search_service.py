@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from captioner.query import Query
 from search_api import search_pb2
 from search_gateway.api import search_service
 from search_gateway.api.admission import Admission
 from search_gateway.api.search_service import SearchService
+from search_gateway.pipeline import PhotoQuery
+from tests.fakes.photo_query import photo_query
 
 
 class Searches:
@@ -24,10 +25,10 @@ class Searches:
     def __init__(self) -> None:
         self.num_in_progress = 0
 
-    async def search(self, *_: Any) -> AsyncIterator[Query]:
+    async def search(self, *_: Any) -> AsyncIterator[PhotoQuery]:
         self.num_in_progress += 1
         try:
-            yield Query.of("red handbag")
+            yield photo_query("red handbag")
             await asyncio.Event().wait()
         finally:
             self.num_in_progress -= 1

@@ -25,9 +25,10 @@ from search_gateway.api.search_service import SearchService
 from search_gateway.config import GatewayConfig
 from search_gateway.kserve.kserve_service import InferenceService
 from search_gateway.kserve.protocol import service_pb2, service_pb2_grpc
-from search_gateway.pipeline import CaptionAnswer
+from search_gateway.pipeline import CaptionAnswer, PhotoQuery
 from tests.conftest import MODELS
 from tests.fakes.event_loop import on_event_loop
+from tests.fakes.photo_query import photo_query
 from tests.fakes.raw_http2 import RawConnection, message
 
 CAPTION = "/captrieve.v1.SearchService/Caption"
@@ -47,11 +48,11 @@ class ScriptedPipeline:
     async def caption(self, data: bytes, *_: object) -> CaptionAnswer:
         return CaptionAnswer(Caption("a bag", (), -1.0, True, ()), Query.of("red bag"), {"total": 1.0})
 
-    async def search(self, data: bytes, *_: object) -> AsyncIterator[Query]:
+    async def search(self, data: bytes, *_: object) -> AsyncIterator[PhotoQuery]:
         self.searches += 1
         try:
             while True:
-                yield Query.of("red bag")
+                yield photo_query("red bag")
         finally:
             self.searches -= 1
 
