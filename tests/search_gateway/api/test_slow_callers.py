@@ -200,17 +200,18 @@ async def test_slow_uploads_make_room_for_other_callers() -> None:
 async def test_request_beyond_the_memory_is_refused_with_a_time_to_wait() -> None:
     config = GatewayConfig()
     async with serving(max_bytes_in_flight=max_message_bytes(config), receive_timeout_seconds=0.2) as it:
-        release = asyncio.Event()
+        arrived, release = asyncio.Event(), asyncio.Event()
 
         async def caption(data: bytes, *_: object) -> CaptionAnswer:
+            arrived.set()
             await release.wait()
             return await ScriptedPipeline.caption(it.pipeline, data)
 
         it.pipeline.caption = caption
         first = asyncio.ensure_future(it.search.Caption(search_pb2.CaptionRequest(photo=b"photo")))
-        error = None
-        while error is None:  # the first may not have arrived yet
-            error = await refusal(it.search.Caption(search_pb2.CaptionRequest(photo=b"photo")))
+        await arrived.wait()
+        error = await refusal(it.search.Caption(search_pb2.CaptionRequest(photo=b"photo")))
+        assert error is not None
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         status = rpc_status.from_call(error)  # type: ignore[arg-type]
         assert status is not None
