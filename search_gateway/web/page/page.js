@@ -1,0 +1,475 @@
+// SPDX-License-Identifier: Apache-2.0
+// The page: takes a photo, searches, and shows what comes back.
+
+import * as api from "./api.js";
+import { Cropper, regionOption, regionText } from "./crop.js";
+import { announce, byId, h, save, setText, several } from "./dom.js";
+import { readLink, writeLink } from "./link.js";
+import { fitted, isLoaded } from "./photo.js";
+import { ResultsView, countsText, hiddenBy, hiddenText, reasonOf, showTimes } from "./results.js";
+import { WordsView, showRule, showUnsure } from "./words.js";
+
+// Until the gateway has told its own.
+const LIMITS = { max_photo_bytes: 8 * 2 ** 20, max_photo_pixels: 25_000_000 };
+const DEFAULTS = { min_visual_score: 0.4, min_semantic_score: 0.5 };
+// What the page filters itself, the gateway does not: sliders answer at once.
+const ASKED = { min_visual_score: -1, min_semantic_score: 0, max_results: 100, include_dropped: true };
+
+const state = {
+  info: { ...LIMITS, defaults: DEFAULTS, providers: [], model: "" },
+  photo: null, // {file, url, sent}
+  region: null,
+  own: null, // the photo's own caption
+  readings: [],
+  words: null, // given by a person, instead of the photo's own
+  query: "",
+  provider: "",
+  summary: null,
+  isDone: false,
+  search: null, // AbortController
+};
+
+const words = new WordsView((query) => search({ words: query }));
+const results = new ResultsView(() => setThresholds(0, 0));
+const cropper = new Cropper(byId("frame"), changeRegion);
+
+// ---- photo
+
+/** Takes a photo; the preview is there before anything is sent. */
+async function take(file, name = file.name) {
+  if (file.type && !file.type.startsWith("image/")) {
+    showProblem(new api.Problem("This is no photo: choose a JPEG, PNG, WebP or GIF file."), null);
+    return;
+  }
+  performance.mark("captrieve-photo");
+  const isFirst = state.photo === null;
+  if (state.photo) URL.revokeObjectURL(state.photo.url);
+  state.search?.abort();
+  const photo = { file, name: name ?? "", url: URL.createObjectURL(file), sent: null };
+  Object.assign(state, { photo, region: null, own: null, readings: [] });
+  if (!isFirst) state.words = null; // a link's words are for the first photo
+  cropper.clear();
+  showCropState();
+  byId("start").hidden = true;
+  byId("search").hidden = false;
+  hideProblem();
+  setText(byId("photo-note"), "");
+  const image = byId("photo");
+  image.src = photo.url;
+  image.hidden = false;
+  byId("no-preview").hidden = true;
+  waitForAnswer();
+  announce("Photo taken. Searching.");
+  try {
+    const [isShown] = await Promise.all([isLoaded(image), infoThere]);
+    if (state.photo !== photo) return;
+    image.hidden = !isShown;
+    byId("no-preview").hidden = isShown;
+    byId("crop").hidden = !isShown;
+    byId("frame").style.setProperty("--ratio", isShown ? image.naturalWidth / image.naturalHeight : 1.6);
+    const { blob, note } = await fitted(file, image, state.info);
+    if (state.photo !== photo) return;
+    photo.sent = blob;
+    setText(byId("photo-note"), note);
+    if (note) announce(note);
+    await search({ words: state.words });
+  } catch (error) {
+    if (state.photo === photo) fail(error, null);
+  }
+}
+
+function takeFirst(files) {
+  const photos = [...files].filter((file) => !file.type || file.type.startsWith("image/"));
+  take(photos[0] ?? files[0]);
+  if (photos.length > 1) setText(byId("photo-note"), `The first of ${photos.length} photos is searched for.`);
+}
+
+// ---- crop
+
+function changeRegion(region, isFinal) {
+  state.region = region;
+  showCropState();
+  if (region) announce(regionText(region));
+  if (isFinal && state.photo?.sent) {
+    Object.assign(state, { own: null, readings: [], words: null }); // another subject has other words
+    search({ words: null });
+  }
+}
+
+function showCropState() {
+  byId("whole").hidden = state.region === null;
+  byId("crop-hint").hidden = state.region === null;
+  byId("crop").hidden = state.region !== null;
+}
+
+function useWholePhoto() {
+  cropper.clear();
+  changeRegion(null, true);
+  byId("crop").focus();
+}
+
+// ---- search
+
+function waitForAnswer() {
+  Object.assign(state, { summary: null, isDone: false, query: "" });
+  if (!state.own) words.wait();
+  results.wait();
+  byId("times").hidden = true;
+  byId("degraded").hidden = true;
+  byId("save-actions").hidden = true;
+  setText(byId("answered-by"), "");
+  setText(byId("counts"), "");
+  setText(byId("summary"), state.words ? "Searching…" : "Reading the photo…");
+  byId("results").setAttribute("aria-busy", "true");
+}
+
+/** Searches with the photo; with words, the photo is not captioned. */
+async function search({ words: given }) {
+  if (!state.photo?.sent) return;
+  state.search?.abort();
+  const controller = new AbortController();
+  state.search = controller;
+  state.words = given || null;
+  hideProblem();
+  waitForAnswer();
+  const options = { ...ASKED };
+  if (state.words) {
+    options.query_override = state.words;
+    showQuery(state.words, "");
+  }
+  if (state.provider) options.provider = state.provider;
+  if (state.region) options.region = regionOption(state.region);
+  performance.mark("captrieve-sent");
+  try {
+    for await (const { name, data } of api.search(state.photo.sent, options, controller.signal)) {
+      if (state.search !== controller) return;
+      if (name === "caption") showCaption(data);
+      else if (name === "result") addResult(data);
+      else if (name === "summary") finish(data);
+    }
+  } catch (error) {
+    if (state.search === controller) fail(error, () => search({ words: given }));
+  }
+}
+
+function showCaption(data) {
+  performance.mark("captrieve-caption");
+  if (!state.words) {
+    state.own = data;
+    state.readings = data.readings;
+    words.show(data);
+    announce(`Caption: ${data.caption}. Searching for ${data.query || "nothing"}.`);
+  } else if (!state.own) {
+    words.show(null);
+  }
+  showUnsure(data);
+  showQuery(data.query, data.query_rule);
+  if (!results.results.length) setText(byId("summary"), "Searching…");
+}
+
+function showQuery(query, rule) {
+  state.query = query;
+  showRule(query, { rule, isOverride: state.words !== null });
+  if (state.own && state.words) words.mark(query);
+  words.showReadings(state.readings, query);
+  document.title = query ? `${query} - captrieve` : "captrieve";
+  keepLink();
+}
+
+let isDrawn = true;
+
+function addResult(result) {
+  results.add(result);
+  if (!isDrawn) return;
+  isDrawn = false;
+  const draw = () => {
+    isDrawn = true;
+    showResults();
+  };
+  if (document.hidden) draw(); // there are no frames
+  else requestAnimationFrame(draw);
+}
+
+function finish(summary) {
+  Object.assign(state, { summary, isDone: true });
+  if (!state.words) {
+    state.readings = summary.readings;
+    words.showReadings(state.readings, state.query);
+  }
+  showUnsure(summary);
+  setText(byId("model"), summary.model);
+  setText(byId("answered-by"), summary.provider);
+  setText(byId("counts"), countsText(summary.counts));
+  showTimes(summary.timings_ms);
+  byId("degraded").hidden = !summary.degraded.length;
+  byId("degraded").replaceChildren(
+    ...summary.degraded.map((one) => h("li", { class: "warning" }, h("b", {}, one.part), `: ${one.reason}`)),
+  );
+  byId("save-actions").hidden = false;
+  byId("results").removeAttribute("aria-busy");
+  showResults();
+  announce(byId("summary").textContent || "Nothing found.");
+}
+
+function showResults() {
+  results.render({ isDone: state.isDone, summary: state.summary, query: state.query });
+}
+
+// ---- problems
+
+let retry = null;
+
+/** Keeps what has arrived, and says what went wrong. */
+function fail(error, again) {
+  if (error.name === "AbortError") return;
+  if (!(error instanceof api.Problem)) {
+    console.error(error);
+    error = new api.Problem("This page failed on the answer: reload it, then try again.");
+  }
+  state.isDone = true;
+  byId("results").removeAttribute("aria-busy");
+  byId("words").removeAttribute("aria-busy");
+  if (!state.own) words.show(null);
+  byId("cards").querySelectorAll(".ghost").forEach((ghost) => ghost.remove());
+  if (results.results.length) showResults();
+  else setText(byId("summary"), "");
+  if (error.status === 401 && again) askForKey(error, again);
+  showProblem(error, again);
+}
+
+function showProblem(error, again) {
+  const wait = error.retryAfter ? ` Try again in ${several(Math.ceil(error.retryAfter), "second")}.` : "";
+  byId("error-text").textContent = error.message + wait;
+  byId("error").hidden = false;
+  retry = again;
+  byId("retry").hidden = again === null;
+}
+
+function hideProblem() {
+  byId("error").hidden = true;
+}
+
+let afterKey = null;
+
+function askForKey(error, again) {
+  byId("key-title").textContent = api.hasKey() ? "The gateway refuses this key" : "This gateway asks for a key";
+  byId("key-text").textContent = error.message;
+  byId("key").value = "";
+  afterKey = again;
+  if (!byId("key-dialog").open) byId("key-dialog").showModal();
+}
+
+// ---- thresholds, provider, link
+
+function setThresholds(looks, agreement) {
+  byId("looks").value = looks;
+  byId("agreement").value = agreement;
+  changeThresholds();
+}
+
+function changeThresholds() {
+  const [looks, agreement] = [Number(byId("looks").value), Number(byId("agreement").value)];
+  results.thresholds = { looks, agreement, usual: state.info.defaults.min_visual_score };
+  for (const [id, value] of [["looks", looks], ["agreement", agreement]]) {
+    byId(`${id}-value`).textContent = value > 0 ? value.toFixed(2) : "any";
+    byId(id).setAttribute("aria-valuetext", value > 0 ? value.toFixed(2) : "any");
+    byId(id).style.setProperty("--share", value);
+  }
+  if (state.isDone || results.results.length) {
+    showResults();
+    announce(hiddenText(results.hidden) || "None hidden.");
+  }
+  keepLink();
+}
+
+function keepLink() {
+  const { looks, agreement } = results.thresholds;
+  writeLink({ words: state.query || state.words, provider: state.provider, looks, agreement });
+}
+
+function showProviders() {
+  const { providers } = state.info;
+  byId("provider-part").hidden = providers.length < 2 && !state.provider;
+  const names = providers.includes(state.provider) || !state.provider ? providers : [...providers, state.provider];
+  byId("provider").replaceChildren(
+    h("option", { value: "" }, "the first that answers"),
+    ...names.map((name) => h("option", { value: name }, name)),
+  );
+  byId("provider").value = state.provider;
+}
+
+function showLinkWords() {
+  const text = state.words && !state.photo ? `This link searches for “${state.words}” with your photo.` : "";
+  setText(byId("link-words-text"), text);
+  byId("link-words").hidden = !text;
+}
+
+function useLink() {
+  const link = readLink();
+  state.words = link.words;
+  state.provider = link.provider ?? "";
+  const { defaults } = state.info;
+  setThresholds(link.looks ?? defaults.min_visual_score, link.agreement ?? defaults.min_semantic_score);
+  showProviders();
+  showLinkWords();
+  if (state.photo?.sent) search({ words: state.words });
+}
+
+async function learn() {
+  try {
+    state.info = await api.getInfo();
+    setText(byId("model"), state.info.model);
+    showProviders();
+    const link = readLink();
+    if (link.looks === null && link.agreement === null) {
+      setThresholds(state.info.defaults.min_visual_score, state.info.defaults.min_semantic_score);
+    }
+    results.thresholds.usual = state.info.defaults.min_visual_score;
+  } catch (error) {
+    if (error.status !== 401) showProblem(error, () => (hideProblem(), learn())); // a key is asked for at the search
+  }
+}
+
+// ---- saving
+
+const fileName = (end) => `captrieve-${(state.query || "search").replace(/[^\p{L}\p{N}]+/gu, "-")}.${end}`;
+
+/** The answer as `captrieve search --json --explain` prints it, by the thresholds of the sliders. */
+function record() {
+  const thresholds = results.thresholds;
+  const plain = ({ image, ...result }, more = {}) => ({ ...result, reason: reasonOf(result, thresholds), ...more });
+  const by = { looks: "dropped_visual", words: "dropped_semantic" };
+  const hidden = results.results.filter((one) => hiddenBy(one, thresholds));
+  return {
+    ...state.summary,
+    photo: state.photo.name,
+    region: state.region,
+    min_visual_score: thresholds.looks,
+    min_semantic_score: thresholds.agreement,
+    results: results.shown.map((one) => plain(one)),
+    dropped: [...hidden.map((one) => plain(one, { verdict: by[hiddenBy(one, thresholds)] })), ...(state.summary.dropped ?? [])],
+  };
+}
+
+function saveJson() {
+  save(new Blob([JSON.stringify(record(), null, 2), "\n"], { type: "application/json" }), fileName("json"));
+}
+
+async function saveSheet() {
+  const { drawSheet } = await import("./sheet.js");
+  const canvas = await drawSheet({
+    photo: byId("photo").hidden ? null : byId("photo"),
+    region: state.region,
+    own: state.own,
+    words: words.words,
+    query: state.query,
+    rule: byId("rule").textContent,
+    unsure: byId("unsure").textContent,
+    summary: state.summary,
+    counts: byId("counts").textContent,
+    hidden: hiddenText(results.hidden),
+    shown: results.shown,
+    empty: byId("empty").hidden ? "" : byId("empty").querySelector("p").textContent,
+  });
+  canvas.toBlob((blob) => save(blob, fileName("png")), "image/png");
+}
+
+async function copyLink() {
+  const button = byId("copy-link");
+  try {
+    await navigator.clipboard.writeText(location.href);
+    button.textContent = "Link copied";
+  } catch {
+    button.textContent = "It is in the address bar"; // no clipboard without https
+  }
+  announce(button.textContent);
+  setTimeout(() => (button.textContent = "Copy link"), 2500);
+}
+
+// ---- what a person does
+
+function listen() {
+  for (const input of document.querySelectorAll("[data-photo]")) {
+    input.addEventListener("change", () => {
+      if (input.files.length) takeFirst(input.files);
+      input.value = ""; // so that the same file can be chosen again
+    });
+  }
+  for (const button of document.querySelectorAll("[data-sample]")) {
+    button.addEventListener("click", async () => {
+      try {
+        take(await api.getSample(button.dataset.sample), button.dataset.sample);
+      } catch (error) {
+        showProblem(error, null);
+      }
+    });
+  }
+  let depth = 0; // dragenter and dragleave come for every element below the pointer
+  const isFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+  addEventListener("dragenter", (event) => {
+    if (isFiles(event) && ++depth) byId("drop-hint").hidden = false;
+  });
+  addEventListener("dragleave", (event) => {
+    if (isFiles(event) && --depth <= 0) byId("drop-hint").hidden = true;
+  });
+  addEventListener("dragover", (event) => event.preventDefault());
+  addEventListener("drop", (event) => {
+    event.preventDefault();
+    depth = 0;
+    byId("drop-hint").hidden = true;
+    if (event.dataTransfer.files.length) takeFirst(event.dataTransfer.files);
+    else showProblem(new api.Problem("Only files can be dropped here: save the picture first, or copy and paste it."), null);
+  });
+  addEventListener("paste", (event) => {
+    const files = event.clipboardData?.files ?? [];
+    if (!files.length) return; // text, for a field
+    event.preventDefault();
+    takeFirst(files);
+  });
+  byId("crop").addEventListener("click", () => cropper.start());
+  byId("whole").addEventListener("click", useWholePhoto);
+  byId("query-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const given = byId("query").value.trim();
+    if (given) search({ words: given });
+  });
+  byId("query").addEventListener("input", () => {
+    const given = byId("query").value.trim();
+    byId("query-go").disabled = !given || given === state.query;
+  });
+  byId("own-words").addEventListener("click", () => {
+    state.own = null;
+    search({ words: null });
+    byId("query").focus();
+  });
+  byId("forget-words").addEventListener("click", () => {
+    state.words = null;
+    showLinkWords();
+    keepLink();
+  });
+  byId("looks").addEventListener("input", changeThresholds);
+  byId("agreement").addEventListener("input", changeThresholds);
+  byId("controls").addEventListener("submit", (event) => event.preventDefault());
+  byId("provider").addEventListener("change", () => {
+    state.provider = byId("provider").value;
+    keepLink();
+    search({ words: state.words });
+  });
+  byId("copy-link").addEventListener("click", copyLink);
+  byId("save-json").addEventListener("click", saveJson);
+  byId("save-sheet").addEventListener("click", saveSheet);
+  byId("retry").addEventListener("click", () => retry?.());
+  byId("key-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    api.setKey(byId("key").value.trim());
+    byId("key-dialog").close();
+    learn();
+    afterKey?.();
+  });
+  byId("key-cancel").addEventListener("click", () => byId("key-dialog").close());
+  addEventListener("hashchange", useLink);
+}
+
+listen();
+useLink();
+const infoThere = learn();
