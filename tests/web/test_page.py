@@ -124,7 +124,7 @@ def test_photo_above_the_limit_is_reduced_and_the_page_says_so(visit: OpenPage, 
     assert sent.width * sent.height <= 10_000
     assert sent.width / sent.height == pytest.approx(4, abs=0.1)
     note = one.text("#photo-note")
-    assert note.startswith("The photo is above the limit of 0 megapixels, so your browser reduced it from 400 × 100 to ")
+    assert note.startswith("The photo is above the limit of 0.01 megapixels, so your browser reduced it from 400 × 100 to ")
 
 
 def test_format_that_the_gateway_does_not_read_is_sent_as_jpeg(visit: OpenPage, site: FakeSearchSite) -> None:

@@ -5,6 +5,7 @@ import { Problem } from "./api.js";
 
 const TYPES = ["image/jpeg", "image/png", "image/webp", "image/gif"];
 const REDUCED_SIDE = 2048; // pixels; far more than the model sees
+const MIN_SIDE = 64;
 
 const megabytes = (bytes) => `${(bytes / 2 ** 20).toFixed(bytes < 10 * 2 ** 20 ? 1 : 0)} MB`;
 
@@ -37,7 +38,7 @@ export async function fitted(file, image, limits) {
   }
   if (!isTooLarge && TYPES.includes(file.type)) return { blob: file, note: "" };
   const side = Math.max(image.naturalWidth, image.naturalHeight);
-  for (let wanted = Math.min(side, REDUCED_SIDE); wanted >= 64; wanted = Math.round(wanted * 0.7)) {
+  for (let wanted = Math.min(side, REDUCED_SIDE); wanted >= Math.min(side, MIN_SIDE); wanted = Math.floor(wanted * 0.7)) {
     const canvas = drawn(image, wanted / side);
     const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.9));
     if (blob && blob.size <= limits.max_photo_bytes && canvas.width * canvas.height <= limits.max_photo_pixels) {
@@ -64,7 +65,7 @@ function noteOf(file, image, canvas, limits, isTooLarge) {
   const limit =
     file.size > limits.max_photo_bytes
       ? megabytes(limits.max_photo_bytes)
-      : `${Math.round(limits.max_photo_pixels / 1e6)} megapixels`;
+      : `${+(limits.max_photo_pixels / 1e6).toPrecision(2)} megapixels`;
   return (
     `The photo is above the limit of ${limit}, so your browser reduced it from ${image.naturalWidth} × ` +
     `${image.naturalHeight} to ${canvas.width} × ${canvas.height} pixels.`
