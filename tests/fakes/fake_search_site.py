@@ -68,6 +68,7 @@ def result(title: str, visual_score: float, semantic_score: float, **more: Any) 
     }
 
 
+_LACKS = "looks like the photo (0.50) and its title lacks 'handbag'"
 # By the usual thresholds 0.40 and 0.50: three are shown, eight hidden by words, four by looks.
 RESULTS = [
     result(
@@ -79,7 +80,7 @@ RESULTS = [
     ),
     result("Pink Handbag", 0.59, 0.63),
     result("Blue Handbag", 0.46, 0.62),
-    *(result(f"Red {garment}", 0.55 - 0.01 * place, 0.38)
+    *(result(f"Red {garment}", 0.55 - 0.01 * place, 0.38, reason=_LACKS)
       for place, garment in enumerate(("Cap", "Backpack", "Shorts", "Shoes", "Shirt", "Watch", "Socks", "Tie"))),
     *(result(f"Blue {garment}", 0.2 - 0.01 * place, 0.6)
       for place, garment in enumerate(("Cap", "Backpack", "Shorts", "Shoes"))),
@@ -214,8 +215,7 @@ class FakeSearchSite:
 
 
 async def _until(event: threading.Event) -> None:
-    while not event.is_set():
-        await asyncio.sleep(0.01)
+    await asyncio.to_thread(event.wait)
 
 
 def _event(name: str, record: Record) -> bytes:
@@ -223,7 +223,14 @@ def _event(name: str, record: Record) -> bytes:
 
 
 def _problem(status: int, detail: str, headers: dict[str, str]) -> web.Response:
-    details = {"type": "about:blank", "title": "Refused", "status": status, "detail": detail, "code": "", "request_id": ""}
+    details = {
+        "type": "about:blank",
+        "title": "Refused",
+        "status": status,
+        "detail": detail,
+        "code": "",
+        "request_id": "",
+    }
     return web.Response(
         status=status, text=json.dumps(details), content_type="application/problem+json", headers=headers
     )

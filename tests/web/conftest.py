@@ -25,21 +25,29 @@ _ARGUMENTS = (
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
 AXE = ROOT / ".run" / "node_modules" / "axe-core" / "axe.min.js"
 
-_FILE = """
-const bytes = Uint8Array.from(atob(file.data), (character) => character.charCodeAt(0));
-const transfer = new DataTransfer();
-transfer.items.add(new File([bytes], file.name, { type: file.type }));
+# Functions of JavaScript; `transfer` holds the file.
+_WITH_FILE = """(file) => {
+  const bytes = Uint8Array.from(atob(file.data), (character) => character.charCodeAt(0));
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], file.name, { type: file.type }));
+  const options = { bubbles: true, cancelable: true };
 """
-_DROP = """(file) => {%s
+_DROP = (
+    _WITH_FILE
+    + """
   for (const name of ["dragenter", "dragover", "drop"]) {
-    document.body.dispatchEvent(new DragEvent(name, { dataTransfer: transfer, bubbles: true, cancelable: true }));
+    document.body.dispatchEvent(new DragEvent(name, { dataTransfer: transfer, ...options }));
   }
   const image = document.getElementById("photo"); // what a person sees, in the same task as the drop
   return [image.checkVisibility(), image.src, document.getElementById("summary").textContent];
-}""" % _FILE
-_PASTE = """(file) => {%s
-  document.body.dispatchEvent(new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true, cancelable: true }));
-}""" % _FILE
+}"""
+)
+_PASTE = (
+    _WITH_FILE
+    + """
+  document.body.dispatchEvent(new ClipboardEvent("paste", { clipboardData: transfer, ...options }));
+}"""
+)
 
 
 @pytest.fixture(scope="session")
@@ -141,7 +149,7 @@ def _file(data: bytes, name: str, kind: str) -> dict[str, str]:
 
 @pytest.fixture
 def visit(browser: Any, site: FakeSearchSite) -> Iterator[Callable[..., Visit]]:
-    """Opens the page in a tab of its own; keyword arguments are a browser's settings. Each visit is checked at its end."""
+    """Opens the page in a tab of its own, with a browser's settings. Each visit is checked at its end."""
     visits: list[Visit] = []
 
     def open_page(address: str = site.address, **settings: Any) -> Visit:  # type: ignore[attr-defined]

@@ -27,7 +27,7 @@ OpenPage = Callable[..., Visit]
 
 
 @pytest.fixture
-def gateway(catalogue: Path, monkeypatch: pytest.MonkeyPatch, browser: Any) -> Iterator[Gateway]:  # noqa: F811
+def gateway(catalogue: Path, monkeypatch: pytest.MonkeyPatch, browser: Any) -> Iterator[Gateway]:
     """A gateway with a Triton of its own, which a test may kill."""
     monkeypatch.setattr(replica, "_HEALTH_INTERVAL_SECONDS", 0.1)
     monkeypatch.setattr(replica, "_PROBE_INTERVAL_SECONDS", 0.3)

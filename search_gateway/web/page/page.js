@@ -88,7 +88,7 @@ function takeFirst(files) {
 
 function changeRegion(region, isFinal) {
   state.region = region;
-  showCropState();
+  showCropState(isFinal);
   if (region) announce(regionText(region));
   if (isFinal && state.photo?.sent) {
     Object.assign(state, { own: null, readings: [], words: null }); // another subject has other words
@@ -96,7 +96,8 @@ function changeRegion(region, isFinal) {
   }
 }
 
-function showCropState() {
+function showCropState(isSearched = true) {
+  byId("crop-go").hidden = isSearched;
   byId("whole").hidden = state.region === null;
   byId("crop-hint").hidden = state.region === null;
   byId("crop").hidden = state.region !== null;
@@ -427,6 +428,7 @@ function listen() {
     takeFirst(files);
   });
   byId("crop").addEventListener("click", () => cropper.start());
+  byId("crop-go").addEventListener("click", () => changeRegion(cropper.region, true));
   byId("whole").addEventListener("click", useWholePhoto);
   byId("query-form").addEventListener("submit", (event) => {
     event.preventDefault();

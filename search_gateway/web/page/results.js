@@ -162,7 +162,7 @@ export class ResultsView {
     setText(
       byId("summary"),
       isDone
-        ? [`${several(shown.length, "result")}${shown.length > 1 ? ", best first" : ""}`, text].filter(Boolean).join(". ")
+        ? [shown.length && `${several(shown.length, "result")}${shown.length > 1 ? ", best first" : ""}`, text].filter(Boolean).join(". ")
         : shown.length
           ? `${several(shown.length, "result")} so far, searching…`
           : "",

@@ -24,6 +24,9 @@ export class WordsView {
     this.onQuery = onQuery;
     this.words = [];
     this.open = -1;
+    byId("word-panel").addEventListener("keydown", (event) => {
+      if (event.key === "Escape") this.toggle(this.open);
+    });
   }
 
   /** Before the caption is there. */
