@@ -55,14 +55,20 @@ export async function getSample(name) {
   return (await ask(`/page/${name}`)).blob();
 }
 
-/** Searches; yields {name, data} for each event until the summary. Throws a Problem. */
-export async function* search(photo, options, signal) {
-  const response = await ask(`/v1/search:stream?${new URLSearchParams(options)}`, {
+/** Sends a search at once; the answer yields {name, data} for each event until the summary, and throws a Problem. */
+export function search(photo, options, signal) {
+  const response = ask(`/v1/search:stream?${new URLSearchParams(options)}`, {
     method: "POST",
     body: photo,
     headers: headers({ "Content-Type": photo.type.startsWith("image/") ? photo.type : "application/octet-stream" }),
     signal,
   });
+  response.catch(() => {}); // told by `answer`
+  return answer(response);
+}
+
+async function* answer(promise) {
+  const response = await promise;
   let isComplete = false;
   try {
     for await (const event of events(response.body)) {
@@ -78,12 +84,13 @@ export async function* search(photo, options, signal) {
 
 /** Server-sent events out of a stream of bytes. */
 async function* events(stream) {
-  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
+  const reader = stream.getReader();
+  const decoder = new TextDecoder();
   let text = "";
   for (;;) {
     const { value, done } = await reader.read();
     if (done) return;
-    const blocks = (text + value).split("\n\n");
+    const blocks = (text + decoder.decode(value, { stream: true })).split("\n\n");
     text = blocks.pop();
     for (const block of blocks) {
       const lines = block.split("\n");

@@ -3,6 +3,9 @@
 
 export const byId = (id) => document.getElementById(id);
 
+/** After so long, places are shown for what is awaited; before, drawing them would only delay it. */
+export const GHOSTS_MS = 250;
+
 /** Makes an element: `on...` are listeners, `true` is an empty attribute, `false` and `null` are none. */
 export function h(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);

@@ -5,7 +5,7 @@ import * as api from "./api.js";
 import { Cropper, regionOption, regionText } from "./crop.js";
 import { announce, byId, h, save, setText, several } from "./dom.js";
 import { readLink, writeLink } from "./link.js";
-import { fitted, isLoaded } from "./photo.js";
+import { fitted, isFit, isLoaded } from "./photo.js";
 import { ResultsView, countsText, hiddenBy, hiddenText, reasonOf, showTimes } from "./results.js";
 import { WordsView, showRule, showUnsure } from "./words.js";
 
@@ -48,6 +48,10 @@ async function take(file, name = file.name) {
   const photo = { file, name: name ?? "", url: URL.createObjectURL(file), sent: null };
   Object.assign(state, { photo, region: null, own: null, readings: [] });
   if (!isFirst) state.words = null; // a link's words are for the first photo
+  if (isFit(file)) {
+    photo.sent = file;
+    search({ words: state.words });
+  } else waitForAnswer();
   cropper.clear();
   showCropState();
   byId("start").hidden = true;
@@ -58,7 +62,6 @@ async function take(file, name = file.name) {
   image.src = photo.url;
   image.hidden = false;
   byId("no-preview").hidden = true;
-  waitForAnswer();
   announce("Photo taken. Searching.");
   try {
     const [isShown] = await Promise.all([isLoaded(image), infoThere]);
@@ -69,10 +72,11 @@ async function take(file, name = file.name) {
     byId("frame").style.setProperty("--ratio", isShown ? image.naturalWidth / image.naturalHeight : 1.6);
     const { blob, note } = await fitted(file, image, state.info);
     if (state.photo !== photo) return;
+    if (photo.sent === blob) return;
     photo.sent = blob;
     setText(byId("photo-note"), note);
     if (note) announce(note);
-    await search({ words: state.words });
+    search({ words: state.words });
   } catch (error) {
     if (state.photo === photo) fail(error, null);
   }
@@ -131,18 +135,17 @@ async function search({ words: given }) {
   const controller = new AbortController();
   state.search = controller;
   state.words = given || null;
-  hideProblem();
-  waitForAnswer();
   const options = { ...ASKED };
-  if (state.words) {
-    options.query_override = state.words;
-    showQuery(state.words, "");
-  }
+  if (state.words) options.query_override = state.words;
   if (state.provider) options.provider = state.provider;
   if (state.region) options.region = regionOption(state.region);
   performance.mark("captrieve-sent");
+  const answer = api.search(state.photo.sent, options, controller.signal); // before the page is drawn anew
+  hideProblem();
+  waitForAnswer();
+  if (state.words) showQuery(state.words, "");
   try {
-    for await (const { name, data } of api.search(state.photo.sent, options, controller.signal)) {
+    for await (const { name, data } of answer) {
       if (state.search !== controller) return;
       if (name === "caption") showCaption(data);
       else if (name === "result") addResult(data);
@@ -231,7 +234,7 @@ function fail(error, again) {
   byId("results").removeAttribute("aria-busy");
   byId("words").removeAttribute("aria-busy");
   if (!state.own) words.show(null);
-  byId("cards").querySelectorAll(".ghost").forEach((ghost) => ghost.remove());
+  results.stopWaiting();
   if (results.results.length) showResults();
   else setText(byId("summary"), "");
   if (error.status === 401 && again) askForKey(error, again);

@@ -6,6 +6,7 @@ import { Problem } from "./api.js";
 const TYPES = ["image/jpeg", "image/png", "image/webp", "image/gif"];
 const REDUCED_SIDE = 2048; // pixels; far more than the model sees
 const MIN_SIDE = 64;
+const FIT_BYTES = 2 ** 20;
 
 const megabytes = (bytes) => `${(bytes / 2 ** 20).toFixed(bytes < 10 * 2 ** 20 ? 1 : 0)} MB`;
 
@@ -19,6 +20,9 @@ export async function isLoaded(image) {
   }
   return image.naturalWidth > 0;
 }
+
+/** Whether a file can be sent before its pixels are known: so small a file rarely has too many. */
+export const isFit = (file) => TYPES.includes(file.type) && file.size <= FIT_BYTES;
 
 /**
  * Reduces a photo above the gateway's limits, and turns other formats into JPEG.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The results, those that the thresholds hide, and the stage times.
 
-import { arrange, byId, h, several, setText, webAddress } from "./dom.js";
+import { GHOSTS_MS, arrange, byId, h, several, setText, webAddress } from "./dom.js";
 
 const WHAT_DROPPED = {
   unfetchable: "without a picture that could be fetched",
@@ -77,7 +77,7 @@ export function card(result, thresholds, rank = "") {
     box,
     h("p", { class: "score" }, h("span", { class: "unseen" }, "score "), h("b", {}, two(result.score)),
       h("span", { class: "track", "aria-hidden": "true" }, fill)),
-    h("p", { class: "parts" }, h("span", {}, `visual ${two(result.visual_score)}  ·  words ${two(result.semantic_score)}`),
+    h("p", { class: "parts" }, h("span", {}, `visual ${two(result.visual_score)} · words ${two(result.semantic_score)}`),
       h("span", { class: "source" }, result.source)),
     h("h3", {}, linkOf(result.url, title)),
     why);
@@ -90,7 +90,7 @@ function hiddenRow(result, thresholds) {
   const { box, title } = pictureOf(result);
   return h("li", { class: "row" }, box,
     h("div", {}, h("h3", {}, linkOf(result.url, title)), h("p", {}, capital(reasonOf(result, thresholds))),
-      h("p", { class: "parts" }, `visual ${two(result.visual_score)}  ·  words ${two(result.semantic_score)}`)));
+      h("p", { class: "parts" }, `visual ${two(result.visual_score)} · words ${two(result.semantic_score)}`)));
 }
 
 /** "12 hidden: 8 by words, 4 by looks". */
@@ -128,7 +128,17 @@ export class ResultsView {
     this.clear();
     byId("empty").hidden = true;
     byId("hidden-ones").hidden = true;
-    byId("cards").replaceChildren(...Array.from({ length: 8 }, () => h("li", { class: "card ghost", "aria-hidden": "true" })));
+    byId("cards").replaceChildren();
+    this.stopWaiting();
+    this.awaiting = setTimeout(() => {
+      const ghosts = Array.from({ length: 8 }, () => h("li", { class: "card ghost", "aria-hidden": "true" }));
+      if (!byId("cards").children.length) byId("cards").append(...ghosts);
+    }, GHOSTS_MS);
+  }
+
+  stopWaiting() {
+    clearTimeout(this.awaiting);
+    byId("cards").querySelectorAll(".ghost").forEach((ghost) => ghost.remove());
   }
 
   add(result) {
@@ -154,7 +164,10 @@ export class ResultsView {
       element.rank.textContent = place + 1;
       return element;
     });
-    if (shown.length || isDone) arrange(byId("cards"), elements);
+    if (shown.length || isDone) {
+      this.stopWaiting();
+      arrange(byId("cards"), elements);
+    }
     for (const element of elements) element.update();
     this.renderHidden(hidden);
     this.renderEmpty({ isEmpty: isDone && !shown.length, hidden, summary, query });

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The caption as chips, the query, and the other readings of the photo.
 
-import { byId, h, percent, setText } from "./dom.js";
+import { GHOSTS_MS, byId, h, percent, setText } from "./dom.js";
 
 const MIN_SHOWN = 0.005; // a probability that would be shown as 0 %
 const MAX_READINGS = 6;
@@ -35,13 +35,17 @@ export class WordsView {
     this.close();
     byId("caption-part").hidden = false;
     byId("words").setAttribute("aria-busy", "true");
-    byId("words").replaceChildren(h("li", { class: "ghost" }), h("li", { class: "ghost" }));
+    byId("words").replaceChildren();
+    clearTimeout(this.awaiting);
+    const ghosts = [h("li", { class: "ghost" }), h("li", { class: "ghost" })];
+    this.awaiting = setTimeout(() => byId("words").append(...ghosts), GHOSTS_MS);
     byId("readings-part").hidden = true;
     setText(byId("unsure"), "");
   }
 
   /** Shows the photo's own caption, and which of its words are searched for. */
   show(caption) {
+    clearTimeout(this.awaiting);
     byId("words").removeAttribute("aria-busy");
     byId("caption-part").hidden = caption === null;
     const places = caption ? queryPlaces(caption.words.map((word) => word.text), caption.query) : [];
