@@ -43,6 +43,7 @@ DOCUMENTED_MODULES = {
     "benchmarks.catalog_speed",
     "benchmarks.latency",
     "benchmarks.observability",
+    "benchmarks.page_latency",
     "benchmarks.photo_decoding",
     "benchmarks.query_rules",
     "benchmarks.retrieval",

@@ -34,6 +34,7 @@ def gateway(catalogue: Path, monkeypatch: pytest.MonkeyPatch, browser: Any) -> I
     config = GatewayConfig(
         listen_address="127.0.0.1:0",
         web_address="127.0.0.1:0",
+        admin_address="",
         model_repository=MODELS,
         providers=("catalog",),
         catalog=catalogue,
