@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
+import threadpoolctl
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -404,6 +405,9 @@ async def serve(config: GatewayConfig, reread: Callable[[], GatewayConfig] | Non
         ConfigError, ContractError, StartError, TracingError, TritonStartError: it cannot start.
     """
     limit_arenas()
+    # After each product of matrices, OpenBLAS's threads spin for a while. They took more processor time than everything
+    # else in this process, from the models on the same cores.
+    threadpoolctl.threadpool_limits(limits=1, user_api="blas")
     stop_tracing = start_tracing()
     try:
         await _serve_until_signal(Gateway(config), reread or (lambda: config))
