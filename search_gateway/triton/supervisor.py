@@ -30,6 +30,7 @@ _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
 # machine -> (architecture, fchmod) in the kernel's numbers
 _FCHMOD = {"x86_64": (0xC000003E, 91), "aarch64": (0xC00000B7, 52)}
 _SHARED_MEMORY = Path("/dev/shm")
+_NICENESS = 5  # of the models: the gateway needs little time, but at once, or it cannot even refuse requests in a flood
 
 
 def remove_leftovers(workspace: Path, shm_prefix: str) -> None:
@@ -93,6 +94,11 @@ def _become(arguments: list[str], prctl: Callable[..., int]) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         os.umask(0o077)
+        os.nice(_NICENESS)
+        with contextlib.suppress(
+            OSError
+        ):  # where Linux groups processes by session, groups have a niceness of their own
+            Path("/proc/self/autogroup").write_text(str(_NICENESS), encoding="ascii")
         _ignore_fchmod(prctl)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(2, 1)

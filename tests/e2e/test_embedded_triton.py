@@ -303,6 +303,10 @@ def test_terminal_signals_do_not_reach_triton(triton: EmbeddedTriton) -> None:
     assert os.getsid(triton.pid) != os.getsid(0)
 
 
+def test_models_leave_the_processor_to_the_gateway_where_both_want_it(triton: EmbeddedTriton) -> None:
+    assert os.getpriority(os.PRIO_PROCESS, triton.pid) == min(os.getpriority(os.PRIO_PROCESS, 0) + 5, 19)
+
+
 def test_settings_of_the_gateway_stay_in_the_gateway(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPTRIEVE_API_KEY", "secret")
     with EmbeddedTriton(model_folder) as triton:
