@@ -3,6 +3,7 @@
 
     SearchError                    never raised itself
     ├── BadRequestError            INVALID_ARGUMENT    the caller must change the request
+    │   └── HttpRequestError       INVALID_ARGUMENT    one over HTTP, see `web.problems`
     ├── NotFoundError              NOT_FOUND           no model or service has that name (the message lists them)
     ├── UnsupportedError           UNIMPLEMENTED       part of KServe's protocol that this server does not offer
     ├── UnauthenticatedError       UNAUTHENTICATED     no valid key; does not say what is wrong with it

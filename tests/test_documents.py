@@ -217,7 +217,9 @@ def test_make_targets_exist() -> None:
 
 
 def test_every_make_target_is_explained() -> None:
-    answer = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    answer = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     for target in ("demo", "up", "down", "setup", "test", "check", "proto"):
         assert re.search(rf"make {target} +\S", answer)
     assert len({len(re.match(r" +make \S+ +", line)[0]) for line in answer.splitlines()}) == 1, "one column"

@@ -457,7 +457,7 @@ def test_full_server_refuses_with_retry_info(start_gateway: StartGateway, connec
     status = rpc_status.from_call(error)
     assert status is not None
     assert status.details[0].Unpack(detail)
-    assert detail.retry_delay.ToMilliseconds() == 500
+    assert 500 <= detail.retry_delay.ToMilliseconds() <= 1000  # spread, so that not all come back at once
     assert first.result().caption.text
 
 

@@ -346,7 +346,7 @@ def test_full_server_refuses_with_retry_info(start_gateway: StartGateway, photo:
     detail = error_details_pb2.RetryInfo()
     assert status is not None
     assert status.details[0].Unpack(detail)
-    assert detail.retry_delay.ToMilliseconds() == 500
+    assert 500 <= detail.retry_delay.ToMilliseconds() <= 1000  # spread, so that not all come back at once
 
 
 def test_idle_stream_does_not_hold_up_the_end_of_the_server(triton_address: str, photo: bytes) -> None:

@@ -15,6 +15,7 @@ from search_gateway import errors
 from search_gateway.api.error_interceptor import public_message
 from search_gateway.errors import ConfigError, OverloadedError, SearchError
 from search_gateway.triton import embedded
+from search_gateway.web.problems import HttpRequestError
 
 # A line of the drawing: indentation and branches, the name, perhaps its base, perhaps its code.
 _LINE = re.compile(
@@ -40,7 +41,12 @@ def existing() -> dict[str, type[Exception]]:
     """The exceptions this module defines, and those it draws from elsewhere."""
     own = inspect.getmembers(errors, lambda value: inspect.isclass(value) and issubclass(value, Exception))
     here = {name: value for name, value in own if value.__module__ == errors.__name__}
-    return {**here, "ImageError": ImageError, "TritonStartError": embedded.TritonStartError}
+    return {
+        **here,
+        "HttpRequestError": HttpRequestError,
+        "ImageError": ImageError,
+        "TritonStartError": embedded.TritonStartError,
+    }
 
 
 # Every module that could define an error of the tree has been imported by these.

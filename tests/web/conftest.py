@@ -50,9 +50,9 @@ _PASTE = (
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium."""
+    """Chromium, until the end of the module: the thread has a running event loop so long, which hinders other tests."""
     program = os.environ.get("CHROMIUM") or shutil.which("chromium")
     if program is None:
         pytest.skip("THE PAGE IS NOT TESTED: install chromium (apt-get install chromium), or name it in CHROMIUM")
