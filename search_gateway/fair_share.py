@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who makes the present call, and how callers share what is limited, so that none can keep the others out.
+"""The caller of the present call, and how callers share what is limited, so that none can keep the others out.
 
 Without API keys, all calls have the same caller, "", and nothing here changes their order or number.
 """

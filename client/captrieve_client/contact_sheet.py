@@ -59,6 +59,7 @@ _STAGE_COLOURS: tuple[_RGB, ...] = (
     (249, 115, 22),
     (236, 72, 153),
     (139, 92, 246),
+    (120, 113, 108),
 )
 
 # The built-in font has ASCII and these; others are spelled with what NFKD makes of them.

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The outermost interceptor: counts each gRPC call once with its code, and gives it an id, a span and an access line.
 
-What the caller receives decides. grpc.aio does not tell an interceptor which code a handler aborted with, so handlers
-get a context that notes it. gRPC ends a call whose deadline has passed as it ends one that is cancelled; the clock
-tells them apart.
+What the caller receives decides, see `call_ending`.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ from typing import Any, TypeAlias
 import grpc
 from google.protobuf import descriptor_pool
 
+from search_gateway.call_ending import WatchedContext
 from search_gateway.observability import logs, tracing
 from search_gateway.observability.observer import Observer
 
@@ -28,9 +27,6 @@ _WELL_FORMED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _QUOTATION = re.compile(r"'(?:[^'\\]|\\.)*'(?!\w)|\"(?:[^\"\\]|\\.)*\"")
 _HEALTH = "/grpc.health.v1."
 _UNKNOWN = "/unknown/unknown"
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
-# A client's deadline is earlier than the server's: gRPC rounds it up, by 1 % at most, and it takes its time to arrive.
-_DEADLINE_SHARE, _DEADLINE_SECONDS = 0.01, 0.025
 
 _log = logging.getLogger("search_gateway.access")
 
@@ -98,8 +94,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         return observed
 
     @contextlib.asynccontextmanager
-    async def _observed(self, method: str, context: Context) -> AsyncIterator[_WatchedContext]:
-        watched = _WatchedContext(context)
+    async def _observed(self, method: str, context: Context) -> AsyncIterator[WatchedContext]:
+        watched = WatchedContext(context)
         metadata = list(context.invocation_metadata() or ())
         request_id = identify(context)
         is_health = method.startswith(_HEALTH)
@@ -136,47 +132,6 @@ def _exists(method: str) -> bool:
         return False
 
 
-class _WatchedContext:
-    """A call's context that notes how the handler ends it."""
-
-    def __init__(self, context: Context):
-        self._context = context
-        self._started = time.monotonic()
-        self._seconds = context.time_remaining()
-        self._aborted: grpc.StatusCode | None = None
-        self.details = ""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._context, name)
-
-    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> None:
-        """End the call with this code."""
-        self._aborted, self.details = code, details
-        await self._context.abort(code, details, trailing_metadata)
-
-    async def abort_with_status(self, status: Any) -> None:
-        """End the call with this status."""
-        self._aborted, self.details = status.code, status.details
-        await self._context.abort_with_status(status)  # type: ignore[attr-defined]  # its stubs do not know it
-
-    def code_after(self, error: BaseException | None) -> grpc.StatusCode:
-        """Return the code of the call, given what its handler raised."""
-        if isinstance(error, asyncio.CancelledError | GeneratorExit):
-            self.details = ""
-            return grpc.StatusCode.DEADLINE_EXCEEDED if self._is_over() else grpc.StatusCode.CANCELLED
-        if self._aborted is not None:
-            return self._aborted
-        code = self._context.code()
-        found = code if isinstance(code, grpc.StatusCode) else _CODES.get(code or 0, grpc.StatusCode.UNKNOWN)
-        return grpc.StatusCode.UNKNOWN if error is not None and found is grpc.StatusCode.OK else found
-
-    def _is_over(self) -> bool:
-        if self._seconds is None:
-            return False
-        remaining = self._seconds - (time.monotonic() - self._started)
-        return remaining <= _DEADLINE_SHARE * self._seconds + _DEADLINE_SECONDS
-
-
 def identify(context: Context) -> str:
     """Return the call's id, which is sent back: the caller's if it is well-formed, else a new one."""
     known = next((str(value) for key, value in context.trailing_metadata() or () if key == REQUEST_ID), "")
@@ -196,7 +151,7 @@ def without_quotations(message: str) -> str:
     return _QUOTATION.sub("'…'", message)
 
 
-def _log_call(method: str, code: grpc.StatusCode, seconds: float, context: _WatchedContext, level: int) -> None:
+def _log_call(method: str, code: grpc.StatusCode, seconds: float, context: WatchedContext, level: int) -> None:
     milliseconds = round(1000 * seconds, 1)
     fields = {"method": method, "code": code.name, "milliseconds": milliseconds, "peer": context.peer()}
     details = context.details if _log.isEnabledFor(logging.DEBUG) else without_quotations(context.details)

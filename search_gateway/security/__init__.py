@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may call the gateway, how often, and what is written down about it: TLS, API keys, quotas, the audit log."""
+"""TLS, API keys, quotas and the audit log: the callers, their rights, and the record of their calls."""

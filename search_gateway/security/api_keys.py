@@ -43,7 +43,7 @@ _FIELDS = {"name", "sha256", "scopes", "expires", "cost", *_LIMITS}
 
 @dataclass(frozen=True)
 class Caller:
-    """Who makes a call, and what it may do."""
+    """The caller of a call, and what it may do."""
 
     name: str
     scopes: frozenset[str]

@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 import grpc
 
 from search_api import search_pb2
+from search_gateway.call_ending import WatchedContext
 from search_gateway.errors import ConfigError, SearchError
 from search_gateway.fair_share import current_caller
 from search_gateway.kserve.model_declarations import MODELS
@@ -41,7 +42,6 @@ _MAX_WAITING = 10_000  # lines
 _MAX_PHOTOS = 64  # whose digests one line has
 _SMALL_PHOTO_BYTES = 64 * 2**10  # hashed sooner than handed to a thread
 _WARNING_SECONDS = 60.0
-_DEADLINE_SECONDS = 0.05  # a caller whose deadline passes cancels the call, perhaps just before the deadline is here
 _HEALTH = "/grpc.health.v1."
 
 
@@ -105,16 +105,13 @@ class AuditInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
             seen = _Seen()
             _noted.set(seen)
             started = time.perf_counter()
+            ending = WatchedContext(context)
+            code = grpc.StatusCode.OK
             try:
                 yield _ignore
-                code = _name(context.code() or grpc.StatusCode.OK)
-            except (asyncio.CancelledError, GeneratorExit):
-                remaining = context.time_remaining()
-                is_late = remaining is not None and remaining < _DEADLINE_SECONDS
-                code = "DEADLINE_EXCEEDED" if is_late else "CANCELLED"
-                raise
-            except BaseException:
-                code = _name(context.code())
+                code = ending.code_after(None)
+            except BaseException as error:
+                code = ending.code_after(error)
                 raise
             finally:
                 self._log.write(
@@ -123,7 +120,7 @@ class AuditInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
                         "key": current_caller.get() or None,
                         "peer": context.peer(),
                         "method": method,
-                        "code": code,
+                        "code": code.name,
                         "photos": seen.num_photos,
                         "photo_sha256": seen.digests,
                         "provider": seen.provider,
@@ -242,10 +239,3 @@ def _photos(request: service_pb2.ModelInferRequest) -> list[bytes]:
 
 def _sha256(photo: bytes) -> str:
     return hashlib.sha256(photo).hexdigest()
-
-
-def _name(code: Any) -> str:
-    """Return the name of a status, which gRPC has as an object or as a number."""
-    if isinstance(code, grpc.StatusCode):
-        return code.name
-    return next((one.name for one in grpc.StatusCode if one.value[0] == code), "UNKNOWN")
