@@ -181,5 +181,6 @@ def test_kserve_has_it_too(start_gateway: Callable[..., str], photo: bytes) -> N
     reasons = [text.decode() for text in captions.as_numpy("UNSURE_REASON")[:, 0]]
     assert reasons[0] == ""
     assert reasons[1].startswith(REASON)
-    assert search.as_numpy("CONFIDENCE")[0] == captions.as_numpy("CONFIDENCE")[1, 0]
+    # The two runs may batch the photo differently, which changes the last bits.
+    assert search.as_numpy("CONFIDENCE")[0] == pytest.approx(captions.as_numpy("CONFIDENCE")[1, 0], rel=1e-4)
     assert search.as_numpy("UNSURE_REASON")[0].decode() == reasons[1]
