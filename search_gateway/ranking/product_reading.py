@@ -284,7 +284,8 @@ class ProductReader:
         readings = self._titles.read(list(excluded))
         changed = []
         for one, means in zip(opinions, (readings.types, readings.colours), strict=True):
-            rest = np.prod(np.where(means.max(axis=1, keepdims=True) >= MIN_MEANT, 1 - means, 1.0), axis=0)
+            likeliest = means.max(axis=1, keepdims=True)
+            rest = np.prod(np.where(likeliest >= MIN_MEANT, 1 - means / likeliest, 1.0), axis=0)
             kept = [Opinion(each.source, each.share, (each.classes * rest).astype(np.float32)) for each in one]
             total = sum(each.share * float(each.classes.sum()) for each in kept)
             changed.append(
