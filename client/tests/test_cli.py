@@ -40,7 +40,8 @@ from scripted_service import (
 
 Code = grpc.StatusCode
 SEARCH_KEYS = [
-    "photo", "caption", "words", "query", "query_rule", "word_override", "no_product_probability", "confidence",
+    "photo", "caption", "words", "query", "query_rule", "word_override", "excluded",
+    "no_product_probability", "confidence",
     "unsure_reason", "readings", "provider", "results", "counts",
     "nearest_miss", "empty_reason", "timings_ms", "degraded", "model",
 ]  # fmt: skip

@@ -290,7 +290,7 @@ class ProductReader:
             total = sum(each.share * float(each.classes.sum()) for each in kept)
             changed.append(
                 [Opinion(each.source, each.share, each.classes / np.float32(total)) for each in kept]
-                if total > 1e-3
+                if total > 1e-6
                 else one
             )
         return changed

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 
 from captioner.title_reader import TitleReader, TitleReadings
 
@@ -41,7 +42,7 @@ def word_reader() -> TitleReader:
     return cast(TitleReader, WordReader())
 
 
-def _shares(title: str, classes: dict[str, int], count: int) -> np.ndarray:
+def _shares(title: str, classes: dict[str, int], count: int) -> npt.NDArray[np.float32]:
     found = [classes[word] for word in re.findall(r"[a-z]+", title.lower()) if word in classes]
     shares = np.full(count, 1 / count, np.float32)
     if found:
