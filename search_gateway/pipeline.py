@@ -89,6 +89,7 @@ class CaptionAnswer:
     query_rule: QueryRule = QueryRule.LAST_TWO_WORDS  # how the query was made
     no_product_probability: float = 0.0  # 0 where the model has no query head
     confidence: PhotoConfidence | None = None  # None where the model has no query head
+    paper_query: str = ""  # by the paper's rule, where its words differ
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class PhotoQuery:
     hypotheses: QueryHypotheses  # without those of nearest neighbours
     query_rule: QueryRule | None
     confidence: PhotoConfidence | None
+    paper_query: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ class SearchAnswer:
     query_rule: QueryRule | None = None  # how the query was made; None where it was given
     no_product_probability: float = 0.0  # 0 where the model has no query head, or the photo was not captioned
     confidence: PhotoConfidence | None = None  # None likewise
+    paper_query: str = ""  # by the paper's rule, where its words differ
 
 
 SearchEvent = Caption | PhotoQuery | ScoredResult | SearchAnswer
@@ -178,6 +181,7 @@ class Pipeline:
             words.rule,
             words.no_product_probability,
             self._confidence(words, embedding),
+            words.paper_query,
         )
 
     async def search(
@@ -214,8 +218,8 @@ class Pipeline:
                 embedding = await self.tritons.embed(pixels, deadline)
         _log.debug("searching for: %s", query.text)
         rule = None if words is None else words.rule
-        confidence = self._confidence(words, embedding)
-        yield PhotoQuery(query, self._hypotheses(words, query, options, embedding, ()), rule, confidence)
+        confidence, paper = self._confidence(words, embedding), "" if words is None else words.paper_query
+        yield PhotoQuery(query, self._hypotheses(words, query, options, embedding, ()), rule, confidence, paper)
         found, seen, degraded = await self._search(query, options, embedding, watch, deadline)  # 6, 7
         with watch.stage("refine"):  # 8
             hypotheses = self._hypotheses(words, query, options, embedding, found.candidates)
@@ -237,6 +241,7 @@ class Pipeline:
             rule,
             0.0 if words is None else words.no_product_probability,
             confidence,
+            paper,
         )
 
     async def _preprocess(

@@ -100,6 +100,19 @@ class PhotoReader:
                 scratch.write_text(json.dumps(records), encoding="utf-8")
         return [_photo_words(record) for record in json.loads(path.read_text(encoding="utf-8"))]
 
+    def captions(self, data: Photos) -> list[str]:
+        """Return the greedy captions of all photos as they were decoded, in their order."""
+        path = self._folder / f"captions-{self._key(data)}.json"
+        if not path.exists():
+            texts = []
+            for batch in _batches(data, "captions"):
+                for hypotheses in self._captioner.caption(batch, DecodingOptions(max_tokens=self.contract.max_tokens)):
+                    texts.append(self._tokenizer.text([token.token for token in hypotheses[0].tokens]))
+            with _new_file(path) as scratch:
+                scratch.write_text(json.dumps(texts), encoding="utf-8")
+        stored: list[str] = json.loads(path.read_text(encoding="utf-8"))
+        return stored
+
     def _words(self, pixels: npt.NDArray[np.uint8], num_beams: int, rule: QueryRule) -> Iterator[PhotoWords]:
         options = DecodingOptions(num_beams=num_beams, max_tokens=self.contract.max_tokens)
         logprobs = self._captioner.query_logprobs(pixels) if self._query_classes else [None] * len(pixels)

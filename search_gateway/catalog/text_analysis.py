@@ -11,6 +11,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from captioner.foreign_words import english
+
 # A query has two words by default and a whole caption at most; longer ones are cut.
 MAX_QUERY_CHARACTERS = 1000
 MAX_QUERY_WORDS = 24
@@ -50,7 +52,8 @@ def query_phrases(words: Sequence[str]) -> list[str]:
     phrases: list[str] = []
     for word in _plain_words(" ".join(words)[:MAX_QUERY_CHARACTERS]):
         # Joined as in the index, or its parts in sequence, so that "off-white" also finds "Off White".
-        alternatives = [_joined(word), " ".join(_parts(word))]
+        # "handtasche" also finds handbags, in a German catalogue Handtaschen.
+        alternatives = [_joined(word), " ".join(_parts(word)), english(word) or ""]
         phrases.append(" OR ".join(f'"{text}"' for text in alternatives if text))
     return list(dict.fromkeys(phrases))[:MAX_QUERY_WORDS]
 

@@ -46,9 +46,9 @@ def options(config: GatewayConfig = CONFIG, **fields: Any) -> SearchOptions:
     return search_options(request_values(search_pb2.SearchRequest(**fields)), CONTRACT, config)
 
 
-def rule_of(value: int, contract: ModelContract) -> QueryRule:
+def rule_of(value: int, contract: ModelContract, config: GatewayConfig = CONFIG) -> QueryRule:
     request = search_pb2.CaptionRequest(query_rule=value)  # type: ignore[arg-type]  # any number goes over the wire
-    return query_rule(request_values(request), contract)
+    return query_rule(request_values(request), contract, config)
 
 
 def refinement(**fields: float) -> SearchOptions:
@@ -163,6 +163,19 @@ def test_query_rules_are_those_of_the_proto(value: int, rule: QueryRule) -> None
 def test_model_with_a_query_head_uses_it_unless_told_otherwise() -> None:
     assert rule_of(search_pb2.QUERY_RULE_UNSPECIFIED, WITH_HEAD) is QueryRule.LIKELIEST_WORDS
     assert rule_of(search_pb2.QUERY_RULE_LIKELIEST_WORDS, WITH_HEAD) is QueryRule.LIKELIEST_WORDS
+
+
+def test_setting_makes_the_rule_of_requests_that_leave_it_open() -> None:
+    config = GatewayConfig(query_rule="salient")
+    assert rule_of(search_pb2.QUERY_RULE_UNSPECIFIED, WITH_HEAD, config) is QueryRule.SALIENT
+    assert rule_of(search_pb2.QUERY_RULE_UNSPECIFIED, CONTRACT, config) is QueryRule.SALIENT
+    assert rule_of(search_pb2.QUERY_RULE_LAST_TWO_WORDS, WITH_HEAD, config) is QueryRule.LAST_TWO_WORDS
+
+
+def test_typed_query_is_compared_by_its_searchable_words() -> None:
+    query = options(query_override="red-handbag under $50").query_override
+    assert query is not None
+    assert (query.text, query.words, query.terms) == ("red-handbag under $50", ("red", "handbag"), ("red", "handbag"))
 
 
 def test_model_without_a_query_head_refuses_the_rule_that_needs_one() -> None:
