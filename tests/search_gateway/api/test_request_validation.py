@@ -188,10 +188,10 @@ def test_every_query_rule_of_the_proto_is_known() -> None:
     assert {rule_of(value, WITH_HEAD) for value in search_pb2.QueryRule.values()} == set(QueryRule)
 
 
-@pytest.mark.parametrize("value", [4, 99, -1, 2**31 - 1])
+@pytest.mark.parametrize("value", [5, 99, -1, 2**31 - 1])
 def test_unknown_query_rule_is_refused(value: int) -> None:
     """Protobuf lets any number through."""
-    assert refusal(options, query_rule=value) == f"query_rule is {value}: it goes from 0 to 3"
+    assert refusal(options, query_rule=value) == f"query_rule is {value}: it goes from 0 to 4"
 
 
 def test_query_override_loses_superfluous_space() -> None:
