@@ -35,9 +35,11 @@ NO_FILTER = -1.0  # cosine
 _BATCH = 2000  # products a transaction
 
 VISUAL = "visual only"
+WORDS = "two words"
 PATCH_MEAN = "visual only, mean of patches"
 WHITENED = "visual only, whitened"
 OURS = "ours: words and looks"
+OURS_BY_WORDS = "ours, candidates by words alone, as on the web"
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,6 +166,12 @@ def systems(
     def ours(query: Query, said: PhotoWords, weights: RefinementLimits = limits) -> Ranking:
         return gallery.answered(query, said, gallery.candidates(said.query, most, query.embedding), weights)
 
+    def by_words_alone(query: Query, words: Words) -> Ranking:
+        return gallery.answered(query, replace(query.words, query=words), gallery.candidates(words, most, None), limits)
+
+    def salient(query: Query) -> Words:
+        return Words.of_caption(query.words.caption.text, QueryRule.SALIENT)
+
     def whole(query: Query) -> PhotoWords:
         caption = query.paper.caption
         rule = QueryRule.FULL_CAPTION
@@ -185,11 +193,14 @@ def systems(
         VISUAL: lambda query: gallery.by_looks(query.embedding, count),
         PATCH_MEAN: lambda query: nearest(patch_mean, query.patch_mean, count),
         WHITENED: lambda query: nearest(whitened, whitening(query.embedding[None])[0], count),
-        "two words": lambda query: gallery.by_words(query.words.query, count),
+        WORDS: lambda query: gallery.by_words(query.words.query, count),
+        "two words, salient": lambda query: gallery.by_words(salient(query), count),
         "two words, the caption's last (the paper)": lambda query: gallery.by_words(query.paper.query, count),
         "two words + visual filter": lambda query: filtered(query, visual_filter),
         "two words + semantic filter": lambda query: filtered(query, semantic_filter),
         OURS: lambda query: ours(query, query.words),
+        OURS_BY_WORDS: lambda query: by_words_alone(query, query.words.query),
+        "the same, salient": lambda query: by_words_alone(query, salient(query)),
         "ours, the caption's last two words": lambda query: ours(query, query.paper),
         "ours with beams": lambda query: ours(query, query.beams),
         "ours, without neighbours' names": lambda query: ours(query, query.words, weights=caption_alone),

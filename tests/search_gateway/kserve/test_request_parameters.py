@@ -113,7 +113,11 @@ def test_unknown_parameter_is_named_and_the_known_ones_listed() -> None:
         ("num_beams", math.nan, "num_beams is nan: it must be a whole number"),
         ("num_beams", "9" * 5000, "it must be a whole number"),
         ("length_penalty", "long", "length_penalty is 'long': it must be a number"),
-        ("query_rule", "first", "query_rule is 'first': write last_two_words, full_caption, likeliest_words or salient"),
+        (
+            "query_rule",
+            "first",
+            "query_rule is 'first': write last_two_words, full_caption, likeliest_words or salient",
+        ),
         ("query_rule", 1, "query_rule is 1: write last_two_words, full_caption, likeliest_words or salient"),
         ("provider", True, "provider is True: it must be a text"),
         ("query_override", 2.5, "query_override is 2.5: it must be a text"),
