@@ -77,7 +77,7 @@ def salient_words(caption: str) -> tuple[str, ...]:
 
     The thing is the last word that is no colour and no audience, with the word before it if both are one name ("Track
     Pants"). What follows "with" is no thing. The colours are those nearest to the thing. Without a colour the word
-    before the thing takes its place ("Striped Shirt").
+    before a thing of one word takes its place ("Striped Shirt").
     """
     words = searchable_words(re.split(r"(?<=\w)\s+with\s", caption, maxsplit=1, flags=re.IGNORECASE)[0])
     folded = [fold(word) for word in words]
@@ -94,7 +94,7 @@ def salient_words(caption: str) -> tuple[str, ...]:
         nearest = min(runs, key=lambda run: (max(start - run[1], run[0] - end), run[0] >= end))
         attribute = words[nearest[0] : nearest[1]]
     else:
-        attribute = words[max(0, start - 1) : start]
+        attribute = words[max(0, end - 2) : start]
     return (*attribute, *words[start:end])
 
 
