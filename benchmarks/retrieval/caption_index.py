@@ -28,13 +28,13 @@ class CaptionIndex:
         postings: dict[str, tuple[list[int], list[int]]] = {}
         for place, terms in enumerate(counts):
             for term, count in terms.items():
-                places, often = postings.setdefault(term, ([], []))
-                places.append(place)
-                often.append(count)
+                own = postings.setdefault(term, ([], []))
+                own[0].append(place)
+                own[1].append(count)
         self._postings: dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]] = {}
         squares = np.zeros(self._size)
         for term, (found, often) in postings.items():
-            places, frequency = np.array(found, np.int64), np.array(often, np.float64)
+            places, frequency = np.array(found, np.int64), np.array(often, dtype=np.float64)
             if weighting == COSINE:
                 weights = frequency * math.log((1 + self._size) / (1 + len(places)))
                 squares[places] += weights**2

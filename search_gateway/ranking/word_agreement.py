@@ -16,8 +16,8 @@ from importlib import resources
 
 from captioner.colours import Colour, Colours
 from captioner.foreign_words import english
-from captioner.query import T_SHIRT, Query, words_of
-from captioner.word_folding import fold
+from captioner.query import Query, words_of
+from captioner.word_folding import T_SHIRT, fold
 
 _JOINTS = re.compile(r"[\W_]+")
 _REMEMBERED_WORDS = 10_000
