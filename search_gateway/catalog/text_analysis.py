@@ -40,11 +40,11 @@ def one_line(text: str) -> str:
 
 
 def index_words(title: str) -> str:
-    """Return the words of a title that are indexed: without hyphens, and also the parts of hyphenated words."""
+    """Return the words of a title that are indexed: without hyphens, and the parts of hyphenated words, and English."""
     indexed: list[str] = []
     for word in _plain_words(title):
         indexed += [_joined(word), *_parts(word)]
-    return " ".join(indexed)
+    return " ".join([*indexed, *(known for word in indexed if (known := english(word)))])
 
 
 def query_phrases(words: Sequence[str]) -> list[str]:
@@ -75,8 +75,11 @@ def _joined(word: str) -> str:
 
 
 def _parts(word: str) -> list[str]:
-    """Return the parts of a hyphenated word that can stand alone: both of "off-white", none of "g-shock"."""
+    """Return the parts of a hyphenated word that can stand alone: both of "off-white", none of "g-shock".
+
+    With more than two parts it is likely a title as it stands in addresses: "nike-men-blue-t-shirt".
+    """
     parts = [part for part in word.split("-") if part]
-    if len(parts) < 2 or min(map(len, parts)) < 2:
+    if len(parts) < 2 or (len(parts) == 2 and min(map(len, parts)) < 2):
         return []
-    return [_joined(part) for part in parts]
+    return [_joined(part) for part in _T_SHIRT.sub("t", " ".join(parts)).split()]
