@@ -28,6 +28,7 @@ _NOISE = re.compile(
     r"|(?:size|gr(?:ö|oe)(?:ß|ss)e)\s*:?\s*\w+)",
     re.IGNORECASE,
 )
+_WITH = re.compile(r"(?<=\w)\s+with\s+", re.IGNORECASE)
 _DASHES = re.compile("[\u2010-\u2015\u2212_/|,;:()\\[\\]]")
 
 
@@ -65,7 +66,7 @@ def searchable_words(text: str) -> tuple[str, ...]:
 
 def _parts(word: str) -> list[str]:
     parts = word.split("-")
-    if min(map(len, parts)) < 2 or Colours.builtin().kinds([word]) != [Colour.NONE]:
+    if min(map(len, parts)) < 2 or _has_colour([word]):
         return [word]
     if any(map(str.isdigit, word)):
         return [part for part in parts if not part.isupper()]  # of the code "MTP-1239D" nothing is a word
@@ -76,33 +77,30 @@ def salient_words(caption: str) -> tuple[str, ...]:
     """The colour and the thing of a caption: ("Navy", "Blue", "Shirt") of "Turtle Check Men Navy Blue Shirt".
 
     The thing is the last word that is no colour and no audience, with the word before it if both are one name ("Track
-    Pants"). What follows "with" is no thing. The colours are those nearest to the thing. Without a colour the word
-    before a thing of one word takes its place ("Striped Shirt").
+    Pants"). The colour is the last one before the thing, with its shade, or the first one after it. Without a colour
+    the word before a thing of one word takes its place ("Striped Shirt"). What follows "with" is left out, unless it
+    names a colour as the name of a product does ("Polo with Stripes Navy T-shirt").
     """
-    words = searchable_words(re.split(r"(?<=\w)\s+with\s", caption, maxsplit=1, flags=re.IGNORECASE)[0])
+    front, *tails = _WITH.split(caption, maxsplit=1)
+    words = searchable_words(caption if any(_has_colour(words_of(tail)) for tail in tails) else front)
     folded = [fold(word) for word in words]
-    coloured = [kind is not Colour.NONE for kind in Colours.builtin().kinds(words)]
-    things = [place for place, word in enumerate(folded) if not coloured[place] and word not in _lists().audiences] or [
-        place for place in range(len(words)) if not coloured[place]
-    ]
+    kinds = Colours.builtin().kinds(words)
+    coloured = [place for place, kind in enumerate(kinds) if kind is not Colour.NONE]
+    others = [place for place in range(len(words)) if place not in coloured]
+    things = [place for place in others if folded[place] not in _lists().audiences] or others
     if not things:
         return words[-2:]
     end = things[-1] + 1
     start = end - 2 if end > 1 and tuple(folded[end - 2 : end]) in _lists().two_word_things else end - 1
-    runs = _runs(coloured)
-    if runs:
-        nearest = min(runs, key=lambda run: (max(start - run[1], run[0] - end), run[0] >= end))
-        attribute = words[nearest[0] : nearest[1]]
-    else:
-        attribute = words[max(0, end - 2) : start]
-    return (*attribute, *words[start:end])
+    before, after = [place for place in coloured if place < start], [place for place in coloured if place >= end]
+    if not coloured or not (before or after):
+        return words[max(0, end - 2) : end]
+    last = before[-1] if before else after[0]
+    if not before and kinds[last] is Colour.VAGUE and last + 1 in after:
+        last += 1  # "Shirt Navy Blue"
+    first = last - 1 if last - 1 in coloured and kinds[last - 1] is Colour.VAGUE else last
+    return (*words[first : last + 1], *words[start:end])
 
 
-def _runs(chosen: list[bool]) -> list[tuple[int, int]]:
-    """Start and end of each run of true values."""
-    edges = [
-        place
-        for place in range(len(chosen) + 1)
-        if (place < len(chosen) and chosen[place]) != (place > 0 and chosen[place - 1])
-    ]
-    return list(zip(edges[::2], edges[1::2], strict=True))
+def _has_colour(words: list[str]) -> bool:
+    return any(kind is not Colour.NONE for kind in Colours.builtin().kinds(words))

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from benchmarks.common.report import markdown_table
 from benchmarks.retrieval.baseline_features import CNN_POOLINGS, DESCRIPTORS, Floats, joined, weight_grid
 from benchmarks.retrieval.caption_index import CAPTION_WEIGHTINGS, CaptionIndex
 from benchmarks.retrieval.metrics import DEPTH, judge
@@ -27,6 +28,7 @@ CONTENT = "colour, texture, shape (Chutel 2022)"
 CAPTIONS = "captions against captions (Kansara 2020)"
 SHRINKAGES = (None, 1.0, 0.3, 0.1, 0.03, 0.01)  # None: not whitened
 MAIN = "nDCG@10"
+_SHOWN = 3  # variants of a system in the table
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +137,15 @@ def choose(
         choice |= each[int(np.argmax(scores))][0]
         tried[name] = {str(list(fields.values())): score for (fields, _), score in zip(each, scores, strict=True)}
     return {"choice": choice, "tried": tried}
+
+
+def choice_table(record: Mapping[str, Any]) -> str:
+    """Format a record of `choose` as Markdown: the best variants of each system."""
+    rows = []
+    for name, tried in record["tried"].items():
+        best = sorted(tried.items(), key=lambda item: -item[1])[:_SHOWN]
+        rows += [[name if place == 0 else "", variant, f"{score:.3f}"] for place, (variant, score) in enumerate(best)]
+    return markdown_table(["system", "variant", "nDCG@10, calibration half"], rows)
 
 
 def baseline_systems(

@@ -15,6 +15,7 @@ from benchmarks.retrieval.baselines import (
     BaselineChoice,
     BaselineInputs,
     baseline_systems,
+    choice_table,
     choose,
 )
 from tests.benchmarks.retrieval.test_systems import QUERY
@@ -50,6 +51,7 @@ def test_telling_variants_are_chosen_and_used() -> None:
     assert "mean" in choice.poolings
     assert choice.weights["colour"] == max(choice.weights.values())
     assert set(found["tried"]) == {IMAGENET, CONTENT, CAPTIONS}
+    assert choice_table(found).count("| ImageNet") == 1
     every = baseline_systems(inputs(), gallery, choice, {QUERY.product_id: 3})
     for search in every.values():
         assert {int(KINDS[gallery][place]) for place in search(QUERY)[:5]} == {3}
