@@ -107,6 +107,7 @@ class ModelContract:
     num_queries: int = 0  # Q, class 0 ("no product") included; 0: the encoder has no query head
     weights: str = ""  # start of the SHA-256 of the weights; embeddings of other weights cannot be compared
     precision: Precision = "fp32"  # in which the models compute
+    title_reader: str = ""  # start of the SHA-256 of `title_reader.npz`; empty: there is none
     version: int = CONTRACT_VERSION
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import enum
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from captioner.colours import Colour, Colours
@@ -111,6 +112,20 @@ class Query:
             else:
                 words.insert(0, colour)
         return Query.of(" ".join(words).lower(), colours)
+
+    def without(self, excluded: Sequence[str], colours: Colours | None = None) -> Query:
+        """The query without excluded words; the query itself if it has none of them, or nothing else."""
+        folded = {fold(word) for one in excluded for word in words_of(T_SHIRT.sub("t-", one))}
+        kept = [word for word in self.terms if fold(word) not in folded]
+        return self if len(kept) in (0, len(self.terms)) else Query.of(" ".join(kept), colours)
+
+    def excluding(self, excluded: Sequence[str]) -> Query:
+        """The query as image searches understand exclusions, "shirt -striped"; its words stay the wanted ones."""
+        if not excluded or not self.text:
+            return self
+        minus = [f"-{one}" if len(one.split()) == 1 else f'-"{one}"' for one in excluded]
+        text = " ".join([self.text, *minus])
+        return replace(self, text=text, key=Query.of(text).key)
 
 
 def caption_words(query: str) -> list[str]:

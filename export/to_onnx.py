@@ -15,6 +15,7 @@ complete.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -42,6 +43,7 @@ from captioner.model_contract import (
 )
 from captioner.photo_confidence import PHOTO_CONFIDENCE_FILE, ConfidenceModel
 from captioner.query_classes import QUERY_CLASSES_FILE, load_query_classes
+from captioner.title_reader import TITLE_READER_FILE, title_reader_fingerprint
 from export.calibration import SAMPLES, drawn_photos, feeds_of
 from export.int8_graphs import quantise
 from export.onnx_captioner import OnnxCaptioner
@@ -114,6 +116,7 @@ def export_repository(
         precision=precision,
         tokens_per_call=tokens_per_call,
     )
+    contract = dataclasses.replace(contract, title_reader=title_reader_fingerprint(checkpoint))
     load_query_classes(checkpoint, contract.num_queries)  # fails before anything is exported
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as scratch:
@@ -130,7 +133,7 @@ def install(folder: Path, output: Path) -> None:
     for spec in ModelContract.load(folder).models:
         shutil.rmtree(output / spec.name, ignore_errors=True)
         shutil.move(folder / spec.name, output / spec.name)
-    for name in (REFINEMENT_FILE, QUERY_CLASSES_FILE, PHOTO_CONFIDENCE_FILE):  # not every model has them
+    for name in (REFINEMENT_FILE, QUERY_CLASSES_FILE, PHOTO_CONFIDENCE_FILE, TITLE_READER_FILE):  # if any
         (output / name).unlink(missing_ok=True)
         if (folder / name).exists():
             shutil.move(folder / name, output / name)
@@ -194,6 +197,8 @@ def _write(
         shutil.copyfile(checkpoint / REFINEMENT_FILE, folder / REFINEMENT_FILE)
     if contract.num_queries:
         shutil.copyfile(checkpoint / QUERY_CLASSES_FILE, folder / QUERY_CLASSES_FILE)
+    if contract.title_reader:
+        shutil.copyfile(checkpoint / TITLE_READER_FILE, folder / TITLE_READER_FILE)
     try:
         if ConfidenceModel.load(checkpoint, contract) is not None:  # from export.photo_confidence
             shutil.copyfile(checkpoint / PHOTO_CONFIDENCE_FILE, folder / PHOTO_CONFIDENCE_FILE)

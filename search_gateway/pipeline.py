@@ -31,7 +31,8 @@ from search_gateway.providers.base import Candidate
 from search_gateway.providers.chain import Degradation, ProviderChain, ProviderResult
 from search_gateway.ranking.duplicates import colour_grid
 from search_gateway.ranking.empty_reason import empty_reason
-from search_gateway.ranking.query_hypotheses import QueryHypotheses, photo_hypotheses
+from search_gateway.ranking.product_reading import ProductReader, ProductReading
+from search_gateway.ranking.query_hypotheses import QueryHypotheses, caption_query_hypotheses, photo_hypotheses
 from search_gateway.ranking.rerank import (
     InspectedCandidate,
     RefinementLimits,
@@ -66,6 +67,8 @@ class SearchOptions:
         max_candidates: how many candidates a provider is asked for.
         limits: thresholds and weights.
         region: the part of the photo that is searched for; None: all of it.
+        excluded: words that no result's title may have.
+        explain: whether every candidate has a reason, and what adds up to its score.
     """
 
     decoding: DecodingOptions
@@ -77,6 +80,8 @@ class SearchOptions:
     max_candidates: int
     limits: RefinementLimits
     region: Region | None = None
+    excluded: tuple[str, ...] = ()
+    explain: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,7 @@ class SearchAnswer:
     no_product_probability: float = 0.0  # 0 where the model has no query head, or the photo was not captioned
     confidence: PhotoConfidence | None = None  # None likewise
     paper_query: str = ""  # by the paper's rule, where its words differ
+    excluded: tuple[str, ...] = ()  # words that no result's title may have
 
 
 SearchEvent = Caption | PhotoQuery | ScoredResult | SearchAnswer
@@ -131,6 +137,7 @@ class Pipeline:
     Attributes:
         small_photos: decodes thumbnails: tighter limits, and processes of its own, so that no photo waits for them.
         query_classes: of the model's query head; empty for a model without one.
+        product_reader: reads titles as a whole; None: their words are compared.
         confidence_model: of the models; None: the query head alone says how likely it is that a photo shows a product.
         observer: told of stages, verdicts and degraded parts.
     """
@@ -145,6 +152,7 @@ class Pipeline:
     thumbnail_timeout_seconds: float
     synonyms: Synonyms = field(default_factory=Synonyms.builtin)
     query_classes: Sequence[str] = ()
+    product_reader: ProductReader | None = None
     confidence_model: ConfidenceModel | None = None
     observer: Observer = field(default_factory=Observer)
 
@@ -216,14 +224,28 @@ class Pipeline:
         else:
             with watch.stage("encode"):  # 2
                 embedding = await self.tritons.embed(pixels, deadline)
-        _log.debug("searching for: %s", query.text)
+        asked = query.excluding(options.excluded)
+        _log.debug("searching for: %s", asked.text)
         rule = None if words is None else words.rule
         confidence, paper = self._confidence(words, embedding), "" if words is None else words.paper_query
-        yield PhotoQuery(query, self._hypotheses(words, query, options, embedding, ()), rule, confidence, paper)
-        found, seen, degraded = await self._search(query, options, embedding, watch, deadline)  # 6, 7
+        yield PhotoQuery(asked, self._hypotheses(words, query, options, embedding, ()), rule, confidence, paper)
+        looks = embedding
+        if options.override_colour is not None and self.product_reader is not None:
+            looks = self.product_reader.colour_free(embedding)
+        found, seen, degraded = await self._search(asked, options, looks, watch, deadline)  # 6, 7
         with watch.stage("refine"):  # 8
             hypotheses = self._hypotheses(words, query, options, embedding, found.candidates)
-            reranked = rerank(embedding, query, hypotheses, seen, options.limits, self.synonyms)
+            reranked = rerank(
+                embedding,
+                query,
+                hypotheses,
+                seen,
+                options.limits,
+                self.synonyms,
+                self._reading(words, query, options, embedding, found.candidates),
+                excluded=options.excluded,
+                explain=options.explain,
+            )
         self.observer.results_judged({verdict.value: count for verdict, count in reranked.counts.items()})
         for part in {one.part for one in degraded}:
             self.observer.degraded(part)
@@ -231,17 +253,18 @@ class Pipeline:
             yield result
         yield SearchAnswer(
             None if words is None else words.caption,
-            query,
+            asked,
             hypotheses,
             found,
             reranked,
-            "" if reranked.kept else empty_reason(query, found.provider, reranked, confidence),
+            "" if reranked.kept else empty_reason(asked, found.provider, reranked, confidence),
             degraded,
             watch.milliseconds(),
             rule,
             0.0 if words is None else words.no_product_probability,
             confidence,
             paper,
+            options.excluded,
         )
 
     async def _preprocess(
@@ -319,10 +342,37 @@ class Pipeline:
         hypotheses = photo_hypotheses(words.caption, words.rule, embedding, candidates, weight, words.distribution)
         return hypotheses.changed(lambda one: self._overridden(one, options))
 
+    def _reading(
+        self,
+        words: PhotoWords | None,
+        query: Query,
+        options: SearchOptions,
+        embedding: npt.NDArray[np.float32],
+        candidates: Sequence[Candidate],
+    ) -> ProductReading | None:
+        """Return what titles are expected to name; None where their words are compared."""
+        reader = self.product_reader
+        if reader is None or not query.text:
+            return None
+        if words is None:
+            return reader.of_query(query, options.limits)
+        hypotheses = caption_query_hypotheses(words.caption, words.rule, words.distribution)
+        return reader.of_photo(
+            embedding,
+            query,
+            hypotheses,
+            candidates,
+            options.limits,
+            colour_given=options.override_colour is not None,
+            type_given=options.override_product_type is not None,
+            excluded=options.excluded,
+        )
+
     def _overridden(self, query: Query, options: SearchOptions) -> Query:
-        """Return the query with the words that the caller wants to replace."""
-        return query.replaced(
-            colour=options.override_colour, product_type=options.override_product_type, colours=self.synonyms.colours
+        """Return the query with the words that the caller wants to replace, and without those to exclude."""
+        colours = self.synonyms.colours
+        return query.without(options.excluded, colours).replaced(
+            colour=options.override_colour, product_type=options.override_product_type, colours=colours
         )
 
     async def _see(

@@ -46,6 +46,7 @@ from search_gateway.providers.base import Provider
 from search_gateway.providers.chain import ProviderChain
 from search_gateway.providers.factory import cache_for, make_providers
 from search_gateway.providers.guard.query_cache import QueryCache
+from search_gateway.ranking.product_reading import load_product_reader
 from search_gateway.security.gateway_security import GatewaySecurity
 from search_gateway.thumbnails.fetcher import ThumbnailFetcher
 from search_gateway.triton.client import SharedMemory, load_cuda
@@ -149,6 +150,7 @@ class Gateway:
         self._closing.callback(security.close)
         query_classes = load_query_classes(config.model_repository, contract.num_queries)
         confidence_model = ConfidenceModel.load(config.model_repository, contract)
+        product_reader = load_product_reader(config.model_repository, contract)
         vocabulary_of(query_classes)  # cached now, so that the first photo does not wait for it
         thumbnails = self._make_thumbnails()
         self._closing.push_async_callback(thumbnails.close)
@@ -189,6 +191,7 @@ class Gateway:
             thumbnail_timeout_seconds=config.thumbnail_timeout_seconds,
             query_classes=query_classes,
             confidence_model=confidence_model,
+            product_reader=product_reader,
             observer=observer,
         )
         await self._serve(server, web, admin, pipeline, cache, security)

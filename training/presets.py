@@ -160,4 +160,24 @@ PAPER = Preset(
     seed=17,
 )
 
+
+@dataclass(frozen=True, kw_only=True)
+class TitlePreset:
+    """The settings of the title reader and its training (`training.train_titles`)."""
+
+    rows: int = 2**16  # of the table of words and n-grams
+    word_size: int = 32  # numbers of a row
+    hidden_size: int = 64  # numbers of a word among its neighbours
+    min_products: int = 5  # a type or colour with fewer is no class
+    epochs: int = 12
+    batch_size: int = 512  # titles per step
+    peak_learning_rate: float = 6e-3
+    warmup_share: float = 0.05  # of all steps; then the rate falls as a cosine to zero
+    weight_decay: float = 1e-6
+    word_dropout: float = 0.2  # share of the words that are known by their n-grams alone
+    dropout: float = 0.1  # of the words among their neighbours
+    label_smoothing: float = 0.02
+    seed: int = 17
+
+
 PRESETS = {preset.name: preset for preset in (SMALL, SCRATCH, PAPER)}

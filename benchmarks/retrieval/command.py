@@ -55,10 +55,11 @@ from benchmarks.retrieval.systems import (
 )
 from benchmarks.retrieval.table import table
 from benchmarks.retrieval.title_styles import TITLE_STYLES
-from captioner.model_contract import model_fingerprint
+from captioner.model_contract import ModelContract, model_fingerprint
 from captioner.query import QueryRule
 from search_gateway.config import GatewayConfig
 from search_gateway.ranking.calibration import SETTINGS, RefinementCalibration, with_calibration
+from search_gateway.ranking.product_reading import load_product_reader
 from search_gateway.ranking.rerank import RefinementLimits
 from training.phone_photos import load_phone_photos
 from training.prepare_data import Product, ProductSet, load_products
@@ -239,7 +240,13 @@ def _answers(
     milliseconds: dict[str, float] = {}
     served, patch_mean = gallery.embeddings.served, gallery.embeddings.patch_mean
     with ExitStack() as opened:
-        searched = opened.enter_context(SearchedGallery(gallery.catalogue, gallery.fingerprint))
+        searched = opened.enter_context(
+            SearchedGallery(
+                gallery.catalogue,
+                gallery.fingerprint,
+                load_product_reader(args.models, ModelContract.load(args.models)),
+            )
+        )
         every = systems(searched, patch_mean, Whitening(served, SHRINKAGE), served, settings)
         searches = every if names is None else {name: every[name] for name in names}
         searches |= others or {}
@@ -369,7 +376,9 @@ def calibrate_settings(args: argparse.Namespace, reader: PhotoReader) -> None:
     """Choose the settings on one half of the validation photos, and store them with the checkpoint."""
     ready = prepare(args, reader, calibration_set)
     config = GatewayConfig(model_repository=args.models)
-    with SearchedGallery(ready.gallery.catalogue, ready.gallery.fingerprint) as gallery:
+    with SearchedGallery(
+        ready.gallery.catalogue, ready.gallery.fingerprint, load_product_reader(args.models, reader.contract)
+    ) as gallery:
 
         def ranked_by(embeddings: Sequence[npt.NDArray[np.float32] | None]) -> RankAll:
             asked = zip(tqdm(ready.queries, desc="candidates", unit="query"), embeddings, strict=True)

@@ -23,7 +23,13 @@ from captioner.query import QueryRule
 from search_gateway.catalog.store import CatalogEntry, CatalogProduct, CatalogStore, PhotoStamp
 from search_gateway.providers.base import Candidate
 from search_gateway.providers.catalog import CatalogProvider
-from search_gateway.ranking.query_hypotheses import QueryHypotheses, neighbour_hypotheses, photo_hypotheses
+from search_gateway.ranking.product_reading import ProductReader, ProductReading
+from search_gateway.ranking.query_hypotheses import (
+    QueryHypotheses,
+    caption_query_hypotheses,
+    neighbour_hypotheses,
+    photo_hypotheses,
+)
 from search_gateway.ranking.rerank import InspectedCandidate, RefinementLimits, rerank
 from search_gateway.ranking.word_agreement import Synonyms
 
@@ -73,7 +79,8 @@ class Whitening:
 class SearchedGallery:
     """A gallery in a catalogue file, searched as the gateway does; for use in a `with`."""
 
-    def __init__(self, catalogue: Path, fingerprint: str) -> None:
+    def __init__(self, catalogue: Path, fingerprint: str, reader: ProductReader | None = None) -> None:
+        self._reader = reader
         self._loop = asyncio.new_event_loop()
         self._store = CatalogStore.open_for_reading(catalogue, model_fingerprint=fingerprint)
         self._provider = CatalogProvider(catalogue, fingerprint)
@@ -115,9 +122,10 @@ class SearchedGallery:
         hypotheses: QueryHypotheses,
         seen: Sequence[InspectedCandidate],
         limits: RefinementLimits,
+        reading: ProductReading | None = None,
     ) -> Ranking:
         """Return the places of the candidates that `rerank` keeps."""
-        reranked = rerank(query.embedding, words, hypotheses, seen, limits, self._synonyms)
+        reranked = rerank(query.embedding, words, hypotheses, seen, limits, self._synonyms, reading, explain=False)
         return [place_of(one.candidate.url) for one in reranked.kept]
 
     def answered(
@@ -132,7 +140,11 @@ class SearchedGallery:
         hypotheses = photo_hypotheses(
             said.caption, said.rule, query.embedding, found, limits.neighbour_weight, said.distribution
         )
-        return self.reranked(query, said.query, hypotheses, seen, limits)
+        reading = None
+        if self._reader is not None and said.query.text:
+            own = caption_query_hypotheses(said.caption, said.rule, said.distribution)
+            reading = self._reader.of_photo(query.embedding, said.query, own, found, limits)
+        return self.reranked(query, said.query, hypotheses, seen, limits, reading)
 
 
 @dataclass(frozen=True)

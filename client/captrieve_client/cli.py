@@ -54,6 +54,7 @@ _OPTIONS = {  # by the fields of a request, which the gateway's messages name
     "refinement.min_semantic_score": "--min-semantic",
     "word_override.colour": "--colour",
     "word_override.thing": "--thing",
+    "exclude": "--exclude",
     "max_results": "--max-results",
     "query_override": "--words",
     "query_rule": "--query-rule",
@@ -153,6 +154,7 @@ def _search(search_client: SearchClient, options: argparse.Namespace) -> int:
         "max_results": options.max_results,
         "min_visual_score": options.min_visual,
         "min_semantic_score": options.min_semantic,
+        "exclude": options.exclude,
         "explain": options.explain,
     }
     answer = search_client.search(photo, timeout_seconds=options.timeout, **search_options)

@@ -163,6 +163,14 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     query.add_argument(
         "--thing", type=_text, metavar="WORD", help="the product type in the query, instead of the caption's"
     )
+    query.add_argument(
+        "--exclude",
+        type=_text,
+        action="append",
+        default=[],
+        metavar="WORD",
+        help="leave out results whose title has this word; may be repeated, and --words 'shirt -striped' does the same",
+    )
     rule = _add_query_rule(query)
     rule.add_argument(
         "--full-caption",
@@ -192,7 +200,11 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="lowest agreement of the title with the query, 0 to 1 (default: the gateway's)",
     )
-    results.add_argument("--explain", action="store_true", help="also list the dropped candidates with their reasons")
+    results.add_argument(
+        "--explain",
+        action="store_true",
+        help="also list the dropped candidates with their reasons, and what each score consists of",
+    )
     results.add_argument(
         "--contact-sheet",
         type=_sheet_path,

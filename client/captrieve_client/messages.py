@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypedDict
 
@@ -52,7 +52,8 @@ class SearchOptions(CaptionOptions, total=False):
         max_results: 1 to 100.
         min_visual_score: lowest visual score of a result, -1 to 1.
         min_semantic_score: lowest agreement of a title with the query, 0 to 1.
-        explain: whether to return dropped candidates too, each with its reason.
+        exclude: words that no result's title may have, at most 8.
+        explain: whether to return dropped candidates too, each with its reason, and what adds up to each score.
     """
 
     query_override: str | None
@@ -62,6 +63,7 @@ class SearchOptions(CaptionOptions, total=False):
     max_results: int | None
     min_visual_score: float | None
     min_semantic_score: float | None
+    exclude: Sequence[str]
     explain: bool
 
 
@@ -123,6 +125,14 @@ class Duplicate:
 
 
 @dataclass(frozen=True, slots=True)
+class Contribution:
+    """A part of a result's score, such as "looks" or "colour_photo"."""
+
+    part: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """A picture that was found; `verdict` says whether it was kept or why it was dropped."""
 
@@ -141,6 +151,7 @@ class Result:
     thumbnail: bytes = b""  # an image file, empty if the gateway has none
     duplicates: tuple[Duplicate, ...] = ()  # other sources of the same picture
     picture_words: str = ""  # deprecated: gateways no longer caption thumbnails and leave this empty
+    contributions: tuple[Contribution, ...] = ()  # with `explain`: what adds up to `score`
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +215,7 @@ class SearchAnswer:
     confidence: float | None = None  # that the photo shows a product, 0 to 1; None if the gateway cannot tell
     unsure_reason: str = ""  # set if the confidence is below one half: the answer is a guess
     paper_query: str = ""  # by the rule "last_two_words", set if its words differ from `query`
+    excluded: tuple[str, ...] = ()  # the words that no result's title may have
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +278,7 @@ def search_request(
     max_results: int | None = None,
     min_visual_score: float | None = None,
     min_semantic_score: float | None = None,
+    exclude: Sequence[str] = (),
     explain: bool = False,
 ) -> search_pb2.SearchRequest:
     """Builds the request of a search from the bytes of an image file and the keyword arguments of `SearchOptions`.
@@ -288,6 +301,7 @@ def search_request(
         refinement=search_pb2.RefinementOptions(
             min_visual_score=min_visual_score, min_semantic_score=min_semantic_score
         ),
+        exclude=exclude,
         explain=explain,
     )
 
@@ -376,6 +390,7 @@ def search_answer(message: search_pb2.SearchResponse) -> SearchAnswer:
         confidence=_decimal(message.confidence) if message.HasField("confidence") else None,
         unsure_reason=message.unsure_reason,
         paper_query=message.paper_query,
+        excluded=tuple(message.excluded),
     )
 
 
@@ -468,6 +483,7 @@ def _result(message: search_pb2.Result) -> Result:
         thumbnail=message.thumbnail,
         duplicates=tuple(Duplicate(one.source, one.url, one.title) for one in message.duplicates),
         picture_words=message.picture_words,
+        contributions=tuple(Contribution(one.part, _decimal(one.value)) for one in message.contributions),
     )
 
 

@@ -153,6 +153,11 @@ def caption_text(caption: Caption, query: str, style: TextStyle) -> str:
     return text if caption.complete else text + " (cut at max_tokens)"
 
 
+def contributions_text(result: Result) -> str:
+    """What adds up to a result's score, such as "0.21 looks + 0.30 type photo"."""
+    return " + ".join(f"{one.value:.2f} {printable(one.part.replace('_', ' '))}" for one in result.contributions)
+
+
 def search_text(answer: SearchAnswer, *, width: int, style: TextStyle) -> str:
     """Formats the answer of a search for a terminal.
 
@@ -211,6 +216,8 @@ def _table(results: tuple[Result, ...], width: int, style: TextStyle) -> list[st
         if result.url:
             # Never cut, so that the address can be copied.
             lines.append(" " * 27 + style.dim(printable(result.url)))
+        if result.contributions:
+            lines.append(" " * 27 + style.dim(contributions_text(result)))
         for other in result.duplicates:
             lines.append(" " * 27 + style.dim(f"also: {printable(other.url) or printable(other.source)}"))
     return lines
@@ -222,6 +229,8 @@ def _dropped_lines(result: Result, width: int, style: TextStyle) -> list[str]:
     lines = [f"     {scores}  {title.rstrip()}"]
     if result.reason:
         lines.append(" " * 27 + style.dim(printable(result.reason)))
+    if result.contributions:
+        lines.append(" " * 27 + style.dim(contributions_text(result)))
     return lines
 
 
@@ -249,6 +258,7 @@ def search_record(photo: str, answer: SearchAnswer, *, explain: bool) -> dict[st
         "query_rule": answer.query_rule,
         "paper_query": answer.paper_query,
         "word_override": dataclasses.asdict(answer.word_override),
+        "excluded": list(answer.excluded),
         "no_product_probability": answer.no_product_probability,
         "confidence": answer.confidence,
         "unsure_reason": answer.unsure_reason,
@@ -325,6 +335,7 @@ def _word_records(caption: Caption) -> list[dict[str, object]]:
 
 
 def _result_record(result: Result) -> dict[str, object]:
+    contributions = [dataclasses.asdict(one) for one in result.contributions]
     return {
         "title": result.title,
         "url": result.url,
@@ -339,4 +350,5 @@ def _result_record(result: Result) -> dict[str, object]:
         "reason": result.reason,
         "duplicates": [dataclasses.asdict(one) for one in result.duplicates],
         "picture_words": result.picture_words,
+        **({"contributions": contributions} if contributions else {}),
     }

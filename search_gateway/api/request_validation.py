@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,8 @@ _MIN_REGION_SHARE = 1e-6
 _REGION_ROUNDING = 1e-4  # callers add decimals
 MAX_QUERY_CHARACTERS = 200
 MAX_WORD_CHARACTERS = 50
+MAX_EXCLUDED = 8  # words
+_EXCLUSION = re.compile(r"(?<!\S)-(?=\w)(\S+)")  # "-striped", but not the hyphen of "t-shirt"
 MIN_LENGTH_PENALTY, MAX_LENGTH_PENALTY = -2.0, 4.0
 
 _QUERY_RULES: dict[int, QueryRule] = {
@@ -64,6 +67,8 @@ class RequestValues:
     query_override: str | None = None
     colour: str | None = None
     thing: str | None = None
+    exclude: tuple[str, ...] = ()
+    explain: bool = False
     region: Region | None = None
 
     def name(self, field_name: str) -> str:
@@ -78,6 +83,8 @@ def request_values(request: search_pb2.SearchRequest | search_pb2.CaptionRequest
         BadRequestError: `query_rule` is not a rule of search.proto.
     """
     values: dict[str, Any] = _set_fields(request, ("max_results", "provider", "query_override"))
+    if isinstance(request, search_pb2.SearchRequest):
+        values |= {"exclude": tuple(request.exclude), "explain": request.explain}
     for message, names in _NESTED.items():
         if message in request.DESCRIPTOR.fields_by_name:
             values |= _set_fields(getattr(request, message), names)
@@ -148,16 +155,19 @@ def search_options(asked: RequestValues, contract: ModelContract, config: Gatewa
         visual_weight=config.visual_weight,
         neighbour_weight=config.neighbour_weight,
     )
+    override, excluded = _query_override(asked)
     return SearchOptions(
         decoding=decoding_options(asked, contract),
         query_rule=query_rule(asked, contract, config),
-        query_override=_query_override(asked),
+        query_override=override,
         override_colour=_word_override(asked, "colour", asked.colour),
         override_product_type=_word_override(asked, "thing", asked.thing),
         provider=asked.provider,
         max_candidates=max(config.max_candidates, max_results),
         limits=limits,
         region=region(asked),
+        excluded=_excluded(asked, excluded),
+        explain=asked.explain,
     )
 
 
@@ -184,16 +194,37 @@ def region(asked: RequestValues) -> Region | None:
     return found
 
 
-def _query_override(asked: RequestValues) -> Query | None:
+def _query_override(asked: RequestValues) -> tuple[Query | None, list[str]]:
+    """Return the caller's query, and the words that it excludes: "striped" in "shirt -striped"."""
     if asked.query_override is None:
-        return None
+        return None, []
     name = asked.name("query_override")
     text = " ".join(asked.query_override.split())
     if not text:
         raise BadRequestError(f"{name} is empty: give words, or leave it unset to use the caption's")
     if len(text) > MAX_QUERY_CHARACTERS:
         raise BadRequestError(f"{name} has {len(text)} characters; the limit is {MAX_QUERY_CHARACTERS}")
-    return Query.typed(text)
+    excluded = _EXCLUSION.findall(text)
+    wanted = " ".join(_EXCLUSION.sub(" ", text).split())
+    if not words_of(wanted) and excluded:
+        raise BadRequestError(f"{name} is {text[:40]!r}, which only excludes words: give a word to search for, too")
+    return Query.typed(wanted), excluded
+
+
+def _excluded(asked: RequestValues, more: list[str]) -> tuple[str, ...]:
+    """Return the words that no result may have, each once."""
+    name = asked.name("exclude")
+    found = {}
+    for text in (*asked.exclude, *more):
+        word = " ".join(words_of(text)).lower()
+        if not word:
+            raise BadRequestError(f"{name} has {text[:20]!r}: give a word")
+        if len(word) > MAX_WORD_CHARACTERS:
+            raise BadRequestError(f"{name} has a word of {len(word)} characters; the limit is {MAX_WORD_CHARACTERS}")
+        found[word] = None
+    if len(found) > MAX_EXCLUDED:
+        raise BadRequestError(f"{name} has {len(found)} words; the limit is {MAX_EXCLUDED}")
+    return tuple(found)
 
 
 def _word_override(asked: RequestValues, field_name: str, value: str | None) -> str | None:

@@ -135,6 +135,7 @@ def _search_response(
         dropped=_results(reranked.dropped if request.explain else ()),
         model=model,
         readings=_readings(answer.hypotheses),
+        excluded=answer.excluded,
         query_rule=_QUERY_RULES[answer.query_rule],
         paper_query=answer.paper_query,
         no_product_probability=answer.no_product_probability,
@@ -221,6 +222,7 @@ def _result_message(judged: ScoredResult) -> search_pb2.Result:
         duplicates=[
             search_pb2.Duplicate(source=other.source, url=other.url, title=other.title) for other in judged.duplicates
         ],
+        contributions=[search_pb2.Contribution(part=part, value=value) for part, value in judged.contributions],
     )
 
 

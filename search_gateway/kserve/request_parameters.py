@@ -108,6 +108,7 @@ _READERS = {
     "min_semantic_score": _number,
     "provider": _text,
     "query_override": _text,
+    "exclude": lambda name, value: tuple(_text(name, value).split(",")),
 }
 CAPTION_PARAMETERS = ("num_beams", "length_penalty", "max_tokens", "query_rule")
 SEARCH_PARAMETERS = tuple(_READERS)

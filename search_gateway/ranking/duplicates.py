@@ -9,12 +9,14 @@ pictures that were scaled or compressed again (quality 50 to 70), at least 98 % 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
 
+_PUNCTUATION = re.compile(r"[:?#\[]|//|[\t\r\n]")
 _ROWS, _COLUMNS = 10, 8  # size of a colour grid
 _PORTS = {"http": ":80", "https": ":443"}
 
@@ -79,6 +81,8 @@ def normalised_url(url: str) -> str:
 
     `http`, `https` and a final slash are removed. The query stays, since many shops identify the picture there.
     """
+    if not _PUNCTUATION.search(url):
+        return url.strip().rstrip("/")  # a path, as catalogues have it
     try:
         parts = urlsplit(url.strip())
         host = parts.netloc.lower().removesuffix(_PORTS.get(parts.scheme, ":"))

@@ -11,8 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from captioner.query import Query
-from search_gateway.ranking.query_hypotheses import QueryHypotheses, QueryHypothesis
+from search_gateway.ranking.product_reading import Grades, ProductReading
+from search_gateway.ranking.query_hypotheses import QueryHypotheses, QueryHypothesis, names_something
 from search_gateway.ranking.word_agreement import (
     Synonyms,
     TextWords,
@@ -23,6 +26,8 @@ from search_gateway.ranking.word_agreement import (
     wording,
 )
 
+_RATHER = ", but the photo is rather "
+_LOW = 0.5  # score of a title that has every word but names another product
 _MIN_TOLD = 0.05  # minimum probability of a hypothesis that a reason names
 
 
@@ -72,11 +77,38 @@ class ExpectedAgreement:
 
     def of(self, title: str) -> Agreement:
         """Return the agreement of a candidate's title."""
-        text = TextWords(title, self._synonyms)
+        values = self._values(TextWords.of(title, self._synonyms))
+        return Agreement(self._score(values), self.wording(title))
+
+    def grades(self, titles: Sequence[str]) -> Grades:
+        """Return the agreement of titles."""
+        scores = np.array([self._score(self._values(TextWords.of(one, self._synonyms))) for one in titles], np.float64)
+        says = np.array([names_something(one) or not self._query.text for one in titles], bool)
+        return Grades(scores, says, {"words": scores})
+
+    def wording(self, title: str, reading: ProductReading | None = None, score: float = 1.0) -> str:
+        """Explain the agreement of a title.
+
+        Args:
+            title: of a candidate.
+            reading: if titles are read as a whole.
+            score: that the reading gives the title.
+        """
+        text = TextWords.of(title, self._synonyms)
         values = self._values(text)
-        score = min(max(self._mean(values) / self._best, 0.0), 1.0) if self._best > 0 else 0.0
-        said = wording(self._query, text, self._synonyms) + self._other_name(values)
-        return Agreement(score, said)
+        if reading is None:
+            return wording(self._query, text, self._synonyms) + self._other_name(values)
+        meant, colour = reading.agreed(title)
+        said = wording(self._query, text, self._synonyms, meant, colour)
+        other = self._other_name(values)
+        if not other and said == "has every word" and score < _LOW:
+            other = f", but the photo is rather {reading.likeliest()!r}"
+        elif other.startswith(_RATHER) and score >= _LOW:
+            other = ""
+        return said + other
+
+    def _score(self, values: Sequence[float]) -> float:
+        return min(max(self._mean(values) / self._best, 0.0), 1.0) if self._best > 0 else 0.0
 
     def _add(self, query: Query, probability: float) -> list[int]:
         """Add a hypothesis's probability to the weights of its words; returns the places of the words."""
@@ -112,7 +144,7 @@ class ExpectedAgreement:
             return f", but has every word of {_shown(fitting)}, which the photo may be, too"
         likelier = self._told and self._told[0][0] is self._most_likely
         if likelier and not fits(self._told[0][1]):
-            return f", but the photo is rather {_shown(self._most_likely)}"
+            return f"{_RATHER}{_shown(self._most_likely)}"
         return ""
 
 

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from captioner.captions import Caption, Word
-from captioner.query import QUERY_WORDS, Query, QueryRule
+from captioner.query import QUERY_WORDS, Query, QueryRule, words_of
 from captioner.query_distribution import CaptionHypothesis, QueryDistribution, hypothesis_weights
+from captioner.word_folding import fold
 from search_gateway.providers.base import Candidate
 
 _MIN_LETTERS = 3  # minimum length of an alternative that counts as a word
@@ -30,6 +32,11 @@ MAX_HYPOTHESES = 8  # of the caption, and as many of the nearest neighbours; fur
 # says what half or twice as much changes.
 NUM_NAMES = 20
 SHARPNESS = 40.0
+
+# Words that this share of all titles have say nothing, if there are that many titles.
+_SHARED = 0.9
+_MIN_TITLES = 10
+_JOINTS = re.compile(r"[\W_]+")
 
 # Words of file names that cameras, phones and computers give: "IMG_4312", "WhatsApp Image (2)", "Screenshot 7".
 _FILE_NAME_WORDS = frozenset(
@@ -115,9 +122,9 @@ def photo_hypotheses(
         neighbour_weight: the neighbours' share of the probability if there are any, 0 to 1.
         distribution: of the model's query head; None for a model without one.
     """
-    return caption_query_hypotheses(caption, rule, distribution).mixed(
-        neighbour_hypotheses(photo, candidates), neighbour_weight
-    )
+    own = caption_query_hypotheses(caption, rule, distribution)
+    wanted = [one.query for one in own.hypotheses]
+    return own.mixed(neighbour_hypotheses(photo, candidates, wanted), neighbour_weight)
 
 
 def caption_query_hypotheses(
@@ -161,15 +168,19 @@ def _options(word: Word) -> list[tuple[str, float]]:
     return [(word.text, word.first_probability), *((one.text, one.probability) for one in others)]
 
 
-def neighbour_hypotheses(photo: npt.NDArray[np.float32], candidates: Sequence[Candidate]) -> QueryHypotheses | None:
+def neighbour_hypotheses(
+    photo: npt.NDArray[np.float32], candidates: Sequence[Candidate], wanted: Sequence[Query] = ()
+) -> QueryHypotheses | None:
     """Return the names of the photo's nearest neighbours: the last words of their titles.
 
     Candidates that only the query's words found do not count, because they would repeat the query. Names without words,
-    such as "14" or "IMG 4312", do not count either: in a catalogue without titles they are file names.
+    such as "14" or "IMG 4312", do not count either: in a catalogue without titles they are file names. Words that
+    nearly all candidates' titles share ("for women") are left out.
 
     Args:
         photo: the photo's embedding, float32 [D], L2-normalised as those of the candidates.
         candidates: as the provider returned them.
+        wanted: queries whose words are not left out: all candidates may have them because they were searched for.
 
     Returns:
         The hypotheses; None if no nearest neighbour has a name.
@@ -180,13 +191,37 @@ def neighbour_hypotheses(photo: npt.NDArray[np.float32], candidates: Sequence[Ca
         if one.is_nearest_neighbour and one.embedding is not None
     ]
     cosines.sort(key=lambda pair: -pair[0])
-    nearest = [(cosine, Query.of_caption(title)) for cosine, title in cosines[:NUM_NAMES]]
+    shared = _shared_words(candidates, {fold(word) for query in wanted for word in query.words})
+    nearest = [(cosine, _name(title, shared)) for cosine, title in cosines[:NUM_NAMES]]
     named = QueryHypotheses.weighted(
         (query, math.exp(SHARPNESS * (cosine - nearest[0][0])))
         for cosine, query in nearest
         if any(map(_is_word, query.words))
     )
     return None if named is None else named.most_likely(MAX_HYPOTHESES)
+
+
+def names_something(title: str) -> bool:
+    """Return whether a title has a word that may name a product, unlike "107", "IMG_2231" or ""."""
+    return any(_is_word(part.lower()) for word in words_of(title) for part in _JOINTS.split(word) if part)
+
+
+def _shared_words(candidates: Sequence[Candidate], wanted: Collection[str]) -> frozenset[str]:
+    """Return the words, folded, that nearly all titles have, such as "women"; without those that are searched for."""
+    titles = [{fold(word) for word in words_of(one.title)} for one in candidates]
+    titles = [words for words in titles if words]
+    if len(titles) < _MIN_TITLES:
+        return frozenset()
+    counts = Counter(itertools.chain.from_iterable(titles))
+    return frozenset(word for word, count in counts.items() if count >= _SHARED * len(titles) and word not in wanted)
+
+
+def _name(title: str, shared: Collection[str]) -> Query:
+    """Return the last two words of a title that not nearly all titles share."""
+    if not shared:
+        return Query.of_caption(title)
+    kept = [word for word in words_of(title) if fold(word) not in shared]
+    return Query.of_caption(" ".join(kept) if kept else title)
 
 
 def _is_word(word: str) -> bool:

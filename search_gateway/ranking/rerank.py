@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import enum
+import itertools
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +17,13 @@ from captioner.query import Query
 from search_gateway.providers.base import Candidate
 from search_gateway.ranking.duplicates import Picture, is_same_picture, normalised_url
 from search_gateway.ranking.expected_agreement import ExpectedAgreement
+from search_gateway.ranking.product_reading import ProductReading, borrowed, cosines, excluded_in
 from search_gateway.ranking.query_hypotheses import QueryHypotheses
 from search_gateway.ranking.word_agreement import Synonyms, WordWeights
 
 _TITLE_CHARACTERS = 60  # of a title in a reason
+_SILENT = "does not say what it shows"
+_ROUNDING = 1e-5  # of cosines that are computed together
 _MAX_DIGITS = 9  # of a score in a reason: a cosine of float32 embeddings has no more
 
 
@@ -43,7 +47,8 @@ class RefinementLimits(WordWeights):
     min_semantic_score: float  # agreement with the query hypotheses, 0 to 1
     max_results: int
     visual_weight: float  # of the visual score in the final score; the semantic score has the rest
-    neighbour_weight: float = 0.5  # of the nearest neighbours' names; the caption has the rest
+    neighbour_weight: float = 0.5  # of the nearest neighbours' titles; the photo's own caption or labels have the rest
+    colour_trust: float = 5.0  # odds of the photo's own say for the colour, relative to those for the type
     duplicate_cosine: float = 0.96  # minimum cosine of two copies of one picture; see duplicates.py
     duplicate_difference: float = 10.0  # maximum difference of their colour grids, of 255
 
@@ -71,6 +76,7 @@ class ScoredResult:
     verdict: Verdict
     reason: str
     duplicates: tuple[Candidate, ...] = ()  # the same picture elsewhere, best first
+    contributions: tuple[tuple[str, float], ...] = ()  # what adds up to the score, by name; only if asked for
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,10 @@ def rerank(
     seen: Sequence[InspectedCandidate],
     limits: RefinementLimits,
     synonyms: Synonyms,
+    reading: ProductReading | None = None,
+    *,
+    excluded: Sequence[str] = (),
+    explain: bool = True,
 ) -> RerankResult:
     """Score and filter candidates, merge duplicates, and sort.
 
@@ -99,45 +109,95 @@ def rerank(
         seen: the candidates with their embeddings.
         limits: thresholds and weights.
         synonyms: words that agree with each other.
+        reading: what the photo shows, for titles that are read as a whole; None: they are compared word by word.
+        excluded: words that no title of a result may have.
+        explain: whether dropped candidates but the best have a reason, and all candidates their contributions.
     """
-    expected = ExpectedAgreement(query, hypotheses, synonyms, limits)
-    pairs = [(_judge(photo, expected, one, limits), one) for one in seen]
+    agreement = ExpectedAgreement(query, hypotheses, synonyms, limits)
+    has_embedding = np.array([one.embedding is not None for one in seen], bool)
+    embeddings = np.zeros((len(seen), len(photo)), np.float32)
+    if has_embedding.any():
+        embeddings[has_embedding] = np.stack([one.embedding for one in seen if one.embedding is not None])
+    titles = [one.candidate.title for one in seen]
+    grades = agreement.grades(titles) if reading is None else reading.grades(titles, synonyms)
+    grades = borrowed(grades, embeddings, has_embedding)
+    visual = cosines(photo, embeddings) if reading is None else reading.looks(photo, embeddings)
+    scores = limits.visual_weight * visual + (1 - limits.visual_weight) * grades.scores
+    banned = [excluded_in(title, excluded, synonyms) for title in titles] if excluded else None
+    judged = []
+    for place, one in enumerate(seen):
+        if not has_embedding[place]:
+            verdict = one.failure or Verdict.DROPPED_UNFETCHABLE
+        elif banned is not None and banned[place]:
+            verdict = Verdict.DROPPED_SEMANTIC
+        elif visual[place] < limits.min_visual_score:
+            verdict = Verdict.DROPPED_VISUAL
+        elif grades.says[place] and grades.scores[place] < limits.min_semantic_score:
+            verdict = Verdict.DROPPED_SEMANTIC
+        else:
+            verdict = Verdict.KEPT
+        judged.append(verdict)
+    ranked = np.where(has_embedding, scores, 0.0)
     # The sort is stable: equal candidates stay in the provider's order of relevance.
-    pairs.sort(key=lambda pair: -pair[0].score)
-    judged = _with_duplicates(pairs, limits)
-    kept = [one for one in judged if one.verdict is Verdict.KEPT]
-    over = [
-        replace(one, verdict=Verdict.DROPPED_OVER_LIMIT, reason=f"beyond max_results ({limits.max_results})")
-        for one in kept[limits.max_results :]
-    ]
-    kept = kept[: limits.max_results]
-    rejected = [one for one in judged if one.verdict is not Verdict.KEPT]
+    order: list[int] = np.argsort(-ranked, kind="stable").tolist()
+    copies = _copies([seen[place] for place in order], [judged[place] for place in order], embeddings[order], limits)
+    originals = {order[one]: [order[other] for other in others] for one, others in copies.items()}
+    copied = {other: one for one, others in originals.items() for other in others}
+    found = [place for place in order if judged[place] is Verdict.KEPT and place not in copied]
+    over = set(found[limits.max_results :])
+
+    def reason_of(place: int) -> str:
+        if place in copied:
+            return f"the same picture as {_shortened(titles[copied[place]])!r}, a better one"
+        if place in over:
+            return f"beyond max_results ({limits.max_results})"
+        if not has_embedding[place]:
+            what = "fetched" if judged[place] is Verdict.DROPPED_UNFETCHABLE else "read"
+            return f"its thumbnail could not be {what}"
+        if banned is not None and banned[place]:
+            return f"its title says {banned[place]}, which is excluded"
+        if judged[place] is Verdict.DROPPED_VISUAL:
+            return f"looks too different: {_compared(float(visual[place]), limits.min_visual_score)}"
+        said = agreement.wording(titles[place], reading, float(grades.scores[place])) if grades.says[place] else _SILENT
+        if judged[place] is Verdict.DROPPED_SEMANTIC:
+            return f"its title {said}: {_compared(float(grades.scores[place]), limits.min_semantic_score)}"
+        reason = f"looks like the photo ({visual[place]:.2f}) and its title {said}"
+        return reason + _elsewhere([seen[other].candidate for other in originals.get(place, ())])
+
+    def result(place: int, has_reason: bool) -> ScoredResult:
+        one = seen[place]
+        is_seen = bool(has_embedding[place])
+        verdict = judged[place]
+        if place in copied:
+            verdict = Verdict.DROPPED_DUPLICATE
+        elif place in over:
+            verdict = Verdict.DROPPED_OVER_LIMIT
+        contributions: tuple[tuple[str, float], ...] = ()
+        if explain and is_seen:
+            rest = 1 - limits.visual_weight
+            contributions = (
+                ("looks", limits.visual_weight * float(visual[place])),
+                *((name, rest * float(values[place])) for name, values in grades.parts.items()),
+            )
+        return ScoredResult(
+            one.candidate,
+            one.thumbnail if is_seen else None,
+            float(visual[place]) if is_seen else 0.0,
+            float(grades.scores[place]),
+            float(ranked[place]),
+            verdict,
+            reason_of(place) if has_reason else "",
+            tuple(seen[other].candidate for other in originals.get(place, ())),
+            contributions,
+        )
+
+    kept = found[: limits.max_results]
+    rest = [place for place in order if place not in set(kept)]
     # Candidates without an embedding have no score and come last.
-    unseen = (Verdict.DROPPED_UNFETCHABLE, Verdict.DROPPED_UNDECODABLE)
-    dropped = sorted(over + rejected, key=lambda one: (one.verdict in unseen, -one.score))
-    return RerankResult(kept, dropped, Counter(one.verdict for one in kept + dropped))
-
-
-def _judge(
-    photo: npt.NDArray[np.float32], agreement: ExpectedAgreement, seen: InspectedCandidate, limits: RefinementLimits
-) -> ScoredResult:
-    words = agreement.of(seen.candidate.title)
-    if seen.embedding is None:
-        verdict = seen.failure or Verdict.DROPPED_UNFETCHABLE
-        what = "fetched" if verdict is Verdict.DROPPED_UNFETCHABLE else "read"
-        return ScoredResult(seen.candidate, None, 0.0, words.score, 0.0, verdict, f"its thumbnail could not be {what}")
-    visual = float(np.clip(photo @ seen.embedding, -1.0, 1.0))
-    score = limits.visual_weight * visual + (1 - limits.visual_weight) * words.score
-    if visual < limits.min_visual_score:
-        verdict = Verdict.DROPPED_VISUAL
-        reason = f"looks too different: {_compared(visual, limits.min_visual_score)}"
-    elif words.score < limits.min_semantic_score:
-        verdict = Verdict.DROPPED_SEMANTIC
-        reason = f"its title {words.wording}: {_compared(words.score, limits.min_semantic_score)}"
-    else:
-        verdict = Verdict.KEPT
-        reason = f"looks like the photo ({visual:.2f}) and its title {words.wording}"
-    return ScoredResult(seen.candidate, seen.thumbnail, visual, words.score, score, verdict, reason)
+    rest.sort(key=lambda place: (not has_embedding[place], -ranked[place]))
+    results = [result(place, True) for place in kept]
+    dropped = [result(place, explain or number == 0) for number, place in enumerate(rest)]
+    return RerankResult(results, dropped, Counter(one.verdict for one in itertools.chain(results, dropped)))
 
 
 def _compared(score: float, minimum: float) -> str:
@@ -147,27 +207,49 @@ def _compared(score: float, minimum: float) -> str:
     return f"{shown}, the minimum is {limit}"
 
 
-def _with_duplicates(
-    pairs: Sequence[tuple[ScoredResult, InspectedCandidate]], limits: RefinementLimits
-) -> list[ScoredResult]:
-    """Mark the results that show the same picture as a kept result; the order stays.
+def _copies(
+    seen: Sequence[InspectedCandidate],
+    verdicts: Sequence[Verdict],
+    embeddings: npt.NDArray[np.float32],
+    limits: RefinementLimits,
+) -> dict[int, list[int]]:
+    """Find the candidates, best first, that show the same picture as a kept one.
 
     A candidate that failed a filter can be a duplicate too: a reverse search should report every place of a picture,
     whatever its title there. Duplicates of duplicates do not count, since small differences could add up.
+
+    Returns:
+        Place of a kept candidate -> places of its copies, in order.
     """
-    judged = [one for one, _ in pairs]
-    pictures = [_picture(seen) for _, seen in pairs]
+    pictures = [_picture(one) for one in seen]
+    # Only pictures that share an address or a file, or whose pixels are known and which look alike, can be the same.
+    gridded = [place for place, one in enumerate(pictures) if one.colour_grid is not None]
+    alike: dict[int, list[int]] = {}
+    if len(gridded) > 1:
+        near = embeddings[gridded] @ embeddings[gridded].T >= limits.duplicate_cosine - _ROUNDING
+        alike = {gridded[row]: [gridded[one] for one in np.flatnonzero(near[row])] for row in range(len(gridded))}
+    known: defaultdict[tuple[str, str | bytes], list[int]] = defaultdict(list)  # key -> originals
     copies: defaultdict[int, list[int]] = defaultdict(list)
-    originals: list[int] = []
-    for place in sorted(range(len(pairs)), key=lambda place: judged[place].verdict is not Verdict.KEPT):
-        if pictures[place].embedding is None:
+    originals: set[int] = set()
+    for place in sorted(range(len(seen)), key=lambda place: verdicts[place] is not Verdict.KEPT):
+        picture = pictures[place]
+        if picture.embedding is None:
             continue  # nothing can be compared
+        keys: list[tuple[str, str | bytes]] = [
+            (name, key)
+            for name, key in (
+                ("image", picture.image_url), ("file", picture.thumbnail), ("page", picture.page_url)
+            )
+            if key
+        ]  # fmt: skip
+        others = {other for key in keys for other in known.get(key, ())}
+        others.update(other for other in alike.get(place, ()) if other in originals)
         original = next(
             (
                 other
-                for other in originals
+                for other in sorted(others)
                 if is_same_picture(
-                    pictures[place],
+                    picture,
                     pictures[other],
                     min_cosine=limits.duplicate_cosine,
                     max_difference=limits.duplicate_difference,
@@ -177,22 +259,24 @@ def _with_duplicates(
         )
         if original is not None:
             copies[original].append(place)
-        elif judged[place].verdict is Verdict.KEPT:
-            originals.append(place)
-    for original, places in copies.items():
-        stands_for = tuple(judged[place].candidate for place in sorted(places))
-        sources = ", ".join(dict.fromkeys(candidate.source for candidate in stands_for if candidate.source))
-        times = "once more" if len(places) == 1 else f"{len(places)} more times"
-        reason = f"{judged[original].reason}; the same picture was found {times}" + (f" ({sources})" if sources else "")
-        judged[original] = replace(judged[original], duplicates=stands_for, reason=reason)
-        for place in places:
-            title = textwrap.shorten(judged[original].candidate.title, _TITLE_CHARACTERS, placeholder="…")
-            judged[place] = replace(
-                judged[place],
-                verdict=Verdict.DROPPED_DUPLICATE,
-                reason=f"the same picture as {title!r}, a better one",
-            )
-    return judged
+        elif verdicts[place] is Verdict.KEPT:
+            originals.add(place)
+            for key in keys:
+                known[key].append(place)
+    return {original: sorted(places) for original, places in copies.items()}
+
+
+def _elsewhere(copies: Sequence[Candidate]) -> str:
+    """Say where else a picture was found."""
+    if not copies:
+        return ""
+    sources = ", ".join(dict.fromkeys(one.source for one in copies if one.source))
+    times = "once more" if len(copies) == 1 else f"{len(copies)} more times"
+    return f"; the same picture was found {times}" + (f" ({sources})" if sources else "")
+
+
+def _shortened(title: str) -> str:
+    return textwrap.shorten(title, _TITLE_CHARACTERS, placeholder="…")
 
 
 def _picture(seen: InspectedCandidate) -> Picture:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -21,6 +21,9 @@ from captioner.word_folding import T_SHIRT, fold
 
 _JOINTS = re.compile(r"[\W_]+")
 _REMEMBERED_WORDS = 10_000
+_REMEMBERED_TITLES = 2_000
+_REMEMBERED_QUERIES = 2_000
+_LONGEST_REMEMBERED = 300  # characters of a title
 
 
 class Synonyms:
@@ -34,6 +37,8 @@ class Synonyms:
                 self._groups.setdefault(fold(word), set()).add(number)
         # The same words recur. The cache is bounded, since callers choose the words.
         self.meanings = lru_cache(maxsize=_REMEMBERED_WORDS)(self._meanings)
+        self.read_title = lru_cache(maxsize=_REMEMBERED_TITLES)(lambda title: TextWords(title, self))
+        self.read_query = lru_cache(maxsize=_REMEMBERED_QUERIES)(lambda query: tuple(_wanted_words(query, self)))
 
     @classmethod
     def builtin(cls) -> Synonyms:
@@ -84,9 +89,22 @@ def word_weights(query: Query, product_type_weight: float) -> list[float]:
 
 
 class TextWords:
-    """The words of a title, or of a query taken as a title; parsed once for any number of queries."""
+    """The words of a title, or of a query taken as a title; parsed once for any number of queries.
+
+    Attributes:
+        synonyms: that were given.
+        parts: the meanings of each word.
+        meanings: those of all words, also of the parts of "light-blue".
+        colours: the certain colours, each with its meanings.
+    """
+
+    @classmethod
+    def of(cls, title: str, synonyms: Synonyms) -> TextWords:
+        """The words of a title; those of the last titles are remembered."""
+        return synonyms.read_title(title) if len(title) <= _LONGEST_REMEMBERED else cls(title, synonyms)
 
     def __init__(self, text: str | Query, synonyms: Synonyms):
+        self.synonyms = synonyms
         # "T-shirt" is one word here, without the part "shirt".
         if isinstance(text, Query):
             words = [T_SHIRT.sub("t", word) for word in text.terms]
@@ -94,9 +112,9 @@ class TextWords:
             words = words_of(T_SHIRT.sub("t", text))
         # "Light-blue" counts as a whole and as its parts.
         flat = [part for word in words for part in _JOINTS.split(word) if part]
+        self.parts = [synonyms.meanings(one) for one in words]
         self.meanings = frozenset().union(*(synonyms.meanings(one) for one in {*words, *flat}))
         kinds = synonyms.colours.kinds(flat)
-        # The certain colours, each with its meanings.
         self.colours = {
             part.lower(): synonyms.meanings(part) for part, kind in zip(flat, kinds, strict=True) if kind is Colour.SURE
         }
@@ -133,8 +151,12 @@ class WantedWord:
         return 0.0 if has_others else weights.unsaid_colour
 
 
-def wanted_words(query: Query, synonyms: Synonyms) -> list[WantedWord]:
-    """Return the words of a query, in order, to be looked up in titles."""
+def wanted_words(query: Query, synonyms: Synonyms) -> Sequence[WantedWord]:
+    """Return the words of a query, in order, to be looked up in titles; those of the last queries are remembered."""
+    return synonyms.read_query(query)
+
+
+def _wanted_words(query: Query, synonyms: Synonyms) -> list[WantedWord]:
     meanings = [synonyms.meanings(word) for word in query.terms]
     # The blue of "light-blue" counts too, although the whole is not a known colour.
     parts = (synonyms.meanings(part) for word in query.terms for part in _JOINTS.split(word) if part)
@@ -142,13 +164,25 @@ def wanted_words(query: Query, synonyms: Synonyms) -> list[WantedWord]:
     return [WantedWord(one, asked if place in query.colours else None) for place, one in enumerate(meanings)]
 
 
-def wording(query: Query, title: TextWords, synonyms: Synonyms) -> str:
-    """Return what a title says and lacks, such as "says black, not blue, and lacks 'shirt'"."""
+def wording(
+    query: Query, title: TextWords, synonyms: Synonyms, meant: Collection[int] = (), other_colour: str = ""
+) -> str:
+    """Return what a title says and lacks, such as "says black, not blue, and lacks 'shirt'".
+
+    Args:
+        query: whose words are looked up.
+        title: the words of the title.
+        synonyms: words that agree with each other.
+        meant: places of the query's words that the title means, in whatever words.
+        other_colour: one that the title means instead of the query's, if its words name no other.
+    """
     wanted = wanted_words(query, synonyms)
-    absent = [place for place, one in enumerate(wanted) if not one.is_in(title)]
+    absent = [place for place, one in enumerate(wanted) if place not in meant and not one.is_in(title)]
     colours = [place for place in absent if place in query.colours]
     asked = next((one.asked for one in wanted if one.asked is not None), None)
     others = title.other_colours(asked) if asked is not None else []
+    if colours and not others and other_colour:
+        others = [other_colour]
     sentences = []
     if colours and others:
         sentences.append(f"says {_and(others)}, not {_and(query.terms[place] for place in colours)}")

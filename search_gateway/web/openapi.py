@@ -9,6 +9,7 @@ import captioner
 from captioner.model_contract import ModelContract
 from search_api import search_pb2
 from search_gateway.api.request_validation import (
+    MAX_EXCLUDED,
     MAX_LENGTH_PENALTY,
     MAX_QUERY_CHARACTERS,
     MAX_RESULTS,
@@ -177,11 +178,22 @@ def _options(config: GatewayConfig, contract: ModelContract) -> dict[str, Schema
         },
         "override_colour": {**word, "description": "the colour in the query, instead of the caption's"},
         "override_thing": {**word, "description": "the product type in the query, instead of the caption's"},
+        "exclude": {
+            "type": "string",
+            "minLength": 1,
+            "examples": ["striped,red"],
+            "description": f"words that no result's title may have, with commas between them, at most {MAX_EXCLUDED}",
+        },
         "provider": {"type": "string", "enum": list(config.providers)},
         "max_results": {"type": "integer", "minimum": 1, "maximum": MAX_RESULTS, "default": config.default_max_results},
         "min_visual_score": {"type": "number", "minimum": -1, "maximum": 1, "default": config.min_visual_score},
         "min_semantic_score": {"type": "number", "minimum": 0, "maximum": 1, "default": config.min_semantic_score},
-        "include_dropped": {"type": "boolean", "default": False, "description": "also return the dropped candidates"},
+        "include_dropped": {
+            "type": "boolean",
+            "default": False,
+            "description": "also return the dropped "
+            "candidates with their reasons, and of every candidate what adds up to its score",
+        },
     }
 
 
@@ -238,12 +250,14 @@ def _schemas() -> dict[str, Schema]:
         duplicates=_list(_object(source=_TEXT, url=_TEXT, title=_TEXT)),
         picture_words={"type": "string", "deprecated": True},
     )
+    result["properties"]["contributions"] = _list(_object(part=_TEXT, value=_NUMBER))
     answer = _object(
         photo={"type": "string", "description": "the file name in the form"},
         caption=_OPTIONAL_TEXT,
         words=_list(_ref("Word")),
         **query,
         word_override=_object(colour=_OPTIONAL_TEXT, thing=_OPTIONAL_TEXT),
+        excluded=_list(_TEXT),
         no_product_probability=_SHARE,
         **confidence,
         readings=_list(_ref("Reading")),

@@ -70,6 +70,7 @@ def search_answer(
         "word_override": {
             name: getattr(override, name) if override.HasField(name) else None for name in ("colour", "thing")
         },
+        "excluded": list(message.excluded),
         "no_product_probability": _decimal(message.no_product_probability),
         **_confidence(message),
         "readings": _readings(message.readings),
@@ -91,6 +92,7 @@ def search_answer(
 
 def result(message: search_pb2.Result, link_of: LinkOf) -> Record:
     """Return a result; its thumbnail as a link, "" where the gateway has none."""
+    contributions = [{"part": one.part, "value": _decimal(one.value)} for one in message.contributions]
     return {
         "title": message.title,
         "url": message.url,
@@ -105,6 +107,7 @@ def result(message: search_pb2.Result, link_of: LinkOf) -> Record:
         "reason": message.reason,
         "duplicates": [{"source": one.source, "url": one.url, "title": one.title} for one in message.duplicates],
         "picture_words": message.picture_words,
+        **({"contributions": contributions} if contributions else {}),
     }
 
 

@@ -45,6 +45,10 @@ def _text(name: str, text: str) -> str:
     return text
 
 
+def _words(name: str, text: str) -> list[str]:
+    return _text(name, text).split(",")
+
+
 def _switch(name: str, text: str) -> bool:
     if text not in ("true", "false"):
         raise HttpRequestError(f"{name} is {text[:40]!r}: give true or false")
@@ -78,6 +82,7 @@ _SEARCH_OPTIONS: Mapping[str, tuple[str, str, Callable[[str, str], Any]]] = {
     "query_override": ("", "query_override", _text),
     "override_colour": ("word_override", "colour", _text),
     "override_thing": ("word_override", "thing", _text),
+    "exclude": ("", "exclude", _words),
     "provider": ("", "provider", _text),
     "max_results": ("", "max_results", _whole),
     "min_visual_score": ("refinement", "min_visual_score", _number),
@@ -129,5 +134,7 @@ def _set_options(
         value = read(name, text)
         if isinstance(value, search_pb2.Region):
             target.region.CopyFrom(value)
+        elif isinstance(value, list):
+            getattr(target, field).extend(value)
         else:
             setattr(target, field, value)

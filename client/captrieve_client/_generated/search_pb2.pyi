@@ -78,7 +78,7 @@ class Region(_message.Message):
     def __init__(self, x: _Optional[float] = ..., y: _Optional[float] = ..., width: _Optional[float] = ..., height: _Optional[float] = ...) -> None: ...
 
 class SearchRequest(_message.Message):
-    __slots__ = ("photo", "decoding", "query_rule", "query_override", "provider", "max_results", "refinement", "explain", "word_override", "region")
+    __slots__ = ("photo", "decoding", "query_rule", "query_override", "provider", "max_results", "refinement", "explain", "word_override", "region", "exclude")
     PHOTO_FIELD_NUMBER: _ClassVar[int]
     DECODING_FIELD_NUMBER: _ClassVar[int]
     QUERY_RULE_FIELD_NUMBER: _ClassVar[int]
@@ -89,6 +89,7 @@ class SearchRequest(_message.Message):
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     WORD_OVERRIDE_FIELD_NUMBER: _ClassVar[int]
     REGION_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDE_FIELD_NUMBER: _ClassVar[int]
     photo: bytes
     decoding: DecodingOptions
     query_rule: QueryRule
@@ -99,7 +100,8 @@ class SearchRequest(_message.Message):
     explain: bool
     word_override: WordOverride
     region: Region
-    def __init__(self, photo: _Optional[bytes] = ..., decoding: _Optional[_Union[DecodingOptions, _Mapping]] = ..., query_rule: _Optional[_Union[QueryRule, str]] = ..., query_override: _Optional[str] = ..., provider: _Optional[str] = ..., max_results: _Optional[int] = ..., refinement: _Optional[_Union[RefinementOptions, _Mapping]] = ..., explain: _Optional[bool] = ..., word_override: _Optional[_Union[WordOverride, _Mapping]] = ..., region: _Optional[_Union[Region, _Mapping]] = ...) -> None: ...
+    exclude: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, photo: _Optional[bytes] = ..., decoding: _Optional[_Union[DecodingOptions, _Mapping]] = ..., query_rule: _Optional[_Union[QueryRule, str]] = ..., query_override: _Optional[str] = ..., provider: _Optional[str] = ..., max_results: _Optional[int] = ..., refinement: _Optional[_Union[RefinementOptions, _Mapping]] = ..., explain: _Optional[bool] = ..., word_override: _Optional[_Union[WordOverride, _Mapping]] = ..., region: _Optional[_Union[Region, _Mapping]] = ..., exclude: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CaptionRequest(_message.Message):
     __slots__ = ("photo", "decoding", "query_rule", "region")
@@ -194,7 +196,7 @@ class Duplicate(_message.Message):
     def __init__(self, source: _Optional[str] = ..., url: _Optional[str] = ..., title: _Optional[str] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ("title", "url", "image_url", "thumbnail_url", "source", "width", "height", "visual_score", "semantic_score", "score", "verdict", "reason", "thumbnail", "duplicates", "picture_words")
+    __slots__ = ("title", "url", "image_url", "thumbnail_url", "source", "width", "height", "visual_score", "semantic_score", "score", "verdict", "reason", "thumbnail", "duplicates", "picture_words", "contributions")
     TITLE_FIELD_NUMBER: _ClassVar[int]
     URL_FIELD_NUMBER: _ClassVar[int]
     IMAGE_URL_FIELD_NUMBER: _ClassVar[int]
@@ -210,6 +212,7 @@ class Result(_message.Message):
     THUMBNAIL_FIELD_NUMBER: _ClassVar[int]
     DUPLICATES_FIELD_NUMBER: _ClassVar[int]
     PICTURE_WORDS_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
     title: str
     url: str
     image_url: str
@@ -225,7 +228,16 @@ class Result(_message.Message):
     thumbnail: bytes
     duplicates: _containers.RepeatedCompositeFieldContainer[Duplicate]
     picture_words: str
-    def __init__(self, title: _Optional[str] = ..., url: _Optional[str] = ..., image_url: _Optional[str] = ..., thumbnail_url: _Optional[str] = ..., source: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., visual_score: _Optional[float] = ..., semantic_score: _Optional[float] = ..., score: _Optional[float] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., reason: _Optional[str] = ..., thumbnail: _Optional[bytes] = ..., duplicates: _Optional[_Iterable[_Union[Duplicate, _Mapping]]] = ..., picture_words: _Optional[str] = ...) -> None: ...
+    contributions: _containers.RepeatedCompositeFieldContainer[Contribution]
+    def __init__(self, title: _Optional[str] = ..., url: _Optional[str] = ..., image_url: _Optional[str] = ..., thumbnail_url: _Optional[str] = ..., source: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., visual_score: _Optional[float] = ..., semantic_score: _Optional[float] = ..., score: _Optional[float] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., reason: _Optional[str] = ..., thumbnail: _Optional[bytes] = ..., duplicates: _Optional[_Iterable[_Union[Duplicate, _Mapping]]] = ..., picture_words: _Optional[str] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ...) -> None: ...
+
+class Contribution(_message.Message):
+    __slots__ = ("part", "value")
+    PART_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    part: str
+    value: float
+    def __init__(self, part: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
 
 class Counts(_message.Message):
     __slots__ = ("found", "fetched", "unfetchable", "undecodable", "dropped_visual", "dropped_semantic", "over_limit", "kept", "duplicates")
@@ -266,7 +278,7 @@ class Reading(_message.Message):
     def __init__(self, query: _Optional[str] = ..., probability: _Optional[float] = ...) -> None: ...
 
 class SearchResponse(_message.Message):
-    __slots__ = ("caption", "query", "provider", "results", "counts", "nearest_miss", "empty_reason", "timings", "degraded", "dropped", "model", "readings", "query_rule", "no_product_probability", "confidence", "unsure_reason", "word_override", "paper_query")
+    __slots__ = ("caption", "query", "provider", "results", "counts", "nearest_miss", "empty_reason", "timings", "degraded", "dropped", "model", "readings", "query_rule", "no_product_probability", "confidence", "unsure_reason", "word_override", "paper_query", "excluded")
     CAPTION_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
@@ -285,6 +297,7 @@ class SearchResponse(_message.Message):
     UNSURE_REASON_FIELD_NUMBER: _ClassVar[int]
     WORD_OVERRIDE_FIELD_NUMBER: _ClassVar[int]
     PAPER_QUERY_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDED_FIELD_NUMBER: _ClassVar[int]
     caption: Caption
     query: str
     provider: str
@@ -303,7 +316,8 @@ class SearchResponse(_message.Message):
     unsure_reason: str
     word_override: WordOverride
     paper_query: str
-    def __init__(self, caption: _Optional[_Union[Caption, _Mapping]] = ..., query: _Optional[str] = ..., provider: _Optional[str] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., nearest_miss: _Optional[_Union[Result, _Mapping]] = ..., empty_reason: _Optional[str] = ..., timings: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., degraded: _Optional[_Iterable[_Union[Degradation, _Mapping]]] = ..., dropped: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., model: _Optional[str] = ..., readings: _Optional[_Iterable[_Union[Reading, _Mapping]]] = ..., query_rule: _Optional[_Union[QueryRule, str]] = ..., no_product_probability: _Optional[float] = ..., confidence: _Optional[float] = ..., unsure_reason: _Optional[str] = ..., word_override: _Optional[_Union[WordOverride, _Mapping]] = ..., paper_query: _Optional[str] = ...) -> None: ...
+    excluded: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, caption: _Optional[_Union[Caption, _Mapping]] = ..., query: _Optional[str] = ..., provider: _Optional[str] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., nearest_miss: _Optional[_Union[Result, _Mapping]] = ..., empty_reason: _Optional[str] = ..., timings: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., degraded: _Optional[_Iterable[_Union[Degradation, _Mapping]]] = ..., dropped: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., model: _Optional[str] = ..., readings: _Optional[_Iterable[_Union[Reading, _Mapping]]] = ..., query_rule: _Optional[_Union[QueryRule, str]] = ..., no_product_probability: _Optional[float] = ..., confidence: _Optional[float] = ..., unsure_reason: _Optional[str] = ..., word_override: _Optional[_Union[WordOverride, _Mapping]] = ..., paper_query: _Optional[str] = ..., excluded: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SearchEvent(_message.Message):
     __slots__ = ("caption", "query", "result", "summary", "readings", "query_rule", "confidence", "unsure_reason", "paper_query")

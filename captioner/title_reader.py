@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which product type and colour a title names, wherever its words stand. Pure.
+
+A small network over hashed words, after fastText (Joulin et al. 2017, "Bag of Tricks for Efficient Text
+Classification"): a word is the sum of the rows of a table for itself and for its character n-grams, so an unknown word
+resembles those that are spelled like it. Each word is seen with its neighbours, and two attentions, one for the type
+and one for the colour, choose which words count. One more place that stands for "no word" takes part in them: a title
+in which nothing counts gets the shares of the training titles.
+
+`training.train_titles` learns the parameters and writes `title_reader.npz` beside the checkpoint, the export copies it
+beside the models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import unicodedata
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import numpy.typing as npt
+
+from captioner.model_contract import CONTRACT_FILE, ContractError, ModelContract
+from captioner.query import T_SHIRT
+
+TITLE_READER_FILE = "title_reader.npz"
+VERSION = 1
+MAX_WORDS = 40  # of a title; the rest is not read
+_MAX_CHARACTERS = 400
+_MAX_LETTERS = 20  # of a word
+_NGRAMS = range(3, 6)
+_APOSTROPHES = re.compile("['\u2019`]")
+_WORD = re.compile(r"[^\W_]+")
+_DIGIT = re.compile(r"\d")
+_HALVES = ("context", "type_weight", "colour_weight")  # stored as float16
+_CACHED_WORDS = 20_000
+_CACHED_TITLES = 8_000
+
+Floats = npt.NDArray[np.float32]
+
+
+def title_words(title: str) -> list[str]:
+    """The words of a title as the reader sees them: without case, accents and punctuation, each digit as 0.
+
+    A slug has words, too ("red-handbag"), and "T-Shirt" is one word. At most `MAX_WORDS`.
+    """
+    text = T_SHIRT.sub("t", _APOSTROPHES.sub("", title[:_MAX_CHARACTERS]).replace("_", " "))
+    text = unicodedata.normalize("NFKD", text).casefold()
+    text = "".join(character for character in text if not unicodedata.combining(character))
+    return [_DIGIT.sub("0", word)[:_MAX_LETTERS] for word in _WORD.findall(text)[:MAX_WORDS]]
+
+
+def rows_of(word: str, num_rows: int) -> list[int]:
+    """The table's rows of a word of `title_words`: first its own, then those of its character n-grams."""
+    marked = f"<{word}>"
+    parts = [marked[start : start + size] for size in _NGRAMS for start in range(len(marked) - size + 1)]
+    return [crc32(part.encode("utf-8", "replace")) % num_rows for part in (f"={word}", *parts)]
+
+
+@dataclass(frozen=True, eq=False)
+class TitleReadings:
+    """What n titles name; each row is a distribution.
+
+    Attributes:
+        types: float32 [n, T], over `TitleReader.type_names`.
+        colours: float32 [n, C], over `TitleReader.colour_names`.
+    """
+
+    types: Floats
+    colours: Floats
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TitleParameters:
+    """The learned numbers. R rows, W numbers of a word, H of a word among its neighbours, T types, C colours.
+
+    Attributes:
+        table: int8 [R, W].
+        table_scale: float32 [W], what one unit of the table is worth.
+        context: float32 [3 W, H], for the word before, the word, and the word after.
+        context_bias: float32 [H].
+        nothing: float32 [H], the place that stands for no word.
+        attention: float32 [H, 2], for the type and for the colour.
+        type_weight, type_bias: float32 [2 H, T], [T].
+        colour_weight, colour_bias: float32 [2 H, C], [C].
+    """
+
+    table: npt.NDArray[np.int8]
+    table_scale: Floats
+    context: Floats
+    context_bias: Floats
+    nothing: Floats
+    attention: Floats
+    type_weight: Floats
+    type_bias: Floats
+    colour_weight: Floats
+    colour_bias: Floats
+
+
+class TitleReader:
+    """Reads titles, and remembers what it read last. It is for one thread.
+
+    Args:
+        parameters: of the network.
+        type_names: T article types; the last one, "", stands for all others.
+        colour_names: C colours.
+    """
+
+    def __init__(self, parameters: TitleParameters, type_names: Sequence[str], colour_names: Sequence[str]):
+        self.type_names = tuple(type_names)
+        self.colour_names = tuple(colour_names)
+        self._parameters = parameters
+        self._word_vector = lru_cache(_CACHED_WORDS)(self._new_word_vector)
+        self._known: dict[str, tuple[Floats, Floats]] = {}
+
+    def read(self, titles: Sequence[str]) -> TitleReadings:
+        """Read titles of any language and length."""
+        keys = [title[:_MAX_CHARACTERS] for title in titles]
+        missing = [key for key in dict.fromkeys(keys) if key not in self._known]
+        if missing:
+            if len(self._known) + len(missing) > _CACHED_TITLES:
+                self._known = {key: self._known[key] for key in dict.fromkeys(keys) if key in self._known}
+            self._known |= dict(zip(missing, zip(*self._computed(missing), strict=True), strict=True))
+        readings = [self._known[key] for key in keys]
+        return TitleReadings(
+            np.array([types for types, _ in readings], np.float32).reshape(-1, len(self.type_names)),
+            np.array([colours for _, colours in readings], np.float32).reshape(-1, len(self.colour_names)),
+        )
+
+    def save(self, folder: Path) -> str:
+        """Write the file into a folder and return its fingerprint.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        content = io.BytesIO()
+        arrays = {one.name: getattr(self._parameters, one.name) for one in fields(TitleParameters)}
+        arrays |= {name: array.astype(np.float16) for name, array in arrays.items() if name in _HALVES}
+        np.savez_compressed(
+            content,
+            version=np.int64(VERSION),
+            type_names=np.array(self.type_names),
+            colour_names=np.array(self.colour_names),
+            **arrays,
+        )
+        (folder / TITLE_READER_FILE).write_bytes(content.getvalue())
+        return _fingerprint(content.getvalue())
+
+    @classmethod
+    def load(cls, folder: Path) -> TitleReader | None:
+        """Read the file beside the model contract; None where the contract names none.
+
+        Args:
+            folder: of the models.
+
+        Raises:
+            ContractError: the contract or the file is missing or invalid, or the file is another one than the
+                contract's.
+        """
+        path, wanted = folder / TITLE_READER_FILE, ModelContract.load(folder).title_reader
+        if not wanted:
+            return None
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise ContractError(
+                f"{path}, which {CONTRACT_FILE} names, cannot be read ({error}): export again"
+            ) from None
+        if _fingerprint(data) != wanted:
+            raise ContractError(f"{path} is not the one that {CONTRACT_FILE} names ({wanted}): export the model again")
+        return cls.from_file(path)
+
+    @classmethod
+    def from_file(cls, path: Path) -> TitleReader:
+        """Read a file, of a checkpoint for example.
+
+        Raises:
+            ContractError: it is missing or invalid.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                if arrays["version"] != VERSION:
+                    raise ValueError(f"its version is not {VERSION}")
+                types, colours = arrays["type_names"].tolist(), arrays["colour_names"].tolist()
+                found = {
+                    one.name: arrays[one.name] if one.name == "table" else arrays[one.name].astype(np.float32)
+                    for one in fields(TitleParameters)
+                }
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise ContractError(f"{path} cannot be used ({error}): train it again, or remove it") from None
+        problem = _problem(found, len(types), len(colours))
+        if problem:
+            raise ContractError(f"{path} cannot be used ({problem}): train it again, or remove it")
+        return cls(TitleParameters(**found), types, colours)
+
+    def _new_word_vector(self, word: str) -> Floats:
+        own, *parts = rows_of(word, len(self._parameters.table))
+        table = self._parameters.table
+        vector: Floats = (table[own] + table[parts].mean(axis=0, dtype=np.float32)) * self._parameters.table_scale
+        return vector
+
+    def _computed(self, titles: Sequence[str]) -> tuple[Floats, Floats]:
+        parameters = self._parameters
+        width = len(parameters.table_scale)
+        # A title's words follow each other after a place of zeros, which then becomes the place for no word.
+        empty = np.zeros(width, np.float32)
+        vectors: list[Floats] = []
+        starts = []
+        for title in titles:
+            starts.append(len(vectors))
+            vectors.append(empty)
+            vectors += map(self._word_vector, title_words(title))
+        words = np.stack([*vectors, empty])
+        previous = np.concatenate([empty[None], words[:-2]])
+        neighbourhood = np.concatenate([previous, words[:-1], words[1:]], axis=1)
+        seen = np.maximum(neighbourhood @ parameters.context + parameters.context_bias, 0)
+        seen[starts] = parameters.nothing
+        scores = seen @ parameters.attention
+        lengths = np.diff([*starts, len(seen)])
+        shares = np.exp(scores - np.repeat(np.maximum.reduceat(scores, starts), lengths, axis=0))
+        shares /= np.repeat(np.add.reduceat(shares, starts), lengths, axis=0)
+        pooled = np.concatenate(
+            [np.add.reduceat(seen * shares[:, place : place + 1], starts) for place in (0, 1)], axis=1
+        )
+        return (
+            _softmax(pooled @ parameters.type_weight + parameters.type_bias),
+            _softmax(pooled @ parameters.colour_weight + parameters.colour_bias),
+        )
+
+
+def _softmax(logits: Floats) -> Floats:
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    result: Floats = (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
+    return result
+
+
+def _problem(found: dict[str, npt.NDArray[Any]], num_types: int, num_colours: int) -> str:
+    """What is wrong with the arrays of a file; empty where nothing is."""
+    rows, width = found["table"].shape if found["table"].ndim == 2 else (0, 0)
+    hidden = len(found["context_bias"]) if found["context_bias"].ndim == 1 else 0
+    shapes = {
+        "table": (rows, width),
+        "table_scale": (width,),
+        "context": (3 * width, hidden),
+        "context_bias": (hidden,),
+        "nothing": (hidden,),
+        "attention": (hidden, 2),
+        "type_weight": (2 * hidden, num_types),
+        "type_bias": (num_types,),
+        "colour_weight": (2 * hidden, num_colours),
+        "colour_bias": (num_colours,),
+    }
+    for name, shape in shapes.items():
+        if found[name].shape != shape or not all(shape):
+            return f"{name} has the shape {found[name].shape}, not {shape}"
+        if not np.isfinite(found[name]).all():
+            return f"{name} has numbers that are not finite"
+    return "" if found["table"].dtype == np.int8 else "table is not int8"
+
+
+def title_reader_fingerprint(folder: Path) -> str:
+    """The fingerprint of a folder's file, as the contract has it; empty where there is no file.
+
+    Raises:
+        ContractError: the file is invalid.
+    """
+    path = folder / TITLE_READER_FILE
+    if not path.is_file():
+        return ""
+    TitleReader.from_file(path)
+    return _fingerprint(path.read_bytes())
+
+
+def _fingerprint(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]

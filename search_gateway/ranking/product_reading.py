@@ -1,0 +1,366 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Semantic score by what a title names, wherever its words stand: the expected grade of the title.
+
+`captioner.title_reader` reads a title as probabilities of product types and colours. What the photo shows is such a
+pair of distributions, too: the titles of the photo's nearest neighbours, mixed with what the photo itself looks like
+(`captioner.photo_labels`; without it, the captioner's query hypotheses as the reader reads them). A title with the
+right type has half the grade, one with the right colour as well has all of it, as in the grades of docs/evaluation.md.
+The score is relative to the best possible title, so that a threshold means the same for every photo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from captioner.model_contract import ModelContract
+from captioner.photo_labels import PhotoLabels
+from captioner.query import Query
+from captioner.title_reader import TitleReader
+from search_gateway.providers.base import Candidate
+from search_gateway.ranking.query_hypotheses import SHARPNESS, QueryHypotheses, names_something
+from search_gateway.ranking.word_agreement import Synonyms, TextWords, WordWeights, word_weights
+
+Floats = npt.NDArray[np.float32]
+
+NUM_TITLES = 30  # of the nearest neighbours; 20 and 40 are worth as much
+TYPE_SHARE = 0.5  # of the grade
+MIN_READ = 0.35  # least probability of a title's likeliest type; below it the title does not say what it is
+MIN_MEANT = 0.5  # least probability that a word means a class
+NEIGHBOURS, PHOTO, WORDS = "neighbours", "photo", "words"  # who says what the photo shows
+
+
+@dataclass(frozen=True, eq=False)
+class Opinion:
+    """A distribution over classes, and its share among those of others."""
+
+    source: str
+    share: float
+    classes: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Grades:
+    """How well n titles agree.
+
+    Attributes:
+        scores: float64 [n], 0 to 1.
+        says: bool [n]; False: the title does not say what it is, and its score is only a guess.
+        parts: what adds up to the scores, float64 [n] each, by name.
+    """
+
+    scores: npt.NDArray[np.float64]
+    says: npt.NDArray[np.bool_]
+    parts: Mapping[str, npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ProductReading:
+    """What a photo shows, in the classes of a title reader.
+
+    Attributes:
+        reader: of titles.
+        query: what is searched for.
+        types, colours: whose shares add up to 1; no colours: any colour is right.
+        words: of the query that are neither type nor colour and count too, with their weights.
+        labels: compare photos regardless of their colour; None: by their embeddings as they are.
+    """
+
+    reader: TitleReader
+    query: Query
+    types: Sequence[Opinion]
+    colours: Sequence[Opinion]
+    words: Mapping[str, float] = field(default_factory=dict)
+    labels: PhotoLabels | None = None
+
+    def grades(self, titles: Sequence[str], synonyms: Synonyms) -> Grades:
+        """Grade titles; `synonyms` compares the query's other words with them."""
+        readings = self.reader.read(titles)
+        read = readings.types.max(axis=1, initial=0.0) >= MIN_READ
+        says = np.array([certain and names_something(title) for certain, title in zip(read, titles, strict=True)], bool)
+        by_type = {one.source: one.share * (readings.types @ one.classes).astype(np.float64) for one in self.types}
+        of_type = sum(by_type.values(), np.zeros(len(titles)))
+        by_colour = {one.source: one.share * (readings.colours @ one.classes) for one in self.colours}
+        best = _most(self.types) * (TYPE_SHARE + (1 - TYPE_SHARE) * _most(self.colours))
+        if best <= 0:
+            return Grades(np.ones(len(titles)), says, {})
+        share = TYPE_SHARE if by_colour else 1.0
+        parts = {f"type_{source}": share * value / best for source, value in by_type.items()}
+        for source, value in by_colour.items():
+            parts[f"colour_{source}"] = (1 - share) * of_type * value / best
+        others = sum(self.words.values())
+        parts = {name: (1 - others) * value for name, value in parts.items()}
+        if self.words:
+            found = np.array([_found(self.words, TextWords.of(title, synonyms)) for title in titles])
+            parts["other_words"] = found.reshape(len(titles))
+        total = sum(parts.values(), np.zeros(len(titles)))
+        scores = np.minimum(total, 1.0)
+        scale = scores / np.maximum(total, 1e-12)
+        return Grades(scores, says, {name: value * scale for name, value in parts.items()})
+
+    def looks(self, photo: Floats, embeddings: Floats) -> npt.NDArray[np.float64]:
+        """Compare a photo, float32 [D], with pictures, float32 [n, D]; cosines, float64 [n]."""
+        if self.labels is not None:
+            photo = self.labels.without_colour(photo[None])[0]
+            embeddings = self.labels.without_colour(embeddings)
+        return cosines(photo, embeddings)
+
+    def agreed(self, title: str) -> tuple[frozenset[int], str]:
+        """Compare a title with the query's words by their meaning.
+
+        Returns:
+            The places of the query's words that the title means, in whatever words; and the colour that it names where
+            that is another one than the query's, else "".
+        """
+        query = self.query
+        wanted = self.reader.read([title, *query.terms])
+        types, colours = wanted.types, wanted.colours
+        means = set()
+        other = ""
+        kind = query.product_type
+        if kind is not None and min(types[0].max(), types[1 + kind].max()) >= MIN_MEANT:
+            means |= {kind} if types[0].argmax() == types[1 + kind].argmax() else set()
+        for place in query.colours:
+            if colours[1 + place].max() < MIN_MEANT or colours[0].max() < MIN_MEANT:
+                continue
+            if colours[0].argmax() == colours[1 + place].argmax():
+                means.add(place)
+            else:
+                other = self.reader.colour_names[int(colours[0].argmax())].lower()
+        return frozenset(means), other
+
+    def likeliest(self) -> str:
+        """The likeliest colour and type, in lower case."""
+        names = []
+        for opinions, classes in ((self.colours, self.reader.colour_names), (self.types, self.reader.type_names)):
+            if opinions:
+                names.append(classes[int(_mixed(opinions).argmax())].lower())
+        return " ".join(name for name in names if name)
+
+
+class PhotoWeights(Protocol):
+    """Who says what a photo shows, and how much each counts."""
+
+    @property
+    def neighbour_weight(self) -> float:
+        """The share of the neighbours' titles for the type, 0 to 1; the photo itself has the rest."""
+        ...
+
+    @property
+    def colour_trust(self) -> float:
+        """The odds of the photo's own say for the colour, relative to those for the type."""
+        ...
+
+
+class ProductReader:
+    """Reads what photos show and what titles name; made once.
+
+    Args:
+        titles: reads titles.
+        labels: of the same models; None: the captioner's words say what a photo looks like.
+    """
+
+    def __init__(self, titles: TitleReader, labels: PhotoLabels | None):
+        self._titles = titles
+        self._labels = labels
+        if labels is not None:
+            self._type_places = _places(labels.type_names, titles.type_names)
+            self._colour_places = _places(labels.colour_names, titles.colour_names)
+
+    def colour_free(self, photo: Floats) -> Floats:
+        """The embedding of a photo, float32 [D], without its colour; as it is where no model can tell."""
+        return photo if self._labels is None else self._labels.without_colour(photo[None])[0]
+
+    def of_query(self, query: Query, weights: WordWeights) -> ProductReading | None:
+        """What a query that the caller gave asks for; None where the reader does not understand it."""
+        said = self._titles.read([query.text])
+        if query.product_type is None or said.types[0].max() < MIN_MEANT:
+            return None
+        own = Opinion(WORDS, 1.0, said.types[0])
+        colours = [Opinion(WORDS, 1.0, said.colours[0])] if self._names_colour(query) else []
+        shares = word_weights(query, weights.product_type_weight)
+        others = {
+            word: shares[place]
+            for place, word in enumerate(query.terms)
+            if place != query.product_type and place not in query.colours
+        }
+        return ProductReading(reader=self._titles, query=query, types=[own], colours=colours, words=others)
+
+    def of_photo(
+        self,
+        photo: Floats,
+        query: Query,
+        hypotheses: QueryHypotheses,
+        candidates: Sequence[Candidate],
+        limits: PhotoWeights,
+        *,
+        colour_given: bool = False,
+        type_given: bool = False,
+        excluded: Sequence[str] = (),
+    ) -> ProductReading | None:
+        """What a photo shows.
+
+        Args:
+            photo: its embedding, float32 [D], L2-normalised as those of the candidates.
+            query: what is searched for, with the words that the caller changed.
+            hypotheses: the captioner's own.
+            candidates: the nearest neighbours among them have a say.
+            limits: the weights of the neighbours and of the photo.
+            colour_given: whether the query's colour is the caller's.
+            type_given: whether the query's type is the caller's.
+            excluded: words that the caller does not want.
+
+        Returns:
+            None where the reader does not understand a word that the caller gave.
+        """
+        said = self._titles.read([query.text])
+        if type_given and said.types[0].max() < MIN_MEANT:
+            return None
+        types, colours = self._own(photo, hypotheses)
+        neighbours = self._of_neighbours(photo, candidates)
+        share = limits.neighbour_weight if neighbours is not None else 0.0
+        colour_share = share / (share + (1 - share) * limits.colour_trust) if share else 0.0
+        opinions = []
+        for place, (own, part) in enumerate(((types, share), (colours, colour_share))):
+            both = [Opinion(PHOTO, 1 - part, own)]
+            if neighbours is not None:
+                both.insert(0, Opinion(NEIGHBOURS, part, neighbours[place]))
+            opinions.append([one for one in both if one.share > 0])
+        if type_given:
+            opinions[0] = [Opinion(WORDS, 1.0, said.types[0])]
+        if colour_given:
+            opinions[1] = [Opinion(WORDS, 1.0, said.colours[0])]
+        opinions = self._without(opinions, excluded)
+        return ProductReading(
+            reader=self._titles,
+            query=query,
+            types=opinions[0],
+            colours=opinions[1],
+            labels=self._labels if colour_given else None,
+        )
+
+    def _names_colour(self, query: Query) -> bool:
+        return bool(query.colours) or bool(self._titles.read([query.text]).colours[0].max() >= MIN_MEANT)
+
+    def _own(self, photo: Floats, hypotheses: QueryHypotheses) -> tuple[Floats, Floats]:
+        if self._labels is not None:
+            types = np.zeros(len(self._titles.type_names), np.float32)
+            colours = np.zeros(len(self._titles.colour_names), np.float32)
+            np.add.at(types, self._type_places, self._labels.types(photo[None])[0])
+            np.add.at(colours, self._colour_places, self._labels.colours(photo[None])[0])
+            return types, colours
+        readings = self._titles.read([one.query.text for one in hypotheses.hypotheses])
+        shares = np.array([one.probability for one in hypotheses.hypotheses], np.float32)
+        return shares @ readings.types, shares @ readings.colours
+
+    def _of_neighbours(self, photo: Floats, candidates: Sequence[Candidate]) -> tuple[Floats, Floats] | None:
+        """The types and colours of the nearest neighbours' titles; None where none says what it is."""
+        near = [one for one in candidates if one.is_nearest_neighbour and one.embedding is not None]
+        near = [one for one in near if names_something(one.title)]
+        if not near:
+            return None
+        found = cosines(photo, np.stack([one.embedding for one in near if one.embedding is not None]))
+        first = np.argsort(-found, kind="stable")[:NUM_TITLES]
+        readings = self._titles.read([near[place].title for place in first])
+        says = readings.types.max(axis=1) >= MIN_READ
+        if not says.any():
+            return None
+        weights = (np.exp(SHARPNESS * (found[first] - found[first[0]])) * says).astype(np.float32)
+        total = weights.sum()
+        if not total > 0:
+            return None
+        weights /= total
+        return weights @ readings.types, weights @ readings.colours
+
+    def _without(self, opinions: list[list[Opinion]], excluded: Sequence[str]) -> list[list[Opinion]]:
+        """Take the classes that excluded words mean out of the opinions, unless nothing would be left."""
+        if not excluded:
+            return opinions
+        readings = self._titles.read(list(excluded))
+        changed = []
+        for one, means in zip(opinions, (readings.types, readings.colours), strict=True):
+            rest = np.prod(np.where(means.max(axis=1, keepdims=True) >= MIN_MEANT, 1 - means, 1.0), axis=0)
+            kept = [Opinion(each.source, each.share, (each.classes * rest).astype(np.float32)) for each in one]
+            total = sum(each.share * float(each.classes.sum()) for each in kept)
+            changed.append(
+                [Opinion(each.source, each.share, each.classes / np.float32(total)) for each in kept]
+                if total > 1e-3
+                else one
+            )
+        return changed
+
+
+def borrowed(grades: Grades, embeddings: Floats, has_embedding: npt.NDArray[np.bool_]) -> Grades:
+    """Give titles that say nothing the scores of the titles of pictures that look like them.
+
+    Args:
+        grades: of n titles.
+        embeddings: float32 [n, D], L2-normalised.
+        has_embedding: bool [n]; the other rows do not count.
+    """
+    silent = np.flatnonzero(~grades.says)
+    if not len(silent):
+        return grades
+    says = np.flatnonzero(grades.says & has_embedding)
+    scores = grades.scores.copy()
+    if len(says):
+        likeness = embeddings[silent] @ embeddings[says].T
+        weights = np.exp(SHARPNESS * (likeness - likeness.max(axis=1, keepdims=True)).astype(np.float64))
+        scores[silent] = (weights @ scores[says]) / weights.sum(axis=1)
+    else:
+        scores[silent] = 0.5  # nothing is known of any
+    parts = {name: np.where(grades.says, value, 0.0) for name, value in grades.parts.items()}
+    return Grades(scores, grades.says, {**parts, "similar_titles": np.where(grades.says, 0.0, scores)})
+
+
+def cosines(photo: Floats, embeddings: Floats) -> npt.NDArray[np.float64]:
+    """The cosines, float64 [n], of embeddings [n, D] and [D], all L2-normalised; equal rows have equal cosines."""
+    found: npt.NDArray[np.float64] = np.clip(np.einsum("nd,d->n", embeddings, photo), -1.0, 1.0).astype(np.float64)
+    return found
+
+
+def excluded_in(title: str, excluded: Sequence[str], synonyms: Synonyms) -> str:
+    """The first excluded word, or group of words, that a title has; "" where it has none."""
+    if not excluded:
+        return ""
+    words = TextWords.of(title, synonyms)
+    for one in excluded:
+        parts = TextWords.of(one, synonyms).parts
+        if parts and all(not part.isdisjoint(words.meanings) for part in parts):
+            return one
+    return ""
+
+
+def load_product_reader(folder: Path, contract: ModelContract) -> ProductReader | None:
+    """Load the reader of the models in a folder; None where they cannot read titles.
+
+    Raises:
+        ContractError: a file is invalid or belongs to other models.
+    """
+    titles = TitleReader.load(folder)
+    return None if titles is None else ProductReader(titles, PhotoLabels.load(folder, contract))
+
+
+def _found(words: Mapping[str, float], title: TextWords) -> float:
+    synonyms = title.synonyms
+    return sum(weight for word, weight in words.items() if not synonyms.meanings(word).isdisjoint(title.meanings))
+
+
+def _mixed(opinions: Sequence[Opinion]) -> Floats:
+    mixed: Floats = np.sum([one.share * one.classes for one in opinions], axis=0, dtype=np.float32)
+    return mixed
+
+
+def _most(opinions: Sequence[Opinion]) -> float:
+    return float(_mixed(opinions).max()) if opinions else 1.0
+
+
+def _places(names: Sequence[str], classes: Sequence[str]) -> npt.NDArray[np.int64]:
+    """The place of each name among classes; names that are none belong to the last one."""
+    places = {name: place for place, name in enumerate(classes)}
+    return np.array([places.get(name, len(classes) - 1) for name in names], np.int64)
