@@ -2,14 +2,16 @@
 """Which rule makes the best query? `python -m benchmarks.query_rules --data STUDIO [--phone PHONE]`.
 
 Reads the validation photos of both domains with the served models (ONNX Runtime in this process, no server). For each
-rule it prints how often the query's last word and last two words are those of the product's name, how often the query
-names the garment of a phone photo, and what decoding costs. Words are compared without case, hyphens and plurals.
+rule it prints how often the query's last word and last two words are those of the product's name, how often its words
+name the product's articleType and baseColour (`training.label_words`), how often it has a number or other words than
+the paper's rule, how often it names the garment of a phone photo, and what decoding costs. Words are compared without
+case, hyphens and plurals.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +26,7 @@ from benchmarks.common.provenance import provenance
 from benchmarks.common.report import add_output_options, make_parser, markdown_table, publish
 from captioner.caption_tokenizer import CaptionTokenizer
 from captioner.decoding import DecodingOptions
-from captioner.query import query_from_caption, words_of
+from captioner.query import QueryRule, caption_with_query, query_from_caption, words_of
 from captioner.query_classes import load_query_classes
 from captioner.query_distribution import (
     CaptionHypothesis,
@@ -32,11 +34,14 @@ from captioner.query_distribution import (
     caption_distribution,
     head_distribution,
 )
+from captioner.word_folding import fold
 from export.onnx_captioner import OnnxCaptioner
+from training.label_words import LabelWords
 from training.phone_photos import PhonePhoto, load_phone_photos
-from training.prepare_data import is_validation, load_products
+from training.prepare_data import Product, is_validation, load_products
 from training.word_metrics import word_metrics
 
+PAPER = "last two words, greedy (the paper)"
 BATCH = 32  # photos
 BEAMS = (1, 4, 8)
 WEIGHTS = (0.1, 0.3, 0.5)  # of the captions, the rest is the query head's
@@ -55,12 +60,13 @@ Rule = Callable[[Reading], str]
 
 def rules(with_head: bool) -> dict[str, Rule]:
     """Return the rules by name; those of the query head only `with_head`."""
-    found: dict[str, Rule] = {"last two words, greedy (the paper)": partial(_best_caption, beams=1)}
+    found: dict[str, Rule] = {PAPER: partial(_best_caption, beams=1), "salient, greedy": _salient_caption}
     for beams in BEAMS[1:]:
         found[f"last two words, best of {beams} beams"] = partial(_best_caption, beams=beams)
         found[f"{beams} beams, summed by their last two words"] = partial(_summed_captions, beams=beams)
     if with_head:
         found["query head"] = partial(_mixed, beams=1, weight=0.0)
+        found["salient, caption that ends with the head's query"] = _salient_of_head
         for beams in BEAMS[1:]:
             for weight in WEIGHTS:
                 found[f"head {1 - weight:.1f}, {beams} beams {weight:.1f}"] = partial(
@@ -71,6 +77,15 @@ def rules(with_head: bool) -> dict[str, Rule]:
 
 def _best_caption(reading: Reading, beams: int) -> str:
     return query_from_caption(reading.captions[beams][0].text)
+
+
+def _salient_caption(reading: Reading) -> str:
+    return query_from_caption(reading.captions[1][0].text, QueryRule.SALIENT)
+
+
+def _salient_of_head(reading: Reading) -> str:
+    caption = caption_with_query(reading.captions[1][0].text, _mixed(reading, beams=1, weight=0.0))
+    return query_from_caption(caption, QueryRule.SALIENT)
 
 
 def _summed_captions(reading: Reading, beams: int) -> str:
@@ -129,10 +144,32 @@ def read(
     return readings, {name: 1000 * total / len(pixels) for name, total in seconds.items()}
 
 
-def studio_figures(queries: Sequence[str], names: Sequence[str]) -> dict[str, float]:
-    """Return the shares of queries with the last word, and with the last two words, of the product's name."""
-    metrics = word_metrics(queries, names)
-    return {"last word": metrics.last_word_accuracy, "last two words": metrics.last_two_normalised}
+def studio_figures(queries: Sequence[str], paper: Sequence[str], products: Sequence[Product]) -> dict[str, float]:
+    """Return shares of queries.
+
+    Args:
+        queries: one for each product.
+        paper: those by the paper's rule.
+        products: the photos' products.
+    """
+    metrics = word_metrics(queries, [product.name for product in products])
+    words = LabelWords.load()
+    pairs = list(zip(queries, products, strict=True))
+    return {
+        "last word": metrics.last_word_accuracy,
+        "last two words": metrics.last_two_normalised,
+        "type": _share(words.type_of(query) == product.article_type for query, product in pairs),
+        "colour": _share(words.colour_of(query) == product.colour for query, product in pairs),
+        "with a number": _share(any(map(str.isdigit, query)) for query in queries),
+        "other than the paper's": _share(
+            list(map(fold, words_of(query))) != list(map(fold, words_of(other)))
+            for query, other in zip(queries, paper, strict=True)
+        ),
+    }
+
+
+def _share(values: Iterable[bool]) -> float:
+    return float(np.mean(list(values)))
 
 
 def phone_figure(queries: Sequence[str], photos: Sequence[PhonePhoto]) -> float:
@@ -168,10 +205,8 @@ def main() -> None:
         args.data, **contract.photo_shape, limit=args.limit, only=lambda product: is_validation(product.name)
     )
     readings, milliseconds = read(captioner, tokenizer, classes, studio.pixels, "studio photos")
-    names = [product.name for product in studio.products]
-    table = {
-        name: studio_figures([rule(one) for one in readings], names) for name, rule in rules(bool(classes)).items()
-    }
+    queries = {name: [rule(one) for one in readings] for name, rule in rules(bool(classes)).items()}
+    table = {name: studio_figures(each, queries[PAPER], studio.products) for name, each in queries.items()}
     record = {"studio photos": len(studio), "rules": table, "milliseconds per photo": milliseconds, **provenance()}
     if args.phone is not None:
         phone = load_phone_photos(args.phone, **contract.photo_shape, validation=True, limit=args.limit)

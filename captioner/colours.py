@@ -17,6 +17,7 @@ import json
 from collections.abc import Iterable, Sequence
 from importlib import resources
 
+from captioner.foreign_words import english
 from captioner.word_folding import fold
 
 
@@ -54,8 +55,8 @@ class Colours:
         return cls(**json.loads(text))
 
     def kinds(self, words: Sequence[str]) -> list[Colour]:
-        """What each word is, in its company."""
-        folded = [fold(word) for word in words]
+        """What each word is, in its company; also of words that `english` knows."""
+        folded = [fold(english(word) or word) for word in words]
         kinds = [self._kind(folded, place) for place in range(len(folded))]
         for place in range(len(folded) - 1):
             if kinds[place] is Colour.SURE and kinds[place + 1] is Colour.SURE and folded[place] in self._shades:

@@ -2,7 +2,7 @@
 """Turns a decoded photo into its caption, its query, and the probabilities of queries.
 
 With the rule `LIKELIEST_WORDS` the query is the most likely one of the distribution, and the caption is made to end
-with it.
+with it. `SALIENT` takes colour and thing from this caption, or from the decoded one where the model has no query head.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from captioner.caption_tokenizer import CaptionTokenizer
 from captioner.captions import MAX_WORD_ALTERNATIVES, Caption, Word, WordAlternative, caption_of
 from captioner.decoding import Hypothesis
-from captioner.query import QUERY_WORDS, Query, QueryRule, caption_words, words_of
+from captioner.query import QUERY_WORDS, Query, QueryRule, caption_words, query_from_caption, words_of
 from captioner.query_distribution import CaptionHypothesis, QueryDistribution, photo_distribution
 from captioner.word_folding import fold
 
@@ -45,12 +45,14 @@ class PhotoWords:
         query: its query.
         rule: how the query was derived.
         distribution: the probabilities of queries; None for a model without a query head.
+        paper_query: the last two words of the caption that was decoded; "" where `query` has the same words.
     """
 
     caption: Caption
     query: Query
     rule: QueryRule
     distribution: QueryDistribution | None = None
+    paper_query: str = ""
 
     @property
     def no_product_probability(self) -> float:
@@ -74,13 +76,17 @@ def photo_words(
         assert decoded.query_logprobs is not None, "a model with a query head says how likely each query is"
         hypotheses = [_caption_hypothesis(one, tokenizer) for one in decoded.hypotheses]
         distribution = photo_distribution(query_classes, decoded.query_logprobs, hypotheses)
-    if rule is not QueryRule.LIKELIEST_WORDS:
-        caption = caption_of(decoded.hypotheses, tokenizer)
-        return PhotoWords(caption, Query.of_caption(caption.text, rule), rule, distribution)
-    assert distribution is not None, "the rule was checked against the contract"
-    query = distribution.likeliest()
-    caption = ending_with(_best_caption(decoded.hypotheses, tokenizer, query), query, distribution)
-    return PhotoWords(caption, Query.of(query), rule, distribution)
+    caption = caption_of(decoded.hypotheses, tokenizer)
+    paper = query_from_caption(caption.text)
+    if rule is QueryRule.LIKELIEST_WORDS or (rule is QueryRule.SALIENT and distribution is not None):
+        assert distribution is not None, "the rule was checked against the contract"
+        likeliest = distribution.likeliest()
+        caption = ending_with(_best_caption(decoded.hypotheses, tokenizer, likeliest), likeliest, distribution)
+        query = Query.of(likeliest if rule is QueryRule.LIKELIEST_WORDS else query_from_caption(caption.text, rule))
+    else:
+        query = Query.of_caption(caption.text, rule)
+    differs = list(map(fold, words_of(paper))) != list(map(fold, query.words))
+    return PhotoWords(caption, query, rule, distribution, paper if differs else "")
 
 
 def ending_with(caption: Caption, query: str, distribution: QueryDistribution) -> Caption:

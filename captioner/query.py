@@ -1,24 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Caption -> search query: the paper's last two words, and back. Pure."""
+"""Caption -> search query: the paper's last two words, colour and thing, and back. Pure."""
 
 from __future__ import annotations
 
 import enum
-import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from captioner.colours import Colour, Colours
-from captioner.word_folding import fold
+from captioner.searchable_words import salient_words, searchable_words
+from captioner.word_folding import T_SHIRT, fold
+from captioner.word_folding import words_of as words_of  # part of this module
 
 QUERY_WORDS = 2
-
-# A word keeps what is inside it (T-shirt, Levi's, 3/4) and loses what is around it ("Blue," or "(Shirt)").
-_EDGES = re.compile(r"^[^\w]+|[^\w]+$")
-
-# "T Shirt" is one word, of which "shirt" is no part: a T-shirt is no shirt.
-T_SHIRT = re.compile(r"(?<!\w)t(?:ee)?[-\s]+(?=shirt)", re.IGNORECASE)
 
 
 class QueryRule(enum.Enum):
@@ -27,22 +22,17 @@ class QueryRule(enum.Enum):
     LAST_TWO_WORDS = "last_two_words"
     FULL_CAPTION = "full_caption"
     LIKELIEST_WORDS = "likeliest_words"
-
-
-def words_of(text: str) -> list[str]:
-    """The words of a caption or title, punctuation around them removed, in order; pure punctuation is no word."""
-    cleaned = (_EDGES.sub("", word) for word in unicodedata.normalize("NFC", text).split())
-    return [word for word in cleaned if word]
+    SALIENT = "salient"
 
 
 def query_from_caption(caption: str, rule: QueryRule = QueryRule.LAST_TWO_WORDS) -> str:
     """The query for a caption: its last two words in lower case ("Turtle Check Men Navy Blue Shirt" -> "blue shirt").
 
     A caption of one word is a query of one word, an empty caption an empty query. With the rule `LIKELIEST_WORDS` the
-    caption is one that ends with the query.
+    caption is one that ends with the query. `SALIENT` follows `salient_words`.
     """
-    words = words_of(caption)
-    if rule is not QueryRule.FULL_CAPTION:
+    words = list(salient_words(caption)) if rule is QueryRule.SALIENT else words_of(caption)
+    if rule in (QueryRule.LAST_TWO_WORDS, QueryRule.LIKELIEST_WORDS):
         words = words[-QUERY_WORDS:]
     return " ".join(words).lower()
 
@@ -89,6 +79,12 @@ class Query:
         folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
         product_type = next(reversed(plain or others), None)
         return cls(text, tuple(words_of(text)), terms, tuple(folded.split()), coloured, product_type)
+
+    @classmethod
+    def typed(cls, text: str) -> Query:
+        """Read what people type: `text` stays, and the words are its `searchable_words`."""
+        read = cls.of(" ".join(searchable_words(text)))
+        return replace(read, text=text, key=cls.of(text).key)
 
     @classmethod
     def of_caption(cls, caption: str, rule: QueryRule = QueryRule.LAST_TWO_WORDS) -> Query:

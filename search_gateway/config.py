@@ -267,6 +267,9 @@ class GatewayConfig(BaseSettings):
     )
 
     # Ranking
+    query_rule: Literal["", "last_two_words", "full_caption", "salient"] = Field(
+        "", description="how the query of a photo is made; empty: the best rule of the model (likeliest_words)"
+    )
     min_visual_score: float = Field(0.4, ge=-1, le=1, description="minimum cosine of photo and result")
     min_semantic_score: float = Field(
         0.5, ge=0, le=1, description="minimum agreement of a title with what the photo may show"

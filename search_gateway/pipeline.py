@@ -94,6 +94,7 @@ class CaptionAnswer:
     query_rule: QueryRule = QueryRule.LAST_TWO_WORDS  # how the query was made
     no_product_probability: float = 0.0  # 0 where the model has no query head
     confidence: PhotoConfidence | None = None  # None where the model has no query head
+    paper_query: str = ""  # by the paper's rule, where its words differ
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ class PhotoQuery:
     hypotheses: QueryHypotheses  # without those of nearest neighbours
     query_rule: QueryRule | None
     confidence: PhotoConfidence | None
+    paper_query: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class SearchAnswer:
     query_rule: QueryRule | None = None  # how the query was made; None where it was given
     no_product_probability: float = 0.0  # 0 where the model has no query head, or the photo was not captioned
     confidence: PhotoConfidence | None = None  # None likewise
+    paper_query: str = ""  # by the paper's rule, where its words differ
     excluded: tuple[str, ...] = ()  # words that no result's title may have
 
 
@@ -186,6 +189,7 @@ class Pipeline:
             words.rule,
             words.no_product_probability,
             self._confidence(words, embedding),
+            words.paper_query,
         )
 
     async def search(
@@ -223,8 +227,8 @@ class Pipeline:
         asked = query.excluding(options.excluded)
         _log.debug("searching for: %s", asked.text)
         rule = None if words is None else words.rule
-        confidence = self._confidence(words, embedding)
-        yield PhotoQuery(asked, self._hypotheses(words, query, options, embedding, ()), rule, confidence)
+        confidence, paper = self._confidence(words, embedding), "" if words is None else words.paper_query
+        yield PhotoQuery(asked, self._hypotheses(words, query, options, embedding, ()), rule, confidence, paper)
         looks = embedding
         if options.override_colour is not None and self.product_reader is not None:
             looks = self.product_reader.colour_free(embedding)
@@ -259,6 +263,7 @@ class Pipeline:
             rule,
             0.0 if words is None else words.no_product_probability,
             confidence,
+            paper,
             options.excluded,
         )
 

@@ -2,10 +2,11 @@
 """Is search with words better than by looks alone? `python -m benchmarks.retrieval --data FOLDER [--sheet FILE]`.
 
 Photos that the model never saw are the queries, and other products are the gallery (see `collection`). All systems (see
-`systems`) answer the same queries in one run. With --calibrate the command uses other such photos to choose the
-refinement's settings, and stores them beside the checkpoint; the export copies them to the models, where the gateway
-reads them. With --phone the queries are the validation photos of phones, and the gallery is all products (see `phone`).
-What the models say of photos is kept in --run, so that a second run is fast.
+`systems` and `baselines`) answer the same queries in one run. With --calibrate the command uses other such photos to
+choose the refinement's settings, and stores them beside the checkpoint; the export copies them to the models, where the
+gateway reads them. With --title-style the gallery's titles are written as other shops would (see `title_styles`). With
+--phone the queries are the validation photos of phones, and the gallery is all products (see `phone`). What the models
+say of photos is kept in --run, so that a second run is fast.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -26,16 +28,20 @@ from tqdm import tqdm
 
 from benchmarks.common.provenance import provenance
 from benchmarks.common.report import add_output_options, make_parser, publish
+from benchmarks.retrieval.baselines import BaselineChoice, BaselineInputs, baseline_systems, choose
 from benchmarks.retrieval.calibration import RankAll, calibrate
 from benchmarks.retrieval.collection import Relevance, RetrievalSet, calibration_set, evaluation_set
 from benchmarks.retrieval.gateway import AskedGateway, phone_photo, studio_photo, write_gallery
-from benchmarks.retrieval.metrics import DEPTH, Bootstrap, judge
+from benchmarks.retrieval.metrics import DEPTH, Bootstrap, Floats, judge
 from benchmarks.retrieval.phone import SYSTEMS as PHONE_SYSTEMS
 from benchmarks.retrieval.phone import phone_record, phone_table
 from benchmarks.retrieval.photo_reader import Embeddings, PhotoReader
 from benchmarks.retrieval.plot import plot_systems
 from benchmarks.retrieval.record import MAIN, by_type, slices, system_rows
 from benchmarks.retrieval.sheet import best_and_worst, row_picture, write_sheet
+from benchmarks.retrieval.stored_products import stored_products
+from benchmarks.retrieval.style_table import METRICS as STYLE_METRICS
+from benchmarks.retrieval.style_table import STYLE_SYSTEMS, UNCHANGED, style_rows, style_table
 from benchmarks.retrieval.systems import (
     OURS,
     VISUAL,
@@ -48,6 +54,7 @@ from benchmarks.retrieval.systems import (
     write_catalogue,
 )
 from benchmarks.retrieval.table import table
+from benchmarks.retrieval.title_styles import TITLE_STYLES
 from captioner.model_contract import ModelContract, model_fingerprint
 from captioner.query import QueryRule
 from search_gateway.config import GatewayConfig
@@ -56,9 +63,12 @@ from search_gateway.ranking.product_reading import load_product_reader
 from search_gateway.ranking.rerank import RefinementLimits
 from training.phone_photos import load_phone_photos
 from training.prepare_data import Product, ProductSet, load_products
+from training.pretrained import DEFAULT_FILE
 
 SHRINKAGE = 0.1  # of the whitening; it was not tuned
 GATEWAY = "ours, through a gateway"
+HALVES = {"evaluation": evaluation_set, "calibration": calibration_set}
+BASELINES = Path(__file__).parents[1] / "results" / "retrieval-baselines.json"  # what --choose-baselines found
 _SHEET_ROWS = 6  # best answers, and the same number of worst answers
 
 
@@ -85,10 +95,33 @@ def parse_args() -> argparse.Namespace:
         "--write-gallery", type=Path, metavar="FOLDER", help="write photos and titles for such a catalogue, and stop"
     )
     add_output_options(evaluation)
+    evaluation.add_argument(
+        "--half",
+        choices=tuple(HALVES),
+        default="evaluation",
+        help="which half of the validation names asks; calibration is for development (default %(default)s)",
+    )
+    evaluation.add_argument(
+        "--title-style",
+        nargs="+",
+        metavar="STYLE",
+        choices=("all", *TITLE_STYLES),
+        help=f"compare title styles instead of systems: all, or some of {', '.join(TITLE_STYLES)}",
+    )
+    evaluation.add_argument(
+        "--pretrained",
+        type=Path,
+        metavar="FILE",
+        default=DEFAULT_FILE,
+        help="weights of the ImageNet CNN, from training.pretrained; without the file it is left out (%(default)s)",
+    )
     evaluation.add_argument("--plot", type=Path, metavar="FILE", help="also write a plot of the systems")
     evaluation.add_argument("--sheet", type=Path, metavar="FILE", help="also write a picture of best and worst answers")
     calibration = parser.add_argument_group("calibration")
     calibration.add_argument("--calibrate", action="store_true", help="choose the refinement's settings, and stop")
+    calibration.add_argument(
+        "--choose-baselines", action="store_true", help="choose the variants of the systems of other papers, and stop"
+    )
     calibration.add_argument(
         "--checkpoint",
         type=Path,
@@ -96,8 +129,10 @@ def parse_args() -> argparse.Namespace:
         help="folder where the settings are stored (default %(default)s)",
     )
     args = parser.parse_args()
-    if args.phone is not None and (args.calibrate or args.plot or args.sheet):
-        parser.error("--phone cannot be combined with --calibrate, --plot or --sheet")
+    if args.phone is not None and (args.calibrate or args.choose_baselines or args.plot or args.sheet):
+        parser.error("--phone cannot be combined with --calibrate, --choose-baselines, --plot or --sheet")
+    if args.title_style is not None and (args.phone or args.gateway or args.plot or args.sheet):
+        parser.error("--title-style cannot be combined with --phone, --gateway, --plot or --sheet")
     return args
 
 
@@ -129,7 +164,7 @@ def prepare(
     Raises:
         SystemExit: no product is a query.
     """
-    data = load_products(args.data, **reader.contract.photo_shape)
+    data = stored_products(args.data, args.run, **reader.contract.photo_shape)
     chosen = make(data)
     if not len(chosen.query_rows):
         raise SystemExit(f"{args.data} has no validation photo for a query: it needs more than {len(data)} products")
@@ -155,9 +190,15 @@ def prepare(
     return Prepared(chosen, queries, grades, _gallery(args.run, reader, chosen.gallery, searched))
 
 
-def _gallery(folder: Path, reader: PhotoReader, products: Sequence[Product], embeddings: Embeddings) -> Gallery:
-    """Write the catalogue of these products into the folder, unless it is there."""
-    fingerprint, titles = model_fingerprint(reader.contract), [product.name for product in products]
+def _gallery(
+    folder: Path,
+    reader: PhotoReader,
+    products: Sequence[Product],
+    embeddings: Embeddings,
+    style: Callable[[str], str] = lambda title: title,
+) -> Gallery:
+    """Write the catalogue of these products, with titles of a style, into the folder, unless it is there."""
+    fingerprint, titles = model_fingerprint(reader.contract), [style(product.name) for product in products]
     digest = hashlib.sha256("\n".join([fingerprint, *titles]).encode() + embeddings.served.tobytes())
     path = folder / f"catalogue-{digest.hexdigest()[:16]}.sqlite"
     if not path.exists():
@@ -187,8 +228,9 @@ def _answers(
     queries: Sequence[Query],
     read_photo: Callable[[str], bytes],
     names: Sequence[str] | None = None,
+    others: Mapping[str, Callable[[Query], Ranking]] | None = None,
 ) -> tuple[dict[str, list[Ranking]], dict[str, float]]:
-    """Let systems answer all queries.
+    """Let systems answer all queries: those of `systems` with these names (None: all), and others.
 
     Returns:
         System -> the answer to each query, and system -> mean milliseconds of a query.
@@ -207,6 +249,7 @@ def _answers(
         )
         every = systems(searched, patch_mean, Whitening(served, SHRINKAGE), served, settings)
         searches = every if names is None else {name: every[name] for name in names}
+        searches |= others or {}
         if args.gateway is not None:
             asked = opened.enter_context(AskedGateway(args.gateway, read_photo, gallery.ids))
             searches[GATEWAY] = lambda query: asked.answer(query.product_id, settings.limits.max_results)
@@ -220,8 +263,13 @@ def _answers(
 
 def evaluate(args: argparse.Namespace, reader: PhotoReader) -> None:
     """Let every system answer every query, and report."""
-    ready = prepare(args, reader, evaluation_set, num_beams=args.beams)
-    rankings, milliseconds = _answers(args, ready.gallery, ready.queries, partial(studio_photo, args.data))
+    ready = prepare(args, reader, HALVES[args.half], num_beams=args.beams)
+    data, inputs = ready.chosen.data, _baseline_inputs(args, reader, ready.chosen.data)
+    choice = BaselineChoice.of_record(json.loads(BASELINES.read_text(encoding="utf-8"))["choice"])
+    rows = {data.products[row].id: row for row in ready.chosen.query_rows.tolist()}
+    others = baseline_systems(inputs, ready.chosen.gallery_rows, choice, rows)
+    photo_of = partial(studio_photo, args.data)
+    rankings, milliseconds = _answers(args, ready.gallery, ready.queries, photo_of, others=others)
     every = {name: judge(found, ready.grades) for name, found in rankings.items()}
     scored = ~np.isnan(every[OURS][MAIN])
     places = np.flatnonzero(scored).tolist()
@@ -234,6 +282,8 @@ def evaluate(args: argparse.Namespace, reader: PhotoReader) -> None:
         "queries without a relevant product": int((~scored).sum()),
         "gallery": len(ready.chosen.gallery),
         "settings": {**asdict(settings.limits), "max_candidates": settings.max_candidates, "beams": args.beams},
+        "half": args.half,
+        "baselines": asdict(choice),
         "systems": system_rows(
             scores,
             {name: [found[place] for place in places] for name, found in rankings.items()},
@@ -251,6 +301,51 @@ def evaluate(args: argparse.Namespace, reader: PhotoReader) -> None:
     publish(record, table, args)
 
 
+def evaluate_styles(args: argparse.Namespace, reader: PhotoReader) -> None:
+    """Let the systems that read titles answer every query for each title style, and report what the style costs."""
+    ready = prepare(args, reader, HALVES[args.half])
+    asked = TITLE_STYLES if "all" in args.title_style else args.title_style
+    scores: dict[str, dict[str, dict[str, Floats]]] = {}
+    visual: dict[str, Floats] = {}
+    embeddings, photo_of = ready.gallery.embeddings, partial(studio_photo, args.data)
+    for style in dict.fromkeys([UNCHANGED, *asked]):
+        gallery = _gallery(args.run, reader, ready.chosen.gallery, embeddings, TITLE_STYLES[style])
+        names = (*STYLE_SYSTEMS, VISUAL) if style == UNCHANGED else STYLE_SYSTEMS
+        found, _ = _answers(args, gallery, ready.queries, photo_of, names)
+        every = {name: judge(rankings, ready.grades) for name, rankings in found.items()}
+        scored = ~np.isnan(every[OURS][MAIN])
+        scores[style] = {name: {metric: one[metric][scored] for metric in STYLE_METRICS} for name, one in every.items()}
+        visual = scores[UNCHANGED].get(VISUAL, visual)
+        scores[style].pop(VISUAL, None)
+        print(f"{style}: {MAIN} {scores[style][OURS][MAIN].mean():.3f}", file=sys.stderr)
+    bootstrap = Bootstrap(int(scored.sum()), seed=args.seed)
+    settings = _settings(args)
+    record = {
+        "queries": int(scored.sum()),
+        "gallery": len(ready.chosen.gallery),
+        "half": args.half,
+        "settings": {**asdict(settings.limits), "max_candidates": settings.max_candidates},
+        VISUAL: {metric: asdict(bootstrap.interval(values)) for metric, values in visual.items()},
+        "styles": style_rows(scores, bootstrap),
+        **provenance(),
+    }
+    publish(record, style_table, args)
+
+
+def choose_baselines(args: argparse.Namespace, reader: PhotoReader) -> None:
+    """Choose the variants of the other papers' systems on the calibration half, and store them for evaluations."""
+    ready = prepare(args, reader, calibration_set)
+    inputs = _baseline_inputs(args, reader, ready.chosen.data)
+    chosen = choose(inputs, ready.chosen.query_rows, ready.chosen.gallery_rows, ready.grades)
+    record = {"queries": len(ready.queries), "gallery": len(ready.chosen.gallery), **chosen, **provenance()}
+    BASELINES.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(record["choice"], indent=2))
+
+
+def _baseline_inputs(args: argparse.Namespace, reader: PhotoReader, data: ProductSet) -> BaselineInputs:
+    return reader.baseline_inputs(data, args.pretrained if args.pretrained.is_file() else None)
+
+
 def evaluate_phone(args: argparse.Namespace, reader: PhotoReader) -> None:
     """Let phone photos ask for all products, and report."""
     shape = reader.contract.photo_shape
@@ -258,7 +353,7 @@ def evaluate_phone(args: argparse.Namespace, reader: PhotoReader) -> None:
     if args.queries is not None and args.queries < len(phone):
         drawn = np.sort(np.random.default_rng(args.seed).choice(len(phone), args.queries, replace=False))
         phone = phone.subset(drawn.tolist())
-    data = load_products(args.data, **shape)
+    data = stored_products(args.data, args.run, **shape)
     words, asking = reader.words(phone), reader.embeddings(phone)
     paper = reader.words(phone, rule=QueryRule.LAST_TWO_WORDS)
     gallery = _gallery(args.run, reader, data.products, reader.embeddings(data))
@@ -288,9 +383,7 @@ def calibrate_settings(args: argparse.Namespace, reader: PhotoReader) -> None:
 
         def ranked_by(embeddings: Sequence[npt.NDArray[np.float32] | None]) -> RankAll:
             asked = zip(tqdm(ready.queries, desc="candidates", unit="query"), embeddings, strict=True)
-            seen = [
-                gallery.candidates(query.words.query, count, embedding) for query, embedding in asked
-            ]
+            seen = [gallery.candidates(query.words.query, count, embedding) for query, embedding in asked]
             return lambda limits: [
                 gallery.answered(query, query.words, found, limits)
                 for query, found in zip(ready.queries, seen, strict=True)
@@ -350,6 +443,10 @@ def main() -> int:
         return 0
     if args.phone is not None:
         evaluate_phone(args, reader)
+    elif args.title_style is not None:
+        evaluate_styles(args, reader)
+    elif args.choose_baselines:
+        choose_baselines(args, reader)
     else:
         (calibrate_settings if args.calibrate else evaluate)(args, reader)
     return 0

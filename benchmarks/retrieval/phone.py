@@ -17,13 +17,12 @@ import numpy.typing as npt
 
 from benchmarks.common.report import markdown_table
 from benchmarks.retrieval.metrics import Floats, judge
-from benchmarks.retrieval.systems import OURS, VISUAL, Ranking
+from benchmarks.retrieval.systems import OURS, VISUAL, WORDS, Ranking
 from benchmarks.retrieval.table import interval, percent
 from training.phone_accuracy import SenderBootstrap
 from training.phone_photos import GARMENTS, PhonePhoto
 from training.prepare_data import Product
 
-WORDS = "two words"
 SYSTEMS = (VISUAL, WORDS, OURS)  # of `systems.systems`
 METRICS = ("P@1", "P@5", "P@10", "nDCG@10")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from benchmarks.retrieval.baseline_features import cnn_features, descriptors
+from benchmarks.retrieval.baselines import BaselineInputs
 from captioner.caption_tokenizer import CaptionTokenizer
 from captioner.captions import Caption, CaptionAlternative, Word, WordAlternative
 from captioner.decoding import DecodingOptions
@@ -48,7 +50,7 @@ class Embeddings:
 
 
 class PhotoReader:
-    """Embeds and captions photos, unless a file has the results.
+    """Embeds and captions photos, and describes them for the baselines, unless a file has the results.
 
     Args:
         repository: folder of the models, as `export.install_models` writes it.
@@ -84,7 +86,7 @@ class PhotoReader:
                 states, embedding = self._captioner.encode(batch)
                 served.append(embedding)
                 patch_mean.append(states[:, 1:].mean(axis=1))  # position 0 is CLS
-            with _new_file(path) as scratch:
+            with new_file(path) as scratch:
                 np.savez(scratch, served=np.concatenate(served), patch_mean=unit_length(np.concatenate(patch_mean)))
         with np.load(path) as stored:
             return Embeddings(stored["served"], stored["patch_mean"])
@@ -96,9 +98,37 @@ class PhotoReader:
         if not path.exists():
             what = "captions" if num_beams == 1 else f"captions, {num_beams} beams"
             records = [_record(one) for batch in _batches(data, what) for one in self._words(batch, num_beams, rule)]
-            with _new_file(path) as scratch:
+            with new_file(path) as scratch:
                 scratch.write_text(json.dumps(records), encoding="utf-8")
         return [_photo_words(record) for record in json.loads(path.read_text(encoding="utf-8"))]
+
+    def captions(self, data: Photos) -> list[str]:
+        """Return the greedy captions of all photos as they were decoded, in their order."""
+        path = self._folder / f"captions-{self._key(data)}.json"
+        if not path.exists():
+            texts = []
+            for batch in _batches(data, "captions"):
+                for hypotheses in self._captioner.caption(batch, DecodingOptions(max_tokens=self.contract.max_tokens)):
+                    texts.append(self._tokenizer.text([token.token for token in hypotheses[0].tokens]))
+            with new_file(path) as scratch:
+                scratch.write_text(json.dumps(texts), encoding="utf-8")
+        stored: list[str] = json.loads(path.read_text(encoding="utf-8"))
+        return stored
+
+    def baseline_inputs(self, data: Photos, pretrained: Path | None) -> BaselineInputs:
+        """Return what the baselines read; without `pretrained`, the weights' file, nothing of the ImageNet CNN."""
+        cnn = {} if pretrained is None else self._features("cnn", data, lambda: cnn_features(data.pixels, pretrained))
+        return BaselineInputs(
+            cnn, self._features("descriptors", data, lambda: descriptors(data.pixels)), self.captions(data)
+        )
+
+    def _features(self, name: str, data: Photos, make: Callable[[], dict[str, Floats]]) -> dict[str, Floats]:
+        path = self._folder / f"{name}-{_digest(data)}.npz"
+        if not path.exists():
+            with new_file(path) as scratch:
+                np.savez(scratch, **{key: rows.astype(np.float16) for key, rows in make().items()})
+        with np.load(path) as stored:
+            return {key: unit_length(stored[key].astype(np.float32)) for key in stored.files}
 
     def _words(self, pixels: npt.NDArray[np.uint8], num_beams: int, rule: QueryRule) -> Iterator[PhotoWords]:
         options = DecodingOptions(num_beams=num_beams, max_tokens=self.contract.max_tokens)
@@ -109,10 +139,14 @@ class PhotoReader:
             yield photo_words(decoded, self._tokenizer, self._query_classes, rule)
 
     def _key(self, data: Photos) -> str:
-        digest = hashlib.sha256(self._models.encode())
-        digest.update(np.ascontiguousarray(data.pixels).data)
-        digest.update(str(data.pixels.shape).encode())
-        return digest.hexdigest()[:16]
+        return _digest(data, self._models)
+
+
+def _digest(data: Photos, models: str = "") -> str:
+    digest = hashlib.sha256(models.encode())
+    digest.update(np.ascontiguousarray(data.pixels).data)
+    digest.update(str(data.pixels.shape).encode())
+    return digest.hexdigest()[:16]
 
 
 def _batches(data: Photos, what: str) -> Iterator[npt.NDArray[np.uint8]]:
@@ -121,7 +155,7 @@ def _batches(data: Photos, what: str) -> Iterator[npt.NDArray[np.uint8]]:
 
 
 @contextmanager
-def _new_file(path: Path) -> Iterator[Path]:
+def new_file(path: Path) -> Iterator[Path]:
     """Yield a temporary name, which becomes `path` after the block.
 
     An interrupted run must not leave a part of a file under the name of a whole one.

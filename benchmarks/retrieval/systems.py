@@ -41,9 +41,11 @@ NO_FILTER = -1.0  # cosine
 _BATCH = 2000  # products a transaction
 
 VISUAL = "visual only"
+WORDS = "two words"
 PATCH_MEAN = "visual only, mean of patches"
 WHITENED = "visual only, whitened"
 OURS = "ours: words and looks"
+OURS_BY_WORDS = "ours, candidates by words alone, as on the web"
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,11 +140,27 @@ class SearchedGallery:
         hypotheses = photo_hypotheses(
             said.caption, said.rule, query.embedding, found, limits.neighbour_weight, said.distribution
         )
-        reading = None
-        if self._reader is not None and said.query.text:
-            own = caption_query_hypotheses(said.caption, said.rule, said.distribution)
-            reading = self._reader.of_photo(query.embedding, said.query, own, found, limits)
-        return self.reranked(query, said.query, hypotheses, seen, limits, reading)
+        own = caption_query_hypotheses(said.caption, said.rule, said.distribution)
+        return self.reranked(
+            query, said.query, hypotheses, seen, limits, self.photo_reading(query, said.query, own, seen, limits)
+        )
+
+    def photo_reading(
+        self,
+        query: Query,
+        words: Words,
+        own: QueryHypotheses,
+        seen: Sequence[InspectedCandidate],
+        limits: RefinementLimits,
+    ) -> ProductReading | None:
+        """Return what titles are expected to name; None where their words are compared."""
+        if self._reader is None or not words.text:
+            return None
+        return self._reader.of_photo(query.embedding, words, own, [one.candidate for one in seen], limits)
+
+    def query_reading(self, words: Words, limits: RefinementLimits) -> ProductReading | None:
+        """Return what titles are expected to name if the words are certain."""
+        return None if self._reader is None or not words.text else self._reader.of_query(words, limits)
 
 
 @dataclass(frozen=True)
@@ -171,10 +189,17 @@ def systems(
     def filtered(query: Query, filters: RefinementLimits) -> Ranking:
         words = query.words.query
         seen = gallery.candidates(words, most, None)
-        return gallery.reranked(query, words, QueryHypotheses.certain(words), seen, filters)
+        reading = gallery.query_reading(words, filters)
+        return gallery.reranked(query, words, QueryHypotheses.certain(words), seen, filters, reading)
 
     def ours(query: Query, said: PhotoWords, weights: RefinementLimits = limits) -> Ranking:
         return gallery.answered(query, said, gallery.candidates(said.query, most, query.embedding), weights)
+
+    def by_words_alone(query: Query, words: Words) -> Ranking:
+        return gallery.answered(query, replace(query.words, query=words), gallery.candidates(words, most, None), limits)
+
+    def salient(query: Query) -> Words:
+        return Words.of_caption(query.words.caption.text, QueryRule.SALIENT)
 
     def whole(query: Query) -> PhotoWords:
         caption = query.paper.caption
@@ -183,7 +208,8 @@ def systems(
 
     def certain(query: Query, words: Words) -> Ranking:
         seen = gallery.candidates(words, most, query.embedding)
-        return gallery.reranked(query, words, QueryHypotheses.certain(words), seen, limits)
+        reading = gallery.query_reading(words, limits)
+        return gallery.reranked(query, words, QueryHypotheses.certain(words), seen, limits, reading)
 
     def named_by_neighbours(query: Query) -> Ranking:
         # As ours, with the likeliest name of the neighbours instead of the caption: it needs no captioner.
@@ -191,17 +217,23 @@ def systems(
         if names is None:
             return []
         words = names.hypotheses[0].query
-        return gallery.reranked(query, words, names, gallery.candidates(words, most, query.embedding), limits)
+        seen = gallery.candidates(words, most, query.embedding)
+        alone = replace(limits, neighbour_weight=1.0)
+        reading = gallery.photo_reading(query, words, names, seen, alone)
+        return gallery.reranked(query, words, names, seen, alone, reading)
 
     return {
         VISUAL: lambda query: gallery.by_looks(query.embedding, count),
         PATCH_MEAN: lambda query: nearest(patch_mean, query.patch_mean, count),
         WHITENED: lambda query: nearest(whitened, whitening(query.embedding[None])[0], count),
-        "two words": lambda query: gallery.by_words(query.words.query, count),
+        WORDS: lambda query: gallery.by_words(query.words.query, count),
+        "two words, salient": lambda query: gallery.by_words(salient(query), count),
         "two words, the caption's last (the paper)": lambda query: gallery.by_words(query.paper.query, count),
         "two words + visual filter": lambda query: filtered(query, visual_filter),
         "two words + semantic filter": lambda query: filtered(query, semantic_filter),
         OURS: lambda query: ours(query, query.words),
+        OURS_BY_WORDS: lambda query: by_words_alone(query, query.words.query),
+        "the same, salient": lambda query: by_words_alone(query, salient(query)),
         "ours, the caption's last two words": lambda query: ours(query, query.paper),
         "ours with beams": lambda query: ours(query, query.beams),
         "ours, without neighbours' names": lambda query: ours(query, query.words, weights=caption_alone),

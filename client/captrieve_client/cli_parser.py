@@ -22,7 +22,7 @@ from captrieve_client.connection import (
 COMMAND = "captrieve"
 SHELLS = ("bash", "zsh", "fish")
 
-_QUERY_RULES = ("likeliest-words", "last-two-words", "full-caption")
+_QUERY_RULES = ("likeliest-words", "last-two-words", "full-caption", "salient")
 _SHEET_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
@@ -288,7 +288,7 @@ def _add_query_rule(group: argparse._ArgumentGroup) -> argparse._MutuallyExclusi
     rule.add_argument(
         "--query-rule",
         choices=_QUERY_RULES,
-        help="how the query is derived (default: the first of these that the gateway's model supports)",
+        help="how the query is derived (default: the gateway's, usually the first of these that its model supports)",
     )
     return rule
 

@@ -11,13 +11,14 @@ from grpc_health.v1 import health_pb2
 
 from captrieve_client._generated import search_pb2
 
-QueryRuleName = Literal["likeliest_words", "last_two_words", "full_caption"]
+QueryRuleName = Literal["likeliest_words", "last_two_words", "full_caption", "salient"]
 
 _QUERY_RULES: dict[str | None, search_pb2.QueryRule] = {
     None: search_pb2.QUERY_RULE_UNSPECIFIED,
     "likeliest_words": search_pb2.QUERY_RULE_LIKELIEST_WORDS,
     "last_two_words": search_pb2.QUERY_RULE_LAST_TWO_WORDS,
     "full_caption": search_pb2.QUERY_RULE_FULL_CAPTION,
+    "salient": search_pb2.QUERY_RULE_SALIENT,
 }
 
 
@@ -111,6 +112,7 @@ class Query:
     query_rule: str = ""  # "likeliest_words", ...; empty with `query_override`
     confidence: float | None = None  # that the photo shows a product, 0 to 1; None if the gateway cannot tell
     unsure_reason: str = ""  # set if the confidence is below one half
+    paper_query: str = ""  # by the rule "last_two_words", set if its words differ from `text`
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +214,7 @@ class SearchAnswer:
     no_product_probability: float = 0.0  # by the query head alone; 0 if the model has none
     confidence: float | None = None  # that the photo shows a product, 0 to 1; None if the gateway cannot tell
     unsure_reason: str = ""  # set if the confidence is below one half: the answer is a guess
+    paper_query: str = ""  # by the rule "last_two_words", set if its words differ from `query`
     excluded: tuple[str, ...] = ()  # the words that no result's title may have
 
 
@@ -227,6 +230,7 @@ class CaptionAnswer:
     no_product_probability: float = 0.0  # by the query head alone; 0 if the model has none
     confidence: float | None = None  # that the photo shows a product, 0 to 1; None if the gateway cannot tell
     unsure_reason: str = ""  # set if the confidence is below one half: the answer is a guess
+    paper_query: str = ""  # by the rule "last_two_words", set if its words differ from `query`
 
 
 # A streamed search yields, in this order: one Caption (none with `query_override`), one Query, the
@@ -340,6 +344,7 @@ def caption_answer(message: search_pb2.CaptionResponse) -> CaptionAnswer:
         no_product_probability=_decimal(message.no_product_probability),
         confidence=_decimal(message.confidence) if message.HasField("confidence") else None,
         unsure_reason=message.unsure_reason,
+        paper_query=message.paper_query,
     )
 
 
@@ -384,6 +389,7 @@ def search_answer(message: search_pb2.SearchResponse) -> SearchAnswer:
         no_product_probability=_decimal(message.no_product_probability),
         confidence=_decimal(message.confidence) if message.HasField("confidence") else None,
         unsure_reason=message.unsure_reason,
+        paper_query=message.paper_query,
         excluded=tuple(message.excluded),
     )
 
@@ -409,6 +415,7 @@ def search_event(message: search_pb2.SearchEvent, results: list[Result]) -> Sear
             query_rule=_rule_name(message.query_rule),
             confidence=_decimal(message.confidence) if message.HasField("confidence") else None,
             unsure_reason=message.unsure_reason,
+            paper_query=message.paper_query,
         )
     if kind == "result":
         results.append(_result(message.result))

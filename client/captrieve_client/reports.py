@@ -114,9 +114,10 @@ def readings_text(readings: Sequence[Reading]) -> str:
 
 
 def rule_text(answer: SearchAnswer) -> str:
-    """How the query was made: "likeliest words", "likeliest words, colour given"; empty with `query_override`."""
+    """How the query was made, e.g. "salient, colour given; last two words: blue shirt"; empty with `query_override`."""
     rule, given = answer.query_rule.replace("_", " "), _given_text(answer)
-    return f"{rule}, {given}" if rule and given else rule
+    rule = f"{rule}, {given}" if rule and given else rule
+    return f"{rule}; last two words: {printable(answer.paper_query)}" if rule and answer.paper_query else rule
 
 
 def _given_text(answer: SearchAnswer) -> str:
@@ -255,6 +256,7 @@ def search_record(photo: str, answer: SearchAnswer, *, explain: bool) -> dict[st
         "words": [] if caption is None else _word_records(caption),
         "query": answer.query,
         "query_rule": answer.query_rule,
+        "paper_query": answer.paper_query,
         "word_override": dataclasses.asdict(answer.word_override),
         "excluded": list(answer.excluded),
         "no_product_probability": answer.no_product_probability,
@@ -291,6 +293,7 @@ def caption_record(photo: str, answer: CaptionAnswer) -> dict[str, object]:
         "words": _word_records(answer.caption),
         "query": answer.query,
         "query_rule": answer.query_rule,
+        "paper_query": answer.paper_query,
         "no_product_probability": answer.no_product_probability,
         "confidence": answer.confidence,
         "unsure_reason": answer.unsure_reason,

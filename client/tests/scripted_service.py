@@ -101,6 +101,7 @@ class ScriptedService(search_pb2_grpc.SearchServiceServicer):
             no_product_probability=self.answer.no_product_probability,
             confidence=self.answer.confidence if self.answer.HasField("confidence") else None,
             unsure_reason=self.answer.unsure_reason,
+            paper_query=self.answer.paper_query,
         )
 
     def _begin(

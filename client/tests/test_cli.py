@@ -40,9 +40,8 @@ from scripted_service import (
 
 Code = grpc.StatusCode
 SEARCH_KEYS = [
-    "photo", "caption", "words", "query", "query_rule", "word_override", "excluded",
-    "no_product_probability", "confidence",
-    "unsure_reason", "readings", "provider", "results", "counts",
+    "photo", "caption", "words", "query", "query_rule", "paper_query", "word_override", "excluded",
+    "no_product_probability", "confidence", "unsure_reason", "readings", "provider", "results", "counts",
     "nearest_miss", "empty_reason", "timings_ms", "degraded", "model",
 ]  # fmt: skip
 RESULT_KEYS = [
@@ -50,7 +49,8 @@ RESULT_KEYS = [
     "score", "reason", "duplicates", "picture_words",
 ]  # fmt: skip
 CAPTION_KEYS = [
-    "photo", "caption", "words", "query", "query_rule", "no_product_probability", "confidence", "unsure_reason",
+    "photo", "caption", "words", "query", "query_rule", "paper_query", "no_product_probability", "confidence",
+    "unsure_reason",
     "log_probability", "complete", "timings_ms", "model",
 ]  # fmt: skip
 
@@ -153,7 +153,7 @@ def test_search_sends_what_its_flags_say(service: ScriptedService, address: str,
     )
 
 
-@pytest.mark.parametrize("rule", ["likeliest-words", "last-two-words", "full-caption"])
+@pytest.mark.parametrize("rule", ["likeliest-words", "last-two-words", "full-caption", "salient"])
 def test_query_rule_is_sent(service: ScriptedService, address: str, photo: str, rule: str) -> None:
     assert cli.main(["search", photo, "--query-rule", rule]) == 0
     assert cli.main(["caption", photo, "--query-rule", rule]) == 0
@@ -185,7 +185,7 @@ def test_region_that_is_none_is_bad_use(text: str, says: str, capsys: pytest.Cap
 def test_unknown_query_rule_is_bad_use(capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(["search", "x.jpg", "--query-rule", "first-word"], capsys)
     assert line.startswith("error: argument --query-rule: invalid choice: 'first-word' (choose from ")
-    assert all(rule in line for rule in ("likeliest-words", "last-two-words", "full-caption"))
+    assert all(rule in line for rule in ("likeliest-words", "last-two-words", "full-caption", "salient"))
     assert "not allowed with" in refused(["search", "x", "--query-rule", "last-two-words", "--full-caption"], capsys)
 
 

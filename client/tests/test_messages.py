@@ -179,6 +179,7 @@ def test_query_event_says_what_the_photo_alone_says(search_client: SearchClient,
         query_rule=search_pb2.QUERY_RULE_LIKELIEST_WORDS,
         confidence=0.25,
         unsure_reason="the words are a guess",
+        paper_query="turtle shirt",
     )
     query = next(event for event in search_client.stream_search(b"photo") if isinstance(event, Query))
     assert query == Query(
@@ -187,6 +188,7 @@ def test_query_event_says_what_the_photo_alone_says(search_client: SearchClient,
         query_rule="likeliest_words",
         confidence=0.25,
         unsure_reason="the words are a guess",
+        paper_query="turtle shirt",
     )
 
 
@@ -228,7 +230,9 @@ def test_explained_answer_lists_what_was_dropped(service: ScriptedService, searc
 
 
 def test_unknown_query_rule_names_the_known_ones(search_client: SearchClient) -> None:
-    with pytest.raises(ValueError, match=r"'first_word'.*'likeliest_words', 'last_two_words', 'full_caption'"):
+    with pytest.raises(
+        ValueError, match=r"'first_word'.*'likeliest_words', 'last_two_words', 'full_caption', 'salient'"
+    ):
         search_client.search(b"photo", query_rule="first_word")  # type: ignore[arg-type]
 
 

@@ -33,6 +33,7 @@ _QUERY_RULES: dict[int, QueryRule] = {
     search_pb2.QUERY_RULE_LAST_TWO_WORDS: QueryRule.LAST_TWO_WORDS,
     search_pb2.QUERY_RULE_FULL_CAPTION: QueryRule.FULL_CAPTION,
     search_pb2.QUERY_RULE_LIKELIEST_WORDS: QueryRule.LIKELIEST_WORDS,
+    search_pb2.QUERY_RULE_SALIENT: QueryRule.SALIENT,
 }
 
 # Message of search.proto -> its fields that are checked here.
@@ -122,14 +123,14 @@ def decoding_options(asked: RequestValues, contract: ModelContract) -> DecodingO
     )
 
 
-def query_rule(asked: RequestValues, contract: ModelContract) -> QueryRule:
-    """Return how to make the query; if the caller does not say, the best rule that the model supports.
+def query_rule(asked: RequestValues, contract: ModelContract, config: GatewayConfig) -> QueryRule:
+    """Return how to make the query; if the caller does not say, by the setting or the best rule of the model.
 
     Raises:
         BadRequestError: the model cannot follow the rule.
     """
     has_head = contract.num_queries > 0
-    rule = asked.query_rule
+    rule = asked.query_rule or (QueryRule(config.query_rule) if config.query_rule else None)
     if rule is None:
         return QueryRule.LIKELIEST_WORDS if has_head else QueryRule.LAST_TWO_WORDS
     if rule is QueryRule.LIKELIEST_WORDS and not has_head:
@@ -157,7 +158,7 @@ def search_options(asked: RequestValues, contract: ModelContract, config: Gatewa
     override, excluded = _query_override(asked)
     return SearchOptions(
         decoding=decoding_options(asked, contract),
-        query_rule=query_rule(asked, contract),
+        query_rule=query_rule(asked, contract, config),
         query_override=override,
         override_colour=_word_override(asked, "colour", asked.colour),
         override_product_type=_word_override(asked, "thing", asked.thing),
@@ -207,7 +208,7 @@ def _query_override(asked: RequestValues) -> tuple[Query | None, list[str]]:
     wanted = " ".join(_EXCLUSION.sub(" ", text).split())
     if not words_of(wanted) and excluded:
         raise BadRequestError(f"{name} is {text[:40]!r}, which only excludes words: give a word to search for, too")
-    return Query.of(wanted), excluded
+    return Query.typed(wanted), excluded
 
 
 def _excluded(asked: RequestValues, more: list[str]) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ _QUERY_RULES = {
     QueryRule.LAST_TWO_WORDS: search_pb2.QUERY_RULE_LAST_TWO_WORDS,
     QueryRule.FULL_CAPTION: search_pb2.QUERY_RULE_FULL_CAPTION,
     QueryRule.LIKELIEST_WORDS: search_pb2.QUERY_RULE_LIKELIEST_WORDS,
+    QueryRule.SALIENT: search_pb2.QUERY_RULE_SALIENT,
 }
 _VERDICTS = {verdict: f"VERDICT_{verdict.name}" for verdict in Verdict}
 
@@ -66,7 +67,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         with self._admission.admitted():
             asked = request_values(request)
             decoding = decoding_options(asked, self._contract)
-            rule = query_rule(asked, self._contract)
+            rule = query_rule(asked, self._contract, self._config)
             deadline = self._admission.deadline(context)
             answer = await self._pipeline.caption(request.photo, decoding, rule, deadline, region(asked))
         return _caption_response(answer, self._model)
@@ -88,6 +89,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
                     query=event.query.text,
                     readings=_readings(event.hypotheses),
                     query_rule=_QUERY_RULES[event.query_rule],
+                    paper_query=event.paper_query,
                     **_confidence(event.confidence),
                 )
             case ScoredResult():
@@ -112,6 +114,7 @@ def _caption_response(answer: CaptionAnswer, model: str) -> search_pb2.CaptionRe
         timings=_timings(answer.timings_ms),
         model=model,
         query_rule=_QUERY_RULES[answer.query_rule],
+        paper_query=answer.paper_query,
         no_product_probability=answer.no_product_probability,
         **_confidence(answer.confidence),
     )
@@ -134,6 +137,7 @@ def _search_response(
         readings=_readings(answer.hypotheses),
         excluded=answer.excluded,
         query_rule=_QUERY_RULES[answer.query_rule],
+        paper_query=answer.paper_query,
         no_product_probability=answer.no_product_probability,
         **_confidence(answer.confidence),
     )

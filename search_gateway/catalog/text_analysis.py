@@ -11,6 +11,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from captioner.foreign_words import english
+
 # A query has two words by default and a whole caption at most; longer ones are cut.
 MAX_QUERY_CHARACTERS = 1000
 MAX_QUERY_WORDS = 24
@@ -38,11 +40,11 @@ def one_line(text: str) -> str:
 
 
 def index_words(title: str) -> str:
-    """Return the words of a title that are indexed: without hyphens, and also the parts of hyphenated words."""
+    """Return the words of a title that are indexed: without hyphens, and the parts of hyphenated words, and English."""
     indexed: list[str] = []
     for word in _plain_words(title):
         indexed += [_joined(word), *_parts(word)]
-    return " ".join(indexed)
+    return " ".join([*indexed, *(known for word in indexed if (known := english(word)))])
 
 
 def query_phrases(words: Sequence[str]) -> list[str]:
@@ -50,7 +52,8 @@ def query_phrases(words: Sequence[str]) -> list[str]:
     phrases: list[str] = []
     for word in _plain_words(" ".join(words)[:MAX_QUERY_CHARACTERS]):
         # Joined as in the index, or its parts in sequence, so that "off-white" also finds "Off White".
-        alternatives = [_joined(word), " ".join(_parts(word))]
+        # "handtasche" also finds handbags, in a German catalogue Handtaschen.
+        alternatives = [_joined(word), " ".join(_parts(word)), english(word) or ""]
         phrases.append(" OR ".join(f'"{text}"' for text in alternatives if text))
     return list(dict.fromkeys(phrases))[:MAX_QUERY_WORDS]
 
@@ -72,8 +75,11 @@ def _joined(word: str) -> str:
 
 
 def _parts(word: str) -> list[str]:
-    """Return the parts of a hyphenated word that can stand alone: both of "off-white", none of "g-shock"."""
+    """Return the parts of a hyphenated word that can stand alone: both of "off-white", none of "g-shock".
+
+    With more than two parts it is likely a title as it stands in addresses: "nike-men-blue-t-shirt".
+    """
     parts = [part for part in word.split("-") if part]
-    if len(parts) < 2 or min(map(len, parts)) < 2:
+    if len(parts) < 2 or (len(parts) == 2 and min(map(len, parts)) < 2):
         return []
-    return [_joined(part) for part in parts]
+    return [_joined(part) for part in _T_SHIRT.sub("t", " ".join(parts)).split()]

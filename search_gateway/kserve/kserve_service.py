@@ -70,7 +70,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         observer: Observer | None = None,
     ):
         self._observer = observer or Observer()
-        served: tuple[ServedModel, ...] = (CaptionModel(pipeline), SearchModel(pipeline, config))
+        served: tuple[ServedModel, ...] = (CaptionModel(pipeline, config), SearchModel(pipeline, config))
         self._models = {model.declaration.name: model for model in served}
         self._statistics = {name: ModelStatistics(model) for name, model in MODELS.items()}
         self._admission = admission

@@ -56,6 +56,7 @@ CAPTION = ModelDeclaration(
         Tensor("LOG_PROBABILITY", FP32, (1,)),  # of the whole caption, in nats
         Tensor("CONFIDENCE", FP32, (1,)),  # that the photo shows a product; NaN where it is not known
         Tensor("UNSURE_REASON", BYTES, (1,)),  # empty where the confidence is at least one half
+        Tensor("PAPER_QUERY", BYTES, (1,)),  # by the paper's rule; empty where its words are those of QUERY
     ),
 )
 
@@ -70,6 +71,7 @@ SEARCH = ModelDeclaration(
         Tensor("EMPTY_REASON", BYTES, (1,)),  # empty where there are results
         Tensor("CONFIDENCE", FP32, (1,)),  # that the photo shows a product; NaN where it is not known
         Tensor("UNSURE_REASON", BYTES, (1,)),  # empty where the confidence is at least one half
+        Tensor("PAPER_QUERY", BYTES, (1,)),  # by the paper's rule; empty where its words are those of QUERY
         # One element for each result, best first.
         Tensor("TITLE", BYTES, (-1,)),
         Tensor("URL", BYTES, (-1,)),

@@ -61,19 +61,21 @@ class CaptionModel:
 
     declaration = CAPTION
 
-    def __init__(self, pipeline: Pipeline):
+    def __init__(self, pipeline: Pipeline, config: GatewayConfig):
         self._pipeline = pipeline
+        self._config = config
 
     async def infer(self, photos: Sequence[bytes], parameters: Mapping[str, Any], deadline: Deadline) -> Inference:
         """Caption all photos concurrently. If one fails, the others are cancelled, since nothing of them is sent."""
         asked = parameter_values(parameters, CAPTION_PARAMETERS)
         decoding = decoding_options(asked, self._pipeline.contract)
-        rule = query_rule(asked, self._pipeline.contract)
+        rule = query_rule(asked, self._pipeline.contract, self._config)
         answers = await all_of(self._caption(index, photos, decoding, rule, deadline) for index in range(len(photos)))
         return Inference(
             columns={
                 "CAPTION": [answer.caption.text for answer in answers],
                 "QUERY": [answer.query.text for answer in answers],
+                "PAPER_QUERY": [answer.paper_query for answer in answers],
                 "LOG_PROBABILITY": [answer.caption.log_probability for answer in answers],
                 "CONFIDENCE": [_confidence(answer) for answer in answers],
                 "UNSURE_REASON": [_unsure_reason(answer) for answer in answers],
@@ -128,6 +130,7 @@ def _search_columns(answer: SearchAnswer) -> Columns:
     return {
         "CAPTION": ["" if answer.caption is None else answer.caption.text],
         "QUERY": [answer.query.text],
+        "PAPER_QUERY": [answer.paper_query],
         "PROVIDER": [answer.found.provider],
         "EMPTY_REASON": [answer.empty_reason],
         "CONFIDENCE": [_confidence(answer)],

@@ -178,7 +178,8 @@ class ProductReader:
 
     def of_query(self, query: Query, weights: WordWeights) -> ProductReading | None:
         """What a query that the caller gave asks for; None where the reader does not understand it."""
-        said = self._titles.read([query.text])
+        text = " ".join(query.terms)
+        said = self._titles.read([text])
         if query.product_type is None or said.types[0].max() < MIN_MEANT:
             return None
         own = Opinion(WORDS, 1.0, said.types[0])
@@ -245,7 +246,7 @@ class ProductReader:
         )
 
     def _names_colour(self, query: Query) -> bool:
-        return bool(query.colours) or bool(self._titles.read([query.text]).colours[0].max() >= MIN_MEANT)
+        return bool(query.colours) or bool(self._titles.read([" ".join(query.terms)]).colours[0].max() >= MIN_MEANT)
 
     def _own(self, photo: Floats, hypotheses: QueryHypotheses) -> tuple[Floats, Floats]:
         if self._labels is not None:

@@ -15,8 +15,9 @@ from functools import lru_cache
 from importlib import resources
 
 from captioner.colours import Colour, Colours
-from captioner.query import T_SHIRT, Query, words_of
-from captioner.word_folding import fold
+from captioner.foreign_words import english
+from captioner.query import Query, words_of
+from captioner.word_folding import T_SHIRT, fold
 
 _JOINTS = re.compile(r"[\W_]+")
 _REMEMBERED_WORDS = 10_000
@@ -50,9 +51,10 @@ class Synonyms:
         return not self.meanings(one).isdisjoint(self.meanings(other))
 
     def _meanings(self, word: str) -> frozenset[str | int]:
-        """Return what words with the same meaning share: the folded word and the numbers of its groups."""
+        """Return what words with the same meaning share: the word, its English (both folded), its groups' numbers."""
         folded = fold(word)
-        return frozenset({folded, *self._groups.get(folded, ())})
+        own = {folded, fold(english(word) or word)}
+        return frozenset(own.union(*(self._groups.get(one, ()) for one in own)))
 
 
 @dataclass(frozen=True, kw_only=True)

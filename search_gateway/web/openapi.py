@@ -225,7 +225,14 @@ def _schemas() -> dict[str, Schema]:
         "complete": {"type": "boolean"},
     }
     confidence = {"confidence": _OPTIONAL_SHARE, "unsure_reason": _TEXT}
-    query = {"query": _TEXT, "query_rule": {"type": "string", "enum": ["", *request_options.RULES]}}
+    query = {
+        "query": _TEXT,
+        "query_rule": {"type": "string", "enum": ["", *request_options.RULES]},
+        "paper_query": {
+            "type": "string",
+            "description": "by the paper's rule, where its words differ from the query's",
+        },
+    }
     timings: Schema = {"type": "object", "additionalProperties": _NUMBER}
     verdicts = [name.removeprefix("VERDICT_").lower() for name in search_pb2.Verdict.keys()[1:]]
     result = _object(

@@ -26,6 +26,7 @@ def caption_answer(message: search_pb2.CaptionResponse, photo_name: str) -> Reco
         **_caption(message.caption),
         "query": message.query,
         "query_rule": _rule_name(message.query_rule),
+        "paper_query": message.paper_query,
         "no_product_probability": _decimal(message.no_product_probability),
         **_confidence(message),
         "timings_ms": _timings(message.timings),
@@ -39,6 +40,7 @@ def caption_event(caption: search_pb2.Caption | None, event: search_pb2.SearchEv
         **(_no_caption() if caption is None else _caption(caption)),
         "query": event.query,
         "query_rule": _rule_name(event.query_rule),
+        "paper_query": event.paper_query,
         "readings": _readings(event.readings),
         **_confidence(event),
     }
@@ -64,6 +66,7 @@ def search_answer(
         "words": [] if caption is None else _words(caption),
         "query": message.query,
         "query_rule": _rule_name(message.query_rule),
+        "paper_query": message.paper_query,
         "word_override": {
             name: getattr(override, name) if override.HasField(name) else None for name in ("colour", "thing")
         },

@@ -13,6 +13,7 @@ from benchmarks.query_rules import Reading, phone_figure, rules, studio_figures
 from captioner.query_distribution import CaptionHypothesis, QueryDistribution
 from tests.conftest import ROOT
 from training.phone_photos import PhonePhoto
+from training.prepare_data import Product
 
 
 def captions(*texts: str) -> list[CaptionHypothesis]:
@@ -37,13 +38,25 @@ def test_rules_choose_what_they_are_named_for() -> None:
     assert chosen["4 beams, summed by their last two words"] in ("red bag", "red bags")
     assert chosen["query head"] == "sports shoes"
     assert chosen["head 0.9, 8 beams 0.1"] == "red bag", "0.36 + 0.1 against 0.45"
+    assert chosen["salient, greedy"] == "black cap"
+    assert chosen["salient, caption that ends with the head's query"] == "sports shoes"
     assert set(rules(with_head=False)) < set(chosen)
     assert not any("head" in name for name in rules(with_head=False))
 
 
 def test_figures_fold_words() -> None:
-    figures = studio_figures(["blue t-shirts", "watch"], ["Nike Blue Tshirt", "Titan Black Watch"])
-    assert figures == {"last word": 1.0, "last two words": 0.5}
+    products = [
+        Product("1", "Nike Blue Tshirt", "Tshirts", "Blue", "Men"),
+        Product("2", "Titan Black Watch", "Watches", "Black", "Men"),
+    ]
+    assert studio_figures(["blue t-shirts", "watch"], ["blue tshirt", "3 watch"], products) == {
+        "last word": 1.0,
+        "last two words": 0.5,
+        "type": 1.0,
+        "colour": 0.5,
+        "with a number": 0.0,
+        "other than the paper's": 0.5,
+    }
     photos = [PhonePhoto("a", "1", "Shoes", False), PhonePhoto("b", "1", "Hat", False)]
     assert phone_figure(["black sneakers", "red shoes"], photos) == 0.5
 

@@ -145,3 +145,25 @@ def test_other_rules_leave_the_caption_as_it_was_decoded(rule: QueryRule, query:
 def test_model_without_a_head_has_no_distribution() -> None:
     words = read("Puma Red Dress", classes=(), rule=QueryRule.LAST_TWO_WORDS)
     assert (words.query.text, words.distribution, words.no_product_probability) == ("red dress", None, 0.0)
+
+
+def test_salient_query_is_colour_and_thing_of_the_caption_that_ends_with_the_likeliest_query() -> None:
+    classes = ("", "track pants", "blue shirt")
+    words = read("Puma Men Black Pants", rule=QueryRule.SALIENT, classes=classes, track_pants=0.7, blue_shirt=0.3)
+    assert (words.caption.text, words.query.text) == ("Puma Men Track Pants", "track pants")
+    words = read("Puma Men Black Track Pants", rule=QueryRule.SALIENT, classes=classes, track_pants=1.0)
+    assert (words.query.text, words.rule) == ("black track pants", QueryRule.SALIENT)
+    assert words.caption.text == "Puma Men Black Track Pants"
+
+
+def test_salient_query_of_a_model_without_a_query_head_is_that_of_the_decoded_caption() -> None:
+    words = read("Turtle Check Men Navy Blue Shirt", rule=QueryRule.SALIENT, classes=())
+    assert (words.query.text, words.paper_query) == ("navy blue shirt", "blue shirt")
+
+
+def test_query_of_the_papers_rule_is_told_only_where_its_words_differ() -> None:
+    shares = {"blue_shirt": 0.75, "navy_shirt": 0.25}
+    assert read("Puma Men Navy Shirt", **shares).paper_query == "navy shirt"
+    assert read("Puma Men Blue Shirts", **shares).paper_query == "", "plurals are the same words"
+    assert read("Puma Men Blue Shirt", rule=QueryRule.LAST_TWO_WORDS, **shares).paper_query == ""
+    assert read("Puma Men Blue Shirt", rule=QueryRule.FULL_CAPTION, **shares).paper_query == "blue shirt"

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from captioner.query import (
     QUERY_WORDS,
+    Query,
     QueryRule,
     caption_with_query,  # isort
     caption_words,

@@ -106,7 +106,7 @@ def test_server_and_models_are_ready_and_described(client: triton.InferenceServe
     assert not client.is_model_ready("gpt2_step")
     assert client.get_server_metadata().name == "captrieve"
     assert [one.name for one in client.get_model_metadata("caption").outputs] == [
-        "CAPTION", "QUERY", "LOG_PROBABILITY", "CONFIDENCE", "UNSURE_REASON",
+        "CAPTION", "QUERY", "LOG_PROBABILITY", "CONFIDENCE", "UNSURE_REASON", "PAPER_QUERY",
     ]  # fmt: skip
     assert client.get_model_config("caption").config.max_batch_size == 32
     assert [one.name for one in client.get_model_repository_index().models] == ["caption", "search"]

@@ -37,6 +37,7 @@ CAPTION: Record = {
     "complete": True,
     "query": "red handbag",
     "query_rule": "likeliest_words",
+    "paper_query": "",
     "readings": [
         {"query": "red handbag", "probability": 0.9},
         {"query": "maroon handbag", "probability": 0.05},

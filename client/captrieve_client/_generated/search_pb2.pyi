@@ -13,6 +13,7 @@ class QueryRule(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     QUERY_RULE_LAST_TWO_WORDS: _ClassVar[QueryRule]
     QUERY_RULE_FULL_CAPTION: _ClassVar[QueryRule]
     QUERY_RULE_LIKELIEST_WORDS: _ClassVar[QueryRule]
+    QUERY_RULE_SALIENT: _ClassVar[QueryRule]
 
 class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -28,6 +29,7 @@ QUERY_RULE_UNSPECIFIED: QueryRule
 QUERY_RULE_LAST_TWO_WORDS: QueryRule
 QUERY_RULE_FULL_CAPTION: QueryRule
 QUERY_RULE_LIKELIEST_WORDS: QueryRule
+QUERY_RULE_SALIENT: QueryRule
 VERDICT_UNSPECIFIED: Verdict
 VERDICT_KEPT: Verdict
 VERDICT_DROPPED_VISUAL: Verdict
@@ -154,7 +156,7 @@ class Caption(_message.Message):
     def __init__(self, text: _Optional[str] = ..., words: _Optional[_Iterable[_Union[Word, _Mapping]]] = ..., log_probability: _Optional[float] = ..., complete: _Optional[bool] = ..., alternatives: _Optional[_Iterable[_Union[AlternativeCaption, _Mapping]]] = ...) -> None: ...
 
 class CaptionResponse(_message.Message):
-    __slots__ = ("caption", "query", "timings", "model", "query_rule", "no_product_probability", "confidence", "unsure_reason")
+    __slots__ = ("caption", "query", "timings", "model", "query_rule", "no_product_probability", "confidence", "unsure_reason", "paper_query")
     CAPTION_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
@@ -163,6 +165,7 @@ class CaptionResponse(_message.Message):
     NO_PRODUCT_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     UNSURE_REASON_FIELD_NUMBER: _ClassVar[int]
+    PAPER_QUERY_FIELD_NUMBER: _ClassVar[int]
     caption: Caption
     query: str
     timings: _containers.RepeatedCompositeFieldContainer[StageTime]
@@ -171,7 +174,8 @@ class CaptionResponse(_message.Message):
     no_product_probability: float
     confidence: float
     unsure_reason: str
-    def __init__(self, caption: _Optional[_Union[Caption, _Mapping]] = ..., query: _Optional[str] = ..., timings: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., model: _Optional[str] = ..., query_rule: _Optional[_Union[QueryRule, str]] = ..., no_product_probability: _Optional[float] = ..., confidence: _Optional[float] = ..., unsure_reason: _Optional[str] = ...) -> None: ...
+    paper_query: str
+    def __init__(self, caption: _Optional[_Union[Caption, _Mapping]] = ..., query: _Optional[str] = ..., timings: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., model: _Optional[str] = ..., query_rule: _Optional[_Union[QueryRule, str]] = ..., no_product_probability: _Optional[float] = ..., confidence: _Optional[float] = ..., unsure_reason: _Optional[str] = ..., paper_query: _Optional[str] = ...) -> None: ...
 
 class StageTime(_message.Message):
     __slots__ = ("stage", "milliseconds")
@@ -274,7 +278,7 @@ class Reading(_message.Message):
     def __init__(self, query: _Optional[str] = ..., probability: _Optional[float] = ...) -> None: ...
 
 class SearchResponse(_message.Message):
-    __slots__ = ("caption", "query", "provider", "results", "counts", "nearest_miss", "empty_reason", "timings", "degraded", "dropped", "model", "readings", "query_rule", "no_product_probability", "confidence", "unsure_reason", "word_override", "excluded")
+    __slots__ = ("caption", "query", "provider", "results", "counts", "nearest_miss", "empty_reason", "timings", "degraded", "dropped", "model", "readings", "query_rule", "no_product_probability", "confidence", "unsure_reason", "word_override", "paper_query", "excluded")
     CAPTION_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
@@ -292,6 +296,7 @@ class SearchResponse(_message.Message):
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     UNSURE_REASON_FIELD_NUMBER: _ClassVar[int]
     WORD_OVERRIDE_FIELD_NUMBER: _ClassVar[int]
+    PAPER_QUERY_FIELD_NUMBER: _ClassVar[int]
     EXCLUDED_FIELD_NUMBER: _ClassVar[int]
     caption: Caption
     query: str
@@ -310,11 +315,12 @@ class SearchResponse(_message.Message):
     confidence: float
     unsure_reason: str
     word_override: WordOverride
+    paper_query: str
     excluded: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, caption: _Optional[_Union[Caption, _Mapping]] = ..., query: _Optional[str] = ..., provider: _Optional[str] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., nearest_miss: _Optional[_Union[Result, _Mapping]] = ..., empty_reason: _Optional[str] = ..., timings: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., degraded: _Optional[_Iterable[_Union[Degradation, _Mapping]]] = ..., dropped: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., model: _Optional[str] = ..., readings: _Optional[_Iterable[_Union[Reading, _Mapping]]] = ..., query_rule: _Optional[_Union[QueryRule, str]] = ..., no_product_probability: _Optional[float] = ..., confidence: _Optional[float] = ..., unsure_reason: _Optional[str] = ..., word_override: _Optional[_Union[WordOverride, _Mapping]] = ..., excluded: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, caption: _Optional[_Union[Caption, _Mapping]] = ..., query: _Optional[str] = ..., provider: _Optional[str] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., nearest_miss: _Optional[_Union[Result, _Mapping]] = ..., empty_reason: _Optional[str] = ..., timings: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., degraded: _Optional[_Iterable[_Union[Degradation, _Mapping]]] = ..., dropped: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., model: _Optional[str] = ..., readings: _Optional[_Iterable[_Union[Reading, _Mapping]]] = ..., query_rule: _Optional[_Union[QueryRule, str]] = ..., no_product_probability: _Optional[float] = ..., confidence: _Optional[float] = ..., unsure_reason: _Optional[str] = ..., word_override: _Optional[_Union[WordOverride, _Mapping]] = ..., paper_query: _Optional[str] = ..., excluded: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SearchEvent(_message.Message):
-    __slots__ = ("caption", "query", "result", "summary", "readings", "query_rule", "confidence", "unsure_reason")
+    __slots__ = ("caption", "query", "result", "summary", "readings", "query_rule", "confidence", "unsure_reason", "paper_query")
     CAPTION_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
@@ -323,6 +329,7 @@ class SearchEvent(_message.Message):
     QUERY_RULE_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     UNSURE_REASON_FIELD_NUMBER: _ClassVar[int]
+    PAPER_QUERY_FIELD_NUMBER: _ClassVar[int]
     caption: Caption
     query: str
     result: Result
@@ -331,4 +338,5 @@ class SearchEvent(_message.Message):
     query_rule: QueryRule
     confidence: float
     unsure_reason: str
-    def __init__(self, caption: _Optional[_Union[Caption, _Mapping]] = ..., query: _Optional[str] = ..., result: _Optional[_Union[Result, _Mapping]] = ..., summary: _Optional[_Union[SearchResponse, _Mapping]] = ..., readings: _Optional[_Iterable[_Union[Reading, _Mapping]]] = ..., query_rule: _Optional[_Union[QueryRule, str]] = ..., confidence: _Optional[float] = ..., unsure_reason: _Optional[str] = ...) -> None: ...
+    paper_query: str
+    def __init__(self, caption: _Optional[_Union[Caption, _Mapping]] = ..., query: _Optional[str] = ..., result: _Optional[_Union[Result, _Mapping]] = ..., summary: _Optional[_Union[SearchResponse, _Mapping]] = ..., readings: _Optional[_Iterable[_Union[Reading, _Mapping]]] = ..., query_rule: _Optional[_Union[QueryRule, str]] = ..., confidence: _Optional[float] = ..., unsure_reason: _Optional[str] = ..., paper_query: _Optional[str] = ...) -> None: ...

@@ -167,13 +167,13 @@ function showCaption(data) {
     words.show(null);
   }
   showUnsure(data);
-  showQuery(data.query, data.query_rule);
+  showQuery(data.query, data.query_rule, data.paper_query);
   if (!results.results.length) setText(byId("summary"), "Searching…");
 }
 
-function showQuery(query, rule) {
+function showQuery(query, rule, paper = "") {
   state.query = query;
-  showRule(query, { rule, isOverride: state.words !== null });
+  showRule(query, { rule, paper, isOverride: state.words !== null });
   if (state.own && state.words) words.mark(query);
   words.showReadings(state.readings, query);
   document.title = query ? `${query} - captrieve` : "captrieve";

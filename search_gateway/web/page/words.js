@@ -171,8 +171,9 @@ export class WordsView {
 }
 
 /** How the query was made, and whether the photo may show no product. */
-export function showRule(query, { rule, isOverride }) {
-  setText(byId("rule"), isOverride ? "your words" : rule ? `by the rule: ${rule.replaceAll("_", " ")}` : "");
+export function showRule(query, { rule, paper, isOverride }) {
+  const others = paper ? ` (last two words: “${paper}”)` : "";
+  setText(byId("rule"), isOverride ? "your words" : rule ? `by the rule: ${rule.replaceAll("_", " ")}${others}` : "");
   byId("own-words").hidden = !isOverride;
   const input = byId("query");
   if (document.activeElement !== input || input.dataset.asked === input.value) input.value = query;

@@ -16,7 +16,10 @@ import pytest
 pytest.importorskip("ir_measures", reason="needs the development group")
 
 from benchmarks.retrieval import command
+from benchmarks.retrieval.baselines import CAPTIONS, CONTENT, BaselineChoice
 from benchmarks.retrieval.calibration import BY_WORDS
+from benchmarks.retrieval.style_table import STYLE_SYSTEMS
+from benchmarks.retrieval.systems import OURS
 from captioner.model_contract import ModelContract
 from drawings.draw_samples import training_samples
 from search_gateway.ranking.calibration import RefinementCalibration
@@ -45,7 +48,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def retrieval(data: Path, run: Path, *arguments: str | Path) -> str:
     """What the command prints; in this process, since to start another one takes longer than all else."""
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
-        flags = ["--data", data, "--models", MODELS, "--run", run, "--threads", "1", *arguments]
+        flags = [
+            "--pretrained",
+            "missing",
+            "--data",
+            data,
+            "--models",
+            MODELS,
+            "--run",
+            run,
+            "--threads",
+            "1",
+            *arguments,
+        ]
         patch.setattr(sys, "argv", ["benchmarks.retrieval", *map(str, flags)])
         assert command.main() == 0
     return printed.getvalue()
@@ -61,7 +76,8 @@ def test_run_compares_all_systems_and_is_the_same_again(data: Path, tmp_path: Pa
     assert json.loads(files["output"].read_text(encoding="utf-8")) == record
     asked = record["queries"] + record["queries without a relevant product"]
     assert 0 < asked < PRODUCTS - record["gallery"], "the others of those held back are there to calibrate"
-    assert len(record["systems"]) == 17
+    assert len(record["systems"]) == 22
+    assert {CONTENT, CAPTIONS} < set(record["systems"])
     for row in record["systems"].values():
         assert 0 <= row["nDCG@10"]["low"] <= row["nDCG@10"]["mean"] <= row["nDCG@10"]["high"] <= 1
     # The same questions again, from the kept hypotheses.
@@ -69,6 +85,25 @@ def test_run_compares_all_systems_and_is_the_same_again(data: Path, tmp_path: Pa
     for name, row in record["systems"].items():
         assert {**row, "ms per query": 0} == {**again["systems"][name], "ms per query": 0}
     assert "| ours: words and looks |" in retrieval(data, tmp_path / "run")
+    _styles_are_compared_with_unchanged_titles(data, tmp_path / "run")
+    _baselines_are_chosen(data, tmp_path / "run")
+
+
+def _styles_are_compared_with_unchanged_titles(data: Path, run: Path) -> None:
+    record = json.loads(retrieval(data, run, "--json", "--half", "calibration", "--title-style", "slug"))
+    assert list(record["styles"]) == ["unchanged", "slug"]
+    assert set(record["styles"]["slug"]) == set(STYLE_SYSTEMS)
+    losses = record["styles"]["unchanged"][OURS]["minus unchanged"]
+    assert all(loss["low"] == loss["high"] == 0 for loss in losses.values())
+
+
+def _baselines_are_chosen(data: Path, run: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "BASELINES", run / "baselines.json")
+        retrieval(data, run, "--choose-baselines")
+    record = json.loads((run / "baselines.json").read_text(encoding="utf-8"))
+    assert sum(BaselineChoice.of_record(record["choice"]).weights.values()) == pytest.approx(1)
+    assert set(record["tried"]) == {CONTENT, CAPTIONS}
 
 
 def test_calibration_is_stored_with_the_checkpoint(data: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.retrieval.systems import (
     OURS,
+    OURS_BY_WORDS,
     VISUAL,
     Query,
     SearchedGallery,
@@ -79,6 +80,8 @@ def test_systems_answer_what_they_are_named_for(gallery: SearchedGallery) -> Non
     assert found["two words + visual filter"][0] == 3
     assert set(found["two words + semantic filter"]) == {0, 3}, "other colours and things agree by less than 0.7"
     assert found[OURS] == [3]
+    assert found["two words, salient"] == found["two words"]
+    assert found[OURS_BY_WORDS] == [3], "the neighbours' names have no say"
     assert found["ours with beams"] == [3, 1], "beam search holds a blue shirt for possible"
     assert found["ours, without neighbours' names"] == found["ours, the two words taken as certain"] == [3]
     assert found["neighbours' names, no captioner"] == [2, 3], "the bag looks most alike: it may be a bag"
@@ -92,10 +95,13 @@ def test_caption_without_words_finds_nothing_by_words(gallery: SearchedGallery) 
     )
     assert [name for name, answer in found.items() if not answer] == [
         "two words",
+        "two words, salient",
         "two words, the caption's last (the paper)",
         "two words + visual filter",
         "two words + semantic filter",
         OURS,
+        OURS_BY_WORDS,
+        "the same, salient",
         "ours, the caption's last two words",
         "ours with beams",
         "ours, without neighbours' names",

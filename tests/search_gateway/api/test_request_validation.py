@@ -46,9 +46,9 @@ def options(config: GatewayConfig = CONFIG, **fields: Any) -> SearchOptions:
     return search_options(request_values(search_pb2.SearchRequest(**fields)), CONTRACT, config)
 
 
-def rule_of(value: int, contract: ModelContract) -> QueryRule:
+def rule_of(value: int, contract: ModelContract, config: GatewayConfig = CONFIG) -> QueryRule:
     request = search_pb2.CaptionRequest(query_rule=value)  # type: ignore[arg-type]  # any number goes over the wire
-    return query_rule(request_values(request), contract)
+    return query_rule(request_values(request), contract, config)
 
 
 def refinement(**fields: float) -> SearchOptions:
@@ -165,6 +165,19 @@ def test_model_with_a_query_head_uses_it_unless_told_otherwise() -> None:
     assert rule_of(search_pb2.QUERY_RULE_LIKELIEST_WORDS, WITH_HEAD) is QueryRule.LIKELIEST_WORDS
 
 
+def test_setting_makes_the_rule_of_requests_that_leave_it_open() -> None:
+    config = GatewayConfig(query_rule="salient")
+    assert rule_of(search_pb2.QUERY_RULE_UNSPECIFIED, WITH_HEAD, config) is QueryRule.SALIENT
+    assert rule_of(search_pb2.QUERY_RULE_UNSPECIFIED, CONTRACT, config) is QueryRule.SALIENT
+    assert rule_of(search_pb2.QUERY_RULE_LAST_TWO_WORDS, WITH_HEAD, config) is QueryRule.LAST_TWO_WORDS
+
+
+def test_typed_query_is_compared_by_its_searchable_words() -> None:
+    query = options(query_override="red-handbag under $50").query_override
+    assert query is not None
+    assert (query.text, query.words, query.terms) == ("red-handbag under $50", ("red", "handbag"), ("red", "handbag"))
+
+
 def test_model_without_a_query_head_refuses_the_rule_that_needs_one() -> None:
     assert refusal(options, query_rule=search_pb2.QUERY_RULE_LIKELIEST_WORDS) == (
         "query_rule is likeliest_words: the model toy has no query head, use last_two_words or leave it unset"
@@ -175,10 +188,10 @@ def test_every_query_rule_of_the_proto_is_known() -> None:
     assert {rule_of(value, WITH_HEAD) for value in search_pb2.QueryRule.values()} == set(QueryRule)
 
 
-@pytest.mark.parametrize("value", [4, 99, -1, 2**31 - 1])
+@pytest.mark.parametrize("value", [5, 99, -1, 2**31 - 1])
 def test_unknown_query_rule_is_refused(value: int) -> None:
     """Protobuf lets any number through."""
-    assert refusal(options, query_rule=value) == f"query_rule is {value}: it goes from 0 to 3"
+    assert refusal(options, query_rule=value) == f"query_rule is {value}: it goes from 0 to 4"
 
 
 def test_query_override_loses_superfluous_space() -> None:

@@ -39,6 +39,14 @@ def test_parts_of_a_word_with_hyphens_are_found_where_they_can_stand_alone() -> 
     assert query_phrases(["g-shock"]) == ['"gshock"']
 
 
+def test_title_as_it_stands_in_addresses_is_found_by_its_words() -> None:
+    assert index_words("nike-men-blue-t-shirt").split()[1:] == ["nike", "men", "blue", "tshirt"]
+
+
+def test_foreign_words_are_found_by_their_english() -> None:
+    assert index_words("Rote Damenhandtasche").split() == ["rote", "damenhandtasche", "red", "handbag"]
+
+
 def test_apostrophes_join_so_that_the_plural_rule_takes_the_s_away() -> None:
     assert index_words("Men's Levi\u2019s") == "mens levis"
 

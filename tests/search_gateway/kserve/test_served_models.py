@@ -15,6 +15,7 @@ from captioner.image_error import ImageError, ImageReason
 from captioner.model_contract import ModelContract
 from captioner.photo_confidence import photo_confidence
 from captioner.query import Query, QueryRule
+from search_gateway.config import GatewayConfig
 from search_gateway.deadline import Deadline
 from search_gateway.errors import BadRequestError, InferenceError
 from search_gateway.kserve.protocol import service_pb2
@@ -50,13 +51,13 @@ class ScriptedPipeline:
             caption = Caption(data.decode(), (), -1.5, True, ())
             timings = {"encode": float(len(data)), "total": float(len(data))}
             confidence = photo_confidence(0.9) if data == b"two" else None
-            return CaptionAnswer(caption, Query.of("query"), timings, confidence=confidence)
+            return CaptionAnswer(caption, Query.of("query"), timings, confidence=confidence, paper_query="last words")
         finally:
             self.ended += 1
 
 
 def infer(pipeline: ScriptedPipeline, *photos: bytes, **parameters: Any) -> Any:
-    model = CaptionModel(pipeline)  # type: ignore[arg-type]
+    model = CaptionModel(pipeline, GatewayConfig())  # type: ignore[arg-type]
     return model.infer(photos, parameters, Deadline(10))
 
 
@@ -69,6 +70,7 @@ def test_photos_are_captioned_side_by_side_and_keep_their_order() -> None:
     assert inference.columns["LOG_PROBABILITY"] == [-1.5] * 3
     assert inference.columns["CONFIDENCE"] == pytest.approx([math.nan, math.nan, 0.1], nan_ok=True)
     assert inference.columns["UNSURE_REASON"] == ["", "", "the photo may show no product"]
+    assert inference.columns["PAPER_QUERY"] == ["last words"] * 3
     assert inference.stages_ms == {"encode": 5.0, "total": 5.0}, "of the photo that took longest"
 
 

@@ -61,6 +61,7 @@ def test_caption_is_that_of_the_client() -> None:
         no_product_probability=0.1,
         confidence=0.3,
         unsure_reason="it may be no product",
+        paper_query="men shirt",
     )
     of_client = reports.caption_record("a.jpg", messages.caption_answer(message))
     ours = records.caption_answer(search_pb2.CaptionResponse.FromString(message.SerializeToString()), "a.jpg")
@@ -87,14 +88,19 @@ def test_summary_of_a_stream_has_no_results() -> None:
 def test_caption_event_says_what_the_photo_alone_says() -> None:
     answer = search_pb2.SearchResponse.FromString(full_answer().SerializeToString())
     event = search_pb2.SearchEvent(
-        query="blue shirt", readings=answer.readings, query_rule=answer.query_rule, confidence=0.25, unsure_reason="why"
+        query="blue shirt",
+        readings=answer.readings,
+        query_rule=answer.query_rule,
+        confidence=0.25,
+        unsure_reason="why",
+        paper_query="men shirt",
     )
     record = records.caption_event(answer.caption, event)
     assert (record["caption"], record["query"], record["query_rule"]) == (
         "Turtle Check Men Blue Shirt", "blue shirt", "likeliest_words",
     )  # fmt: skip
     assert record["words"][0]["alternatives"] == [{"text": "Navy", "probability": 0.125}]
-    assert (record["confidence"], record["unsure_reason"]) == (0.25, "why")
+    assert (record["confidence"], record["unsure_reason"], record["paper_query"]) == (0.25, "why", "men shirt")
     assert record["readings"][1] == {"query": "navy shirt", "probability": 0.375}
     given = records.caption_event(None, search_pb2.SearchEvent(query="red bag"))
     assert (given["caption"], given["words"], given["confidence"], given["query_rule"]) == (None, [], None, "")
