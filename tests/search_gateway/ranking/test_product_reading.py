@@ -95,7 +95,7 @@ def test_right_type_in_another_colour_has_half_the_grade() -> None:
     ("title", "said"),
     [
         ("Black Shirt", "says black, not red"),
-        ("Schwarz Hemd", "says black, not red"),
+        ("Schwarz Hemd", "says schwarz, not red"),
         ("Red Kleid", "lacks 'shirt'"),
         ("Shirt", "lacks 'red'"),
         ("Hemd Rot", "has every word"),
