@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +23,7 @@ from captioner.query import Query
 from captioner.title_reader import TitleReader
 from search_gateway.providers.base import Candidate
 from search_gateway.ranking.query_hypotheses import SHARPNESS, QueryHypotheses, names_something
-from search_gateway.ranking.word_agreement import Synonyms, TextWords, WordWeights, word_weights
+from search_gateway.ranking.word_agreement import Synonyms, TextWords, WordWeights, wanted_words, word_weights
 
 Floats = npt.NDArray[np.float32]
 
@@ -67,6 +66,9 @@ class ProductReading:
         reader: of titles.
         query: what is searched for.
         types, colours: whose shares add up to 1; no colours: any colour is right.
+        limits: what a title is worth that names the caller's colour beside another.
+        colour_given: whether the colour is the caller's: then the colour words of a title decide, where it has any.
+        type_given: whether the type is the caller's: then a title with this word is right, however it is read.
         words: of the query that are neither type nor colour and count too, with their weights.
         labels: compare photos regardless of their colour; None: by their embeddings as they are.
     """
@@ -75,6 +77,9 @@ class ProductReading:
     query: Query
     types: Sequence[Opinion]
     colours: Sequence[Opinion]
+    limits: WordWeights
+    colour_given: bool = False
+    type_given: bool = False
     words: Mapping[str, float] = field(default_factory=dict)
     labels: PhotoLabels | None = None
 
@@ -83,9 +88,17 @@ class ProductReading:
         readings = self.reader.read(titles)
         read = readings.types.max(axis=1, initial=0.0) >= MIN_READ
         says = np.array([certain and names_something(title) for certain, title in zip(read, titles, strict=True)], bool)
-        by_type = {one.source: one.share * (readings.types @ one.classes).astype(np.float64) for one in self.types}
-        of_type = sum(by_type.values(), np.zeros(len(titles)))
+        texts: list[TextWords] = []
+        types = readings.types
+        if self.type_given or self.colour_given:
+            texts = [TextWords.of(title, synonyms) for title in titles]
+            # Another colour must not change what a title is read as.
+            types = self.reader.read([text.uncoloured for text in texts]).types
+        by_type = {one.source: one.share * (types @ one.classes).astype(np.float64) for one in self.types}
         by_colour = {one.source: one.share * (readings.colours @ one.classes) for one in self.colours}
+        if texts:
+            self._follow_words(texts, by_type, by_colour, synonyms)
+        of_type = sum(by_type.values(), np.zeros(len(titles)))
         best = _most(self.types) * (TYPE_SHARE + (1 - TYPE_SHARE) * _most(self.colours))
         if best <= 0:
             return Grades(np.ones(len(titles)), says, {})
@@ -102,6 +115,27 @@ class ProductReading:
         scores = np.minimum(total, 1.0)
         scale = scores / np.maximum(total, 1e-12)
         return Grades(scores, says, {name: value * scale for name, value in parts.items()})
+
+    def _follow_words(
+        self,
+        titles: Sequence[TextWords],
+        by_type: dict[str, npt.NDArray[np.float64]],
+        by_colour: dict[str, npt.NDArray[np.float64]],
+        synonyms: Synonyms,
+    ) -> None:
+        """Let words that the caller gave decide where a title has them, or names another colour."""
+        wanted = wanted_words(self.query, synonyms)
+        kind = self.query.product_type
+        if self.type_given and kind is not None:
+            has = np.array([wanted[kind].is_in(title) for title in titles], bool)
+            by_type[WORDS] = np.where(has, _most(self.types), by_type[WORDS])
+        colours = [wanted[place] for place in sorted(self.query.colours)]
+        if self.colour_given and colours:
+            value = np.array([np.mean([one.value(title, self.limits) for one in colours]) for title in titles])
+            names = np.array(
+                [bool(title.colours) or any(one.is_in(title) for one in colours) for title in titles], bool
+            )
+            by_colour[WORDS] = np.where(names, value * _most(self.colours), by_colour[WORDS])
 
     def looks(self, photo: Floats, embeddings: Floats) -> npt.NDArray[np.float64]:
         """Compare a photo, float32 [D], with pictures, float32 [n, D]; cosines, float64 [n]."""
@@ -143,18 +177,12 @@ class ProductReading:
         return " ".join(name for name in names if name)
 
 
-class PhotoWeights(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class ReadingWeights(WordWeights):
     """Who says what a photo shows, and how much each counts."""
 
-    @property
-    def neighbour_weight(self) -> float:
-        """The share of the neighbours' titles for the type, 0 to 1; the photo itself has the rest."""
-        ...
-
-    @property
-    def colour_trust(self) -> float:
-        """The odds of the photo's own say for the colour, relative to those for the type."""
-        ...
+    neighbour_weight: float = 0.5  # of the nearest neighbours' titles; the photo's own caption or labels have the rest
+    colour_trust: float = 5.0  # odds of the photo's own say for the colour, relative to those for the type
 
 
 class ProductReader:
@@ -190,7 +218,16 @@ class ProductReader:
             for place, word in enumerate(query.terms)
             if place != query.product_type and place not in query.colours
         }
-        return ProductReading(reader=self._titles, query=query, types=[own], colours=colours, words=others)
+        return ProductReading(
+            reader=self._titles,
+            query=query,
+            types=[own],
+            colours=colours,
+            limits=weights,
+            colour_given=bool(colours),
+            type_given=True,
+            words=others,
+        )
 
     def of_photo(
         self,
@@ -198,7 +235,7 @@ class ProductReader:
         query: Query,
         hypotheses: QueryHypotheses,
         candidates: Sequence[Candidate],
-        limits: PhotoWeights,
+        limits: ReadingWeights,
         *,
         colour_given: bool = False,
         type_given: bool = False,
@@ -242,6 +279,9 @@ class ProductReader:
             query=query,
             types=opinions[0],
             colours=opinions[1],
+            limits=limits,
+            colour_given=colour_given,
+            type_given=type_given,
             labels=self._labels if colour_given else None,
         )
 

@@ -17,9 +17,9 @@ from captioner.query import Query
 from search_gateway.providers.base import Candidate
 from search_gateway.ranking.duplicates import Picture, is_same_picture, normalised_url
 from search_gateway.ranking.expected_agreement import ExpectedAgreement
-from search_gateway.ranking.product_reading import ProductReading, borrowed, cosines, excluded_in
+from search_gateway.ranking.product_reading import ProductReading, ReadingWeights, borrowed, cosines, excluded_in
 from search_gateway.ranking.query_hypotheses import QueryHypotheses
-from search_gateway.ranking.word_agreement import Synonyms, WordWeights
+from search_gateway.ranking.word_agreement import Synonyms
 
 _TITLE_CHARACTERS = 60  # of a title in a reason
 _SILENT = "does not say what it shows"
@@ -40,15 +40,13 @@ class Verdict(enum.Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefinementLimits(WordWeights):
-    """Thresholds and weights; those of single words are in `WordWeights`."""
+class RefinementLimits(ReadingWeights):
+    """Thresholds and weights; those of words and readings are in the bases."""
 
     min_visual_score: float  # cosine, -1 to 1
     min_semantic_score: float  # agreement with the query hypotheses, 0 to 1
     max_results: int
     visual_weight: float  # of the visual score in the final score; the semantic score has the rest
-    neighbour_weight: float = 0.5  # of the nearest neighbours' titles; the photo's own caption or labels have the rest
-    colour_trust: float = 5.0  # odds of the photo's own say for the colour, relative to those for the type
     duplicate_cosine: float = 0.96  # minimum cosine of two copies of one picture; see duplicates.py
     duplicate_difference: float = 10.0  # maximum difference of their colour grids, of 255
 

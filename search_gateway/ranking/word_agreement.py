@@ -96,6 +96,7 @@ class TextWords:
         parts: the meanings of each word.
         meanings: those of all words, also of the parts of "light-blue".
         colours: the certain colours, each with its meanings.
+        uncoloured: the text without words that are colours.
     """
 
     @classmethod
@@ -115,6 +116,7 @@ class TextWords:
         self.parts = [synonyms.meanings(one) for one in words]
         self.meanings = frozenset().union(*(synonyms.meanings(one) for one in {*words, *flat}))
         kinds = synonyms.colours.kinds(flat)
+        self.uncoloured = " ".join(part for part, kind in zip(flat, kinds, strict=True) if kind is Colour.NONE)
         self.colours = {
             part.lower(): synonyms.meanings(part) for part, kind in zip(flat, kinds, strict=True) if kind is Colour.SURE
         }
