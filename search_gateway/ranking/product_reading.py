@@ -86,14 +86,14 @@ class ProductReading:
     def grades(self, titles: Sequence[str], synonyms: Synonyms) -> Grades:
         """Grade titles; `synonyms` compares the query's other words with them."""
         readings = self.reader.read(titles)
-        read = readings.types.max(axis=1, initial=0.0) >= MIN_READ
-        says = np.array([certain and names_something(title) for certain, title in zip(read, titles, strict=True)], bool)
         texts: list[TextWords] = []
         types = readings.types
         if self.type_given or self.colour_given:
             texts = [TextWords.of(title, synonyms) for title in titles]
             # Another colour must not change what a title is read as.
             types = self.reader.read([text.uncoloured for text in texts]).types
+        read = types.max(axis=1, initial=0.0) >= MIN_READ
+        says = np.array([certain and names_something(title) for certain, title in zip(read, titles, strict=True)], bool)
         by_type = {one.source: one.share * (types @ one.classes).astype(np.float64) for one in self.types}
         by_colour = {one.source: one.share * (readings.colours @ one.classes) for one in self.colours}
         if texts:
