@@ -98,8 +98,8 @@ class PhotoLabels:
                 }
             if int(content["version"]) != VERSION:
                 raise ValueError(f"its version is not {VERSION}")
-            names = {name: tuple(map(str, content[name].tolist())) for name in ("type_names", "colour_names")}
-            sizes = {"D": contract.hidden_size, "T": len(names["type_names"]), "C": len(names["colour_names"])}
+            types, colours = (tuple(map(str, content[name].tolist())) for name in ("type_names", "colour_names"))
+            sizes = {"D": contract.hidden_size, "T": len(types), "C": len(colours)}
             for name, axes in _SHAPES.items():
                 array = content[name]
                 fits = array.ndim == len(axes) and all(
@@ -115,7 +115,8 @@ class PhotoLabels:
                 f"{path} is for weights {weights}, but the models have {contract.weights}: "
                 "run `python -m export.photo_labels`, or remove it"
             )
-        return cls(weights=weights, **names, **{name: content[name] for name in _SHAPES})
+        arrays = {name: content[name] for name in _SHAPES}
+        return cls(weights=weights, type_names=types, colour_names=colours, **arrays)
 
 
 _SHAPES = {

@@ -61,7 +61,8 @@ def colour_directions(embeddings: Floats, types: Sequence[str], colours: Sequenc
             means.append(np.sqrt(len(own)) * own.sum(axis=0) / (len(own) + _SHRINKAGE))
     if not means:
         return np.zeros((0, embeddings.shape[1]), np.float32)
-    return np.linalg.svd(np.stack(means), full_matrices=False)[2][:count].astype(np.float32)
+    directions: Floats = np.linalg.svd(np.stack(means), full_matrices=False)[2][:count].astype(np.float32)
+    return directions
 
 
 def likelihood(probabilities: Floats, names: Sequence[str], truth: Sequence[str]) -> tuple[float, float]:

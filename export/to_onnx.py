@@ -42,6 +42,7 @@ from captioner.model_contract import (
     Precision,
 )
 from captioner.photo_confidence import PHOTO_CONFIDENCE_FILE, ConfidenceModel
+from captioner.photo_labels import PHOTO_LABELS_FILE, PhotoLabels
 from captioner.query_classes import QUERY_CLASSES_FILE, load_query_classes
 from captioner.title_reader import TITLE_READER_FILE, title_reader_fingerprint
 from export.calibration import SAMPLES, drawn_photos, feeds_of
@@ -133,7 +134,8 @@ def install(folder: Path, output: Path) -> None:
     for spec in ModelContract.load(folder).models:
         shutil.rmtree(output / spec.name, ignore_errors=True)
         shutil.move(folder / spec.name, output / spec.name)
-    for name in (REFINEMENT_FILE, QUERY_CLASSES_FILE, PHOTO_CONFIDENCE_FILE, TITLE_READER_FILE):  # if any
+    optional = (REFINEMENT_FILE, QUERY_CLASSES_FILE, PHOTO_CONFIDENCE_FILE, PHOTO_LABELS_FILE, TITLE_READER_FILE)
+    for name in optional:
         (output / name).unlink(missing_ok=True)
         if (folder / name).exists():
             shutil.move(folder / name, output / name)
@@ -199,11 +201,13 @@ def _write(
         shutil.copyfile(checkpoint / QUERY_CLASSES_FILE, folder / QUERY_CLASSES_FILE)
     if contract.title_reader:
         shutil.copyfile(checkpoint / TITLE_READER_FILE, folder / TITLE_READER_FILE)
-    try:
-        if ConfidenceModel.load(checkpoint, contract) is not None:  # from export.photo_confidence
-            shutil.copyfile(checkpoint / PHOTO_CONFIDENCE_FILE, folder / PHOTO_CONFIDENCE_FILE)
-    except ContractError as problem:
-        print(f"{PHOTO_CONFIDENCE_FILE} is left out: {problem}", file=sys.stderr)
+    # From export.photo_confidence and export.photo_labels, for these weights alone.
+    for load, name in ((ConfidenceModel.load, PHOTO_CONFIDENCE_FILE), (PhotoLabels.load, PHOTO_LABELS_FILE)):
+        try:
+            if load(checkpoint, contract) is not None:
+                shutil.copyfile(checkpoint / name, folder / name)
+        except ContractError as problem:
+            print(f"{name} is left out: {problem}", file=sys.stderr)
     contract.save(folder)
     kept = products_kept(checkpoint) if contract.precision == "int8" else {}
     raw = folder / "raw"

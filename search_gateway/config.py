@@ -213,6 +213,9 @@ class GatewayConfig(BaseSettings):
     )
     provider_timeout_seconds: float = Field(6.0, gt=0, description="time limit of one provider's answer")
     max_candidates: int = Field(40, gt=0, description="candidates that a provider is asked for per search")
+    catalog_candidates: int = Field(
+        200, gt=0, description="the same for the catalogue, if that is more: they cost little, and more are better"
+    )
     catalog: OptionalPath = Field(
         None, description='catalogue file of the provider "catalog", made by `captrieve-server catalog build`'
     )

@@ -219,7 +219,7 @@ def limits_of(config: GatewayConfig) -> RefinementLimits:
 
 def _settings(args: argparse.Namespace) -> Settings:
     config = with_calibration(GatewayConfig(model_repository=args.models))
-    return Settings(limits_of(config), config.max_candidates)
+    return Settings(limits_of(config), max(config.max_candidates, config.catalog_candidates))
 
 
 def _answers(
@@ -376,15 +376,14 @@ def calibrate_settings(args: argparse.Namespace, reader: PhotoReader) -> None:
     """Choose the settings on one half of the validation photos, and store them with the checkpoint."""
     ready = prepare(args, reader, calibration_set)
     config = GatewayConfig(model_repository=args.models)
+    count = max(config.max_candidates, config.catalog_candidates)
     with SearchedGallery(
         ready.gallery.catalogue, ready.gallery.fingerprint, load_product_reader(args.models, reader.contract)
     ) as gallery:
 
         def ranked_by(embeddings: Sequence[npt.NDArray[np.float32] | None]) -> RankAll:
             asked = zip(tqdm(ready.queries, desc="candidates", unit="query"), embeddings, strict=True)
-            seen = [
-                gallery.candidates(query.words.query, config.max_candidates, embedding) for query, embedding in asked
-            ]
+            seen = [gallery.candidates(query.words.query, count, embedding) for query, embedding in asked]
             return lambda limits: [
                 gallery.answered(query, query.words, found, limits)
                 for query, found in zip(ready.queries, seen, strict=True)
@@ -404,7 +403,7 @@ def calibrate_settings(args: argparse.Namespace, reader: PhotoReader) -> None:
         calibration={
             "queries": len(ready.queries),
             "gallery": len(ready.chosen.gallery),
-            "max_candidates": config.max_candidates,
+            "max_candidates": count,
             "curves": curves,
             **provenance(),
         },

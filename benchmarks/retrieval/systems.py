@@ -140,11 +140,27 @@ class SearchedGallery:
         hypotheses = photo_hypotheses(
             said.caption, said.rule, query.embedding, found, limits.neighbour_weight, said.distribution
         )
-        reading = None
-        if self._reader is not None and said.query.text:
-            own = caption_query_hypotheses(said.caption, said.rule, said.distribution)
-            reading = self._reader.of_photo(query.embedding, said.query, own, found, limits)
-        return self.reranked(query, said.query, hypotheses, seen, limits, reading)
+        own = caption_query_hypotheses(said.caption, said.rule, said.distribution)
+        return self.reranked(
+            query, said.query, hypotheses, seen, limits, self.photo_reading(query, said.query, own, seen, limits)
+        )
+
+    def photo_reading(
+        self,
+        query: Query,
+        words: Words,
+        own: QueryHypotheses,
+        seen: Sequence[InspectedCandidate],
+        limits: RefinementLimits,
+    ) -> ProductReading | None:
+        """Return what titles are expected to name; None where their words are compared."""
+        if self._reader is None or not words.text:
+            return None
+        return self._reader.of_photo(query.embedding, words, own, [one.candidate for one in seen], limits)
+
+    def query_reading(self, words: Words, limits: RefinementLimits) -> ProductReading | None:
+        """Return what titles are expected to name if the words are certain."""
+        return None if self._reader is None or not words.text else self._reader.of_query(words, limits)
 
 
 @dataclass(frozen=True)
@@ -173,7 +189,8 @@ def systems(
     def filtered(query: Query, filters: RefinementLimits) -> Ranking:
         words = query.words.query
         seen = gallery.candidates(words, most, None)
-        return gallery.reranked(query, words, QueryHypotheses.certain(words), seen, filters)
+        reading = gallery.query_reading(words, filters)
+        return gallery.reranked(query, words, QueryHypotheses.certain(words), seen, filters, reading)
 
     def ours(query: Query, said: PhotoWords, weights: RefinementLimits = limits) -> Ranking:
         return gallery.answered(query, said, gallery.candidates(said.query, most, query.embedding), weights)
@@ -191,7 +208,8 @@ def systems(
 
     def certain(query: Query, words: Words) -> Ranking:
         seen = gallery.candidates(words, most, query.embedding)
-        return gallery.reranked(query, words, QueryHypotheses.certain(words), seen, limits)
+        reading = gallery.query_reading(words, limits)
+        return gallery.reranked(query, words, QueryHypotheses.certain(words), seen, limits, reading)
 
     def named_by_neighbours(query: Query) -> Ranking:
         # As ours, with the likeliest name of the neighbours instead of the caption: it needs no captioner.
@@ -199,7 +217,10 @@ def systems(
         if names is None:
             return []
         words = names.hypotheses[0].query
-        return gallery.reranked(query, words, names, gallery.candidates(words, most, query.embedding), limits)
+        seen = gallery.candidates(words, most, query.embedding)
+        alone = replace(limits, neighbour_weight=1.0)
+        reading = gallery.photo_reading(query, words, names, seen, alone)
+        return gallery.reranked(query, words, names, seen, alone, reading)
 
     return {
         VISUAL: lambda query: gallery.by_looks(query.embedding, count),

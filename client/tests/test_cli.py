@@ -40,7 +40,7 @@ from scripted_service import (
 
 Code = grpc.StatusCode
 SEARCH_KEYS = [
-    "photo", "caption", "words", "query", "query_rule", "paper_query", "word_override",
+    "photo", "caption", "words", "query", "query_rule", "paper_query", "word_override", "excluded",
     "no_product_probability", "confidence", "unsure_reason", "readings", "provider", "results", "counts",
     "nearest_miss", "empty_reason", "timings_ms", "degraded", "model",
 ]  # fmt: skip

@@ -141,6 +141,7 @@ def test_all_options_are_sent(service: ScriptedService, search_client: SearchCli
         max_results=7,
         min_visual_score=0.0,
         min_semantic_score=0.5,
+        exclude=["striped"],
         explain=True,
     )
     search_client.caption(
@@ -155,6 +156,7 @@ def test_all_options_are_sent(service: ScriptedService, search_client: SearchCli
         provider="catalog",
         max_results=7,
         refinement=search_pb2.RefinementOptions(min_visual_score=0.0, min_semantic_score=0.5),
+        exclude=["striped"],
         explain=True,
         region=search_pb2.Region(x=0.5, y=0, width=0.5, height=1),
     )

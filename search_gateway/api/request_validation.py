@@ -214,7 +214,7 @@ def _query_override(asked: RequestValues) -> tuple[Query | None, list[str]]:
 def _excluded(asked: RequestValues, more: list[str]) -> tuple[str, ...]:
     """Return the words that no result may have, each once."""
     name = asked.name("exclude")
-    found = {}
+    found: dict[str, None] = {}
     for text in (*asked.exclude, *more):
         word = " ".join(words_of(text)).lower()
         if not word:

@@ -86,6 +86,10 @@ def _text(name: str, value: Value) -> str:
     return str(value)  # "501" is a query, even where it came as a number
 
 
+def _words(name: str, value: Value) -> tuple[str, ...]:
+    return tuple(_text(name, value).split(","))
+
+
 def _shown(value: Value) -> str:
     return f"{value!r:.80}"
 
@@ -108,7 +112,7 @@ _READERS = {
     "min_semantic_score": _number,
     "provider": _text,
     "query_override": _text,
-    "exclude": lambda name, value: tuple(_text(name, value).split(",")),
+    "exclude": _words,
 }
 CAPTION_PARAMETERS = ("num_beams", "length_penalty", "max_tokens", "query_rule")
 SEARCH_PARAMETERS = tuple(_READERS)

@@ -31,13 +31,19 @@ NEIGHBOUR_SHARE = 0.5
 class CatalogProvider:
     """Searches a catalogue file, including what a build adds meanwhile and files that replace it."""
 
-    def __init__(self, path: Path, model_fingerprint: str) -> None:
+    def __init__(self, path: Path, model_fingerprint: str, least_candidates: int = 0) -> None:
         """Open the catalogue. This blocks for some milliseconds.
+
+        Args:
+            path: of the file.
+            model_fingerprint: of the model whose embeddings it must have.
+            least_candidates: looks for at least as many products: nothing has to be fetched for one more.
 
         Raises:
             CatalogError: the file is missing, not a catalogue, or of another model or version.
         """
         self._catalog = LiveCatalog(path, model_fingerprint)
+        self._least_candidates = least_candidates
         self._closed = False
 
     @property
@@ -54,7 +60,7 @@ class CatalogProvider:
     ) -> list[Candidate]:
         """Find products whose title has words of the query, best first. To find none is not an error.
 
-        If the photo's embedding is given, NEIGHBOUR_SHARE of `max_candidates` are the products that look most like it.
+        If the photo's embedding is given, NEIGHBOUR_SHARE of them are the products that look most like it.
         They are marked, and those that the words did not find come last.
 
         Returns:
@@ -66,6 +72,7 @@ class CatalogProvider:
         """
         if self._closed:
             raise ProviderError("the catalogue is closed")
+        max_candidates = max(max_candidates, self._least_candidates)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_seconds
 

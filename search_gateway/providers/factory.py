@@ -59,7 +59,7 @@ def make_providers(
             providers.append(replay)
         elif name == "catalog" and config.catalog is not None:
             try:
-                providers.append(CatalogProvider(config.catalog, model_fingerprint=model_fingerprint))
+                providers.append(CatalogProvider(config.catalog, model_fingerprint, config.catalog_candidates))
             except CatalogError as error:
                 raise ConfigError(f"CAPTRIEVE_CATALOG: {error}") from error
     if not providers:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -66,14 +67,19 @@ class ExpectedAgreement:
         self._told: list[
             tuple[QueryHypothesis, list[int]]
         ] = []  # hypotheses other than the query that a reason may name
-        names = []
         for one in hypotheses.hypotheses:
             places = self._add(one.query, one.probability)
             if one.query.text and one.query != query and one.probability >= _MIN_TOLD:
                 self._told.append((one, places))
-            names.append(TextWords(one.query, synonyms))
+        self._words = list(self._places)
+        self._hypotheses = hypotheses.hypotheses
         self._most_likely = hypotheses.hypotheses[0]
-        self._best = max(self._mean(self._values(name)) for name in names)
+
+    @cached_property
+    def _best(self) -> float:
+        """The mean of the best of the hypotheses, taken as titles."""
+        names = (TextWords(one.query, self._synonyms) for one in self._hypotheses)
+        return max(self._mean(self._values(name)) for name in names)
 
     def of(self, title: str) -> Agreement:
         """Return the agreement of a candidate's title."""
@@ -95,12 +101,11 @@ class ExpectedAgreement:
             score: that the reading gives the title.
         """
         text = TextWords.of(title, self._synonyms)
-        values = self._values(text)
+        other = self._other_name(text)
         if reading is None:
-            return wording(self._query, text, self._synonyms) + self._other_name(values)
+            return wording(self._query, text, self._synonyms) + other
         meant, colour = reading.agreed(title)
         said = wording(self._query, text, self._synonyms, meant, colour)
-        other = self._other_name(values)
         if not other and said == "has every word" and score < _LOW:
             other = f", but the photo is rather {reading.likeliest()!r}"
         elif other.startswith(_RATHER) and score >= _LOW:
@@ -126,16 +131,16 @@ class ExpectedAgreement:
         return places
 
     def _values(self, title: TextWords) -> list[float]:
-        return [word.value(title, self._weights) for word in self._places]
+        return [word.value(title, self._weights) for word in self._words]
 
     def _mean(self, values: Sequence[float]) -> float:
         return self._agreed + sum(share * value for share, value in zip(self._shares, values, strict=True))
 
-    def _other_name(self, values: Sequence[float]) -> str:
+    def _other_name(self, title: TextWords) -> str:
         """Explain what the query's words do not: that the title has, or lacks, the words of another hypothesis."""
 
         def fits(places: Sequence[int]) -> bool:
-            return bool(places) and all(values[place] >= 1 for place in places)
+            return bool(places) and all(self._words[place].value(title, self._weights) >= 1 for place in places)
 
         fitting = next((one for one, places in self._told if fits(places)), None)
         if not fits(self._own):

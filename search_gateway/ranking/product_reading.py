@@ -178,7 +178,8 @@ class ProductReader:
 
     def of_query(self, query: Query, weights: WordWeights) -> ProductReading | None:
         """What a query that the caller gave asks for; None where the reader does not understand it."""
-        said = self._titles.read([query.text])
+        text = " ".join(query.terms)
+        said = self._titles.read([text])
         if query.product_type is None or said.types[0].max() < MIN_MEANT:
             return None
         own = Opinion(WORDS, 1.0, said.types[0])
@@ -245,7 +246,7 @@ class ProductReader:
         )
 
     def _names_colour(self, query: Query) -> bool:
-        return bool(query.colours) or bool(self._titles.read([query.text]).colours[0].max() >= MIN_MEANT)
+        return bool(query.colours) or bool(self._titles.read([" ".join(query.terms)]).colours[0].max() >= MIN_MEANT)
 
     def _own(self, photo: Floats, hypotheses: QueryHypotheses) -> tuple[Floats, Floats]:
         if self._labels is not None:
@@ -284,12 +285,13 @@ class ProductReader:
         readings = self._titles.read(list(excluded))
         changed = []
         for one, means in zip(opinions, (readings.types, readings.colours), strict=True):
-            rest = np.prod(np.where(means.max(axis=1, keepdims=True) >= MIN_MEANT, 1 - means, 1.0), axis=0)
+            likeliest = means.max(axis=1, keepdims=True)
+            rest = np.prod(np.where(likeliest >= MIN_MEANT, 1 - means / likeliest, 1.0), axis=0)
             kept = [Opinion(each.source, each.share, (each.classes * rest).astype(np.float32)) for each in one]
             total = sum(each.share * float(each.classes.sum()) for each in kept)
             changed.append(
                 [Opinion(each.source, each.share, each.classes / np.float32(total)) for each in kept]
-                if total > 1e-3
+                if total > 1e-6
                 else one
             )
         return changed

@@ -221,9 +221,8 @@ def _copies(
     Returns:
         Place of a kept candidate -> places of its copies, in order.
     """
-    pictures = [_picture(one) for one in seen]
     # Only pictures that share an address or a file, or whose pixels are known and which look alike, can be the same.
-    gridded = [place for place, one in enumerate(pictures) if one.colour_grid is not None]
+    gridded = [place for place, one in enumerate(seen) if one.colour_grid is not None]
     alike: dict[int, list[int]] = {}
     if len(gridded) > 1:
         near = embeddings[gridded] @ embeddings[gridded].T >= limits.duplicate_cosine - _ROUNDING
@@ -232,16 +231,16 @@ def _copies(
     copies: defaultdict[int, list[int]] = defaultdict(list)
     originals: set[int] = set()
     for place in sorted(range(len(seen)), key=lambda place: verdicts[place] is not Verdict.KEPT):
-        picture = pictures[place]
-        if picture.embedding is None:
+        one = seen[place]
+        if one.embedding is None:
             continue  # nothing can be compared
-        keys: list[tuple[str, str | bytes]] = [
-            (name, key)
-            for name, key in (
-                ("image", picture.image_url), ("file", picture.thumbnail), ("page", picture.page_url)
-            )
-            if key
-        ]  # fmt: skip
+        keys: list[tuple[str, str | bytes]] = []
+        if one.thumbnail:
+            keys.append(("file", one.thumbnail))
+        if one.candidate.url:
+            keys.append(("page", normalised_url(one.candidate.url)))
+        if one.candidate.image_url:
+            keys.append(("image", normalised_url(one.candidate.image_url)))
         others = {other for key in keys for other in known.get(key, ())}
         others.update(other for other in alike.get(place, ()) if other in originals)
         original = next(
@@ -249,8 +248,8 @@ def _copies(
                 other
                 for other in sorted(others)
                 if is_same_picture(
-                    picture,
-                    pictures[other],
+                    _picture(one),
+                    _picture(seen[other]),
                     min_cosine=limits.duplicate_cosine,
                     max_difference=limits.duplicate_difference,
                 )

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from captioner.query import (
     QUERY_WORDS,
+    Query,
     QueryRule,
     caption_with_query,  # isort
     caption_words,
@@ -122,3 +123,20 @@ def test_caption_ends_with_the_query(caption: str, query: str, expected: str) ->
 )
 def test_words_before_the_query_are_not_repeated(caption: str, query: str, expected: str) -> None:
     assert caption_with_query(caption, query) == expected
+
+
+def test_excluded_words_leave_the_query() -> None:
+    query = Query.of("red striped t-shirt")
+    assert query.without(["Stripes", "striped"]).text == "red t-shirt"
+    assert query.without(["T Shirts"]).text == "red striped"
+    assert query.without(["navy"]) is query
+    assert query.without(["red", "striped", "t-shirt"]) is query, "nothing would be left to search for"
+
+
+def test_image_searches_are_asked_to_exclude() -> None:
+    query = Query.of("red shirt")
+    asked = query.excluding(["striped", "navy blue"])
+    assert asked.text == 'red shirt -striped -"navy blue"'
+    assert asked.words == ("red", "shirt")
+    assert asked.key != query.key
+    assert query.excluding([]) is query

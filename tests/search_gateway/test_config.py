@@ -60,6 +60,7 @@ OTHERS: dict[str, tuple[str, object]] = {
     "thumbnail_timeout_seconds": ("0.5", 0.5),
     "thumbnail_fetches": ("16", 16),
     "max_candidates": ("12", 12),
+    "catalog_candidates": ("50", 50),
     "default_max_results": ("100", 100),
     "min_visual_score": ("-1", -1.0),
     "min_semantic_score": ("1", 1.0),

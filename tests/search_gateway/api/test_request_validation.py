@@ -292,3 +292,27 @@ def test_region_beyond_the_photo_is_refused(shares: dict[str, float], says: str)
     with pytest.raises(BadRequestError) as caught:
         region(**shares)
     assert str(caught.value).removesuffix(" end within the photo, at 1") == says
+
+
+def test_excluded_words_come_from_both_places_once() -> None:
+    result = options(query_override="t-shirt -Striped red -3/4", exclude=["striped", " Navy  Blue ", "(Checked)"])
+    assert result.query_override is not None
+    assert result.query_override.text == "t-shirt red"
+    assert result.excluded == ("striped", "navy blue", "checked", "3/4")
+    assert options().excluded == ()
+    assert options(exclude=["red"], word_override=search_pb2.WordOverride(colour="blue")).excluded == ("red",)
+    assert options(query_override="shirt - red a--b").excluded == ()
+
+
+def test_bad_exclusions_are_refused_with_the_remedy() -> None:
+    assert refusal(options, exclude=["red", " !"]) == "exclude has ' !': give a word"
+    assert refusal(options, exclude=["x" * 51]) == "exclude has a word of 51 characters; the limit is 50"
+    assert refusal(options, exclude=list("abcdefghi")) == "exclude has 9 words; the limit is 8"
+    assert refusal(options, query_override="-striped -red") == (
+        "query_override is '-striped -red', which only excludes words: give a word to search for, too"
+    )
+
+
+def test_explanation_is_passed_on() -> None:
+    assert options(explain=True).explain
+    assert not options().explain

@@ -274,3 +274,14 @@ def test_whole_captions_are_read_as_before() -> None:
 def test_products_that_are_all_impossible_leave_one_reading() -> None:
     head = QueryDistribution.of([("", 1.0), ("watch", 0.0), ("shirt", 0.0)])
     assert shares(caption_query_hypotheses(greedy(word("Shirt")), LIKELIEST, head)) == {"watch": 1.0}
+
+
+def test_words_that_nearly_all_titles_share_are_no_names() -> None:
+    near = [neighbour(f"{colour} Dress for Women - Size M", 0.9) for colour in ("Red", "Blue", "Green") * 4]
+    wanted = [Query.of("red dress")]
+    assert shares(neighbour_hypotheses(PHOTO, near, wanted)).keys() == {"red dress", "blue dress", "green dress"}
+
+
+def test_few_titles_may_share_all_their_words() -> None:
+    near = [neighbour("Red Dress for Women", 0.9)] * 3
+    assert shares(neighbour_hypotheses(PHOTO, near, [Query.of("cap")])) == {"for women": 1.0}

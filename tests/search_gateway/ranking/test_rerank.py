@@ -309,3 +309,35 @@ def test_what_is_kept_is_the_best_that_passes_both_filters(
     if over:
         assert len(result.kept) == to.max_results
         assert max(one.score for one in over) <= result.kept[-1].score
+
+
+def test_excluded_words_are_compared_as_words() -> None:
+    titles = ("Blue Shirt Striped", "Blue Shirts with Stripes", "Blue T-Shirt", "Navy Blue Shirt", "Blue Navy Shirt")
+    wanted = Query.of("blue shirt", SYNONYMS.colours)
+    found = rerank(
+        PHOTO, wanted, QueryHypotheses.certain(wanted), [seen(0.9, title) for title in titles],
+        limits(min_semantic_score=0), SYNONYMS, excluded=("striped", "t-shirt"),
+    )  # fmt: skip
+    assert {one.candidate.title for one in found.kept} == {*titles[1:2], *titles[3:]}
+    assert {one.reason for one in found.dropped} == {
+        "its title says striped, which is excluded",
+        "its title says t-shirt, which is excluded",
+    }
+    phrase = rerank(
+        PHOTO, wanted, QueryHypotheses.certain(wanted), [seen(0.9, title) for title in titles],
+        limits(min_semantic_score=0), SYNONYMS, excluded=("navy blue",),
+    )  # fmt: skip
+    assert {one.candidate.title for one in phrase.dropped} == {*titles[3:]}
+
+
+def test_titles_without_words_are_judged_by_looks() -> None:
+    found = reranked(seen(0.9, "107"), seen(0.95, "IMG_2231"), seen(0.8, ""), to=limits(min_semantic_score=0.9))
+    assert [one.candidate.title for one in found.kept] == ["IMG_2231", "107", ""]
+    assert found.kept[0].reason == "looks like the photo (0.95) and its title does not say what it shows"
+
+
+def test_contributions_of_words_add_up() -> None:
+    for one in reranked(seen(0.9), seen(0.8, "Red Shirt")).kept:
+        parts = dict(one.contributions)
+        assert parts.keys() == {"looks", "words"}
+        assert sum(parts.values()) == pytest.approx(one.score)
