@@ -366,10 +366,14 @@ def evaluate_colours(args: argparse.Namespace, reader: PhotoReader) -> None:
 
 def choose_baselines(args: argparse.Namespace, reader: PhotoReader) -> None:
     """Choose the variants of the other papers' systems on the calibration half, and store them for evaluations."""
-    ready = prepare(args, reader, calibration_set)
-    inputs = _baseline_inputs(args, reader, ready.chosen.data)
-    chosen = choose(inputs, ready.chosen.query_rows, ready.chosen.gallery_rows, ready.grades)
-    record = {"queries": len(ready.queries), "gallery": len(ready.chosen.gallery), **chosen, **provenance()}
+    data = stored_products(args.data, args.run, **reader.contract.photo_shape)
+    asked = calibration_set(data)
+    if args.queries is not None:
+        asked = asked.sample(args.queries, args.seed)
+    relevance = Relevance(asked.gallery)
+    grades = [relevance.grades(one) for one in asked.queries]
+    chosen = choose(_baseline_inputs(args, reader, data), asked.query_rows, asked.gallery_rows, grades)
+    record = {"queries": len(asked.queries), "gallery": len(asked.gallery), **chosen, **provenance()}
     BASELINES.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(record["choice"], indent=2))
 
@@ -408,12 +412,11 @@ def calibrate_settings(args: argparse.Namespace, reader: PhotoReader) -> None:
     """Choose the settings on one half of the validation photos, and store them with the checkpoint."""
     ready = prepare(args, reader, calibration_set)
     config = GatewayConfig(model_repository=args.models)
-    count = max(config.max_candidates, config.catalog_candidates)
     with SearchedGallery(
         ready.gallery.catalogue, ready.gallery.fingerprint, load_product_reader(args.models, reader.contract)
     ) as gallery:
 
-        def ranked_by(embeddings: Sequence[npt.NDArray[np.float32] | None]) -> RankAll:
+        def ranked_by(embeddings: Sequence[npt.NDArray[np.float32] | None], count: int) -> RankAll:
             asked = zip(tqdm(ready.queries, desc="candidates", unit="query"), embeddings, strict=True)
             seen = [gallery.candidates(query.words.query, count, embedding) for query, embedding in asked]
             return lambda limits: [
@@ -421,8 +424,9 @@ def calibrate_settings(args: argparse.Namespace, reader: PhotoReader) -> None:
                 for query, found in zip(ready.queries, seen, strict=True)
             ]
 
-        by_words_and_looks = ranked_by([query.embedding for query in ready.queries])
-        by_words = ranked_by([None] * len(ready.queries))
+        count = max(config.max_candidates, config.catalog_candidates)
+        by_words_and_looks = ranked_by([query.embedding for query in ready.queries], count)
+        by_words = ranked_by([None] * len(ready.queries), config.max_candidates)
         calibrated = calibrate(by_words_and_looks, by_words, ready.grades, limits_of(config))
     settings = {name: float(getattr(calibrated.limits, name)) for name in SETTINGS}
     curves = {
