@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which product type and colour a title names, wherever its words stand. Pure.
 
-A small network over hashed words, after fastText (Joulin et al. 2017, "Bag of Tricks for Efficient Text
-Classification"): a word is the sum of the rows of a table for itself and for its character n-grams, so an unknown word
-resembles those that are spelled like it. Each word is seen with its neighbours, and two attentions, one for the type
-and one for the colour, choose which words count. One more place that stands for "no word" takes part in them: a title
-in which nothing counts gets the shares of the training titles.
+A small network over words and their character n-grams, after fastText (Joulin et al. 2017, "Bag of Tricks for Efficient
+Text Classification"): an unknown word resembles those that are spelled like it, and one without a known n-gram is
+skipped. Each word is seen with its neighbours, and two attentions, one for the type and one for the colour, choose
+which words count. One more place that stands for "no word" takes part in them: a title in which nothing counts gets the
+shares of the training titles.
 
 `training.train_titles` learns the parameters and writes `title_reader.npz` beside the checkpoint, the export copies it
 beside the models.
@@ -58,11 +58,11 @@ def title_words(title: str) -> list[str]:
     return [_DIGIT.sub("0", word)[:_MAX_LETTERS] for word in _WORD.findall(text)[:MAX_WORDS]]
 
 
-def rows_of(word: str, num_rows: int) -> list[int]:
-    """The table's rows of a word of `title_words`: first its own, then those of its character n-grams."""
+def features_of(word: str) -> list[int]:
+    """The features of a word of `title_words` as 32-bit hashes: first the word itself, then its character n-grams."""
     marked = f"<{word}>"
     parts = [marked[start : start + size] for size in _NGRAMS for start in range(len(marked) - size + 1)]
-    return [crc32(part.encode("utf-8", "replace")) % num_rows for part in (f"={word}", *parts)]
+    return [crc32(part.encode("utf-8", "replace")) for part in (f"={word}", *parts)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,10 +80,11 @@ class TitleReadings:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TitleParameters:
-    """The learned numbers. R rows, W numbers of a word, H of a word among its neighbours, T types, C colours.
+    """The learned numbers. F features, W numbers of a word, H of a word among its neighbours, T types, C colours.
 
     Attributes:
-        table: int8 [R, W].
+        features: uint32 [F], the hashes of the known features.
+        table: int8 [F, W], a row for each.
         table_scale: float32 [W], what one unit of the table is worth.
         context: float32 [3 W, H], for the word before, the word, and the word after.
         context_bias: float32 [H].
@@ -93,6 +94,7 @@ class TitleParameters:
         colour_weight, colour_bias: float32 [2 H, C], [C].
     """
 
+    features: npt.NDArray[np.uint32]
     table: npt.NDArray[np.int8]
     table_scale: Floats
     context: Floats
@@ -103,6 +105,9 @@ class TitleParameters:
     type_bias: Floats
     colour_weight: Floats
     colour_bias: Floats
+
+
+_FLOATS = {one.name for one in fields(TitleParameters)} - {"features", "table"}
 
 
 class TitleReader:
@@ -118,6 +123,7 @@ class TitleReader:
         self.type_names = tuple(type_names)
         self.colour_names = tuple(colour_names)
         self._parameters = parameters
+        self._rows = {feature: row for row, feature in enumerate(parameters.features.tolist())}
         self._word_vector = lru_cache(_CACHED_WORDS)(self._new_word_vector)
         self._known: dict[str, tuple[Floats, Floats]] = {}
 
@@ -191,21 +197,28 @@ class TitleReader:
                     raise ValueError(f"its version is not {VERSION}")
                 types, colours = arrays["type_names"].tolist(), arrays["colour_names"].tolist()
                 found = {
-                    one.name: arrays[one.name] if one.name == "table" else arrays[one.name].astype(np.float32)
+                    one.name: arrays[one.name].astype(np.float32) if one.name in _FLOATS else arrays[one.name]
                     for one in fields(TitleParameters)
                 }
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise ContractError(f"{path} cannot be used ({error}): train it again, or remove it") from None
         problem = _problem(found, len(types), len(colours))
         if problem:
             raise ContractError(f"{path} cannot be used ({problem}): train it again, or remove it")
         return cls(TitleParameters(**found), types, colours)
 
-    def _new_word_vector(self, word: str) -> Floats:
-        own, *parts = rows_of(word, len(self._parameters.table))
-        table = self._parameters.table
-        vector: Floats = (table[own] + table[parts].mean(axis=0, dtype=np.float32)) * self._parameters.table_scale
-        return vector
+    def _new_word_vector(self, word: str) -> Floats | None:
+        """The vector of a word, float32 [W]; None where none of its features is known."""
+        own, *parts = features_of(word)
+        table, rows = self._parameters.table, self._rows
+        known = [rows[part] for part in parts if part in rows]
+        if own not in rows and not known:
+            return None
+        vector = table[known].sum(axis=0, dtype=np.float32) / len(parts)
+        if own in rows:
+            vector += table[rows[own]]
+        scaled: Floats = vector * self._parameters.table_scale
+        return scaled
 
     def _computed(self, titles: Sequence[str]) -> tuple[Floats, Floats]:
         parameters = self._parameters
@@ -217,7 +230,7 @@ class TitleReader:
         for title in titles:
             starts.append(len(vectors))
             vectors.append(empty)
-            vectors += map(self._word_vector, title_words(title))
+            vectors += [vector for vector in map(self._word_vector, title_words(title)) if vector is not None]
         words = np.stack([*vectors, empty])
         previous = np.concatenate([empty[None], words[:-2]])
         neighbourhood = np.concatenate([previous, words[:-1], words[1:]], axis=1)
@@ -247,6 +260,7 @@ def _problem(found: dict[str, npt.NDArray[Any]], num_types: int, num_colours: in
     rows, width = found["table"].shape if found["table"].ndim == 2 else (0, 0)
     hidden = len(found["context_bias"]) if found["context_bias"].ndim == 1 else 0
     shapes = {
+        "features": (rows,),
         "table": (rows, width),
         "table_scale": (width,),
         "context": (3 * width, hidden),
@@ -263,7 +277,8 @@ def _problem(found: dict[str, npt.NDArray[Any]], num_types: int, num_colours: in
             return f"{name} has the shape {found[name].shape}, not {shape}"
         if not np.isfinite(found[name]).all():
             return f"{name} has numbers that are not finite"
-    return "" if found["table"].dtype == np.int8 else "table is not int8"
+    is_typed = found["table"].dtype == np.int8 and found["features"].dtype == np.uint32
+    return "" if is_typed else "table is not int8 or features are not uint32"
 
 
 def title_reader_fingerprint(folder: Path) -> str:

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Export a checkpoint as a Triton model repository: `python -m export.to_onnx --checkpoint checkpoints/fashion-small`.
 
-Writes the three ONNX models in one precision, their `config.pbtxt` (for FP16 also those
-of TensorRT and of ONNX Runtime on a GPU), the model contract, the
-tokenizer and, where the encoder has a query head, its queries. The repository is replaced only when all files are
-complete.
+Writes the three ONNX models in one precision, their `config.pbtxt` (for FP16 also those of TensorRT and of ONNX Runtime
+on a GPU), the model contract, the tokenizer and, where the checkpoint has them, the queries of its query head and its
+title reader. The repository is replaced only when all files are complete.
 
     fp32    for CPUs, fused for ONNX Runtime; the reference for the other two
     int8    for CPUs: products with constant weights in INT8, with ranges from real photos (--data) or drawn ones
@@ -104,7 +103,8 @@ def export_repository(
 
     Raises:
         OSError: the checkpoint cannot be read or the repository cannot be written.
-        ContractError: the checkpoint lacks what decoding needs, or its queries do not fit its query head.
+        ContractError: the checkpoint lacks what decoding needs, its queries do not fit its query head, or its title
+            reader is invalid.
     """
     if not (checkpoint / TOKENIZER_FILE).is_file():
         raise FileNotFoundError(f"{checkpoint / TOKENIZER_FILE} is missing: the gateway needs it to read captions")

@@ -165,13 +165,14 @@ PAPER = Preset(
 class TitlePreset:
     """The settings of the title reader and its training (`training.train_titles`)."""
 
-    rows: int = 2**16  # of the table of words and n-grams
-    word_size: int = 32  # numbers of a row
-    hidden_size: int = 64  # numbers of a word among its neighbours
+    max_features: int = 40_000  # words and n-grams, the most frequent ones
+    min_occurrences: int = 4  # of a feature, in as many titles as there are products
+    word_size: int = 48  # numbers of a feature
+    hidden_size: int = 96  # numbers of a word among its neighbours
     min_products: int = 5  # a type or colour with fewer is no class
-    epochs: int = 12
+    epochs: int = 10
     batch_size: int = 512  # titles per step
-    peak_learning_rate: float = 6e-3
+    peak_learning_rate: float = 1.5e-2
     warmup_share: float = 0.05  # of all steps; then the rate falls as a cosine to zero
     weight_decay: float = 1e-6
     word_dropout: float = 0.2  # share of the words that are known by their n-grams alone

@@ -14,13 +14,14 @@ import json
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
 from training.prepare_data import Product
 
 LANGUAGES = ("en", "de", "hi")
+_RARE_SHARE = 0.35
 OTHER_TYPE = ""  # the class of all article types that are none of the others
 _SYLLABLES = (
     "ka", "lo", "mi", "ver", "ton", "sa", "ri", "bel", "dan", "ix", "or", "ne", "zu", "fa", "gre", "st", "al", "ro",
@@ -54,12 +55,13 @@ class TitleMaker:
     def title(self, product: Product, draw: random.Random) -> LabelledTitle:
         """Make a title of a product's name or labels."""
         chance = draw.random()
-        if chance < 0.03:
+        if chance < 0.05:
             return LabelledTitle(self._without_product(draw), product.article_type, product.colour)
-        if chance < 0.06:
+        if chance < 0.08:
             return self._of_other_product(product, draw)
         language = draw.choices(LANGUAGES, (0.7, 0.15, 0.15))[0]
         if draw.random() < 0.3 and product.article_type in self._types:
+            product = self._with_rare_labels(product, draw)
             text = self._written_anew(product, language, draw)
         else:
             text = self._changed(self._translated(product, language, draw), product, language, draw)
@@ -70,6 +72,14 @@ class TitleMaker:
     def _words_for(self, table: Mapping[str, Mapping[str, list[str]]], label: str, language: str) -> Sequence[str]:
         entry = table.get(label, {})
         return entry.get(language) or entry.get("en") or [label.lower()]
+
+    def _with_rare_labels(self, product: Product, draw: random.Random) -> Product:
+        """Exchange type and colour in a third of the cases each, so that the words of rare ones are learned, too."""
+        if draw.random() < _RARE_SHARE:
+            product = replace(product, article_type=draw.choice(list(self._types)))
+        if draw.random() < _RARE_SHARE:
+            product = replace(product, colour=draw.choice(list(self._colours)))
+        return product
 
     def _written_anew(self, product: Product, language: str, draw: random.Random) -> str:
         def one(table: Mapping[str, Mapping[str, list[str]]], label: str) -> str:
@@ -139,10 +149,10 @@ class TitleMaker:
         for name, share in (("sizes", 0.3), ("packs", 0.15)):
             if draw.random() < share:
                 text += f" - {draw.choice(self._words[name])}"
-        if draw.random() < 0.2:
-            text = f"{draw.choice(self._words['before'])} {text}"
-        if draw.random() < 0.2:
-            text += " " + draw.choice(self._words["after"])
+        if draw.random() < 0.3:
+            text = f"{self._phrase('before', draw)} {text}"
+        if draw.random() < 0.3:
+            text += " " + self._phrase("after", draw)
         if draw.random() < 0.25:
             text = f"{_made_up_word(draw)} {text}"
         if draw.random() < 0.1:
@@ -152,17 +162,23 @@ class TitleMaker:
             text = f"{code} {text}" if draw.random() < 0.5 else f"{text} {code}"
         return text
 
+    def _phrase(self, kind: str, draw: random.Random) -> str:
+        """One of the phrases, or a few words that titles are filled with, in any order."""
+        if draw.random() < 0.5:
+            return draw.choice(self._words[kind])
+        return " ".join(draw.choices(self._words["filler"], k=draw.randint(1, 7)))
+
     def _without_product(self, draw: random.Random) -> str:
         """A title that says neither what is sold nor its colour; it may be empty."""
         parts: list[str] = []
-        for _ in range(draw.choice((0, 1, 1, 2, 3))):
+        for _ in range(draw.choice((0, 1, 1, 2, 3, 5))):
             part = draw.choice(("no_product", "no_product", "before", "after", "sizes", "word", "word", "code"))
             if part == "word":
                 parts.append(_made_up_word(draw))
             elif part == "code":
                 parts.append(_code(draw))
             else:
-                parts.append(draw.choice(self._words[part]))
+                parts.append(self._phrase(part, draw))
         return " ".join(parts)
 
     def _of_other_product(self, product: Product, draw: random.Random) -> LabelledTitle:
@@ -182,6 +198,8 @@ def _pattern(phrases: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def _made_up_word(draw: random.Random) -> str:
+    if draw.random() < 0.2:
+        return "".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(1, 9)))
     return "".join(draw.choices(_SYLLABLES, k=draw.randint(2, 4))).capitalize()
 
 

@@ -28,7 +28,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from captioner.model_contract import ContractError, ModelContract
-from captioner.title_reader import TitleReader
+from captioner.title_reader import TitleReader, features_of, title_words
 from training.prepare_data import DataError, Product, is_validation, read_styles, split_share
 from training.presets import TitlePreset
 from training.reliability import equal_mass_bins, expected_calibration_error
@@ -63,6 +63,19 @@ def targets(titles: Sequence[LabelledTitle], classes: Classes) -> tuple[Tensor, 
     return torch.tensor(of_type), torch.tensor([colours.get(one.colour or "", _UNKNOWN) for one in titles])
 
 
+def features_in(products: Sequence[Product], preset: TitlePreset, maker: TitleMaker) -> list[int]:
+    """The hashes of the most frequent words and n-grams of one title of each product, in ascending order."""
+    draw = random.Random(preset.seed)
+    words = Counter(word for product in products for word in title_words(maker.title(product, draw).text))
+    counts: Counter[int] = Counter()
+    for word, count in words.items():
+        for feature in set(features_of(word)):
+            counts[feature] += count
+    frequent = [pair for pair in counts.items() if pair[1] >= preset.min_occurrences]
+    frequent.sort(key=lambda pair: (-pair[1], pair[0]))
+    return sorted(feature for feature, _ in frequent[: preset.max_features])
+
+
 def train(products: Sequence[Product], classes: Classes, preset: TitlePreset, maker: TitleMaker) -> TitleNetwork:
     """Train a network.
 
@@ -74,7 +87,7 @@ def train(products: Sequence[Product], classes: Classes, preset: TitlePreset, ma
     """
     torch.manual_seed(preset.seed)
     draw = random.Random(preset.seed)
-    network = TitleNetwork(preset, *map(len, classes))
+    network = TitleNetwork(preset, features_in(products, preset, maker), *map(len, classes))
     batches = len(products) // preset.batch_size
     optimiser = torch.optim.AdamW(network.parameters(), weight_decay=preset.weight_decay, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -176,6 +189,7 @@ def fit(
         "products": len(training),
         "types": len(classes[0]),
         "colours": len(classes[1]),
+        "features": len(network.features),
         "temperatures": temperatures,
         "held_out": {name: figures(reader, titles) for name, titles in halves[1].items()},
         "seconds": round(time.perf_counter() - began),

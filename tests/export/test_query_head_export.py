@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from transformers import VisionEncoderDecoderModel  # noqa: E402
 from captioner.model_contract import PRECISIONS, ContractError, ModelContract, Precision  # noqa: E402
 from captioner.photo_confidence import PHOTO_CONFIDENCE_FILE, ConfidenceModel  # noqa: E402
 from captioner.query_classes import QUERY_CLASSES_FILE, load_query_classes  # noqa: E402
+from captioner.title_reader import TITLE_READER_FILE, TitleReader  # noqa: E402
 from export import to_onnx  # noqa: E402
 from export.caption_graphs import EncoderGraph, to_half  # noqa: E402
 from export.check_parity import Photos, Reference, measure  # noqa: E402
@@ -26,6 +28,7 @@ from export.onnx_captioner import OnnxCaptioner  # noqa: E402
 from export.onnx_export import contract_of, load_captioner  # noqa: E402
 from export.parity import MAX_ERROR, tensor_errors  # noqa: E402
 from export.to_onnx import export_repository  # noqa: E402
+from tests.conftest import MODELS  # noqa: E402
 from tests.fakes.exported_captioner import export_graphs_once, random_photos, tiny_checkpoint  # noqa: E402
 from tests.fakes.tiny_captioner import QUERIES, add_query_head, save_queries  # noqa: E402
 from training.caption_model import embedding_of, normalise  # noqa: E402
@@ -148,6 +151,19 @@ def test_confidence_goes_with_the_models_it_was_fitted_for(
     export_repository(checkpoint, tmp_path / "models")
     assert not (tmp_path / "models" / PHOTO_CONFIDENCE_FILE).exists()
     assert "photo_confidence.json is left out" in capsys.readouterr().err
+
+
+def test_title_reader_goes_with_the_models(checkpoint: Path, tmp_path: Path) -> None:
+    models, file = tmp_path / "models", checkpoint / TITLE_READER_FILE
+    shutil.copyfile(MODELS / TITLE_READER_FILE, file)
+    assert export_repository(checkpoint, models).title_reader == ModelContract.load(MODELS).title_reader
+    file.write_bytes(b"PK")
+    with pytest.raises(ContractError, match=f"{TITLE_READER_FILE} cannot be used"):
+        export_repository(checkpoint, models)
+    assert TitleReader.load(models) is not None  # the models are left as they were
+    file.unlink()
+    assert export_repository(checkpoint, models).title_reader == ""
+    assert not (models / TITLE_READER_FILE).exists()
 
 
 def test_queries_that_do_not_fit_are_told_before_anything_is_written(checkpoint: Path, tmp_path: Path) -> None:
