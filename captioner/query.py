@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 
 from captioner.colours import Colour, Colours
 from captioner.searchable_words import salient_words, searchable_words
-from captioner.word_folding import T_SHIRT, fold
-from captioner.word_folding import words_of as words_of  # part of this module
+from captioner.word_folding import T_SHIRT as T_SHIRT  # part of this module, as `words_of`
+from captioner.word_folding import fold
+from captioner.word_folding import words_of as words_of
 
 QUERY_WORDS = 2
 

@@ -27,6 +27,7 @@ IMAGENET = "ImageNet CNN, cosine (Singh 2021, Anap 2022)"
 CONTENT = "colour, texture, shape (Chutel 2022)"
 CAPTIONS = "captions against captions (Kansara 2020)"
 SHRINKAGES = (None, 1.0, 0.3, 0.1, 0.03, 0.01)  # None: not whitened
+PROBABILITIES = "cosine of the probabilities' roots"  # all that the captioner may say, not only its likeliest words
 MAIN = "nDCG@10"
 _SHOWN = 3  # variants of a system in the table
 
@@ -37,7 +38,8 @@ class BaselineInputs:
 
     cnn: Mapping[str, Floats]  # of `CNN_POOLINGS`; empty without pretrained weights
     described: Mapping[str, Floats]  # of `DESCRIPTORS`
-    captions: Sequence[str]  # by our captioner
+    captions: Sequence[str]  # by our captioner: the query head's likeliest words, or decoded without a head
+    said: Floats | None = None  # float32 [n, Q], of length 1: roots of the query head's probabilities
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,9 @@ def content_answer(inputs: BaselineInputs, gallery: npt.NDArray[np.int64], weigh
 
 def caption_answer(inputs: BaselineInputs, gallery: npt.NDArray[np.int64], weighting: str) -> Answer:
     """Search by the query photo's caption among the captions of the gallery's photos."""
+    if weighting == PROBABILITIES:
+        assert inputs.said is not None, "the variant was chosen with a query head"
+        return _by_cosine(inputs.said, gallery)
     index = CaptionIndex([inputs.captions[row] for row in gallery.tolist()], weighting)
     return lambda row: index.best(inputs.captions[row], DEPTH)
 
@@ -126,7 +131,7 @@ def choose(
     ]
     variants[CAPTIONS] = [
         ({"weighting": weighting}, partial(caption_answer, inputs, gallery, weighting))
-        for weighting in CAPTION_WEIGHTINGS
+        for weighting in (*CAPTION_WEIGHTINGS, *([] if inputs.said is None else [PROBABILITIES]))
     ]
     choice, tried = asdict(BaselineChoice()), {}
     for name, each in variants.items():

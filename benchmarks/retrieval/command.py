@@ -31,6 +31,7 @@ from benchmarks.common.report import add_output_options, make_parser, publish
 from benchmarks.retrieval.baselines import BaselineChoice, BaselineInputs, baseline_systems, choose
 from benchmarks.retrieval.calibration import RankAll, calibrate
 from benchmarks.retrieval.collection import Relevance, RetrievalSet, calibration_set, evaluation_set
+from benchmarks.retrieval.colour_cases import colour_cases, colour_record, colour_table
 from benchmarks.retrieval.gateway import AskedGateway, phone_photo, studio_photo, write_gallery
 from benchmarks.retrieval.metrics import DEPTH, Bootstrap, Floats, judge
 from benchmarks.retrieval.phone import SYSTEMS as PHONE_SYSTEMS
@@ -107,6 +108,9 @@ def parse_args() -> argparse.Namespace:
         metavar="STYLE",
         choices=("all", *TITLE_STYLES),
         help=f"compare title styles instead of systems: all, or some of {', '.join(TITLE_STYLES)}",
+    )
+    evaluation.add_argument(
+        "--colour-cases", action="store_true", help="ask for each photo's product in another colour, and stop"
     )
     evaluation.add_argument(
         "--pretrained",
@@ -219,7 +223,7 @@ def limits_of(config: GatewayConfig) -> RefinementLimits:
 
 def _settings(args: argparse.Namespace) -> Settings:
     config = with_calibration(GatewayConfig(model_repository=args.models))
-    return Settings(limits_of(config), max(config.max_candidates, config.catalog_candidates))
+    return Settings(limits_of(config), max(config.max_candidates, config.catalog_candidates), config.max_candidates)
 
 
 def _answers(
@@ -332,12 +336,44 @@ def evaluate_styles(args: argparse.Namespace, reader: PhotoReader) -> None:
     publish(record, style_table, args)
 
 
+def evaluate_colours(args: argparse.Namespace, reader: PhotoReader) -> None:
+    """Ask for photos' products in other colours, and report."""
+    ready = prepare(args, reader, HALVES[args.half])
+    gallery, settings = ready.gallery, _settings(args)
+    cases = colour_cases(ready.chosen.queries, ready.chosen.gallery)
+    titles = load_product_reader(args.models, ModelContract.load(args.models))
+    rankings: dict[str, list[Ranking]] = {}
+    with SearchedGallery(gallery.catalogue, gallery.fingerprint, titles) as searched:
+        every: dict[str, Callable[[Query, str], Ranking]] = {
+            "ours, another colour": lambda query, colour: searched.recoloured(
+                query, colour, settings.max_candidates, settings.limits
+            ),
+            "two words, another colour": lambda query, colour: searched.by_words(
+                query.words.query.replaced(colour=colour, product_type=None), DEPTH
+            ),
+            VISUAL: lambda query, _: searched.by_looks(query.embedding, DEPTH),
+        }
+        for name, search in every.items():
+            rankings[name] = [search(ready.queries[case.place], case.wanted) for case in tqdm(cases, desc=name)]
+    record = {
+        **colour_record(rankings, cases, ready.chosen.queries, ready.chosen.gallery, args.seed),
+        "half": args.half,
+        "settings": asdict(settings.limits),
+        **provenance(),
+    }
+    publish(record, colour_table, args)
+
+
 def choose_baselines(args: argparse.Namespace, reader: PhotoReader) -> None:
     """Choose the variants of the other papers' systems on the calibration half, and store them for evaluations."""
-    ready = prepare(args, reader, calibration_set)
-    inputs = _baseline_inputs(args, reader, ready.chosen.data)
-    chosen = choose(inputs, ready.chosen.query_rows, ready.chosen.gallery_rows, ready.grades)
-    record = {"queries": len(ready.queries), "gallery": len(ready.chosen.gallery), **chosen, **provenance()}
+    data = stored_products(args.data, args.run, **reader.contract.photo_shape)
+    asked = calibration_set(data)
+    if args.queries is not None:
+        asked = asked.sample(args.queries, args.seed)
+    relevance = Relevance(asked.gallery)
+    grades = [relevance.grades(one) for one in asked.queries]
+    chosen = choose(_baseline_inputs(args, reader, data), asked.query_rows, asked.gallery_rows, grades)
+    record = {"queries": len(asked.queries), "gallery": len(asked.gallery), **chosen, **provenance()}
     BASELINES.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(record["choice"], indent=2))
 
@@ -376,12 +412,11 @@ def calibrate_settings(args: argparse.Namespace, reader: PhotoReader) -> None:
     """Choose the settings on one half of the validation photos, and store them with the checkpoint."""
     ready = prepare(args, reader, calibration_set)
     config = GatewayConfig(model_repository=args.models)
-    count = max(config.max_candidates, config.catalog_candidates)
     with SearchedGallery(
         ready.gallery.catalogue, ready.gallery.fingerprint, load_product_reader(args.models, reader.contract)
     ) as gallery:
 
-        def ranked_by(embeddings: Sequence[npt.NDArray[np.float32] | None]) -> RankAll:
+        def ranked_by(embeddings: Sequence[npt.NDArray[np.float32] | None], count: int) -> RankAll:
             asked = zip(tqdm(ready.queries, desc="candidates", unit="query"), embeddings, strict=True)
             seen = [gallery.candidates(query.words.query, count, embedding) for query, embedding in asked]
             return lambda limits: [
@@ -389,8 +424,9 @@ def calibrate_settings(args: argparse.Namespace, reader: PhotoReader) -> None:
                 for query, found in zip(ready.queries, seen, strict=True)
             ]
 
-        by_words_and_looks = ranked_by([query.embedding for query in ready.queries])
-        by_words = ranked_by([None] * len(ready.queries))
+        count = max(config.max_candidates, config.catalog_candidates)
+        by_words_and_looks = ranked_by([query.embedding for query in ready.queries], count)
+        by_words = ranked_by([None] * len(ready.queries), config.max_candidates)
         calibrated = calibrate(by_words_and_looks, by_words, ready.grades, limits_of(config))
     settings = {name: float(getattr(calibrated.limits, name)) for name in SETTINGS}
     curves = {
@@ -445,6 +481,8 @@ def main() -> int:
         evaluate_phone(args, reader)
     elif args.title_style is not None:
         evaluate_styles(args, reader)
+    elif args.colour_cases:
+        evaluate_colours(args, reader)
     elif args.choose_baselines:
         choose_baselines(args, reader)
     else:

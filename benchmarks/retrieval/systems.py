@@ -145,6 +145,22 @@ class SearchedGallery:
             query, said.query, hypotheses, seen, limits, self.photo_reading(query, said.query, own, seen, limits)
         )
 
+    def recoloured(self, query: Query, colour: str, count: int, limits: RefinementLimits) -> Ranking:
+        """Search for the photo in another colour, as the pipeline does with `override_colour`."""
+        said = query.words
+        words = said.query.replaced(colour=colour, product_type=None)
+        looks = query.embedding if self._reader is None else self._reader.colour_free(query.embedding)
+        seen = self.candidates(words, count, looks)
+        found = [one.candidate for one in seen]
+        hypotheses = photo_hypotheses(
+            said.caption, said.rule, query.embedding, found, limits.neighbour_weight, said.distribution
+        ).changed(lambda one: one.replaced(colour=colour, product_type=None))
+        reading = None
+        if self._reader is not None:
+            own = caption_query_hypotheses(said.caption, said.rule, said.distribution)
+            reading = self._reader.of_photo(query.embedding, words, own, found, limits, colour_given=True)
+        return self.reranked(query, words, hypotheses, seen, limits, reading)
+
     def photo_reading(
         self,
         query: Query,
@@ -169,6 +185,7 @@ class Settings:
 
     limits: RefinementLimits
     max_candidates: int
+    max_web_candidates: int = 40  # of a provider whose pictures have to be fetched
 
 
 def systems(
@@ -180,6 +197,7 @@ def systems(
 ) -> dict[str, Callable[[Query], Ranking]]:
     """Return the search of each system by name."""
     limits, most, count = settings.limits, settings.max_candidates, settings.limits.max_results
+    on_web = settings.max_web_candidates
     whitened = whitening(embeddings)
     by_words = replace(limits, min_visual_score=NO_FILTER, min_semantic_score=0.0, visual_weight=0.0)
     visual_filter = replace(by_words, min_visual_score=limits.min_visual_score)
@@ -188,7 +206,7 @@ def systems(
 
     def filtered(query: Query, filters: RefinementLimits) -> Ranking:
         words = query.words.query
-        seen = gallery.candidates(words, most, None)
+        seen = gallery.candidates(words, on_web, None)
         reading = gallery.query_reading(words, filters)
         return gallery.reranked(query, words, QueryHypotheses.certain(words), seen, filters, reading)
 
@@ -196,7 +214,9 @@ def systems(
         return gallery.answered(query, said, gallery.candidates(said.query, most, query.embedding), weights)
 
     def by_words_alone(query: Query, words: Words) -> Ranking:
-        return gallery.answered(query, replace(query.words, query=words), gallery.candidates(words, most, None), limits)
+        return gallery.answered(
+            query, replace(query.words, query=words), gallery.candidates(words, on_web, None), limits
+        )
 
     def salient(query: Query) -> Words:
         return Words.of_caption(query.words.caption.text, QueryRule.SALIENT)

@@ -40,6 +40,7 @@ def inputs() -> BaselineInputs:
         captions=[
             f"Brand{number} {['red', 'blue', 'black', 'white'][kind]} shirt" for number, kind in enumerate(KINDS)
         ],
+        said=telling,
     )
 
 
@@ -50,6 +51,7 @@ def test_telling_variants_are_chosen_and_used() -> None:
     choice = BaselineChoice.of_record(json.loads(json.dumps(found["choice"])))
     assert "mean" in choice.poolings
     assert choice.weights["colour"] == max(choice.weights.values())
+    assert len(found["tried"][CAPTIONS]) == 4
     assert set(found["tried"]) == {IMAGENET, CONTENT, CAPTIONS}
     assert choice_table(found).count("| ImageNet") == 1
     every = baseline_systems(inputs(), gallery, choice, {QUERY.product_id: 3})
