@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -187,11 +188,13 @@ def _query_override(asked: RequestValues) -> Query | None:
     if asked.query_override is None:
         return None
     name = asked.name("query_override")
-    text = " ".join(asked.query_override.split())
+    text = " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in asked.query_override).split())
     if not text:
         raise BadRequestError(f"{name} is empty: give words, or leave it unset to use the caption's")
     if len(text) > MAX_QUERY_CHARACTERS:
         raise BadRequestError(f"{name} has {len(text)} characters; the limit is {MAX_QUERY_CHARACTERS}")
+    if not any(character.isalnum() for character in text):
+        raise BadRequestError(f"{name} is {text[:20]!r}: give words with letters or digits")
     return Query.of(text)
 
 
