@@ -119,12 +119,15 @@ class _Pen:
         self.sheet.paste(ground, (x + 1, y + 1), _rounded(inner, 11))
 
 
-def draw_contact_sheet(photo: bytes, answer: SearchAnswer) -> Image.Image:
+def draw_contact_sheet(
+    photo: bytes, answer: SearchAnswer, region: tuple[float, float, float, float] | None = None
+) -> Image.Image:
     """Draws the photo and the answer of its search.
 
     Args:
         photo: the bytes of an image file; if they cannot be decoded, the picture says so.
         answer: the answer; only its first `MAX_CARDS` results are drawn.
+        region: the part of the photo that was searched with, as the search had it; it gets a frame.
 
     Returns:
         An RGB picture, 1600 pixels wide.
@@ -136,7 +139,7 @@ def draw_contact_sheet(photo: bytes, answer: SearchAnswer) -> Image.Image:
     sheet = Image.new("RGB", (_WIDTH, 2200 + 60 * len(answer.degraded) + rows * (_CARD_HEIGHT + _GAP)), _WHITE)
     pen = _Pen(sheet)
     top = _draw_header(pen, answer, len(shown))
-    left_end = _draw_photo(pen, _MARGIN, top, photo, answer)
+    left_end = _draw_photo(pen, _MARGIN, top, photo, answer, region)
     right_end = _draw_cards(pen, _MARGIN + _LEFT + _GUTTER, top, cards, answer)
     return sheet.crop((0, 0, _WIDTH, round(max(left_end, right_end)) + _MARGIN))
 
@@ -164,7 +167,14 @@ def _draw_header(pen: _Pen, answer: SearchAnswer, shown: int) -> int:
     return y + 36
 
 
-def _draw_photo(pen: _Pen, x: int, y: int, photo: bytes, answer: SearchAnswer) -> float:
+def _draw_photo(
+    pen: _Pen,
+    x: int,
+    y: int,
+    photo: bytes,
+    answer: SearchAnswer,
+    region: tuple[float, float, float, float] | None,
+) -> float:
     picture = _decoded(photo, len(photo), _MAX_PHOTO_PIXELS, (_LEFT, _PHOTO_HEIGHT))
     if picture is None:
         height = 240
@@ -173,7 +183,7 @@ def _draw_photo(pen: _Pen, x: int, y: int, photo: bytes, answer: SearchAnswer) -
     else:
         height = min(_PHOTO_HEIGHT, round(_LEFT * picture.height / picture.width))
         height = max(height, 120)
-        pen.picture(picture, x, y, _LEFT, height)
+        pen.picture(_framed(picture, region), x, y, _LEFT, height)
     bottom: float = y + height + 30
     if answer.caption is not None:
         pen.text(x, bottom, "CAPTION", 13, _MUTED)
@@ -189,6 +199,24 @@ def _draw_photo(pen: _Pen, x: int, y: int, photo: bytes, answer: SearchAnswer) -
         bottom += 28
         pen.pill(x, bottom, line, _WARNING, _WARNING_PAPER, 13)
     return _draw_times(pen, x, bottom + 56, answer.timings_ms)
+
+
+def _framed(picture: Image.Image, region: tuple[float, float, float, float] | None) -> Image.Image:
+    """Return the picture with a frame around the region and the rest paler."""
+    if region is None:
+        return picture
+    picture = ImageOps.contain(picture, (_LEFT, _PHOTO_HEIGHT), Image.Resampling.LANCZOS)  # the frame keeps its width
+    left, top, width, height = region
+    box = (
+        round(left * picture.width),
+        round(top * picture.height),
+        round((left + width) * picture.width) - 1,
+        round((top + height) * picture.height) - 1,
+    )
+    framed = Image.blend(picture, Image.new("RGB", picture.size, _WHITE), 0.5)
+    framed.paste(picture.crop(box), box[:2])
+    ImageDraw.Draw(framed).rectangle(box, outline=_ACCENT, width=3)
+    return framed
 
 
 def _draw_caption(pen: _Pen, x: int, y: float, answer: SearchAnswer) -> float:

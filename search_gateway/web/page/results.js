@@ -9,6 +9,7 @@ const WHAT_DROPPED = {
   duplicates: "folded into the same picture",
   over_limit: "over the limit",
 };
+const STAGE_COLOURS = 9; // of page.css
 const two = (number) => number.toFixed(2);
 
 /** Which threshold hides a result: "looks", "words", or "" if none does. A threshold of 0 hides nothing. */
@@ -228,14 +229,14 @@ export function showTimes(timings) {
   byId("total").textContent = `${Math.round(timings.total ?? sum)} ms`;
   byId("bar").replaceChildren(
     ...stages.map(([, ms], place) => {
-      const part = h("span", { class: `stage${place % 8}` });
+      const part = h("span", { class: `stage${place % STAGE_COLOURS}` });
       part.style.width = `${(100 * ms) / sum}%`;
       return part;
     }),
   );
   byId("stages").replaceChildren(
     ...stages.map(([stage, ms], place) =>
-      h("div", {}, h("dt", {}, h("span", { class: `dot stage${place % 8}` }), stage),
+      h("div", {}, h("dt", {}, h("span", { class: `dot stage${place % STAGE_COLOURS}` }), stage),
         h("dd", {}, `${ms >= 10 ? Math.round(ms) : ms.toFixed(1)} ms`))),
   );
 }

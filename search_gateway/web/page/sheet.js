@@ -20,7 +20,7 @@ const ACCENT = "#2563eb";
 const ACCENT_PAPER = "#e8f0fe";
 const WARNING = "#92540a";
 const WARNING_PAPER = "#fef3d6";
-const STAGES = ["#2563eb", "#0ea5e9", "#14b8a6", "#84cc16", "#facc15", "#f97316", "#ec4899", "#8b5cf6"];
+const STAGES = ["#2563eb", "#0ea5e9", "#14b8a6", "#84cc16", "#facc15", "#f97316", "#ec4899", "#8b5cf6", "#78716c"];
 const FONT = "Inter, system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif";
 
 class Pen {
@@ -219,14 +219,14 @@ function drawTimes(pen, x, y, timings) {
   context.clip();
   let across = x;
   stages.forEach(([, ms], place) => {
-    pen.box(across, y, (LEFT * ms) / sum + 1, 12, STAGES[place % 8], 0);
+    pen.box(across, y, (LEFT * ms) / sum + 1, 12, STAGES[place % STAGES.length], 0);
     across += (LEFT * ms) / sum;
   });
   context.restore();
   y += 28;
   stages.forEach(([stage, ms], place) => {
     const column = x + (place % 2) * (LEFT / 2 + 10);
-    pen.box(column, y + 3, 10, 10, STAGES[place % 8], 3);
+    pen.box(column, y + 3, 10, 10, STAGES[place % STAGES.length], 3);
     pen.text(column + 18, y, pen.cut(stage, 14, 90), 14, MUTED);
     const text = ms >= 10 ? `${Math.round(ms)} ms` : `${ms.toFixed(1)} ms`;
     pen.text(column + LEFT / 2 - 10 - pen.width(text, 14), y, text, 14);
