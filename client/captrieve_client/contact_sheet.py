@@ -207,12 +207,8 @@ def _framed(picture: Image.Image, region: tuple[float, float, float, float] | No
         return picture
     picture = ImageOps.contain(picture, (_LEFT, _PHOTO_HEIGHT), Image.Resampling.LANCZOS)  # the frame keeps its width
     left, top, width, height = region
-    box = (
-        round(left * picture.width),
-        round(top * picture.height),
-        round((left + width) * picture.width) - 1,
-        round((top + height) * picture.height) - 1,
-    )
+    x, y = round(left * (picture.width - 1)), round(top * (picture.height - 1))
+    box = (x, y, max(x, round((left + width) * picture.width) - 1), max(y, round((top + height) * picture.height) - 1))
     framed = Image.blend(picture, Image.new("RGB", picture.size, _WHITE), 0.5)
     framed.paste(picture.crop(box), box[:2])
     ImageDraw.Draw(framed).rectangle(box, outline=_ACCENT, width=3)
