@@ -177,7 +177,7 @@ def _options(config: GatewayConfig, contract: ModelContract) -> dict[str, Schema
         },
         "override_colour": {**word, "description": "the colour in the query, instead of the caption's"},
         "override_thing": {**word, "description": "the product type in the query, instead of the caption's"},
-        "provider": {"type": "string", "enum": list(config.providers)},
+        "provider": {"type": "string", "enum": [name for step in config.provider_steps for name in step]},
         "max_results": {"type": "integer", "minimum": 1, "maximum": MAX_RESULTS, "default": config.default_max_results},
         "min_visual_score": {"type": "number", "minimum": -1, "maximum": 1, "default": config.min_visual_score},
         "min_semantic_score": {"type": "number", "minimum": 0, "maximum": 1, "default": config.min_semantic_score},
