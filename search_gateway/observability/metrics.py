@@ -228,13 +228,13 @@ class _Now(Collector):
                 breaker.add_metric((provider, one), one == state)
         yield breaker
         for name, text, numbers in (
-            ("calls", "Calls in this month of a provider with a budget", {k: v[0] for k, v in now.budgets.items()}),
-            ("limit", "Calls per month that its budget permits", {k: v[1] for k, v in now.budgets.items()}),
+            ("spent", "Calls in this month of a provider with a budget", {k: v[0] for k, v in now.budgets.items()}),
+            ("budget", "Calls per month that its budget permits", {k: v[1] for k, v in now.budgets.items()}),
         ):
-            yield _gauge(f"captrieve_provider_budget_{name}", text, numbers, "provider")
+            yield _gauge(f"captrieve_provider_{name}_calls", text, numbers, "provider")
         yield _gauge("captrieve_provider_call_cost_dollars", "Declared cost of a call", now.costs, "provider")
         quota = GaugeMetricFamily(
-            "captrieve_provider_quota_remaining",
+            "captrieve_provider_quota_calls",
             "Calls that the provider's last answer said are left, by the seconds of the window",
             labels=("provider", "window"),
         )

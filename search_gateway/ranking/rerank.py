@@ -123,7 +123,7 @@ def _within_limits(
 
     Places that the other providers cannot fill go to the best of those that were over their share.
     """
-    cap = limits.max_results
+    cap = len(kept)
     if len({one.candidate.provider for one in kept}) > 1:
         cap = max(1, math.floor(limits.provider_max_share * limits.max_results))
     taken: Counter[str] = Counter()

@@ -216,6 +216,11 @@ def _schemas() -> dict[str, Schema]:
     query = {"query": _TEXT, "query_rule": {"type": "string", "enum": ["", *request_options.RULES]}}
     timings: Schema = {"type": "object", "additionalProperties": _NUMBER}
     verdicts = [name.removeprefix("VERDICT_").lower() for name in search_pb2.Verdict.keys()[1:]]
+    credit: dict[str, Schema] = {
+        "licence": {"type": "string", "description": 'of the picture, as "CC BY-SA 4.0"; empty where unknown'},
+        "licence_url": _TEXT,
+        "attribution": {"type": "string", "description": "the credit line that must be shown with the result"},
+    }
     result = _object(
         title=_TEXT,
         url=_TEXT,
@@ -228,8 +233,10 @@ def _schemas() -> dict[str, Schema]:
         semantic_score=_SHARE,
         score=_NUMBER,
         reason=_TEXT,
-        duplicates=_list(_object(source=_TEXT, url=_TEXT, title=_TEXT)),
+        duplicates=_list(_object(source=_TEXT, url=_TEXT, title=_TEXT, **credit)),
         picture_words={"type": "string", "deprecated": True},
+        provider={"type": "string", "description": "which one found it, where several were asked together"},
+        **credit,
     )
     answer = _object(
         photo={"type": "string", "description": "the file name in the form"},

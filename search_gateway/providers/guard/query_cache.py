@@ -126,9 +126,10 @@ class QueryCache:
 
 
 def bytes_of(candidate: Candidate) -> int:
-    """Return the memory of a candidate, as if it shared no object with others."""
+    """Return the memory of a candidate, as if it shared no object with others except empty texts, 0 and None."""
     fields = vars(candidate)
-    num_bytes = 8 + sys.getsizeof(candidate) + sys.getsizeof(fields) + sum(map(sys.getsizeof, fields.values()))
+    own = [value for value in fields.values() if value is not None and not (isinstance(value, str | int) and not value)]
+    num_bytes = 8 + sys.getsizeof(candidate) + sys.getsizeof(fields) + sum(map(sys.getsizeof, own))
     if candidate.embedding is not None and candidate.embedding.base is not None:
         # A view keeps its whole base array alive, which sys.getsizeof does not count.
         num_bytes += sys.getsizeof(candidate.embedding.base)

@@ -14,7 +14,7 @@ import pytest
 from captioner.query import Query
 from search_gateway.deadline import Deadline
 from search_gateway.errors import BadRequestError, ProviderError, ProviderNotAskedError, ProviderTimeoutError
-from search_gateway.providers.base import Candidate, StaleCandidates
+from search_gateway.providers.base import Candidate, ProviderTerms, StaleCandidates
 from search_gateway.providers.chain import Degradation, ProviderChain, ProviderResult
 
 BLUE_SHIRT = Query.of("blue shirt")
@@ -38,6 +38,7 @@ class FakeProvider:
     before_answer: Callable[[], object] = lambda: None
     asked: list[tuple[Any, ...]] = field(default_factory=list)
     num_closed: int = 0
+    terms: ProviderTerms = ProviderTerms()
 
     async def find(
         self, query: Query, max_candidates: int, timeout_seconds: float, embedding: Any = None

@@ -13,7 +13,7 @@ import pytest
 
 from captioner.query import Query
 from search_gateway.errors import ProviderError, ProviderNotAskedError, ProviderTimeoutError
-from search_gateway.providers.base import Candidate, Provider, StaleCandidates
+from search_gateway.providers.base import Candidate, Provider, ProviderTerms, QuotaWindow, StaleCandidates
 from search_gateway.providers.guard.circuit_breaker import BreakerSettings, BreakerState, CircuitBreaker
 from search_gateway.providers.guard.guarded import GuardedProvider
 from search_gateway.providers.guard.query_cache import CacheCounters, QueryCache
@@ -45,6 +45,8 @@ class Web:
     limits: list[tuple[int, float]] = field(default_factory=list)
     num_cancelled: int = 0
     is_closed: bool = False
+    terms: ProviderTerms = ProviderTerms()
+    quota: tuple[QuotaWindow, ...] = ()
 
     async def find(
         self, query: Query, max_candidates: int, timeout_seconds: float, embedding: Any = None
