@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from captrieve_client.messages import Result, SearchAnswer
-from captrieve_client.reports import counts_text, printable, rule_text, split_caption, unsure_text
+from captrieve_client.reports import counts_text, credit_text, printable, rule_text, split_caption, unsure_text
 
 MAX_CARDS = 24
 
@@ -37,6 +37,7 @@ _GAP = 24
 _CARD = (_WIDTH - 2 * _MARGIN - _LEFT - _GUTTER - (_COLUMNS - 1) * _GAP) // _COLUMNS
 _CARD_PICTURE = 270
 _CARD_HEIGHT = _CARD_PICTURE + 118
+_CREDIT_HEIGHT = 56  # more, where a picture has a credit line
 _PHOTO_HEIGHT = 520
 _SPACE = 0.29  # between words, in font sizes
 
@@ -136,7 +137,8 @@ def draw_contact_sheet(
     cards = shown or ((answer.nearest_miss,) if answer.nearest_miss is not None else ())
     rows = -(-len(cards) // _COLUMNS)
     # Higher than anything drawn on it; the rest is cut off at the end.
-    sheet = Image.new("RGB", (_WIDTH, 2200 + 60 * len(answer.degraded) + rows * (_CARD_HEIGHT + _GAP)), _WHITE)
+    cards_height = rows * (_CARD_HEIGHT + _CREDIT_HEIGHT + _GAP)
+    sheet = Image.new("RGB", (_WIDTH, 2200 + 60 * len(answer.degraded) + cards_height), _WHITE)
     pen = _Pen(sheet)
     top = _draw_header(pen, answer, len(shown))
     left_end = _draw_photo(pen, _MARGIN, top, photo, answer, region)
@@ -268,13 +270,14 @@ def _draw_cards(pen: _Pen, x: int, y: int, cards: tuple[Result, ...], answer: Se
     bottom = float(y)
     if not answer.results:
         bottom = _draw_empty(pen, x, y, answer)
+    height = _CARD_HEIGHT + (_CREDIT_HEIGHT if any(map(credit_text, cards)) else 0)
     for number, result in enumerate(cards):
         row, column = divmod(number, _COLUMNS)
-        top = round(bottom) if not answer.results else y + row * (_CARD_HEIGHT + _GAP)
+        top = round(bottom) if not answer.results else y + row * (height + _GAP)
         rank = f"{number + 1}" if answer.results else "nearest miss"
         _draw_card(pen, x + column * (_CARD + _GAP), top, rank, result)
     rows = -(-len(cards) // _COLUMNS)
-    return bottom + rows * (_CARD_HEIGHT + _GAP) - (_GAP if rows else 0)
+    return bottom + rows * (height + _GAP) - (_GAP if rows else 0)
 
 
 def _draw_empty(pen: _Pen, x: int, y: int, answer: SearchAnswer) -> float:
@@ -320,6 +323,9 @@ def _draw_card(pen: _Pen, x: int, y: int, rank: str, result: Result) -> None:
     for line in _lines(title, 16, _CARD, most=2):
         pen.text(x, top, line, 16, _INK)
         top += 22
+    for line in _lines(_spelled(credit_text(result)), 12, _CARD, most=3):
+        pen.text(x, top, line, 12, _MUTED)
+        top += 17
 
 
 def _draw_centred(pen: _Pen, x: int, y: float, width: int, lines: list[str], size: int) -> None:

@@ -147,6 +147,7 @@ def search_options(asked: RequestValues, contract: ModelContract, config: Gatewa
         max_results=max_results,
         visual_weight=config.visual_weight,
         neighbour_weight=config.neighbour_weight,
+        provider_max_share=config.provider_max_share,
     )
     return SearchOptions(
         decoding=decoding_options(asked, contract),

@@ -147,6 +147,8 @@ def _search_columns(answer: SearchAnswer) -> Columns:
         "IMAGE_URL": [result.candidate.image_url for result in kept],
         "THUMBNAIL_URL": [result.candidate.thumbnail_url for result in kept],
         "SOURCE": [result.candidate.source for result in kept],
+        "LICENCE": [result.candidate.licence for result in kept],
+        "ATTRIBUTION": [result.candidate.attribution for result in kept],
         "SCORE": [result.score for result in kept],
         "VISUAL_SCORE": [result.visual_score for result in kept],
         "SEMANTIC_SCORE": [result.semantic_score for result in kept],

@@ -52,6 +52,16 @@ function pictureOf(result) {
   return { box, title };
 }
 
+/** "Photo by Someone · CC BY 4.0": what must be shown with a picture; "" if nothing. */
+export function creditOf({ attribution = "", licence = "" }) {
+  return [attribution, attribution.includes(licence) ? "" : licence].filter(Boolean).join(" · ");
+}
+
+function creditLine(result) {
+  const credit = creditOf(result);
+  return credit !== "" && h("p", { class: "credit" }, result.licence_url ? linkOf(result.licence_url, credit) : credit);
+}
+
 function linkOf(address, text) {
   const href = webAddress(address);
   return href ? h("a", { href, target: "_blank", rel: "noopener noreferrer" }, text) : h("span", {}, text);
@@ -65,7 +75,8 @@ export function card(result, thresholds, rank = "") {
   const number = h("span", { class: "rank" }, rank);
   box.append(number);
   const copies = result.duplicates.map((one) =>
-    h("li", {}, linkOf(one.url, one.title || one.url || one.source), one.source ? ` (${one.source})` : ""));
+    h("li", {}, linkOf(one.url, one.title || one.url || one.source), one.source ? ` (${one.source})` : "",
+      creditLine(one)));
   const reason = h("p", {});
   const explain = () => (reason.textContent = capital(reasonOf(result, thresholds())));
   const why = h("details", { class: "why", ontoggle: explain },
@@ -81,6 +92,7 @@ export function card(result, thresholds, rank = "") {
     h("p", { class: "parts" }, h("span", {}, `visual ${two(result.visual_score)} · words ${two(result.semantic_score)}`),
       h("span", { class: "source" }, result.source)),
     h("h3", {}, linkOf(result.url, title)),
+    creditLine(result),
     why);
   element.rank = number;
   element.update = () => why.open && explain();
@@ -90,7 +102,8 @@ export function card(result, thresholds, rank = "") {
 function hiddenRow(result, thresholds) {
   const { box, title } = pictureOf(result);
   return h("li", { class: "row" }, box,
-    h("div", {}, h("h3", {}, linkOf(result.url, title)), h("p", {}, capital(reasonOf(result, thresholds))),
+    h("div", {}, h("h3", {}, linkOf(result.url, title)), creditLine(result),
+      h("p", {}, capital(reasonOf(result, thresholds))),
       h("p", { class: "parts" }, `visual ${two(result.visual_score)} · words ${two(result.semantic_score)}`)));
 }
 
