@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`captrieve-server` serves; `catalog build PHOTOS --out FILE` makes a catalogue, `keys add NAME` an API key.
 
+`providers check` asks every configured provider once.
+
 `python -m search_gateway` is the same program. Settings come from the environment (`CAPTRIEVE_...`) and from a TOML
 file; docs/configuration.md lists them. Exit codes: 0 ended well, 2 wrong settings or arguments, 3 could not start.
 """
@@ -16,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from captioner.model_contract import ContractError
+from search_gateway import providers_command
 from search_gateway.catalog.store import CatalogError
 from search_gateway.catalog_command import build
 from search_gateway.config import GatewayConfig
@@ -58,6 +61,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     builder.add_argument("--out", type=Path, metavar="FILE", required=True, help="catalogue file")
     keys = commands.add_parser("keys", help="API keys of the gateway's callers")
     api_keys.add_arguments(keys, shared)
+    providers_command.add_arguments(commands.add_parser("providers", help="the image searches that are set"), shared)
     return parser.parse_args(argv)
 
 
@@ -82,6 +86,8 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
             )
         if args.command == "keys":
             return api_keys.run_command(args, config.api_keys)
+        if args.command == "providers":
+            return providers_command.run_command(args, config)
         asyncio.run(serve(with_calibration(config), lambda: GatewayConfig.from_env(environ, args.settings)))
     except (ConfigError, ContractError, CatalogError) as error:
         print(f"captrieve: {error}", file=sys.stderr)

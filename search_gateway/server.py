@@ -10,7 +10,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -44,7 +44,7 @@ from search_gateway.observability.tracing import start_tracing, traces_url
 from search_gateway.pipeline import Pipeline
 from search_gateway.providers.base import Provider
 from search_gateway.providers.chain import ProviderChain
-from search_gateway.providers.factory import cache_for, make_providers
+from search_gateway.providers.factory import cache_for, host_pattern, make_providers
 from search_gateway.providers.guard.query_cache import QueryCache
 from search_gateway.ranking.product_reading import load_product_reader
 from search_gateway.security.gateway_security import GatewaySecurity
@@ -88,7 +88,7 @@ class Gateway:
         self,
         config: GatewayConfig,
         *,
-        providers: list[Provider] | None = None,
+        providers: Sequence[Provider | Sequence[Provider]] | None = None,
         thumbnails: Callable[[], ThumbnailFetcher] | None = None,
     ):
         self._config = config
@@ -167,7 +167,10 @@ class Gateway:
                     with contextlib.suppress(StartError, TritonStartError):
                         await self._start_tritons(contract)
                 raise
-        providers = self._providers = ProviderChain(made, config.provider_timeout_seconds, observer)
+        providers = self._providers = ProviderChain(
+            made, config.provider_timeout_seconds, observer, wait_seconds=config.provider_wait_seconds
+        )
+        thumbnails.allow_hosts((*providers.thumbnail_hosts, *map(host_pattern, config.thumbnail_hosts)))
         self._closing.push_async_callback(providers.close)
         server = self._make_server(security)
         # Bound before Triton starts: a port in use fails immediately, and Triton cannot choose this port.

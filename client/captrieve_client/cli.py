@@ -164,7 +164,7 @@ def _search(search_client: SearchClient, options: argparse.Namespace) -> int:
         width = shutil.get_terminal_size((100, 24)).columns
         print(search_text(answer, width=width, style=_style(sys.stdout)))
     if sheet is not None:
-        _save_contact_sheet(sheet, photo, answer)
+        _save_contact_sheet(sheet, photo, answer, options.region)
         if not options.json:
             print(f"contact sheet: {printable(str(sheet))}")
     return FOUND if answer.results else NOTHING_FOUND
@@ -245,11 +245,13 @@ def _import_contact_sheet() -> None:
         ) from error
 
 
-def _save_contact_sheet(path: Path, photo: bytes, answer: SearchAnswer) -> None:
+def _save_contact_sheet(
+    path: Path, photo: bytes, answer: SearchAnswer, region: tuple[float, float, float, float] | None
+) -> None:
     from captrieve_client.contact_sheet import draw_contact_sheet
 
     try:
-        draw_contact_sheet(photo, answer).save(path, quality=92)
+        draw_contact_sheet(photo, answer, region).save(path, quality=92)
     except OSError as error:
         reason = (error.strerror or "it cannot be written").lower()
         raise PhotoFileError(f"cannot write {path}: {reason}") from error

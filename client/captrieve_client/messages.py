@@ -122,6 +122,9 @@ class Duplicate:
     source: str
     url: str
     title: str
+    licence: str = ""  # these three as in `Result`
+    licence_url: str = ""
+    attribution: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +154,10 @@ class Result:
     thumbnail: bytes = b""  # an image file, empty if the gateway has none
     duplicates: tuple[Duplicate, ...] = ()  # other sources of the same picture
     picture_words: str = ""  # deprecated: gateways no longer caption thumbnails and leave this empty
+    licence: str = ""  # of the picture, as "CC BY-SA 4.0"; empty if unknown
+    licence_url: str = ""
+    attribution: str = ""  # the credit line that must be shown with the result; empty if none is asked for
+    provider: str = ""  # which one found it, if several were asked together; otherwise empty
     contributions: tuple[Contribution, ...] = ()  # with `explain`: what adds up to `score`
 
 
@@ -481,8 +488,15 @@ def _result(message: search_pb2.Result) -> Result:
         verdict=_verdict_name(message.verdict),
         reason=message.reason,
         thumbnail=message.thumbnail,
-        duplicates=tuple(Duplicate(one.source, one.url, one.title) for one in message.duplicates),
+        duplicates=tuple(
+            Duplicate(one.source, one.url, one.title, one.licence, one.licence_url, one.attribution)
+            for one in message.duplicates
+        ),
         picture_words=message.picture_words,
+        licence=message.licence,
+        licence_url=message.licence_url,
+        attribution=message.attribution,
+        provider=message.provider,
         contributions=tuple(Contribution(one.part, _decimal(one.value)) for one in message.contributions),
     )
 

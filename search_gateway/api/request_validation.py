@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -154,6 +155,7 @@ def search_options(asked: RequestValues, contract: ModelContract, config: Gatewa
         max_results=max_results,
         visual_weight=config.visual_weight,
         neighbour_weight=config.neighbour_weight,
+        provider_max_share=config.provider_max_share,
     )
     override, excluded = _query_override(asked)
     return SearchOptions(
@@ -199,7 +201,7 @@ def _query_override(asked: RequestValues) -> tuple[Query | None, list[str]]:
     if asked.query_override is None:
         return None, []
     name = asked.name("query_override")
-    text = " ".join(asked.query_override.split())
+    text = " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in asked.query_override).split())
     if not text:
         raise BadRequestError(f"{name} is empty: give words, or leave it unset to use the caption's")
     if len(text) > MAX_QUERY_CHARACTERS:
@@ -208,6 +210,8 @@ def _query_override(asked: RequestValues) -> tuple[Query | None, list[str]]:
     wanted = " ".join(_EXCLUSION.sub(" ", text).split())
     if not words_of(wanted) and excluded:
         raise BadRequestError(f"{name} is {text[:40]!r}, which only excludes words: give a word to search for, too")
+    if not any(character.isalnum() for character in wanted):
+        raise BadRequestError(f"{name} is {text[:20]!r}: give words with letters or digits")
     return Query.typed(wanted), excluded
 
 

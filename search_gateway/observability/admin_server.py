@@ -28,7 +28,7 @@ from aiohttp import web
 from search_gateway.observability import logs
 
 _MAX_BODY_BYTES = 1024
-_SECRET_NAME = re.compile(r"password|secret|token|credential", re.I)  # of fields
+_SECRET_NAME = re.compile(r"password|secret|token|credential|api_key$", re.I)  # of fields
 _URL_CREDENTIALS = re.compile(r"(\w+://)[^/@\s]*@")
 _REDACTED = "***"
 _FOR_OTHER_MACHINES = ("/livez", "/readyz", "/metrics", "/metrics/triton")  # probes and Prometheus

@@ -75,6 +75,9 @@ class GatewayMetrics(Observer):
         self._providers = self._counter(
             "captrieve_provider_answers", "Searches at providers by outcome", "provider", "outcome"
         )
+        self._provider_seconds = self._seconds(
+            "captrieve_provider_seconds", "Duration of the searches at providers", "provider"
+        )
         self._thumbnails = self._counter("captrieve_thumbnails", "Candidates by verdict", "verdict")
         self._degraded = self._counter("captrieve_degraded", "Answers of which a part is missing or degraded", "part")
         self._refusals = self._counter("captrieve_refusals", "Requests refused with RESOURCE_EXHAUSTED", "reason")
@@ -96,6 +99,7 @@ class GatewayMetrics(Observer):
         """Export series of these names before their first event."""
         for provider in providers:
             self._degraded.labels(provider)
+            self._provider_seconds.labels(provider)
             for outcome in PROVIDER_OUTCOMES:
                 self._providers.labels(provider, outcome)
         for replica in replicas:
@@ -141,6 +145,9 @@ class GatewayMetrics(Observer):
 
     def provider_answered(self, provider: str, outcome: str) -> None:  # noqa: D102
         self._providers.labels(provider, outcome).inc()
+
+    def provider_took(self, provider: str, seconds: float) -> None:  # noqa: D102
+        self._provider_seconds.labels(provider).observe(seconds)
 
     def results_judged(self, verdicts: Mapping[str, int]) -> None:  # noqa: D102
         for verdict, count in verdicts.items():
@@ -220,6 +227,21 @@ class _Now(Collector):
             for one in BREAKER_STATES:
                 breaker.add_metric((provider, one), one == state)
         yield breaker
+        for name, text, numbers in (
+            ("spent", "Calls in this month of a provider with a budget", {k: v[0] for k, v in now.budgets.items()}),
+            ("budget", "Calls per month that its budget permits", {k: v[1] for k, v in now.budgets.items()}),
+        ):
+            yield _gauge(f"captrieve_provider_{name}_calls", text, numbers, "provider")
+        yield _gauge("captrieve_provider_call_cost_dollars", "Declared cost of a call", now.costs, "provider")
+        quota = GaugeMetricFamily(
+            "captrieve_provider_quota_calls",
+            "Calls that the provider's last answer said are left, by the seconds of the window",
+            labels=("provider", "window"),
+        )
+        for provider, windows in now.quotas.items():
+            for window, remaining in windows.items():
+                quota.add_metric((provider, window), remaining)
+        yield quota
 
 
 def _gauge(name: str, text: str, values: Mapping[str, float], label: str = "") -> Metric:

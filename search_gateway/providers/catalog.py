@@ -19,7 +19,7 @@ from search_gateway.catalog.store import (
     CatalogTimeoutError,
 )
 from search_gateway.errors import ProviderError, ProviderTimeoutError
-from search_gateway.providers.base import Candidate, StaleCandidates
+from search_gateway.providers.base import Candidate, ProviderTerms, StaleCandidates
 
 NAME = "catalog"
 
@@ -30,6 +30,8 @@ NEIGHBOUR_SHARE = 0.5
 
 class CatalogProvider:
     """Searches a catalogue file, including what a build adds meanwhile and files that replace it."""
+
+    terms = ProviderTerms(notes="your own products")
 
     def __init__(self, path: Path, model_fingerprint: str, least_candidates: int = 0) -> None:
         """Open the catalogue. This blocks for some milliseconds.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import enum
 import itertools
+import math
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -47,6 +48,7 @@ class RefinementLimits(ReadingWeights):
     min_semantic_score: float  # agreement with the query hypotheses, 0 to 1
     max_results: int
     visual_weight: float  # of the visual score in the final score; the semantic score has the rest
+    provider_max_share: float = 1.0  # of `max_results`, if the results come from several providers
     duplicate_cosine: float = 0.96  # minimum cosine of two copies of one picture; see duplicates.py
     duplicate_difference: float = 10.0  # maximum difference of their colour grids, of 255
 
@@ -142,13 +144,17 @@ def rerank(
     originals = {order[one]: [order[other] for other in others] for one, others in copies.items()}
     copied = {other: one for one, others in originals.items() for other in others}
     found = [place for place in order if judged[place] is Verdict.KEPT and place not in copied]
-    over = set(found[limits.max_results :])
+    kept, cap, over_share = _within_limits([seen[place].candidate.provider for place in found], limits)
+    kept = [found[number] for number in kept]
+    over = set(found) - set(kept)
+    shared = {found[number] for number in over_share}
 
     def reason_of(place: int) -> str:
         if place in copied:
             return f"the same picture as {_shortened(titles[copied[place]])!r}, a better one"
         if place in over:
-            return f"beyond max_results ({limits.max_results})"
+            beyond = f"beyond max_results ({limits.max_results})"
+            return f"{beyond}: {seen[place].candidate.provider} has its share, {cap}" if place in shared else beyond
         if not has_embedding[place]:
             what = "fetched" if judged[place] is Verdict.DROPPED_UNFETCHABLE else "read"
             return f"its thumbnail could not be {what}"
@@ -189,13 +195,37 @@ def rerank(
             contributions,
         )
 
-    kept = found[: limits.max_results]
-    rest = [place for place in order if place not in set(kept)]
+    shown = set(kept)
+    rest = [place for place in order if place not in shown]
     # Candidates without an embedding have no score and come last.
     rest.sort(key=lambda place: (not has_embedding[place], -ranked[place]))
     results = [result(place, True) for place in kept]
     dropped = [result(place, explain or number == 0) for number, place in enumerate(rest)]
     return RerankResult(results, dropped, Counter(one.verdict for one in itertools.chain(results, dropped)))
+
+
+def _within_limits(providers: Sequence[str], limits: RefinementLimits) -> tuple[list[int], int, set[int]]:
+    """Choose the best `max_results`; each of several providers has its maximum share at most.
+
+    Places that the other providers cannot fill go to the best of those that were over their share.
+
+    Args:
+        providers: of the candidates that passed, best first.
+        limits: has the share.
+
+    Returns:
+        The chosen numbers of candidates, a provider's maximum number, and the candidates beyond it.
+    """
+    cap = len(providers)
+    if len(set(providers)) > 1:
+        cap = max(1, math.floor(limits.provider_max_share * limits.max_results))
+    taken: Counter[str] = Counter()
+    chosen, over_share = [], []
+    for number, provider in enumerate(providers):
+        taken[provider] += 1
+        (chosen if taken[provider] <= cap else over_share).append(number)
+    places = sorted((chosen[: limits.max_results] + over_share)[: limits.max_results])
+    return places, cap, set(over_share)
 
 
 def _compared(score: float, minimum: float) -> str:

@@ -184,7 +184,7 @@ def _options(config: GatewayConfig, contract: ModelContract) -> dict[str, Schema
             "examples": ["striped,red"],
             "description": f"words that no result's title may have, with commas between them, at most {MAX_EXCLUDED}",
         },
-        "provider": {"type": "string", "enum": list(config.providers)},
+        "provider": {"type": "string", "enum": [name for step in config.provider_steps for name in step]},
         "max_results": {"type": "integer", "minimum": 1, "maximum": MAX_RESULTS, "default": config.default_max_results},
         "min_visual_score": {"type": "number", "minimum": -1, "maximum": 1, "default": config.min_visual_score},
         "min_semantic_score": {"type": "number", "minimum": 0, "maximum": 1, "default": config.min_semantic_score},
@@ -235,6 +235,11 @@ def _schemas() -> dict[str, Schema]:
     }
     timings: Schema = {"type": "object", "additionalProperties": _NUMBER}
     verdicts = [name.removeprefix("VERDICT_").lower() for name in search_pb2.Verdict.keys()[1:]]
+    credit: dict[str, Schema] = {
+        "licence": {"type": "string", "description": 'of the picture, as "CC BY-SA 4.0"; empty where unknown'},
+        "licence_url": _TEXT,
+        "attribution": {"type": "string", "description": "the credit line that must be shown with the result"},
+    }
     result = _object(
         title=_TEXT,
         url=_TEXT,
@@ -247,8 +252,10 @@ def _schemas() -> dict[str, Schema]:
         semantic_score=_SHARE,
         score=_NUMBER,
         reason=_TEXT,
-        duplicates=_list(_object(source=_TEXT, url=_TEXT, title=_TEXT)),
+        duplicates=_list(_object(source=_TEXT, url=_TEXT, title=_TEXT, **credit)),
         picture_words={"type": "string", "deprecated": True},
+        provider={"type": "string", "description": "which one found it, where several were asked together"},
+        **credit,
     )
     result["properties"]["contributions"] = _list(_object(part=_TEXT, value=_NUMBER))
     answer = _object(

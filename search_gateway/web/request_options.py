@@ -21,9 +21,12 @@ RULES = {
 
 
 def _whole(name: str, text: str) -> int:
-    number = int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else -1
-    if not 0 <= number <= _MAX_UINT32:
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit()):
         raise HttpRequestError(f"{name} is {text[:40]!r}: give a whole number")
+    number = int(text) if len(text) <= 10 else -1
+    if not 0 <= number <= _MAX_UINT32:
+        raise HttpRequestError(f"{name} is {text[:40]}, outside of its limits: /openapi.json has them")
     return number
 
 
@@ -41,7 +44,11 @@ def _text(name: str, text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise HttpRequestError(f"{name} is no text in UTF-8") from None
+        is_text = False
+    else:
+        is_text = "\ufffd" not in text  # what stands for wrong bytes of an address
+    if not is_text:
+        raise HttpRequestError(f"{name} is no text in UTF-8: encode it as UTF-8")
     return text
 
 

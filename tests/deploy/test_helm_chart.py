@@ -46,6 +46,7 @@ EVERYTHING = GPU | {
     "autoscaling.kind": "keda",
     "serviceMonitor.enabled": "true",
     "gateway.settings.providers": "catalog",
+    "providerKeys.secret": "searches",
     "gpu.runtimeClassName": "nvidia",
     "nodeSelector.pool": "t4",
 }
@@ -91,6 +92,15 @@ def gateway_of(pod: Mapping[str, Any]) -> dict[str, Any]:
 def environment(container: Mapping[str, Any]) -> dict[str, str]:
     """Return the container's variables."""
     return {one["name"]: one["value"] for one in container["env"]}
+
+
+def test_keys_of_image_searches_are_mounted() -> None:
+    pod = pod_of(EVERYTHING)
+    mount = {"name": "provider-keys", "mountPath": "/provider-keys", "readOnly": True}
+    assert mount in gateway_of(pod)["volumeMounts"]
+    volume = {"name": "provider-keys", "secret": {"secretName": "searches", "defaultMode": 0o440}}
+    assert volume in pod["volumes"]
+    assert "provider-keys" not in str(pod_of(GPU))
 
 
 @pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)

@@ -204,6 +204,15 @@ def test_empty_query_override_is_refused_with_the_remedy(text: str) -> None:
     assert refusal(options, query_override=text) == expected
 
 
+def test_control_characters_of_a_query_override_separate_words() -> None:
+    assert options(query_override="red\x00dress\x1b[31m").query_override == Query.of("red dress [31m")
+
+
+@pytest.mark.parametrize("text", ["...", "👕", "\x00", "- -"])
+def test_query_override_without_words_is_refused(text: str) -> None:
+    assert "give words" in refusal(options, query_override=text)
+
+
 def test_length_of_a_query_override_has_a_limit() -> None:
     assert options(query_override="x" * 200).query_override == Query.of("x" * 200)
     assert options(query_override=" " + "é" * 200 + " ").query_override == Query.of("é" * 200)

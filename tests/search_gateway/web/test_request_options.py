@@ -69,8 +69,8 @@ def test_caption_has_the_options_of_a_caption() -> None:
     [
         ("max_result", "3", "'max_result' is no option of this method: did you mean max_results?"),
         ("max_results", "ten", "max_results is 'ten': give a whole number"),
-        ("max_results", "-1", "max_results is '-1': give a whole number"),
-        ("max_results", "4294967296", "max_results is '4294967296': give a whole number"),
+        ("max_results", "-1", "max_results is -1, outside of its limits: /openapi.json has them"),
+        ("max_results", "4294967296", "max_results is 4294967296, outside of its limits: /openapi.json has them"),
         ("max_results", "٣", "max_results is '٣': give a whole number"),
         ("min_visual_score", "", "min_visual_score is '': give a number"),
         ("min_visual_score", "nan", "min_visual_score is 'nan': give a number"),
@@ -80,7 +80,8 @@ def test_caption_has_the_options_of_a_caption() -> None:
         ("region", "0,0,1", "region is '0,0,1': give x,y,width,height as fractions of the photo, 0 to 1"),
         ("region", "0,0,1,a", "region is 'a': give a number"),
         ("query_override", "x" * 1001, "query_override has 1001 characters; the limit is 1000"),
-        ("query_override", "\ud800", "query_override is no text in UTF-8"),
+        ("query_override", "\ud800", "query_override is no text in UTF-8: encode it as UTF-8"),
+        ("query_override", "red \ufffd", "query_override is no text in UTF-8: encode it as UTF-8"),
     ],
 )  # fmt: skip
 def test_text_that_cannot_be_read_is_refused_with_its_name(name: str, text: str, says: str) -> None:
