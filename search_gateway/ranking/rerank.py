@@ -127,7 +127,8 @@ def _within_limits(
     if len({one.candidate.provider for one in kept}) > 1:
         cap = max(1, math.floor(limits.provider_max_share * limits.max_results))
     taken: Counter[str] = Counter()
-    chosen, over_share = [], []
+    chosen: list[int] = []
+    over_share: list[int] = []
     for place, one in enumerate(kept):
         taken[one.candidate.provider] += 1
         (chosen if taken[one.candidate.provider] <= cap else over_share).append(place)
