@@ -37,11 +37,11 @@ def set_up_logging(log_format: LogFormat = "console", level: str = "info", strea
         level: one of `LEVELS`.
         stream: stderr if None.
     """
-    handler = _Handler(stream or sys.stderr)
+    handler = Handler(stream or sys.stderr)
     handler.setFormatter(_json_formatter() if log_format == "json" else _ConsoleFormatter())
     root = logging.getLogger()
     for old in root.handlers[:]:
-        if isinstance(old, _Handler):
+        if isinstance(old, Handler):
             root.removeHandler(old)
     root.addHandler(handler)
     set_level(level)
@@ -77,7 +77,7 @@ def bound(**values: str | None) -> Iterator[None]:
         _bound.reset(token)
 
 
-class _Handler(logging.StreamHandler[TextIO]):
+class Handler(logging.StreamHandler[TextIO]):
     """The one that `set_up_logging` adds."""
 
 
