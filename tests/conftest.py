@@ -21,6 +21,8 @@ import pytest
 from drawings.draw_samples import draw_sample
 from search_gateway.observability import logs
 
+gc.disable()  # until all tests are collected, see below
+
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # for tests that import onnxruntime themselves
 
 ROOT = Path(__file__).parent.parent
@@ -42,6 +44,13 @@ def without_collector() -> Iterator[None]:
     gc.collect()
     gc.disable()
     yield
+    gc.enable()
+
+
+def pytest_collection_finish() -> None:
+    """Keep what the collection made out of each later garbage collection: it is most of a test process's memory."""
+    gc.collect()
+    gc.freeze()
     gc.enable()
 
 
