@@ -220,7 +220,8 @@ def _within_limits(providers: Sequence[str], limits: RefinementLimits) -> tuple[
     if len(set(providers)) > 1:
         cap = max(1, math.floor(limits.provider_max_share * limits.max_results))
     taken: Counter[str] = Counter()
-    chosen, over_share = [], []
+    chosen: list[int] = []
+    over_share: list[int] = []
     for number, provider in enumerate(providers):
         taken[provider] += 1
         (chosen if taken[provider] <= cap else over_share).append(number)
