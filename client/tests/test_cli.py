@@ -296,6 +296,36 @@ def test_duplicates_are_listed_under_their_result(
     assert record["counts"]["duplicates"] == 2
 
 
+@pytest.mark.parametrize(
+    ("licence", "attribution", "shown"),
+    [
+        ("CC BY 4.0", "Photo by Some\x1b[2Jone", "Photo by Some [2Jone · CC BY 4.0"),
+        ("CC BY 4.0", '"Bag" by Someone is licensed under CC BY 4.0.', '"Bag" by Someone is licensed under CC BY 4.0.'),
+        ("CC0 1.0", "", "CC0 1.0"),
+        ("", "Brave Search", "Brave Search"),
+    ],
+)
+def test_credit_line_stands_under_its_result(
+    service: ScriptedService,
+    address: str,
+    photo: str,
+    capsys: pytest.CaptureFixture[str],
+    licence: str,
+    attribution: str,
+    shown: str,
+) -> None:
+    result = service.answer.results[0]
+    result.licence, result.attribution, result.provider = licence, attribution, "openverse"
+    result.licence_url = "https://creativecommons.org/licenses/by/4.0/"
+    assert cli.main(["search", photo]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[lines.index("https://shop.example/item") + 1] == shown
+    assert cli.main(["search", photo, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)["results"][0]
+    assert (record["licence"], record["attribution"], record["provider"]) == (licence, attribution, "openverse")
+    assert record["licence_url"].startswith("https://creativecommons.org")
+
+
 def test_nothing_found_is_explained(
     service: ScriptedService, address: str, photo: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -152,6 +152,13 @@ def test_sheet_is_as_high_as_its_results(count: int) -> None:
     assert share_of(sheet.crop((0, sheet.height - 20, 1600, sheet.height)), (255, 255, 255)) == 1
 
 
+def test_credit_lines_make_the_cards_higher() -> None:
+    answer = answer_with(*[photo_bytes(size=24)] * 9)
+    credited = replace(answer.results[0], attribution="Photo by Someone", licence="CC BY 4.0")
+    with_credit = draw_contact_sheet(photo_bytes(), replace(answer, results=(credited, *answer.results[1:])))
+    assert with_credit.height == draw_contact_sheet(photo_bytes(), answer).height + 3 * 56
+
+
 def test_empty_answer_shows_the_nearest_miss() -> None:
     message = empty_answer()
     without = draw_contact_sheet(photo_bytes(), replace(search_answer(message), nearest_miss=None))

@@ -263,10 +263,14 @@ def _credited(candidates: list[Candidate], attribution: str) -> list[Candidate]:
 def _merged(found: Mapping[str, Sequence[Candidate]], max_candidates: int) -> list[Candidate]:
     """Take the candidates of several providers in turns, so that each has its share, and merge equal ones.
 
+    `max_candidates` limits those whose thumbnail must be looked at. One that brings its embedding costs nothing, and a
+    catalogue's nearest neighbours come last in its list.
+
     Equal are those with the same thumbnail, and those with the same picture on the same page. Refinement recognises
     other copies of a picture.
     """
     merged: list[Candidate] = []
+    num_to_see = 0
     places: dict[tuple[str, ...], int] = {}
     names = list(found)
     for row in zip_longest(*found.values()):
@@ -280,8 +284,10 @@ def _merged(found: Mapping[str, Sequence[Candidate]], max_candidates: int) -> li
                 keys.append((candidate.image_url, candidate.url))
             place = next((places[key] for key in keys if key in places), None)
             if place is None:
-                if len(merged) >= max_candidates:
-                    continue
+                if candidate.embedding is None:
+                    if num_to_see >= max_candidates:
+                        continue
+                    num_to_see += 1
                 place = len(merged)
                 merged.append(replace(candidate, provider=name))
             elif candidate.licence and not merged[place].licence:

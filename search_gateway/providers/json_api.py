@@ -13,6 +13,7 @@ everything that can go wrong into a `ProviderError`:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 import zlib
 from collections.abc import Callable, Mapping
@@ -201,6 +202,9 @@ class JsonApiProvider:
         remedy = self._api.refusals.get(status, "use another provider")
         if self._api.refusal_marks:
             start = await response.content.read(_CHUNK_BYTES)
+            if response.headers.get("Content-Encoding", "").lower() == "gzip":
+                with contextlib.suppress(zlib.error):
+                    start = zlib.decompressobj(wbits=31).decompress(start, _CHUNK_BYTES)
             remedy = next((text for mark, text in self._api.refusal_marks.items() if mark in start), remedy)
         what = "failed" if status >= 500 else "refused the search"
         return ProviderError(f"{title} {what} (status {status}): {remedy}")

@@ -139,7 +139,7 @@ class HttpServer:
         return _Connection(
             self._runner.server,
             loop=asyncio.get_running_loop(),
-            access_log=None,
+            access_log=None,  # type: ignore[arg-type]  # as web.AppRunner passes it on
             auto_decompress=False,
             keepalive_timeout=_IDLE_SECONDS,
             logger=self._log,

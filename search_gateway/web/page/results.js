@@ -102,8 +102,8 @@ export function card(result, thresholds, rank = "") {
 function hiddenRow(result, thresholds) {
   const { box, title } = pictureOf(result);
   return h("li", { class: "row" }, box,
-    h("div", {}, h("h3", {}, linkOf(result.url, title)), creditLine(result),
-      h("p", {}, capital(reasonOf(result, thresholds))),
+    h("div", {}, h("h3", {}, linkOf(result.url, title)), h("p", {}, capital(reasonOf(result, thresholds))),
+      creditLine(result),
       h("p", { class: "parts" }, `visual ${two(result.visual_score)} · words ${two(result.semantic_score)}`)));
 }
 

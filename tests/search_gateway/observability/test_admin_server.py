@@ -10,9 +10,11 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from search_gateway.observability.admin_server import AdminServer, AdminState, is_this_machine, redacted
 
@@ -90,6 +92,9 @@ def test_settings_without_secrets() -> None:
     [
         ("api_token", "abc", "***"),
         ("api_token", "", ""),
+        ("brave_api_key", SecretStr("abc"), "***"),
+        ("api_keys", Path("keys.json"), "keys.json"),
+        ("brave_api_key_file", Path("/run/secrets/brave"), "/run/secrets/brave"),
         ("addresses", ("http://a:b@c", "d:1"), ["http://***@c", "d:1"]),
         ("max_tokens_x", 3, "***"),
         ("reflection", True, True),

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 
 from captioner.query import Query
@@ -281,6 +283,12 @@ def test_candidates_of_several_take_turns() -> None:
     assert [one.title for one in found.candidates] == ["one 0", "two 0", "one 1", "two 1", "one 2", "one 3"]
     assert [one.provider for one in found.candidates] == ["one", "two", "one", "two", "one", "one"]
     assert found.degraded == []
+
+
+def test_candidates_that_bring_their_embedding_take_no_places() -> None:
+    local = shirts("one", 5, embedding=np.zeros(2, np.float32))
+    found, _ = together([FakeProvider("one", local), FakeProvider("two", shirts("two", 9))], count=4)
+    assert Counter(one.provider for one in found.candidates) == {"one": 5, "two": 4}
 
 
 def test_equal_candidates_are_merged_and_keep_their_licence() -> None:

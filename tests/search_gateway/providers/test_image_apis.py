@@ -228,9 +228,10 @@ def test_refusal_says_what_to_do(web: FakeImageApis, name: str, status: int, rem
     assert remedy in said
 
 
-def test_key_that_brave_calls_invalid_is_told(web: FakeImageApis) -> None:
+@pytest.mark.parametrize("is_gzip", [False, True])
+def test_key_that_brave_calls_invalid_is_told(web: FakeImageApis, is_gzip: bool) -> None:
     error = {"id": "1", "status": 422, "code": "SUBSCRIPTION_TOKEN_INVALID", "detail": "…", "meta": {}}
-    web.reply = Reply({"type": "ErrorResponse", "error": error, "time": 1}, status=422)
+    web.reply = Reply({"type": "ErrorResponse", "error": error, "time": 1}, status=422, is_gzip=is_gzip)
     assert "check CAPTRIEVE_BRAVE_API_KEY" in str(refusal(web, "brave"))
 
 

@@ -915,6 +915,24 @@ def test_policy_that_cannot_be_meant(wrong: dict[str, int]) -> None:
         ThumbnailPolicy(**wrong)  # type: ignore[arg-type]
 
 
+def test_only_hosts_that_were_allowed_are_asked(server: ThumbnailServer) -> None:
+    async def run() -> bytes:
+        fetcher = ThumbnailFetcher(
+            ThumbnailPolicy(port=server.port, address_is_allowed=only_the_server),
+            resolve=always_the_server,
+            ssl_context=server.client_context,
+        )
+        try:
+            with pytest.raises(ThumbnailError, match="host not allowed"):
+                await fetcher.fetch(url_of(server), 5.0)
+            fetcher.allow_hosts([r"tse1\.mm\.bing\.net"])
+            return await fetcher.fetch(url_of(server), 5.0)
+        finally:
+            await fetcher.close()
+
+    assert asyncio.run(run()) == JPEG
+
+
 def test_policy_with_a_host_that_is_no_expression() -> None:
     with pytest.raises(Exception, match="unterminated"):
         ThumbnailPolicy(allowed_hosts=("(",))
