@@ -8,7 +8,7 @@ queries' scores.
 
 The semantic threshold follows, with these weights: the strictest value that costs little nDCG, both for candidates
 found by words and looks and for those found by words alone. A filter cannot raise nDCG, which hardly counts the last
-results, but it keeps wrong pictures out. It stays below the weight of the product type, so that the right product in
+results, but it keeps wrong pictures out. It stays below what the product type alone is worth, so that the right product in
 another colour is shown: a user sees it as a result, whatever the grades say. The visual threshold is shown but not
 chosen: this gallery always has ten pictures that look similar, so a strict threshold costs nothing here but would drop
 nearly everything found on the web. `visual_threshold` measures what it keeps.
@@ -69,6 +69,7 @@ def calibrate(
     grades: Sequence[npt.NDArray[np.int64]],
     start: RefinementLimits,
     *,
+    below: float = WordWeights().product_type_weight,
     progress: bool = True,
 ) -> Calibrated:
     """Choose neighbour_weight, visual_weight and min_semantic_score, in this order.
@@ -78,6 +79,7 @@ def calibrate(
         rank_by_words: reranks candidates that were found by words alone, as by a web search.
         grades: of each query int64 [products].
         start: limits whose other fields are kept.
+        below: what the right product in another colour is worth; min_semantic_score stays below it.
         progress: whether to show progress bars.
     """
     limits = replace(start, min_visual_score=NO_FILTER, min_semantic_score=0.0)
@@ -97,7 +99,7 @@ def calibrate(
     # Both kinds of providers have the same limit: the lower one.
     name = "min_semantic_score"
     both = [curve_of(name, SEMANTIC_SCORES, rank_all, name), curve_of(name, SEMANTIC_SCORES, rank_by_words, BY_WORDS)]
-    least = min(strictest(curve, WordWeights().product_type_weight).value for curve in both)
+    least = min(strictest(curve, below).value for curve in both)
     limits = replace(limits, min_semantic_score=least, min_visual_score=start.min_visual_score)
     return Calibrated(limits, curves)
 

@@ -60,8 +60,9 @@ from captioner.model_contract import ModelContract, model_fingerprint
 from captioner.query import QueryRule
 from search_gateway.config import GatewayConfig
 from search_gateway.ranking.calibration import SETTINGS, RefinementCalibration, with_calibration
-from search_gateway.ranking.product_reading import load_product_reader
+from search_gateway.ranking.product_reading import TYPE_SHARE, load_product_reader
 from search_gateway.ranking.rerank import RefinementLimits
+from search_gateway.ranking.word_agreement import WordWeights
 from training.phone_photos import load_phone_photos
 from training.prepare_data import Product, ProductSet, load_products
 from training.pretrained import DEFAULT_FILE
@@ -412,9 +413,9 @@ def calibrate_settings(args: argparse.Namespace, reader: PhotoReader) -> None:
     """Choose the settings on one half of the validation photos, and store them with the checkpoint."""
     ready = prepare(args, reader, calibration_set)
     config = GatewayConfig(model_repository=args.models)
-    with SearchedGallery(
-        ready.gallery.catalogue, ready.gallery.fingerprint, load_product_reader(args.models, reader.contract)
-    ) as gallery:
+    titles = load_product_reader(args.models, reader.contract)
+    below = WordWeights().product_type_weight if titles is None else TYPE_SHARE
+    with SearchedGallery(ready.gallery.catalogue, ready.gallery.fingerprint, titles) as gallery:
 
         def ranked_by(embeddings: Sequence[npt.NDArray[np.float32] | None], count: int) -> RankAll:
             asked = zip(tqdm(ready.queries, desc="candidates", unit="query"), embeddings, strict=True)
@@ -427,7 +428,7 @@ def calibrate_settings(args: argparse.Namespace, reader: PhotoReader) -> None:
         count = max(config.max_candidates, config.catalog_candidates)
         by_words_and_looks = ranked_by([query.embedding for query in ready.queries], count)
         by_words = ranked_by([None] * len(ready.queries), config.max_candidates)
-        calibrated = calibrate(by_words_and_looks, by_words, ready.grades, limits_of(config))
+        calibrated = calibrate(by_words_and_looks, by_words, ready.grades, limits_of(config), below=below)
     settings = {name: float(getattr(calibrated.limits, name)) for name in SETTINGS}
     curves = {
         name: [{"value": one.value, "ndcg": one.ndcg, "precision": one.precision, "empty": one.empty} for one in curve]
