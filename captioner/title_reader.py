@@ -111,7 +111,7 @@ _FLOATS = {one.name for one in fields(TitleParameters)} - {"features", "table"}
 
 
 class TitleReader:
-    """Reads titles, and remembers what it read last. It is for one thread.
+    """Reads titles, and remembers what it read last. Several threads may call it.
 
     Args:
         parameters: of the network.
@@ -130,12 +130,14 @@ class TitleReader:
     def read(self, titles: Sequence[str]) -> TitleReadings:
         """Read titles of any language and length."""
         keys = [title[:_MAX_CHARACTERS] for title in titles]
-        missing = [key for key in dict.fromkeys(keys) if key not in self._known]
+        known = self._known  # never changed but replaced, since another thread may read, too
+        missing = [key for key in dict.fromkeys(keys) if key not in known]
         if missing:
-            if len(self._known) + len(missing) > _CACHED_TITLES:
-                self._known = {key: self._known[key] for key in dict.fromkeys(keys) if key in self._known}
-            self._known |= dict(zip(missing, zip(*self._computed(missing), strict=True), strict=True))
-        readings = [self._known[key] for key in keys]
+            if len(known) + len(missing) > _CACHED_TITLES:
+                known = {key: known[key] for key in keys if key in known}
+            known = {**known, **dict(zip(missing, zip(*self._computed(missing), strict=True), strict=True))}
+            self._known = known
+        readings = [known[key] for key in keys]
         return TitleReadings(
             np.array([types for types, _ in readings], np.float32).reshape(-1, len(self.type_names)),
             np.array([colours for _, colours in readings], np.float32).reshape(-1, len(self.colour_names)),

@@ -200,6 +200,10 @@ class ProductReader:
             self._type_places = _places(labels.type_names, titles.type_names)
             self._colour_places = _places(labels.colour_names, titles.colour_names)
 
+    def read_ahead(self, titles: Sequence[str]) -> None:
+        """Read titles that will be needed; any thread may do so, and the next reading of them takes no time."""
+        self._titles.read(titles)
+
     def colour_free(self, photo: Floats) -> Floats:
         """The embedding of a photo, float32 [D], without its colour; as it is where no model can tell."""
         return photo if self._labels is None else self._labels.without_colour(photo[None])[0]
