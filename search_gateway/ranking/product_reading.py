@@ -31,6 +31,7 @@ NUM_TITLES = 30  # of the nearest neighbours; 20 and 40 are worth as much
 TYPE_SHARE = 0.5  # of the grade
 MIN_READ = 0.35  # least probability of a title's likeliest type; below it the title does not say what it is
 MIN_MEANT = 0.5  # least probability that a word means a class
+SIMILAR_TITLES = "similar_titles"  # the part of a title that says nothing
 NEIGHBOURS, PHOTO, WORDS = "neighbours", "photo", "words"  # who says what the photo shows
 
 
@@ -214,8 +215,8 @@ class ProductReader:
         said = self._titles.read([text])
         if query.product_type is None or said.types[0].max() < MIN_MEANT:
             return None
-        own = Opinion(WORDS, 1.0, said.types[0])
-        colours = [Opinion(WORDS, 1.0, said.colours[0])] if self._names_colour(query) else []
+        own = _certain(said.types[0])
+        colours = [_certain(said.colours[0])] if self._names_colour(query) else []
         shares = word_weights(query, weights.product_type_weight)
         others = {
             word: shares[place]
@@ -274,9 +275,9 @@ class ProductReader:
                 both.insert(0, Opinion(NEIGHBOURS, part, neighbours[place]))
             opinions.append([one for one in both if one.share > 0])
         if type_given:
-            opinions[0] = [Opinion(WORDS, 1.0, said.types[0])]
+            opinions[0] = [_certain(said.types[0])]
         if colour_given:
-            opinions[1] = [Opinion(WORDS, 1.0, said.colours[0])]
+            opinions[1] = [_certain(said.colours[0])]
         opinions = self._without(opinions, excluded)
         return ProductReading(
             reader=self._titles,
@@ -361,7 +362,7 @@ def borrowed(grades: Grades, embeddings: Floats, has_embedding: npt.NDArray[np.b
     else:
         scores[silent] = 0.5  # nothing is known of any
     parts = {name: np.where(grades.says, value, 0.0) for name, value in grades.parts.items()}
-    return Grades(scores, grades.says, {**parts, "similar_titles": np.where(grades.says, 0.0, scores)})
+    return Grades(scores, grades.says, {**parts, SIMILAR_TITLES: np.where(grades.says, 0.0, scores)})
 
 
 def cosines(photo: Floats, embeddings: Floats) -> npt.NDArray[np.float64]:
@@ -395,6 +396,11 @@ def load_product_reader(folder: Path, contract: ModelContract) -> ProductReader 
 def _found(words: Mapping[str, float], title: TextWords) -> float:
     synonyms = title.synonyms
     return sum(weight for word, weight in words.items() if not synonyms.meanings(word).isdisjoint(title.meanings))
+
+
+def _certain(classes: Floats) -> Opinion:
+    """What the caller's words mean: a title of the likeliest class is all right, however unsure the reader is."""
+    return Opinion(WORDS, 1.0, (classes / max(float(classes.max()), 1e-6)).astype(np.float32))
 
 
 def _mixed(opinions: Sequence[Opinion]) -> Floats:

@@ -18,7 +18,14 @@ from captioner.query import Query
 from search_gateway.providers.base import Candidate
 from search_gateway.ranking.duplicates import Picture, is_same_picture, normalised_url
 from search_gateway.ranking.expected_agreement import ExpectedAgreement
-from search_gateway.ranking.product_reading import ProductReading, ReadingWeights, borrowed, cosines, excluded_in
+from search_gateway.ranking.product_reading import (
+    SIMILAR_TITLES,
+    ProductReading,
+    ReadingWeights,
+    borrowed,
+    cosines,
+    excluded_in,
+)
 from search_gateway.ranking.query_hypotheses import QueryHypotheses
 from search_gateway.ranking.word_agreement import Synonyms
 
@@ -181,7 +188,11 @@ def rerank(
             rest = 1 - limits.visual_weight
             contributions = (
                 ("looks", limits.visual_weight * float(visual[place])),
-                *((name, rest * float(values[place])) for name, values in grades.parts.items()),
+                *(
+                    (name, rest * float(values[place]))
+                    for name, values in grades.parts.items()
+                    if (name == SIMILAR_TITLES) != grades.says[place]
+                ),
             )
         return ScoredResult(
             one.candidate,
