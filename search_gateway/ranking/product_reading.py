@@ -71,6 +71,7 @@ class ProductReading:
         colour_given: whether the colour is the caller's: then the colour words of a title decide, where it has any.
         type_given: whether the type is the caller's: then a title with this word is right, however it is read.
         words: of the query that are neither type nor colour and count too, with their weights.
+        another_type: whether the caller wants another type than the photo's: then looks exclude nothing.
         labels: compare photos regardless of their colour; None: by their embeddings as they are.
     """
 
@@ -81,6 +82,7 @@ class ProductReading:
     limits: WordWeights
     colour_given: bool = False
     type_given: bool = False
+    another_type: bool = False
     words: Mapping[str, float] = field(default_factory=dict)
     labels: PhotoLabels | None = None
 
@@ -287,6 +289,7 @@ class ProductReader:
             limits=limits,
             colour_given=colour_given,
             type_given=type_given,
+            another_type=type_given,
             labels=self._labels if colour_given else None,
         )
 

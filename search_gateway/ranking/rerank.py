@@ -130,6 +130,7 @@ def rerank(
     grades = borrowed(grades, embeddings, has_embedding)
     visual = cosines(photo, embeddings) if reading is None else reading.looks(photo, embeddings)
     scores = limits.visual_weight * visual + (1 - limits.visual_weight) * grades.scores
+    least = -1.0 if reading is not None and reading.another_type else limits.min_visual_score
     banned = [excluded_in(title, excluded, synonyms) for title in titles] if excluded else None
     judged = []
     for place, one in enumerate(seen):
@@ -137,7 +138,7 @@ def rerank(
             verdict = one.failure or Verdict.DROPPED_UNFETCHABLE
         elif banned is not None and banned[place]:
             verdict = Verdict.DROPPED_SEMANTIC
-        elif visual[place] < limits.min_visual_score:
+        elif visual[place] < least:
             verdict = Verdict.DROPPED_VISUAL
         elif grades.says[place] and grades.scores[place] < limits.min_semantic_score:
             verdict = Verdict.DROPPED_SEMANTIC
