@@ -176,7 +176,7 @@ def test_another_colour_is_compared_without_the_photos_own() -> None:
 
 def test_thing_colour_and_exclusion_at_once() -> None:
     reading = of_photo([], "blue cap", colour_given=True, type_given=True, excluded=("striped",))
-    unlike = pictured("Blue Cap", [0, 1, 0, 0])
+    unlike = pictured("Blue Cap", [-0.8, 0.6, 0, 0])
     found = ranked("Striped Blue Cap", unlike, "Blue Shirt", query="blue cap", reading=reading, excluded=("striped",))
     assert titles_of(found)[0] == "Blue Cap"
     assert found.kept[0].verdict is Verdict.KEPT, "although it looks like no shirt"
