@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -154,22 +155,22 @@ class ProductReading:
             The places of the query's words that the title means, in whatever words; and the colour that it names where
             that is another one than the query's, else "".
         """
+        said = self.reader.read([title])
+        kind, colour = _likeliest(said.types[0]), _likeliest(said.colours[0])
+        kinds, colours = self._terms
+        means = {place for place in colours if colour is not None and colours[place] == colour}
+        if kind is not None and kinds == kind and self.query.product_type is not None:
+            means.add(self.query.product_type)
+        differs = colour is not None and any(one not in (None, colour) for one in colours.values())
+        return frozenset(means), self.reader.colour_names[colour].lower() if differs and colour is not None else ""
+
+    @cached_property
+    def _terms(self) -> tuple[int | None, dict[int, int | None]]:
+        """The type that the query's own type means, and the colours that its colours mean; None where it is unclear."""
         query = self.query
-        wanted = self.reader.read([title, *query.terms])
-        types, colours = wanted.types, wanted.colours
-        means = set()
-        other = ""
-        kind = query.product_type
-        if kind is not None and min(types[0].max(), types[1 + kind].max()) >= MIN_MEANT:
-            means |= {kind} if types[0].argmax() == types[1 + kind].argmax() else set()
-        for place in query.colours:
-            if colours[1 + place].max() < MIN_MEANT or colours[0].max() < MIN_MEANT:
-                continue
-            if colours[0].argmax() == colours[1 + place].argmax():
-                means.add(place)
-            else:
-                other = self.reader.colour_names[int(colours[0].argmax())].lower()
-        return frozenset(means), other
+        said = self.reader.read(query.terms)
+        kind = None if query.product_type is None else _likeliest(said.types[query.product_type])
+        return kind, {place: _likeliest(said.colours[place]) for place in sorted(query.colours)}
 
     def likeliest(self) -> str:
         """The likeliest colour and type, in lower case."""
@@ -404,6 +405,12 @@ def _found(words: Mapping[str, float], title: TextWords) -> float:
 def _certain(classes: Floats) -> Opinion:
     """What the caller's words mean: a title of the likeliest class is all right, however unsure the reader is."""
     return Opinion(WORDS, 1.0, (classes / max(float(classes.max()), 1e-6)).astype(np.float32))
+
+
+def _likeliest(classes: Floats) -> int | None:
+    """The place of the likeliest class; None where none is likely."""
+    place = int(classes.argmax())
+    return place if classes[place] >= MIN_MEANT else None
 
 
 def _mixed(opinions: Sequence[Opinion]) -> Floats:
