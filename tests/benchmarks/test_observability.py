@@ -33,8 +33,9 @@ def test_table_has_the_cost_and_the_difference_of_two_bare_gateways() -> None:
         "gateway_ms": turns, "all_ms": turns,
         "counters": {"driver": {"OK": 4}, "gateway": {"OK": 4}},
     }  # fmt: skip
-    text = table(record)
-    assert text.count("with metrics and access log: 99.00, -1.0% (-1.0% to -1.0%)") == 3
+    text = table(record | {"all_ms": {name: [500.0, 500.0] for name in turns}})
+    assert text.count("with metrics and access log: 99.00, -1.0% (-1.0% to -1.0%)") == 2
+    assert "of all processes\n  with metrics and access log: -0.2% (-0.2% to -0.2%)" in text
     assert "  without: 100.00\n" in text
     assert "without, a second one: 100.50, +0.5% (-0.5% to +1.5%)" in text
     assert text.endswith("calls by code: driver {'OK': 4}, metrics {'OK': 4}")
