@@ -19,9 +19,9 @@ from PIL import Image
 
 from captioner.image_error import ImageError, ImageReason
 from captioner.preprocessing import FORMATS, ImageLimits, open_header, open_photo
+from search_gateway.catalog.base import CatalogEntry, PhotoStamp
 from search_gateway.catalog.build.photo_folder import CANNOT_READ, PhotoFile, UnreadablePhoto
 from search_gateway.catalog.build.titles import TitleLine, title_and_url
-from search_gateway.catalog.store import CatalogEntry, PhotoStamp
 
 THUMBNAIL_SIDE = 160  # pixels, at most
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
+from search_gateway.catalog.base import CatalogError
 from search_gateway.catalog.build.titles import TitleLine, TitleList
-from search_gateway.catalog.store import CatalogError
 from search_gateway.catalog.text_analysis import one_line
 
 # Without spaces and marks, in order of preference: "Image Path" is "imagepath".

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from os.path import commonprefix
 from pathlib import PurePosixPath
 
-from search_gateway.catalog.store import CatalogEntry
+from search_gateway.catalog.base import CatalogEntry
 from search_gateway.catalog.text_analysis import one_line
 
 _BETWEEN_WORDS = re.compile(r"[\s_.+-]+")

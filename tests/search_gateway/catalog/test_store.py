@@ -20,15 +20,15 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from search_gateway.catalog import database
-from search_gateway.catalog.store import (
+from search_gateway.catalog.base import (
     CatalogEntry,
     CatalogError,
     CatalogOutdatedError,
     CatalogProduct,
-    CatalogStore,
     CatalogTimeoutError,
     PhotoStamp,
 )
+from search_gateway.catalog.store import CatalogStore
 
 ROOT = Path(__file__).parents[3]
 MODEL = "fashion-small:1234"
@@ -94,7 +94,7 @@ def found(store: CatalogStore, query: str, limit: int = 20) -> list[str]:
 def test_row_holds_what_was_stored(store: CatalogStore, path: Path) -> None:
     [row] = store.find(["navy"], 5)
     assert row.title == TITLES[0]
-    assert row.photo == path.parent / f"{TITLES[0]}.jpg"
+    assert row.path == f"{TITLES[0]}.jpg"
     assert (row.url, row.width, row.height) == ("", 60, 80)
     assert row.thumbnail == b"small " + TITLES[0].encode()
     assert row.embedding.dtype == np.float32

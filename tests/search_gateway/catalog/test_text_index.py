@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from search_gateway.catalog import text_index
+from search_gateway.catalog.base import CatalogEntry
 from search_gateway.catalog.database import CatalogDatabase
-from search_gateway.catalog.store import CatalogEntry, CatalogStore
+from search_gateway.catalog.store import CatalogStore
 from search_gateway.catalog.text_analysis import query_phrases
 from search_gateway.catalog.text_index import TextIndex
 from tests.search_gateway.catalog.test_store import MODEL, product, writer

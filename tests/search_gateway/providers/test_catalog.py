@@ -18,14 +18,8 @@ import numpy.typing as npt
 import pytest
 
 from captioner.query import Query
-from search_gateway.catalog.store import (
-    CatalogEntry,
-    CatalogError,
-    CatalogOutdatedError,
-    CatalogProduct,
-    CatalogStore,
-    PhotoStamp,
-)
+from search_gateway.catalog.base import CatalogEntry, CatalogError, CatalogOutdatedError, CatalogProduct, PhotoStamp
+from search_gateway.catalog.store import CatalogStore
 from search_gateway.catalog.vector_index import VectorIndex
 from search_gateway.errors import ProviderError, ProviderTimeoutError
 from search_gateway.providers.base import Candidate, Provider, Reloadable, StaleCandidates

@@ -21,13 +21,14 @@ from PIL import Image
 
 from captioner.preprocessing import FORMATS, decode_photo
 from drawings import draw_samples
+from search_gateway.catalog.base import CatalogError, CatalogProduct, CatalogRow
 from search_gateway.catalog.build import photo as photo_module
 from search_gateway.catalog.build.builder import NO_EMBEDDING, build_catalog
 from search_gateway.catalog.build.photo import NOT_A_PHOTO, OTHER_FORMAT, TOO_LARGE
 from search_gateway.catalog.build.photo_folder import BAD_NAME, CANNOT_READ
 from search_gateway.catalog.build.report import BuildReport
 from search_gateway.catalog.build.title_file import read_titles
-from search_gateway.catalog.store import CatalogError, CatalogProduct, CatalogRow, CatalogStore
+from search_gateway.catalog.store import CatalogStore
 
 ROOT = Path(__file__).parents[4]
 MODEL = "histogram:1"
@@ -94,7 +95,7 @@ def find(path: Path, query: str) -> list[CatalogRow]:
 def content(path: Path) -> list[tuple[str, str, bytes, bytes]]:
     """Photo, title, embedding and thumbnail of all products, found by the word all titles have."""
     rows = find(path, "sketch")
-    return sorted((r.photo.name, r.title, r.embedding.tobytes(), r.thumbnail) for r in rows)
+    return sorted((Path(r.path).name, r.title, r.embedding.tobytes(), r.thumbnail) for r in rows)
 
 
 @pytest.fixture(scope="module")
@@ -158,11 +159,11 @@ def test_products_are_found_with_all_that_belongs_to_them(drawn: Path, built: Pa
     assert rows[0].title == "Sketch Blue T-shirt"
     # One word of the two: two other T-shirts, thirteen other blue things.
     assert len(rows) == 16
-    with Image.open(rows[0].photo) as photo:
+    with Image.open(drawn / rows[0].path) as photo:
         assert photo.size == (rows[0].width, rows[0].height) == (240, 320)
     with Image.open(io.BytesIO(rows[0].thumbnail)) as thumbnail:
         assert (thumbnail.format, thumbnail.size) == ("JPEG", (120, 160))
-    expected = embed([decode(rows[0].photo.read_bytes())])[0]
+    expected = embed([decode((drawn / rows[0].path).read_bytes())])[0]
     assert rows[0].embedding == pytest.approx(expected / np.linalg.norm(expected))
 
 
@@ -315,7 +316,7 @@ def test_without_a_list_file_names_are_titles_and_folders_are_searched(tmp_path:
     assert (report.untitled, report.unreadable) == (0, [])
     [row] = find(tmp_path / "catalogue.sqlite", "shirt")
     assert row.title == "blue shirt 01"
-    assert row.photo == deep / "blue_shirt-01.JPG"
+    assert tmp_path / "photos" / row.path == deep / "blue_shirt-01.JPG"
     with Image.open(io.BytesIO(row.thumbnail)) as thumbnail:
         assert thumbnail.size == (30, 20)  # never enlarged
 

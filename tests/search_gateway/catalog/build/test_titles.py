@@ -7,9 +7,9 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+from search_gateway.catalog.base import CatalogError
 from search_gateway.catalog.build.title_file import read_titles
 from search_gateway.catalog.build.titles import TitleList, title_from_name
-from search_gateway.catalog.store import CatalogError
 
 FOLDER = Path("/photos")
 
