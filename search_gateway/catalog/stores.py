@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from search_gateway.catalog.address import CatalogAddress
 from search_gateway.catalog.base import CatalogError, CatalogModel, CatalogReader, CatalogWriter
@@ -14,6 +14,10 @@ from search_gateway.catalog.live_catalog import LiveCatalog
 from search_gateway.catalog.server_catalog import MAX_CONCURRENT, CheckedReader, ServerCatalog
 from search_gateway.catalog.store import CatalogStore
 from search_gateway.config import GatewayConfig
+
+if TYPE_CHECKING:
+    from search_gateway.catalog.milvus import MilvusWriter
+    from search_gateway.catalog.postgresql import PostgresqlWriter
 
 _T = TypeVar("_T")
 
@@ -87,9 +91,7 @@ def open_for_writing(
     """
     if address.scheme == "file":
         return CatalogStore.open_for_building(address.file, model, photos_folder=photos_folder, is_anew=is_anew)
-    from search_gateway.catalog.postgresql import PostgresqlWriter
-
-    return PostgresqlWriter(address, model, is_anew=is_anew)
+    return _writer(address, model, is_anew=is_anew)
 
 
 def prune(address: CatalogAddress, model: CatalogModel) -> list[str]:
@@ -100,13 +102,25 @@ def prune(address: CatalogAddress, model: CatalogModel) -> list[str]:
     """
     if address.scheme == "file":
         raise CatalogError(f"{address} is a file, which holds one model only: there is nothing to drop")
-    from search_gateway.catalog.postgresql import PostgresqlWriter
-
-    with PostgresqlWriter(address, model) as writer:
+    with _writer(address, model, is_anew=False) as writer:
         return writer.prune()
 
 
 def _reader(address: CatalogAddress, model: CatalogModel) -> CheckedReader:
+    if address.scheme == "milvus":
+        from search_gateway.catalog.milvus import MilvusReader
+
+        return MilvusReader(address, model)
     from search_gateway.catalog.postgresql import PostgresqlReader
 
     return PostgresqlReader(address, model, MAX_CONCURRENT + 1)  # one for the check
+
+
+def _writer(address: CatalogAddress, model: CatalogModel, *, is_anew: bool) -> PostgresqlWriter | MilvusWriter:
+    if address.scheme == "milvus":
+        from search_gateway.catalog.milvus import MilvusWriter
+
+        return MilvusWriter(address, model, is_anew=is_anew)
+    from search_gateway.catalog.postgresql import PostgresqlWriter
+
+    return PostgresqlWriter(address, model, is_anew=is_anew)
