@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -182,7 +182,7 @@ class _Build:
                 jobs.append(job)
                 continue
             entry = entry_of(job, old.stamp, old)
-            if (old.title, old.url) != (entry.title, entry.url):
+            if old != entry:
                 retitled.append(entry)
             else:
                 report.unchanged += 1
@@ -258,7 +258,7 @@ class _Build:
             for photo in known:
                 if photo.job.old is None:
                     report.renamed += 1
-                elif (photo.old.title, photo.old.url) != (photo.entry.title, photo.entry.url):
+                elif replace(photo.old, stamp=photo.entry.stamp) != photo.entry:
                     report.updated += 1
                 else:
                     report.unchanged += 1

@@ -204,11 +204,11 @@ def test_a_product_of_the_same_photo_takes_the_place_of_the_old_one(own_path: Pa
         assert found(store, "scarves") == ["Green Scarf"]
 
 
-def test_refresh_changes_title_and_stamp_and_keeps_the_embedding(own_path: Path) -> None:
+def test_move_in_place_changes_title_and_stamp_and_keeps_the_embedding(own_path: Path) -> None:
     stamp = PhotoStamp(11, 22, "cd" * 32)
     changed = CatalogEntry(path=f"{TITLES[0]}.jpg", title="Green Scarf", url="https://shop.example/1", stamp=stamp)
     with writer(own_path) as store:
-        store.refresh([changed])
+        store.move([(changed.path, changed)])
         assert changed in store.entries()
         assert found(store, "navy") == []
         [row] = store.find(["green"], 5)

@@ -84,7 +84,8 @@ def test_answers_follow_changes_of_others_and_of_its_own(path: Path, tmp_path: P
         for number in range(5):
             other.add([product(next(more), f"new {number}-{place}.jpg") for place in range(50)])
             other.remove(f"{number}-{place}.jpg" for place in range(50))
-            other.refresh([CatalogEntry(path=f"{number}.jpg", title="Zebra", stamp=product("").entry.stamp)])
+            path = f"{number}.jpg"
+            other.move([(path, CatalogEntry(path=path, title="Zebra", stamp=product("").entry.stamp))])
             assert compare(file, ranking, seed=number, num_queries=20)
             assert [row.title for row in other.find(["zebra"], 1)] == ["Zebra"]
         num_zebras = len(other.find(["zebra"], 10_000))
