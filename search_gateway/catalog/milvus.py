@@ -126,9 +126,11 @@ class _Server:
             return self._client
 
     def close(self) -> None:
+        """Close the connection; the next call makes a new one."""
         with self._one_connection:
-            if self._client is not None:
-                self._client.close()
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
 
     def generations(self, timeout_seconds: float) -> list[_Generation]:
         """Return the collections of the catalogue, the oldest of each model first."""
@@ -196,8 +198,12 @@ class MilvusReader:
             CatalogUnreachableError, CatalogTimeoutError: the server does not answer.
             CatalogError: no such catalogue.
         """
-        with self._server.translated():
-            live = [one for one in self._server.generations(timeout_seconds) if one.is_live]
+        try:
+            with self._server.translated():
+                live = [one for one in self._server.generations(timeout_seconds) if one.is_live]
+        except CatalogError:
+            self._server.close()  # pymilvus gives up a connection that was lost for some time; the next call makes one
+            raise
         ours = [one for one in live if one.is_of(self._model)]
         if ours:
             self._embedding_size = ours[-1].embedding_size

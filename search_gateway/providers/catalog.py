@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
 from pathlib import Path
 
@@ -47,6 +48,7 @@ class CatalogProvider:
             address = CatalogAddress("file", address)
         self._catalog = serve(address, CatalogModel(model_fingerprint))
         self._closed = False
+        self._filters = NO_FILTERS
 
     @property
     def name(self) -> str:
@@ -59,7 +61,6 @@ class CatalogProvider:
         max_candidates: int,
         timeout_seconds: float,
         embedding: npt.NDArray[np.float32] | None = None,
-        filters: Filters = NO_FILTERS,
     ) -> list[Candidate]:
         """Find products whose title has words of the query, best first. To find none is not an error.
 
@@ -75,6 +76,7 @@ class CatalogProvider:
         """
         if self._closed:
             raise ProviderError("the catalogue is closed")
+        filters = self._filters
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_seconds
 
@@ -105,6 +107,12 @@ class CatalogProvider:
             raise ProviderError(self._catalog.problem or "the catalogue cannot be read") from error
         problem = self._catalog.problem
         return StaleCandidates(candidates, f"{problem}; what was opened before is searched") if problem else candidates
+
+    def filtered(self, filters: Filters) -> CatalogProvider:
+        """Return the same provider with filters, for one request. It is not closed."""
+        view = copy.copy(self)
+        view._filters = filters
+        return view
 
     def problems(self) -> list[str]:
         """Return what is wrong with the catalogue, for the operator."""

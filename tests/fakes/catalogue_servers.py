@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 _START_SECONDS = 120.0  # on a loaded machine
 
 
@@ -46,12 +48,10 @@ class CatalogueServer:
             self._process = None
 
     def pause(self) -> None:
-        assert self._process is not None
-        os.killpg(self._process.pid, signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        assert self._process is not None
-        os.killpg(self._process.pid, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
 
     def __enter__(self) -> CatalogueServer:
         self.start()
@@ -60,6 +60,12 @@ class CatalogueServer:
     def __exit__(self, *_: object) -> None:
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        process = psutil.Process(self._process.pid)
+        for one in (process, *process.children(recursive=True)):  # PostgreSQL's have process groups of their own
+            one.send_signal(number)
 
     def _spawn(self, command: list[str], is_ready: Callable[[], bool], **options: Any) -> None:
         with (self.folder / "log").open("ab") as log:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +47,17 @@ def milvus_server() -> Iterator[CatalogueServer]:
         yield server
 
 
+@pytest.fixture
+def store_of(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Store]:
+    """A store of a kind: file, postgresql or milvus."""
+
+    def make(kind: str) -> Store:
+        server = None if kind == "file" else request.getfixturevalue(f"{kind}_server")
+        return Store(kind, tmp_path, server)
+
+    return make
+
+
 @pytest.fixture(params=["file", "postgresql", "milvus"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    server = None if request.param == "file" else request.getfixturevalue(f"{request.param}_server")
-    return Store(request.param, tmp_path, server)
+def store(request: pytest.FixtureRequest, store_of: Callable[[str], Store]) -> Store:
+    return store_of(request.param)
