@@ -291,6 +291,7 @@ def search_request(
     Raises:
         ValueError: an unknown query rule, a region without four numbers, or a number that does not fit its field.
     """
+    filters = search_pb2.Filters(min_price=min_price, max_price=max_price, available=available, categories=categories)
     return search_pb2.SearchRequest(
         photo=photo,
         decoding=search_pb2.DecodingOptions(num_beams=num_beams, length_penalty=length_penalty, max_tokens=max_tokens),
@@ -303,9 +304,7 @@ def search_request(
         refinement=search_pb2.RefinementOptions(
             min_visual_score=min_visual_score, min_semantic_score=min_semantic_score
         ),
-        filters=search_pb2.Filters(
-            min_price=min_price, max_price=max_price, available=available, categories=categories
-        ),
+        filters=filters if filters.ListFields() else None,
         explain=explain,
     )
 

@@ -289,7 +289,11 @@ class MilvusReader:
         except (CatalogTimeoutError, CatalogUnreachableError):
             raise
         except CatalogError:
-            return search()  # the alias may have moved, and its former collection is gone
+            # The alias may have moved and its former collection be gone, or the server may have been started anew.
+            with self._server.translated():
+                left = max(0.1, deadline - time.monotonic())
+                self._server.client(left).load_collection(self._server.alias, timeout=left)
+            return search()
 
 
 class MilvusWriter:
