@@ -8,6 +8,8 @@ SQLite's rollback journal, not a WAL, so that a finished catalogue is one file, 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import sqlite3
 import stat
 import time
@@ -89,6 +91,30 @@ class FileStamp(NamedTuple):
     def file(self) -> tuple[int, int]:
         """Device and inode."""
         return self.device, self.inode
+
+
+def lock_file(path: Path, *, is_exclusive: bool) -> int:
+    """Lock a file among the builds of catalogues; returns a descriptor. Close it after all connections to the file.
+
+    A file must not be replaced while a build changes it: the journal of that build would belong to the new file.
+
+    Args:
+        path: of an existing file.
+        is_exclusive: whether no other build may have it.
+
+    Raises:
+        CatalogError: another build has it, or it was replaced meanwhile.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_EX if is_exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        is_same = os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:  # it is locked or gone
+        is_same = False
+    if not is_same:
+        os.close(descriptor)
+        raise CatalogError(f"another build is changing {path}: run the same command again when it has ended")
+    return descriptor
 
 
 def check_file(path: Path, is_cancelled: Callable[[], bool]) -> None:

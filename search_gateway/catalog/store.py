@@ -6,6 +6,7 @@ Use an open store only in the thread that opened it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ from search_gateway.catalog.base import (
     check_size,
     unit,
 )
-from search_gateway.catalog.database import CatalogDatabase
+from search_gateway.catalog.database import CatalogDatabase, lock_file
 from search_gateway.catalog.text_analysis import index_words, one_line, query_phrases
 from search_gateway.catalog.text_index import TextIndex
 from search_gateway.catalog.vector_index import VectorIndex
@@ -60,6 +61,7 @@ class CatalogStore:
         self._file = file
         self._ranking = TextIndex(file)
         self._vectors = VectorIndex(file)
+        self._lock: int | None = None
         self._written = self._replaced = Path()  # the paths of a file that is built beside the one it will replace
 
     @classmethod
@@ -117,7 +119,7 @@ class CatalogStore:
 
         if not (is_anew and path.exists()):
             try:
-                return opened(path)
+                return opened(path)._locked(path, is_exclusive=False)
             except CatalogOutdatedError:
                 pass
         beside = path.with_name(f"{path.name}.new")
@@ -127,7 +129,7 @@ class CatalogStore:
             beside.unlink()
             store = opened(beside)
         store._written, store._replaced = beside, path
-        return store
+        return store._locked(beside, is_exclusive=True)
 
     def __enter__(self) -> Self:
         return self
@@ -138,6 +140,9 @@ class CatalogStore:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def __len__(self) -> int:
         """Return the number of products.
@@ -253,11 +258,25 @@ class CatalogStore:
         """See `CatalogWriter`. Closes the file.
 
         Raises:
+            CatalogError: another build changes the file that is to be replaced.
             OSError: the file cannot be replaced.
         """
-        self.close()
+        self._file.close()
         if self._replaced != self._written:
-            self._written.replace(self._replaced)
+            replaced = lock_file(self._replaced, is_exclusive=True)
+            try:
+                self._written.replace(self._replaced)
+            finally:
+                os.close(replaced)
+        self.close()
+
+    def _locked(self, path: Path, *, is_exclusive: bool) -> CatalogStore:
+        try:
+            self._lock = lock_file(path, is_exclusive=is_exclusive)
+        except BaseException:
+            self.close()
+            raise
+        return self
 
     def find(
         self,

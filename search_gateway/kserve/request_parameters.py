@@ -107,6 +107,10 @@ def _region(name: str, value: Value) -> Region:
     return Region(x, y, width, height)
 
 
+def _one_text(name: str, value: Value) -> tuple[str, ...]:
+    return (_text(name, value),)
+
+
 def _switch(name: str, value: Value) -> bool:
     text = str(value).lower()
     if text not in ("true", "false"):
@@ -130,7 +134,7 @@ _READERS = {
     "min_price": _number,
     "max_price": _number,
     "available": _switch,
-    "categories": lambda name, value: (_text(name, value),),
+    "categories": _one_text,
 }
 CAPTION_PARAMETERS = ("num_beams", "length_penalty", "max_tokens", "query_rule", "region")
 SEARCH_PARAMETERS = tuple(_READERS)

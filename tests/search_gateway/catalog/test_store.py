@@ -23,6 +23,7 @@ from search_gateway.catalog import database
 from search_gateway.catalog.base import (
     CatalogEntry,
     CatalogError,
+    CatalogModel,
     CatalogOutdatedError,
     CatalogProduct,
     CatalogTimeoutError,
@@ -430,3 +431,23 @@ def test_find_gives_up_when_its_time_is_over(large: Path) -> None:
         with pytest.raises(CatalogTimeoutError, match="did not answer in time"):
             store.find(["women", "men", "style", "zebra"], 50, timeout_seconds=0.0)
         assert store.find(["women", "blue"], 50)
+
+
+def test_builds_of_a_file_do_not_replace_it_under_each_other(own_path: Path) -> None:
+    model = CatalogModel(MODEL)
+
+    def building(*, is_anew: bool) -> CatalogStore:
+        return CatalogStore.open_for_building(own_path, model, photos_folder=own_path.parent, is_anew=is_anew)
+
+    with building(is_anew=False) as first, building(is_anew=False), building(is_anew=True) as anew:
+        anew.add([product("New")])
+        with pytest.raises(CatalogError, match="another build is changing"):
+            building(is_anew=True)
+        with pytest.raises(CatalogError, match="another build is changing"):
+            anew.publish()
+        first.add([product("Not lost")])
+    with building(is_anew=True) as anew:
+        assert [one.title for one in anew.entries()] == ["New"], "it goes on"
+        anew.publish()
+    with building(is_anew=False) as store:
+        assert [one.title for one in store.entries()] == ["New"]
