@@ -7,18 +7,27 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from captioner.model_contract import ModelContract, model_fingerprint
 from captioner.query import Query
+from search_gateway import __main__ as program
+from search_gateway.catalog import server_catalog, stores
 from search_gateway.catalog.address import CatalogAddress
+from search_gateway.catalog.base import CatalogError, CatalogModel
 from search_gateway.catalog.server_catalog import NO_ANSWER, UNREACHABLE
+from search_gateway.catalog_command import Embedder
 from search_gateway.deadline import Deadline
 from search_gateway.providers.catalog import CatalogProvider
 from search_gateway.providers.chain import ProviderChain, ProviderResult
+from tests.conftest import MODELS
 from tests.fakes.catalogue_servers import CatalogueServer
 from tests.search_gateway.catalog.conftest import Store
-from tests.search_gateway.catalog.test_stores import MODEL, built, direction, product
+from tests.search_gateway.catalog.test_stores import MODEL, OTHER_MODEL, built, direction, product, titles, writer
 
 FAST_SECONDS = 1.0  # on a loaded machine; the provider's timeout is longer
 
@@ -26,6 +35,12 @@ FAST_SECONDS = 1.0  # on a loaded machine; the provider's timeout is longer
 @pytest.fixture(params=["postgresql", "milvus"])
 def store(request: pytest.FixtureRequest, store_of: Callable[[str], Store]) -> Store:
     return store_of(request.param)
+
+
+@pytest.fixture(autouse=True)
+def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_catalog, "_LOOK_SECONDS", 0.5)
+    monkeypatch.setattr(server_catalog, "_ANSWER_SECONDS", 1.0)
 
 
 @asynccontextmanager
@@ -98,7 +113,7 @@ def shop(store: Store) -> CatalogAddress:
     return built(store.new_address(), [product("Blue Shirt"), product("Red Dress", angle=1)])
 
 
-@pytest.mark.parametrize("seconds", [3, pytest.param(10, marks=pytest.mark.campaign)])
+@pytest.mark.parametrize("seconds", [1, pytest.param(10, marks=pytest.mark.campaign)])
 def test_a_server_that_dies_degrades_answers_until_it_is_back(
     store: Store, shop: CatalogAddress, seconds: float
 ) -> None:
@@ -112,7 +127,7 @@ def test_a_server_that_dies_degrades_answers_until_it_is_back(
     asyncio.run(outage(server, shop, server.kill, go_on, seconds))
 
 
-@pytest.mark.parametrize("seconds", [3, pytest.param(10, marks=pytest.mark.campaign)])
+@pytest.mark.parametrize("seconds", [1, pytest.param(10, marks=pytest.mark.campaign)])
 def test_a_server_that_hangs_degrades_answers_until_it_goes_on(
     store: Store, shop: CatalogAddress, seconds: float
 ) -> None:
@@ -132,3 +147,47 @@ def test_the_wrong_password_is_told_without_the_right_one(store_of: Callable[[st
         assert "wr0ng" not in problem
     finally:
         asyncio.run(provider.close())
+
+
+def test_the_command_builds_replaces_and_prunes(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = store.new_address()
+    assert store.server is not None
+    if store.kind == "postgresql":
+        text = f"postgresql://postgres@{store.server.address}/postgres?catalog={address.name}"
+    else:
+        text = str(address)
+    environ = {"CAPTRIEVE_MODEL_REPOSITORY": str(MODELS), "CAPTRIEVE_CATALOG_PASSWORD": "secret"}
+    model = CatalogModel(model_fingerprint(ModelContract.load(MODELS)))
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("blue hat", "red hat"):
+        Image.new("RGB", (6, 8), name.split()[0]).save(photos / f"{name}.png")
+    monkeypatch.setattr(Embedder, "embed", lambda self, pixels: np.ones((len(pixels), 256), np.float32))
+    built(address, [product("Old")], OTHER_MODEL)
+    assert program.main(["catalog", "build", str(photos), "--out", text], environ) == 0
+    assert "2 added" in capsys.readouterr().out
+    (photos / "red hat.png").unlink()
+    assert program.main(["catalog", "build", str(photos), "--out", text], environ) == 0
+    assert "1 unchanged, 1 removed" in capsys.readouterr().out
+    assert program.main(["catalog", "build", str(photos), "--out", text, "--replace"], environ) == 0
+    assert "1 added" in capsys.readouterr().out
+    assert titles(address, "hat", model=model) == ["blue hat"]
+    stores.serve(address, OTHER_MODEL).close()  # gateways of the other model go on
+    with writer(address, CatalogModel("unfinished")) as unfinished:
+        unfinished.add([product("Half")])
+    assert program.main(["catalog", "prune", text], environ) == 0
+    shown = capsys.readouterr().out
+    assert "fashion-large" in shown
+    assert "unfinished" in shown
+    assert "secret" not in shown
+    with pytest.raises(CatalogError, match="holds embeddings of fashion-small"):
+        stores.serve(address, OTHER_MODEL)
+    assert titles(address, "hat", model=model) == ["blue hat"]
+
+
+def test_prune_needs_data_of_the_model_in_use(store: Store, shop: CatalogAddress) -> None:
+    with pytest.raises(CatalogError, match="no data of the model in use"):
+        stores.prune(shop, OTHER_MODEL)
+    assert titles(shop, "blue") == ["Blue Shirt"]

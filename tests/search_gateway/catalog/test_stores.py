@@ -98,8 +98,10 @@ def find(address: CatalogAddress, query: str, filters: Filters = NO_FILTERS, lim
     return ask(address, lambda reader: reader.find(query.split(), limit, 30.0, filters))
 
 
-def titles(address: CatalogAddress, query: str, filters: Filters = NO_FILTERS) -> list[str]:
-    return [row.title for row in find(address, query, filters)]
+def titles(
+    address: CatalogAddress, query: str, filters: Filters = NO_FILTERS, model: CatalogModel = MODEL
+) -> list[str]:
+    return [row.title for row in ask(address, lambda reader: reader.find(query.split(), 20, 30.0, filters), model)]
 
 
 def nearest(
