@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -64,6 +65,10 @@ class Attributes:
     price: float | None = None  # in the shop's currency; None: unknown
     is_available: bool | None = None  # None: unknown
     category: str = ""
+
+    def __post_init__(self) -> None:
+        if self.price is not None and not 0 <= self.price < math.inf:
+            raise ValueError(f"the price is {self.price}: it must not be negative")
 
 
 NO_ATTRIBUTES = Attributes()

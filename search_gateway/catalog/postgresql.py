@@ -255,7 +255,12 @@ class PostgresqlReader:
         with self._reading(timeout_seconds) as connection, connection.cursor(binary=True) as cursor:
             width = str(min(_MAX_EF_SEARCH, max(_MIN_EF_SEARCH, 2 * limit)))
             cursor.execute(_VECTOR_SETTINGS, (width,))
-            rows = cursor.execute(statement, {**values, "query": _vector(query), "limit": limit}).fetchall()
+            values |= {"query": _vector(query), "limit": limit}
+            rows = cursor.execute(statement, values).fetchall()
+            if filters and len(rows) < limit:
+                # The index gives up where few of the nearest products pass; then all that pass are compared.
+                cursor.execute("SELECT set_config('enable_indexscan', 'off', true)")
+                rows = cursor.execute(statement, values).fetchall()
         return [SimilarRow(_row(row[:-1]), float(row[-1])) for row in rows]
 
     def close(self) -> None:
@@ -516,7 +521,7 @@ def _described(entry: CatalogEntry) -> tuple[Any, ...]:
     stamp, attributes = entry.stamp, entry.attributes
     words = " ".join(f"'{word}':{at}" for at, word in enumerate(stems(entry.title)[:_MAX_STEMS], 1))
     return (
-        one_line(entry.path) if "\0" in entry.path else entry.path,
+        entry.path,
         one_line(entry.title),
         one_line(entry.url),
         stamp.size_bytes,
@@ -524,7 +529,7 @@ def _described(entry: CatalogEntry) -> tuple[Any, ...]:
         stamp.sha256,
         attributes.price,
         attributes.is_available,
-        attributes.category,
+        one_line(attributes.category),
         words,
     )
 

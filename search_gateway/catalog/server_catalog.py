@@ -8,11 +8,13 @@ instead of waiting for their deadlines. They go on by themselves as soon as an a
 from __future__ import annotations
 
 import contextvars
+import functools
 import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from queue import SimpleQueue
 from typing import Protocol, TypeVar
 
 from search_gateway.catalog.base import (
@@ -74,7 +76,10 @@ class ServerCatalog:
         except BaseException:
             reader.close()
             raise
-        self._threads = ThreadPoolExecutor(MAX_CONCURRENT, thread_name_prefix="catalogue")
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        # Not a ThreadPoolExecutor: the end of the program would wait for a search that hangs.
+        for number in range(MAX_CONCURRENT):
+            threading.Thread(target=self._work, name=f"catalogue {number}", daemon=True).start()
         self._watcher = threading.Thread(target=self._watch, name="catalogue watcher", daemon=True)
         self._watcher.start()
 
@@ -94,8 +99,10 @@ class ServerCatalog:
         """
         if problem := self.problem:
             raise CatalogUnreachableError(problem)
+        future: Future[_T] = Future()
         # In the request's context, so that what the thread logs has the request's id.
-        return self._threads.submit(contextvars.copy_context().run, self._run, search)
+        self._jobs.put(functools.partial(contextvars.copy_context().run, self._run, search, future))
+        return future
 
     def reload(self) -> None:
         """Ask the server again soon; does not block."""
@@ -106,21 +113,27 @@ class ServerCatalog:
         return [self._detail or f"{self._shown}: {problem}"] if (problem := self.problem) else []
 
     def close(self) -> None:
-        """End the searches in progress and close all connections; blocks for a few seconds at most."""
+        """Close all connections after the searches in progress; blocks for a few seconds at most."""
         self._is_closed = True
         self._wake.set()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for _ in range(MAX_CONCURRENT):
+            self._jobs.put(None)
         self._reader.close()
         self._watcher.join(_CLOSE_SECONDS)
 
-    def _run(self, search: Callable[[CatalogReader], _T]) -> _T:
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+
+    def _run(self, search: Callable[[CatalogReader], _T], future: Future[_T]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
         try:
-            return search(self._reader)
-        except CatalogTimeoutError:
-            raise
-        except CatalogError:
-            self._wake.set()  # the next searches need not find out by themselves
-            raise
+            future.set_result(search(self._reader))
+        except BaseException as error:
+            if isinstance(error, CatalogError) and not isinstance(error, CatalogTimeoutError):
+                self._wake.set()  # the next searches need not find out by themselves
+            future.set_exception(error)
 
     def _look(self) -> None:
         """Ask the server whether the catalogue is there."""

@@ -36,7 +36,7 @@ OTHERS: dict[str, tuple[str, object]] = {
     "triton_log": ("/tmp/triton.log", Path("/tmp/triton.log")),
     "providers": (" catalog , duckduckgo,", ("catalog", "duckduckgo")),
     "catalog": ("postgresql://shop@host/db?catalog=shop", "postgresql://shop@host/db?catalog=shop"),
-    "catalog_password": ("secret", "secret"),
+    "catalog_password": ("secret", SecretStr("secret")),
     "catalog_password_file": ("/run/secrets/catalogue", Path("/run/secrets/catalogue")),
     "duckduckgo_proxy": ("http://proxy:3128", "http://proxy:3128"),
     "duckduckgo_ca_file": ("ca.pem", "ca.pem"),

@@ -95,6 +95,9 @@ async def outage(
             )
             [problem] = chain.problems()
             assert "secret" not in problem
+            async with chain_of(address):
+                asked = time.monotonic()
+            assert time.monotonic() - asked < 10, "closing does not wait for the server"
             async with chain_of(address) as started_meanwhile:
                 assert (await search(started_meanwhile)).degraded
                 await asyncio.sleep(max(0.0, began + seconds - time.monotonic()))
