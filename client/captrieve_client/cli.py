@@ -54,6 +54,9 @@ _OPTIONS = {  # by the fields of a request, which the gateway's messages name
     "refinement.min_semantic_score": "--min-semantic",
     "word_override.colour": "--colour",
     "word_override.thing": "--thing",
+    "filters.min_price": "--min-price",
+    "filters.max_price": "--max-price",
+    "filters.categories": "--category",
     "max_results": "--max-results",
     "query_override": "--words",
     "query_rule": "--query-rule",
@@ -153,6 +156,10 @@ def _search(search_client: SearchClient, options: argparse.Namespace) -> int:
         "max_results": options.max_results,
         "min_visual_score": options.min_visual,
         "min_semantic_score": options.min_semantic,
+        "min_price": options.min_price,
+        "max_price": options.max_price,
+        "available": options.available or None,
+        "categories": options.category,
         "explain": options.explain,
     }
     answer = search_client.search(photo, timeout_seconds=options.timeout, **search_options)
