@@ -12,10 +12,12 @@ import logging
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
@@ -31,7 +33,8 @@ from search_gateway.errors import ConfigError
 
 PREFIX = "CAPTRIEVE_"
 SETTINGS_VARIABLE = f"{PREFIX}SETTINGS"
-PROVIDER_NAMES = ("duckduckgo", "catalog", "replay")
+PROVIDER_NAMES = ("duckduckgo", "brave", "searxng", "openverse", "catalog", "replay")
+PROVIDER_GROUP = "captrieve.providers"  # of the entry points of other packages
 
 _log = logging.getLogger(__name__)
 
@@ -93,22 +96,71 @@ def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
-def _provider_names(values: tuple[str, ...]) -> tuple[str, ...]:
-    if not values or not set(values) <= set(PROVIDER_NAMES):
-        raise ValueError(f"a comma-separated list from {', '.join(PROVIDER_NAMES)}")
-    return _distinct(values)
+def _provider_steps(values: tuple[str, ...]) -> tuple[str, ...]:
+    steps = tuple("+".join(name.strip() for name in step.split("+")) for step in values)
+    names = [name for step in steps for name in step.split("+")]
+    # Other packages are looked for only where a name is not one of ours: it takes a while.
+    if not names or not (set(names) <= set(PROVIDER_NAMES) or set(names) <= {*PROVIDER_NAMES, *third_party_names()}):
+        known = ", ".join((*PROVIDER_NAMES, *sorted(third_party_names())))
+        raise ValueError(f"a comma-separated list from {known}, with + between those that are asked together")
+    _distinct(tuple(names))
+    return steps
+
+
+def third_party_names() -> set[str]:
+    """Return the names of the providers that other packages bring."""
+    return {one.name for one in entry_points(group=PROVIDER_GROUP) if re.fullmatch(r"[a-z][a-z0-9_-]*", one.name)}
+
+
+def _budgets(values: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(re.fullmatch(r"[^=]+=\d{1,9}", value) for value in values):
+        raise ValueError("a comma-separated list of PROVIDER=CALLS")
+    _distinct(tuple(value.partition("=")[0] for value in values))
+    return values
+
+
+def _host_names(values: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(re.fullmatch(r"(\*\.)?([a-z0-9-]+\.)+[a-z0-9-]+", value) for value in values):
+        raise ValueError("a comma-separated list of host names in lower case, perhaps with *. in front")
+    return values
+
+
+def _web_url(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        good = parts.scheme in ("https", "http") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or parts.query or parts.fragment or "@" in parts.netloc:
+        raise ValueError("a URL such as https://search.example.com, without user, ? and #")
+    return value
+
+
+def _https_url(value: str) -> str:
+    if not _web_url(value).startswith("https:"):
+        raise ValueError("a URL that begins with https://")
+    return value
 
 
 Address = Annotated[str, AfterValidator(_address)]
 ListenAddress = Annotated[str, AfterValidator(_listen_address)]
 OptionalAddress = Annotated[str, AfterValidator(lambda value: value and _address(value))]
 Addresses = Annotated[tuple[Address, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_distinct)]
-Providers = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_provider_names)]
+Providers = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_provider_steps)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_distinct)]
 Switch = Annotated[bool, BeforeValidator(_switch)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_none_if_empty)]
+# A path may be given in code. It stays text: Path would make one slash of the two in an address.
+OptionalCatalog = Annotated[str | None, BeforeValidator(lambda value: _none_if_empty(str(value or "")))]
 OptionalNumber = Annotated[float | None, BeforeValidator(_none_if_empty)]
 OptionalText = Annotated[str | None, BeforeValidator(_none_if_empty)]
+OptionalSecret = Annotated[SecretStr | None, BeforeValidator(_none_if_empty)]
+HttpsUrl = Annotated[str, AfterValidator(_https_url)]
+OptionalUrl = Annotated[
+    str | None, BeforeValidator(_none_if_empty), AfterValidator(lambda value: value and _web_url(value))
+]
+Budgets = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_budgets)]
+HostNames = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_host_names)]
 
 
 class GatewayConfig(BaseSettings):
@@ -209,13 +261,60 @@ class GatewayConfig(BaseSettings):
     # Providers
     providers: Providers = Field(
         ("duckduckgo", "catalog"),
-        description="duckduckgo, catalog or replay, comma-separated; asked in this order until one answers",
+        description="names of providers, comma-separated; asked in this order until one answers; those with + between "
+        "them are asked together: catalog+brave,duckduckgo",
     )
     provider_timeout_seconds: float = Field(6.0, gt=0, description="time limit of one provider's answer")
     max_candidates: int = Field(40, gt=0, description="candidates that a provider is asked for per search")
-    catalog: OptionalPath = Field(
-        None, description='catalogue file of the provider "catalog", made by `captrieve-server catalog build`'
+    provider_wait_seconds: float = Field(
+        2.0,
+        ge=0,
+        le=60,
+        description="how long providers that are asked together are waited for once one has found something",
     )
+    provider_max_share: float = Field(
+        0.75, gt=0, le=1, description="maximum share of the results of one of several providers, if others have enough"
+    )
+    provider_safesearch: Literal["on", "moderate", "off"] = Field(
+        "moderate", description="safe search of brave, searxng and openverse: on, moderate or off"
+    )
+    provider_ca_file: OptionalText = Field(
+        None, description="PEM file that verifies the certificates of brave, searxng and openverse; unset: the system's"
+    )
+    provider_monthly_budget: Budgets = Field(
+        (), description="calls per calendar month (UTC), such as brave=2000; then the next provider is asked"
+    )
+    provider_budget_file: OptionalPath = Field(
+        None, description="file that counts these calls across restarts", validate_default=True
+    )
+    brave_api_key: OptionalSecret = Field(None, description="subscription token of Brave's Search API")
+    brave_api_key_file: OptionalPath = Field(
+        None, description="file with that token, instead of `CAPTRIEVE_BRAVE_API_KEY`"
+    )
+    brave_url: HttpsUrl = Field("https://api.search.brave.com", description="address of Brave's API")
+    brave_cache_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=10**9,
+        description="how old a cached answer of Brave may become; more than 0 needs a plan with storage rights",
+    )
+    brave_min_interval_seconds: float = Field(
+        1.0,
+        ge=0,
+        le=3600,
+        description="minimum time between two calls to Brave, until its answers say what the plan allows",
+    )
+    searxng_url: OptionalUrl = Field(None, description='start page of the SearXNG of the provider "searxng"')
+    openverse_url: HttpsUrl = Field("https://api.openverse.org", description="address of Openverse's API")
+    catalog: OptionalCatalog = Field(
+        None,
+        description='catalogue of the provider "catalog", made by `captrieve-server catalog build`: a file, '
+        "`milvus://HOST:PORT/NAME` or `postgresql://HOST/DATABASE?catalog=NAME`",
+    )
+    catalog_password: OptionalSecret = Field(
+        None, description="password of the catalogue's server, if its address has none"
+    )
+    catalog_password_file: OptionalPath = Field(None, description="file with that password")
     duckduckgo_proxy: OptionalText = Field(None, description="URL of a proxy for DuckDuckGo; unset: none")
     duckduckgo_ca_file: OptionalText = Field(
         None, description="PEM file that verifies DuckDuckGo's certificate; unset: the system's certificates"
@@ -261,6 +360,11 @@ class GatewayConfig(BaseSettings):
     )
     thumbnail_fetches: int = Field(
         8, ge=1, le=256, description="thumbnails that are fetched at a time, in equal shares for all searches"
+    )
+
+    thumbnail_hosts: HostNames = Field(
+        (),
+        description="hosts of thumbnails beside those of the providers, comma-separated; *.example.com: all below it",
     )
 
     # Ranking
@@ -341,18 +445,37 @@ class GatewayConfig(BaseSettings):
     @field_validator("replay")
     @classmethod
     def _replay_has_a_recording(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        if value is None and "replay" in info.data.get("providers", ()):
+        if value is None and "replay" in _names_of(info):
             raise ValueError(
                 f"a recording where {variable_of('providers')} has replay: name its file, or remove replay"
             )
         return value
 
+    @field_validator("provider_budget_file")
+    @classmethod
+    def _budget_has_a_file(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is None and info.data.get("provider_monthly_budget"):
+            raise ValueError(
+                f"a file where {variable_of('provider_monthly_budget')} is set: name one that can be written"
+            )
+        return value
+
+    @property
+    def provider_steps(self) -> tuple[tuple[str, ...], ...]:
+        """The names of the providers, those that are asked together in one tuple."""
+        return tuple(tuple(step.split("+")) for step in self.providers)
+
     @field_validator("record")
     @classmethod
     def _record_has_a_source(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        if value is not None and "duckduckgo" not in info.data.get("providers", ("duckduckgo",)):
+        if value is not None and "duckduckgo" not in _names_of(info, ("duckduckgo",)):
             raise ValueError(f"unset where {variable_of('providers')} lacks duckduckgo: remove it, or add duckduckgo")
         return value
+
+
+def _names_of(info: ValidationInfo, default: tuple[str, ...] = ()) -> list[str]:
+    """Return the names of all providers that are set; the default where they are wrong."""
+    return [name for step in info.data.get("providers", default) for name in step.split("+")]
 
 
 def is_loopback(address: str) -> bool:
@@ -469,6 +592,8 @@ def _sentences(error: ValidationError, name_of: Callable[[str], str]) -> list[st
         field = GatewayConfig.model_fields[name]
         value = one["input"]
         shown = "not set" if value is None else repr(value) if isinstance(value, str) else str(value)
+        if "SecretStr" in str(field.annotation) and value is not None:
+            shown = "set"
         wanted = _wanted(one, field)
         if ": " not in wanted:
             default = default_text(field)

@@ -13,6 +13,7 @@
     ├── InferenceError             UNAVAILABLE         Triton or the photo decoder failed or does not run
     └── ProviderError              UNAVAILABLE         an image search failed or refused
         ├── ProviderTimeoutError     DEADLINE_EXCEEDED
+        ├── ProviderLimitedError     UNAVAILABLE       it takes no more calls for now; may say for how long
         └── ProviderNotAskedError    UNAVAILABLE       the gateway did not ask it; says when to try again
 
     ImageError (ValueError)        INVALID_ARGUMENT    the photo cannot be used, see `captioner.image_error`
@@ -104,6 +105,18 @@ class ProviderTimeoutError(ProviderError):
     """An image search did not answer in time."""
 
     code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class ProviderLimitedError(ProviderError):
+    """An image search takes no more calls for now.
+
+    Attributes:
+        retry_after_seconds: when it takes calls again; None where it did not say.
+    """
+
+    def __init__(self, message: str, retry_after_seconds: float | None = None):
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class ProviderNotAskedError(ProviderError):

@@ -17,6 +17,7 @@ from search_gateway.observability.admin_server import AdminServer, AdminState
 from search_gateway.observability.metrics import CONTENT_TYPE, GatewayMetrics, triton_text
 from search_gateway.observability.observer import BatchState, CacheState, Observer, Snapshot
 from search_gateway.pipeline import Pipeline
+from search_gateway.providers.base import QuotaWindow
 from search_gateway.providers.guard.query_cache import QueryCache
 from search_gateway.ranking.rerank import Verdict
 from search_gateway.triton.pool import TritonPool
@@ -90,14 +91,22 @@ def _methods() -> list[str]:
 
 
 def _snapshot(pipeline: Pipeline, cache: QueryCache, *, is_ready: bool) -> Snapshot:
+    web = pipeline.providers.guarded
     return Snapshot(
         batches=_batches(pipeline.tritons),
         replicas={replica.name: replica.is_serving for replica in pipeline.tritons.replicas},
         workers={"photos": pipeline.photos.state, "thumbnails": pipeline.small_photos.state},
         cache=CacheState(**asdict(cache.counters), num_bytes=cache.num_bytes),
-        breakers=pipeline.providers.breakers,
+        breakers={one.name: one.breaker_state for one in web},
+        budgets={one.name: one.budget for one in web if one.budget is not None},
+        quotas={one.name: {_window(window): window.remaining for window in one.quota} for one in web},
+        costs={one.name: one.terms.cost_per_call for one in web},
         is_ready=is_ready,
     )
+
+
+def _window(window: QuotaWindow) -> str:
+    return "unknown" if window.window_seconds is None else f"{window.window_seconds:.0f}"
 
 
 def _batches(tritons: TritonPool) -> dict[int, BatchState]:

@@ -23,6 +23,7 @@ from captioner.photo_confidence import ConfidenceModel, PhotoConfidence, photo_c
 from captioner.photo_words import PhotoWords, photo_words
 from captioner.preprocessing import Region
 from captioner.query import Query, QueryRule
+from search_gateway.catalog.base import NO_FILTERS, Filters
 from search_gateway.deadline import Deadline
 from search_gateway.errors import SearchError
 from search_gateway.imaging.decoder_pool import DecoderPool
@@ -66,6 +67,7 @@ class SearchOptions:
         max_candidates: how many candidates a provider is asked for.
         limits: thresholds and weights.
         region: the part of the photo that is searched for; None: all of it.
+        filters: of the products of a catalogue.
     """
 
     decoding: DecodingOptions
@@ -77,6 +79,7 @@ class SearchOptions:
     max_candidates: int
     limits: RefinementLimits
     region: Region | None = None
+    filters: Filters = NO_FILTERS
 
 
 @dataclass(frozen=True)
@@ -287,7 +290,13 @@ class Pipeline:
             with watch.stage("search"):  # 6
                 after = None if found is None else found.provider
                 answer = await self.providers.find(
-                    query, options.provider, options.max_candidates, deadline, embedding, after=after
+                    query,
+                    options.provider,
+                    options.max_candidates,
+                    deadline,
+                    embedding,
+                    after=after,
+                    filters=options.filters,
                 )
             degraded += answer.degraded
             if found is not None and not answer.candidates:

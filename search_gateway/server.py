@@ -10,7 +10,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -30,7 +30,7 @@ from search_gateway.api.error_interceptor import ErrorInterceptor
 from search_gateway.api.health import HealthService
 from search_gateway.api.request_memory import limit_arenas, max_message_bytes
 from search_gateway.api.search_service import SearchService
-from search_gateway.catalog.store import CatalogOutdatedError
+from search_gateway.catalog.base import CatalogOutdatedError
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import ConfigError, InferenceError
 from search_gateway.gateway_state import make_observer, problems_of, start_admin
@@ -44,7 +44,7 @@ from search_gateway.observability.tracing import start_tracing, traces_url
 from search_gateway.pipeline import Pipeline
 from search_gateway.providers.base import Provider
 from search_gateway.providers.chain import ProviderChain
-from search_gateway.providers.factory import cache_for, make_providers
+from search_gateway.providers.factory import cache_for, host_pattern, make_providers
 from search_gateway.providers.guard.query_cache import QueryCache
 from search_gateway.security.gateway_security import GatewaySecurity
 from search_gateway.thumbnails.fetcher import ThumbnailFetcher
@@ -87,7 +87,7 @@ class Gateway:
         self,
         config: GatewayConfig,
         *,
-        providers: list[Provider] | None = None,
+        providers: Sequence[Provider | Sequence[Provider]] | None = None,
         thumbnails: Callable[[], ThumbnailFetcher] | None = None,
     ):
         self._config = config
@@ -165,7 +165,10 @@ class Gateway:
                     with contextlib.suppress(StartError, TritonStartError):
                         await self._start_tritons(contract)
                 raise
-        providers = self._providers = ProviderChain(made, config.provider_timeout_seconds, observer)
+        providers = self._providers = ProviderChain(
+            made, config.provider_timeout_seconds, observer, wait_seconds=config.provider_wait_seconds
+        )
+        thumbnails.allow_hosts((*providers.thumbnail_hosts, *map(host_pattern, config.thumbnail_hosts)))
         self._closing.push_async_callback(providers.close)
         server = self._make_server(security)
         # Bound before Triton starts: a port in use fails immediately, and Triton cannot choose this port.

@@ -8,6 +8,8 @@ import contextlib
 import gc
 import importlib.util
 import io
+import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +19,9 @@ import numpy as np
 import pytest
 
 from drawings.draw_samples import draw_sample
+from search_gateway.observability import logs
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # for tests that import onnxruntime themselves
 
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / "model_repository"
@@ -38,6 +43,31 @@ def without_collector() -> Iterator[None]:
     gc.disable()
     yield
     gc.enable()
+
+
+def pytest_collectstart() -> None:
+    """Collect no garbage while tests are collected: nearly all that is made then stays."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Keep what the collection made out of each later garbage collection: it is most of a test process's memory."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """Undo what the program's `main` does to the log: its handler would write to the closed stderr of this test."""
+    loggers = logging.getLogger(), logging.getLogger("search_gateway")
+    handlers, levels = set(loggers[0].handlers), [one.level for one in loggers]
+    yield
+    for handler in set(loggers[0].handlers) - handlers:
+        if isinstance(handler, logs.Handler):
+            loggers[0].removeHandler(handler)
+    for one, level in zip(loggers, levels, strict=True):
+        one.setLevel(level)
 
 
 @pytest.fixture(scope="session")

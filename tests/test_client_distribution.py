@@ -47,7 +47,17 @@ def environment_with_client(version: str, folder: Path) -> Path:
     """Makes a virtual environment that holds the client, pytest and what they need; returns its interpreter."""
     subprocess.run([python_of_version(version), "-m", "venv", "--without-pip", folder], check=True, timeout=120)
     python = folder / "bin" / "python"
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check", "install", "--quiet"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(python),
+        "--disable-pip-version-check",
+        "install",
+        "--no-compile",
+        "--quiet",
+    ]
     group = ["--group", f"{CLIENT / 'pyproject.toml'}:test"]
     installed = subprocess.run(
         [*pip, str(CLIENT), *group],

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import signal
@@ -77,16 +78,19 @@ class GatewayProcess:
 
     def handled(self, method: str) -> Counter[str]:
         """Return the calls of a method that the gateway has counted, by code; it must be awake."""
-        admin = re.search(_ADMIN_PORT, self.log)
-        return _handled(admin[1], method) if admin else Counter()
+        return _handled(self._admin, method) if self._admin else Counter()
 
     def ask_admin(self, path: str, method: str = "GET") -> str:
         """Return what the admin port answers; the gateway must be awake."""
-        admin = re.search(_ADMIN_PORT, self.log)
-        assert admin is not None
-        request = urllib.request.Request(f"http://{admin[1]}{path}", method=method)
+        request = urllib.request.Request(f"http://{self._admin}{path}", method=method)
         with urllib.request.urlopen(request, timeout=CALL_SECONDS) as answer:
             return str(answer.read().decode())
+
+    @functools.cached_property
+    def _admin(self) -> str:
+        """HOST:PORT of the admin port, empty without one; read once, since the log becomes long."""
+        found = re.search(_ADMIN_PORT, self.log)
+        return found[1] if found else ""
 
     def wait(self, seconds: float) -> int:
         """Wait until the process has ended; returns its exit code."""

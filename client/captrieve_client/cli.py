@@ -54,6 +54,9 @@ _OPTIONS = {  # by the fields of a request, which the gateway's messages name
     "refinement.min_semantic_score": "--min-semantic",
     "word_override.colour": "--colour",
     "word_override.thing": "--thing",
+    "filters.min_price": "--min-price",
+    "filters.max_price": "--max-price",
+    "filters.categories": "--category",
     "max_results": "--max-results",
     "query_override": "--words",
     "query_rule": "--query-rule",
@@ -153,6 +156,10 @@ def _search(search_client: SearchClient, options: argparse.Namespace) -> int:
         "max_results": options.max_results,
         "min_visual_score": options.min_visual,
         "min_semantic_score": options.min_semantic,
+        "min_price": options.min_price,
+        "max_price": options.max_price,
+        "available": options.available or None,
+        "categories": options.category,
         "explain": options.explain,
     }
     answer = search_client.search(photo, timeout_seconds=options.timeout, **search_options)
@@ -162,7 +169,7 @@ def _search(search_client: SearchClient, options: argparse.Namespace) -> int:
         width = shutil.get_terminal_size((100, 24)).columns
         print(search_text(answer, width=width, style=_style(sys.stdout)))
     if sheet is not None:
-        _save_contact_sheet(sheet, photo, answer)
+        _save_contact_sheet(sheet, photo, answer, options.region)
         if not options.json:
             print(f"contact sheet: {printable(str(sheet))}")
     return FOUND if answer.results else NOTHING_FOUND
@@ -243,11 +250,13 @@ def _import_contact_sheet() -> None:
         ) from error
 
 
-def _save_contact_sheet(path: Path, photo: bytes, answer: SearchAnswer) -> None:
+def _save_contact_sheet(
+    path: Path, photo: bytes, answer: SearchAnswer, region: tuple[float, float, float, float] | None
+) -> None:
     from captrieve_client.contact_sheet import draw_contact_sheet
 
     try:
-        draw_contact_sheet(photo, answer).save(path, quality=92)
+        draw_contact_sheet(photo, answer, region).save(path, quality=92)
     except OSError as error:
         reason = (error.strerror or "it cannot be written").lower()
         raise PhotoFileError(f"cannot write {path}: {reason}") from error

@@ -28,6 +28,12 @@ _CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.max_receive_message_length", -1),
     # The gateway is addressed directly; a proxy configured for web traffic must not be used.
     ("grpc.enable_http_proxy", 0),
+    # A gateway whose machine or network is gone sends no end of the connection. It is noticed after 20 s, so that the
+    # call is repeated at another one within its time limit. Without calls nothing is sent.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # of newer versions of gRPC, for the same pings
+    ("grpc.http2.max_pings_without_data", 0),
     # gRPC's default waits up to two minutes before it connects to a restarted server again.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 3000),

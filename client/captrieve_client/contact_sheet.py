@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from captrieve_client.messages import Result, SearchAnswer
-from captrieve_client.reports import counts_text, printable, rule_text, split_caption, unsure_text
+from captrieve_client.reports import counts_text, credit_text, printable, rule_text, split_caption, unsure_text
 
 MAX_CARDS = 24
 
@@ -37,6 +37,7 @@ _GAP = 24
 _CARD = (_WIDTH - 2 * _MARGIN - _LEFT - _GUTTER - (_COLUMNS - 1) * _GAP) // _COLUMNS
 _CARD_PICTURE = 270
 _CARD_HEIGHT = _CARD_PICTURE + 118
+_CREDIT_HEIGHT = 56  # more, where a picture has a credit line
 _PHOTO_HEIGHT = 520
 _SPACE = 0.29  # between words, in font sizes
 
@@ -119,12 +120,15 @@ class _Pen:
         self.sheet.paste(ground, (x + 1, y + 1), _rounded(inner, 11))
 
 
-def draw_contact_sheet(photo: bytes, answer: SearchAnswer) -> Image.Image:
+def draw_contact_sheet(
+    photo: bytes, answer: SearchAnswer, region: tuple[float, float, float, float] | None = None
+) -> Image.Image:
     """Draws the photo and the answer of its search.
 
     Args:
         photo: the bytes of an image file; if they cannot be decoded, the picture says so.
         answer: the answer; only its first `MAX_CARDS` results are drawn.
+        region: the part of the photo that was searched with, as the search had it; it gets a frame.
 
     Returns:
         An RGB picture, 1600 pixels wide.
@@ -133,10 +137,11 @@ def draw_contact_sheet(photo: bytes, answer: SearchAnswer) -> Image.Image:
     cards = shown or ((answer.nearest_miss,) if answer.nearest_miss is not None else ())
     rows = -(-len(cards) // _COLUMNS)
     # Higher than anything drawn on it; the rest is cut off at the end.
-    sheet = Image.new("RGB", (_WIDTH, 2200 + 60 * len(answer.degraded) + rows * (_CARD_HEIGHT + _GAP)), _WHITE)
+    cards_height = rows * (_CARD_HEIGHT + _CREDIT_HEIGHT + _GAP)
+    sheet = Image.new("RGB", (_WIDTH, 2200 + 60 * len(answer.degraded) + cards_height), _WHITE)
     pen = _Pen(sheet)
     top = _draw_header(pen, answer, len(shown))
-    left_end = _draw_photo(pen, _MARGIN, top, photo, answer)
+    left_end = _draw_photo(pen, _MARGIN, top, photo, answer, region)
     right_end = _draw_cards(pen, _MARGIN + _LEFT + _GUTTER, top, cards, answer)
     return sheet.crop((0, 0, _WIDTH, round(max(left_end, right_end)) + _MARGIN))
 
@@ -164,7 +169,14 @@ def _draw_header(pen: _Pen, answer: SearchAnswer, shown: int) -> int:
     return y + 36
 
 
-def _draw_photo(pen: _Pen, x: int, y: int, photo: bytes, answer: SearchAnswer) -> float:
+def _draw_photo(
+    pen: _Pen,
+    x: int,
+    y: int,
+    photo: bytes,
+    answer: SearchAnswer,
+    region: tuple[float, float, float, float] | None,
+) -> float:
     picture = _decoded(photo, len(photo), _MAX_PHOTO_PIXELS, (_LEFT, _PHOTO_HEIGHT))
     if picture is None:
         height = 240
@@ -173,7 +185,7 @@ def _draw_photo(pen: _Pen, x: int, y: int, photo: bytes, answer: SearchAnswer) -
     else:
         height = min(_PHOTO_HEIGHT, round(_LEFT * picture.height / picture.width))
         height = max(height, 120)
-        pen.picture(picture, x, y, _LEFT, height)
+        pen.picture(_framed(picture, region), x, y, _LEFT, height)
     bottom: float = y + height + 30
     if answer.caption is not None:
         pen.text(x, bottom, "CAPTION", 13, _MUTED)
@@ -189,6 +201,20 @@ def _draw_photo(pen: _Pen, x: int, y: int, photo: bytes, answer: SearchAnswer) -
         bottom += 28
         pen.pill(x, bottom, line, _WARNING, _WARNING_PAPER, 13)
     return _draw_times(pen, x, bottom + 56, answer.timings_ms)
+
+
+def _framed(picture: Image.Image, region: tuple[float, float, float, float] | None) -> Image.Image:
+    """Return the picture with a frame around the region and the rest paler."""
+    if region is None:
+        return picture
+    picture = ImageOps.contain(picture, (_LEFT, _PHOTO_HEIGHT), Image.Resampling.LANCZOS)  # the frame keeps its width
+    left, top, width, height = region
+    x, y = round(left * (picture.width - 1)), round(top * (picture.height - 1))
+    box = (x, y, max(x, round((left + width) * picture.width) - 1), max(y, round((top + height) * picture.height) - 1))
+    framed = Image.blend(picture, Image.new("RGB", picture.size, _WHITE), 0.5)
+    framed.paste(picture.crop(box), box[:2])
+    ImageDraw.Draw(framed).rectangle(box, outline=_ACCENT, width=3)
+    return framed
 
 
 def _draw_caption(pen: _Pen, x: int, y: float, answer: SearchAnswer) -> float:
@@ -244,13 +270,14 @@ def _draw_cards(pen: _Pen, x: int, y: int, cards: tuple[Result, ...], answer: Se
     bottom = float(y)
     if not answer.results:
         bottom = _draw_empty(pen, x, y, answer)
+    height = _CARD_HEIGHT + (_CREDIT_HEIGHT if any(map(credit_text, cards)) else 0)
     for number, result in enumerate(cards):
         row, column = divmod(number, _COLUMNS)
-        top = round(bottom) if not answer.results else y + row * (_CARD_HEIGHT + _GAP)
+        top = round(bottom) if not answer.results else y + row * (height + _GAP)
         rank = f"{number + 1}" if answer.results else "nearest miss"
         _draw_card(pen, x + column * (_CARD + _GAP), top, rank, result)
     rows = -(-len(cards) // _COLUMNS)
-    return bottom + rows * (_CARD_HEIGHT + _GAP) - (_GAP if rows else 0)
+    return bottom + rows * (height + _GAP) - (_GAP if rows else 0)
 
 
 def _draw_empty(pen: _Pen, x: int, y: int, answer: SearchAnswer) -> float:
@@ -296,6 +323,9 @@ def _draw_card(pen: _Pen, x: int, y: int, rank: str, result: Result) -> None:
     for line in _lines(title, 16, _CARD, most=2):
         pen.text(x, top, line, 16, _INK)
         top += 22
+    for line in _lines(_spelled(credit_text(result)), 12, _CARD, most=3):
+        pen.text(x, top, line, 12, _MUTED)
+        top += 17
 
 
 def _draw_centred(pen: _Pen, x: int, y: float, width: int, lines: list[str], size: int) -> None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypedDict
 
@@ -51,6 +51,10 @@ class SearchOptions(CaptionOptions, total=False):
         max_results: 1 to 100.
         min_visual_score: lowest visual score of a result, -1 to 1.
         min_semantic_score: lowest agreement of a title with the query, 0 to 1.
+        min_price: lowest price of a product; with this or one of the next three only a catalogue is searched.
+        max_price: highest price of a product.
+        available: only products that are in stock, or only those that are not.
+        categories: a product has one of them, exactly as the catalogue has it; at most 20.
         explain: whether to return dropped candidates too, each with its reason.
     """
 
@@ -61,6 +65,10 @@ class SearchOptions(CaptionOptions, total=False):
     max_results: int | None
     min_visual_score: float | None
     min_semantic_score: float | None
+    min_price: float | None
+    max_price: float | None
+    available: bool | None
+    categories: Sequence[str]
     explain: bool
 
 
@@ -118,6 +126,9 @@ class Duplicate:
     source: str
     url: str
     title: str
+    licence: str = ""  # these three as in `Result`
+    licence_url: str = ""
+    attribution: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +150,10 @@ class Result:
     thumbnail: bytes = b""  # an image file, empty if the gateway has none
     duplicates: tuple[Duplicate, ...] = ()  # other sources of the same picture
     picture_words: str = ""  # deprecated: gateways no longer caption thumbnails and leave this empty
+    licence: str = ""  # of the picture, as "CC BY-SA 4.0"; empty if unknown
+    licence_url: str = ""
+    attribution: str = ""  # the credit line that must be shown with the result; empty if none is asked for
+    provider: str = ""  # which one found it, if several were asked together; otherwise empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +277,10 @@ def search_request(
     max_results: int | None = None,
     min_visual_score: float | None = None,
     min_semantic_score: float | None = None,
+    min_price: float | None = None,
+    max_price: float | None = None,
+    available: bool | None = None,
+    categories: Sequence[str] = (),
     explain: bool = False,
 ) -> search_pb2.SearchRequest:
     """Builds the request of a search from the bytes of an image file and the keyword arguments of `SearchOptions`.
@@ -272,6 +291,7 @@ def search_request(
     Raises:
         ValueError: an unknown query rule, a region without four numbers, or a number that does not fit its field.
     """
+    filters = search_pb2.Filters(min_price=min_price, max_price=max_price, available=available, categories=categories)
     return search_pb2.SearchRequest(
         photo=photo,
         decoding=search_pb2.DecodingOptions(num_beams=num_beams, length_penalty=length_penalty, max_tokens=max_tokens),
@@ -284,6 +304,7 @@ def search_request(
         refinement=search_pb2.RefinementOptions(
             min_visual_score=min_visual_score, min_semantic_score=min_semantic_score
         ),
+        filters=filters if filters.ListFields() else None,
         explain=explain,
     )
 
@@ -459,8 +480,15 @@ def _result(message: search_pb2.Result) -> Result:
         verdict=_verdict_name(message.verdict),
         reason=message.reason,
         thumbnail=message.thumbnail,
-        duplicates=tuple(Duplicate(one.source, one.url, one.title) for one in message.duplicates),
+        duplicates=tuple(
+            Duplicate(one.source, one.url, one.title, one.licence, one.licence_url, one.attribution)
+            for one in message.duplicates
+        ),
         picture_words=message.picture_words,
+        licence=message.licence,
+        licence_url=message.licence_url,
+        attribution=message.attribution,
+        provider=message.provider,
     )
 
 

@@ -210,9 +210,17 @@ def _table(results: tuple[Result, ...], width: int, style: TextStyle) -> list[st
         if result.url:
             # Never cut, so that the address can be copied.
             lines.append(" " * 27 + style.dim(printable(result.url)))
+        if credit := credit_text(result):
+            lines.append(" " * 27 + style.dim(credit))
         for other in result.duplicates:
             lines.append(" " * 27 + style.dim(f"also: {printable(other.url) or printable(other.source)}"))
     return lines
+
+
+def credit_text(result: Result) -> str:
+    """The credit line of a result, with its licence where the line does not name it; empty if there is neither."""
+    credit, licence = printable(result.attribution), printable(result.licence)
+    return " · ".join(part for part in (credit, "" if licence in credit else licence) if part)
 
 
 def _dropped_lines(result: Result, width: int, style: TextStyle) -> list[str]:
@@ -336,4 +344,8 @@ def _result_record(result: Result) -> dict[str, object]:
         "reason": result.reason,
         "duplicates": [dataclasses.asdict(one) for one in result.duplicates],
         "picture_words": result.picture_words,
+        "licence": result.licence,
+        "licence_url": result.licence_url,
+        "attribution": result.attribution,
+        "provider": result.provider,
     }

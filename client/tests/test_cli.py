@@ -47,6 +47,7 @@ SEARCH_KEYS = [
 RESULT_KEYS = [
     "title", "url", "image_url", "thumbnail_url", "source", "width", "height", "visual_score", "semantic_score",
     "score", "reason", "duplicates", "picture_words",
+    "licence", "licence_url", "attribution", "provider",
 ]  # fmt: skip
 CAPTION_KEYS = [
     "photo", "caption", "words", "query", "query_rule", "no_product_probability", "confidence", "unsure_reason",
@@ -158,6 +159,15 @@ def test_query_rule_is_sent(service: ScriptedService, address: str, photo: str, 
     assert cli.main(["caption", photo, "--query-rule", rule]) == 0
     wanted = search_pb2.QueryRule.Value(f"QUERY_RULE_{rule.replace('-', '_').upper()}")
     assert [request.query_rule for request in service.requests] == [wanted, wanted]
+
+
+def test_filters_are_sent(service: ScriptedService, address: str, photo: str) -> None:
+    given = ["--min-price", "1.5", "--max-price", "20", "--available", "--category", "Ties", "--category", "a,b"]
+    assert cli.main(["search", photo, *given]) == 0
+    sent = service.requests[-1].filters
+    assert sent == search_pb2.Filters(min_price=1.5, max_price=20, available=True, categories=["Ties", "a,b"])
+    assert cli.main(["search", photo]) == 0
+    assert not service.requests[-1].HasField("filters")
 
 
 def test_region_is_sent(service: ScriptedService, address: str, photo: str) -> None:
@@ -292,6 +302,36 @@ def test_duplicates_are_listed_under_their_result(
     record = json.loads(capsys.readouterr().out)
     assert [other["source"] for other in record["results"][0]["duplicates"]] == ["bing", "catalog"]
     assert record["counts"]["duplicates"] == 2
+
+
+@pytest.mark.parametrize(
+    ("licence", "attribution", "shown"),
+    [
+        ("CC BY 4.0", "Photo by Some\x1b[2Jone", "Photo by Some [2Jone · CC BY 4.0"),
+        ("CC BY 4.0", '"Bag" by Someone is licensed under CC BY 4.0.', '"Bag" by Someone is licensed under CC BY 4.0.'),
+        ("CC0 1.0", "", "CC0 1.0"),
+        ("", "Brave Search", "Brave Search"),
+    ],
+)
+def test_credit_line_stands_under_its_result(
+    service: ScriptedService,
+    address: str,
+    photo: str,
+    capsys: pytest.CaptureFixture[str],
+    licence: str,
+    attribution: str,
+    shown: str,
+) -> None:
+    result = service.answer.results[0]
+    result.licence, result.attribution, result.provider = licence, attribution, "openverse"
+    result.licence_url = "https://creativecommons.org/licenses/by/4.0/"
+    assert cli.main(["search", photo]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[lines.index("https://shop.example/item") + 1] == shown
+    assert cli.main(["search", photo, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)["results"][0]
+    assert (record["licence"], record["attribution"], record["provider"]) == (licence, attribution, "openverse")
+    assert record["licence_url"].startswith("https://creativecommons.org")
 
 
 def test_nothing_found_is_explained(

@@ -135,6 +135,14 @@ def test_photo_is_shown_upright() -> None:
     assert draw_contact_sheet(lying, answer).size == draw_contact_sheet(upright, answer).size
 
 
+def test_region_of_the_photo_has_a_frame() -> None:
+    photo = encoded(magenta(), "PNG")
+    whole = draw_contact_sheet(photo, answer_with())
+    cropped = draw_contact_sheet(photo, answer_with(), (0.5, 0.0, 0.5, 1.0))
+    assert share_of(cropped, MAGENTA) == pytest.approx(share_of(whole, MAGENTA) / 2, rel=0.06)
+    assert draw_contact_sheet(photo, answer_with(), (0.999, 0.0, 0.001, 1.0)).size == whole.size
+
+
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 24, 100])
 def test_sheet_is_as_high_as_its_results(count: int) -> None:
     sheet = draw_contact_sheet(photo_bytes(), answer_with(*[photo_bytes(size=24)] * count))
@@ -142,6 +150,13 @@ def test_sheet_is_as_high_as_its_results(count: int) -> None:
     assert rows * 350 < sheet.height < max(1200, rows * 450 + 300)
     # The last rows of pixels are the margin: nothing is cut off.
     assert share_of(sheet.crop((0, sheet.height - 20, 1600, sheet.height)), (255, 255, 255)) == 1
+
+
+def test_credit_lines_make_the_cards_higher() -> None:
+    answer = answer_with(*[photo_bytes(size=24)] * 9)
+    credited = replace(answer.results[0], attribution="Photo by Someone", licence="CC BY 4.0")
+    with_credit = draw_contact_sheet(photo_bytes(), replace(answer, results=(credited, *answer.results[1:])))
+    assert with_credit.height == draw_contact_sheet(photo_bytes(), answer).height + 3 * 56
 
 
 def test_empty_answer_shows_the_nearest_miss() -> None:

@@ -197,11 +197,15 @@ def test_overridden_words_are_sent(service: ScriptedService, search_client: Sear
 
 
 def test_duplicates_and_picture_words_arrive(service: ScriptedService, search_client: SearchClient) -> None:
-    service.answer.results[0].duplicates.add(source="bing", url="https://other.example/1", title="Shirt")
+    service.answer.results[0].duplicates.add(
+        source="bing", url="https://other.example/1", title="Shirt", licence="CC0 1.0", attribution="by Someone"
+    )
     service.answer.results[0].picture_words = "blue shirt"
     service.answer.counts.duplicates = 1
     answer = search_client.search(b"photo")
-    assert answer.results[0].duplicates == (Duplicate("bing", "https://other.example/1", "Shirt"),)
+    assert answer.results[0].duplicates == (
+        Duplicate("bing", "https://other.example/1", "Shirt", licence="CC0 1.0", attribution="by Someone"),
+    )
     assert (answer.results[0].picture_words, answer.counts.duplicates) == ("blue shirt", 1)
 
 

@@ -27,6 +27,7 @@ from captrieve_client import (
     ServerOverloadedError,
     ServerUnavailableError,
     cli,
+    connection,
 )
 from captrieve_client.connection import make_connection
 
@@ -63,7 +64,55 @@ def search_async(address: str, photo: bytes = b"photo", **settings: object) -> S
 BOTH = pytest.mark.parametrize("search", [search_blocking, search_async], ids=["blocking", "async"])
 
 
+def with_short_keepalive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a gateway that answers nothing be noticed after a fifth of a second."""
+    options = tuple(
+        (name, 100 if "keepalive" in name or "ping_timeout" in name else value)
+        for name, value in connection._CHANNEL_OPTIONS
+    )
+    monkeypatch.setattr(connection, "_CHANNEL_OPTIONS", options)
+
+
+@contextmanager
+def vanished() -> Iterator[str]:
+    """A port that accepts a connection of HTTP/2 and is never heard of again, as a machine without power."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    near, _ = listener.accept()
+                    near.sendall(bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))  # empty SETTINGS
+                    accepted.append(near)
+
+        accepted: list[socket.socket] = []
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        for one in accepted:
+            one.close()
+
+
 # Retries
+
+
+@BOTH
+def test_gateway_that_vanished_is_noticed_before_the_deadline(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_short_keepalive(monkeypatch)
+    with vanished() as address, pytest.raises(ServerUnavailableError):
+        search(address, max_attempts=1)
+
+
+@BOTH
+def test_call_of_a_gateway_that_vanished_is_repeated_at_another_one(
+    address: str, search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_short_keepalive(monkeypatch)
+    with vanished() as gone:
+        for _ in range(2):  # in turn
+            assert search(f"{gone},{address}").query == "blue shirt"
 
 
 @BOTH

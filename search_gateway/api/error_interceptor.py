@@ -66,10 +66,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
         handler = await continuation(handler_call_details)
         if handler is None:
             return handler
-        behaviour: Any = handler.unary_unary or handler.unary_stream or handler.stream_stream
-        if behaviour is None:
-            return handler
-        is_stream = handler.stream_stream is not None
+        behaviour: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+        is_stream = handler.request_streaming
         budget = self._memory.budget_of(handler_call_details.method)
 
         async def guarded(messages: AsyncIterator[Message], context: Context) -> None:

@@ -71,6 +71,7 @@ class _Reading:
     caller: str
     limit: asyncio.Timeout
     since: float
+    end: float | None  # of its own time limit
     is_ended: bool = False
 
 
@@ -199,6 +200,7 @@ class MemoryBudget:
         except BaseException as error:
             if waiting in self._waiting:
                 self._waiting.remove(waiting)
+                self._spare()
             else:
                 Share(self, caller, self._max_message_bytes).shrink(0)
             if isinstance(error, TimeoutError):
@@ -231,6 +233,7 @@ class MemoryBudget:
                 waiting.admitted.set_result(None)
             else:
                 without_room.add(waiting.caller)
+        self._spare()
 
     def _end_earliest(self, caller: str) -> None:
         """End the reading that has lasted longest, as soon as it has had a fair time.
@@ -245,6 +248,13 @@ class MemoryBudget:
             reading.is_ended = True
             reading.limit.reschedule(max(asyncio.get_running_loop().time(), reading.since + _FAIR_SECONDS))
 
+    def _spare(self) -> None:
+        """Let readings go on that were to be ended for calls which no longer wait, the latest ones."""
+        ended = [one for one in self._readings if one.is_ended and not one.limit.expired()]
+        for reading in ended[len(self._waiting) :]:
+            reading.is_ended = False
+            reading.limit.reschedule(reading.end)
+
     async def _read(self, messages: AsyncIterator[Message], caller: str, seconds: float | None) -> Message | None:
         """Return the next message; None where there is none.
 
@@ -254,7 +264,7 @@ class MemoryBudget:
         """
         try:
             async with asyncio.timeout(seconds) as limit:
-                reading = _Reading(caller, limit, asyncio.get_running_loop().time())
+                reading = _Reading(caller, limit, asyncio.get_running_loop().time(), limit.when())
                 self._readings[reading] = None
                 try:
                     return await anext(messages, None)

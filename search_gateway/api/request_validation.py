@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from captioner.model_contract import ModelContract
 from captioner.preprocessing import Region
 from captioner.query import Query, QueryRule, words_of
 from search_api import search_pb2
+from search_gateway.catalog.base import Filters
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import BadRequestError
 from search_gateway.pipeline import SearchOptions
@@ -24,6 +26,9 @@ _MIN_REGION_SHARE = 1e-6
 _REGION_ROUNDING = 1e-4  # callers add decimals
 MAX_QUERY_CHARACTERS = 200
 MAX_WORD_CHARACTERS = 50
+_MAX_PRICE = 1e12
+_MAX_CATEGORIES = 20
+_DOUBLES = ("min_price", "max_price")  # of search.proto; other numbers with a fraction are floats
 MIN_LENGTH_PENALTY, MAX_LENGTH_PENALTY = -2.0, 4.0
 
 _QUERY_RULES: dict[int, QueryRule] = {
@@ -37,9 +42,11 @@ _NESTED = {
     "decoding": ("num_beams", "length_penalty", "max_tokens"),
     "refinement": ("min_visual_score", "min_semantic_score"),
     "word_override": ("colour", "thing"),
+    "filters": ("min_price", "max_price", "available"),
 }
 # Name here -> name in search.proto, where they differ.
 PROTO_NAMES = {name: f"{message}.{name}" for message, names in _NESTED.items() for name in names}
+PROTO_NAMES["categories"] = "filters.categories"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +71,10 @@ class RequestValues:
     colour: str | None = None
     thing: str | None = None
     region: Region | None = None
+    min_price: float | None = None
+    max_price: float | None = None
+    available: bool | None = None
+    categories: tuple[str, ...] = ()
 
     def name(self, field_name: str) -> str:
         """Return the caller's name of a field."""
@@ -80,6 +91,8 @@ def request_values(request: search_pb2.SearchRequest | search_pb2.CaptionRequest
     for message, names in _NESTED.items():
         if message in request.DESCRIPTOR.fields_by_name:
             values |= _set_fields(getattr(request, message), names)
+    if isinstance(request, search_pb2.SearchRequest):
+        values["categories"] = tuple(request.filters.categories)
     if request.HasField("region"):
         place = request.region
         values["region"] = Region(place.x, place.y, place.width, place.height)
@@ -98,7 +111,8 @@ def _set_fields(message: Any, names: tuple[str, ...]) -> dict[str, Any]:
     }
     # A caller's 0.4 arrives in 32 bits as 0.4000000059604645: a score of 0.4 would be below it.
     return {
-        name: float(str(np.float32(value))) if isinstance(value, float) else value for name, value in values.items()
+        name: float(str(np.float32(value))) if isinstance(value, float) and name not in _DOUBLES else value
+        for name, value in values.items()
     }
 
 
@@ -146,6 +160,7 @@ def search_options(asked: RequestValues, contract: ModelContract, config: Gatewa
         max_results=max_results,
         visual_weight=config.visual_weight,
         neighbour_weight=config.neighbour_weight,
+        provider_max_share=config.provider_max_share,
     )
     return SearchOptions(
         decoding=decoding_options(asked, contract),
@@ -157,7 +172,30 @@ def search_options(asked: RequestValues, contract: ModelContract, config: Gatewa
         max_candidates=max(config.max_candidates, max_results),
         limits=limits,
         region=region(asked),
+        filters=_filters(asked),
     )
+
+
+def _filters(asked: RequestValues) -> Filters:
+    """Return which products may be found.
+
+    Raises:
+        BadRequestError: a price or a category is outside its limits.
+    """
+    prices = {
+        name: None if getattr(asked, name) is None else _checked(asked, name, 0.0, 0, _MAX_PRICE)
+        for name in ("min_price", "max_price")
+    }
+    low, high = prices.values()
+    if low is not None and high is not None and low > high:
+        raise BadRequestError(f"{asked.name('min_price')} is {low:g}, above {asked.name('max_price')}, {high:g}")
+    name = asked.name("categories")
+    if len(asked.categories) > _MAX_CATEGORIES:
+        raise BadRequestError(f"{name} has {len(asked.categories)} values; the limit is {_MAX_CATEGORIES}")
+    for category in asked.categories:
+        if not category or len(category) > MAX_QUERY_CHARACTERS:
+            raise BadRequestError(f"{name} has a value of {len(category)} characters: give 1 to {MAX_QUERY_CHARACTERS}")
+    return Filters(low, high, asked.available, asked.categories)
 
 
 def region(asked: RequestValues) -> Region | None:
@@ -187,11 +225,13 @@ def _query_override(asked: RequestValues) -> Query | None:
     if asked.query_override is None:
         return None
     name = asked.name("query_override")
-    text = " ".join(asked.query_override.split())
+    text = " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in asked.query_override).split())
     if not text:
         raise BadRequestError(f"{name} is empty: give words, or leave it unset to use the caption's")
     if len(text) > MAX_QUERY_CHARACTERS:
         raise BadRequestError(f"{name} has {len(text)} characters; the limit is {MAX_QUERY_CHARACTERS}")
+    if not any(character.isalnum() for character in text):
+        raise BadRequestError(f"{name} is {text[:20]!r}: give words with letters or digits")
     return Query.of(text)
 
 

@@ -18,6 +18,7 @@ from search_gateway.api.admission import Admission
 from search_gateway.api.request_validation import decoding_options, query_rule, region, request_values, search_options
 from search_gateway.config import GatewayConfig
 from search_gateway.pipeline import CaptionAnswer, PhotoQuery, Pipeline, SearchAnswer, SearchEvent
+from search_gateway.providers.base import Candidate
 from search_gateway.ranking.query_hypotheses import QueryHypotheses
 from search_gateway.ranking.rerank import ScoredResult, Verdict
 
@@ -215,9 +216,21 @@ def _result_message(judged: ScoredResult) -> search_pb2.Result:
         reason=judged.reason,
         thumbnail=thumbnail if len(thumbnail) <= _MAX_THUMBNAIL_BYTES else b"",
         duplicates=[
-            search_pb2.Duplicate(source=other.source, url=other.url, title=other.title) for other in judged.duplicates
+            search_pb2.Duplicate(source=other.source, url=other.url, title=other.title, **_credit(other))
+            for other in judged.duplicates
         ],
+        provider=candidate.provider,
+        **_credit(candidate),
     )
+
+
+def _credit(candidate: Candidate) -> dict[str, str]:
+    """Return what must be shown with a picture."""
+    return {
+        "licence": candidate.licence,
+        "licence_url": candidate.licence_url,
+        "attribution": candidate.attribution,
+    }
 
 
 def _timings(milliseconds: Mapping[str, float]) -> Iterable[search_pb2.StageTime]:

@@ -76,6 +76,8 @@ SEARCH = ModelDeclaration(
         Tensor("IMAGE_URL", BYTES, (-1,)),
         Tensor("THUMBNAIL_URL", BYTES, (-1,)),
         Tensor("SOURCE", BYTES, (-1,)),
+        Tensor("LICENCE", BYTES, (-1,)),
+        Tensor("ATTRIBUTION", BYTES, (-1,)),
         Tensor("SCORE", FP32, (-1,)),
         Tensor("VISUAL_SCORE", FP32, (-1,)),
         Tensor("SEMANTIC_SCORE", FP32, (-1,)),

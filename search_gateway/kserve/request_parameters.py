@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from captioner.preprocessing import Region
 from captioner.query import QueryRule
 from search_gateway.api.request_validation import RequestValues
 from search_gateway.errors import BadRequestError
@@ -98,16 +99,42 @@ def _rule(name: str, value: Value) -> QueryRule:
         raise BadRequestError(f"{name} is {_shown(value)}: write {', '.join(others)} or {last}") from None
 
 
+def _region(name: str, value: Value) -> Region:
+    parts = str(value).split(",")
+    if len(parts) != 4:
+        raise BadRequestError(f"{name} is {_shown(value)}: it must be x,y,width,height in fractions of the photo")
+    x, y, width, height = (_number(name, part) for part in parts)
+    return Region(x, y, width, height)
+
+
+def _one_text(name: str, value: Value) -> tuple[str, ...]:
+    return (_text(name, value),)
+
+
+def _switch(name: str, value: Value) -> bool:
+    text = str(value).lower()
+    if text not in ("true", "false"):
+        raise BadRequestError(f"{name} is {_shown(value)}: it must be true or false")
+    return text == "true"
+
+
 _READERS = {
     "num_beams": _whole,
     "length_penalty": _number,
     "max_tokens": _whole,
     "query_rule": _rule,
+    "region": _region,
     "max_results": _whole,
     "min_visual_score": _number,
     "min_semantic_score": _number,
     "provider": _text,
     "query_override": _text,
+    "colour": _text,
+    "thing": _text,
+    "min_price": _number,
+    "max_price": _number,
+    "available": _switch,
+    "categories": _one_text,
 }
-CAPTION_PARAMETERS = ("num_beams", "length_penalty", "max_tokens", "query_rule")
+CAPTION_PARAMETERS = ("num_beams", "length_penalty", "max_tokens", "query_rule", "region")
 SEARCH_PARAMETERS = tuple(_READERS)

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 from captioner.decoding import DecodingOptions
 from captioner.image_error import ImageError
+from captioner.preprocessing import Region
 from captioner.query import QueryRule
-from search_gateway.api.request_validation import decoding_options, query_rule, search_options
+from search_gateway.api.request_validation import decoding_options, query_rule, region, search_options
 from search_gateway.config import GatewayConfig
 from search_gateway.deadline import Deadline
 from search_gateway.errors import BadRequestError
@@ -69,7 +70,10 @@ class CaptionModel:
         asked = parameter_values(parameters, CAPTION_PARAMETERS)
         decoding = decoding_options(asked, self._pipeline.contract)
         rule = query_rule(asked, self._pipeline.contract)
-        answers = await all_of(self._caption(index, photos, decoding, rule, deadline) for index in range(len(photos)))
+        place = region(asked)
+        answers = await all_of(
+            self._caption(index, photos, decoding, rule, deadline, place) for index in range(len(photos))
+        )
         return Inference(
             columns={
                 "CAPTION": [answer.caption.text for answer in answers],
@@ -82,10 +86,16 @@ class CaptionModel:
         )
 
     async def _caption(
-        self, index: int, photos: Sequence[bytes], decoding: DecodingOptions, rule: QueryRule, deadline: Deadline
+        self,
+        index: int,
+        photos: Sequence[bytes],
+        decoding: DecodingOptions,
+        rule: QueryRule,
+        deadline: Deadline,
+        place: Region | None,
     ) -> CaptionAnswer:
         try:
-            return await self._pipeline.caption(photos[index], decoding, rule, deadline)
+            return await self._pipeline.caption(photos[index], decoding, rule, deadline, place)
         except (BadRequestError, ImageError) as error:
             if len(photos) == 1:
                 raise
@@ -137,6 +147,8 @@ def _search_columns(answer: SearchAnswer) -> Columns:
         "IMAGE_URL": [result.candidate.image_url for result in kept],
         "THUMBNAIL_URL": [result.candidate.thumbnail_url for result in kept],
         "SOURCE": [result.candidate.source for result in kept],
+        "LICENCE": [result.candidate.licence for result in kept],
+        "ATTRIBUTION": [result.candidate.attribution for result in kept],
         "SCORE": [result.score for result in kept],
         "VISUAL_SCORE": [result.visual_score for result in kept],
         "SEMANTIC_SCORE": [result.semantic_score for result in kept],

@@ -6,7 +6,6 @@ What the caller receives decides, see `call_ending`.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import re
@@ -59,60 +58,34 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
             self._observer.call_started(_UNKNOWN)
             self._observer.call_ended(_UNKNOWN, grpc.StatusCode.UNIMPLEMENTED.name, 0.0)
             return handler
-        serialisers = handler.request_deserializer, handler.response_serializer
-        if handler.unary_unary is not None:
-            once = self._answering_once(method, handler.unary_unary)
-            return grpc.unary_unary_rpc_method_handler(once, *serialisers)
-        if handler.stream_unary is not None:
-            once = self._answering_once(method, handler.stream_unary)
-            return grpc.stream_unary_rpc_method_handler(once, *serialisers)
-        if handler.unary_stream is not None:
-            streaming = self._streaming(method, handler.unary_stream)
-            return grpc.unary_stream_rpc_method_handler(streaming, *serialisers)
-        streaming = self._streaming(method, handler.stream_stream)
-        return grpc.stream_stream_rpc_method_handler(streaming, *serialisers)
+        behaviour: Any = handler.stream_stream
+        assert behaviour is not None, "ErrorInterceptor, inside this one, makes each method one of two streams"
 
-    def _answering_once(self, method: str, behaviour: Any) -> Any:
-        async def observed(request: Any, context: Context) -> Any:
-            async with self._observed(method, context) as watched:
-                return await behaviour(request, watched)
+        async def observed(messages: AsyncIterator[Any], context: Context) -> None:
+            await self._observed(method, behaviour, messages, context)
 
-        return observed
+        return grpc.stream_stream_rpc_method_handler(
+            observed, handler.request_deserializer, handler.response_serializer
+        )
 
-    def _streaming(self, method: str, behaviour: Any) -> Any:
-        async def observed(request: Any, context: Context) -> None:
-            async with self._observed(method, context) as watched:
-                answers = behaviour(request, watched)
-                if asyncio.iscoroutine(answers):  # it writes to the context itself
-                    await answers
-                    return
-                # Written here, so that a call that is cancelled meanwhile ends here and now.
-                async with contextlib.aclosing(answers):
-                    async for answer in answers:
-                        await context.write(answer)
-
-        return observed
-
-    @contextlib.asynccontextmanager
-    async def _observed(self, method: str, context: Context) -> AsyncIterator[WatchedContext]:
+    async def _observed(self, method: str, behaviour: Any, messages: AsyncIterator[Any], context: Context) -> None:
         watched = WatchedContext(context)
-        metadata = list(context.invocation_metadata() or ())
-        request_id = identify(context)
         is_health = method.startswith(_HEALTH)
         label = method if _exists(method) else _UNKNOWN  # interceptors inside have a handler that refuses any method
         started = time.perf_counter()
         self._observer.call_started(label)
-        with contextlib.ExitStack() as stack:
-            span = None if is_health else stack.enter_context(tracing.call_span(label, metadata))
-            stack.enter_context(logs.bound(request_id=request_id, trace_id=tracing.trace_id()))
+        metadata = () if is_health else context.invocation_metadata() or ()
+        with (
+            contextlib.nullcontext() if is_health else tracing.call_span(label, metadata) as span,
+            logs.bound(request_id=identify(context), trace_id=tracing.trace_id()),
+        ):
             code = grpc.StatusCode.OK
             try:
-                yield watched
+                await behaviour(messages, watched)
+                code = watched.code_after(None)
             except BaseException as error:
                 code = watched.code_after(error)
                 raise
-            else:
-                code = watched.code_after(None)
             finally:
                 seconds = time.perf_counter() - started
                 self._observer.call_ended(label, code.name, seconds)

@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import datetime
-from typing import Any, Literal, TextIO
+from typing import Literal, TextIO
 
 import structlog
 
@@ -22,6 +24,9 @@ LEVELS = ("debug", "info", "warning", "error")
 _FIELDS = ("method", "code", "milliseconds", "peer")  # of access lines, as fields in JSON
 # They log the words of the query at INFO.
 _QUIET = ("ddgs", "primp")
+# structlog's own contextvars would be searched for among all others at each line.
+_bound: ContextVar[Mapping[str, str]] = ContextVar("bound", default={})  # noqa: B039  # it is never changed
+_JSON = json.JSONEncoder(default=repr)  # json.dumps would make one for each line
 
 
 def set_up_logging(log_format: LogFormat = "console", level: str = "info", stream: TextIO | None = None) -> None:
@@ -32,31 +37,11 @@ def set_up_logging(log_format: LogFormat = "console", level: str = "info", strea
         level: one of `LEVELS`.
         stream: stderr if None.
     """
-    shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-    ]
-    if log_format == "json":
-        shared += [
-            structlog.stdlib.ExtraAdder(allow=_FIELDS),
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-        ]
-        render: Any = structlog.processors.JSONRenderer(serializer=json.dumps)
-    else:
-        shared.append(structlog.processors.format_exc_info)
-        render = _console_line
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
-        )
-    )
+    handler = Handler(stream or sys.stderr)
+    handler.setFormatter(_json_formatter() if log_format == "json" else _ConsoleFormatter())
     root = logging.getLogger()
     for old in root.handlers[:]:
-        if isinstance(old.formatter, structlog.stdlib.ProcessorFormatter):
+        if isinstance(old, Handler):
             root.removeHandler(old)
     root.addHandler(handler)
     set_level(level)
@@ -82,21 +67,51 @@ def level() -> str:
     return logging.getLevelName(logging.getLogger("search_gateway").getEffectiveLevel()).lower()
 
 
-def bound(**values: str | None) -> AbstractContextManager[None]:
+@contextmanager
+def bound(**values: str | None) -> Iterator[None]:
     """Add these values, those that are not None, to all lines within the block."""
-    return structlog.contextvars.bound_contextvars(**{name: one for name, one in values.items() if one is not None})
+    token = _bound.set({**_bound.get(), **{name: one for name, one in values.items() if one is not None}})
+    try:
+        yield
+    finally:
+        _bound.reset(token)
 
 
-def _console_line(_: object, __: str, event: dict[str, Any]) -> str:
-    """`time LEVEL logger: message name=value`; the lines of a traceback follow, indented.
+class Handler(logging.StreamHandler[TextIO]):
+    """The one that `set_up_logging` adds."""
 
-    User input in a message cannot begin a line of its own, and cannot send codes to a terminal.
+
+class _ConsoleFormatter(logging.Formatter):
+    """Writes `time LEVEL logger: message name=value`; the lines of a traceback follow, indented.
+
+    User input in a message cannot begin a line of its own, and cannot send codes to a terminal. An access line is most
+    of what observing a call costs, so this does not go through structlog's processors.
     """
-    trace = event.pop("exception", "")
-    now = datetime.now().isoformat(" ", "milliseconds")
-    head = f"{now} {event.pop('level').upper()} {event.pop('logger')}: {_escaped(event.pop('event'))}"
-    values = "".join(f" {name}={_escaped(str(value))}" for name, value in event.items())
-    return head + values + "".join(f"\n  {_escaped(line)}" for line in trace.splitlines())
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the text of a record."""
+        time = datetime.fromtimestamp(record.created).isoformat(" ", "milliseconds")
+        head = f"{time} {record.levelname} {record.name}: {_escaped(record.getMessage())}"
+        values = "".join([f" {name}={_escaped(value)}" for name, value in _bound.get().items()])
+        trace = self.formatException(record.exc_info) if record.exc_info else ""
+        return head + values + "".join([f"\n  {_escaped(line)}" for line in trace.splitlines()])
+
+
+def _json_formatter() -> logging.Formatter:
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[
+            lambda _, __, event: {**event, **_bound.get()},
+            structlog.stdlib.add_log_level,
+            structlog.stdlib.add_logger_name,
+            structlog.stdlib.ExtraAdder(allow=_FIELDS),
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+        ],
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.processors.JSONRenderer(serializer=lambda event, **_: _JSON.encode(event)),
+        ],
+    )
 
 
 def _escaped(text: str) -> str:

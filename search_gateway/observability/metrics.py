@@ -8,6 +8,7 @@ settings and the methods of our services.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
@@ -75,9 +76,17 @@ class GatewayMetrics(Observer):
         self._providers = self._counter(
             "captrieve_provider_answers", "Searches at providers by outcome", "provider", "outcome"
         )
+        self._provider_seconds = self._seconds(
+            "captrieve_provider_seconds", "Duration of the searches at providers", "provider"
+        )
         self._thumbnails = self._counter("captrieve_thumbnails", "Candidates by verdict", "verdict")
         self._degraded = self._counter("captrieve_degraded", "Answers of which a part is missing or degraded", "part")
         self._refusals = self._counter("captrieve_refusals", "Requests refused with RESOURCE_EXHAUSTED", "reason")
+        # Kept for each label set, of which there are few: `labels` would search for the series at each event.
+        self._call_started = functools.cache(lambda method: self._started.labels(*_call_labels(method)))
+        self._call_ended = functools.cache(self._series_of_end)
+        self._stage = functools.cache(self._stages.labels)
+        self._triton_call = functools.cache(self._triton.labels)
         # The first event of a series that did not exist before is invisible to rate().
         for method in methods:
             self._started.labels(*_call_labels(method))
@@ -96,6 +105,7 @@ class GatewayMetrics(Observer):
         """Export series of these names before their first event."""
         for provider in providers:
             self._degraded.labels(provider)
+            self._provider_seconds.labels(provider)
             for outcome in PROVIDER_OUTCOMES:
                 self._providers.labels(provider, outcome)
         for replica in replicas:
@@ -116,15 +126,15 @@ class GatewayMetrics(Observer):
     # Observer
 
     def call_started(self, method: str) -> None:  # noqa: D102
-        self._started.labels(*_call_labels(method)).inc()
+        self._call_started(method).inc()
 
     def call_ended(self, method: str, code: str, seconds: float) -> None:  # noqa: D102
-        labels = (*_call_labels(method), code)
-        self._handled.labels(*labels).inc()
-        self._handling.labels(*labels).observe(seconds)
+        handled, handling = self._call_ended(method, code)
+        handled.inc()
+        handling.observe(seconds)
 
     def stage_ended(self, stage: str, seconds: float) -> None:  # noqa: D102
-        self._stages.labels(stage).observe(seconds)
+        self._stage(stage).observe(seconds)
 
     def photos_encoded(self, num_photos: int) -> None:  # noqa: D102
         self._encoder_batch.observe(num_photos)
@@ -134,13 +144,16 @@ class GatewayMetrics(Observer):
         self._step_seconds.observe(seconds)
 
     def triton_called(self, model: str, outcome: str, seconds: float) -> None:  # noqa: D102
-        self._triton.labels(model, outcome).observe(seconds)
+        self._triton_call(model, outcome).observe(seconds)
 
     def triton_restarted(self, replica: str) -> None:  # noqa: D102
         self._restarts.labels(replica).inc()
 
     def provider_answered(self, provider: str, outcome: str) -> None:  # noqa: D102
         self._providers.labels(provider, outcome).inc()
+
+    def provider_took(self, provider: str, seconds: float) -> None:  # noqa: D102
+        self._provider_seconds.labels(provider).observe(seconds)
 
     def results_judged(self, verdicts: Mapping[str, int]) -> None:  # noqa: D102
         for verdict, count in verdicts.items():
@@ -151,6 +164,10 @@ class GatewayMetrics(Observer):
 
     def refused(self, reason: str) -> None:  # noqa: D102
         self._refusals.labels(reason).inc()
+
+    def _series_of_end(self, method: str, code: str) -> tuple[Counter, Histogram]:
+        labels = (*_call_labels(method), code)
+        return self._handled.labels(*labels), self._handling.labels(*labels)
 
     def _seconds(self, name: str, text: str, *labels: str) -> Histogram:
         return Histogram(name, text, labels, buckets=SECONDS_BUCKETS, registry=self._registry)
@@ -220,6 +237,21 @@ class _Now(Collector):
             for one in BREAKER_STATES:
                 breaker.add_metric((provider, one), one == state)
         yield breaker
+        for name, text, numbers in (
+            ("spent", "Calls in this month of a provider with a budget", {k: v[0] for k, v in now.budgets.items()}),
+            ("budget", "Calls per month that its budget permits", {k: v[1] for k, v in now.budgets.items()}),
+        ):
+            yield _gauge(f"captrieve_provider_{name}_calls", text, numbers, "provider")
+        yield _gauge("captrieve_provider_call_cost_dollars", "Declared cost of a call", now.costs, "provider")
+        quota = GaugeMetricFamily(
+            "captrieve_provider_quota_calls",
+            "Calls that the provider's last answer said are left, by the seconds of the window",
+            labels=("provider", "window"),
+        )
+        for provider, windows in now.quotas.items():
+            for window, remaining in windows.items():
+                quota.add_metric((provider, window), remaining)
+        yield quota
 
 
 def _gauge(name: str, text: str, values: Mapping[str, float], label: str = "") -> Metric:

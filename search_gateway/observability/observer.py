@@ -34,6 +34,9 @@ class Observer:
     def provider_answered(self, provider: str, outcome: str) -> None:
         """Note what a provider did: found, empty, stale, not_asked, timeout, failed or broke."""
 
+    def provider_took(self, provider: str, seconds: float) -> None:
+        """Note how long a search at a provider took, whatever its outcome."""
+
     def results_judged(self, verdicts: Mapping[str, int]) -> None:
         """Note how many candidates of a search got which verdict."""
 
@@ -84,6 +87,9 @@ class Snapshot:
         workers: name of each pool of photo workers -> its state.
         cache: of providers' answers.
         breakers: provider -> state of its circuit breaker.
+        budgets: provider with a budget -> calls of this month, and how many there may be.
+        quotas: provider -> length of a window in seconds -> calls that are left in it, as it stated last.
+        costs: provider -> US dollars of a call.
         is_ready: whether the gateway takes requests.
     """
 
@@ -92,6 +98,9 @@ class Snapshot:
     workers: Mapping[str, WorkerState] = field(default_factory=dict)
     cache: CacheState = CacheState(hits=0, misses=0, shared=0, stale=0, num_bytes=0)
     breakers: Mapping[str, str] = field(default_factory=dict)
+    budgets: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    quotas: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    costs: Mapping[str, float] = field(default_factory=dict)
     is_ready: bool = False
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -11,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from captioner.query import Query
+from search_gateway.catalog.base import Filters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,41 @@ class Candidate:
     embedding: npt.NDArray[np.float32] | None = None  # [D], L2-normalised, if the provider stores it
     thumbnail: bytes | None = None  # an image file, if the provider has it
     is_nearest_neighbour: bool = False  # found by the photo's embedding, perhaps by the words too
+    provider: str = ""  # which of several providers found it; empty where only one was asked
+    licence: str = ""  # its short name, as "CC BY-SA 4.0"; empty where unknown
+    licence_url: str = ""
+    attribution: str = ""  # the credit line that must be shown with it; empty where none is asked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProviderTerms:
+    """What a provider declares: its operator's terms and what its answers need.
+
+    Attributes:
+        is_official: whether its operator offers this search to programs.
+        max_cache_seconds: how old a cached answer may become, also one that replaces a failure; 0: nothing may be kept;
+            None: the terms set no limit.
+        attribution: credit line of results that have none of their own; empty where none is asked for.
+        min_interval_seconds: minimum time between two calls.
+        thumbnail_hosts: hosts of its thumbnails, as regular expressions that match whole host names.
+        cost_per_call: US dollars; 0 where a call is free.
+        notes: one sentence for the operator, which says where the terms are.
+    """
+
+    is_official: bool = True
+    max_cache_seconds: float | None = None
+    attribution: str = ""
+    min_interval_seconds: float = 0.0
+    thumbnail_hosts: tuple[str, ...] = ()
+    cost_per_call: float = 0.0
+    notes: str = ""
+
+    def __post_init__(self) -> None:
+        for host in self.thumbnail_hosts:
+            re.compile(host)
+        numbers = (self.max_cache_seconds or 0.0, self.min_interval_seconds, self.cost_per_call)
+        if not all(0 <= number < math.inf for number in numbers):
+            raise ValueError("max_cache_seconds, min_interval_seconds and cost_per_call must not be negative")
 
 
 class StaleCandidates(list[Candidate]):
@@ -48,6 +86,10 @@ class Provider(Protocol):
     @property
     def name(self) -> str:
         """Its name in requests and settings."""
+
+    @property
+    def terms(self) -> ProviderTerms:
+        """What it declares."""
 
     async def find(
         self,
@@ -72,6 +114,33 @@ class Provider(Protocol):
 
     async def close(self) -> None:
         """Release the provider's resources."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuotaWindow:
+    """One of the limits that a provider reports with its answers, such as a number of calls per month."""
+
+    limit: int  # calls in the window
+    remaining: int
+    window_seconds: float | None = None  # None where unknown
+    reset_seconds: float | None = None  # until `remaining` is `limit` again; None where unknown
+
+
+@runtime_checkable
+class ReportsQuota(Protocol):
+    """A provider whose answers say how many more calls it takes."""
+
+    @property
+    def quota(self) -> tuple[QuotaWindow, ...]:
+        """The limits of the last answer; empty before it."""
+
+
+@runtime_checkable
+class Filtering(Protocol):
+    """A provider that can leave out products by their attributes."""
+
+    def filtered(self, filters: Filters) -> Provider:
+        """Return the same provider with filters, for one request. It is not closed."""
 
 
 @runtime_checkable

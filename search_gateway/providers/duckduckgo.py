@@ -22,10 +22,8 @@ import asyncio
 import contextvars
 import math
 import re
-import unicodedata
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -36,9 +34,26 @@ from ddgs.exceptions import DDGSException, TimeoutException
 
 from captioner.query import Query
 from search_gateway.errors import ConfigError, ProviderError, ProviderNotAskedError, ProviderTimeoutError
-from search_gateway.providers.base import Candidate
+from search_gateway.providers.base import Candidate, ProviderTerms
+from search_gateway.providers.web_text import (
+    MAX_SOURCE_CHARACTERS,
+    MAX_TITLE_CHARACTERS,
+    clean_text,
+    safe_url,
+    side_pixels,
+)
 
 MAX_THREADS = 4
+
+# Hosts of DuckDuckGo's thumbnails (its index is Bing's). ddgs returns tse<n>.mm.bing.net. In public code the other
+# three have the same ids (/th?id=OIP...): ts<n>.mm and tse<n>.explicit are shards of the same service ("explicit" has
+# many harmless pictures; safe search decides what may be shown), and th.bing.com is its name on Bing's own pages. The
+# live service could not be reached when this was written: add hosts that the log reports as "not allowed".
+BING_THUMBNAIL_HOSTS = (
+    r"tse?[0-9]{1,2}\.mm\.bing\.net",
+    r"tse[0-9]{1,2}\.explicit\.bing\.net",
+    r"th\.bing\.com",
+)
 
 _SAFE_SEARCH = ("on", "moderate", "off")
 # Word of a query -> value of the parameter `color` of `images`, which also accepts "color" and "Monochrome".
@@ -49,14 +64,6 @@ COLOUR_FILTERS = {
 }
 
 _PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
-
-_MAX_TITLE_CHARACTERS = 300
-_MAX_SOURCE_CHARACTERS = 100
-_MAX_URL_CHARACTERS = 2048
-_MAX_SIDE_DIGITS = 6  # pixels of a picture's side
-
-# Longer texts from the web are cut before they are normalised.
-_MAX_RAW_CHARACTERS = 10_000
 
 
 class DuckDuckGoProvider:
@@ -76,6 +83,12 @@ class DuckDuckGoProvider:
     """
 
     name = "duckduckgo"
+    terms = ProviderTerms(
+        is_official=False,
+        min_interval_seconds=1.0,
+        thumbnail_hosts=BING_THUMBNAIL_HOSTS,
+        notes="two pages that DuckDuckGo made for browsers, not for programs; it may block a caller at any time",
+    )
 
     def __init__(
         self,
@@ -231,60 +244,21 @@ def _candidate_from(row: object) -> Candidate | None:
     """Return a candidate; None if the row has no title, thumbnail or link."""
     if not isinstance(row, dict):
         return None
-    title = _text(row.get("title"), _MAX_TITLE_CHARACTERS)
-    thumbnail_url = _url(row.get("thumbnail"), ("https",))
-    image_url = _url(row.get("image"), ("http", "https"))
-    url = _url(row.get("url"), ("http", "https")) or image_url
+    title = clean_text(row.get("title"), MAX_TITLE_CHARACTERS)
+    thumbnail_url = safe_url(row.get("thumbnail"), ("https",))
+    image_url = safe_url(row.get("image"), ("http", "https"))
+    url = safe_url(row.get("url"), ("http", "https")) or image_url
     if not title or not thumbnail_url or not url:
         return None
     return Candidate(
         title=title,
         url=url,
         thumbnail_url=thumbnail_url,
-        source=_text(row.get("source"), _MAX_SOURCE_CHARACTERS),
+        source=clean_text(row.get("source"), MAX_SOURCE_CHARACTERS),
         image_url=image_url,
-        width=_side(row.get("width")),
-        height=_side(row.get("height")),
+        width=side_pixels(row.get("width")),
+        height=side_pixels(row.get("height")),
     )
-
-
-def _text(value: Any, max_characters: int) -> str:
-    """Return one line without control and formatting characters; empty if the value is not text."""
-    if not isinstance(value, str):
-        return ""
-    spaced = " ".join(value[:_MAX_RAW_CHARACTERS].split())
-    # Category C: control, formatting (text direction among them), surrogates, unassigned.
-    kept = "".join(char for char in spaced if not unicodedata.category(char).startswith("C"))
-    return " ".join(kept[:max_characters].split())
-
-
-def _url(value: Any, schemes: tuple[str, ...]) -> str:
-    """Return the URL; empty if it is not one that a page may safely link to."""
-    if not isinstance(value, str) or not 0 < len(value) <= _MAX_URL_CHARACTERS:
-        return ""
-    # Checked here, because urlsplit silently drops tabs and line ends.
-    if any(char.isspace() or unicodedata.category(char).startswith("C") for char in value):
-        return ""
-    if any(char in '<>"\\`' for char in value):
-        return ""
-    try:
-        parts = urlsplit(value)
-        has_host = bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return ""
-    # A user name in a URL can make one host look like another.
-    if parts.scheme not in schemes or not has_host or "@" in parts.netloc:
-        return ""
-    return value
-
-
-def _side(value: Any) -> int:
-    """Return the length of a side in pixels; 0 if unknown."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value if 0 < value < 10**_MAX_SIDE_DIGITS else 0
-    if isinstance(value, str) and re.fullmatch(rf"[0-9]{{1,{_MAX_SIDE_DIGITS}}}", value):
-        return int(value)
-    return 0
 
 
 def _proxy_problems(proxy: str | None) -> list[str]:

@@ -22,6 +22,7 @@ from search_gateway.providers.base import Candidate
 MAX_FILE_BYTES = 256 * 2**20
 
 _TEXTS = {"title": 1000, "url": 4096, "thumbnail_url": 4096, "source": 1000, "image_url": 4096}  # most characters
+_TEXTS |= {"licence": 1000, "licence_url": 4096, "attribution": 4096}
 _NUMBERS = {"width": 10**6, "height": 10**6}  # most pixels
 _MAX_CANDIDATES = 1000
 _MAX_THUMBNAIL_BYTES = 2 * 2**20

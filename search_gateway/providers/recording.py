@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from captioner.query import Query
 from search_gateway.deadline import Deadline
-from search_gateway.providers.base import Candidate, Provider
+from search_gateway.providers.base import Candidate, Provider, ProviderTerms
 from search_gateway.providers.recorded_answers import MAX_FILE_BYTES, RecordingError, append_line, line_of
 from search_gateway.tasks import all_of
 from search_gateway.thumbnails.fetcher import Fetch, ThumbnailError
@@ -56,6 +56,11 @@ class RecordingProvider:
     def name(self) -> str:
         """The recorded provider's name."""
         return self._provider.name
+
+    @property
+    def terms(self) -> ProviderTerms:
+        """What the recorded provider declares."""
+        return self._provider.terms
 
     async def find(
         self,

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from captioner.query import Query
 from search_gateway.errors import ProviderError, ProviderTimeoutError
-from search_gateway.providers.base import Candidate
+from search_gateway.providers.base import Candidate, ProviderTerms
 from search_gateway.providers.recorded_answers import load_answers
 
 _SEED = 0
@@ -39,6 +39,7 @@ class ReplayProvider:
     """
 
     name = "replay"
+    terms = ProviderTerms(notes="a file of recorded answers")
 
     def __init__(self, path: Path, *, latency_seconds: float = 0.0, failure_ratio: float = 0.0):
         self._answers = {words: _offline(candidates) for words, candidates in load_answers(path).items()}

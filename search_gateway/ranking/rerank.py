@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ class RefinementLimits(WordWeights):
     max_results: int
     visual_weight: float  # of the visual score in the final score; the semantic score has the rest
     neighbour_weight: float = 0.5  # of the nearest neighbours' names; the caption has the rest
+    provider_max_share: float = 1.0  # of `max_results`, if the results come from several providers
     duplicate_cosine: float = 0.96  # minimum cosine of two copies of one picture; see duplicates.py
     duplicate_difference: float = 10.0  # maximum difference of their colour grids, of 255
 
@@ -106,16 +108,42 @@ def rerank(
     pairs.sort(key=lambda pair: -pair[0].score)
     judged = _with_duplicates(pairs, limits)
     kept = [one for one in judged if one.verdict is Verdict.KEPT]
-    over = [
-        replace(one, verdict=Verdict.DROPPED_OVER_LIMIT, reason=f"beyond max_results ({limits.max_results})")
-        for one in kept[limits.max_results :]
-    ]
-    kept = kept[: limits.max_results]
+    kept, over = _within_limits(kept, limits)
     rejected = [one for one in judged if one.verdict is not Verdict.KEPT]
     # Candidates without an embedding have no score and come last.
     unseen = (Verdict.DROPPED_UNFETCHABLE, Verdict.DROPPED_UNDECODABLE)
     dropped = sorted(over + rejected, key=lambda one: (one.verdict in unseen, -one.score))
     return RerankResult(kept, dropped, Counter(one.verdict for one in kept + dropped))
+
+
+def _within_limits(
+    kept: Sequence[ScoredResult], limits: RefinementLimits
+) -> tuple[list[ScoredResult], list[ScoredResult]]:
+    """Return the best `max_results` and the others; each of several providers has its maximum share at most.
+
+    Places that the other providers cannot fill go to the best of those that were over their share.
+    """
+    cap = len(kept)
+    if len({one.candidate.provider for one in kept}) > 1:
+        cap = max(1, math.floor(limits.provider_max_share * limits.max_results))
+    taken: Counter[str] = Counter()
+    chosen: list[int] = []
+    over_share: list[int] = []
+    for place, one in enumerate(kept):
+        taken[one.candidate.provider] += 1
+        (chosen if taken[one.candidate.provider] <= cap else over_share).append(place)
+    places = set((chosen[: limits.max_results] + over_share)[: limits.max_results])
+    beyond = f"beyond max_results ({limits.max_results})"
+    others = [
+        replace(
+            one,
+            verdict=Verdict.DROPPED_OVER_LIMIT,
+            reason=f"{beyond}: {one.candidate.provider} has its share, {cap}" if place in over_share else beyond,
+        )
+        for place, one in enumerate(kept)
+        if place not in places
+    ]
+    return [one for place, one in enumerate(kept) if place in places], others
 
 
 def _judge(

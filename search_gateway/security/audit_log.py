@@ -2,7 +2,8 @@
 """The audit log: one JSON line for each call, in a file of its own. It never has a token or a photo.
 
 Lines are written by a thread. If the disk is so slow that 10,000 lines wait, further ones are dropped, and the
-gateway's log says how many.
+gateway's log says how many. Calls without a valid key, which anybody can make, get at most ten lines a second and one
+that counts the others, so that they fill neither the queue nor the files.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ _log = logging.getLogger(__name__)
 _MAX_BYTES = 64 * 2**20  # of one file
 _NUM_OLD_FILES = 9
 _MAX_WAITING = 10_000  # lines
+_MAX_REFUSED_LINES, _REFUSED_SECONDS = 10, 1.0  # of calls without a valid key
 _MAX_PHOTOS = 64  # whose digests one line has
 _SMALL_PHOTO_BYTES = 64 * 2**10  # hashed sooner than handed to a thread
 _WARNING_SECONDS = 60.0
@@ -65,14 +67,32 @@ class AuditLog:
         self._entries = _Entries(lines)
         self._listener = _Writer(lines, handler)
         self._listener.start()
+        self._refused_since, self._num_refused = 0.0, 0
 
     def write(self, entry: dict[str, Any]) -> None:
         """Write a line soon; does not block."""
         line = json.dumps(entry, separators=(",", ":"), ensure_ascii=False)
         self._entries.handle(logging.makeLogRecord({"msg": line, "name": __name__, "levelno": logging.INFO}))
 
+    def write_refused(self, entry: dict[str, Any]) -> None:
+        """Write a line about a call without a valid key, or count it in one line for many. Runs on the event loop."""
+        if time.monotonic() >= self._refused_since + _REFUSED_SECONDS:
+            self._write_omitted()
+            self._refused_since = time.monotonic()
+        self._num_refused += 1
+        if self._num_refused <= _MAX_REFUSED_LINES:
+            self.write(entry)
+        elif self._num_refused == _MAX_REFUSED_LINES + 1:
+            asyncio.get_running_loop().call_later(_REFUSED_SECONDS, self._write_omitted)
+
+    def _write_omitted(self) -> None:
+        omitted, self._num_refused = self._num_refused - _MAX_REFUSED_LINES, 0
+        if omitted > 0:
+            self.write({"time": _now(), "key": None, "code": grpc.StatusCode.UNAUTHENTICATED.name, "omitted": omitted})
+
     def close(self) -> None:
         """Write the lines that wait, and close the file."""
+        self._write_omitted()
         self._listener.stop()
         self._handler.close()
 
@@ -84,10 +104,15 @@ class AuditInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
     """Writes a line at the end of each call but health checks. Stands outside the error interceptor.
 
     Messages are bytes there, so an `AuditedMessages` inside it notes what they say.
+
+    Args:
+        log: the lines go there.
+        needs_keys: whether each call needs a key; those without a valid one do not get a line each.
     """
 
-    def __init__(self, log: AuditLog):
+    def __init__(self, log: AuditLog, *, needs_keys: bool = False):
         self._log = log
+        self._needs_keys = needs_keys
 
     async def intercept_service(
         self,
@@ -99,25 +124,28 @@ class AuditInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
         handler = await continuation(handler_call_details)
         if method.startswith(_HEALTH):
             return handler
+        behaviour: Any = _unknown if handler is None else handler.stream_stream
+        assert behaviour is not None, "ErrorInterceptor, inside this one, makes each method one of two streams"
 
-        @asynccontextmanager
-        async def around(request: Any, context: Context) -> AsyncIterator[Seen]:
+        async def audited(messages: AsyncIterator[Any], context: Context) -> None:
             seen = _Seen()
             _noted.set(seen)
             started = time.perf_counter()
             ending = WatchedContext(context)
             code = grpc.StatusCode.OK
             try:
-                yield _ignore
+                await behaviour(messages, ending)
                 code = ending.code_after(None)
             except BaseException as error:
                 code = ending.code_after(error)
                 raise
             finally:
-                self._log.write(
+                key = current_caller.get() or None
+                write = self._log.write_refused if self._needs_keys and key is None else self._log.write
+                write(
                     {
-                        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                        "key": current_caller.get() or None,
+                        "time": _now(),
+                        "key": key,
                         "peer": context.peer(),
                         "method": method,
                         "code": code.name,
@@ -128,7 +156,9 @@ class AuditInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
                     }
                 )
 
-        return wrapped_handler(handler or grpc.stream_stream_rpc_method_handler(_unknown), around)
+        if handler is None:
+            return grpc.stream_stream_rpc_method_handler(audited)
+        return grpc.stream_stream_rpc_method_handler(audited, handler.request_deserializer, handler.response_serializer)
 
 
 class AuditedMessages(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stubs only
@@ -156,8 +186,8 @@ async def _unknown(requests: Any, context: Context) -> NoReturn:
     raise AssertionError("abort raises")
 
 
-async def _ignore(message: Any) -> None:
-    """The bytes of a message."""
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 class _Seen:

@@ -57,7 +57,9 @@ class GatewaySecurity:
             quotas = Quotas(contract.max_beams, contract.max_tokens)
             self._auth = AuthInterceptor([source.caller_of for source in sources], quotas)
         self._audit = None if config.audit_log is None else AuditLog(config.audit_log)
-        self.outer_interceptors = [] if self._audit is None else [AuditInterceptor(self._audit)]
+        self.outer_interceptors = (
+            [] if self._audit is None else [AuditInterceptor(self._audit, needs_keys=bool(sources))]
+        )
         self.inner_interceptors: list[grpc.aio.ServerInterceptor[Any, Any]] = []
         if self._audit is not None:
             self.inner_interceptors.append(AuditedMessages())

@@ -22,7 +22,7 @@ import re
 import socket
 import ssl
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -34,16 +34,6 @@ from yarl import URL
 from search_gateway.deadline import Deadline
 from search_gateway.thumbnails.fair_semaphore import FairSemaphore, SemaphoreClosedError
 from search_gateway.thumbnails.public_addresses import is_public
-
-# Hosts of DuckDuckGo's thumbnails (its index is Bing's). ddgs returns tse<n>.mm.bing.net. In public code the other
-# three have the same ids (/th?id=OIP...): ts<n>.mm and tse<n>.explicit are shards of the same service ("explicit" has
-# many harmless pictures; safe search decides what may be shown), and th.bing.com is its name on Bing's own pages. The
-# live service could not be reached when this was written: add hosts that the log reports as "not allowed".
-BING_THUMBNAIL_HOSTS = (
-    r"tse?[0-9]{1,2}\.mm\.bing\.net",
-    r"tse[0-9]{1,2}\.explicit\.bing\.net",
-    r"th\.bing\.com",
-)
 
 DEFAULT_PARALLEL_FETCHES = 8
 
@@ -101,7 +91,7 @@ class ThumbnailPolicy:
         re.error: a host is not a regular expression.
     """
 
-    allowed_hosts: tuple[str, ...] = BING_THUMBNAIL_HOSTS  # regular expressions that match whole host names
+    allowed_hosts: tuple[str, ...] = ()  # regular expressions that match whole host names; see also `allow_hosts`
     max_bytes: int = 2 * 2**20
     max_redirects: int = 2
     port: int = 443
@@ -149,12 +139,21 @@ class ThumbnailFetcher:
         self._policy = policy or ThumbnailPolicy()
         self._parallel_fetches = parallel_fetches
         self._places = FairSemaphore(parallel_fetches)
-        self._host_patterns = tuple(re.compile(host, re.ASCII) for host in self._policy.allowed_hosts)
+        self._host_patterns: list[re.Pattern[str]] = []
+        self.allow_hosts(self._policy.allowed_hosts)
         self._resolver = _CheckingResolver(resolve, self._policy.address_is_allowed, parallel_fetches)
         self._ssl_context = ssl_context
         self._session: aiohttp.ClientSession | None = None
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()  # to close at the end
         self._closed = False
+
+    def allow_hosts(self, hosts: Iterable[str]) -> None:
+        """Add hosts to the allow-list, as regular expressions that match whole host names.
+
+        Raises:
+            re.error: one of them is not a regular expression.
+        """
+        self._host_patterns += [re.compile(host, re.ASCII) for host in hosts]
 
     async def fetch(
         self, url: str, timeout_seconds: float, *, deadline: Deadline | None = None, search: Hashable = None

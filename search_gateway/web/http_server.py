@@ -17,7 +17,14 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from search_gateway.web.local_calls import Status
 from search_gateway.web.problems import problem
-from search_gateway.web.responses import Handler, add_headers, only_own_pages, problem_response, problems
+from search_gateway.web.responses import (
+    SECURITY_HEADERS,
+    Handler,
+    add_headers,
+    only_own_pages,
+    problem_response,
+    problems,
+)
 
 _MAX_CONNECTIONS = 1000
 _HANDSHAKE_SECONDS = 10.0
@@ -53,6 +60,7 @@ class HttpServer:
         self._runner: web.AppRunner | None = None
         self._listening: asyncio.Server | None = None
         self._is_closing = False
+        self._log = _connection_log()
         self._busy: set[asyncio.Transport | None] = set()  # connections with a request in progress
         self._idle = asyncio.Event()
         self._idle.set()
@@ -75,16 +83,7 @@ class HttpServer:
         app.on_response_prepare.append(add_headers)
         self._runner = web.AppRunner(
             app,
-            access_log=None,
-            auto_decompress=False,
             handler_cancellation=True,  # a search ends when its caller leaves
-            keepalive_timeout=_IDLE_SECONDS,
-            logger=_connection_log(),
-            lingering_time=_LINGERING_SECONDS,
-            max_field_size=_HEADER_BYTES,
-            max_line_size=_HEADER_BYTES,
-            max_headers=_MAX_HEADERS,
-            read_bufsize=_BUFFER_BYTES,
             shutdown_timeout=_END_SECONDS,
         )
         await self._runner.setup()
@@ -137,7 +136,19 @@ class HttpServer:
         assert self._runner.server is not None
         if len(self._runner.server.connections) >= _MAX_CONNECTIONS:
             return _Refusal()
-        return self._runner.server()
+        return _Connection(
+            self._runner.server,
+            loop=asyncio.get_running_loop(),
+            access_log=None,  # type: ignore[arg-type]  # as web.AppRunner passes it on
+            auto_decompress=False,
+            keepalive_timeout=_IDLE_SECONDS,
+            logger=self._log,
+            lingering_time=_LINGERING_SECONDS,
+            max_field_size=_HEADER_BYTES,
+            max_line_size=_HEADER_BYTES,
+            max_headers=_MAX_HEADERS,
+            read_bufsize=_BUFFER_BYTES,
+        )
 
 
 def _connection_log() -> logging.Logger:
@@ -154,6 +165,26 @@ def _is_no_broken_request(record: logging.LogRecord) -> bool:
 async def _refuse(request: web.Request) -> web.StreamResponse:
     details = problem(Status(grpc.StatusCode.UNAVAILABLE, "the server is stopping: try another one"), uuid.uuid4().hex)
     return problem_response(details, {"Connection": "close"})
+
+
+class _Connection(web.RequestHandler):
+    """Answers requests that are no HTTP as all other errors; aiohttp would quote its parser."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """Return problem details, and close the connection."""
+        super().handle_error(request, status, exc, message)  # logs it, and ends what has begun to answer
+        details = Status(grpc.StatusCode.INTERNAL, "internal error")
+        if status < 500:
+            details = Status(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"this is no request of HTTP/1.1 with at most {_MAX_HEADERS} headers of {_HEADER_BYTES} bytes each, "
+                "or it is for HTTPS: see /openapi.json",
+            )
+        return problem_response(problem(details, uuid.uuid4().hex, status), {"Connection": "close", **SECURITY_HEADERS})
 
 
 class _Refusal(asyncio.Protocol):

@@ -157,6 +157,7 @@ def _method(name: str, summary: str, options: dict[str, Schema], config: Gateway
 
 def _options(config: GatewayConfig, contract: ModelContract) -> dict[str, Schema]:
     word = {"type": "string", "minLength": 1, "maxLength": MAX_WORD_CHARACTERS}
+    price = {"type": "number", "minimum": 0, "maximum": 1e12}
     return {
         "num_beams": {"type": "integer", "minimum": 1, "maximum": contract.max_beams, "default": 1},
         "length_penalty": {"type": "number", "minimum": MIN_LENGTH_PENALTY, "maximum": MAX_LENGTH_PENALTY},
@@ -177,10 +178,19 @@ def _options(config: GatewayConfig, contract: ModelContract) -> dict[str, Schema
         },
         "override_colour": {**word, "description": "the colour in the query, instead of the caption's"},
         "override_thing": {**word, "description": "the product type in the query, instead of the caption's"},
-        "provider": {"type": "string", "enum": list(config.providers)},
+        "provider": {"type": "string", "enum": [name for step in config.provider_steps for name in step]},
         "max_results": {"type": "integer", "minimum": 1, "maximum": MAX_RESULTS, "default": config.default_max_results},
         "min_visual_score": {"type": "number", "minimum": -1, "maximum": 1, "default": config.min_visual_score},
         "min_semantic_score": {"type": "number", "minimum": 0, "maximum": 1, "default": config.min_semantic_score},
+        "min_price": {**price, "description": "lowest price of a product; only the provider catalog can filter"},
+        "max_price": {**price, "description": "highest price of a product"},
+        "available": {"type": "boolean", "description": "only products that are in stock, or only those that are not"},
+        "category": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": MAX_QUERY_CHARACTERS,
+            "description": "the category of a product, exactly as the catalogue has it",
+        },
         "include_dropped": {"type": "boolean", "default": False, "description": "also return the dropped candidates"},
     }
 
@@ -216,6 +226,11 @@ def _schemas() -> dict[str, Schema]:
     query = {"query": _TEXT, "query_rule": {"type": "string", "enum": ["", *request_options.RULES]}}
     timings: Schema = {"type": "object", "additionalProperties": _NUMBER}
     verdicts = [name.removeprefix("VERDICT_").lower() for name in search_pb2.Verdict.keys()[1:]]
+    credit: dict[str, Schema] = {
+        "licence": {"type": "string", "description": 'of the picture, as "CC BY-SA 4.0"; empty where unknown'},
+        "licence_url": _TEXT,
+        "attribution": {"type": "string", "description": "the credit line that must be shown with the result"},
+    }
     result = _object(
         title=_TEXT,
         url=_TEXT,
@@ -228,8 +243,10 @@ def _schemas() -> dict[str, Schema]:
         semantic_score=_SHARE,
         score=_NUMBER,
         reason=_TEXT,
-        duplicates=_list(_object(source=_TEXT, url=_TEXT, title=_TEXT)),
+        duplicates=_list(_object(source=_TEXT, url=_TEXT, title=_TEXT, **credit)),
         picture_words={"type": "string", "deprecated": True},
+        provider={"type": "string", "description": "which one found it, where several were asked together"},
+        **credit,
     )
     answer = _object(
         photo={"type": "string", "description": "the file name in the form"},

@@ -100,9 +100,17 @@ def result(message: search_pb2.Result, link_of: LinkOf) -> Record:
         "semantic_score": _decimal(message.semantic_score),
         "score": _decimal(message.score),
         "reason": message.reason,
-        "duplicates": [{"source": one.source, "url": one.url, "title": one.title} for one in message.duplicates],
+        "duplicates": [
+            {"source": one.source, "url": one.url, "title": one.title, **_credit(one)} for one in message.duplicates
+        ],
         "picture_words": message.picture_words,
+        "provider": message.provider,
+        **_credit(message),
     }
+
+
+def _credit(message: search_pb2.Result | search_pb2.Duplicate) -> Record:
+    return {name: getattr(message, name) for name in ("licence", "licence_url", "attribution")}
 
 
 def _caption(caption: search_pb2.Caption) -> Record:

@@ -21,9 +21,12 @@ RULES = {
 
 
 def _whole(name: str, text: str) -> int:
-    number = int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else -1
-    if not 0 <= number <= _MAX_UINT32:
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit()):
         raise HttpRequestError(f"{name} is {text[:40]!r}: give a whole number")
+    number = int(text) if len(text) <= 10 else -1
+    if not 0 <= number <= _MAX_UINT32:
+        raise HttpRequestError(f"{name} is {text[:40]}, outside of its limits: /openapi.json has them")
     return number
 
 
@@ -41,7 +44,11 @@ def _text(name: str, text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise HttpRequestError(f"{name} is no text in UTF-8") from None
+        is_text = False
+    else:
+        is_text = "\ufffd" not in text  # what stands for wrong bytes of an address
+    if not is_text:
+        raise HttpRequestError(f"{name} is no text in UTF-8: encode it as UTF-8")
     return text
 
 
@@ -82,6 +89,10 @@ _SEARCH_OPTIONS: Mapping[str, tuple[str, str, Callable[[str, str], Any]]] = {
     "max_results": ("", "max_results", _whole),
     "min_visual_score": ("refinement", "min_visual_score", _number),
     "min_semantic_score": ("refinement", "min_semantic_score", _number),
+    "min_price": ("filters", "min_price", _number),
+    "max_price": ("filters", "max_price", _number),
+    "available": ("filters", "available", _switch),
+    "category": ("filters", "categories", _text),
     "include_dropped": ("", "explain", _switch),
 }
 CAPTION_OPTIONS = tuple(_CAPTION_OPTIONS)
@@ -129,5 +140,7 @@ def _set_options(
         value = read(name, text)
         if isinstance(value, search_pb2.Region):
             target.region.CopyFrom(value)
+        elif field == "categories":
+            target.categories.append(value)
         else:
             setattr(target, field, value)

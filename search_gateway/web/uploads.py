@@ -104,7 +104,7 @@ async def _read_form(request: web.BaseRequest, max_photo_bytes: int) -> Upload:
                 if photo is not None:
                     raise HttpRequestError("the form has two parts named photo: send one photo in a request")
                 photo = await _joined(_pieces(part), max_photo_bytes)
-                name = part.filename or ""
+                name = (part.filename or "").encode(errors="replace").decode()
             else:
                 options.append((part.name or "", await _option_text(part)))
             if request.content.total_bytes > max_photo_bytes + _FORM_BYTES:

@@ -33,7 +33,7 @@ from search_api import search_pb2, search_pb2_grpc
 from search_gateway.catalog.store import CatalogStore
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import ProviderError
-from search_gateway.providers.base import Candidate
+from search_gateway.providers.base import Candidate, ProviderTerms
 from search_gateway.server import Gateway
 from search_gateway.triton.embedded import EmbeddedTriton
 from tests.conftest import MODELS, GatewayThread, jpeg
@@ -50,6 +50,8 @@ INTERNAL_TEXT = re.compile(
 
 class ScriptedProvider:
     """A provider whose answers a test writes; pictures come as bytes, so that nothing is fetched."""
+
+    terms = ProviderTerms()
 
     def __init__(self, candidates: list[Candidate] | None = None, problem: Exception | None = None):
         self._candidates = candidates or []

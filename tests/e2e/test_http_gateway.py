@@ -22,6 +22,7 @@ from PIL import Image
 
 from captrieve_client import SearchClient
 from captrieve_client.reports import caption_record, search_record
+from search_gateway.providers.base import ProviderTerms
 from search_gateway.server import StartError
 from tests.conftest import GatewayThread, jpeg
 
@@ -62,6 +63,7 @@ class SlowProvider:
     """Finds nothing, after some seconds."""
 
     name = "slow"
+    terms = ProviderTerms()
 
     async def find(self, *_: Any, **__: Any) -> list[Any]:
         await asyncio.sleep(5)

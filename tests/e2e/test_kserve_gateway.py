@@ -137,7 +137,8 @@ def test_search_has_the_results_of_search_service(
     assert texts(result, "PROVIDER") == ["scripted"]
     assert texts(result, "EMPTY_REASON") == [""]
     for output, field in (("TITLE", "title"), ("URL", "url"), ("IMAGE_URL", "image_url"),
-                          ("THUMBNAIL_URL", "thumbnail_url"), ("SOURCE", "source")):  # fmt: skip
+                          ("THUMBNAIL_URL", "thumbnail_url"), ("SOURCE", "source"), ("LICENCE", "licence"),
+                          ("ATTRIBUTION", "attribution")):  # fmt: skip
         assert texts(result, output) == [getattr(one, field) for one in direct.results]
     for output, field in (("SCORE", "score"), ("VISUAL_SCORE", "visual_score"), ("SEMANTIC_SCORE", "semantic_score")):
         expected = [getattr(one, field) for one in direct.results]

@@ -23,7 +23,7 @@ from search_api import search_pb2, search_pb2_grpc
 from search_gateway.config import GatewayConfig
 from search_gateway.deadline import Deadline
 from search_gateway.engine.scheduler import CaptionScheduler
-from search_gateway.providers.base import Candidate
+from search_gateway.providers.base import Candidate, ProviderTerms
 from search_gateway.server import Gateway
 from search_gateway.triton.client import TritonClient
 from search_gateway.triton.embedded import EmbeddedTriton
@@ -39,6 +39,7 @@ class Provider:
     """Finds one leather wallet, and notes for which queries."""
 
     name = "scripted"
+    terms = ProviderTerms()
 
     def __init__(self, picture: bytes):
         self.picture = picture

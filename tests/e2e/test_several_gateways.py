@@ -33,7 +33,7 @@ def record(triton_address: str, tmp_path_factory: pytest.TempPathFactory) -> dic
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join((str(ROOT), str(ROOT / "client"))))
         folder = tmp_path_factory.mktemp("several_gateways")
-        return Rehearsal(triton_address, MODELS, folder, seconds=3.0, num_callers=8).run()
+        return Rehearsal(triton_address, MODELS, folder, seconds=2.0, num_callers=8).run()
 
 
 def test_no_call_fails_and_every_answer_is_right(record: dict[str, Any]) -> None:
@@ -41,7 +41,7 @@ def test_no_call_fails_and_every_answer_is_right(record: dict[str, Any]) -> None
     for event in ("a is killed", "d is added", "b is drained and ended", "a comes back", "the catalogue is replaced"):
         assert event in names
     assert [(phase["failed"], phase["wrong"]) for phase in record["phases"]] == [([], [])] * len(names)
-    assert min(phase["calls"] for phase in record["phases"]) >= 20, "so few calls show little"
+    assert min(phase["calls"] for phase in record["phases"]) >= 10, "so few calls show little"
     assert record["different_answers"] >= 6, "the answers are much the same: the test shows little"
 
 

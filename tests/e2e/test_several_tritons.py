@@ -26,6 +26,7 @@ from tritonclient.utils import InferenceServerException
 from captioner.model_contract import STEP
 from search_api import search_pb2, search_pb2_grpc
 from search_gateway.config import GatewayConfig
+from search_gateway.providers.base import ProviderTerms
 from search_gateway.server import Gateway, StartError
 from search_gateway.triton.embedded import EmbeddedTriton
 from tests.conftest import MODELS, GatewayThread, jpeg
@@ -59,6 +60,7 @@ class NoProvider:
     """Nothing is searched here."""
 
     name = "none"
+    terms = ProviderTerms()
 
     async def find(self, *_: Any, **__: Any) -> list[Any]:
         return []

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from captioner.query import Query
 from search_api import search_pb2, search_pb2_grpc
-from search_gateway.providers.base import Candidate
+from search_gateway.providers.base import Candidate, ProviderTerms
 from tests.conftest import ROOT, SHARED_DATA, jpeg
 
 pytestmark = pytest.mark.triton
@@ -73,6 +73,7 @@ class Provider:
     """Finds one thing, or nothing."""
 
     name = "scripted"
+    terms = ProviderTerms()
 
     def __init__(self, picture: bytes | None):
         self._picture = picture

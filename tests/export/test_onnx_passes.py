@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.onnx_passes import cast_first, fold_biases, forget_sources, optimise
+from tests.conftest import ROOT
 
 F32, U8 = TensorProto.FLOAT, TensorProto.UINT8
 RNG = np.random.default_rng(1)
@@ -221,3 +225,11 @@ def test_paths_of_the_source_do_not_get_into_the_file() -> None:
     forget_sources(noted)
     assert b"somebody" not in noted.SerializeToString()
     assert run(noted, x=np.ones(2, np.float32))[0].tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("package", ["export", "benchmarks"])
+def test_onnxruntime_reports_nothing_and_leaves_no_file(package: str, tmp_path: Path) -> None:
+    environ = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    program = [sys.executable, "-c", f"import {package}, onnxruntime"]
+    subprocess.run(program, env={**environ, "TMPDIR": str(tmp_path)}, cwd=ROOT, check=True)
+    assert not list(tmp_path.iterdir())

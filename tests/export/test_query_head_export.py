@@ -29,7 +29,7 @@ from export.onnx_export import contract_of, load_captioner  # noqa: E402
 from export.parity import MAX_ERROR, tensor_errors  # noqa: E402
 from export.to_onnx import export_repository  # noqa: E402
 from tests.conftest import MODELS  # noqa: E402
-from tests.fakes.exported_captioner import export_graphs_once, random_photos, tiny_checkpoint  # noqa: E402
+from tests.fakes.exported_captioner import HALF_TOKENS, export_graphs_once, random_photos, tiny_checkpoint  # noqa: E402
 from tests.fakes.tiny_captioner import QUERIES, add_query_head, save_queries  # noqa: E402
 from training.caption_model import embedding_of, normalise  # noqa: E402
 
@@ -66,11 +66,16 @@ def expected(model: VisionEncoderDecoderModel, pixels: np.ndarray) -> np.ndarray
     return model.encoder.query_head(embedding_of(hidden)).log_softmax(-1).numpy()
 
 
+def export_in(precision: Precision, checkpoint: Path, folder: Path) -> None:
+    tokens = HALF_TOKENS if precision == "fp16" else None
+    export_repository(checkpoint, folder, precision=precision, name="tiny", tokens_per_call=tokens)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_precision_names_the_queries_of_the_checkpoint(
     model: VisionEncoderDecoderModel, checkpoint: Path, tmp_path: Path, precision: Precision
 ) -> None:
-    export_repository(checkpoint, tmp_path / "models", precision=precision, name="tiny")
+    export_in(precision, checkpoint, tmp_path / "models")
     contract = ModelContract.load(tmp_path / "models")
     assert contract.num_queries == len(QUERIES)
     assert load_query_classes(tmp_path / "models", contract.num_queries) == QUERIES
@@ -93,7 +98,7 @@ def test_every_precision_names_the_queries_of_the_checkpoint(
 def test_weights_of_the_head_are_the_checkpoints_own(
     model: VisionEncoderDecoderModel, checkpoint: Path, tmp_path: Path, precision: Precision
 ) -> None:
-    export_repository(checkpoint, tmp_path / "models", precision=precision, name="tiny")
+    export_in(precision, checkpoint, tmp_path / "models")
     graph = onnx.load(tmp_path / "models" / "vit_encoder" / "1" / "model.onnx").graph
     weights = model.encoder.query_head.weight.detach().numpy()
     stored = [numpy_helper.to_array(one) for one in graph.initializer]

@@ -6,9 +6,10 @@ PyTorch's exporter takes seconds for each graph, even for a small one.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,11 +24,11 @@ from captioner.model_contract import ModelSpec, Precision
 from export import to_onnx
 from export.onnx_captioner import OnnxCaptioner
 from export.onnx_export import export_onnx, load_captioner
-from tests.conftest import ROOT
 from tests.fakes.made_once import made_once
 from tests.fakes.tiny_captioner import save_tiny_captioner
 
 Tokens = list[int]
+HALF_TOKENS = 2  # of a call of the half model; each is exported by itself, which takes its time
 
 
 def tiny_checkpoint(factory: pytest.TempPathFactory) -> Path:
@@ -58,33 +59,28 @@ def save_talkative_captioner(folder: Path) -> None:
 
 
 def tiny_repository(factory: pytest.TempPathFactory, precision: Precision) -> Path:
-    """Export the checkpoint once; tests must not write into the repository."""
+    """Export the checkpoint once with the command; tests must not write into the repository.
+
+    What the command printed is in a file beside it.
+    """
     checkpoint = tiny_checkpoint(factory)
 
     def make(folder: Path) -> None:
-        if precision == "fp32":
-            export_by_command(checkpoint, folder)
-        else:
-            with pytest.MonkeyPatch.context() as monkeypatch:
-                export_graphs_once(factory, monkeypatch)
-                # Each of the half model's tokens is exported by itself, which takes its time.
-                tokens = 2 if precision == "fp16" else None
-                to_onnx.export_repository(checkpoint, folder, precision=precision, name="tiny", tokens_per_call=tokens)
+        command = ["to_onnx", "--checkpoint", str(checkpoint), "--output", str(folder), "--name", "tiny"]
+        if precision == "fp16":
+            command += ["--tokens-per-call", str(HALF_TOKENS)]
+        said = io.StringIO()
+        with pytest.MonkeyPatch.context() as monkeypatch, contextlib.redirect_stdout(said):
+            export_graphs_once(factory, monkeypatch)
+            monkeypatch.setattr(sys, "argv", [*command, "--precision", precision])
+            to_onnx.main()
+        folder.with_suffix(".txt").write_text(said.getvalue(), encoding="utf-8")
 
     return made_once(factory, f"tiny-captioner/{precision}", make)
 
 
 def tiny_captioner(factory: pytest.TempPathFactory, precision: Precision) -> OnnxCaptioner:
     return OnnxCaptioner(tiny_repository(factory, precision), threads=1)
-
-
-def export_by_command(checkpoint: Path, folder: Path) -> str:
-    """Export with the command; what it printed is returned and in a file beside `folder`."""
-    command = [sys.executable, "-m", "export.to_onnx", "--checkpoint", str(checkpoint), "--output", str(folder)]
-    done = subprocess.run([*command, "--name", "tiny"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    folder.with_suffix(".txt").write_text(done.stdout, encoding="utf-8")
-    return done.stdout
 
 
 def export_graphs_once(factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:

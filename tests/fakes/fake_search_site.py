@@ -64,6 +64,10 @@ def result(title: str, visual_score: float, semantic_score: float, **more: Any) 
         "reason": f"looks like the photo ({visual_score:.2f}) and its title says {colour.lower()}, not red",
         "duplicates": [],
         "picture_words": "",
+        "provider": "",
+        "licence": "",
+        "licence_url": "",
+        "attribution": "",
         **more,
     }
 

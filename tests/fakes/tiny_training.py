@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerFast, VisionEncoderDecoderModel
 
 from drawings.draw_samples import training_samples
+from training import checkpoint
 from training.new_captioner import new_captioner
 from training.prepare_data import Product, ProductSet
 from training.presets import PAPER, SCRATCH, SMALL, Preset
@@ -83,9 +84,11 @@ def new_trainer(preset: Preset, data: Data, processes: Processes | None = None) 
 
 
 def train(trainer: Trainer, folder: Path, *, save_every: int = 4, stop_after: int | None = None) -> bool:
-    """`run` into folder/checkpoint with the state in folder/state."""
+    """`run` into folder/checkpoint with the state in folder/state; the curves, which take long to draw, are empty."""
     args = argparse.Namespace(save_every=save_every, stop_after=stop_after, preset=trainer.preset.name)
-    return run(trainer, folder / "checkpoint", folder / "state", args)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "plot_curve", lambda history, quantity, path: path.touch())
+        return run(trainer, folder / "checkpoint", folder / "state", args)
 
 
 def resumed(preset: Preset, data: Data, folder: Path, processes: Processes | None = None) -> Trainer:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from search_gateway.config import PREFIX, PROVIDER_NAMES, GatewayConfig, default_model_repository, limits_text
 from search_gateway.errors import ConfigError
@@ -35,7 +35,9 @@ OTHERS: dict[str, tuple[str, object]] = {
     "model_repository": ("/models", Path("/models")),
     "triton_log": ("/tmp/triton.log", Path("/tmp/triton.log")),
     "providers": (" catalog , duckduckgo,", ("catalog", "duckduckgo")),
-    "catalog": ("shop.sqlite", Path("shop.sqlite")),
+    "catalog": ("postgresql://shop@host/db?catalog=shop", "postgresql://shop@host/db?catalog=shop"),
+    "catalog_password": ("secret", SecretStr("secret")),
+    "catalog_password_file": ("/run/secrets/catalogue", Path("/run/secrets/catalogue")),
     "duckduckgo_proxy": ("http://proxy:3128", "http://proxy:3128"),
     "duckduckgo_ca_file": ("ca.pem", "ca.pem"),
     "duckduckgo_region": ("de-de", "de-de"),
@@ -48,6 +50,20 @@ OTHERS: dict[str, tuple[str, object]] = {
     "replay": ("answers.jsonl", Path("answers.jsonl")),
     "replay_latency_seconds": ("0.25", 0.25),
     "replay_failure_ratio": ("0.5", 0.5),
+    "provider_wait_seconds": ("0", 0.0),
+    "provider_max_share": ("0.5", 0.5),
+    "provider_safesearch": ("on", "on"),
+    "provider_ca_file": ("ca.pem", "ca.pem"),
+    "provider_monthly_budget": ("brave=2000, acme=5", ("brave=2000", "acme=5")),
+    "provider_budget_file": ("budget.json", Path("budget.json")),
+    "brave_api_key": ("BSA-x", SecretStr("BSA-x")),
+    "brave_api_key_file": ("/run/secrets/brave", Path("/run/secrets/brave")),
+    "brave_url": ("https://proxy.example/brave", "https://proxy.example/brave"),
+    "brave_cache_seconds": ("60", 60.0),
+    "brave_min_interval_seconds": ("0.05", 0.05),
+    "searxng_url": ("http://searxng:8080/", "http://searxng:8080/"),
+    "openverse_url": ("https://openverse.example", "https://openverse.example"),
+    "thumbnail_hosts": ("cdn.example.com, *.example.org", ("cdn.example.com", "*.example.org")),
     "record": ("answers.jsonl", Path("answers.jsonl")),
     "max_photo_bytes": ("1000", 1000),
     "max_photo_pixels": (" 2000 ", 2000),
@@ -100,11 +116,12 @@ def test_other_programs_variables_are_not_ours() -> None:
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_setting_is_read_from_its_variable(name: str) -> None:
     text, value = OTHERS[name]
-    config = GatewayConfig.from_env({variable(name): text})
-    assert config == GatewayConfig(**{name: value})
+    needed = {"provider_budget_file": OTHERS["provider_budget_file"]} if name == "provider_monthly_budget" else {}
+    config = GatewayConfig.from_env({variable(one): text for one, (text, _) in needed.items()} | {variable(name): text})
+    assert config == GatewayConfig(**{one: value for one, (_, value) in needed.items()} | {name: value})
     assert type(getattr(config, name)) is type(value)
     assert config != GatewayConfig()
-    assert config.model_fields_set == {name}
+    assert config.model_fields_set == {name, *needed}
 
 
 def test_all_settings_are_read_together() -> None:
@@ -201,7 +218,56 @@ def test_good_addresses_pass(text: str) -> None:
 def test_providers_are_chosen_from_those_there_are(text: str) -> None:
     (line,) = problems(providers=text)
     assert line.startswith("CAPTRIEVE_PROVIDERS is ")
-    assert f", but must be a comma-separated list from {', '.join(PROVIDER_NAMES)}: " in line
+    assert f", but must be a comma-separated list from {', '.join(PROVIDER_NAMES)}, with + between" in line
+
+
+def test_providers_that_are_asked_together_are_one_step() -> None:
+    config = GatewayConfig.from_env({"CAPTRIEVE_PROVIDERS": "catalog + brave, duckduckgo"})
+    assert config.providers == ("catalog+brave", "duckduckgo")
+    assert config.provider_steps == (("catalog", "brave"), ("duckduckgo",))
+
+
+@pytest.mark.parametrize("text", ["catalog+catalog", "catalog,brave+catalog", "catalog+", "+", "catalog++brave"])
+def test_wrong_steps_are_told(text: str) -> None:
+    (line,) = problems(providers=text)
+    assert line.startswith("CAPTRIEVE_PROVIDERS is ")
+
+
+def test_budget_needs_a_file() -> None:
+    (line,) = problems(provider_monthly_budget="brave=5")
+    assert line.startswith("CAPTRIEVE_PROVIDER_BUDGET_FILE is not set, but must be a file where")
+
+
+@pytest.mark.parametrize("text", ["brave", "brave=", "brave=-1", "brave=1,brave=2", "=5"])
+def test_wrong_budgets_are_told(text: str) -> None:
+    assert problems(provider_monthly_budget=text, provider_budget_file="x")[0].startswith(
+        "CAPTRIEVE_PROVIDER_MONTHLY_BUDGET is "
+    )
+
+
+@pytest.mark.parametrize("text", ["*", "*.com.", "a b", "https://x.example", "example", "*.*.example", "Ex.Example"])
+def test_wrong_hosts_of_thumbnails_are_told(text: str) -> None:
+    assert problems(thumbnail_hosts=text)[0].startswith("CAPTRIEVE_THUMBNAIL_HOSTS is ")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("brave_url", "http://api.example"),
+        ("openverse_url", "ftp://api.example"),
+        ("searxng_url", "searxng:8080"),
+        ("searxng_url", "https://user:word@searxng"),
+        ("searxng_url", "https://searxng/?q=x"),
+        ("searxng_url", "https://"),
+    ],
+)
+def test_wrong_addresses_of_providers_are_told(name: str, text: str) -> None:
+    assert problems(**{name: text})[0].startswith(f"{variable(name)} is ")
+
+
+def test_key_is_not_shown() -> None:
+    config = GatewayConfig.from_env({"CAPTRIEVE_BRAVE_API_KEY": "BSA-secret"})
+    assert "BSA-secret" not in f"{config!r} {config} {config.model_dump()} {config.model_dump_json()}"
 
 
 @pytest.mark.parametrize("text", ["0", "-1"])

@@ -33,7 +33,7 @@ STOP = {"tiny": None, "tiny-paper": 9, "tiny-accumulating": None}
 
 # Each process has a folder of its own, so that one sees which of them write; the state is read from the first's.
 DRIVER = """
-import json, sys
+import gc, json, sys
 from pathlib import Path
 import torch
 from tests.training.test_processes import PRESETS, STOP
@@ -42,6 +42,7 @@ from training.processes import processes_of_this_run
 from training.trainer import StateError
 
 torch.set_num_threads(1)
+gc.freeze()  # each stage collects garbage, which would look through all that was imported
 root = Path(sys.argv[1])
 
 def main(processes):

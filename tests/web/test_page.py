@@ -396,6 +396,24 @@ def test_result_has_scores_source_and_on_demand_its_reason_and_duplicates(search
     assert searched.text(f"{first} >> .why li") == "The same bag (shop)"
 
 
+def test_credit_line_is_shown_with_its_licence(visit: OpenPage, site: FakeSearchSite, photo: bytes) -> None:
+    credit = {"attribution": "Photo by <b>Someone</b>", "licence": "CC BY 4.0"}
+    site.results = [
+        result("Red Handbag", 0.9, 0.9) | credit | {"licence_url": "https://creativecommons.org/licenses/by/4.0/"},
+        result("Pink Handbag", 0.8, 0.9) | {"attribution": "Brave Search", "licence_url": "javascript:alert(1)"},
+        result("Blue Handbag", 0.7, 0.9),
+    ]
+    one = visit()
+    one.drop(photo)
+    one.wait_for_end()
+    assert one.page.locator("#cards .credit").count() == 2
+    assert one.text("#cards .card >> nth=0 >> .credit") == "Photo by <b>Someone</b> · CC BY 4.0"
+    link = one.page.get_attribute("#cards .card >> nth=0 >> .credit a", "href")
+    assert link == "https://creativecommons.org/licenses/by/4.0/"
+    assert one.text("#cards .card >> nth=1 >> .credit") == "Brave Search"
+    assert one.page.locator("#cards .card >> nth=1 >> .credit a").count() == 0
+
+
 def test_hidden_results_are_listed_with_the_threshold_that_hides_them(searched: Visit) -> None:
     searched.page.click("#hidden-title")
     assert searched.page.locator("#hidden-list .row").count() == 12

@@ -75,8 +75,20 @@ class Region(_message.Message):
     height: float
     def __init__(self, x: _Optional[float] = ..., y: _Optional[float] = ..., width: _Optional[float] = ..., height: _Optional[float] = ...) -> None: ...
 
+class Filters(_message.Message):
+    __slots__ = ("min_price", "max_price", "available", "categories")
+    MIN_PRICE_FIELD_NUMBER: _ClassVar[int]
+    MAX_PRICE_FIELD_NUMBER: _ClassVar[int]
+    AVAILABLE_FIELD_NUMBER: _ClassVar[int]
+    CATEGORIES_FIELD_NUMBER: _ClassVar[int]
+    min_price: float
+    max_price: float
+    available: bool
+    categories: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, min_price: _Optional[float] = ..., max_price: _Optional[float] = ..., available: _Optional[bool] = ..., categories: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class SearchRequest(_message.Message):
-    __slots__ = ("photo", "decoding", "query_rule", "query_override", "provider", "max_results", "refinement", "explain", "word_override", "region")
+    __slots__ = ("photo", "decoding", "query_rule", "query_override", "provider", "max_results", "refinement", "explain", "word_override", "region", "filters")
     PHOTO_FIELD_NUMBER: _ClassVar[int]
     DECODING_FIELD_NUMBER: _ClassVar[int]
     QUERY_RULE_FIELD_NUMBER: _ClassVar[int]
@@ -87,6 +99,7 @@ class SearchRequest(_message.Message):
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     WORD_OVERRIDE_FIELD_NUMBER: _ClassVar[int]
     REGION_FIELD_NUMBER: _ClassVar[int]
+    FILTERS_FIELD_NUMBER: _ClassVar[int]
     photo: bytes
     decoding: DecodingOptions
     query_rule: QueryRule
@@ -97,7 +110,8 @@ class SearchRequest(_message.Message):
     explain: bool
     word_override: WordOverride
     region: Region
-    def __init__(self, photo: _Optional[bytes] = ..., decoding: _Optional[_Union[DecodingOptions, _Mapping]] = ..., query_rule: _Optional[_Union[QueryRule, str]] = ..., query_override: _Optional[str] = ..., provider: _Optional[str] = ..., max_results: _Optional[int] = ..., refinement: _Optional[_Union[RefinementOptions, _Mapping]] = ..., explain: _Optional[bool] = ..., word_override: _Optional[_Union[WordOverride, _Mapping]] = ..., region: _Optional[_Union[Region, _Mapping]] = ...) -> None: ...
+    filters: Filters
+    def __init__(self, photo: _Optional[bytes] = ..., decoding: _Optional[_Union[DecodingOptions, _Mapping]] = ..., query_rule: _Optional[_Union[QueryRule, str]] = ..., query_override: _Optional[str] = ..., provider: _Optional[str] = ..., max_results: _Optional[int] = ..., refinement: _Optional[_Union[RefinementOptions, _Mapping]] = ..., explain: _Optional[bool] = ..., word_override: _Optional[_Union[WordOverride, _Mapping]] = ..., region: _Optional[_Union[Region, _Mapping]] = ..., filters: _Optional[_Union[Filters, _Mapping]] = ...) -> None: ...
 
 class CaptionRequest(_message.Message):
     __slots__ = ("photo", "decoding", "query_rule", "region")
@@ -180,17 +194,23 @@ class StageTime(_message.Message):
     def __init__(self, stage: _Optional[str] = ..., milliseconds: _Optional[float] = ...) -> None: ...
 
 class Duplicate(_message.Message):
-    __slots__ = ("source", "url", "title")
+    __slots__ = ("source", "url", "title", "licence", "licence_url", "attribution")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     URL_FIELD_NUMBER: _ClassVar[int]
     TITLE_FIELD_NUMBER: _ClassVar[int]
+    LICENCE_FIELD_NUMBER: _ClassVar[int]
+    LICENCE_URL_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTION_FIELD_NUMBER: _ClassVar[int]
     source: str
     url: str
     title: str
-    def __init__(self, source: _Optional[str] = ..., url: _Optional[str] = ..., title: _Optional[str] = ...) -> None: ...
+    licence: str
+    licence_url: str
+    attribution: str
+    def __init__(self, source: _Optional[str] = ..., url: _Optional[str] = ..., title: _Optional[str] = ..., licence: _Optional[str] = ..., licence_url: _Optional[str] = ..., attribution: _Optional[str] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ("title", "url", "image_url", "thumbnail_url", "source", "width", "height", "visual_score", "semantic_score", "score", "verdict", "reason", "thumbnail", "duplicates", "picture_words")
+    __slots__ = ("title", "url", "image_url", "thumbnail_url", "source", "width", "height", "visual_score", "semantic_score", "score", "verdict", "reason", "thumbnail", "duplicates", "picture_words", "licence", "licence_url", "attribution", "provider")
     TITLE_FIELD_NUMBER: _ClassVar[int]
     URL_FIELD_NUMBER: _ClassVar[int]
     IMAGE_URL_FIELD_NUMBER: _ClassVar[int]
@@ -206,6 +226,10 @@ class Result(_message.Message):
     THUMBNAIL_FIELD_NUMBER: _ClassVar[int]
     DUPLICATES_FIELD_NUMBER: _ClassVar[int]
     PICTURE_WORDS_FIELD_NUMBER: _ClassVar[int]
+    LICENCE_FIELD_NUMBER: _ClassVar[int]
+    LICENCE_URL_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    PROVIDER_FIELD_NUMBER: _ClassVar[int]
     title: str
     url: str
     image_url: str
@@ -221,7 +245,11 @@ class Result(_message.Message):
     thumbnail: bytes
     duplicates: _containers.RepeatedCompositeFieldContainer[Duplicate]
     picture_words: str
-    def __init__(self, title: _Optional[str] = ..., url: _Optional[str] = ..., image_url: _Optional[str] = ..., thumbnail_url: _Optional[str] = ..., source: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., visual_score: _Optional[float] = ..., semantic_score: _Optional[float] = ..., score: _Optional[float] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., reason: _Optional[str] = ..., thumbnail: _Optional[bytes] = ..., duplicates: _Optional[_Iterable[_Union[Duplicate, _Mapping]]] = ..., picture_words: _Optional[str] = ...) -> None: ...
+    licence: str
+    licence_url: str
+    attribution: str
+    provider: str
+    def __init__(self, title: _Optional[str] = ..., url: _Optional[str] = ..., image_url: _Optional[str] = ..., thumbnail_url: _Optional[str] = ..., source: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., visual_score: _Optional[float] = ..., semantic_score: _Optional[float] = ..., score: _Optional[float] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., reason: _Optional[str] = ..., thumbnail: _Optional[bytes] = ..., duplicates: _Optional[_Iterable[_Union[Duplicate, _Mapping]]] = ..., picture_words: _Optional[str] = ..., licence: _Optional[str] = ..., licence_url: _Optional[str] = ..., attribution: _Optional[str] = ..., provider: _Optional[str] = ...) -> None: ...
 
 class Counts(_message.Message):
     __slots__ = ("found", "fetched", "unfetchable", "undecodable", "dropped_visual", "dropped_semantic", "over_limit", "kept", "duplicates")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wraps a provider on the web: cache, then circuit breaker, then rate limit, then the provider itself.
+"""Wraps a provider on the web: cache, then circuit breaker, rate limit and budget, then the provider itself.
 
 It is a `Provider` itself, for providers that search by words alone. Use it in one event loop.
 
@@ -9,6 +9,8 @@ It is a `Provider` itself, for providers that search by words alone. Use it in o
 - If the provider fails and an old answer is cached, that answer is returned, with a remark.
 - A call that ended within `min_observation_seconds` because its callers left does not count: callers with short
   deadlines must not open the breaker for others. After that time it counts as a failure.
+- What the provider says about its limits feeds the rate limit. A refusal that says how long it lasts is a pause, not a
+  failure of the breaker.
 """
 
 from __future__ import annotations
@@ -17,19 +19,61 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from captioner.query import Query
-from search_gateway.errors import ProviderError, ProviderNotAskedError, ProviderTimeoutError
-from search_gateway.providers.base import Candidate, Provider, StaleCandidates
+from search_gateway.errors import (
+    ProviderError,
+    ProviderLimitedError,
+    ProviderNotAskedError,
+    ProviderTimeoutError,
+)
+from search_gateway.providers.base import (
+    Candidate,
+    Provider,
+    ProviderTerms,
+    QuotaWindow,
+    ReportsQuota,
+    StaleCandidates,
+)
 from search_gateway.providers.guard.circuit_breaker import BreakerState, CircuitBreaker, Permit
 from search_gateway.providers.guard.query_cache import QueryCache
-from search_gateway.providers.guard.rate_limit import RateLimit
+from search_gateway.providers.guard.rate_limit import RateLimit, duration
 from search_gateway.providers.guard.single_flight import FlightCancelledError, SingleFlight
 
 _log = logging.getLogger(__name__)
+
+_PAUSE_SECONDS = 10.0  # after a refusal that does not say how long it lasts
+
+
+class Budget(Protocol):
+    """Counts the calls of a provider, across restarts."""
+
+    def check(self, provider: str) -> None:
+        """Refuse if no call is left, as far as is known; does not block.
+
+        Raises:
+            ProviderNotAskedError: none is left.
+        """
+
+    def spend(self, provider: str) -> None:
+        """Count a call that begins now; blocks.
+
+        Raises:
+            ProviderNotAskedError: none is left, or it cannot be counted.
+        """
+
+    def used(self, provider: str) -> int:
+        """Return the calls of this month, as far as is known; does not block."""
+
+    def limit(self, provider: str) -> int | None:
+        """Return the calls per month; None if the provider has no limit."""
+
+    def problem(self, provider: str) -> str:
+        """Return why the provider is not asked, for the operator; empty if it is. Does not block."""
 
 
 class GuardedProvider:
@@ -43,6 +87,7 @@ class GuardedProvider:
         call_timeout_seconds: for waiting for a turn and for the answer.
         num_candidates: requested in every call, so that one answer serves callers who want more or fewer.
         min_observation_seconds: see above.
+        budget: limits its calls per month; None: there is no limit.
         clock: returns seconds, as the event loop counts them.
     """
 
@@ -56,6 +101,7 @@ class GuardedProvider:
         call_timeout_seconds: float,
         num_candidates: int = 100,
         min_observation_seconds: float = 2.0,
+        budget: Budget | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._provider = provider
@@ -65,6 +111,7 @@ class GuardedProvider:
         self._call_timeout_seconds = call_timeout_seconds
         self._num_candidates = num_candidates
         self._min_observation_seconds = min_observation_seconds
+        self._budget = budget
         self._clock = clock
         self._calls: SingleFlight[list[Candidate]] = SingleFlight()
 
@@ -72,6 +119,22 @@ class GuardedProvider:
     def name(self) -> str:
         """The wrapped provider's name."""
         return self._provider.name
+
+    @property
+    def terms(self) -> ProviderTerms:
+        """What the wrapped provider declares."""
+        return self._provider.terms
+
+    @property
+    def quota(self) -> tuple[QuotaWindow, ...]:
+        """The limits that the provider stated last; empty if it states none."""
+        return self._provider.quota if isinstance(self._provider, ReportsQuota) else ()
+
+    @property
+    def budget(self) -> tuple[int, int] | None:
+        """The calls of this month and how many there may be; None without a limit."""
+        limit = None if self._budget is None else self._budget.limit(self.name)
+        return None if self._budget is None or limit is None else (self._budget.used(self.name), limit)
 
     @property
     def breaker_state(self) -> str:
@@ -103,16 +166,23 @@ class GuardedProvider:
             old = self._cache.stale(self.name, query.key)
             if old is None:
                 raise
-            age = _age(self._cache.age_seconds(old))
+            age = duration(self._cache.age_seconds(old))
             return StaleCandidates(old.candidates[:max_candidates], f"answer of {age} ago: {self._told(error)}")
         return candidates[:max_candidates]
 
     def problems(self) -> list[str]:
-        """Return whether the circuit breaker keeps calls back, for the operator."""
-        if self._breaker.state is BreakerState.CLOSED:
-            return []
-        seconds = self._breaker.seconds_until_probe
-        return [f"it failed too often; {f'it is not asked for {seconds:.0f} s' if seconds else 'a search tests it'}"]
+        """Return whether circuit breaker, rate limit or budget keep calls back, for the operator."""
+        problems = []
+        if self._breaker.state is not BreakerState.CLOSED:
+            seconds = self._breaker.seconds_until_probe
+            problems.append(
+                f"it failed too often; {f'it is not asked for {seconds:.0f} s' if seconds else 'a search tests it'}"
+            )
+        if paused := self._spacing.paused_seconds:
+            problems.append(f"its own limit is reached; it is not asked for {duration(paused)}")
+        if self._budget is not None and (problem := self._budget.problem(self.name)):
+            problems.append(problem)
+        return problems
 
     async def close(self) -> None:
         """Cancel the calls in progress and close the provider."""
@@ -128,6 +198,8 @@ class GuardedProvider:
             # A caller that would begin a call fails immediately.
             if not self._breaker.would_permit():
                 raise self._refusal()
+            if self._budget is not None:
+                self._budget.check(self.name)
             self._spacing.check(timeout_seconds)
         try:
             return await self._calls.join(query.key, lambda: self._call(query), timeout_seconds)
@@ -150,16 +222,26 @@ class GuardedProvider:
         except TimeoutError:
             raise ProviderTimeoutError(f"no answer within {self._call_timeout_seconds:.3g} s") from None
         if candidates:
-            self._cache.put(self.name, query.key, candidates)
+            self._cache.put(self.name, query.key, candidates, self.terms.max_cache_seconds)
         return candidates
 
     async def _permitted_call(self, permit: Permit, query: Query, timeout_seconds: float) -> list[Candidate]:
         before = self._breaker.state
         began = self._clock()
         try:
+            if self._budget is not None:
+                await asyncio.to_thread(self._budget.spend, self.name)
+                timeout_seconds -= self._clock() - began
             candidates = await self._provider.find(query, self._num_candidates, timeout_seconds)
         except ProviderNotAskedError:
             permit.abandoned()
+            raise
+        except ProviderLimitedError as error:
+            self._spacing.pause(_PAUSE_SECONDS if error.retry_after_seconds is None else error.retry_after_seconds)
+            if error.retry_after_seconds is None:
+                permit.failed()
+            else:
+                permit.abandoned()
             raise
         except (ProviderTimeoutError, TimeoutError, asyncio.CancelledError):
             if self._clock() - began >= self._min_observation_seconds:
@@ -173,6 +255,7 @@ class GuardedProvider:
         else:
             permit.succeeded()
         finally:
+            self._spacing.learn(self.quota)
             self._log_change(before)
         return candidates
 
@@ -206,12 +289,3 @@ class GuardedProvider:
             )
         elif after is BreakerState.CLOSED and before is not after:
             _log.info("provider %s answers again", self.name)
-
-
-def _age(seconds: float) -> str:
-    """Return a duration in words, such as "12 minutes" or "1 hour"; less than a minute in seconds."""
-    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        if seconds >= size:
-            number = int(seconds // size)
-            return f"{number} {unit}{'s' if number > 1 else ''}"
-    return f"{seconds:.0f} seconds"

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Caches providers' answers by `Query.key`; limited in bytes, and in time by the library cachetools.
 
-An answer is fresh for `ttl_seconds`. It is kept for `stale_seconds` longer, for use if the provider fails. `guarded.py`
-decides what is cached. It must not be used for providers whose answer depends on more than the words.
+An answer is fresh for `ttl_seconds`. It is kept for `stale_seconds` longer, for use if the provider fails. Neither is
+longer than the provider's terms allow. `guarded.py` decides what is cached. It must not be used for providers whose
+answer depends on more than the words.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cachetools import TTLCache
+from cachetools import TLRUCache
 
 from search_gateway.providers.base import Candidate
 
@@ -37,6 +39,7 @@ class CachedAnswer:
     candidates: tuple[Candidate, ...]
     found_at: float  # on the cache's clock
     num_bytes: int
+    max_age_seconds: float  # by the provider's terms
 
 
 _Key = tuple[str, tuple[str, ...]]
@@ -65,8 +68,11 @@ class QueryCache:
     ):
         self._ttl_seconds = ttl_seconds
         self._clock = clock
-        self._answers: TTLCache[_Key, CachedAnswer] = TTLCache(
-            max_bytes, ttl_seconds + stale_seconds, timer=clock, getsizeof=lambda answer: answer.num_bytes
+        self._answers: TLRUCache[_Key, CachedAnswer] = TLRUCache(
+            max_bytes,
+            lambda _, answer, now: now + min(ttl_seconds + stale_seconds, answer.max_age_seconds),
+            timer=clock,
+            getsizeof=lambda answer: answer.num_bytes,
         )
         self.counters = CacheCounters()
 
@@ -91,14 +97,28 @@ class QueryCache:
             self.counters.stale += 1
         return answer
 
-    def put(self, provider: str, words: tuple[str, ...], candidates: Sequence[Candidate]) -> None:
-        """Cache an answer; the least recently used ones are removed if necessary."""
+    def put(
+        self,
+        provider: str,
+        words: tuple[str, ...],
+        candidates: Sequence[Candidate],
+        max_age_seconds: float | None = None,
+    ) -> None:
+        """Cache an answer; the least recently used ones are removed if necessary.
+
+        Args:
+            provider: its name.
+            words: of the query.
+            candidates: the answer.
+            max_age_seconds: what the provider's terms allow; 0: nothing is kept; None: no limit.
+        """
         num_bytes = _ENTRY_BYTES + sum(map(sys.getsizeof, words)) + sum(map(bytes_of, candidates))
-        if num_bytes > self._answers.maxsize:
+        if num_bytes > self._answers.maxsize or max_age_seconds == 0:
             # An older answer must not stay in the place of this one.
             self._answers.pop((provider, words), None)
             return
-        self._answers[provider, words] = CachedAnswer(tuple(candidates), self._clock(), num_bytes)
+        limit = math.inf if max_age_seconds is None else max_age_seconds
+        self._answers[provider, words] = CachedAnswer(tuple(candidates), self._clock(), num_bytes, limit)
 
     def age_seconds(self, answer: CachedAnswer) -> float:
         """Return the age of an answer."""
@@ -106,9 +126,10 @@ class QueryCache:
 
 
 def bytes_of(candidate: Candidate) -> int:
-    """Return the memory of a candidate, as if it shared no object with others."""
+    """Return the memory of a candidate, as if it shared no object with others except empty texts, 0 and None."""
     fields = vars(candidate)
-    num_bytes = 8 + sys.getsizeof(candidate) + sys.getsizeof(fields) + sum(map(sys.getsizeof, fields.values()))
+    own = [value for value in fields.values() if value is not None and not (isinstance(value, str | int) and not value)]
+    num_bytes = 8 + sys.getsizeof(candidate) + sys.getsizeof(fields) + sum(map(sys.getsizeof, own))
     if candidate.embedding is not None and candidate.embedding.base is not None:
         # A view keeps its whole base array alive, which sys.getsizeof does not count.
         num_bytes += sys.getsizeof(candidate.embedding.base)

@@ -9,6 +9,7 @@ const WHAT_DROPPED = {
   duplicates: "folded into the same picture",
   over_limit: "over the limit",
 };
+const STAGE_COLOURS = 9; // of page.css
 const two = (number) => number.toFixed(2);
 
 /** Which threshold hides a result: "looks", "words", or "" if none does. A threshold of 0 hides nothing. */
@@ -51,6 +52,16 @@ function pictureOf(result) {
   return { box, title };
 }
 
+/** "Photo by Someone · CC BY 4.0": what must be shown with a picture; "" if nothing. */
+export function creditOf({ attribution = "", licence = "" }) {
+  return [attribution, attribution.includes(licence) ? "" : licence].filter(Boolean).join(" · ");
+}
+
+function creditLine(result) {
+  const credit = creditOf(result);
+  return credit !== "" && h("p", { class: "credit" }, result.licence_url ? linkOf(result.licence_url, credit) : credit);
+}
+
 function linkOf(address, text) {
   const href = webAddress(address);
   return href ? h("a", { href, target: "_blank", rel: "noopener noreferrer" }, text) : h("span", {}, text);
@@ -64,7 +75,8 @@ export function card(result, thresholds, rank = "") {
   const number = h("span", { class: "rank" }, rank);
   box.append(number);
   const copies = result.duplicates.map((one) =>
-    h("li", {}, linkOf(one.url, one.title || one.url || one.source), one.source ? ` (${one.source})` : ""));
+    h("li", {}, linkOf(one.url, one.title || one.url || one.source), one.source ? ` (${one.source})` : "",
+      creditLine(one)));
   const reason = h("p", {});
   const explain = () => (reason.textContent = capital(reasonOf(result, thresholds())));
   const why = h("details", { class: "why", ontoggle: explain },
@@ -80,6 +92,7 @@ export function card(result, thresholds, rank = "") {
     h("p", { class: "parts" }, h("span", {}, `visual ${two(result.visual_score)} · words ${two(result.semantic_score)}`),
       h("span", { class: "source" }, result.source)),
     h("h3", {}, linkOf(result.url, title)),
+    creditLine(result),
     why);
   element.rank = number;
   element.update = () => why.open && explain();
@@ -90,6 +103,7 @@ function hiddenRow(result, thresholds) {
   const { box, title } = pictureOf(result);
   return h("li", { class: "row" }, box,
     h("div", {}, h("h3", {}, linkOf(result.url, title)), h("p", {}, capital(reasonOf(result, thresholds))),
+      creditLine(result),
       h("p", { class: "parts" }, `visual ${two(result.visual_score)} · words ${two(result.semantic_score)}`)));
 }
 
@@ -228,14 +242,14 @@ export function showTimes(timings) {
   byId("total").textContent = `${Math.round(timings.total ?? sum)} ms`;
   byId("bar").replaceChildren(
     ...stages.map(([, ms], place) => {
-      const part = h("span", { class: `stage${place % 8}` });
+      const part = h("span", { class: `stage${place % STAGE_COLOURS}` });
       part.style.width = `${(100 * ms) / sum}%`;
       return part;
     }),
   );
   byId("stages").replaceChildren(
     ...stages.map(([stage, ms], place) =>
-      h("div", {}, h("dt", {}, h("span", { class: `dot stage${place % 8}` }), stage),
+      h("div", {}, h("dt", {}, h("span", { class: `dot stage${place % STAGE_COLOURS}` }), stage),
         h("dd", {}, `${ms >= 10 ? Math.round(ms) : ms.toFixed(1)} ms`))),
   );
 }

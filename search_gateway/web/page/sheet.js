@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Draws a search as one picture, as the client's contact sheet: the photo and its words on the left, results on the right.
 
+import { creditOf } from "./results.js";
+
 const WIDTH = 1600;
 const MARGIN = 56;
 const LEFT = 400;
@@ -10,6 +12,7 @@ const GAP = 24;
 const CARD = (WIDTH - 2 * MARGIN - LEFT - GUTTER - (COLUMNS - 1) * GAP) / COLUMNS;
 const PICTURE = 270;
 const CARD_HEIGHT = PICTURE + 118;
+const CREDIT_HEIGHT = 56; // more, where a picture has a credit line
 const PHOTO_HEIGHT = 520;
 const MAX_CARDS = 24;
 const INK = "#111827";
@@ -20,7 +23,7 @@ const ACCENT = "#2563eb";
 const ACCENT_PAPER = "#e8f0fe";
 const WARNING = "#92540a";
 const WARNING_PAPER = "#fef3d6";
-const STAGES = ["#2563eb", "#0ea5e9", "#14b8a6", "#84cc16", "#facc15", "#f97316", "#ec4899", "#8b5cf6"];
+const STAGES = ["#2563eb", "#0ea5e9", "#14b8a6", "#84cc16", "#facc15", "#f97316", "#ec4899", "#8b5cf6", "#78716c"];
 const FONT = "Inter, system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif";
 
 class Pen {
@@ -112,7 +115,7 @@ export async function drawSheet(answer) {
   // Higher than anything drawn on it; the rest is cut off at the end.
   const canvas = document.createElement("canvas");
   canvas.width = WIDTH;
-  canvas.height = 2200 + rows * (CARD_HEIGHT + GAP);
+  canvas.height = 2200 + rows * (CARD_HEIGHT + CREDIT_HEIGHT + GAP);
   const pen = new Pen(canvas);
   pen.box(0, 0, canvas.width, canvas.height, "#fff", 0);
   const top = drawHeader(pen, answer);
@@ -219,14 +222,14 @@ function drawTimes(pen, x, y, timings) {
   context.clip();
   let across = x;
   stages.forEach(([, ms], place) => {
-    pen.box(across, y, (LEFT * ms) / sum + 1, 12, STAGES[place % 8], 0);
+    pen.box(across, y, (LEFT * ms) / sum + 1, 12, STAGES[place % STAGES.length], 0);
     across += (LEFT * ms) / sum;
   });
   context.restore();
   y += 28;
   stages.forEach(([stage, ms], place) => {
     const column = x + (place % 2) * (LEFT / 2 + 10);
-    pen.box(column, y + 3, 10, 10, STAGES[place % 8], 3);
+    pen.box(column, y + 3, 10, 10, STAGES[place % STAGES.length], 3);
     pen.text(column + 18, y, pen.cut(stage, 14, 90), 14, MUTED);
     const text = ms >= 10 ? `${Math.round(ms)} ms` : `${ms.toFixed(1)} ms`;
     pen.text(column + LEFT / 2 - 10 - pen.width(text, 14), y, text, 14);
@@ -242,11 +245,12 @@ function drawCards(pen, x, y, cards, { empty }) {
     lines.forEach((line, place) => pen.text(x, y + 48 + 27 * place, line, 18, MUTED));
     return y + 48 + 27 * lines.length;
   }
+  const height = CARD_HEIGHT + (cards.some(creditOf) ? CREDIT_HEIGHT : 0);
   cards.forEach((result, place) => {
     const [row, column] = [Math.floor(place / COLUMNS), place % COLUMNS];
-    drawCard(pen, x + column * (CARD + GAP), y + row * (CARD_HEIGHT + GAP), place + 1, result);
+    drawCard(pen, x + column * (CARD + GAP), y + row * (height + GAP), place + 1, result);
   });
-  return y + Math.ceil(cards.length / COLUMNS) * (CARD_HEIGHT + GAP) - GAP;
+  return y + Math.ceil(cards.length / COLUMNS) * (height + GAP) - GAP;
 }
 
 function drawCard(pen, x, y, rank, result) {
@@ -264,5 +268,9 @@ function drawCard(pen, x, y, rank, result) {
   const across = pen.text(x, top, parts, 14, MUTED);
   const source = pen.cut(result.source, 14, CARD - across - 12);
   pen.text(x + CARD - pen.width(source, 14), top, source, 14, MUTED);
-  pen.lines(title, 16, CARD, 2).forEach((line, place) => pen.text(x, top + 25 + 22 * place, line, 16));
+  const lines = pen.lines(title, 16, CARD, 2);
+  lines.forEach((line, place) => pen.text(x, top + 25 + 22 * place, line, 16));
+  top += 25 + 22 * lines.length;
+  const credit = creditOf(result);
+  if (credit) pen.lines(credit, 12, CARD, 3).forEach((line, place) => pen.text(x, top + 17 * place, line, 12, MUTED));
 }

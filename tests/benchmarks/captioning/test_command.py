@@ -60,13 +60,19 @@ def test_running_gateway_is_called_where_it_is() -> None:
 @pytest.mark.torch
 @pytest.mark.triton
 @pytest.mark.skipif(importlib.util.find_spec("pytriton") is None, reason="needs the embedded extra (nvidia-pytriton)")
-def test_whole_run_with_a_peer_that_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_run_with_a_peer_that_cannot(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("torch", reason="needs the export extra (torch)")
-    from tests.fakes.tiny_captioner import save_tiny_captioner
+    from benchmarks.captioning.models import our_models
+    from tests.fakes.exported_captioner import export_graphs_once, tiny_checkpoint
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(captioning, "CALLERS", 3)
-    checkpoint = save_tiny_captioner(tmp_path / "tiny")
+    checkpoint = tiny_checkpoint(tmp_path_factory)
+    export_graphs_once(tmp_path_factory, monkeypatch)
+    # As an earlier run would have: the run itself exports in a process in which nothing can be reused.
+    our_models(checkpoint, tmp_path / f"{checkpoint.name}-fp32", "fp32", None, endless=False)
     args = captioning.parse_args(
         ["--size", "small", "--peers", "--precisions", "fp32", "--photos", "2", "--beams", "1", "--repeats", "1",
          "--tokens", "7", "--work", str(tmp_path)]

@@ -293,6 +293,48 @@ def test_idle_stream_ends_when_another_one_waits_to_be_read() -> None:
     run_virtually(run())
 
 
+def test_stream_that_waits_for_memory_is_not_idle() -> None:
+    async def run() -> None:
+        photos, streams = budget(1), budget(1)
+        held = photos.count(LARGEST)
+        waiting = asyncio.create_task(streams.receive_next(arriving(1), photos))
+        await asyncio.sleep(100.0)
+        held.release()
+        reading = asyncio.create_task(streams.receive_next(never(), photos))  # would end one that is idle
+        await waiting
+        reading.cancel()
+
+    run_virtually(run())
+
+
+def test_stream_that_sends_slowly_goes_on_when_those_who_waited_were_read() -> None:
+    async def run() -> None:
+        photos, streams = budget(4), budget(2)
+        slow = asyncio.create_task(streams.receive_next(arriving(1, after=5.0), photos))
+        asyncio.create_task(streams.receive_next(arriving(1, after=0.2), photos))
+        await asyncio.sleep(0.1)
+        await streams.receive_next(arriving(1), photos)
+        await slow
+        assert now() == 5.0
+
+    run_virtually(run())
+
+
+def test_slow_call_keeps_its_own_time_limit_when_nobody_waits_any_more() -> None:
+    async def run() -> None:
+        memory = budget(1)
+        slow = asyncio.create_task(receive(memory, arriving(1, after=20.0)))
+        await asyncio.sleep(0)
+        waiting = asyncio.create_task(receive(memory, arriving(1)))
+        await asyncio.sleep(0.5)
+        waiting.cancel()
+        with pytest.raises(DeadlineError, match="within 10 s"):
+            await slow
+        assert now() == 10.0
+
+    run_virtually(run())
+
+
 def test_largest_message_fits_whatever_the_settings_say() -> None:
     assert MemoryBudget(1, LARGEST, 10.0)._max_bytes == LARGEST
     config = GatewayConfig(max_photo_bytes=10)

@@ -21,6 +21,7 @@ from search_gateway.api.request_validation import (
     request_values,
     search_options,
 )
+from search_gateway.catalog.base import Filters
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import BadRequestError
 from search_gateway.pipeline import SearchOptions
@@ -191,6 +192,15 @@ def test_empty_query_override_is_refused_with_the_remedy(text: str) -> None:
     assert refusal(options, query_override=text) == expected
 
 
+def test_control_characters_of_a_query_override_separate_words() -> None:
+    assert options(query_override="red\x00dress\x1b[31m").query_override == Query.of("red dress [31m")
+
+
+@pytest.mark.parametrize("text", ["...", "👕", "\x00", "- -"])
+def test_query_override_without_words_is_refused(text: str) -> None:
+    assert "give words" in refusal(options, query_override=text)
+
+
 def test_length_of_a_query_override_has_a_limit() -> None:
     assert options(query_override="x" * 200).query_override == Query.of("x" * 200)
     assert options(query_override=" " + "é" * 200 + " ").query_override == Query.of("é" * 200)
@@ -279,3 +289,29 @@ def test_region_beyond_the_photo_is_refused(shares: dict[str, float], says: str)
     with pytest.raises(BadRequestError) as caught:
         region(**shares)
     assert str(caught.value).removesuffix(" end within the photo, at 1") == says
+
+
+def filters(**fields: Any) -> Filters:
+    return options(filters=search_pb2.Filters(**fields)).filters
+
+
+def test_filters_are_passed_on() -> None:
+    assert not options().filters
+    assert filters(min_price=0) == Filters(min_price=0.0)
+    assert filters(available=False, max_price=123456789.01) == Filters(max_price=123456789.01, is_available=False)
+    assert filters(categories=["a", "b"]) == Filters(categories=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"min_price": -0.01}, "filters.min_price is -0.01: it goes from 0 to 1e+12"),
+        ({"max_price": math.nan}, "filters.max_price is nan: it goes from 0 to 1e+12"),
+        ({"min_price": 2, "max_price": 1}, "filters.min_price is 2, above filters.max_price, 1"),
+        ({"categories": ["a"] * 21}, "filters.categories has 21 values; the limit is 20"),
+        ({"categories": [""]}, "filters.categories has a value of 0 characters: give 1 to 200"),
+        ({"categories": ["a" * 201]}, "filters.categories has a value of 201 characters"),
+    ],
+)
+def test_filters_beyond_their_limits_are_refused(fields: dict[str, Any], says: str) -> None:
+    assert says in refusal(filters, **fields)

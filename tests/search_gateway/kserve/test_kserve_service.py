@@ -208,7 +208,7 @@ def test_timeout_parameter_shortens_the_deadline() -> None:
     async def run() -> None:
         async with serving() as it:
 
-            async def caption(data: bytes, decoding: object, rule: object, deadline: Any) -> CaptionAnswer:
+            async def caption(data: bytes, decoding: object, rule: object, deadline: Any, _: object) -> CaptionAnswer:
                 deadlines.append(deadline.remaining_seconds())
                 return CaptionAnswer(Caption("x", (), -1.0, True, ()), Query.of("query"), {"total": 1.0})
 

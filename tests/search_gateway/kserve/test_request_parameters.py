@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from captioner.preprocessing import Region
 from captioner.query import QueryRule
 from search_gateway.api.request_validation import RequestValues
 from search_gateway.errors import BadRequestError
@@ -64,12 +65,19 @@ def test_search_has_all_parameters_of_search_proto() -> None:
         parameters(
             num_beams=2, length_penalty=0.5, max_tokens=9, query_rule="full_caption", max_results=3,
             min_visual_score=-1, min_semantic_score="0.25", provider="catalog", query_override=501,
+            region="0.5,0,0.5,1",
         )
     )  # fmt: skip
     assert values == RequestValues(
         num_beams=2, length_penalty=0.5, max_tokens=9, query_rule=QueryRule.FULL_CAPTION, max_results=3,
         min_visual_score=-1.0, min_semantic_score=0.25, provider="catalog", query_override="501",
+        region=Region(0.5, 0.0, 0.5, 1.0),
     )  # fmt: skip
+    words = search_values(parameters(colour="red", thing="bag"))
+    assert words == RequestValues(colour="red", thing="bag")
+    filters = search_values(parameters(min_price="1.5", max_price=3, available=True, categories="Ties"))
+    assert filters == RequestValues(min_price=1.5, max_price=3.0, available=True, categories=("Ties",))
+    assert caption_values(parameters(region="0,0,1,0.5")) == RequestValues(region=Region(0, 0, 1, 0.5))
 
 
 @pytest.mark.parametrize("name", ["last_two_words", "full_caption", "likeliest_words"])
@@ -97,7 +105,7 @@ def test_unknown_parameter_is_named_and_the_known_ones_listed() -> None:
         caption_values(parameters(max_results=4))
     assert str(refusal.value) == (
         "there is no parameter 'max_results'; "
-        "this model has: num_beams, length_penalty, max_tokens, query_rule, timeout"
+        "this model has: num_beams, length_penalty, max_tokens, query_rule, region, timeout"
     )
     with pytest.raises(BadRequestError, match="there is no parameter 'beams'.*query_override"):
         search_values(parameters(beams=4))
@@ -117,6 +125,8 @@ def test_unknown_parameter_is_named_and_the_known_ones_listed() -> None:
         ("query_rule", 1, "query_rule is 1: write last_two_words, full_caption or likeliest_words"),
         ("provider", True, "provider is True: it must be a text"),
         ("query_override", 2.5, "query_override is 2.5: it must be a text"),
+        ("region", "0,0,1", "region is '0,0,1': it must be x,y,width,height in fractions of the photo"),
+        ("region", "0,0,1,wide", "region is 'wide': it must be a number"),
         ("num_beams", Parameter(), "parameter num_beams has no value"),
     ],
 )

@@ -14,6 +14,7 @@ from captioner.decoding import DecodingOptions
 from captioner.image_error import ImageError, ImageReason
 from captioner.model_contract import ModelContract
 from captioner.photo_confidence import photo_confidence
+from captioner.preprocessing import Region
 from captioner.query import Query, QueryRule
 from search_gateway.deadline import Deadline
 from search_gateway.errors import BadRequestError, InferenceError
@@ -34,11 +35,18 @@ class ScriptedPipeline:
         self._company = asyncio.Barrier(company)
         self.ended = 0
         self.asked: list[tuple[DecodingOptions, QueryRule]] = []
+        self.regions: list[Region | None] = []
 
     async def caption(
-        self, data: bytes, decoding: DecodingOptions, rule: QueryRule, deadline: Deadline
+        self,
+        data: bytes,
+        decoding: DecodingOptions,
+        rule: QueryRule,
+        deadline: Deadline,
+        region: Region | None = None,
     ) -> CaptionAnswer:
         self.asked.append((decoding, rule))
+        self.regions.append(region)
         try:
             await self._company.wait()
             if data == b"bad":
@@ -70,6 +78,17 @@ def test_photos_are_captioned_side_by_side_and_keep_their_order() -> None:
     assert inference.columns["CONFIDENCE"] == pytest.approx([math.nan, math.nan, 0.1], nan_ok=True)
     assert inference.columns["UNSURE_REASON"] == ["", "", "the photo may show no product"]
     assert inference.stages_ms == {"encode": 5.0, "total": 5.0}, "of the photo that took longest"
+
+
+def test_region_goes_for_every_photo_of_the_batch() -> None:
+    pipeline = ScriptedPipeline(2)
+    place = Parameter(string_param="0.5,0,0.5,1")
+
+    async def run() -> None:
+        await infer(pipeline, b"one", b"two", region=place)
+
+    asyncio.run(run())
+    assert pipeline.regions == [Region(0.5, 0.0, 0.5, 1.0)] * 2
 
 
 def test_bad_photo_is_named_by_its_index_and_the_others_are_ended() -> None:

@@ -10,9 +10,11 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from search_gateway.observability.admin_server import AdminServer, AdminState, is_this_machine, redacted
 
@@ -49,7 +51,13 @@ def served(
             triton_metrics=triton,
             problems=lambda: problems or [],
             warnings=lambda: ["catalog: the file is missing"],
-            settings={"max_waiting": 64, "catalog": None, "duckduckgo_proxy": "http://me:pass@proxy:80", "token": "x"},
+            settings={
+                "max_waiting": 64,
+                "catalog": None,
+                "duckduckgo_proxy": "http://me:pass@proxy:80",
+                "token": "x",
+                "url": "milvus://h:1/a?Token=x&b=c",
+            },
             drain=drain,
         )
         await server.start(state)
@@ -81,7 +89,13 @@ def test_settings_without_secrets() -> None:
     (status, text), _ = served(lambda address: ask(address, "/config"))
     assert (status, json.loads(text)) == (
         200,
-        {"max_waiting": 64, "catalog": None, "duckduckgo_proxy": "http://***@proxy:80", "token": "***"},
+        {
+            "max_waiting": 64,
+            "catalog": None,
+            "duckduckgo_proxy": "http://***@proxy:80",
+            "token": "***",
+            "url": "milvus://h:1/a?Token=***&b=c",
+        },
     )
 
 
@@ -90,6 +104,9 @@ def test_settings_without_secrets() -> None:
     [
         ("api_token", "abc", "***"),
         ("api_token", "", ""),
+        ("brave_api_key", SecretStr("abc"), "***"),
+        ("api_keys", Path("keys.json"), "keys.json"),
+        ("brave_api_key_file", Path("/run/secrets/brave"), "/run/secrets/brave"),
         ("addresses", ("http://a:b@c", "d:1"), ["http://***@c", "d:1"]),
         ("max_tokens_x", 3, "***"),
         ("reflection", True, True),

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -31,20 +31,15 @@ Lines = Callable[[], list[str]]
 
 
 @pytest.fixture
-def written() -> Iterator[Callable[..., io.StringIO]]:
-    """Sets up the log; returns the stream it is written to. Afterwards all is as before."""
-    root, ours = logging.getLogger(), logging.getLogger("search_gateway")
-    handlers, levels = root.handlers[:], (root.level, ours.level)
+def written() -> Callable[..., io.StringIO]:
+    """Sets up the log; returns the stream it is written to."""
 
     def set_up(log_format: logs.LogFormat = "console", level: str = "info") -> io.StringIO:
         stream = io.StringIO()
         logs.set_up_logging(log_format, level, stream)
         return stream
 
-    yield set_up
-    root.handlers[:] = handlers
-    root.setLevel(levels[0])
-    ours.setLevel(levels[1])
+    return set_up
 
 
 def test_a_line_has_time_level_logger_message_and_what_is_bound(written: Callable[..., io.StringIO]) -> None:

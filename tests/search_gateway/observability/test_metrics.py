@@ -98,7 +98,7 @@ def test_buckets_resolve_five_milliseconds_to_five_seconds() -> None:
 def test_names_have_units() -> None:
     of_no_unit = {"captrieve_build_info", "captrieve_ready", "captrieve_triton_replica_up"}
     unit = re.compile(
-        r"_(seconds|bytes|total|photos|captions|fds|running|waiting|slots|slots_in_use|workers|workers_busy|state)$"
+        r"_(seconds|bytes|total|photos|captions|fds|running|waiting|slots|slots_in_use|workers|workers_busy|state|calls|dollars)$"
     )
     for family in text_string_to_metric_families(full().text().decode()):
         name = f"{family.name}_total" if family.type == "counter" else family.name

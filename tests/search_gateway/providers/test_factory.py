@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from search_gateway.deadline import Deadline
 from search_gateway.errors import ConfigError
 from search_gateway.providers.base import Provider
 from search_gateway.providers.chain import ProviderChain, ProviderResult
-from search_gateway.providers.factory import cache_for, make_providers
+from search_gateway.providers.factory import cache_for, host_pattern, make_providers
 from search_gateway.providers.recorded_answers import append_line, line_of
 from search_gateway.thumbnails.fetcher import ThumbnailFetcher
 from tests.fakes.fake_duckduckgo import FakeDuckDuckGo, rows_for
+from tests.fakes.fake_image_apis import KEY, FakeImageApis
 
 QUERY = "blue shirt"
 
@@ -36,7 +38,7 @@ def no_address(host: str, port: int) -> list[str]:
     raise OSError("no address")
 
 
-def made(**settings: Any) -> list[Provider]:
+def made(**settings: Any) -> list[list[Provider]]:
     config = GatewayConfig(**settings)
     return make_providers(config, "a model", cache_for(config), ThumbnailFetcher(resolve=no_address))
 
@@ -107,3 +109,87 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
         asyncio.run(make(providers=("replay",), replay=tmp_path / "missing.jsonl"))
     with pytest.raises(ConfigError, match="no provider is left"):
         asyncio.run(make(providers=("catalog",)))
+
+
+# Those with an API
+
+
+@pytest.fixture(scope="module")
+def apis() -> Iterator[FakeImageApis]:
+    with FakeImageApis() as fake:
+        yield fake
+
+
+def asked(apis: FakeImageApis, *providers: str, times: int = 1, **settings: Any) -> list[ProviderResult]:
+    apis.reset()
+
+    async def search() -> list[ProviderResult]:
+        chain = ProviderChain(made(**(apis.settings(*providers) | settings)), 6.0)
+        answers = [await chain.find(Query.of(QUERY), None, 40, Deadline(10.0)) for _ in range(times)]
+        await chain.close()
+        return answers
+
+    return asyncio.run(search())
+
+
+def test_several_are_asked_together_as_set(apis: FakeImageApis) -> None:
+    (answer,) = asked(apis, "brave+openverse", "searxng")
+    assert answer.provider == "brave+openverse"
+    assert [one.provider for one in answer.candidates[:4]] == ["brave", "openverse"] * 2
+    assert [one.attribution for one in answer.candidates[:1]] == ["Brave Search"]
+
+
+@pytest.mark.parametrize(("seconds", "num_calls"), [(0.0, 3), (60.0, 1)])
+def test_answers_of_brave_are_kept_as_the_plan_allows(apis: FakeImageApis, seconds: float, num_calls: int) -> None:
+    asked(apis, "brave", times=3, brave_cache_seconds=seconds)
+    assert len(apis.requests) == num_calls
+
+
+def test_budget_is_a_hard_stop_that_gives_way_to_the_next_provider(apis: FakeImageApis, tmp_path: Path) -> None:
+    budget = {"provider_monthly_budget": ("brave=2",), "provider_budget_file": tmp_path / "budget.json"}
+    names = [one.provider for one in asked(apis, "brave", "searxng", times=3, **budget)]
+    assert names == ["brave", "brave", "searxng"]
+    assert [one.provider for one in asked(apis, "brave", "searxng", **budget)] == ["searxng"]  # after a restart
+    assert [name for name, _, _ in apis.requests] == ["searxng"]
+
+
+def test_key_may_be_in_a_file(apis: FakeImageApis, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text(f"{KEY}\n")
+    asked(apis, "brave", brave_api_key=None, brave_api_key_file=file)
+    assert apis.requests[0][2]["X-Subscription-Token"] == KEY
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"brave_api_key": None}, "set one of CAPTRIEVE_BRAVE_API_KEY and"),
+        ({"brave_api_key_file": "x"}, "set one of CAPTRIEVE_BRAVE_API_KEY and"),
+        ({"brave_api_key": None, "brave_api_key_file": "missing"}, "CAPTRIEVE_BRAVE_API_KEY_FILE is 'missing'"),
+        ({"brave_api_key": "two words"}, "must be one word of printable ASCII"),
+        ({"brave_api_key": "line\nX-Evil: 1"}, "must be one word of printable ASCII"),
+        (
+            {"provider_monthly_budget": ("acme=1",), "provider_budget_file": "x"},
+            "names acme, which CAPTRIEVE_PROVIDERS does",
+        ),
+        ({"providers": ("searxng",), "searxng_url": None}, "set CAPTRIEVE_SEARXNG_URL"),
+    ],
+)
+def test_wrong_settings_of_apis_are_named(apis: FakeImageApis, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        made(**(apis.settings("brave") | settings))
+    assert "two words" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "name", "matches"),
+    [
+        ("cdn.example.com", "cdn.example.com", True),
+        ("cdn.example.com", "cdnxexample.com", False),
+        ("*.example.com", "a.b.example.com", True),
+        ("*.example.com", "example.com", False),
+        ("*.example.com", "evil-example.com", False),
+    ],
+)
+def test_hosts_of_thumbnails_match_whole_names(host: str, name: str, matches: bool) -> None:
+    assert bool(re.fullmatch(host_pattern(host), name)) == matches

@@ -14,7 +14,7 @@ from yarl import URL
 
 from captioner.query import Query
 from search_gateway.errors import ProviderError
-from search_gateway.providers.base import Candidate
+from search_gateway.providers.base import Candidate, ProviderTerms
 from search_gateway.providers.recorded_answers import load_answers
 from search_gateway.providers.recording import RecordingProvider
 from search_gateway.providers.replay import ReplayProvider
@@ -30,6 +30,7 @@ def shirt(number: int) -> Candidate:
 @dataclass
 class Web:
     name: str = "web"
+    terms: ProviderTerms = ProviderTerms()
     answer: list[Candidate] | ProviderError = field(default_factory=lambda: [shirt(1), shirt(2), shirt(3)])
     is_closed: bool = False
 

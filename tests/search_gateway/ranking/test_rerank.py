@@ -48,12 +48,18 @@ def candidate(
 
 
 def seen(
-    cosine: float, title: str = "Blue Shirt", url: str = "", image_url: str = "", source: str = "shop"
+    cosine: float,
+    title: str = "Blue Shirt",
+    url: str = "",
+    image_url: str = "",
+    source: str = "shop",
+    provider: str = "",
 ) -> InspectedCandidate:
     """A candidate that is a picture of its own, unless addresses say otherwise."""
     number = str(next(_NUMBERS))
     page = url or f"https://shop.example/{number}"
-    return InspectedCandidate(candidate(title, page, image_url, source), at(cosine), number.encode())
+    found = replace(candidate(title, page, image_url, source), provider=provider)
+    return InspectedCandidate(found, at(cosine), number.encode())
 
 
 def unseen(failure: Verdict | None, title: str = "Blue Shirt") -> InspectedCandidate:
@@ -65,12 +71,14 @@ def limits(
     min_semantic_score: float = 0.5,
     max_results: int = 10,
     visual_weight: float = 0.5,
+    provider_max_share: float = 1.0,
 ) -> RefinementLimits:
     return RefinementLimits(
         min_visual_score=min_visual_score,
         min_semantic_score=min_semantic_score,
         max_results=max_results,
         visual_weight=visual_weight,
+        provider_max_share=provider_max_share,
     )
 
 
@@ -309,3 +317,25 @@ def test_what_is_kept_is_the_best_that_passes_both_filters(
     if over:
         assert len(result.kept) == to.max_results
         assert max(one.score for one in over) <= result.kept[-1].score
+
+
+def test_no_provider_of_several_has_more_than_its_share() -> None:
+    found = [seen(0.9 - i / 100, url=f"a{i}", provider="a") for i in range(6)]
+    found += [seen(0.6 - i / 100, url=f"b{i}", provider="b") for i in range(6)]
+    result = reranked(*found, to=limits(max_results=4, provider_max_share=0.75))
+    assert [one.candidate.url for one in result.kept] == ["a0", "a1", "a2", "b0"]
+    reasons = {one.candidate.url: one.reason for one in result.dropped}
+    assert reasons["a3"] == "beyond max_results (4): a has its share, 3"
+    assert reasons["b1"] == "beyond max_results (4)"
+
+
+def test_share_that_others_cannot_fill_is_given_back() -> None:
+    found = [seen(0.9 - i / 100, url=f"a{i}", provider="a") for i in range(6)] + [seen(0.5, url="b0", provider="b")]
+    result = reranked(*found, to=limits(max_results=6, provider_max_share=0.5))
+    assert [one.candidate.url for one in result.kept] == ["a0", "a1", "a2", "a3", "a4", "b0"]
+
+
+def test_single_provider_has_all_places() -> None:
+    found = [seen(0.9 - i / 100, url=f"a{i}", provider="a") for i in range(6)]
+    result = reranked(*found, to=limits(max_results=4, provider_max_share=0.5))
+    assert len(result.kept) == 4

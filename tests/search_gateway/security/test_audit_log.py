@@ -38,7 +38,7 @@ def audited(tmp_path: Path, keys: Path | None, calls: Any) -> list[dict[str, Any
     async def run() -> None:
         log = AuditLog(path)
         try:
-            async with serving(keys, [AuditInterceptor(log)]) as server:
+            async with serving(keys, [AuditInterceptor(log, needs_keys=keys is not None)]) as server:
                 await calls(server)
         finally:
             await asyncio.to_thread(log.close)
@@ -109,6 +109,47 @@ def test_each_ending_has_its_code(tmp_path: Path, keys: Path) -> None:
         ("PERMISSION_DENIED", "captioner"),
         ("CANCELLED", "captioner"),
         ("DEADLINE_EXCEEDED", "captioner"),
+    ]
+
+
+def test_strangers_cannot_push_out_the_lines_of_callers(
+    tmp_path: Path, keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_log, "_MAX_WAITING", 20)
+    monkeypatch.setattr(audit_log, "_REFUSED_SECONDS", 60.0)
+    disk = threading.Event()
+    write = audit_log._RotatingFile.emit
+    monkeypatch.setattr(audit_log._RotatingFile, "emit", lambda self, line: (disk.wait(30), write(self, line)))
+
+    async def calls(server: Any) -> None:
+        for _ in range(40):
+            await refusal(server.search.Caption(photo(), timeout=20))
+        await server.search.Caption(photo(), metadata=token("captioner"), timeout=20)
+        disk.set()
+
+    written = audited(tmp_path, keys, calls)
+    assert [line["key"] for line in written] == 10 * [None] + ["captioner", None]
+    assert written[-1]["omitted"] == 30
+
+
+def test_calls_that_got_no_line_are_counted_after_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit_log, "_REFUSED_SECONDS", 0.05)
+
+    async def flood() -> None:
+        log = AuditLog(tmp_path / "audit.jsonl")
+        for count in (15, 3):
+            for number in range(count):
+                log.write_refused({"number": number})
+            await asyncio.sleep(0.1)
+        await asyncio.to_thread(log.close)
+
+    asyncio.run(flood())
+    assert [line.get("omitted", line.get("number")) for line in lines(tmp_path / "audit.jsonl")] == [
+        *range(10),
+        5,
+        0,
+        1,
+        2,
     ]
 
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
+from search_gateway.providers.duckduckgo import BING_THUMBNAIL_HOSTS
 from search_gateway.thumbnails.fetcher import (
-    BING_THUMBNAIL_HOSTS,
     DEFAULT_PARALLEL_FETCHES,
     ThumbnailError,
     ThumbnailFetcher,
@@ -83,6 +83,7 @@ def fetch_all(
 ) -> list[bytes | BaseException]:
     """One fetcher, all URLs at once."""
     policy: dict[str, Any] = {"port": server.port, "address_is_allowed": only_the_server}
+    policy["allowed_hosts"] = BING_THUMBNAIL_HOSTS
 
     async def run() -> list[bytes | BaseException]:
         fetcher = ThumbnailFetcher(
@@ -146,7 +147,7 @@ def test_cookies_are_not_sent_back(server: ThumbnailServer) -> None:
 def test_connections_are_kept(server: ThumbnailServer) -> None:
     async def run() -> None:
         fetcher = ThumbnailFetcher(
-            ThumbnailPolicy(port=server.port, address_is_allowed=only_the_server),
+            ThumbnailPolicy(allowed_hosts=BING_THUMBNAIL_HOSTS, port=server.port, address_is_allowed=only_the_server),
             resolve=always_the_server,
             ssl_context=server.client_context,
         )
@@ -534,7 +535,11 @@ def test_rebinding_name_at_every_hop(
 
     async def run() -> None:
         fetcher = ThumbnailFetcher(
-            ThumbnailPolicy(port=server.port, address_is_allowed=only_the_server if is_checked else lambda _: True),
+            ThumbnailPolicy(
+                allowed_hosts=BING_THUMBNAIL_HOSTS,
+                port=server.port,
+                address_is_allowed=only_the_server if is_checked else lambda _: True,
+            ),
             resolve=resolve,
             ssl_context=server.client_context,
         )
@@ -590,7 +595,7 @@ def test_rebinding_name(server: ThumbnailServer, connected: list[tuple[str, int]
 
     async def run() -> list[bytes | None]:
         fetcher = ThumbnailFetcher(
-            ThumbnailPolicy(port=server.port, address_is_allowed=only_the_server),
+            ThumbnailPolicy(allowed_hosts=BING_THUMBNAIL_HOSTS, port=server.port, address_is_allowed=only_the_server),
             resolve=resolve,
             ssl_context=server.client_context,
         )
@@ -655,7 +660,7 @@ def test_certificate_of_another_name_is_refused(server: ThumbnailServer) -> None
 def test_unknown_authority_is_refused(server: ThumbnailServer) -> None:
     async def run() -> None:
         fetcher = ThumbnailFetcher(
-            ThumbnailPolicy(port=server.port, address_is_allowed=only_the_server),
+            ThumbnailPolicy(allowed_hosts=BING_THUMBNAIL_HOSTS, port=server.port, address_is_allowed=only_the_server),
             resolve=always_the_server,
         )
         try:
@@ -671,6 +676,7 @@ def test_unknown_authority_is_refused(server: ThumbnailServer) -> None:
 def test_default_policy_takes_port_443_and_public_addresses_only(connected: list[tuple[str, int]]) -> None:
     async def run(url: str) -> None:
         fetcher = ThumbnailFetcher(resolve=lambda host, port: ["127.0.0.1"])
+        fetcher.allow_hosts(BING_THUMBNAIL_HOSTS)
         try:
             await fetcher.fetch(url, 5.0)
         finally:
@@ -808,7 +814,7 @@ def test_slow_lookup_ends_at_the_deadline_and_harms_no_other_thread(
 
     async def run() -> None:
         fetcher = ThumbnailFetcher(
-            ThumbnailPolicy(port=server.port, address_is_allowed=only_the_server),
+            ThumbnailPolicy(allowed_hosts=BING_THUMBNAIL_HOSTS, port=server.port, address_is_allowed=only_the_server),
             resolve=resolve,
             ssl_context=server.client_context,
         )
@@ -840,7 +846,7 @@ def test_failed_fetches_leave_no_connection_behind(server: ThumbnailServer) -> N
 
     async def run() -> None:
         fetcher = ThumbnailFetcher(
-            ThumbnailPolicy(port=server.port, address_is_allowed=only_the_server),
+            ThumbnailPolicy(allowed_hosts=BING_THUMBNAIL_HOSTS, port=server.port, address_is_allowed=only_the_server),
             resolve=always_the_server,
             ssl_context=server.client_context,
         )
@@ -857,7 +863,7 @@ def test_failed_fetches_leave_no_connection_behind(server: ThumbnailServer) -> N
 def test_cancelled_fetch_is_cancelled_and_the_next_works(server: ThumbnailServer) -> None:
     async def run() -> None:
         fetcher = ThumbnailFetcher(
-            ThumbnailPolicy(port=server.port, address_is_allowed=only_the_server),
+            ThumbnailPolicy(allowed_hosts=BING_THUMBNAIL_HOSTS, port=server.port, address_is_allowed=only_the_server),
             resolve=always_the_server,
             ssl_context=server.client_context,
         )
@@ -877,7 +883,7 @@ def test_cancelled_fetch_is_cancelled_and_the_next_works(server: ThumbnailServer
 def test_closing_ends_what_is_being_fetched(server: ThumbnailServer, path: str) -> None:
     async def run() -> None:
         fetcher = ThumbnailFetcher(
-            ThumbnailPolicy(port=server.port, address_is_allowed=only_the_server),
+            ThumbnailPolicy(allowed_hosts=BING_THUMBNAIL_HOSTS, port=server.port, address_is_allowed=only_the_server),
             resolve=always_the_server,
             ssl_context=server.client_context,
         )
@@ -907,6 +913,24 @@ def test_message_shows_strangers_text_short_and_escaped(server: ThumbnailServer)
 def test_policy_that_cannot_be_meant(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         ThumbnailPolicy(**wrong)  # type: ignore[arg-type]
+
+
+def test_only_hosts_that_were_allowed_are_asked(server: ThumbnailServer) -> None:
+    async def run() -> bytes:
+        fetcher = ThumbnailFetcher(
+            ThumbnailPolicy(port=server.port, address_is_allowed=only_the_server),
+            resolve=always_the_server,
+            ssl_context=server.client_context,
+        )
+        try:
+            with pytest.raises(ThumbnailError, match="host not allowed"):
+                await fetcher.fetch(url_of(server), 5.0)
+            fetcher.allow_hosts([r"tse1\.mm\.bing\.net"])
+            return await fetcher.fetch(url_of(server), 5.0)
+        finally:
+            await fetcher.close()
+
+    assert asyncio.run(run()) == JPEG
 
 
 def test_policy_with_a_host_that_is_no_expression() -> None:

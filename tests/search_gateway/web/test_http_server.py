@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 
 import pytest
@@ -40,9 +41,27 @@ async def test_requests_that_servers_read_differently_are_refused(request_bytes:
     async with web_server(service) as caller:
         answer = await caller.raw(request_bytes)
     assert answer.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4")), answer[:80]
+    assert b"Content-Type: application/problem+json\r\n" in answer
+    assert b"X-Content-Type-Options: nosniff\r\n" in answer
+    assert b"b'" not in answer, "the parser is quoted"
     assert b"fashion-small" not in answer, "the request in the body was answered"
     assert b"\r\nHTTP/1." not in answer, "two answers"
     assert not service.requests
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [b"\x16\x03\x01\x02\x00\x01\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"BREW / HTTP/1.1\r\n\r\n"],
+)
+@on_event_loop
+async def test_what_is_no_http_gets_problem_details(request_bytes: bytes) -> None:
+    async with web_server(ScriptedSearch()) as caller:
+        answer = await caller.raw(request_bytes)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"Content-Type: application/problem+json" in head
+    details = json.loads(body)
+    assert (details["status"], details["code"]) == (400, "INVALID_ARGUMENT")
+    assert details["detail"].startswith("this is no request of HTTP/1.1 with at most 64 headers of 8190 bytes each")
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,12 @@ def explained() -> client_pb2.SearchResponse:
     answer = full_answer()
     answer.dropped.append(result("Red Shirt", 0.4, verdict=client_pb2.VERDICT_DROPPED_VISUAL, reason="it is red"))
     answer.word_override.colour = "blue"
-    answer.results[0].duplicates.add(source="bing", url="https://other.example", title="The same")
+    answer.results[0].duplicates.add(source="bing", url="https://other.example", title="The same", licence="CC0 1.0")
+    answer.results[0].licence, answer.results[0].licence_url = (
+        "CC BY 4.0",
+        "https://creativecommons.org/licenses/by/4.0/",
+    )
+    answer.results[0].attribution, answer.results[0].provider = "by Someone", "openverse"
     return answer
 
 

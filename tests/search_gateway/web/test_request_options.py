@@ -24,6 +24,10 @@ def test_every_option_has_its_field() -> None:
         "max_results": "7",
         "min_visual_score": "-1",
         "min_semantic_score": "0.5",
+        "min_price": "1.25",
+        "max_price": "1e6",
+        "available": "false",
+        "category": "Men's shirts",
         "include_dropped": "true",
     }
     expected = search_pb2.SearchRequest(
@@ -35,6 +39,7 @@ def test_every_option_has_its_field() -> None:
         provider="catalog",
         max_results=7,
         refinement=search_pb2.RefinementOptions(min_visual_score=-1, min_semantic_score=0.5),
+        filters=search_pb2.Filters(min_price=1.25, max_price=1e6, available=False, categories=["Men's shirts"]),
         explain=True,
     )
     assert search_request(options.items()) == expected
@@ -67,8 +72,8 @@ def test_caption_has_the_options_of_a_caption() -> None:
     [
         ("max_result", "3", "'max_result' is no option of this method: did you mean max_results?"),
         ("max_results", "ten", "max_results is 'ten': give a whole number"),
-        ("max_results", "-1", "max_results is '-1': give a whole number"),
-        ("max_results", "4294967296", "max_results is '4294967296': give a whole number"),
+        ("max_results", "-1", "max_results is -1, outside of its limits: /openapi.json has them"),
+        ("max_results", "4294967296", "max_results is 4294967296, outside of its limits: /openapi.json has them"),
         ("max_results", "٣", "max_results is '٣': give a whole number"),
         ("min_visual_score", "", "min_visual_score is '': give a number"),
         ("min_visual_score", "nan", "min_visual_score is 'nan': give a number"),
@@ -78,7 +83,8 @@ def test_caption_has_the_options_of_a_caption() -> None:
         ("region", "0,0,1", "region is '0,0,1': give x,y,width,height as fractions of the photo, 0 to 1"),
         ("region", "0,0,1,a", "region is 'a': give a number"),
         ("query_override", "x" * 1001, "query_override has 1001 characters; the limit is 1000"),
-        ("query_override", "\ud800", "query_override is no text in UTF-8"),
+        ("query_override", "\ud800", "query_override is no text in UTF-8: encode it as UTF-8"),
+        ("query_override", "red \ufffd", "query_override is no text in UTF-8: encode it as UTF-8"),
     ],
 )  # fmt: skip
 def test_text_that_cannot_be_read_is_refused_with_its_name(name: str, text: str, says: str) -> None:

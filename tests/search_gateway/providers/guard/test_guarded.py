@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from captioner.query import Query
-from search_gateway.errors import ProviderError, ProviderNotAskedError, ProviderTimeoutError
-from search_gateway.providers.base import Candidate, Provider, StaleCandidates
+from search_gateway.errors import ProviderError, ProviderLimitedError, ProviderNotAskedError, ProviderTimeoutError
+from search_gateway.providers.base import Candidate, ProviderTerms, QuotaWindow, StaleCandidates
 from search_gateway.providers.guard.circuit_breaker import BreakerSettings, BreakerState, CircuitBreaker
-from search_gateway.providers.guard.guarded import GuardedProvider
+from search_gateway.providers.guard.guarded import Budget, GuardedProvider
 from search_gateway.providers.guard.query_cache import CacheCounters, QueryCache
 from search_gateway.providers.guard.rate_limit import RateLimit
 from tests.fakes.virtual_time import run_virtually
@@ -45,6 +45,8 @@ class Web:
     limits: list[tuple[int, float]] = field(default_factory=list)
     num_cancelled: int = 0
     is_closed: bool = False
+    terms: ProviderTerms = ProviderTerms()
+    quota: tuple[QuotaWindow, ...] = ()
 
     async def find(
         self, query: Query, max_candidates: int, timeout_seconds: float, embedding: Any = None
@@ -72,17 +74,20 @@ def now() -> float:
 class Guarded:
     """A guarded provider with everything around it at hand."""
 
-    def __init__(self, web: Web, *, min_seconds: float = 0.0, cache: QueryCache | None = None):
+    def __init__(
+        self, web: Web, *, min_seconds: float = 0.0, cache: QueryCache | None = None, budget: Budget | None = None
+    ):
         clock = asyncio.get_running_loop().time
         self.web = web
         self.cache = cache or QueryCache(10**6, ttl_seconds=60, stale_seconds=600, clock=clock)
         self.breaker = CircuitBreaker(BREAKER, clock=clock, random=lambda: 0.5)
-        self.provider: Provider = GuardedProvider(
+        self.provider = GuardedProvider(
             web,
             cache=self.cache,
             breaker=self.breaker,
             spacing=RateLimit(min_seconds, clock=clock, jitter=0.0),
             call_timeout_seconds=TIMEOUT,
+            budget=budget,
             clock=clock,
         )
 
@@ -425,3 +430,93 @@ def test_opening_and_closing_are_logged_once(caplog: pytest.LogCaptureFixture) -
         run(test)
     ours = [record.message for record in caplog.records if record.name == "search_gateway.providers.guard.guarded"]
     assert ours == ["provider web fails too often and is not asked for 10 s", "provider web answers again"]
+
+
+def test_answer_is_kept_no_longer_than_the_terms_allow() -> None:
+    async def test() -> None:
+        it = Guarded(Web(terms=ProviderTerms(max_cache_seconds=0.0)))
+        await it.find()
+        await it.find()
+        assert len(it.web.queries) == 2
+        it.web.failure = ProviderError("it refused")
+        assert str(await it.failing()) == "it refused"
+
+    run(test)
+
+
+def test_refusal_with_a_time_is_a_pause_and_no_failure() -> None:
+    async def test() -> None:
+        it = Guarded(Web(failure=ProviderLimitedError("too many", 50.0)))
+        await it.failing()
+        it.web.failure = None
+        assert "its own limit is reached and it is not asked for 50 seconds" in str(await it.failing())
+        assert it.provider.problems() == ["its own limit is reached; it is not asked for 50 seconds"]
+        assert len(it.web.queries) == 1
+        await asyncio.sleep(50)
+        assert it.breaker.state is BreakerState.CLOSED
+        assert await it.find()
+        assert it.provider.problems() == []
+
+    run(test)
+
+
+def test_refusals_without_a_time_are_failures_too() -> None:
+    async def test() -> None:
+        it = Guarded(Web(failure=ProviderLimitedError("too many")))
+        for i in range(3):
+            await it.failing(f"{SECRET} {i}")
+            await asyncio.sleep(10)
+        assert it.breaker.state is not BreakerState.CLOSED
+
+    run(test)
+
+
+def test_used_up_window_holds_the_next_call_back() -> None:
+    async def test() -> None:
+        it = Guarded(Web(quota=(QuotaWindow(limit=1, remaining=0, window_seconds=1.0, reset_seconds=2.0),)))
+        await it.find(f"{SECRET} one")
+        await it.find(f"{SECRET} two")
+        assert it.web.times == pytest.approx([0.0, 2.1])
+        assert it.provider.quota == it.web.quota
+
+    run(test)
+
+
+@dataclass
+class Purse:
+    """A budget."""
+
+    left: int
+    spent: int = 0
+
+    def check(self, provider: str) -> None:
+        if self.spent >= self.left:
+            raise ProviderNotAskedError(f"the budget of {provider} is used up")
+
+    def spend(self, provider: str) -> None:
+        self.check(provider)
+        self.spent += 1
+
+    def used(self, provider: str) -> int:
+        return self.spent
+
+    def limit(self, provider: str) -> int | None:
+        return self.left
+
+    def problem(self, provider: str) -> str:
+        return "" if self.spent < self.left else "used up"
+
+
+def test_calls_that_begin_are_counted_and_cached_answers_are_not() -> None:
+    async def test() -> None:
+        it = Guarded(Web(), budget=Purse(2))
+        await it.find()
+        await it.find()
+        assert it.provider.budget == (1, 2)
+        await it.find(f"{SECRET} other")
+        assert "is used up" in str(await it.failing(f"{SECRET} third"))
+        assert it.provider.problems() == ["used up"]
+        assert it.breaker.state is BreakerState.CLOSED
+        assert len(it.web.queries) == 2
+
+    asyncio.run(test())  # not in virtual time, because the budget is counted in a thread

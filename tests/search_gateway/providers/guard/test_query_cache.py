@@ -140,3 +140,39 @@ def test_count_is_what_python_really_takes(thumbnail_bytes: int) -> None:
     finally:
         tracemalloc.stop()
     assert 0.95 * taken <= cache.num_bytes <= 1.5 * taken
+
+
+@pytest.mark.parametrize(
+    ("max_age_seconds", "is_fresh", "is_stale"),
+    [(0, False, False), (30, False, False), (None, True, True), (100, True, True)],
+)
+def test_terms_bound_the_age(max_age_seconds: float | None, is_fresh: bool, is_stale: bool) -> None:
+    clock = Clock()
+    cache = cache_of(clock=clock)
+    cache.put("web", WORDS, [candidate()], max_age_seconds)
+    clock.now += 31
+    assert (cache.fresh("web", WORDS) is not None) == is_fresh
+    clock.now += 40
+    assert cache.fresh("web", WORDS) is None
+    assert (cache.stale("web", WORDS) is not None) == is_stale
+    clock.now += 30
+    assert (cache.stale("web", WORDS) is not None) == (max_age_seconds is None)
+
+
+def test_answer_beyond_the_terms_takes_no_memory() -> None:
+    clock = Clock()
+    cache = cache_of(clock=clock)
+    cache.put("web", WORDS, [candidate()], 30)
+    clock.now += 31
+    cache.put("web", ("other",), [candidate()])
+    one = cache_of()
+    one.put("web", ("other",), [candidate()])
+    assert cache.num_bytes == one.num_bytes
+
+
+def test_answer_that_may_not_be_kept_removes_the_one_before() -> None:
+    cache = cache_of()
+    cache.put("web", WORDS, [candidate()])
+    cache.put("web", WORDS, [candidate(1)], 0)
+    assert cache.stale("web", WORDS) is None
+    assert cache.num_bytes == 0

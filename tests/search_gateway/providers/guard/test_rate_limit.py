@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search_gateway.errors import ProviderNotAskedError
-from search_gateway.providers.guard.rate_limit import RateLimit
+from search_gateway.providers.base import QuotaWindow
+from search_gateway.providers.guard.rate_limit import RateLimit, duration
 from tests.fakes.virtual_time import run_virtually
 
 
@@ -143,3 +144,61 @@ def test_calls_are_always_apart_whoever_leaves(arrivals: list[tuple[float, float
 
     begun = run_virtually(run())
     assert all(later - earlier >= 1 - 1e-9 for earlier, later in zip(begun, begun[1:], strict=False))
+
+
+def test_pause_holds_calls_back_and_tells_those_that_cannot_wait() -> None:
+    async def run() -> None:
+        spacing = spacing_of(0.0)
+        spacing.pause(5.0)
+        spacing.pause(2.0)  # a shorter one does not end it
+        with pytest.raises(ProviderNotAskedError, match="its own limit is reached and it is not asked for 5 seconds"):
+            spacing.check(5.0)
+        assert spacing.paused_seconds == pytest.approx(5.0)
+        assert await begin(spacing, 6.0) == pytest.approx(5.0)
+        assert spacing.paused_seconds == 0.0
+
+    run_virtually(run())
+
+
+def test_pause_that_begins_during_the_wait_counts() -> None:
+    async def run() -> float:
+        spacing = spacing_of(1.0)
+        await begin(spacing)
+        waiting = asyncio.create_task(begin(spacing))
+        await asyncio.sleep(0.5)
+        spacing.pause(3.0)
+        return await waiting
+
+    assert run_virtually(run()) == pytest.approx(3.5)
+
+
+def test_no_header_can_switch_a_provider_off_for_more_than_a_day() -> None:
+    async def run() -> None:
+        spacing = spacing_of()
+        spacing.pause(1e12)
+        assert spacing.paused_seconds == pytest.approx(86400.0)
+
+    run_virtually(run())
+
+
+def test_used_up_window_is_a_pause_and_a_short_one_the_rate() -> None:
+    async def run() -> None:
+        spacing = spacing_of(1.0)
+        month = QuotaWindow(limit=15000, remaining=1000, window_seconds=2592000.0, reset_seconds=1419704.0)
+        spacing.learn([QuotaWindow(limit=20, remaining=0, window_seconds=1.0, reset_seconds=1.0), month])
+        assert await begin(spacing) == pytest.approx(1.0)
+        assert await begin(spacing) == pytest.approx(1.05)  # 20 in a second
+        spacing.learn([QuotaWindow(limit=20, remaining=0, window_seconds=60.0)])  # no word of its end
+        assert spacing.paused_seconds == pytest.approx(60.0)
+        spacing.learn([QuotaWindow(limit=200, remaining=0, window_seconds=86400.0)])
+        assert spacing.paused_seconds == pytest.approx(60.0)
+
+    run_virtually(run())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 seconds"), (59, "59 seconds"), (60, "1 minute"), (7300, "2 hours"), (90000, "1 day")],
+)
+def test_durations_are_words(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
