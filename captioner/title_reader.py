@@ -52,10 +52,11 @@ def title_words(title: str) -> list[str]:
 
     A slug has words, too ("red-handbag"), and "T-Shirt" is one word. At most `MAX_WORDS`.
     """
-    text = T_SHIRT.sub("t", _APOSTROPHES.sub("", title[:_MAX_CHARACTERS]).replace("_", " "))
-    text = unicodedata.normalize("NFKD", text).casefold()
-    text = "".join(character for character in text if not unicodedata.combining(character))
-    return [_DIGIT.sub("0", word)[:_MAX_LETTERS] for word in _WORD.findall(text)[:MAX_WORDS]]
+    text = T_SHIRT.sub("t", _APOSTROPHES.sub("", title[:_MAX_CHARACTERS]).replace("_", " ")).casefold()
+    if not text.isascii():
+        decomposed = unicodedata.normalize("NFKD", text).casefold()
+        text = "".join(character for character in decomposed if not unicodedata.combining(character))
+    return [word[:_MAX_LETTERS] for word in _WORD.findall(_DIGIT.sub("0", text))[:MAX_WORDS]]
 
 
 def features_of(word: str) -> list[int]:
@@ -164,7 +165,7 @@ class TitleReader:
 
     @classmethod
     def load(cls, folder: Path) -> TitleReader | None:
-        """Read the file beside the model contract; None where the contract names none.
+        """Read the file beside the model contract; None where there is none and the contract names none.
 
         Args:
             folder: of the models.
@@ -174,16 +175,18 @@ class TitleReader:
                 contract's.
         """
         path, wanted = folder / TITLE_READER_FILE, ModelContract.load(folder).title_reader
-        if not wanted:
+        if not wanted and not path.exists():
             return None
         try:
             data = path.read_bytes()
         except OSError as error:
             raise ContractError(
-                f"{path}, which {CONTRACT_FILE} names, cannot be read ({error}): export again"
+                f"{path} cannot be read ({error}), but {CONTRACT_FILE} names it: export the model again"
             ) from None
         if _fingerprint(data) != wanted:
-            raise ContractError(f"{path} is not the one that {CONTRACT_FILE} names ({wanted}): export the model again")
+            raise ContractError(
+                f"{path} is not the one that {CONTRACT_FILE} names ({wanted or 'none'}): export the model again"
+            )
         return cls.from_file(path)
 
     @classmethod
