@@ -12,7 +12,9 @@ from typing import Any
 
 from benchmarks.common.report import make_parser
 from benchmarks.query_rules import rules_table
+from benchmarks.retrieval.colour_cases import colour_table
 from benchmarks.retrieval.phone import phone_table
+from benchmarks.retrieval.style_table import style_table
 from benchmarks.retrieval.table import table
 
 RESULTS = Path(__file__).parent / "results"
@@ -27,6 +29,18 @@ and what they mean. The figures of the model alone are in its [model card](../ch
 # Title, file, the command that wrote it, and how it is formatted.
 _SECTIONS: tuple[tuple[str, str, str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("Retrieval", "retrieval.json", "benchmarks.retrieval --data STUDIO", table),
+    (
+        "Title styles",
+        "retrieval-styles.json",
+        "benchmarks.retrieval --data STUDIO --title-style all",
+        style_table,
+    ),
+    (
+        "Another colour",
+        "retrieval-colours.json",
+        "benchmarks.retrieval --data STUDIO --colour-cases",
+        colour_table,
+    ),
     (
         "Street to shop",
         "retrieval-phone.json",

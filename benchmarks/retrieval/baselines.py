@@ -23,12 +23,15 @@ from benchmarks.retrieval.caption_index import CAPTION_WEIGHTINGS, CaptionIndex
 from benchmarks.retrieval.metrics import DEPTH, judge
 from benchmarks.retrieval.systems import Query, Ranking, Whitening
 
+Rows = npt.NDArray[np.int64]
+
 IMAGENET = "ImageNet CNN, cosine (Singh 2021, Anap 2022)"
 CONTENT = "colour, texture, shape (Chutel 2022)"
 CAPTIONS = "captions against captions (Kansara 2020)"
 SHRINKAGES = (None, 1.0, 0.3, 0.1, 0.03, 0.01)  # None: not whitened
 PROBABILITIES = "cosine of the probabilities' roots"  # all that the captioner may say, not only its likeliest words
 MAIN = "nDCG@10"
+_BLOCK = 64  # queries whose cosines are computed together
 _SHOWN = 3  # variants of a system in the table
 
 
@@ -57,12 +60,10 @@ class BaselineChoice:
         return cls(**{**record, "poolings": tuple(record["poolings"])})
 
 
-Answer = Callable[[int], Ranking]  # row of the set -> places in the gallery, best first
+Answer = Callable[[Rows], list[Ranking]]  # rows of queries in the set -> places in the gallery, best first
 
 
-def imagenet_answer(
-    inputs: BaselineInputs, gallery: npt.NDArray[np.int64], poolings: Sequence[str], shrinkage: float | None
-) -> Answer:
+def imagenet_answer(inputs: BaselineInputs, gallery: Rows, poolings: Sequence[str], shrinkage: float | None) -> Answer:
     """Search by the cosine of joined poolings, whitened where `shrinkage` is given."""
     rows = joined(inputs.cnn, dict.fromkeys(poolings, 1 / len(poolings)))
     if shrinkage is not None:
@@ -70,36 +71,39 @@ def imagenet_answer(
     return _by_cosine(rows, gallery)
 
 
-def content_answer(inputs: BaselineInputs, gallery: npt.NDArray[np.int64], weights: Mapping[str, float]) -> Answer:
+def content_answer(inputs: BaselineInputs, gallery: Rows, weights: Mapping[str, float]) -> Answer:
     """Search by the weighted mean of the descriptors' cosines."""
     return _by_cosine(joined(inputs.described, {name: one for name, one in weights.items() if one > 0}), gallery)
 
 
-def caption_answer(inputs: BaselineInputs, gallery: npt.NDArray[np.int64], weighting: str) -> Answer:
+def caption_answer(inputs: BaselineInputs, gallery: Rows, weighting: str) -> Answer:
     """Search by the query photo's caption among the captions of the gallery's photos."""
     if weighting == PROBABILITIES:
         assert inputs.said is not None, "the variant was chosen with a query head"
         return _by_cosine(inputs.said, gallery)
     index = CaptionIndex([inputs.captions[row] for row in gallery.tolist()], weighting)
-    return lambda row: index.best(inputs.captions[row], DEPTH)
+    return lambda rows: [index.best(inputs.captions[row], DEPTH) for row in rows.tolist()]
 
 
-def _by_cosine(rows: Floats, gallery: npt.NDArray[np.int64]) -> Answer:
+def _by_cosine(rows: Floats, gallery: Rows) -> Answer:
     searched = rows[gallery]
 
-    def answer(row: int) -> Ranking:
-        cosines = searched @ rows[row]
-        best = np.argpartition(-cosines, min(DEPTH, len(cosines) - 1))[:DEPTH]
-        ranking: Ranking = best[np.argsort(-cosines[best], kind="stable")].tolist()
+    def best(cosines: Floats) -> Ranking:
+        found = np.argpartition(-cosines, min(DEPTH, len(cosines) - 1))[:DEPTH]
+        ranking: Ranking = found[np.argsort(-cosines[found], kind="stable")].tolist()
         return ranking
+
+    def answer(asked: Rows) -> list[Ranking]:
+        blocks = (asked[start : start + _BLOCK] for start in range(0, len(asked), _BLOCK))
+        return [best(one) for block in blocks for one in rows[block] @ searched.T]
 
     return answer
 
 
 def choose(
     inputs: BaselineInputs,
-    queries: npt.NDArray[np.int64],
-    gallery: npt.NDArray[np.int64],
+    queries: Rows,
+    gallery: Rows,
     grades: Sequence[npt.NDArray[np.int64]],
 ) -> dict[str, Any]:
     """Choose the variants by mean nDCG@10.
@@ -138,7 +142,7 @@ def choose(
         scores = []
         for _, make in tqdm(each, desc=name, unit="variant"):
             answer = make()
-            scores.append(float(np.nanmean(judge([answer(row) for row in queries.tolist()], grades)[MAIN])))
+            scores.append(float(np.nanmean(judge(answer(queries), grades)[MAIN])))
         choice |= each[int(np.argmax(scores))][0]
         tried[name] = {str(list(fields.values())): score for (fields, _), score in zip(each, scores, strict=True)}
     return {"choice": choice, "tried": tried}
@@ -155,7 +159,7 @@ def choice_table(record: Mapping[str, Any]) -> str:
 
 def baseline_systems(
     inputs: BaselineInputs,
-    gallery: npt.NDArray[np.int64],
+    gallery: Rows,
     choice: BaselineChoice,
     rows: Mapping[str, int],
 ) -> dict[str, Callable[[Query], Ranking]]:
@@ -168,6 +172,6 @@ def baseline_systems(
         answers = {IMAGENET: imagenet_answer(inputs, gallery, choice.poolings, choice.shrinkage), **answers}
 
     def search(answer: Answer) -> Callable[[Query], Ranking]:
-        return lambda query: answer(rows[query.product_id])
+        return lambda query: answer(np.array([rows[query.product_id]]))[0]
 
     return {name: search(answer) for name, answer in answers.items()}
