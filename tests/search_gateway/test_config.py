@@ -77,6 +77,7 @@ OTHERS: dict[str, tuple[str, object]] = {
     "thumbnail_fetches": ("16", 16),
     "max_candidates": ("12", 12),
     "catalog_candidates": ("50", 50),
+    "query_rule": ("salient", "salient"),
     "default_max_results": ("100", 100),
     "min_visual_score": ("-1", -1.0),
     "min_semantic_score": ("1", 1.0),
