@@ -92,9 +92,17 @@ def _scraped(gateway: GatewayProcess, seconds: float) -> Iterator[None]:
         timer.join()
 
 
-def difference(values: Sequence[float], others: Sequence[float]) -> tuple[float, float, float]:
-    """Return the median of the paired relative differences, and its 95 % interval by resampling the pairs."""
-    ratios = np.array(values) / np.array(others) - 1
+def difference(
+    values: Sequence[float], others: Sequence[float], whole: Sequence[float] | None = None
+) -> tuple[float, float, float]:
+    """Return the median of the paired differences as shares, and its 95 % interval by resampling the pairs.
+
+    Args:
+        values: of one gateway, by round.
+        others: of the one it is compared with.
+        whole: what the differences are shares of; `others` if None.
+    """
+    ratios = (np.array(values) - np.array(others)) / np.array(others if whole is None else whole)
     samples = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
     low, high = np.quantile(np.median(samples, axis=1), (0.025, 0.975))
     return float(np.median(ratios)), float(low), float(high)
@@ -112,6 +120,11 @@ def table(record: Record) -> str:
                 change, low, high = difference(values, turns[_BARE])
                 line += f", {change:+.1%} ({low:+.1%} to {high:+.1%})"
             lines.append(line)
+    own, whole = record["gateway_ms"], record["all_ms"][_BARE]
+    lines.append("what the gateway's process uses more, as a share of the processor time of all processes")
+    for name in (_WITH, _AGAIN):
+        change, low, high = difference(own[name], own[_BARE], whole)
+        lines.append(f"  {name}: {change:+.1%} ({low:+.1%} to {high:+.1%})")
     counters = record["counters"]
     lines.append(f"calls by code: driver {counters['driver']}, metrics {counters['gateway']}")
     return "\n".join(lines)

@@ -52,10 +52,11 @@ def title_words(title: str) -> list[str]:
 
     A slug has words, too ("red-handbag"), and "T-Shirt" is one word. At most `MAX_WORDS`.
     """
-    text = T_SHIRT.sub("t", _APOSTROPHES.sub("", title[:_MAX_CHARACTERS]).replace("_", " "))
-    text = unicodedata.normalize("NFKD", text).casefold()
-    text = "".join(character for character in text if not unicodedata.combining(character))
-    return [_DIGIT.sub("0", word)[:_MAX_LETTERS] for word in _WORD.findall(text)[:MAX_WORDS]]
+    text = T_SHIRT.sub("t", _APOSTROPHES.sub("", title[:_MAX_CHARACTERS]).replace("_", " ")).casefold()
+    if not text.isascii():
+        decomposed = unicodedata.normalize("NFKD", text).casefold()
+        text = "".join(character for character in decomposed if not unicodedata.combining(character))
+    return [word[:_MAX_LETTERS] for word in _WORD.findall(_DIGIT.sub("0", text))[:MAX_WORDS]]
 
 
 def features_of(word: str) -> list[int]:
@@ -111,7 +112,7 @@ _FLOATS = {one.name for one in fields(TitleParameters)} - {"features", "table"}
 
 
 class TitleReader:
-    """Reads titles, and remembers what it read last. It is for one thread.
+    """Reads titles, and remembers what it read last. Several threads may call it.
 
     Args:
         parameters: of the network.
@@ -130,12 +131,14 @@ class TitleReader:
     def read(self, titles: Sequence[str]) -> TitleReadings:
         """Read titles of any language and length."""
         keys = [title[:_MAX_CHARACTERS] for title in titles]
-        missing = [key for key in dict.fromkeys(keys) if key not in self._known]
+        known = self._known  # never changed but replaced, since another thread may read, too
+        missing = [key for key in dict.fromkeys(keys) if key not in known]
         if missing:
-            if len(self._known) + len(missing) > _CACHED_TITLES:
-                self._known = {key: self._known[key] for key in dict.fromkeys(keys) if key in self._known}
-            self._known |= dict(zip(missing, zip(*self._computed(missing), strict=True), strict=True))
-        readings = [self._known[key] for key in keys]
+            if len(known) + len(missing) > _CACHED_TITLES:
+                known = {key: known[key] for key in keys if key in known}
+            known = {**known, **dict(zip(missing, zip(*self._computed(missing), strict=True), strict=True))}
+            self._known = known
+        readings = [known[key] for key in keys]
         return TitleReadings(
             np.array([types for types, _ in readings], np.float32).reshape(-1, len(self.type_names)),
             np.array([colours for _, colours in readings], np.float32).reshape(-1, len(self.colour_names)),
@@ -162,7 +165,7 @@ class TitleReader:
 
     @classmethod
     def load(cls, folder: Path) -> TitleReader | None:
-        """Read the file beside the model contract; None where the contract names none.
+        """Read the file beside the model contract; None where there is none and the contract names none.
 
         Args:
             folder: of the models.
@@ -172,16 +175,18 @@ class TitleReader:
                 contract's.
         """
         path, wanted = folder / TITLE_READER_FILE, ModelContract.load(folder).title_reader
-        if not wanted:
+        if not wanted and not path.exists():
             return None
         try:
             data = path.read_bytes()
         except OSError as error:
             raise ContractError(
-                f"{path}, which {CONTRACT_FILE} names, cannot be read ({error}): export again"
+                f"{path} cannot be read ({error}), but {CONTRACT_FILE} names it: export the model again"
             ) from None
         if _fingerprint(data) != wanted:
-            raise ContractError(f"{path} is not the one that {CONTRACT_FILE} names ({wanted}): export the model again")
+            raise ContractError(
+                f"{path} is not the one that {CONTRACT_FILE} names ({wanted or 'none'}): export the model again"
+            )
         return cls.from_file(path)
 
     @classmethod

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from captioner.model_contract import ContractError
 from demo.sample_catalogue import sample_catalogue
-from search_gateway.catalog.store import CatalogError
+from search_gateway.catalog.base import CatalogError
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import ConfigError
 from search_gateway.healthcheck import is_serving

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`captrieve-server` serves; `catalog build PHOTOS --out FILE` makes a catalogue, `keys add NAME` an API key.
+"""`captrieve-server` serves; `catalog build PHOTOS --out CATALOGUE` makes a catalogue, `keys add NAME` an API key.
 
 `providers check` asks every configured provider once.
 
@@ -19,8 +19,8 @@ from pathlib import Path
 
 from captioner.model_contract import ContractError
 from search_gateway import providers_command
-from search_gateway.catalog.store import CatalogError
-from search_gateway.catalog_command import build
+from search_gateway.catalog.base import CatalogError
+from search_gateway.catalog_command import build, prune
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import ConfigError, SearchError
 from search_gateway.observability.logs import set_up_logging
@@ -58,7 +58,15 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     builder.add_argument(
         "--force", action="store_true", help="take a list of titles of which fewer than half have a photo"
     )
-    builder.add_argument("--out", type=Path, metavar="FILE", required=True, help="catalogue file")
+    builder.add_argument(
+        "--replace", action="store_true", help="build again beside the catalogue, which is searched until all is there"
+    )
+    address_text = "a file, milvus://HOST:PORT/NAME or postgresql://HOST/DATABASE?catalog=NAME"
+    builder.add_argument("--out", metavar="CATALOGUE", required=True, help=address_text)
+    pruner = actions.add_parser(
+        "prune", help="drop what a server has of other models and unfinished builds", parents=[shared]
+    )
+    pruner.add_argument("catalogue", metavar="CATALOGUE", help=address_text)
     keys = commands.add_parser("keys", help="API keys of the gateway's callers")
     api_keys.add_arguments(keys, shared)
     providers_command.add_arguments(commands.add_parser("providers", help="the image searches that are set"), shared)
@@ -74,6 +82,8 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     try:
         config = GatewayConfig.from_env(environ, args.settings)
         set_up_logging(config.log_format, config.log_level)
+        if args.command == "catalog" and args.action == "prune":
+            return prune(config, args.catalogue)
         if args.command == "catalog":
             return build(
                 config,
@@ -83,6 +93,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
                 file_column=args.file_column,
                 title_column=args.title_column,
                 force=args.force,
+                replace=args.replace,
             )
         if args.command == "keys":
             return api_keys.run_command(args, config.api_keys)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`captrieve-server catalog build`: starts Triton if photos must be embedded, builds the catalogue, and reports."""
+"""`captrieve-server catalog`: `build` starts Triton if photos must be embedded, builds the catalogue, and reports."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ import numpy.typing as npt
 
 from captioner.model_contract import ModelContract, model_fingerprint
 from captioner.preprocessing import decode_photo
+from search_gateway.catalog import stores
+from search_gateway.catalog.base import CatalogModel
 from search_gateway.catalog.build.builder import build_catalog
 from search_gateway.catalog.build.photo import PHOTO_LIMITS, readable_formats
 from search_gateway.catalog.build.report import BuildReport
 from search_gateway.catalog.build.title_file import read_titles
+from search_gateway.catalog.stores import address_of
 from search_gateway.config import GatewayConfig
 from search_gateway.deadline import Deadline
 from search_gateway.tasks import all_of
@@ -38,11 +41,12 @@ def build(
     config: GatewayConfig,
     photos: Path,
     titles: Path | None,
-    out: Path,
+    out: str | Path,
     *,
     file_column: str | None = None,
     title_column: str | None = None,
     force: bool = False,
+    replace: bool = False,
 ) -> int:
     """Build or update a catalogue; returns the exit code.
 
@@ -52,10 +56,11 @@ def build(
         config: the gateway's settings.
         photos: folder of photos.
         titles: CSV file of titles; None: known photos keep their titles, and new ones are called by their file names.
-        out: the catalogue file.
+        out: the catalogue's address.
         file_column: name of the column of `titles` with files or ids, see `read_titles`.
         title_column: name of the column with titles.
         force: whether to use titles of which fewer than half have a photo.
+        replace: whether to build the catalogue again beside the present one, which is searched until then.
 
     Raises:
         CatalogError: the photos, the titles or the catalogue cannot be used.
@@ -64,6 +69,7 @@ def build(
         InferenceError: Triton does not answer.
         OSError: a file cannot be read or written.
     """
+    address = address_of(out, config)
     contract = ModelContract.load(config.model_repository)
     decode = functools.partial(
         decode_photo,
@@ -82,25 +88,40 @@ def build(
             build_catalog(
                 photos,
                 title_list,
-                out,
+                address,
                 embedder.embed,
                 decode,
                 model_fingerprint=model_fingerprint(contract),
                 model_name=contract.model,
                 report=report,
                 force=force,
+                is_anew=replace,
             )
         except BaseException:
             if report.remaining:
                 print(
-                    f"{out}: stopped early. Stored: {report.counts()}. {report.remaining:,} photos are left: run the "
-                    "same command again to continue.",
+                    f"{address}: stopped early. Stored: {report.counts()}. {report.remaining:,} photos are left: run "
+                    "the same command again to continue.",
                     file=sys.stderr,
                 )
             raise
     for bad in report.unreadable[:_SHOWN_PROBLEMS]:
         print(f"left out {bad.path}: {bad.reason}", file=sys.stderr)
-    print(f"{out}: {report.summary()}")
+    print(f"{address}: {report.summary()}")
+    return 0
+
+
+def prune(config: GatewayConfig, out: str) -> int:
+    """Drop what a catalogue on a server has of other models and of unfinished builds; returns the exit code.
+
+    Raises:
+        CatalogError: it has no data of the model in use, or cannot be changed.
+        ContractError: the model repository is incomplete.
+    """
+    address = address_of(out, config)
+    contract = ModelContract.load(config.model_repository)
+    dropped = stores.prune(address, CatalogModel(model_fingerprint(contract), contract.model))
+    print(f"{address}: dropped {', '.join(dropped) or 'nothing'}")
     return 0
 
 

@@ -150,6 +150,8 @@ Providers = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), After
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_distinct)]
 Switch = Annotated[bool, BeforeValidator(_switch)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_none_if_empty)]
+# A path may be given in code. It stays text: Path would make one slash of the two in an address.
+OptionalCatalog = Annotated[str | None, BeforeValidator(lambda value: _none_if_empty(str(value or "")))]
 OptionalNumber = Annotated[float | None, BeforeValidator(_none_if_empty)]
 OptionalText = Annotated[str | None, BeforeValidator(_none_if_empty)]
 OptionalSecret = Annotated[SecretStr | None, BeforeValidator(_none_if_empty)]
@@ -307,9 +309,15 @@ class GatewayConfig(BaseSettings):
     )
     searxng_url: OptionalUrl = Field(None, description='start page of the SearXNG of the provider "searxng"')
     openverse_url: HttpsUrl = Field("https://api.openverse.org", description="address of Openverse's API")
-    catalog: OptionalPath = Field(
-        None, description='catalogue file of the provider "catalog", made by `captrieve-server catalog build`'
+    catalog: OptionalCatalog = Field(
+        None,
+        description='catalogue of the provider "catalog", made by `captrieve-server catalog build`: a file, '
+        "`milvus://HOST:PORT/NAME` or `postgresql://HOST/DATABASE?catalog=NAME`",
     )
+    catalog_password: OptionalSecret = Field(
+        None, description="password of the catalogue's server, if its address has none"
+    )
+    catalog_password_file: OptionalPath = Field(None, description="file with that password")
     duckduckgo_proxy: OptionalText = Field(None, description="URL of a proxy for DuckDuckGo; unset: none")
     duckduckgo_ca_file: OptionalText = Field(
         None, description="PEM file that verifies DuckDuckGo's certificate; unset: the system's certificates"

@@ -30,7 +30,7 @@ from search_gateway.api.error_interceptor import ErrorInterceptor
 from search_gateway.api.health import HealthService
 from search_gateway.api.request_memory import limit_arenas, max_message_bytes
 from search_gateway.api.search_service import SearchService
-from search_gateway.catalog.store import CatalogOutdatedError
+from search_gateway.catalog.base import CatalogOutdatedError
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import ConfigError, InferenceError
 from search_gateway.gateway_state import make_observer, problems_of, start_admin

@@ -21,8 +21,6 @@ import pytest
 from drawings.draw_samples import draw_sample
 from search_gateway.observability import logs
 
-gc.disable()  # until all tests are collected, see below
-
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # for tests that import onnxruntime themselves
 
 ROOT = Path(__file__).parent.parent
@@ -45,6 +43,11 @@ def without_collector() -> Iterator[None]:
     gc.disable()
     yield
     gc.enable()
+
+
+def pytest_collectstart() -> None:
+    """Collect no garbage while tests are collected: nearly all that is made then stays."""
+    gc.disable()
 
 
 def pytest_collection_finish() -> None:

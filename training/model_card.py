@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write a checkpoint's model card: `python -m training.model_card --checkpoint DIR`.
 
-The card is generated from two files in the checkpoint's folder: `evaluation.json`, the output of
-`training.evaluate --json --phone`, and `training.json`. So every figure in it was measured. `--check` only compares.
+The card is generated from files in the checkpoint's folder: `evaluation.json`, the output of `training.evaluate --json
+--phone`, `training.json`, and `title_reader.json` where there is a title reader. So every figure in it was measured.
+`--check` only compares.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-CARD, FIGURES, RECORD = "README.md", "evaluation.json", "training.json"
+CARD, FIGURES, RECORD, TITLES = "README.md", "evaluation.json", "training.json", "title_reader.json"
 
 _WORDS = (
     ("last word", "last_word_accuracy"),
@@ -149,13 +150,40 @@ def robustness_section(figures: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def card(figures: Mapping[str, Any], record: Mapping[str, Any], notes: str) -> str:
+def titles_section(record: Mapping[str, Any]) -> list[str]:
+    """How well the title reader reads names that it did not learn from."""
+    lines = [
+        [
+            name, f"{found['titles']:,}", percent(found["type"]), f"{found['type_error']:.3f}",
+            percent(found["colour"]), f"{found['colour_error']:.3f}",
+        ]
+        for name, found in record["held_out"].items()
+    ]  # fmt: skip
+    return [
+        "### Titles",
+        "",
+        f"`title_reader.npz` (`python -m training.train_titles`) learned {record['types']} types and",
+        f"{record['colours']} colours from {record['products']:,} names, which were changed at random.",
+        f"It knows {record['features']:,} words and character n-grams. The titles below are of one half of the",
+        "validation names; the other half fitted the temperatures "
+        + " and ".join(f"{one:.2f}" for one in record["temperatures"])
+        + ". Where a title names no",
+        "colour, the likeliest one is a guess. ECE is the expected calibration error, in bins of equal mass.",
+        "",
+        *rows(["names", "titles", "type right", "ECE", "colour right", "ECE"], lines),
+    ]
+
+
+def card(
+    figures: Mapping[str, Any], record: Mapping[str, Any], notes: str, titles: Mapping[str, Any] | None = None
+) -> str:
     """The text of the card.
 
     Args:
         figures: content of `evaluation.json`.
         record: content of `training.json`.
         notes: content of `card_notes.md`: description, data, method, limits.
+        titles: content of `title_reader.json`; None where there is no title reader.
     """
     perplexity = [
         f"{figures[key]:.3f} {what}"
@@ -196,6 +224,7 @@ def card(figures: Mapping[str, Any], record: Mapping[str, Any], notes: str) -> s
             *no_product_section(figures),
         ]
     parts += robustness_section(figures)
+    parts += [] if titles is None else titles_section(titles)
     parts += ["## Ten validation photos, chosen by a hash of their id", ""]
     parts += rows(
         ["name", "decoded", "ending with the query"],
@@ -234,7 +263,8 @@ def card_of(checkpoint: Path) -> str:
         CardError: a file that it is made from is missing.
     """
     figures, record = json.loads(_read(checkpoint / FIGURES)), json.loads(_read(checkpoint / RECORD))
-    return card(figures, record, _read(checkpoint / "card_notes.md"))
+    titles = json.loads(_read(checkpoint / TITLES)) if (checkpoint / TITLES).is_file() else None
+    return card(figures, record, _read(checkpoint / "card_notes.md"), titles)
 
 
 def main() -> int:

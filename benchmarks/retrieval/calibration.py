@@ -8,7 +8,7 @@ queries' scores.
 
 The semantic threshold follows, with these weights: the strictest value that costs little nDCG, both for candidates
 found by words and looks and for those found by words alone. A filter cannot raise nDCG, which hardly counts the last
-results, but it keeps wrong pictures out. It stays below what the product type alone is worth, so that the right product in
+results, but it keeps wrong pictures out. It stays below what the product type alone is worth, so that the right one in
 another colour is shown: a user sees it as a result, whatever the grades say. The visual threshold is shown but not
 chosen: this gallery always has ten pictures that look similar, so a strict threshold costs nothing here but would drop
 nearly everything found on the web. `visual_threshold` measures what it keeps.

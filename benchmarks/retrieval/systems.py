@@ -20,7 +20,8 @@ from tqdm import tqdm
 from captioner.photo_words import PhotoWords
 from captioner.query import Query as Words
 from captioner.query import QueryRule
-from search_gateway.catalog.store import CatalogEntry, CatalogProduct, CatalogStore, PhotoStamp
+from search_gateway.catalog.base import CatalogEntry, CatalogProduct, PhotoStamp
+from search_gateway.catalog.store import CatalogStore
 from search_gateway.providers.base import Candidate
 from search_gateway.providers.catalog import CatalogProvider
 from search_gateway.ranking.product_reading import ProductReader, ProductReading

@@ -55,6 +55,9 @@ _OPTIONS = {  # by the fields of a request, which the gateway's messages name
     "word_override.colour": "--colour",
     "word_override.thing": "--thing",
     "exclude": "--exclude",
+    "filters.min_price": "--min-price",
+    "filters.max_price": "--max-price",
+    "filters.categories": "--category",
     "max_results": "--max-results",
     "query_override": "--words",
     "query_rule": "--query-rule",
@@ -155,6 +158,10 @@ def _search(search_client: SearchClient, options: argparse.Namespace) -> int:
         "min_visual_score": options.min_visual,
         "min_semantic_score": options.min_semantic,
         "exclude": options.exclude,
+        "min_price": options.min_price,
+        "max_price": options.max_price,
+        "available": options.available or None,
+        "categories": options.category,
         "explain": options.explain,
     }
     answer = search_client.search(photo, timeout_seconds=options.timeout, **search_options)

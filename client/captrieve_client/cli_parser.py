@@ -200,6 +200,18 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="lowest agreement of the title with the query, 0 to 1 (default: the gateway's)",
     )
+    for name, which in (("--min-price", "lowest"), ("--max-price", "highest")):
+        results.add_argument(
+            name, type=float, metavar="PRICE", help=f"{which} price of a product; only a catalogue can filter"
+        )
+    results.add_argument("--available", action="store_true", help="only products that are in stock")
+    results.add_argument(
+        "--category",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only products of this category, exactly as the catalogue has it; may be given several times",
+    )
     results.add_argument(
         "--explain",
         action="store_true",

@@ -53,6 +53,10 @@ class SearchOptions(CaptionOptions, total=False):
         min_visual_score: lowest visual score of a result, -1 to 1.
         min_semantic_score: lowest agreement of a title with the query, 0 to 1.
         exclude: words that no result's title may have, at most 8.
+        min_price: lowest price of a product; with this or one of the next three only a catalogue is searched.
+        max_price: highest price of a product.
+        available: only products that are in stock, or only those that are not.
+        categories: a product has one of them, exactly as the catalogue has it; at most 20.
         explain: whether to return dropped candidates too, each with its reason, and what adds up to each score.
     """
 
@@ -64,6 +68,10 @@ class SearchOptions(CaptionOptions, total=False):
     min_visual_score: float | None
     min_semantic_score: float | None
     exclude: Sequence[str]
+    min_price: float | None
+    max_price: float | None
+    available: bool | None
+    categories: Sequence[str]
     explain: bool
 
 
@@ -286,6 +294,10 @@ def search_request(
     min_visual_score: float | None = None,
     min_semantic_score: float | None = None,
     exclude: Sequence[str] = (),
+    min_price: float | None = None,
+    max_price: float | None = None,
+    available: bool | None = None,
+    categories: Sequence[str] = (),
     explain: bool = False,
 ) -> search_pb2.SearchRequest:
     """Builds the request of a search from the bytes of an image file and the keyword arguments of `SearchOptions`.
@@ -296,6 +308,7 @@ def search_request(
     Raises:
         ValueError: an unknown query rule, a region without four numbers, or a number that does not fit its field.
     """
+    filters = search_pb2.Filters(min_price=min_price, max_price=max_price, available=available, categories=categories)
     return search_pb2.SearchRequest(
         photo=photo,
         decoding=search_pb2.DecodingOptions(num_beams=num_beams, length_penalty=length_penalty, max_tokens=max_tokens),
@@ -309,6 +322,7 @@ def search_request(
             min_visual_score=min_visual_score, min_semantic_score=min_semantic_score
         ),
         exclude=exclude,
+        filters=filters if filters.ListFields() else None,
         explain=explain,
     )
 

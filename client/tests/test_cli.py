@@ -162,6 +162,15 @@ def test_query_rule_is_sent(service: ScriptedService, address: str, photo: str, 
     assert [request.query_rule for request in service.requests] == [wanted, wanted]
 
 
+def test_filters_are_sent(service: ScriptedService, address: str, photo: str) -> None:
+    given = ["--min-price", "1.5", "--max-price", "20", "--available", "--category", "Ties", "--category", "a,b"]
+    assert cli.main(["search", photo, *given]) == 0
+    sent = service.requests[-1].filters
+    assert sent == search_pb2.Filters(min_price=1.5, max_price=20, available=True, categories=["Ties", "a,b"])
+    assert cli.main(["search", photo]) == 0
+    assert not service.requests[-1].HasField("filters")
+
+
 def test_region_is_sent(service: ScriptedService, address: str, photo: str) -> None:
     assert cli.main(["search", photo, "--region", "0.5,0,0.5,1"]) == 0
     assert cli.main(["caption", photo, "--region", " 0, .25,1 ,0.5"]) == 0

@@ -16,6 +16,7 @@ from captioner.model_contract import ModelContract
 from captioner.preprocessing import Region
 from captioner.query import Query, QueryRule, words_of
 from search_api import search_pb2
+from search_gateway.catalog.base import Filters
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import BadRequestError
 from search_gateway.pipeline import SearchOptions
@@ -28,6 +29,9 @@ MAX_QUERY_CHARACTERS = 200
 MAX_WORD_CHARACTERS = 50
 MAX_EXCLUDED = 8  # words
 _EXCLUSION = re.compile(r"(?<!\S)-(?=\w)(\S+)")  # "-striped", but not the hyphen of "t-shirt"
+_MAX_PRICE = 1e12
+_MAX_CATEGORIES = 20
+_DOUBLES = ("min_price", "max_price")  # of search.proto; other numbers with a fraction are floats
 MIN_LENGTH_PENALTY, MAX_LENGTH_PENALTY = -2.0, 4.0
 
 _QUERY_RULES: dict[int, QueryRule] = {
@@ -42,9 +46,11 @@ _NESTED = {
     "decoding": ("num_beams", "length_penalty", "max_tokens"),
     "refinement": ("min_visual_score", "min_semantic_score"),
     "word_override": ("colour", "thing"),
+    "filters": ("min_price", "max_price", "available"),
 }
 # Name here -> name in search.proto, where they differ.
 PROTO_NAMES = {name: f"{message}.{name}" for message, names in _NESTED.items() for name in names}
+PROTO_NAMES["categories"] = "filters.categories"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +77,10 @@ class RequestValues:
     exclude: tuple[str, ...] = ()
     explain: bool = False
     region: Region | None = None
+    min_price: float | None = None
+    max_price: float | None = None
+    available: bool | None = None
+    categories: tuple[str, ...] = ()
 
     def name(self, field_name: str) -> str:
         """Return the caller's name of a field."""
@@ -89,6 +99,8 @@ def request_values(request: search_pb2.SearchRequest | search_pb2.CaptionRequest
     for message, names in _NESTED.items():
         if message in request.DESCRIPTOR.fields_by_name:
             values |= _set_fields(getattr(request, message), names)
+    if isinstance(request, search_pb2.SearchRequest):
+        values["categories"] = tuple(request.filters.categories)
     if request.HasField("region"):
         place = request.region
         values["region"] = Region(place.x, place.y, place.width, place.height)
@@ -107,7 +119,8 @@ def _set_fields(message: Any, names: tuple[str, ...]) -> dict[str, Any]:
     }
     # A caller's 0.4 arrives in 32 bits as 0.4000000059604645: a score of 0.4 would be below it.
     return {
-        name: float(str(np.float32(value))) if isinstance(value, float) else value for name, value in values.items()
+        name: float(str(np.float32(value))) if isinstance(value, float) and name not in _DOUBLES else value
+        for name, value in values.items()
     }
 
 
@@ -170,7 +183,30 @@ def search_options(asked: RequestValues, contract: ModelContract, config: Gatewa
         region=region(asked),
         excluded=_excluded(asked, excluded),
         explain=asked.explain,
+        filters=_filters(asked),
     )
+
+
+def _filters(asked: RequestValues) -> Filters:
+    """Return which products may be found.
+
+    Raises:
+        BadRequestError: a price or a category is outside its limits.
+    """
+    prices = {
+        name: None if getattr(asked, name) is None else _checked(asked, name, 0.0, 0, _MAX_PRICE)
+        for name in ("min_price", "max_price")
+    }
+    low, high = prices.values()
+    if low is not None and high is not None and low > high:
+        raise BadRequestError(f"{asked.name('min_price')} is {low:g}, above {asked.name('max_price')}, {high:g}")
+    name = asked.name("categories")
+    if len(asked.categories) > _MAX_CATEGORIES:
+        raise BadRequestError(f"{name} has {len(asked.categories)} values; the limit is {_MAX_CATEGORIES}")
+    for category in asked.categories:
+        if not category or len(category) > MAX_QUERY_CHARACTERS:
+            raise BadRequestError(f"{name} has a value of {len(category)} characters: give 1 to {MAX_QUERY_CHARACTERS}")
+    return Filters(low, high, asked.available, asked.categories)
 
 
 def region(asked: RequestValues) -> Region | None:

@@ -8,6 +8,8 @@ SQLite's rollback journal, not a WAL, so that a finished catalogue is one file, 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import sqlite3
 import stat
 import time
@@ -17,12 +19,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from captioner.model_contract import CONTRACT_FILE
+from search_gateway.catalog.base import (
+    BUILD_COMMAND,
+    CatalogDamagedError,
+    CatalogError,
+    CatalogOutdatedError,
+    CatalogTimeoutError,
+    check_model,
+)
 
 SCHEMA_VERSION = 2
 
 _APPLICATION_ID = 0x43617074  # "Capt" in the file's header: no other SQLite file has it
-_BUILD_COMMAND = "python -m search_gateway catalog build PHOTOS --out FILE"
 
 _READER_WAIT_SECONDS = 10.0
 _WRITER_WAIT_SECONDS = 30.0
@@ -50,22 +58,13 @@ _SCHEMA = (
         words, tokenize = 'porter unicode61 remove_diacritics 2'
     )""",
 )
-
-
-class CatalogError(Exception):
-    """The catalogue cannot be used. The message is one line for the operator and may name files."""
-
-
-class CatalogOutdatedError(CatalogError):
-    """The catalogue is valid, but for another model or another version of this code: build it again."""
-
-
-class CatalogDamagedError(CatalogError):
-    """Pages of the file are damaged."""
-
-
-class CatalogTimeoutError(CatalogError):
-    """The catalogue did not answer in time."""
+# A table of its own, made by the first product that has attributes: older files and programs do without.
+_ATTRIBUTES = """CREATE TABLE IF NOT EXISTS attributes (
+    id INTEGER PRIMARY KEY REFERENCES products (id),
+    price REAL,
+    is_available INTEGER,
+    category TEXT NOT NULL
+)"""
 
 
 class FileStamp(NamedTuple):
@@ -92,6 +91,30 @@ class FileStamp(NamedTuple):
     def file(self) -> tuple[int, int]:
         """Device and inode."""
         return self.device, self.inode
+
+
+def lock_file(path: Path, *, is_exclusive: bool) -> int:
+    """Lock a file among the builds of catalogues; returns a descriptor. Close it after all connections to the file.
+
+    A file must not be replaced while a build changes it: the journal of that build would belong to the new file.
+
+    Args:
+        path: of an existing file.
+        is_exclusive: whether no other build may have it.
+
+    Raises:
+        CatalogError: another build has it, or it was replaced meanwhile.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_EX if is_exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        is_same = os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:  # it is locked or gone
+        is_same = False
+    if not is_same:
+        os.close(descriptor)
+        raise CatalogError(f"another build is changing {path}: run the same command again when it has ended")
+    return descriptor
 
 
 def check_file(path: Path, is_cancelled: Callable[[], bool]) -> None:
@@ -143,13 +166,13 @@ class CatalogDatabase:
             CatalogError: no such file, or not a catalogue.
         """
         if not path.exists():
-            raise CatalogError(f"{path} does not exist: build it with `{_BUILD_COMMAND}`")
+            raise CatalogError(f"{path} does not exist: build it with `{BUILD_COMMAND}`")
         # Not SQLite's read-only mode, which cannot roll back the unfinished transaction of a killed build
         # and refuses the file. SQLite opens a write-protected file read-only by itself.
         with _opened(path, "rw", _READER_WAIT_SECONDS) as file:
             file.connection.execute("PRAGMA query_only = ON")
             if not file._is_catalogue():
-                raise CatalogError(f"{path} is empty: build it with `{_BUILD_COMMAND}`")
+                raise CatalogError(f"{path} is empty: build it with `{BUILD_COMMAND}`")
             if model_fingerprint is not None:
                 file._check(model_fingerprint)
             return file
@@ -179,11 +202,6 @@ class CatalogDatabase:
     def close(self) -> None:
         """Close the file."""
         self.connection.close()
-
-    @property
-    def photos_folder(self) -> Path:
-        """The folder that relative paths of photos refer to."""
-        return Path(self.meta("photos_folder"))
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -219,6 +237,15 @@ class CatalogDatabase:
         """Return the one number that a statement yields."""
         return int(self.connection.execute(statement).fetchone()[0])
 
+    @property
+    def has_attributes(self) -> bool:
+        """Whether any product was ever stored with attributes."""
+        return bool(self.integer("SELECT count(*) FROM sqlite_schema WHERE name = 'attributes'"))
+
+    def create_attributes(self) -> None:
+        """Create the table of attributes if it is missing."""
+        self.connection.execute(_ATTRIBUTES)
+
     def meta(self, key: str, default: str = "") -> str:
         """Return a value of the table `meta`."""
         row = self.connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
@@ -253,23 +280,9 @@ class CatalogDatabase:
         if version != str(SCHEMA_VERSION):
             raise CatalogOutdatedError(
                 f"{self._path} has version {version}, but this program reads version {SCHEMA_VERSION}: "
-                f"build it again with `{_BUILD_COMMAND}`"
+                f"build it again with `{BUILD_COMMAND}`"
             )
-        fingerprint = self.meta("model_fingerprint")
-        # NAME/WEIGHTS/HEIGHTxWIDTH/FIT, see model_fingerprint
-        (weights, *photos), (used_weights, *used_photos) = fingerprint.rsplit("/", 2), model_fingerprint.rsplit("/", 2)
-        if weights == used_weights and photos != used_photos:
-            raise CatalogOutdatedError(
-                f"{self._path} was built from photos brought to {'/'.join(photos)}, but {CONTRACT_FILE} now says "
-                f"{'/'.join(used_photos)} for the same weights: correct the contract, or build the catalogue again "
-                f"with `{_BUILD_COMMAND}`"
-            )
-        if fingerprint != model_fingerprint:
-            raise CatalogOutdatedError(
-                f"{self._path} holds embeddings of {self.meta('model_name') or 'another model'} "
-                f"({fingerprint}), not of the model in use ({model_fingerprint}): "
-                f"build it again with `{_BUILD_COMMAND}`"
-            )
+        check_model(str(self._path), self.meta("model_fingerprint"), self.meta("model_name"), model_fingerprint)
 
     @contextmanager
     def _transaction(self, kind: str) -> Iterator[None]:

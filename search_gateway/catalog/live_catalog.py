@@ -16,8 +16,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from search_gateway.catalog.database import CatalogDamagedError, FileStamp, check_file
-from search_gateway.catalog.store import CatalogError, CatalogStore, CatalogTimeoutError
+from search_gateway.catalog.base import CatalogDamagedError, CatalogError, CatalogTimeoutError
+from search_gateway.catalog.database import FileStamp, check_file
+from search_gateway.catalog.store import CatalogStore
 
 _log = logging.getLogger(__name__)
 

@@ -1,44 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The catalogue: products with embeddings and thumbnails, searched by words or by looks.
+"""A catalogue in an SQLite file, searched by words or by looks.
 
 Use an open store only in the thread that opened it.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from search_gateway.catalog.database import (
-    CatalogDatabase,
-    CatalogError,
+from search_gateway.catalog.base import (
+    DEFAULT_TIMEOUT_SECONDS,
+    NO_ATTRIBUTES,
+    NO_FILTERS,
+    Attributes,
+    CatalogEntry,
+    CatalogModel,
     CatalogOutdatedError,
-    CatalogTimeoutError,
+    CatalogProduct,
+    CatalogRow,
+    Filters,
+    PhotoStamp,
+    SimilarRow,
+    check_size,
+    unit,
 )
+from search_gateway.catalog.database import CatalogDatabase, lock_file
 from search_gateway.catalog.text_analysis import index_words, one_line, query_phrases
 from search_gateway.catalog.text_index import TextIndex
-from search_gateway.catalog.vector_index import VectorIndex, check_size
+from search_gateway.catalog.vector_index import VectorIndex
 
-__all__ = [
-    "CatalogEntry",
-    "CatalogError",
-    "CatalogOutdatedError",
-    "CatalogProduct",
-    "CatalogRow",
-    "CatalogStore",
-    "CatalogTimeoutError",
-    "PhotoStamp",
-    "SimilarRow",
-]
-
-DEFAULT_TIMEOUT_SECONDS = 10.0
-
-_ROW = "SELECT id, path, title, url, width, height, embedding, thumbnail FROM products WHERE id = ?"
+_ROW = "SELECT path, title, url, width, height, embedding, thumbnail FROM products WHERE id = ?"
 _UPSERT = """
     INSERT INTO products
         (path, title, url, size_bytes, mtime_ns, sha256, width, height, revision, embedding, thumbnail)
@@ -56,59 +54,6 @@ _MOVE = """
 """
 
 
-@dataclass(frozen=True)
-class PhotoStamp:
-    """Size, time and hash of a photo's file, which show whether it has changed."""
-
-    size_bytes: int
-    mtime_ns: int
-    sha256: str  # hexadecimal
-
-
-@dataclass(frozen=True, kw_only=True)
-class CatalogEntry:
-    """A product without the data computed from its photo."""
-
-    path: str  # of the photo, with "/", absolute or relative to the catalogue's photos folder
-    title: str
-    url: str = ""  # of the product's page, if it has one
-    stamp: PhotoStamp
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class CatalogProduct:
-    """A product to be stored."""
-
-    entry: CatalogEntry
-    width: int  # pixels of the photo
-    height: int
-    embedding: npt.NDArray[np.float32]  # [D]
-    thumbnail: bytes  # a JPEG file
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class CatalogRow:
-    """A product that was found."""
-
-    id: int
-    title: str
-    url: str
-    path: str  # of the photo, relative to the photos folder
-    photo: Path  # absolute
-    width: int
-    height: int
-    embedding: npt.NDArray[np.float32]  # [D], L2-normalised
-    thumbnail: bytes
-
-
-@dataclass(frozen=True, eq=False)
-class SimilarRow:
-    """A product that was found by looks."""
-
-    row: CatalogRow
-    cosine: float
-
-
 class CatalogStore:
     """An open catalogue. Close it, or use it in a `with`."""
 
@@ -116,6 +61,8 @@ class CatalogStore:
         self._file = file
         self._ranking = TextIndex(file)
         self._vectors = VectorIndex(file)
+        self._lock: int | None = None
+        self._written = self._replaced = Path()  # the paths of a file that is built beside the one it will replace
 
     @classmethod
     def open_for_reading(cls, path: Path, *, model_fingerprint: str) -> CatalogStore:
@@ -153,16 +100,38 @@ class CatalogStore:
         )
 
     @classmethod
-    def outdated_entries(cls, path: Path) -> list[CatalogEntry]:
-        """Return the products of a catalogue of any model, without embeddings and thumbnails.
+    def open_for_building(
+        cls, path: Path, model: CatalogModel, *, photos_folder: Path, is_anew: bool = False
+    ) -> CatalogStore:
+        """Open a catalogue as a `CatalogWriter`.
+
+        If it is to be built anew, or is of another model or version, FILE.new is written, and `publish` puts it into
+        the place of the file.
 
         Raises:
-            CatalogError: the file cannot be read.
+            CatalogError: the file cannot be written, or is not a catalogue.
         """
-        with cls(CatalogDatabase.open_for_reading(path, model_fingerprint=None)) as store:
-            return store.entries()
 
-    def __enter__(self) -> CatalogStore:
+        def opened(file: Path) -> CatalogStore:
+            return cls.open_for_writing(
+                file, photos_folder=photos_folder, model_fingerprint=model.fingerprint, model_name=model.name
+            )
+
+        if not (is_anew and path.exists()):
+            try:
+                return opened(path)._locked(path, is_exclusive=False)
+            except CatalogOutdatedError:
+                pass
+        beside = path.with_name(f"{path.name}.new")
+        try:
+            store = opened(beside)
+        except CatalogOutdatedError:
+            beside.unlink()
+            store = opened(beside)
+        store._written, store._replaced = beside, path
+        return store._locked(beside, is_exclusive=True)
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -171,6 +140,9 @@ class CatalogStore:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def __len__(self) -> int:
         """Return the number of products.
@@ -198,10 +170,20 @@ class CatalogStore:
         """
         columns = "path, title, url, size_bytes, mtime_ns, sha256"
         with self._file.reading():
-            rows = self._file.connection.execute(f"SELECT {columns} FROM products")
+            if self._file.has_attributes:
+                known = "price, is_available, ifnull(category, '') FROM products LEFT JOIN attributes USING (id)"
+            else:
+                known = "NULL, NULL, '' FROM products"
+            rows = self._file.connection.execute(f"SELECT {columns}, {known}")
             return [
-                CatalogEntry(path=path, title=title, url=url, stamp=PhotoStamp(*stamp))
-                for path, title, url, *stamp in rows
+                CatalogEntry(
+                    path=path,
+                    title=title,
+                    url=url,
+                    stamp=PhotoStamp(size_bytes, mtime_ns, sha256),
+                    attributes=Attributes(price, None if available is None else bool(available), category),
+                )
+                for path, title, url, size_bytes, mtime_ns, sha256, price, available, category in rows
             ]
 
     def add(self, products: Sequence[CatalogProduct]) -> None:
@@ -211,31 +193,23 @@ class CatalogStore:
             CatalogError: the file cannot be written.
             ValueError: an embedding is zero or not finite, or their sizes differ.
         """
-        units = [_unit(product.embedding) for product in products]
+        units = [unit(product.embedding) for product in products]
         with self._writing():
             self._check_sizes(units)
             revision = int(self._file.meta("revision", "0")) + 1
             self._file.set_meta("revision", str(revision))
-            for product, unit in zip(products, units, strict=True):
+            for product, one in zip(products, units, strict=True):
                 values = (
                     product.entry.path,
                     *_described(product.entry),
                     product.width,
                     product.height,
                     revision,
-                    unit.astype("<f4").tobytes(),
+                    one.astype("<f4").tobytes(),
                     product.thumbnail,
                 )
                 for (product_id,) in self._file.connection.execute(_UPSERT, values).fetchall():
-                    self._index(product_id, product.entry.title)
-
-    def refresh(self, entries: Iterable[CatalogEntry]) -> None:
-        """Update titles, URLs and stamps, all or none; the data computed from the photos stays.
-
-        Raises:
-            CatalogError: the file cannot be written.
-        """
-        self.move((entry.path, entry) for entry in entries)
+                    self._index(product_id, product.entry)
 
     def move(self, moves: Iterable[tuple[str, CatalogEntry]]) -> None:
         """Update products by their old paths, all or none; the data computed from the photos stays.
@@ -247,7 +221,7 @@ class CatalogStore:
             for old_path, entry in moves:
                 values = (entry.path, *_described(entry), old_path)
                 for (product_id,) in self._file.connection.execute(_MOVE, values).fetchall():
-                    self._index(product_id, entry.title)
+                    self._index(product_id, entry)
 
     def remove(self, paths: Iterable[str]) -> None:
         """Delete the products with these photos, all or none; ignores unknown paths.
@@ -261,6 +235,8 @@ class CatalogStore:
                 deleted = execute("DELETE FROM products WHERE path = ? RETURNING id", (path,))
                 for (product_id,) in deleted.fetchall():
                     execute("DELETE FROM titles WHERE rowid = ?", (product_id,))
+                    if self._file.has_attributes:
+                        execute("DELETE FROM attributes WHERE id = ?", (product_id,))
 
     def optimize(self) -> None:
         """Merge the parts of the word index that many small transactions left; this makes `find` faster.
@@ -271,8 +247,43 @@ class CatalogStore:
         with self._writing():
             self._file.connection.execute("INSERT INTO titles (titles) VALUES ('optimize')")
 
+    def previous_entries(self) -> list[CatalogEntry]:
+        """See `CatalogWriter`."""
+        if self._replaced == self._written:
+            return []
+        with CatalogStore(CatalogDatabase.open_for_reading(self._replaced, model_fingerprint=None)) as replaced:
+            return replaced.entries()
+
+    def publish(self) -> None:
+        """See `CatalogWriter`. Closes the file.
+
+        Raises:
+            CatalogError: another build changes the file that is to be replaced.
+            OSError: the file cannot be replaced.
+        """
+        self._file.close()
+        if self._replaced != self._written:
+            replaced = lock_file(self._replaced, is_exclusive=True)
+            try:
+                self._written.replace(self._replaced)
+            finally:
+                os.close(replaced)
+        self.close()
+
+    def _locked(self, path: Path, *, is_exclusive: bool) -> CatalogStore:
+        try:
+            self._lock = lock_file(path, is_exclusive=is_exclusive)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
     def find(
-        self, words: Sequence[str], limit: int, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+        self,
+        words: Sequence[str],
+        limit: int,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        filters: Filters = NO_FILTERS,
     ) -> list[CatalogRow]:
         """Find products whose title has some of the words: those with more of them first, then by BM25.
 
@@ -284,7 +295,7 @@ class CatalogStore:
         if not phrases or limit < 1:
             return []
         with self._file.reading(timeout_seconds):
-            return self._rows(self._ranking.best(phrases, limit))
+            return self._rows(self._ranking.best(phrases, limit, self._allowed(filters)))
 
     def load(self, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> None:
         """Read the embeddings now, so that the first `similar` does not wait for them.
@@ -301,6 +312,7 @@ class CatalogStore:
         embedding: npt.NDArray[np.float32],
         limit: int,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        filters: Filters = NO_FILTERS,
     ) -> list[SimilarRow]:
         """Find the products whose photos are most like the one with this embedding, float32 [D], by cosine.
 
@@ -312,38 +324,59 @@ class CatalogStore:
             CatalogError: the file cannot be read.
             ValueError: the embedding is zero or not finite, or its size differs from the stored ones.
         """
-        query = _unit(embedding)
+        query = unit(embedding)
         if limit < 1:
             return []
         with self._file.reading(timeout_seconds):
-            found = self._vectors.nearest(query, limit)
+            found = self._vectors.nearest(query, limit, self._allowed(filters))
             rows = self._rows(found.ids)
         return [SimilarRow(row, cosine) for row, cosine in zip(rows, found.cosines, strict=True)]
 
     def _rows(self, ids: Iterable[int]) -> list[CatalogRow]:
-        folder = self._file.photos_folder
         execute = self._file.connection.execute
         rows = (execute(_ROW, (product_id,)).fetchone() for product_id in ids)
         return [
             CatalogRow(
-                id=product_id,
                 title=title,
                 url=url,
                 path=path,
-                photo=folder / path,
                 width=width,
                 height=height,
                 embedding=np.frombuffer(embedding, "<f4").astype(np.float32),
                 thumbnail=thumbnail,
             )
-            for product_id, path, title, url, width, height, embedding, thumbnail in rows
+            for path, title, url, width, height, embedding, thumbnail in rows
         ]
 
-    def _index(self, product_id: int, title: str) -> None:
+    def _index(self, product_id: int, entry: CatalogEntry) -> None:
+        """Store what searches need besides the row."""
         execute = self._file.connection.execute
         execute("DELETE FROM titles WHERE rowid = ?", (product_id,))
-        words = (product_id, index_words(title))
+        words = (product_id, index_words(entry.title))
         execute("INSERT INTO titles (rowid, words) VALUES (?, ?)", words)
+        attributes = entry.attributes
+        if attributes != NO_ATTRIBUTES:
+            self._file.create_attributes()
+        if self._file.has_attributes:
+            known = (product_id, attributes.price, attributes.is_available, one_line(attributes.category))
+            execute("INSERT OR REPLACE INTO attributes VALUES (?, ?, ?, ?)", known)
+
+    def _allowed(self, filters: Filters) -> npt.NDArray[np.int64] | None:
+        """Return the ids of the products that pass the filters, ascending; None if there are no filters."""
+        if not filters:
+            return None
+        if not self._file.has_attributes:
+            return np.empty(0, np.int64)
+        values = [filters.min_price, filters.max_price, filters.is_available, *filters.categories]
+        conditions = [
+            "price >= ?" * (filters.min_price is not None),
+            "price <= ?" * (filters.max_price is not None),
+            "is_available = ?" * (filters.is_available is not None),
+            f"category IN ({', '.join('?' * len(filters.categories))})" * bool(filters.categories),
+        ]
+        statement = f"SELECT id FROM attributes WHERE {' AND '.join(filter(None, conditions))} ORDER BY id"
+        given = [value for value in values if value is not None]
+        return np.fromiter((found for (found,) in self._file.connection.execute(statement, given)), np.int64)
 
     def _check_sizes(self, embeddings: Sequence[npt.NDArray[np.float32]]) -> None:
         """Check that all embeddings have the same size, which the first ones set."""
@@ -367,11 +400,3 @@ def _described(entry: CatalogEntry) -> tuple[str, str, int, int, str]:
     stamp = entry.stamp
     title, url = one_line(entry.title), one_line(entry.url)
     return title, url, stamp.size_bytes, stamp.mtime_ns, stamp.sha256
-
-
-def _unit(embedding: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return the embedding [D], L2-normalised; ValueError if it is zero or not finite."""
-    length = float(np.linalg.norm(embedding))
-    if embedding.ndim != 1 or not np.isfinite(length) or length == 0.0:
-        raise ValueError(f"an embedding {embedding.shape} of length {length} has no direction")
-    return (embedding / length).astype(np.float32)

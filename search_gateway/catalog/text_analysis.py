@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turns titles and queries into the same words ("T-Shirt", "t shirt" and "tee" are all "tshirt"). Pure.
 
-FTS5's porter tokenizer handles plurals. Every word of a query becomes quoted phrases without quotes inside, so that
-nothing in a query can become an operator of FTS5.
+In a file, FTS5's porter tokenizer handles plurals and accents; for stores on a server they are removed here, so that
+all servers find the same. The words have letters, numbers and marks only, so that nothing in a query can become an
+operator of a search language.
 """
 
 from __future__ import annotations
@@ -56,6 +57,29 @@ def query_phrases(words: Sequence[str]) -> list[str]:
         alternatives = [_joined(word), " ".join(_parts(word)), english(word) or ""]
         phrases.append(" OR ".join(f'"{text}"' for text in alternatives if text))
     return list(dict.fromkeys(phrases))[:MAX_QUERY_WORDS]
+
+
+def stems(title: str) -> list[str]:
+    """Return the words of `index_words` in order, in the singular and without accents."""
+    return [_stem(word) for word in index_words(title).split()]
+
+
+def query_stems(words: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return for each different word its stem as in `stems`, followed by those of its parts if it is hyphenated."""
+    plain = _plain_words(" ".join(words)[:MAX_QUERY_CHARACTERS])
+    return list(dict.fromkeys((_stem(_joined(word)), *map(_stem, _parts(word))) for word in plain))[:MAX_QUERY_WORDS]
+
+
+def _stem(word: str) -> str:
+    """Return a word without accents and without the ending of an English plural."""
+    word = "".join(c for c in unicodedata.normalize("NFD", word) if unicodedata.category(c) != "Mn") or word
+    if len(word) > 4 and word.endswith("ies"):
+        return f"{word[:-3]}y"
+    if len(word) > 4 and word.endswith(("sses", "shes", "ches", "xes", "zes")):
+        return word[:-2]
+    if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
+        return word[:-1]
+    return word
 
 
 def _plain_words(text: str) -> list[str]:

@@ -42,28 +42,31 @@ class TextIndex:
         self._remembered.clear()
         self._remembered_bytes = 0
 
-    def best(self, phrases: Sequence[str], limit: int) -> list[int]:
+    def best(self, phrases: Sequence[str], limit: int, allowed: npt.NDArray[np.int64] | None = None) -> list[int]:
         """Return ids of at most `limit` products, best first. Call this inside `CatalogDatabase.reading`.
 
         Args:
             phrases: an FTS5 expression for each word.
             limit: maximum number of products.
+            allowed: ids of the products that may be found; None: all.
         """
         version = self._file.integer("PRAGMA data_version")
         if version != self._version:
             self.changed()
             self._version = version
-        if len(phrases) > 1:
+        if len(phrases) > 1 and allowed is None:
             # Usually this finds enough titles, and is faster. They are the first of what `_with_any` would return.
             every = " AND ".join(f"({phrase})" for phrase in phrases)
             ids = [found for (found,) in self._file.connection.execute(_BEST, (every, limit))]
             if len(ids) == limit:
                 return ids
-        return self._with_any(phrases, limit)
+        return self._with_any(phrases, limit, allowed)
 
-    def _with_any(self, phrases: Sequence[str], limit: int) -> list[int]:
+    def _with_any(self, phrases: Sequence[str], limit: int, allowed: npt.NDArray[np.int64] | None) -> list[int]:
         """Count and score titles word by word: BM25 is a sum over words."""
         hits = np.concatenate([self._hits(phrase) for phrase in phrases])
+        if allowed is not None:
+            hits = hits[np.isin(hits["id"], allowed)]
         counts = np.bincount(hits["id"])  # [ids]
         scores = np.bincount(hits["id"], weights=hits["score"]).astype(np.float64)
         best: list[int] = []

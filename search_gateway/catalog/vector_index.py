@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from search_gateway.catalog.base import check_size
 from search_gateway.catalog.database import CatalogDatabase
 
 # Reading `products` itself would read every thumbnail of the file for 8 bytes per row.
@@ -54,12 +55,15 @@ class VectorIndex:
         """Read what is not in memory yet. Call this inside `CatalogDatabase.reading`."""
         self._current()
 
-    def nearest(self, unit: npt.NDArray[np.float32], limit: int) -> Neighbours:
+    def nearest(
+        self, unit: npt.NDArray[np.float32], limit: int, allowed: npt.NDArray[np.int64] | None = None
+    ) -> Neighbours:
         """Find the products with the largest cosine. Call this inside `CatalogDatabase.reading`.
 
         Args:
             unit: the photo's embedding, float32 [D], L2-normalised.
             limit: maximum number of products.
+            allowed: ids of the products that may be found; None: all.
 
         Raises:
             ValueError: the embedding's size differs from the stored ones.
@@ -68,9 +72,12 @@ class VectorIndex:
         if not len(state.ids):
             return Neighbours([], [])
         check_size(unit.size, state.matrix.shape[1])
-        cosines = state.matrix @ unit
+        cosines, ids = state.matrix @ unit, state.ids
+        if allowed is not None:
+            is_allowed = np.isin(ids, allowed)
+            cosines, ids = cosines[is_allowed], ids[is_allowed]
         best = largest(cosines, limit)
-        return Neighbours(state.ids[best].tolist(), cosines[best].tolist())
+        return Neighbours(ids[best].tolist(), cosines[best].tolist())
 
     def _current(self) -> _State:
         version = self._file.integer("PRAGMA data_version")
@@ -109,13 +116,3 @@ def largest(values: npt.NDArray[np.floating[Any]], limit: int) -> npt.NDArray[np
     else:
         at = np.arange(len(values))
     return at[np.argsort(-values[at], kind="stable")][:limit]
-
-
-def check_size(size: int, stored: int) -> None:
-    """Check an embedding's size.
-
-    Raises:
-        ValueError: it differs from the stored ones.
-    """
-    if size != stored:
-        raise ValueError(f"the embedding has {size} numbers, but the stored ones have {stored}")

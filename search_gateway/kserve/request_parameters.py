@@ -111,6 +111,17 @@ def _region(name: str, value: Value) -> Region:
     return Region(x, y, width, height)
 
 
+def _one_text(name: str, value: Value) -> tuple[str, ...]:
+    return (_text(name, value),)
+
+
+def _switch(name: str, value: Value) -> bool:
+    text = str(value).lower()
+    if text not in ("true", "false"):
+        raise BadRequestError(f"{name} is {_shown(value)}: it must be true or false")
+    return text == "true"
+
+
 _READERS = {
     "num_beams": _whole,
     "length_penalty": _number,
@@ -125,6 +136,10 @@ _READERS = {
     "colour": _text,
     "thing": _text,
     "exclude": _words,
+    "min_price": _number,
+    "max_price": _number,
+    "available": _switch,
+    "categories": _one_text,
 }
 CAPTION_PARAMETERS = ("num_beams", "length_penalty", "max_tokens", "query_rule", "region")
 SEARCH_PARAMETERS = tuple(_READERS)

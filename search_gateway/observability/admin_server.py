@@ -29,6 +29,7 @@ from search_gateway.observability import logs
 
 _MAX_BODY_BYTES = 1024
 _SECRET_NAME = re.compile(r"password|secret|token|credential|api_key$", re.I)  # of fields
+_URL_SECRETS = re.compile(r"([?&][^=&\s]*(?:password|secret|token|credential)[^=&\s]*=)[^&\s]*", re.I)
 _URL_CREDENTIALS = re.compile(r"(\w+://)[^/@\s]*@")
 _REDACTED = "***"
 _FOR_OTHER_MACHINES = ("/livez", "/readyz", "/metrics", "/metrics/triton")  # probes and Prometheus
@@ -171,11 +172,12 @@ async def _refuse_browsers(
 
 
 def redacted(name: str, value: Any) -> Any:
-    """Return a setting's value as text, without secrets: those in its name, and user and password in a URL."""
+    """Return a setting's value as text, without secrets: those in its name, and user, password and tokens in a URL."""
     if _SECRET_NAME.search(name) and value:
         return _REDACTED
     if isinstance(value, (list, tuple)):
         return [redacted(name, one) for one in value]
     if value is None or isinstance(value, (bool, int, float)):
         return value
-    return _URL_CREDENTIALS.sub(rf"\1{_REDACTED}@", str(value))
+    text = _URL_CREDENTIALS.sub(rf"\1{_REDACTED}@", str(value))
+    return _URL_SECRETS.sub(rf"\1{_REDACTED}", text)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from captioner.query import Query
+from search_gateway.catalog.base import Filters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +133,14 @@ class ReportsQuota(Protocol):
     @property
     def quota(self) -> tuple[QuotaWindow, ...]:
         """The limits of the last answer; empty before it."""
+
+
+@runtime_checkable
+class Filtering(Protocol):
+    """A provider that can leave out products by their attributes."""
+
+    def filtered(self, filters: Filters) -> Provider:
+        """Return the same provider with filters, for one request. It is not closed."""
 
 
 @runtime_checkable

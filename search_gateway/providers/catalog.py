@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The provider `catalog`: the user's own products, offline."""
+"""The provider `catalog`: the user's own products, in a file or on a server."""
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
 from pathlib import Path
 
@@ -11,13 +12,17 @@ import numpy as np
 import numpy.typing as npt
 
 from captioner.query import Query
-from search_gateway.catalog.live_catalog import LiveCatalog
-from search_gateway.catalog.store import (
+from search_gateway.catalog.address import CatalogAddress
+from search_gateway.catalog.base import (
+    NO_FILTERS,
     CatalogError,
+    CatalogModel,
+    CatalogReader,
     CatalogRow,
-    CatalogStore,
     CatalogTimeoutError,
+    Filters,
 )
+from search_gateway.catalog.stores import serve
 from search_gateway.errors import ProviderError, ProviderTimeoutError
 from search_gateway.providers.base import Candidate, ProviderTerms, StaleCandidates
 
@@ -29,24 +34,27 @@ NEIGHBOUR_SHARE = 0.5
 
 
 class CatalogProvider:
-    """Searches a catalogue file, including what a build adds meanwhile and files that replace it."""
+    """Searches a catalogue, including what a build adds meanwhile and what replaces it."""
 
     terms = ProviderTerms(notes="your own products")
 
-    def __init__(self, path: Path, model_fingerprint: str, least_candidates: int = 0) -> None:
-        """Open the catalogue. This blocks for some milliseconds.
+    def __init__(self, address: CatalogAddress | Path, model_fingerprint: str, least_candidates: int = 0) -> None:
+        """Open the catalogue. This blocks for some milliseconds, and for seconds while its server does not answer.
 
         Args:
-            path: of the file.
+            address: of the catalogue.
             model_fingerprint: of the model whose embeddings it must have.
             least_candidates: looks for at least as many products: nothing has to be fetched for one more.
 
         Raises:
-            CatalogError: the file is missing, not a catalogue, or of another model or version.
+            CatalogError: it is missing, not a catalogue, or of another model or version.
         """
-        self._catalog = LiveCatalog(path, model_fingerprint)
+        if isinstance(address, Path):
+            address = CatalogAddress("file", address)
+        self._catalog = serve(address, CatalogModel(model_fingerprint))
         self._least_candidates = least_candidates
         self._closed = False
+        self._filters = NO_FILTERS
 
     @property
     def name(self) -> str:
@@ -63,10 +71,10 @@ class CatalogProvider:
         """Find products whose title has words of the query, best first. To find none is not an error.
 
         If the photo's embedding is given, NEIGHBOUR_SHARE of them are the products that look most like it.
-        They are marked, and those that the words did not find come last.
+        They are marked, and those that the words did not find come last. All pass the filters.
 
         Returns:
-            `StaleCandidates` if something is wrong with the file.
+            `StaleCandidates` if something is wrong with the catalogue.
 
         Raises:
             ProviderTimeoutError: no answer within `timeout_seconds`.
@@ -75,26 +83,27 @@ class CatalogProvider:
         if self._closed:
             raise ProviderError("the catalogue is closed")
         max_candidates = max(max_candidates, self._least_candidates)
+        filters = self._filters
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_seconds
 
-        def search(store: CatalogStore) -> list[Candidate]:
+        def search(store: CatalogReader) -> list[Candidate]:
             # Waiting for the thread counts too; any thread may call loop.time().
-            rows = store.find(query.words, max_candidates, deadline - loop.time())
+            rows = store.find(query.words, max_candidates, deadline - loop.time(), filters)
             if embedding is None:
                 return [_candidate(row) for row in rows]
             count = math.ceil(NEIGHBOUR_SHARE * max_candidates)
-            similar = [one.row for one in store.similar(embedding, count, deadline - loop.time())]
-            neighbours = {row.id for row in similar}
+            similar = [one.row for one in store.similar(embedding, count, deadline - loop.time(), filters)]
+            neighbours = {row.path for row in similar}
             # A product that was found both ways stays in its place among the words and uses no place of theirs.
             named, places = [], max_candidates - len(neighbours)
             for row in rows:
-                if row.id in neighbours or places > 0:
+                if row.path in neighbours or places > 0:
                     named.append(row)
-                    places -= row.id not in neighbours
-            by_words = {row.id for row in named}
-            chosen = named + [row for row in similar if row.id not in by_words]
-            return [_candidate(row, is_nearest_neighbour=row.id in neighbours) for row in chosen]
+                    places -= row.path not in neighbours
+            by_words = {row.path for row in named}
+            chosen = named + [row for row in similar if row.path not in by_words]
+            return [_candidate(row, is_nearest_neighbour=row.path in neighbours) for row in chosen]
 
         try:
             async with asyncio.timeout_at(deadline):
@@ -106,16 +115,22 @@ class CatalogProvider:
         problem = self._catalog.problem
         return StaleCandidates(candidates, f"{problem}; what was opened before is searched") if problem else candidates
 
+    def filtered(self, filters: Filters) -> CatalogProvider:
+        """Return the same provider with filters, for one request. It is not closed."""
+        view = copy.copy(self)
+        view._filters = filters
+        return view
+
     def problems(self) -> list[str]:
-        """Return what is wrong with the file, for the operator."""
+        """Return what is wrong with the catalogue, for the operator."""
         return self._catalog.problems()
 
     def reload(self) -> None:
-        """Open the file again soon; safe in a signal handler."""
+        """Look at the catalogue again soon; safe in a signal handler."""
         self._catalog.reload()
 
     async def close(self) -> None:
-        """Close the file after the searches in progress. Further calls do nothing."""
+        """Close the catalogue after the searches in progress. Further calls do nothing."""
         if self._closed:
             return
         self._closed = True

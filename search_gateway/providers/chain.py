@@ -15,13 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from captioner.query import Query
+from search_gateway.catalog.base import NO_FILTERS, Filters
 from search_gateway.deadline import Deadline
 from search_gateway.errors import BadRequestError, ProviderError, ProviderNotAskedError, ProviderTimeoutError
 from search_gateway.observability.observer import Observer
-from search_gateway.providers.base import Candidate, Diagnosable, Provider, Reloadable, StaleCandidates
+from search_gateway.providers.base import Candidate, Diagnosable, Filtering, Provider, Reloadable, StaleCandidates
 from search_gateway.providers.guard.guarded import GuardedProvider
 
 _log = logging.getLogger(__name__)
+
+CANNOT_FILTER = "it cannot filter by price, availability or category"
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ class ProviderChain:
         embedding: npt.NDArray[np.float32] | None = None,
         *,
         after: str | None = None,
+        filters: Filters = NO_FILTERS,
     ) -> ProviderResult:
         """Return the candidates of the named provider, or of the first step that answers. Failures are not raised.
 
@@ -121,6 +125,7 @@ class ProviderChain:
             deadline: of the request; a step that is not the last gets half of the remaining time at most.
             embedding: the photo's, [D], for providers that also search by looks.
             after: `ProviderResult.provider` of the step that was asked last; None: begin with the first one.
+            filters: of the products; providers that cannot filter are not asked.
 
         Raises:
             BadRequestError: no provider has this name.
@@ -130,6 +135,11 @@ class ProviderChain:
         chosen = [[one for one in step if name in (None, one.name)] for step in self._steps[start:]]
         asked = [step for step in chosen if step]
         degraded: list[Degradation] = []
+        if filters:
+            unable = [one.name for step in asked for one in step if not isinstance(one, Filtering)]
+            degraded = [Degradation(one, CANNOT_FILTER) for one in unable]
+            able = [[one.filtered(filters) for one in step if isinstance(one, Filtering)] for step in asked]
+            asked = [step for step in able if step]
         for i, step in enumerate(asked):
             # A step that is not the last leaves time for the next ones.
             share = deadline.remaining_seconds() / (2 if i + 1 < len(asked) else 1.1)

@@ -7,7 +7,8 @@ import random
 import re
 import time
 
-from search_gateway.catalog.store import CatalogError
+from search_gateway.catalog.base import CatalogError
+from search_gateway.catalog.stores import address_of
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import ConfigError
 from search_gateway.providers.base import Provider
@@ -39,7 +40,7 @@ def cache_for(config: GatewayConfig) -> QueryCache:
 def make_providers(
     config: GatewayConfig, model_fingerprint: str, cache: QueryCache, thumbnails: ThumbnailFetcher
 ) -> list[list[Provider]]:
-    """Create the providers in the order in which they are asked; `catalog` is left out if no file is set.
+    """Create the providers in the order in which they are asked; `catalog` is left out if none is set.
 
     Args:
         config: the settings.
@@ -95,7 +96,8 @@ class ProviderFactory:
             if config.catalog is None:
                 return None
             try:
-                return CatalogProvider(config.catalog, self._model_fingerprint, config.catalog_candidates)
+                address = address_of(config.catalog, config)
+                return CatalogProvider(address, self._model_fingerprint, config.catalog_candidates)
             except CatalogError as error:
                 raise ConfigError(f"CAPTRIEVE_CATALOG: {error}") from error
         if name == "duckduckgo":

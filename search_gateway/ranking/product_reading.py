@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ NUM_TITLES = 30  # of the nearest neighbours; 20 and 40 are worth as much
 TYPE_SHARE = 0.5  # of the grade
 MIN_READ = 0.35  # least probability of a title's likeliest type; below it the title does not say what it is
 MIN_MEANT = 0.5  # least probability that a word means a class
+SIMILAR_TITLES = "similar_titles"  # the part of a title that says nothing
 NEIGHBOURS, PHOTO, WORDS = "neighbours", "photo", "words"  # who says what the photo shows
 
 
@@ -70,6 +72,7 @@ class ProductReading:
         colour_given: whether the colour is the caller's: then the colour words of a title decide, where it has any.
         type_given: whether the type is the caller's: then a title with this word is right, however it is read.
         words: of the query that are neither type nor colour and count too, with their weights.
+        another_type: whether the caller wants another type than the photo's: then looks exclude nothing.
         labels: compare photos regardless of their colour; None: by their embeddings as they are.
     """
 
@@ -80,6 +83,7 @@ class ProductReading:
     limits: WordWeights
     colour_given: bool = False
     type_given: bool = False
+    another_type: bool = False
     words: Mapping[str, float] = field(default_factory=dict)
     labels: PhotoLabels | None = None
 
@@ -151,22 +155,22 @@ class ProductReading:
             The places of the query's words that the title means, in whatever words; and the colour that it names where
             that is another one than the query's, else "".
         """
+        said = self.reader.read([title])
+        kind, colour = _likeliest(said.types[0]), _likeliest(said.colours[0])
+        kinds, colours = self._terms
+        means = {place for place in colours if colour is not None and colours[place] == colour}
+        if kind is not None and kinds == kind and self.query.product_type is not None:
+            means.add(self.query.product_type)
+        differs = colour is not None and any(one not in (None, colour) for one in colours.values())
+        return frozenset(means), self.reader.colour_names[colour].lower() if differs and colour is not None else ""
+
+    @cached_property
+    def _terms(self) -> tuple[int | None, dict[int, int | None]]:
+        """The type that the query's own type means, and the colours that its colours mean; None where it is unclear."""
         query = self.query
-        wanted = self.reader.read([title, *query.terms])
-        types, colours = wanted.types, wanted.colours
-        means = set()
-        other = ""
-        kind = query.product_type
-        if kind is not None and min(types[0].max(), types[1 + kind].max()) >= MIN_MEANT:
-            means |= {kind} if types[0].argmax() == types[1 + kind].argmax() else set()
-        for place in query.colours:
-            if colours[1 + place].max() < MIN_MEANT or colours[0].max() < MIN_MEANT:
-                continue
-            if colours[0].argmax() == colours[1 + place].argmax():
-                means.add(place)
-            else:
-                other = self.reader.colour_names[int(colours[0].argmax())].lower()
-        return frozenset(means), other
+        said = self.reader.read(query.terms)
+        kind = None if query.product_type is None else _likeliest(said.types[query.product_type])
+        return kind, {place: _likeliest(said.colours[place]) for place in sorted(query.colours)}
 
     def likeliest(self) -> str:
         """The likeliest colour and type, in lower case."""
@@ -200,6 +204,10 @@ class ProductReader:
             self._type_places = _places(labels.type_names, titles.type_names)
             self._colour_places = _places(labels.colour_names, titles.colour_names)
 
+    def read_ahead(self, titles: Sequence[str]) -> None:
+        """Read titles that will be needed; any thread may do so, and the next reading of them takes no time."""
+        self._titles.read(titles)
+
     def colour_free(self, photo: Floats) -> Floats:
         """The embedding of a photo, float32 [D], without its colour; as it is where no model can tell."""
         return photo if self._labels is None else self._labels.without_colour(photo[None])[0]
@@ -210,8 +218,8 @@ class ProductReader:
         said = self._titles.read([text])
         if query.product_type is None or said.types[0].max() < MIN_MEANT:
             return None
-        own = Opinion(WORDS, 1.0, said.types[0])
-        colours = [Opinion(WORDS, 1.0, said.colours[0])] if self._names_colour(query) else []
+        own = _certain(said.types[0])
+        colours = [_certain(said.colours[0])] if self._names_colour(query) else []
         shares = word_weights(query, weights.product_type_weight)
         others = {
             word: shares[place]
@@ -270,9 +278,9 @@ class ProductReader:
                 both.insert(0, Opinion(NEIGHBOURS, part, neighbours[place]))
             opinions.append([one for one in both if one.share > 0])
         if type_given:
-            opinions[0] = [Opinion(WORDS, 1.0, said.types[0])]
+            opinions[0] = [_certain(said.types[0])]
         if colour_given:
-            opinions[1] = [Opinion(WORDS, 1.0, said.colours[0])]
+            opinions[1] = [_certain(said.colours[0])]
         opinions = self._without(opinions, excluded)
         return ProductReading(
             reader=self._titles,
@@ -282,6 +290,7 @@ class ProductReader:
             limits=limits,
             colour_given=colour_given,
             type_given=type_given,
+            another_type=type_given,
             labels=self._labels if colour_given else None,
         )
 
@@ -357,7 +366,7 @@ def borrowed(grades: Grades, embeddings: Floats, has_embedding: npt.NDArray[np.b
     else:
         scores[silent] = 0.5  # nothing is known of any
     parts = {name: np.where(grades.says, value, 0.0) for name, value in grades.parts.items()}
-    return Grades(scores, grades.says, {**parts, "similar_titles": np.where(grades.says, 0.0, scores)})
+    return Grades(scores, grades.says, {**parts, SIMILAR_TITLES: np.where(grades.says, 0.0, scores)})
 
 
 def cosines(photo: Floats, embeddings: Floats) -> npt.NDArray[np.float64]:
@@ -391,6 +400,17 @@ def load_product_reader(folder: Path, contract: ModelContract) -> ProductReader 
 def _found(words: Mapping[str, float], title: TextWords) -> float:
     synonyms = title.synonyms
     return sum(weight for word, weight in words.items() if not synonyms.meanings(word).isdisjoint(title.meanings))
+
+
+def _certain(classes: Floats) -> Opinion:
+    """What the caller's words mean: a title of the likeliest class is all right, however unsure the reader is."""
+    return Opinion(WORDS, 1.0, (classes / max(float(classes.max()), 1e-6)).astype(np.float32))
+
+
+def _likeliest(classes: Floats) -> int | None:
+    """The place of the likeliest class; None where none is likely."""
+    place = int(classes.argmax())
+    return place if classes[place] >= MIN_MEANT else None
 
 
 def _mixed(opinions: Sequence[Opinion]) -> Floats:

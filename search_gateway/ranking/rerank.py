@@ -18,7 +18,14 @@ from captioner.query import Query
 from search_gateway.providers.base import Candidate
 from search_gateway.ranking.duplicates import Picture, is_same_picture, normalised_url
 from search_gateway.ranking.expected_agreement import ExpectedAgreement
-from search_gateway.ranking.product_reading import ProductReading, ReadingWeights, borrowed, cosines, excluded_in
+from search_gateway.ranking.product_reading import (
+    SIMILAR_TITLES,
+    ProductReading,
+    ReadingWeights,
+    borrowed,
+    cosines,
+    excluded_in,
+)
 from search_gateway.ranking.query_hypotheses import QueryHypotheses
 from search_gateway.ranking.word_agreement import Synonyms
 
@@ -123,6 +130,7 @@ def rerank(
     grades = borrowed(grades, embeddings, has_embedding)
     visual = cosines(photo, embeddings) if reading is None else reading.looks(photo, embeddings)
     scores = limits.visual_weight * visual + (1 - limits.visual_weight) * grades.scores
+    least = -1.0 if reading is not None and reading.another_type else limits.min_visual_score
     banned = [excluded_in(title, excluded, synonyms) for title in titles] if excluded else None
     judged = []
     for place, one in enumerate(seen):
@@ -130,7 +138,7 @@ def rerank(
             verdict = one.failure or Verdict.DROPPED_UNFETCHABLE
         elif banned is not None and banned[place]:
             verdict = Verdict.DROPPED_SEMANTIC
-        elif visual[place] < limits.min_visual_score:
+        elif visual[place] < least:
             verdict = Verdict.DROPPED_VISUAL
         elif grades.says[place] and grades.scores[place] < limits.min_semantic_score:
             verdict = Verdict.DROPPED_SEMANTIC
@@ -181,7 +189,11 @@ def rerank(
             rest = 1 - limits.visual_weight
             contributions = (
                 ("looks", limits.visual_weight * float(visual[place])),
-                *((name, rest * float(values[place])) for name, values in grades.parts.items()),
+                *(
+                    (name, rest * float(values[place]))
+                    for name, values in grades.parts.items()
+                    if (name == SIMILAR_TITLES) != grades.says[place]
+                ),
             )
         return ScoredResult(
             one.candidate,

@@ -158,6 +158,7 @@ def _method(name: str, summary: str, options: dict[str, Schema], config: Gateway
 
 def _options(config: GatewayConfig, contract: ModelContract) -> dict[str, Schema]:
     word = {"type": "string", "minLength": 1, "maxLength": MAX_WORD_CHARACTERS}
+    price = {"type": "number", "minimum": 0, "maximum": 1e12}
     return {
         "num_beams": {"type": "integer", "minimum": 1, "maximum": contract.max_beams, "default": 1},
         "length_penalty": {"type": "number", "minimum": MIN_LENGTH_PENALTY, "maximum": MAX_LENGTH_PENALTY},
@@ -188,6 +189,15 @@ def _options(config: GatewayConfig, contract: ModelContract) -> dict[str, Schema
         "max_results": {"type": "integer", "minimum": 1, "maximum": MAX_RESULTS, "default": config.default_max_results},
         "min_visual_score": {"type": "number", "minimum": -1, "maximum": 1, "default": config.min_visual_score},
         "min_semantic_score": {"type": "number", "minimum": 0, "maximum": 1, "default": config.min_semantic_score},
+        "min_price": {**price, "description": "lowest price of a product; only the provider catalog can filter"},
+        "max_price": {**price, "description": "highest price of a product"},
+        "available": {"type": "boolean", "description": "only products that are in stock, or only those that are not"},
+        "category": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": MAX_QUERY_CHARACTERS,
+            "description": "the category of a product, exactly as the catalogue has it",
+        },
         "include_dropped": {
             "type": "boolean",
             "default": False,

@@ -94,6 +94,10 @@ _SEARCH_OPTIONS: Mapping[str, tuple[str, str, Callable[[str, str], Any]]] = {
     "max_results": ("", "max_results", _whole),
     "min_visual_score": ("refinement", "min_visual_score", _number),
     "min_semantic_score": ("refinement", "min_semantic_score", _number),
+    "min_price": ("filters", "min_price", _number),
+    "max_price": ("filters", "max_price", _number),
+    "available": ("filters", "available", _switch),
+    "category": ("filters", "categories", _text),
     "include_dropped": ("", "explain", _switch),
 }
 CAPTION_OPTIONS = tuple(_CAPTION_OPTIONS)
@@ -141,6 +145,8 @@ def _set_options(
         value = read(name, text)
         if isinstance(value, search_pb2.Region):
             target.region.CopyFrom(value)
+        elif field == "categories":
+            target.categories.append(value)
         elif isinstance(value, list):
             getattr(target, field).extend(value)
         else:

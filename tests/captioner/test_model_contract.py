@@ -69,6 +69,7 @@ def test_file_names_every_field_and_ends_in_a_newline(tmp_path: Path) -> None:
         "num_queries": 0,
         "weights": "",
         "precision": "fp32",
+        "title_reader": "",
         "version": CONTRACT_VERSION,
     }
 

@@ -123,7 +123,7 @@ def test_any_text_is_read_as_a_distribution(reader: TitleReader, titles: list[st
 @settings(max_examples=40, deadline=None)
 def test_reading_depends_on_the_title_alone(reader: TitleReader, titles: list[str], draw: random.Random) -> None:
     """Not on the other titles, the order, or what was read before."""
-    fresh = TitleReader.from_file(MODELS / TITLE_READER_FILE)
+    fresh = TitleReader(reader._parameters, reader.type_names, reader.colour_names)
     order = draw.sample(range(len(titles)), len(titles))
     together = fresh.read([titles[place] for place in order])
     for row, place in enumerate(order):
@@ -157,7 +157,7 @@ def test_other_scripts_are_not_read_with_confidence(reader: TitleReader) -> None
 
 def test_what_is_remembered_stays_bounded(reader: TitleReader, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("captioner.title_reader._CACHED_TITLES", 10)
-    fresh = TitleReader.from_file(MODELS / TITLE_READER_FILE)
+    fresh = TitleReader(reader._parameters, reader.type_names, reader.colour_names)
     first = fresh.read(["red shirt"]).types
     for number in range(30):
         fresh.read([f"{chr(97 + number % 26)}{number // 26}", "red shirt"])
@@ -191,7 +191,13 @@ def test_models_without_a_reader_have_none(tmp_path: Path) -> None:
 
 def test_missing_file_is_told(tmp_path: Path) -> None:
     (models_in(tmp_path) / TITLE_READER_FILE).unlink()
-    with pytest.raises(ContractError, match=rf"{TITLE_READER_FILE} cannot be read .*: export the model again"):
+    with pytest.raises(ContractError, match=rf"{TITLE_READER_FILE} cannot be read .* names it: export the model again"):
+        TitleReader.load(tmp_path)
+
+
+def test_file_that_the_contract_does_not_name_is_refused(tmp_path: Path) -> None:
+    replace(ModelContract.load(MODELS), title_reader="").save(models_in(tmp_path))
+    with pytest.raises(ContractError, match=rf"{TITLE_READER_FILE} is not the one that {CONTRACT_FILE} names \(none\)"):
         TitleReader.load(tmp_path)
 
 
@@ -215,8 +221,9 @@ def damaged(content: bytes, **changes: np.ndarray | None) -> bytes:
     [
         ({"version": np.int64(99)}, "its version is not 1"),
         ({"attention": None}, "attention"),
-        ({"table": np.zeros((4, 7), np.int8)}, r"table_scale has the shape"),
-        ({"table": np.zeros(4, np.int8)}, r"table has the shape"),
+        ({"table": np.zeros((4, 7), np.int8)}, "features has the shape"),
+        ({"table": np.zeros(4, np.int8)}, "features has the shape"),
+        ({"table_scale": np.zeros(3, np.float32)}, r"table_scale has the shape \(3,\), not"),
         ({"type_bias": np.zeros(3, np.float32)}, r"type_bias has the shape \(3,\), not"),
         ({"type_names": np.array([], dtype=str)}, "type_weight has the shape"),
         ({"type_names": np.array([{"a": 1}])}, "allow_pickle"),

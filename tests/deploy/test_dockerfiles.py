@@ -179,8 +179,9 @@ def test_extra_gateway_has_what_the_gateway_imports() -> None:
     folders = ("captioner", "search_api", "search_gateway")
     assert set(folders) < set(copied(GATEWAY))
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py") if "backend" not in path.parts]
-    # Optional: pillow_heif is the extra "heic", jwt the extra "jwt".
-    assert third_party_imports(files) - packages_of("gateway") == {"jwt", "pillow_heif"}
+    # Of the extras jwt, heic, postgresql and milvus.
+    optional = {"jwt", "pillow_heif", "psycopg", "psycopg_pool", "pymilvus"}
+    assert third_party_imports(files) - packages_of("gateway") == optional
     # Triton is elsewhere: neither its binary nor what runs models is wanted.
     assert packages_of("gateway") & {"nvidia-pytriton", "onnxruntime", "torch", "onnx"} == set()
 

@@ -50,6 +50,11 @@ EVERYTHING = GPU | {
     "gpu.runtimeClassName": "nvidia",
     "nodeSelector.pool": "t4",
 }
+SERVER_CATALOGUE = {
+    "catalog.address": "postgresql://shop@db.shop/shop?catalog=shop",
+    "catalog.passwordSecret": "shop-db",
+    "networkPolicy.egress[0].to[0].podSelector.matchLabels.app": "db",
+}
 VALUES = {
     "gpu": GPU,
     "cpu": CPU,
@@ -59,6 +64,7 @@ VALUES = {
     "client-certificates": REQUIRED | {"engines.image": "e", "tls.secret": "tls", "tls.clientCa": "true"},
     "ipv6": GPU | {"ipv6": "true", "networkPolicy.web": "false"},
     "everything": EVERYTHING,
+    "catalogue-server": GPU | SERVER_CATALOGUE,
 }
 
 
@@ -126,6 +132,17 @@ def test_schema_check_can_fail() -> None:
         kubernetes_validate.validate(deployment, "1.37", strict=True)
 
 
+def test_catalogue_on_a_server_is_named_and_its_password_is_a_file() -> None:
+    pod = pod_of(GPU | SERVER_CATALOGUE)
+    gateway = gateway_of(pod)
+    variables = environment(gateway)
+    assert variables["CAPTRIEVE_CATALOG"] == "postgresql://shop@db.shop/shop?catalog=shop"
+    folder, _, _ = variables["CAPTRIEVE_CATALOG_PASSWORD_FILE"].rpartition("/")
+    [mount] = [one for one in gateway["volumeMounts"] if one["mountPath"] == folder]
+    [volume] = [one for one in pod["volumes"] if one["name"] == mount["name"]]
+    assert volume["secret"]["secretName"] == "shop-db"
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -139,6 +156,10 @@ def test_schema_check_can_fail() -> None:
         (GPU | {"autoscaling.kind": "vpa"}, "autoscaling.kind"),
         (GPU | {"service.port": "70000"}, "service.port"),
         (GPU | {"gateway.env.CAPTRIEVE_X": "1"}, "gateway.env"),
+        (GPU | {"catalog.address": "http://db"}, "catalog.address"),
+        (GPU | {"catalog.address": "milvus://m:1/shop"}, "networkPolicy.egress"),
+        (GPU | SERVER_CATALOGUE | {"catalog.claim": "shop"}, "both set"),
+        (GPU | {"gateway.settings.catalog_password": "x"}, "gateway.settings.catalog_password"),
         (GPU | {"gateway.settings.Providers": "catalog"}, "gateway.settings"),
     ],
     ids=str,

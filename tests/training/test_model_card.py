@@ -43,6 +43,18 @@ def test_figures_of_products_alone_make_a_card() -> None:
     assert "phone" not in text.split("## Figures")[1].replace("--phone", "")
 
 
+def test_title_reader_has_a_section_of_its_own() -> None:
+    figures: dict[str, Any] = json.loads((CHECKPOINT / FIGURES).read_text(encoding="utf-8"))
+    found = {"titles": 914, "type": 0.95, "type_error": 0.021, "colour": 0.875, "colour_error": 0.04}
+    record = {
+        "types": 117, "colours": 46, "products": 39_898, "features": 30_000, "temperatures": [0.9, 1.0],
+        "held_out": {"as listed": found},
+    }  # fmt: skip
+    text = card(figures, {}, "# Model card: x", record)
+    assert "| as listed | 914 | 95.0 % | 0.021 | 87.5 % | 0.040 |" in text
+    assert "### Titles" not in card(figures, {}, "# Model card: x")
+
+
 def test_missing_file_says_how_to_make_it(tmp_path: Path) -> None:
     with pytest.raises(CardError, match=r"evaluation.json cannot be read .*training.evaluate --json"):
         card_of(tmp_path)

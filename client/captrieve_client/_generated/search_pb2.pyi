@@ -77,8 +77,20 @@ class Region(_message.Message):
     height: float
     def __init__(self, x: _Optional[float] = ..., y: _Optional[float] = ..., width: _Optional[float] = ..., height: _Optional[float] = ...) -> None: ...
 
+class Filters(_message.Message):
+    __slots__ = ("min_price", "max_price", "available", "categories")
+    MIN_PRICE_FIELD_NUMBER: _ClassVar[int]
+    MAX_PRICE_FIELD_NUMBER: _ClassVar[int]
+    AVAILABLE_FIELD_NUMBER: _ClassVar[int]
+    CATEGORIES_FIELD_NUMBER: _ClassVar[int]
+    min_price: float
+    max_price: float
+    available: bool
+    categories: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, min_price: _Optional[float] = ..., max_price: _Optional[float] = ..., available: _Optional[bool] = ..., categories: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class SearchRequest(_message.Message):
-    __slots__ = ("photo", "decoding", "query_rule", "query_override", "provider", "max_results", "refinement", "explain", "word_override", "region", "exclude")
+    __slots__ = ("photo", "decoding", "query_rule", "query_override", "provider", "max_results", "refinement", "explain", "word_override", "region", "exclude", "filters")
     PHOTO_FIELD_NUMBER: _ClassVar[int]
     DECODING_FIELD_NUMBER: _ClassVar[int]
     QUERY_RULE_FIELD_NUMBER: _ClassVar[int]
@@ -90,6 +102,7 @@ class SearchRequest(_message.Message):
     WORD_OVERRIDE_FIELD_NUMBER: _ClassVar[int]
     REGION_FIELD_NUMBER: _ClassVar[int]
     EXCLUDE_FIELD_NUMBER: _ClassVar[int]
+    FILTERS_FIELD_NUMBER: _ClassVar[int]
     photo: bytes
     decoding: DecodingOptions
     query_rule: QueryRule
@@ -101,7 +114,8 @@ class SearchRequest(_message.Message):
     word_override: WordOverride
     region: Region
     exclude: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, photo: _Optional[bytes] = ..., decoding: _Optional[_Union[DecodingOptions, _Mapping]] = ..., query_rule: _Optional[_Union[QueryRule, str]] = ..., query_override: _Optional[str] = ..., provider: _Optional[str] = ..., max_results: _Optional[int] = ..., refinement: _Optional[_Union[RefinementOptions, _Mapping]] = ..., explain: _Optional[bool] = ..., word_override: _Optional[_Union[WordOverride, _Mapping]] = ..., region: _Optional[_Union[Region, _Mapping]] = ..., exclude: _Optional[_Iterable[str]] = ...) -> None: ...
+    filters: Filters
+    def __init__(self, photo: _Optional[bytes] = ..., decoding: _Optional[_Union[DecodingOptions, _Mapping]] = ..., query_rule: _Optional[_Union[QueryRule, str]] = ..., query_override: _Optional[str] = ..., provider: _Optional[str] = ..., max_results: _Optional[int] = ..., refinement: _Optional[_Union[RefinementOptions, _Mapping]] = ..., explain: _Optional[bool] = ..., word_override: _Optional[_Union[WordOverride, _Mapping]] = ..., region: _Optional[_Union[Region, _Mapping]] = ..., exclude: _Optional[_Iterable[str]] = ..., filters: _Optional[_Union[Filters, _Mapping]] = ...) -> None: ...
 
 class CaptionRequest(_message.Message):
     __slots__ = ("photo", "decoding", "query_rule", "region")

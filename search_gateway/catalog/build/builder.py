@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds a catalogue file from a folder of photos, and processes only what has changed since the last build.
+"""Builds a catalogue from a folder of photos, and processes only what has changed since the last build.
 
-Every batch is a transaction in the file. A build that is stopped, even by kill -9, loses only the batches in progress,
+Every batch is a transaction. A build that is stopped, even by kill -9, loses only the batches in progress,
 and the next build continues from there. While one batch is stored, the next ones are embedded and further ones decoded.
 The caller passes the functions that decode and embed.
 """
@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +25,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from search_gateway.catalog.address import CatalogAddress
+from search_gateway.catalog.base import CatalogEntry, CatalogError, CatalogModel, CatalogProduct, CatalogWriter
 from search_gateway.catalog.build.photo import (
     Decode,
     DecodedPhoto,
@@ -39,13 +41,7 @@ from search_gateway.catalog.build.photo import (
 from search_gateway.catalog.build.photo_folder import PhotoFile, look_for_photos
 from search_gateway.catalog.build.report import NUM_EXAMPLES, BuildReport
 from search_gateway.catalog.build.titles import TitleLine, TitleList
-from search_gateway.catalog.store import (
-    CatalogEntry,
-    CatalogError,
-    CatalogOutdatedError,
-    CatalogProduct,
-    CatalogStore,
-)
+from search_gateway.catalog.stores import open_for_writing
 
 NO_EMBEDDING = "the model returned no valid embedding"
 
@@ -69,7 +65,7 @@ class _Batch:
 def build_catalog(
     photos_folder: Path,
     titles: TitleList | None,
-    output: Path,
+    output: CatalogAddress | Path,
     embed: Embed,
     decode: Decode,
     *,
@@ -79,16 +75,17 @@ def build_catalog(
     batch: int = 64,
     report: BuildReport | None = None,
     force: bool = False,
+    is_anew: bool = False,
 ) -> BuildReport:
     """Update a catalogue to the photos in a folder and its subfolders.
 
-    A catalogue of another model or another version of this code is built again beside the old one (`<output>.new`) and
-    replaces it when it is complete.
+    A catalogue of another model or another version of this code is built again beside the old one and replaces it when
+    it is complete.
 
     Args:
         photos_folder: folder of photos.
         titles: None: known photos keep their titles, and new ones are called by their file names.
-        output: the catalogue file; created if it does not exist.
+        output: the catalogue; created if it does not exist.
         embed: computes embeddings.
         decode: decodes an image file for `embed`.
         model_fingerprint: of the model behind `embed`.
@@ -97,6 +94,7 @@ def build_catalog(
         batch: photos that are embedded by one call and stored in one transaction.
         report: updated while photos are stored, so that it is correct after an error or Ctrl-C.
         force: whether to use titles of which fewer than half have a photo.
+        is_anew: whether to build it again beside the present one in any case.
 
     Raises:
         CatalogError: the folder does not exist or has no photo, the titles do not fit, or the catalogue cannot be used.
@@ -115,32 +113,14 @@ def build_catalog(
     if titles is not None:
         _report_titles(titles, lines, photos, report, force=force)
 
-    def opened(path: Path) -> CatalogStore:
-        return CatalogStore.open_for_writing(
-            path,
-            photos_folder=folder,
-            model_fingerprint=model_fingerprint,
-            model_name=model_name,
-        )
-
-    target = output
-    before: dict[str, CatalogEntry] = {}
-    try:
-        store = opened(output)
-    except CatalogOutdatedError:
-        before = {entry.path: entry for entry in CatalogStore.outdated_entries(output)}
-        target = output.with_name(f"{output.name}.new")
-        try:
-            store = opened(target)
-        except CatalogOutdatedError:
-            target.unlink()
-            store = opened(target)
-    with store:
+    address = output if isinstance(output, CatalogAddress) else CatalogAddress("file", output)
+    model = CatalogModel(model_fingerprint, model_name)
+    with open_for_writing(address, model, photos_folder=folder, is_anew=is_anew) as store:
+        before = {entry.path: entry for entry in store.previous_entries()}
         build = _Build(store, embed, decode, report)
         jobs = build.plan(photos, lines, before, has_list=titles is not None)
         build.work_off(jobs, batch, progress)
-    if target != output:
-        target.replace(output)
+        store.publish()
     report.seconds = time.monotonic() - started
     return report
 
@@ -171,7 +151,7 @@ def _report_titles(
 class _Build:
     """One build."""
 
-    def __init__(self, store: CatalogStore, embed: Embed, decode: Decode, report: BuildReport) -> None:
+    def __init__(self, store: CatalogWriter, embed: Embed, decode: Decode, report: BuildReport) -> None:
         self._store = store
         self._embed = embed
         self._decode = decode
@@ -202,7 +182,7 @@ class _Build:
                 jobs.append(job)
                 continue
             entry = entry_of(job, old.stamp, old)
-            if (old.title, old.url) != (entry.title, entry.url):
+            if old != entry:
                 retitled.append(entry)
             else:
                 report.unchanged += 1
@@ -213,7 +193,7 @@ class _Build:
                 self._gone.setdefault(entry.stamp.sha256, []).append(entry)
         self._remove([path for path, entry in known.items() if entry.stamp.size_bytes not in sizes])
         if retitled:
-            self._store.refresh(retitled)
+            self._store.move((entry.path, entry) for entry in retitled)
             report.updated += len(retitled)
         return jobs
 
@@ -278,7 +258,7 @@ class _Build:
             for photo in known:
                 if photo.job.old is None:
                     report.renamed += 1
-                elif (photo.old.title, photo.old.url) != (photo.entry.title, photo.entry.url):
+                elif replace(photo.old, stamp=photo.entry.stamp) != photo.entry:
                     report.updated += 1
                 else:
                     report.unchanged += 1

@@ -19,9 +19,9 @@ from PIL import Image
 
 from captioner.image_error import ImageError, ImageReason
 from captioner.preprocessing import FORMATS, ImageLimits, open_header, open_photo
+from search_gateway.catalog.base import CatalogEntry, PhotoStamp
 from search_gateway.catalog.build.photo_folder import CANNOT_READ, PhotoFile, UnreadablePhoto
-from search_gateway.catalog.build.titles import TitleLine, title_and_url
-from search_gateway.catalog.store import CatalogEntry, PhotoStamp
+from search_gateway.catalog.build.titles import TitleLine, attributes_of, title_and_url
 
 THUMBNAIL_SIDE = 160  # pixels, at most
 
@@ -132,9 +132,11 @@ def prepare_photo(job: PhotoJob, decode: Decode, renamed_from: Callable[[str], C
 
 
 def entry_of(job: PhotoJob, stamp: PhotoStamp, old: CatalogEntry | None) -> CatalogEntry:
-    """Return the entry of a photo, which keeps the title and the URL of its old entry where the list has none."""
-    title, url = title_and_url(job.photo.path, job.line, old or job.before)
-    return CatalogEntry(path=job.photo.path, title=title, url=url, stamp=stamp)
+    """Return the entry of a photo, which keeps what its old entry has and the list has not."""
+    before = old or job.before
+    title, url = title_and_url(job.photo.path, job.line, before)
+    attributes = attributes_of(job.line, before)
+    return CatalogEntry(path=job.photo.path, title=title, url=url, stamp=stamp, attributes=attributes)
 
 
 def left_out(job: PhotoJob, reason: str) -> LeftOutPhoto:

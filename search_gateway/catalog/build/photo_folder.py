@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from captioner.image_formats import NUM_BYTES, format_of
-from search_gateway.catalog.store import CatalogError
+from search_gateway.catalog.base import CatalogError
 
 # Files with these names are taken for photos without a look. The build says what is wrong with those that are none.
 _PHOTO_SUFFIXES = frozenset(

@@ -16,7 +16,7 @@ class BuildReport:
     """Counts what is already stored. A photo that became unreadable also counts in `removed`."""
 
     added: int = 0
-    updated: int = 0  # photo, title or URL changed
+    updated: int = 0  # photo, title, URL, price, availability or category changed
     renamed: int = 0  # the same photo under another name
     unchanged: int = 0
     removed: int = 0

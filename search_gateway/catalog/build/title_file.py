@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
+from search_gateway.catalog.base import Attributes, CatalogError
 from search_gateway.catalog.build.titles import TitleLine, TitleList
-from search_gateway.catalog.store import CatalogError
 from search_gateway.catalog.text_analysis import one_line
 
 # Without spaces and marks, in order of preference: "Image Path" is "imagepath".
@@ -27,6 +27,19 @@ _TITLE_COLUMNS = (
     "articletitle", "itemname", "itemtitle", "caption",
 )  # fmt: skip
 _URL_COLUMNS = ("url", "link", "producturl", "productlink", "pageurl")
+_PRICE_COLUMNS = ("price", "saleprice", "currentprice", "productprice")
+_AVAILABILITY_COLUMNS = ("availability", "available", "isavailable", "instock", "stock", "stockstatus", "quantity")
+_CATEGORY_COLUMNS = (
+    "category", "productcategory", "categoryname", "producttype", "producttypename", "googleproductcategory",
+    "articletype",
+)  # fmt: skip
+
+_PRICE = re.compile(r"[^\d.,-]*([1-9]\d{0,2}(?:([.,' ])\d{3}(?:\2\d{3}){0,4})?|\d{1,15})(?:[.,](\d{1,2}))?[^\d.,-]*")
+_IN_STOCK = frozenset(("true", "yes", "y", "instock", "available", "limitedavailability", "lowstock"))
+_OUT_OF_STOCK = frozenset(
+    ("false", "no", "n", "outofstock", "unavailable", "notavailable", "soldout", "discontinued", "preorder",
+     "backorder")
+)  # fmt: skip
 
 _SEPARATORS = ",;\t|"
 _EXCEL_SEPARATOR = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
@@ -61,7 +74,8 @@ def read_titles(
 ) -> TitleList:
     """Read a CSV file with a column that names photos and one that names products.
 
-    Case and punctuation in the names of columns do not matter. A column of URLs is optional, others are ignored. The
+    Case and punctuation in the names of columns do not matter. Columns of URLs, prices, availability and
+    categories are optional, others are ignored. The
     separator is a comma, a semicolon, a tab or a bar. Lines without a title are skipped.
 
     Args:
@@ -109,6 +123,8 @@ class _Columns:
     ) -> None:
         self._header = header
         self._file_at, self._title_at, self._url_at = file_at, title_at, url_at
+        known = (_PRICE_COLUMNS, _AVAILABILITY_COLUMNS, _CATEGORY_COLUMNS)
+        self._attributes_at = [_column(header, None, names) for names in known]
         self._photos_folder = f"{photos_folder}/"
         # Commas in titles that are not quoted can be told where nothing else may have any.
         used = {file_at, title_at, url_at}
@@ -118,7 +134,7 @@ class _Columns:
         """Read a row; None if it has no title.
 
         Raises:
-            CatalogError: a field of the row may belong to another column.
+            CatalogError: a field of the row may belong to another column, or cannot be read.
         """
         title_at = self._title_at
         surplus = len(row) - len(self._header)
@@ -143,7 +159,41 @@ class _Columns:
                     "quotes, or name the column otherwise if it holds no URLs"
                 )
         key = _key(row[self._file_at], self._photos_folder)
-        return TitleLine(key, title, url, number) if key else None
+        return TitleLine(key, title, url, number, self._attributes(number, row)) if key else None
+
+    def _attributes(self, number: int, row: list[str]) -> Attributes | None:
+        """Read price, availability and category; None if the file has none of these columns.
+
+        Raises:
+            CatalogError: the price cannot be read.
+        """
+        if self._attributes_at == [None, None, None]:
+            return None
+        price, availability, category = (
+            one_line(row[at]) if at is not None and at < len(row) else "" for at in self._attributes_at
+        )
+        in_stock = _plain(availability)
+        is_available = None
+        if in_stock.isdecimal():
+            is_available = int(in_stock) > 0
+        elif in_stock in _IN_STOCK or in_stock in _OUT_OF_STOCK:
+            is_available = in_stock in _IN_STOCK
+        return Attributes(_price(price, number), is_available, category)
+
+
+def _price(text: str, number: int) -> float | None:
+    """Read a price: "1,299.00", "1.299,00 EUR", "$15"; None for a text without digits.
+
+    Raises:
+        CatalogError: it can be read in more than one way.
+    """
+    if not any(map(str.isdecimal, text)):
+        return None
+    match = _PRICE.fullmatch(text)
+    if match is None:
+        raise CatalogError(f"have {text[:40]!r} as price in line {number}: give a number")
+    whole = "".join(filter(str.isdigit, match[1]))
+    return float(f"{whole}.{match[3] or '0'}")
 
 
 def _plain(name: str) -> str:

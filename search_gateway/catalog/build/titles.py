@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from os.path import commonprefix
 from pathlib import PurePosixPath
 
-from search_gateway.catalog.store import CatalogEntry
+from search_gateway.catalog.base import NO_ATTRIBUTES, Attributes, CatalogEntry
 from search_gateway.catalog.text_analysis import one_line
 
 _BETWEEN_WORDS = re.compile(r"[\s_.+-]+")
@@ -32,6 +32,7 @@ class TitleLine:
     title: str
     url: str | None  # None where the list has no URLs
     number: int  # of the line in the file, from 1
+    attributes: Attributes | None = None  # None where the list has no columns of them
 
 
 class TitleList:
@@ -77,6 +78,13 @@ def title_and_url(path: str, line: TitleLine | None, before: CatalogEntry | None
     if before is not None and before.title != title_from_name(PurePosixPath(before.path)):
         return before.title, kept_url
     return title_from_name(PurePosixPath(path)), kept_url
+
+
+def attributes_of(line: TitleLine | None, before: CatalogEntry | None) -> Attributes:
+    """Return the attributes of a photo: from its line, else from its former entry."""
+    if line is not None and line.attributes is not None:
+        return line.attributes
+    return NO_ATTRIBUTES if before is None else before.attributes
 
 
 def title_from_name(photo: PurePosixPath) -> str:

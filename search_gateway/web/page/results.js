@@ -15,7 +15,8 @@ const two = (number) => number.toFixed(2);
 /** Which threshold hides a result: "looks", "words", or "" if none does. A threshold of 0 hides nothing. */
 export function hiddenBy(result, { looks, agreement }) {
   if (looks > 0 && result.visual_score < looks) return "looks";
-  return agreement > 0 && result.semantic_score < agreement ? "words" : "";
+  const isSilent = result.contributions?.some(({ part }) => part === "similar_titles"); // its title says nothing
+  return agreement > 0 && !isSilent && result.semantic_score < agreement ? "words" : "";
 }
 
 /** Why a result is shown or hidden. The gateway was asked without thresholds, so its sentence ends with what matters. */

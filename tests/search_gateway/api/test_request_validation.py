@@ -21,6 +21,7 @@ from search_gateway.api.request_validation import (
     request_values,
     search_options,
 )
+from search_gateway.catalog.base import Filters
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import BadRequestError
 from search_gateway.pipeline import SearchOptions
@@ -325,3 +326,29 @@ def test_bad_exclusions_are_refused_with_the_remedy() -> None:
 def test_explanation_is_passed_on() -> None:
     assert options(explain=True).explain
     assert not options().explain
+
+
+def filters(**fields: Any) -> Filters:
+    return options(filters=search_pb2.Filters(**fields)).filters
+
+
+def test_filters_are_passed_on() -> None:
+    assert not options().filters
+    assert filters(min_price=0) == Filters(min_price=0.0)
+    assert filters(available=False, max_price=123456789.01) == Filters(max_price=123456789.01, is_available=False)
+    assert filters(categories=["a", "b"]) == Filters(categories=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"min_price": -0.01}, "filters.min_price is -0.01: it goes from 0 to 1e+12"),
+        ({"max_price": math.nan}, "filters.max_price is nan: it goes from 0 to 1e+12"),
+        ({"min_price": 2, "max_price": 1}, "filters.min_price is 2, above filters.max_price, 1"),
+        ({"categories": ["a"] * 21}, "filters.categories has 21 values; the limit is 20"),
+        ({"categories": [""]}, "filters.categories has a value of 0 characters: give 1 to 200"),
+        ({"categories": ["a" * 201]}, "filters.categories has a value of 201 characters"),
+    ],
+)
+def test_filters_beyond_their_limits_are_refused(fields: dict[str, Any], says: str) -> None:
+    assert says in refusal(filters, **fields)

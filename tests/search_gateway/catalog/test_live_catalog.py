@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from search_gateway.catalog import live_catalog
+from search_gateway.catalog.base import CatalogError
 from search_gateway.catalog.live_catalog import DAMAGED, MISSING, NOT_USABLE, LiveCatalog
-from search_gateway.catalog.store import CatalogError, CatalogStore
+from search_gateway.catalog.store import CatalogStore
 from tests.search_gateway.catalog.test_store import MODEL, product, writer
 
 

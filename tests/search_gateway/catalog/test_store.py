@@ -20,15 +20,16 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from search_gateway.catalog import database
-from search_gateway.catalog.store import (
+from search_gateway.catalog.base import (
     CatalogEntry,
     CatalogError,
+    CatalogModel,
     CatalogOutdatedError,
     CatalogProduct,
-    CatalogStore,
     CatalogTimeoutError,
     PhotoStamp,
 )
+from search_gateway.catalog.store import CatalogStore
 
 ROOT = Path(__file__).parents[3]
 MODEL = "fashion-small:1234"
@@ -94,7 +95,7 @@ def found(store: CatalogStore, query: str, limit: int = 20) -> list[str]:
 def test_row_holds_what_was_stored(store: CatalogStore, path: Path) -> None:
     [row] = store.find(["navy"], 5)
     assert row.title == TITLES[0]
-    assert row.photo == path.parent / f"{TITLES[0]}.jpg"
+    assert row.path == f"{TITLES[0]}.jpg"
     assert (row.url, row.width, row.height) == ("", 60, 80)
     assert row.thumbnail == b"small " + TITLES[0].encode()
     assert row.embedding.dtype == np.float32
@@ -204,11 +205,11 @@ def test_a_product_of_the_same_photo_takes_the_place_of_the_old_one(own_path: Pa
         assert found(store, "scarves") == ["Green Scarf"]
 
 
-def test_refresh_changes_title_and_stamp_and_keeps_the_embedding(own_path: Path) -> None:
+def test_move_in_place_changes_title_and_stamp_and_keeps_the_embedding(own_path: Path) -> None:
     stamp = PhotoStamp(11, 22, "cd" * 32)
     changed = CatalogEntry(path=f"{TITLES[0]}.jpg", title="Green Scarf", url="https://shop.example/1", stamp=stamp)
     with writer(own_path) as store:
-        store.refresh([changed])
+        store.move([(changed.path, changed)])
         assert changed in store.entries()
         assert found(store, "navy") == []
         [row] = store.find(["green"], 5)
@@ -430,3 +431,23 @@ def test_find_gives_up_when_its_time_is_over(large: Path) -> None:
         with pytest.raises(CatalogTimeoutError, match="did not answer in time"):
             store.find(["women", "men", "style", "zebra"], 50, timeout_seconds=0.0)
         assert store.find(["women", "blue"], 50)
+
+
+def test_builds_of_a_file_do_not_replace_it_under_each_other(own_path: Path) -> None:
+    model = CatalogModel(MODEL)
+
+    def building(*, is_anew: bool) -> CatalogStore:
+        return CatalogStore.open_for_building(own_path, model, photos_folder=own_path.parent, is_anew=is_anew)
+
+    with building(is_anew=False) as first, building(is_anew=False), building(is_anew=True) as anew:
+        anew.add([product("New")])
+        with pytest.raises(CatalogError, match="another build is changing"):
+            building(is_anew=True)
+        with pytest.raises(CatalogError, match="another build is changing"):
+            anew.publish()
+        first.add([product("Not lost")])
+    with building(is_anew=True) as anew:
+        assert [one.title for one in anew.entries()] == ["New"], "it goes on"
+        anew.publish()
+    with building(is_anew=False) as store:
+        assert [one.title for one in store.entries()] == ["New"]

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from search_gateway.catalog import text_index
+from search_gateway.catalog.base import CatalogEntry
 from search_gateway.catalog.database import CatalogDatabase
-from search_gateway.catalog.store import CatalogEntry, CatalogStore
+from search_gateway.catalog.store import CatalogStore
 from search_gateway.catalog.text_analysis import query_phrases
 from search_gateway.catalog.text_index import TextIndex
 from tests.search_gateway.catalog.test_store import MODEL, product, writer
@@ -83,7 +84,8 @@ def test_answers_follow_changes_of_others_and_of_its_own(path: Path, tmp_path: P
         for number in range(5):
             other.add([product(next(more), f"new {number}-{place}.jpg") for place in range(50)])
             other.remove(f"{number}-{place}.jpg" for place in range(50))
-            other.refresh([CatalogEntry(path=f"{number}.jpg", title="Zebra", stamp=product("").entry.stamp)])
+            path = f"{number}.jpg"
+            other.move([(path, CatalogEntry(path=path, title="Zebra", stamp=product("").entry.stamp))])
             assert compare(file, ranking, seed=number, num_queries=20)
             assert [row.title for row in other.find(["zebra"], 1)] == ["Zebra"]
         num_zebras = len(other.find(["zebra"], 10_000))

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_gateway.catalog.store import CatalogStore, SimilarRow
+from search_gateway.catalog.base import SimilarRow
+from search_gateway.catalog.store import CatalogStore
 from search_gateway.catalog.vector_index import VectorIndex, largest
 from tests.search_gateway.catalog.test_store import product, reader, writer
 

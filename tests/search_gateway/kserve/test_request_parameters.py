@@ -75,6 +75,8 @@ def test_search_has_all_parameters_of_search_proto() -> None:
     )  # fmt: skip
     words = search_values(parameters(colour="red", thing="bag"))
     assert words == RequestValues(colour="red", thing="bag")
+    filters = search_values(parameters(min_price="1.5", max_price=3, available=True, categories="Ties"))
+    assert filters == RequestValues(min_price=1.5, max_price=3.0, available=True, categories=("Ties",))
     assert caption_values(parameters(region="0,0,1,0.5")) == RequestValues(region=Region(0, 0, 1, 0.5))
 
 

@@ -51,7 +51,13 @@ def served(
             triton_metrics=triton,
             problems=lambda: problems or [],
             warnings=lambda: ["catalog: the file is missing"],
-            settings={"max_waiting": 64, "catalog": None, "duckduckgo_proxy": "http://me:pass@proxy:80", "token": "x"},
+            settings={
+                "max_waiting": 64,
+                "catalog": None,
+                "duckduckgo_proxy": "http://me:pass@proxy:80",
+                "token": "x",
+                "url": "milvus://h:1/a?Token=x&b=c",
+            },
             drain=drain,
         )
         await server.start(state)
@@ -83,7 +89,13 @@ def test_settings_without_secrets() -> None:
     (status, text), _ = served(lambda address: ask(address, "/config"))
     assert (status, json.loads(text)) == (
         200,
-        {"max_waiting": 64, "catalog": None, "duckduckgo_proxy": "http://***@proxy:80", "token": "***"},
+        {
+            "max_waiting": 64,
+            "catalog": None,
+            "duckduckgo_proxy": "http://***@proxy:80",
+            "token": "***",
+            "url": "milvus://h:1/a?Token=***&b=c",
+        },
     )
 
 

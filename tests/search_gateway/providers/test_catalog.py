@@ -18,17 +18,19 @@ import numpy.typing as npt
 import pytest
 
 from captioner.query import Query
-from search_gateway.catalog.store import (
+from search_gateway.catalog.base import (
+    Attributes,
     CatalogEntry,
     CatalogError,
     CatalogOutdatedError,
     CatalogProduct,
-    CatalogStore,
+    Filters,
     PhotoStamp,
 )
+from search_gateway.catalog.store import CatalogStore
 from search_gateway.catalog.vector_index import VectorIndex
 from search_gateway.errors import ProviderError, ProviderTimeoutError
-from search_gateway.providers.base import Candidate, Provider, Reloadable, StaleCandidates
+from search_gateway.providers.base import Candidate, Filtering, Provider, Reloadable, StaleCandidates
 from search_gateway.providers.catalog import CatalogProvider
 
 MODEL = "fashion-small:1234"
@@ -312,5 +314,22 @@ def test_answer_says_that_the_file_is_missing_and_reload_takes_another(path: Pat
             answer = await provider.find(Query.of("zebra"), 5, 10.0)
             assert not isinstance(answer, StaleCandidates)
             assert [found.title for found in answer] == ["Zebra Print Scarf"]
+
+    asyncio.run(run())
+
+
+def test_filters_hold_for_one_request(tmp_path: Path) -> None:
+    path = tmp_path / "priced.sqlite"
+    entry = dataclasses.replace(product("Blue Hat").entry, attributes=Attributes(5.0))
+    write(path, product("Blue Shirt"), dataclasses.replace(product("Blue Hat"), entry=entry))
+
+    async def run() -> None:
+        async with opened(path) as provider:
+            assert isinstance(provider, Filtering)
+            cheap = provider.filtered(Filters(max_price=9.0))
+            photo = np.array([0.6, 0.8], np.float32)
+            found = await cheap.find(Query.of("blue shirt"), 10, 10.0, photo)
+            assert [one.title for one in found] == ["Blue Hat"]
+            assert len(await provider.find(Query.of("blue shirt"), 10, 10.0, photo)) == 2
 
     asyncio.run(run())

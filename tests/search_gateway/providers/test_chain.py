@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from captioner.query import Query
+from search_gateway.catalog.base import NO_FILTERS, Filters
 from search_gateway.deadline import Deadline
 from search_gateway.errors import BadRequestError, ProviderError, ProviderNotAskedError, ProviderTimeoutError
 from search_gateway.providers.base import Candidate, ProviderTerms, StaleCandidates
-from search_gateway.providers.chain import Degradation, ProviderChain, ProviderResult
+from search_gateway.providers.chain import CANNOT_FILTER, Degradation, ProviderChain, ProviderResult
 from tests.fakes.virtual_time import run_virtually
 
 BLUE_SHIRT = Query.of("blue shirt")
@@ -386,3 +387,23 @@ def test_credit_line_of_the_provider_stands_where_a_picture_has_none() -> None:
     candidates = [*shirts("one", 1), *shirts("two", 1, attribution="by Someone")]
     provider = FakeProvider("one", candidates, terms=ProviderTerms(attribution="One Search"))
     assert [one.attribution for one in find([provider]).candidates] == ["One Search", "by Someone"]
+
+
+@dataclass
+class FilteringProvider(FakeProvider):
+    filters: Filters = NO_FILTERS
+
+    def filtered(self, filters: Filters) -> FilteringProvider:
+        self.filters = filters
+        return self
+
+
+def test_only_providers_that_can_filter_are_asked_with_a_filter() -> None:
+    web, catalog = FakeProvider("web", [SHIRT]), FilteringProvider("catalog", [SHIRT])
+    cheap = Filters(max_price=5.0)
+    chain = ProviderChain([web, catalog], 6.0)
+    found = asyncio.run(chain.find(BLUE_SHIRT, None, 10, Deadline(10.0), filters=cheap))
+    assert found == ProviderResult("catalog", [SHIRT], [Degradation("web", CANNOT_FILTER)])
+    assert (web.asked, catalog.filters) == ([], cheap)
+    asyncio.run(chain.find(BLUE_SHIRT, None, 10, Deadline(10.0)))
+    assert len(web.asked) == 1

@@ -25,6 +25,10 @@ def test_every_option_has_its_field() -> None:
         "max_results": "7",
         "min_visual_score": "-1",
         "min_semantic_score": "0.5",
+        "min_price": "1.25",
+        "max_price": "1e6",
+        "available": "false",
+        "category": "Men's shirts",
         "include_dropped": "true",
     }
     expected = search_pb2.SearchRequest(
@@ -37,6 +41,7 @@ def test_every_option_has_its_field() -> None:
         provider="catalog",
         max_results=7,
         refinement=search_pb2.RefinementOptions(min_visual_score=-1, min_semantic_score=0.5),
+        filters=search_pb2.Filters(min_price=1.25, max_price=1e6, available=False, categories=["Men's shirts"]),
         explain=True,
     )
     assert search_request(options.items()) == expected

@@ -26,7 +26,11 @@ capabilities: { drop: [ALL] }
 {{- if not .Values.models.claim }}{{ fail "models.claim is empty: name a PersistentVolumeClaim that holds the models" }}{{ end -}}
 {{- if and .Values.gpu.enabled (not .Values.engines.image) }}{{ fail "engines.image is empty: name the image built from deploy/Dockerfile.engines, or set gpu.enabled=false" }}{{ end -}}
 {{- if not (or .Values.insecure (and .Values.tls.secret (or .Values.apiKeys.secret .Values.tls.clientCa))) }}{{ fail "tls.secret or apiKeys.secret is empty: name both secrets (with tls.clientCa the first is enough), or set insecure=true where a mesh does their work" }}{{ end -}}
-{{- range list "listen_address" "admin_address" "triton_address" "triton_shared_memory" "model_repository" "drain_seconds" "max_connection_age_seconds" "catalog" "insecure" "tls_certificate" "tls_key" "tls_client_ca" "api_keys" -}}
+{{- if .Values.catalog.address }}
+{{- if .Values.catalog.claim }}{{ fail "catalog.claim and catalog.address are both set: a gateway searches one catalogue" }}{{ end -}}
+{{- if and .Values.networkPolicy.enabled (not .Values.networkPolicy.egress) }}{{ fail "catalog.address: the network policy keeps the gateway from it, add a rule under networkPolicy.egress" }}{{ end -}}
+{{- end }}
+{{- range list "listen_address" "admin_address" "triton_address" "triton_shared_memory" "model_repository" "drain_seconds" "max_connection_age_seconds" "catalog" "catalog_password" "catalog_password_file" "insecure" "tls_certificate" "tls_key" "tls_client_ca" "api_keys" -}}
 {{- if hasKey $.Values.gateway.settings . }}{{ fail (printf "gateway.settings.%s: the chart sets it by a value of its own, see values.yaml" .) }}{{ end -}}
 {{- end -}}
 {{- end }}

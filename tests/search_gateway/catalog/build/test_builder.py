@@ -21,13 +21,14 @@ from PIL import Image
 
 from captioner.preprocessing import FORMATS, decode_photo
 from drawings import draw_samples
+from search_gateway.catalog.base import Attributes, CatalogError, CatalogProduct, CatalogRow, Filters
 from search_gateway.catalog.build import photo as photo_module
 from search_gateway.catalog.build.builder import NO_EMBEDDING, build_catalog
 from search_gateway.catalog.build.photo import NOT_A_PHOTO, OTHER_FORMAT, TOO_LARGE
 from search_gateway.catalog.build.photo_folder import BAD_NAME, CANNOT_READ
 from search_gateway.catalog.build.report import BuildReport
 from search_gateway.catalog.build.title_file import read_titles
-from search_gateway.catalog.store import CatalogError, CatalogProduct, CatalogRow, CatalogStore
+from search_gateway.catalog.store import CatalogStore
 
 ROOT = Path(__file__).parents[4]
 MODEL = "histogram:1"
@@ -94,7 +95,7 @@ def find(path: Path, query: str) -> list[CatalogRow]:
 def content(path: Path) -> list[tuple[str, str, bytes, bytes]]:
     """Photo, title, embedding and thumbnail of all products, found by the word all titles have."""
     rows = find(path, "sketch")
-    return sorted((r.photo.name, r.title, r.embedding.tobytes(), r.thumbnail) for r in rows)
+    return sorted((Path(r.path).name, r.title, r.embedding.tobytes(), r.thumbnail) for r in rows)
 
 
 @pytest.fixture(scope="module")
@@ -158,11 +159,11 @@ def test_products_are_found_with_all_that_belongs_to_them(drawn: Path, built: Pa
     assert rows[0].title == "Sketch Blue T-shirt"
     # One word of the two: two other T-shirts, thirteen other blue things.
     assert len(rows) == 16
-    with Image.open(rows[0].photo) as photo:
+    with Image.open(drawn / "images" / rows[0].path) as photo:
         assert photo.size == (rows[0].width, rows[0].height) == (240, 320)
     with Image.open(io.BytesIO(rows[0].thumbnail)) as thumbnail:
         assert (thumbnail.format, thumbnail.size) == ("JPEG", (120, 160))
-    expected = embed([decode(rows[0].photo.read_bytes())])[0]
+    expected = embed([decode((drawn / "images" / rows[0].path).read_bytes())])[0]
     assert rows[0].embedding == pytest.approx(expected / np.linalg.norm(expected))
 
 
@@ -170,7 +171,7 @@ def test_embeddings_belong_to_their_photos(built: Path) -> None:
     with reader(built) as store:
         for row in store.find(["red"], 20):
             [nearest] = store.similar(row.embedding, 1)
-            assert nearest.row.id == row.id
+            assert nearest.row.path == row.path
             assert nearest.cosine == pytest.approx(1.0)
 
 
@@ -315,7 +316,7 @@ def test_without_a_list_file_names_are_titles_and_folders_are_searched(tmp_path:
     assert (report.untitled, report.unreadable) == (0, [])
     [row] = find(tmp_path / "catalogue.sqlite", "shirt")
     assert row.title == "blue shirt 01"
-    assert row.photo == deep / "blue_shirt-01.JPG"
+    assert tmp_path / "photos" / row.path == deep / "blue_shirt-01.JPG"
     with Image.open(io.BytesIO(row.thumbnail)) as thumbnail:
         assert thumbnail.size == (30, 20)  # never enlarged
 
@@ -364,7 +365,7 @@ def test_bad_photos_are_listed_and_do_not_stop_the_build(shop: Path, monkeypatch
     assert "1 left out, in a format that is not read, HEIC (e.g. phone.heic)" in report.summary()
     assert ("gone.jpg", "the file cannot be read: No such file or directory") in report.unreadable
     assert "3 left out, not a readable photo (e.g. 1.jpg)" in report.summary()
-    assert all(row.photo.name != "1.jpg" for row in find(shop / "catalogue.sqlite", "sketch"))
+    assert all(Path(row.path).name != "1.jpg" for row in find(shop / "catalogue.sqlite", "sketch"))
     # They are looked at again each time: one of them may have been repaired.
     (images / "1.jpg").write_bytes(good)
     assert counts(rebuild(shop, CountingEmbed())) == (1, 0, NUM_DRAWN - 1, 0)
@@ -436,7 +437,7 @@ def test_moved_folder_needs_no_embedding(shop: Path) -> None:
     output = shop / "catalogue.sqlite"
     report = build(shop / "moved", output, counting, shop / "styles.csv")
     assert counts(report) == (0, 0, NUM_DRAWN, 0)
-    assert all(row.photo.is_file() for row in find(output, "sketch"))
+    assert all((shop / "moved" / row.path).is_file() for row in find(output, "sketch"))
 
 
 def test_ctrl_c_loses_no_batch_that_was_stored_and_tells_which(drawn: Path, tmp_path: Path) -> None:
@@ -472,7 +473,7 @@ def test_renamed_photos_keep_their_embedding_and_only_what_changed_is_embedded(s
     names = sorted(photo.name for photo in images.iterdir())
     with reader(output) as store:
         rows = {row.path: row for row in store.find(["sketch"], 100)}
-    id_of, titles = {path: row.id for path, row in rows.items()}, {path: row.title for path, row in rows.items()}
+    titles = {path: row.title for path, row in rows.items()}
     for name in names[:10]:
         (images / name).unlink()
     for name in names[10:20]:
@@ -495,9 +496,8 @@ def test_renamed_photos_keep_their_embedding_and_only_what_changed_is_embedded(s
         assert len(rows) == len(store) == NUM_DRAWN
         for name in names[20:30]:
             row = rows[f"deep/sketch-{name}"]
-            assert row.id == id_of[name]
             assert row.title == titles[name]  # the list does not know the new name
-            expected = embed([decode(row.photo.read_bytes())])[0]
+            expected = embed([decode((images / row.path).read_bytes())])[0]
             assert row.embedding == pytest.approx(expected / np.linalg.norm(expected))
     assert counts(rebuild(shop, counting)) == (0, 0, NUM_DRAWN, 0)
     assert sum(counting.batches) == 20
@@ -623,3 +623,25 @@ def test_progress_goes_to_stderr_and_can_be_left_out(
     assert shown.out == ""
     assert f"{NUM_DRAWN}/{NUM_DRAWN}" in shown.err
     assert "photo/s" in shown.err
+
+
+def test_attributes_come_from_the_list_and_are_kept_without_one(drawn: Path, tmp_path: Path) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "c.sqlite"
+    photos.mkdir()
+    source = next((drawn / "images").iterdir())
+    shutil.copy(source, photos / "1.jpg")
+    shutil.copy(source, photos / "2.jpg")
+    titles = tmp_path / "titles.csv"
+    for price, expected in ((5, (2, 0, 0, 0)), (5, (0, 0, 2, 0)), (7, (0, 1, 1, 0))):
+        titles.write_text(f"file,title,price,category\n1,One,{price},Hats\n2,Two,9,Ties\n")
+        assert counts(build(photos, out, titles=titles)) == expected
+    (photos / "1.jpg").rename(photos / "3.jpg")
+    assert counts(build(photos, out)) == (0, 0, 1, 0)
+    for model in (MODEL, "another:1"):  # it is built beside, and takes them from the former catalogue
+        build(photos, out, model=model)
+        with reader(out, model) as store:
+            assert {one.path: one.attributes for one in store.entries()} == {
+                "3.jpg": Attributes(7.0, None, "Hats"),
+                "2.jpg": Attributes(9.0, None, "Ties"),
+            }
+            assert [row.title for row in store.find(["one"], 5, filters=Filters(max_price=8))] == ["One"]

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from captioner.preprocessing import FORMATS, decode_photo
+from search_gateway.catalog.base import CatalogEntry, PhotoStamp
 from search_gateway.catalog.build import photo
 from search_gateway.catalog.build.photo import (
     NOT_A_PHOTO,
@@ -27,7 +28,6 @@ from search_gateway.catalog.build.photo import (
 )
 from search_gateway.catalog.build.photo_folder import CANNOT_READ, PhotoFile
 from search_gateway.catalog.build.titles import TitleLine
-from search_gateway.catalog.store import CatalogEntry, PhotoStamp
 
 
 def decode(data: bytes) -> npt.NDArray[np.uint8]:

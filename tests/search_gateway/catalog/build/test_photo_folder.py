@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from search_gateway.catalog.base import CatalogError
 from search_gateway.catalog.build.photo_folder import (
     BAD_NAME,
     CANNOT_READ,
     UnreadablePhoto,
     look_for_photos,
 )
-from search_gateway.catalog.store import CatalogError
 
 
 def test_photos_are_found_in_all_folders_in_order(tmp_path: Path) -> None:

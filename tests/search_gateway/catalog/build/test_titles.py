@@ -7,9 +7,9 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+from search_gateway.catalog.base import Attributes, CatalogError
 from search_gateway.catalog.build.title_file import read_titles
 from search_gateway.catalog.build.titles import TitleList, title_from_name
-from search_gateway.catalog.store import CatalogError
 
 FOLDER = Path("/photos")
 
@@ -281,3 +281,35 @@ def test_missing_or_unreadable_file_is_told(tmp_path: Path) -> None:
 )
 def test_file_name_becomes_readable(photo: str, expected: str) -> None:
     assert title_from_name(PurePosixPath(photo)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "price"),
+    [
+        ("15", 15.0), ("0.5", 0.5), ("$15", 15.0), ("15.00 USD", 15.0), ("1,299.00", 1299.0), ("1.299,90 EUR", 1299.9),
+        ("1 299,9 \N{EURO SIGN}", 1299.9), ("1,299", 1299.0), ("", None), ("on request", None),
+    ],
+)  # fmt: skip
+def test_prices_are_read_as_shops_write_them(tmp_path: Path, text: str, price: float | None) -> None:
+    [line] = titles(tmp_path, f'file;title;Price\n1.jpg;Shirt;"{text}"\n').lines
+    assert line.attributes == Attributes(price)
+
+
+@pytest.mark.parametrize("text", ["-5", "1.2.3", "5-10", "0.125", "9" * 400])
+def test_a_doubtful_price_is_an_error_that_names_the_line(tmp_path: Path, text: str) -> None:
+    with pytest.raises(CatalogError, match="as price in line 3"):
+        titles(tmp_path, f"file,title,price\n1.jpg,Shirt,5\n2.jpg,Shirt,{text}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "is_available"),
+    [("in stock", True), ("TRUE", True), ("12", True), ("out_of_stock", False), ("no", False), ("0", False),
+     ("perhaps", None), ("", None)],
+)  # fmt: skip
+def test_availability_and_category_are_read(tmp_path: Path, text: str, is_available: bool | None) -> None:
+    [line] = titles(tmp_path, f"file,title,Availability,Product Type\n1.jpg,Shirt,{text}, T-Shirts \n").lines
+    assert line.attributes == Attributes(None, is_available, "T-Shirts")
+
+
+def test_a_list_without_such_columns_has_no_attributes(tmp_path: Path) -> None:
+    assert titles(tmp_path, "file,title\n1.jpg,Shirt\n").lines[0].attributes is None
