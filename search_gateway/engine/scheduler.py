@@ -167,7 +167,8 @@ class CaptionScheduler:
         kind, caller = options.num_beams, current_caller.get()
         self._refuse_if_full(kind)
         times, num_ahead = self._times[kind], self._queue.num_ahead(kind, caller)
-        if num_ahead and times.wait(num_ahead) + times.least() > deadline.remaining_seconds():
+        wait = times.wait(num_ahead)
+        if wait and wait + times.least() > deadline.remaining_seconds():
             raise OverloadedError(
                 f"{num_ahead} photos wait to be captioned, too many for this deadline: try again shortly, or allow "
                 "more time",
