@@ -168,7 +168,7 @@ class CaptionScheduler:
         self._refuse_if_full(kind)
         times, num_ahead = self._times[kind], self._queue.num_ahead(kind, caller)
         wait = times.wait(num_ahead)
-        if wait and wait + times.least() > deadline.remaining_seconds():
+        if wait and wait + times.service() > deadline.remaining_seconds():
             raise OverloadedError(
                 f"{num_ahead} photos wait to be captioned, too many for this deadline: try again shortly, or allow "
                 "more time",
@@ -262,6 +262,8 @@ class CaptionScheduler:
             self._finished.append(time.monotonic())
             self._times[photo.kind].served(photo.seconds_since_queue)
         except TimeoutError as error:
+            if not photo.is_taken:
+                self._times[photo.kind].waited(photo.num_ahead, photo.seconds["decode"])
             stage = "decoding was done" if photo.is_decoding else "decoding could begin"
             raise DeadlineError(f"the deadline passed before {stage}: allow more time") from error
         finally:
@@ -310,7 +312,8 @@ class CaptionScheduler:
             for photo in photos:
                 photo.end_stage("queue", "encode")
                 self._times[photo.kind].waited(photo.num_ahead, photo.seconds["queue"])
-            late = [photo for photo in photos if photo.deadline.remaining_seconds() < self._times[photo.kind].least()]
+            # While others wait, the models have better work than a caption that would come too late.
+            late = [photo for photo in photos if len(self._queue) and self._is_late(photo)]
             self._fail(late, DeadlineError(_TOO_LATE))
             try:
                 if in_time := [photo for photo in photos if photo not in late]:
@@ -321,6 +324,9 @@ class CaptionScheduler:
                 for photo in photos:
                     if not photo.is_decoding:
                         self._release(photo)
+
+    def _is_late(self, photo: _Photo) -> bool:
+        return photo.deadline.remaining_seconds() < self._times[photo.kind].service()
 
     def _reserve(self, photo: _Photo) -> bool:
         """Reserve a slot for a photo; False where all are in use or reserved.
@@ -426,6 +432,11 @@ class _Photo:
         self._times.append((name, time.perf_counter()))
         if self.decoder is not None:
             self.spans.begin(next_name)
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether it has left the queue for the encoder."""
+        return len(self._times) > 1
 
     def forget_outcome(self) -> None:
         """Drop the error that it may have ended with: it holds its caller's frames, which hold this photo, a cycle."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 _KEPT = 32  # photos
 _LEAST = 8  # of fewer photos, nothing is concluded
 _FRESH_SECONDS = 5.0  # older times say nothing: the load was another one
 # A wait says how fast the queue moves only if it was longer than the call of the encoder that it waited for.
 _LEAST_AHEAD = 8
-_CERTAINTY = 0.5  # share of the shortest time below which a photo cannot be done
 
 
 class ServiceTimes:
@@ -28,7 +27,7 @@ class ServiceTimes:
         self._served: deque[tuple[float, float]] = deque(maxlen=_KEPT)
 
     def waited(self, num_ahead: int, seconds: float) -> None:
-        """Note how long a photo was queued behind so many others."""
+        """Note how long a photo was queued behind so many others; at least so long, if it left before its turn."""
         if num_ahead >= _LEAST_AHEAD:
             self._paces.append((self._clock(), seconds / num_ahead))
 
@@ -36,16 +35,15 @@ class ServiceTimes:
         """Note how long a photo took from the queue to the last word."""
         self._served.append((self._clock(), seconds))
 
-    def least(self) -> float:
-        """Return the seconds below which no photo is done that leaves the queue now."""
-        return _CERTAINTY * min(self._fresh(self._served), default=0.0)
+    def service(self) -> float:
+        """Return the expected seconds from the queue to the last word."""
+        return self._mean(self._served)
 
     def wait(self, num_ahead: int) -> float:
         """Return the expected seconds in the queue behind so many photos."""
-        paces = list(self._fresh(self._paces))
-        return num_ahead * sum(paces) / len(paces) if paces else 0.0
+        return num_ahead * self._mean(self._paces)
 
-    def _fresh(self, times: deque[tuple[float, float]]) -> Iterable[float]:
+    def _mean(self, times: deque[tuple[float, float]]) -> float:
         begin = self._clock() - _FRESH_SECONDS
-        found = [seconds for when, seconds in times if when >= begin]
-        return found if len(found) >= _LEAST else ()
+        fresh = [seconds for when, seconds in times if when >= begin]
+        return sum(fresh) / len(fresh) if len(fresh) >= _LEAST else 0.0

@@ -522,9 +522,9 @@ def test_photo_whose_deadline_the_queue_exceeds_is_refused_before_it_is_decoded(
         captions.place(options, Deadline(0.1))  # nothing waits: it may try
         tasks = [asyncio.create_task(captions.caption(photo(4), options, Deadline(30.0))) for _ in range(11)]
         await asyncio.sleep(0.1)
-        captions.place(options, Deadline(1.7))
+        captions.place(options, Deadline(2.3))
         with pytest.raises(OverloadedError, match="10 photos wait to be captioned, too many for this deadline") as told:
-            captions.place(options, Deadline(1.4))
+            captions.place(options, Deadline(1.8))
         assert told.value.reason == "deadline"
         await captions.close()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -533,19 +533,40 @@ def test_photo_whose_deadline_the_queue_exceeds_is_refused_before_it_is_decoded(
 
 
 @pytest.mark.usefixtures("slow_times")
-def test_photo_that_cannot_be_done_in_time_is_not_encoded() -> None:
+def test_photo_that_cannot_be_done_in_time_is_not_encoded_while_others_wait() -> None:
     async def run() -> None:
-        captions = scheduler(inference)
+        captions = scheduler(inference, slots=1)
         options = DecodingOptions(max_tokens=MAX_TOKENS)
-        in_time = asyncio.create_task(captions.caption(photo(2), options, Deadline(30.0)))
+        first, late, last = (
+            asyncio.create_task(captions.caption(photo(4), options, Deadline(seconds))) for seconds in (30.0, 0.9, 30.0)
+        )
+        await asyncio.sleep(0.1)
+        hangs.set()
         with pytest.raises(DeadlineError, match="cannot be done before the deadline"):
-            await captions.caption(photo(1), options, Deadline(0.4))
-        assert await in_time
-        assert inference.encoded == [1]
+            await late
+        assert await first
+        assert await last
+        assert inference.encoded == [1, 1]
+        assert await captions.caption(photo(4), options, Deadline(0.9)), "nobody else waits"
         assert captions.num_in_flight == 0
 
-    inference = FakeInference()
+    hangs = asyncio.Event()
+    inference = FakeInference(encoder_hangs=hangs)
     run_virtually(run())
+
+
+def test_photos_whose_turn_never_came_tell_how_slow_the_queue_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        captions = scheduler(FakeInference(encoder_hangs=asyncio.Event()), slots=1)
+        options = DecodingOptions(max_tokens=MAX_TOKENS)
+        tasks = [asyncio.create_task(captions.caption(photo(4), options, Deadline(0.2))) for _ in range(4)]
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await captions.close()
+
+    waited: list[int] = []
+    monkeypatch.setattr(ServiceTimes, "waited", lambda _, num_ahead, __: waited.append(num_ahead))
+    run_virtually(run())
+    assert sorted(waited) == [0, 1, 2, 3], "the first one was taken"
 
 
 def test_beam_callers_who_fill_their_queue_do_not_keep_a_greedy_caller_waiting() -> None:
