@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, TypeVar
 
@@ -28,7 +27,7 @@ class RequestQueue(Generic[Item]):
         self._unbounded = unbounded
         # By kind and by caller, the next one to be served first; dicts keep order.
         self._queues: dict[int, dict[str, dict[Item, None]]] = {}
-        self._places: dict[int, Counter[str]] = {}  # kept by kind and caller
+        self._places: dict[int, dict[str, int]] = {}  # kept by kind and caller
 
     def __len__(self) -> int:
         return sum(map(self.num_waiting, self._queues))
@@ -43,7 +42,7 @@ class RequestQueue(Generic[Item]):
 
     def num_taken(self, kind: int) -> int:
         """How many places of a kind are taken: items, and places that are kept for some."""
-        return self._counts(kind).total()
+        return sum(self._counts(kind).values())
 
     def num_ahead(self, kind: int, caller: str = "") -> int:
         """How many items of a kind are served before a new one of this caller, since callers take turns."""
@@ -56,13 +55,13 @@ class RequestQueue(Generic[Item]):
         if kind in self._unbounded:
             return False
         counts = self._counts(kind)
-        return is_refused(counts[caller], counts.total(), len(counts.keys() | {caller}), self._limit)
+        return is_refused(counts.get(caller, 0), sum(counts.values()), len(counts.keys() | {caller}), self._limit)
 
     @contextlib.contextmanager
     def place(self, kind: int, caller: str = "") -> Iterator[None]:
         """Keep a place within the block for an item that comes at its end. The caller has checked `is_full`."""
-        places = self._places.setdefault(kind, Counter())
-        places[caller] += 1
+        places = self._places.setdefault(kind, {})
+        places[caller] = places.get(caller, 0) + 1
         try:
             yield
         finally:
@@ -70,10 +69,11 @@ class RequestQueue(Generic[Item]):
             if not places[caller]:
                 del places[caller]
 
-    def _counts(self, kind: int) -> Counter[str]:
+    def _counts(self, kind: int) -> dict[str, int]:
         """Items and places of a kind by caller."""
-        counts = Counter({caller: len(items) for caller, items in self._queues.get(kind, {}).items()})
-        counts.update(self._places.get(kind, ()))
+        counts = {caller: len(items) for caller, items in self._queues.get(kind, {}).items()}
+        for caller, count in self._places.get(kind, {}).items():
+            counts[caller] = counts.get(caller, 0) + count
         return counts
 
     def add(self, kind: int, item: Item, caller: str = "") -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import logging
 import re
 import time
@@ -112,6 +113,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         return self._num_refused <= _REFUSAL_LINES
 
 
+@functools.lru_cache(maxsize=256)
 def _exists(method: str) -> bool:
     """Whether a service of this process has a method; its path is /package.Service/Method."""
     service, _, name = method.removeprefix("/").rpartition("/")
