@@ -50,7 +50,7 @@ _EMBEDDING_ONLY = 0  # the kind of photos that are not captioned; the others' ki
 _MIN_RETRY_SECONDS, _MAX_RETRY_SECONDS = 0.1, 5.0
 _RATE_WINDOW = 64  # captions
 
-_TOO_LATE = "the caption cannot be done before the deadline: allow more time"
+_TOO_LATE = "the turn of the photo came too late for the deadline: allow more time"
 _STOPPING = "the server is stopping: try another one"
 
 
