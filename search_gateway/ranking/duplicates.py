@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 
-_PUNCTUATION = re.compile(r"[:?#\[]|//|[\t\r\n]")
+_PUNCTUATION = re.compile(r"[:?#\[\x00-\x1f]|//")
 _ROWS, _COLUMNS = 10, 8  # size of a colour grid
 _PORTS = {"http": ":80", "https": ":443"}
 

@@ -90,7 +90,7 @@ class ExpectedAgreement:
         """Return the agreement of titles."""
         scores = np.array([self._score(self._values(TextWords.of(one, self._synonyms))) for one in titles], np.float64)
         says = np.array([names_something(one) or not self._query.text for one in titles], bool)
-        return Grades(scores, says, {"words": scores})
+        return Grades(scores, says, says, {"words": scores})
 
     def wording(self, title: str, reading: ProductReading | None = None, score: float = 1.0) -> str:
         """Explain the agreement of a title.

@@ -10,7 +10,7 @@ The score is relative to the best possible title, so that a threshold means the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,8 @@ NUM_TITLES = 30  # of the nearest neighbours; 20 and 40 are worth as much
 TYPE_SHARE = 0.5  # of the grade
 MIN_READ = 0.35  # least probability of a title's likeliest type; below it the title does not say what it is
 MIN_MEANT = 0.5  # least probability that a word means a class
-SIMILAR_TITLES = "similar_titles"  # the part of a title that says nothing
+# The parts of a score if the title says nothing: by the candidate's picture, else by the titles of similar pictures.
+PICTURE, SIMILAR_TITLES = "picture", "similar_titles"
 NEIGHBOURS, PHOTO, WORDS = "neighbours", "photo", "words"  # who says what the photo shows
 
 
@@ -51,12 +52,14 @@ class Grades:
 
     Attributes:
         scores: float64 [n], 0 to 1.
-        says: bool [n]; False: the title does not say what it is, and its score is only a guess.
+        says: bool [n]; False: the title does not say what it is.
+        known: bool [n]; False: neither does the candidate's picture, and the score says nothing.
         parts: what adds up to the scores, float64 [n] each, by name.
     """
 
     scores: npt.NDArray[np.float64]
     says: npt.NDArray[np.bool_]
+    known: npt.NDArray[np.bool_]
     parts: Mapping[str, npt.NDArray[np.float64]]
 
 
@@ -74,6 +77,7 @@ class ProductReading:
         words: of the query that are neither type nor colour and count too, with their weights.
         another_type: whether the caller wants another type than the photo's: then looks exclude nothing.
         labels: compare photos regardless of their colour; None: by their embeddings as they are.
+        pictured: what pictures show, types float32 [m, T] and colours [m, C] of embeddings [m, D]; None: unknown.
     """
 
     reader: TitleReader
@@ -86,26 +90,45 @@ class ProductReading:
     another_type: bool = False
     words: Mapping[str, float] = field(default_factory=dict)
     labels: PhotoLabels | None = None
+    pictured: Callable[[Floats], tuple[Floats, Floats]] | None = None
 
-    def grades(self, titles: Sequence[str], synonyms: Synonyms) -> Grades:
-        """Grade titles; `synonyms` compares the query's other words with them."""
+    def grades(
+        self, titles: Sequence[str], synonyms: Synonyms, embeddings: Floats, has_embedding: npt.NDArray[np.bool_]
+    ) -> Grades:
+        """Grade candidates by their titles, and by their pictures where a title does not name type or colour.
+
+        Args:
+            titles: of n candidates.
+            synonyms: compare the query's words with them.
+            embeddings: float32 [n, D], L2-normalised.
+            has_embedding: bool [n]; the other rows do not count.
+        """
         readings = self.reader.read(titles)
+        types, colours = readings.types, readings.colours
         texts: list[TextWords] = []
-        types = readings.types
         if self.type_given or self.colour_given:
             texts = [TextWords.of(title, synonyms) for title in titles]
             # Another colour must not change what a title is read as.
             types = self.reader.read([text.uncoloured for text in texts]).types
-        read = types.max(axis=1, initial=0.0) >= MIN_READ
-        says = np.array([certain and names_something(title) for certain, title in zip(read, titles, strict=True)], bool)
+        says = types.max(axis=1, initial=0.0) >= MIN_READ
+        says &= np.array([names_something(title) for title in titles], bool)
+        known = says.copy()
+        if self.pictured is not None:
+            unsaid = (colours.max(axis=1, initial=0.0) < MIN_MEANT) & has_embedding
+            silent = ~says & has_embedding
+            shown_types, shown_colours = self.pictured(embeddings[unsaid | silent])
+            types, colours = types.copy(), colours.copy()
+            types[silent] = shown_types[silent[unsaid | silent]]
+            colours[unsaid] = shown_colours[unsaid[unsaid | silent]]
+            known |= silent
         by_type = {one.source: one.share * (types @ one.classes).astype(np.float64) for one in self.types}
-        by_colour = {one.source: one.share * (readings.colours @ one.classes) for one in self.colours}
+        by_colour = {one.source: one.share * (colours @ one.classes).astype(np.float64) for one in self.colours}
         if texts:
             self._follow_words(texts, by_type, by_colour, synonyms)
         of_type = sum(by_type.values(), np.zeros(len(titles)))
         best = _most(self.types) * (TYPE_SHARE + (1 - TYPE_SHARE) * _most(self.colours))
         if best <= 0:
-            return Grades(np.ones(len(titles)), says, {})
+            return Grades(np.ones(len(titles)), says, known, {})
         share = TYPE_SHARE if by_colour else 1.0
         parts = {f"type_{source}": share * value / best for source, value in by_type.items()}
         for source, value in by_colour.items():
@@ -117,8 +140,9 @@ class ProductReading:
             parts["other_words"] = found.reshape(len(titles))
         total = sum(parts.values(), np.zeros(len(titles)))
         scores = np.minimum(total, 1.0)
-        scale = scores / np.maximum(total, 1e-12)
-        return Grades(scores, says, {name: value * scale for name, value in parts.items()})
+        scale = np.where(says, scores / np.maximum(total, 1e-12), 0.0)
+        parts = {name: value * scale for name, value in parts.items()}
+        return Grades(scores, says, known, {**parts, PICTURE: np.where(known & ~says, scores, 0.0)})
 
     def _follow_words(
         self,
@@ -200,9 +224,11 @@ class ProductReader:
     def __init__(self, titles: TitleReader, labels: PhotoLabels | None):
         self._titles = titles
         self._labels = labels
+        self._pictured: Callable[[Floats], tuple[Floats, Floats]] | None = None
         if labels is not None:
-            self._type_places = _places(labels.type_names, titles.type_names)
-            self._colour_places = _places(labels.colour_names, titles.colour_names)
+            types = _mapping(labels.type_names, titles.type_names)
+            colours = _mapping(labels.colour_names, titles.colour_names)
+            self._pictured = lambda pictures: (labels.types(pictures) @ types, labels.colours(pictures) @ colours)
 
     def read_ahead(self, titles: Sequence[str]) -> None:
         """Read titles that will be needed; any thread may do so, and the next reading of them takes no time."""
@@ -235,6 +261,7 @@ class ProductReader:
             colour_given=bool(colours),
             type_given=True,
             words=others,
+            pictured=self._pictured,
         )
 
     def of_photo(
@@ -292,18 +319,16 @@ class ProductReader:
             type_given=type_given,
             another_type=type_given,
             labels=self._labels if colour_given else None,
+            pictured=self._pictured,
         )
 
     def _names_colour(self, query: Query) -> bool:
         return bool(query.colours) or bool(self._titles.read([" ".join(query.terms)]).colours[0].max() >= MIN_MEANT)
 
     def _own(self, photo: Floats, hypotheses: QueryHypotheses) -> tuple[Floats, Floats]:
-        if self._labels is not None:
-            types = np.zeros(len(self._titles.type_names), np.float32)
-            colours = np.zeros(len(self._titles.colour_names), np.float32)
-            np.add.at(types, self._type_places, self._labels.types(photo[None])[0])
-            np.add.at(colours, self._colour_places, self._labels.colours(photo[None])[0])
-            return types, colours
+        if self._pictured is not None:
+            types, colours = self._pictured(photo[None])
+            return types[0], colours[0]
         readings = self._titles.read([one.query.text for one in hypotheses.hypotheses])
         shares = np.array([one.probability for one in hypotheses.hypotheses], np.float32)
         return shares @ readings.types, shares @ readings.colours
@@ -347,26 +372,26 @@ class ProductReader:
 
 
 def borrowed(grades: Grades, embeddings: Floats, has_embedding: npt.NDArray[np.bool_]) -> Grades:
-    """Give titles that say nothing the scores of the titles of pictures that look like them.
+    """Give candidates of which nothing is known the scores of the titles of pictures that look like them.
 
     Args:
         grades: of n titles.
         embeddings: float32 [n, D], L2-normalised.
         has_embedding: bool [n]; the other rows do not count.
     """
-    silent = np.flatnonzero(~grades.says)
-    if not len(silent):
+    unknown = np.flatnonzero(~grades.known)
+    if not len(unknown):
         return grades
-    says = np.flatnonzero(grades.says & has_embedding)
+    known = np.flatnonzero(grades.known & has_embedding)
     scores = grades.scores.copy()
-    if len(says):
-        likeness = embeddings[silent] @ embeddings[says].T
+    if len(known):
+        likeness = embeddings[unknown] @ embeddings[known].T
         weights = np.exp(SHARPNESS * (likeness - likeness.max(axis=1, keepdims=True)).astype(np.float64))
-        scores[silent] = (weights @ scores[says]) / weights.sum(axis=1)
+        scores[unknown] = (weights @ scores[known]) / weights.sum(axis=1)
     else:
-        scores[silent] = 0.5  # nothing is known of any
-    parts = {name: np.where(grades.says, value, 0.0) for name, value in grades.parts.items()}
-    return Grades(scores, grades.says, {**parts, SIMILAR_TITLES: np.where(grades.says, 0.0, scores)})
+        scores[unknown] = 0.5  # nothing is known of any
+    parts = {name: np.where(grades.known, value, 0.0) for name, value in grades.parts.items()}
+    return Grades(scores, grades.says, grades.known, {**parts, SIMILAR_TITLES: np.where(grades.known, 0.0, scores)})
 
 
 def cosines(photo: Floats, embeddings: Floats) -> npt.NDArray[np.float64]:
@@ -422,7 +447,9 @@ def _most(opinions: Sequence[Opinion]) -> float:
     return float(_mixed(opinions).max()) if opinions else 1.0
 
 
-def _places(names: Sequence[str], classes: Sequence[str]) -> npt.NDArray[np.int64]:
-    """The place of each name among classes; names that are none belong to the last one."""
+def _mapping(names: Sequence[str], classes: Sequence[str]) -> Floats:
+    """Map names' probabilities to those of classes, float32 [names, classes]; other names belong to the last class."""
     places = {name: place for place, name in enumerate(classes)}
-    return np.array([places.get(name, len(classes) - 1) for name in names], np.int64)
+    mapping = np.zeros((len(names), len(classes)), np.float32)
+    mapping[np.arange(len(names)), [places.get(name, len(classes) - 1) for name in names]] = 1
+    return mapping

@@ -19,7 +19,9 @@ from search_gateway.providers.base import Candidate
 from search_gateway.ranking.duplicates import Picture, is_same_picture, normalised_url
 from search_gateway.ranking.expected_agreement import ExpectedAgreement
 from search_gateway.ranking.product_reading import (
+    PICTURE,
     SIMILAR_TITLES,
+    Grades,
     ProductReading,
     ReadingWeights,
     borrowed,
@@ -30,6 +32,7 @@ from search_gateway.ranking.query_hypotheses import QueryHypotheses
 from search_gateway.ranking.word_agreement import Synonyms
 
 _TITLE_CHARACTERS = 60  # of a title in a reason
+_SILENCE = (PICTURE, SIMILAR_TITLES)
 _SILENT = "does not say what it shows"
 _ROUNDING = 1e-5  # of cosines that are computed together
 _MAX_DIGITS = 9  # of a score in a reason: a cosine of float32 embeddings has no more
@@ -126,7 +129,9 @@ def rerank(
     if has_embedding.any():
         embeddings[has_embedding] = np.stack([one.embedding for one in seen if one.embedding is not None])
     titles = [one.candidate.title for one in seen]
-    grades = agreement.grades(titles) if reading is None else reading.grades(titles, synonyms)
+    grades = (
+        agreement.grades(titles) if reading is None else reading.grades(titles, synonyms, embeddings, has_embedding)
+    )
     grades = borrowed(grades, embeddings, has_embedding)
     visual = cosines(photo, embeddings) if reading is None else reading.looks(photo, embeddings)
     scores = limits.visual_weight * visual + (1 - limits.visual_weight) * grades.scores
@@ -192,7 +197,7 @@ def rerank(
                 *(
                     (name, rest * float(values[place]))
                     for name, values in grades.parts.items()
-                    if (name == SIMILAR_TITLES) != grades.says[place]
+                    if name == _part_of_silence(grades, place) or (name not in _SILENCE and grades.says[place])
                 ),
             )
         return ScoredResult(
@@ -214,6 +219,11 @@ def rerank(
     results = [result(place, True) for place in kept]
     dropped = [result(place, explain or number == 0) for number, place in enumerate(rest)]
     return RerankResult(results, dropped, Counter(one.verdict for one in itertools.chain(results, dropped)))
+
+
+def _part_of_silence(grades: Grades, place: int) -> str:
+    """The part of the score of a title that says nothing; "" for others."""
+    return "" if grades.says[place] else PICTURE if grades.known[place] else SIMILAR_TITLES
 
 
 def _within_limits(providers: Sequence[str], limits: RefinementLimits) -> tuple[list[int], int, set[int]]:

@@ -15,7 +15,7 @@ const two = (number) => number.toFixed(2);
 /** Which threshold hides a result: "looks", "words", or "" if none does. A threshold of 0 hides nothing. */
 export function hiddenBy(result, { looks, agreement }) {
   if (looks > 0 && result.visual_score < looks) return "looks";
-  const isSilent = result.contributions?.some(({ part }) => part === "similar_titles"); // its title says nothing
+  const isSilent = result.contributions?.some(({ part }) => part === "picture" || part === "similar_titles"); // its title says nothing
   return agreement > 0 && !isSilent && result.semantic_score < agreement ? "words" : "";
 }
 

@@ -126,10 +126,23 @@ def test_title_that_says_nothing_is_judged_by_looks(title: str) -> None:
 def test_title_that_says_nothing_gets_the_score_of_what_looks_like_it() -> None:
     red, cap = pictured("Red Shirt"), pictured("Cap", [0, 1, 0, 0])
     silent_red, silent_cap = pictured("107", [0.59, 0.1, 0.8, 0]), pictured("108", [0.1, 0.99, 0, 0])
-    result = ranked(silent_cap, silent_red, red, cap)
+    reading = of_photo([], "red shirt", None)
+    result = ranked(silent_cap, silent_red, red, cap, reading=reading)
     scores = {one.candidate.title: one.semantic_score for one in result.kept + result.dropped}
     assert scores["107"] == pytest.approx(scores["Red Shirt"], abs=0.01)
     assert scores["108"] == pytest.approx(scores["Cap"], abs=0.01)
+
+
+def test_picture_says_what_a_title_does_not() -> None:
+    red, blue, dress = pictured("Shirt"), pictured("shirt", [0.6, 0, 0, 0.8]), pictured("107", [0, 0.6, 0.8, 0])
+    result = ranked(blue, red, dress, pictured("108"))
+    scores = {one.candidate.title: one.semantic_score for one in result.kept + result.dropped}
+    assert scores["Shirt"] == pytest.approx(0.97, abs=0.02)
+    assert scores["shirt"] == pytest.approx(0.5, abs=0.02)
+    assert scores["107"] < 0.1
+    assert scores["108"] > 0.95
+    assert {one.verdict for one in result.kept} == {Verdict.KEPT}, "titles that say nothing are not refused"
+    assert len(result.kept) == 4
 
 
 def test_photo_and_neighbours_share_the_say() -> None:
@@ -159,7 +172,7 @@ def test_contributions_add_up_to_the_score() -> None:
         assert sum(parts.values()) == pytest.approx(one.score, abs=1e-6)
         of_title = {"type_neighbours", "type_photo", "colour_neighbours", "colour_photo"}
         silent = one.candidate.title == "107"
-        assert parts.keys() == {"looks", *({"similar_titles"} if silent else of_title)}
+        assert parts.keys() == {"looks", *({"picture"} if silent else of_title)}
 
 
 def test_another_colour_is_compared_without_the_photos_own() -> None:
