@@ -36,7 +36,7 @@ class Photos:
 
 
 class FullTritons:
-    def check_capacity(self, options: DecodingOptions) -> None:
+    def place(self, options: DecodingOptions, deadline: Deadline) -> None:
         raise OverloadedError("full", retry_after_seconds=1.0)
 
 
