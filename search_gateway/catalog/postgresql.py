@@ -10,6 +10,7 @@ a lock on the view until it ends; thus it never meets a table that is being drop
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -51,11 +52,14 @@ except ImportError as _error:
         "a catalogue in PostgreSQL needs the extra postgresql: pip install 'captrieve[postgresql]'"
     ) from _error
 
+# It logs every attempt to connect; `server_catalog.py` tells that the server is away, and that it is back.
+logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+
 SCHEMA_VERSION = 1
 _MAX_STEMS = 10_000  # of a title; PostgreSQL counts positions up to 16,383
 _CONNECT_SECONDS = 5
 _MAX_IDLE_SECONDS = 300.0
-_RECONNECT_SECONDS = 2.0  # then the next search tries again
+_RECONNECT_SECONDS = 2.0  # a search that gets no connection for so long fails, and the next one tries again
 _LOST_SECONDS = 5  # a peer that acknowledges nothing for so long is gone
 _MIN_EF_SEARCH, _MAX_EF_SEARCH = 40, 1000  # pgvector's default and limit
 
@@ -273,7 +277,7 @@ class PostgresqlReader:
         deadline = time.monotonic() + timeout_seconds
         if timeout_seconds <= 0:
             raise CatalogTimeoutError(f"{self._address} did not answer in time")
-        with _translated(self._address), self._pool.connection(timeout_seconds) as connection:
+        with _translated(self._address), self._pool.connection(min(timeout_seconds, _RECONNECT_SECONDS)) as connection:
             left_ms = max(1, round((deadline - time.monotonic()) * 1000))
             with connection.transaction():
                 connection.execute("SELECT set_config('statement_timeout', %s, true)", (str(left_ms),))
