@@ -94,21 +94,25 @@ def index_photos(
     report = IndexReport(blocks=len(blocks), left_out=unreadable)
     if out.scheme != "file":
         settings = replace(settings, catalogue=out)
+    with (
+        open_for_writing(out, model, photos_folder=folder) as store,
+        FinishedBlocks(record or _record_of(out), store.build_id) as finished,
+    ):
+        left = [block for block in blocks if block.id not in finished]
+        report.blocks_before = len(blocks) - len(left)
+        with tqdm(total=len(left), desc="indexing", unit="block", disable=None) as bar:
+            for done in indexed_blocks(left, settings, workers=workers):
+                if done.products:
+                    store.add(done.products)
+                if done.is_complete:
+                    finished.add(done.block_id)
+                report.products += done.num_products
+                report.by_worker[done.worker] += done.num_products
+                report.left_out += done.left_out
+                bar.update()
+                on_block(done)
+    # Opened again, since the workers may have created what is optimised and published.
     with open_for_writing(out, model, photos_folder=folder) as store:
-        with FinishedBlocks(record or _record_of(out), store.build_id) as finished:
-            left = [block for block in blocks if block.id not in finished]
-            report.blocks_before = len(blocks) - len(left)
-            with tqdm(total=len(left), desc="indexing", unit="block", disable=None) as bar:
-                for done in indexed_blocks(left, settings, workers=workers):
-                    if done.products:
-                        store.add(done.products)
-                    if done.is_complete:
-                        finished.add(done.block_id)
-                    report.products += done.num_products
-                    report.by_worker[done.worker] += done.num_products
-                    report.left_out += done.left_out
-                    bar.update()
-                    on_block(done)
         if left:
             store.optimize()
         store.publish()

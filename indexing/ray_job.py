@@ -20,6 +20,8 @@ from ray.exceptions import RayError
 from indexing.sources import Block
 from indexing.worker import BlockIndexer, IndexedBlock, WorkerSettings
 
+_START_ATTEMPTS = 3  # a busy machine may need more than one
+
 
 class IndexingError(Exception):
     """A block cannot be indexed, or Ray cannot be used. The message is one line for the operator."""
@@ -56,8 +58,7 @@ def indexed_blocks(blocks: Sequence[Block], settings: WorkerSettings, *, workers
 
 def _mapped(blocks: Sequence[Block], settings: WorkerSettings, workers: int) -> Iterator[IndexedBlock]:
     if not ray.is_initialized():
-        num_cpus = None if "RAY_ADDRESS" in os.environ else workers  # also on a machine with fewer cores
-        ray.init(log_to_driver=False, include_dashboard=False, num_cpus=num_cpus, logging_level=logging.ERROR)
+        _start(workers)
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     rows = [{"block": pickle.dumps(block)} for block in blocks]
@@ -72,6 +73,18 @@ def _mapped(blocks: Sequence[Block], settings: WorkerSettings, workers: int) -> 
         done = pickle.loads(row["done"])
         assert isinstance(done, IndexedBlock)
         yield done
+
+
+def _start(workers: int) -> None:
+    num_cpus = None if "RAY_ADDRESS" in os.environ else workers  # also on a machine with fewer cores
+    for attempt in range(1, _START_ATTEMPTS + 1):
+        try:
+            ray.init(log_to_driver=False, include_dashboard=False, num_cpus=num_cpus, logging_level=logging.ERROR)
+            return
+        except Exception as error:  # Ray's own, where its processes take more than 30 s to start
+            ray.shutdown()
+            if attempt == _START_ATTEMPTS:
+                raise IndexingError(f"Ray cannot be started: {_line(error)}") from error
 
 
 def _line(error: BaseException) -> str:

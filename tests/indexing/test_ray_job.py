@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from captioner.model_contract import ModelContract, model_fingerprint
@@ -25,7 +26,7 @@ from tests.fakes.catalogue_servers import PostgresqlServer
 
 ray = pytest.importorskip("ray", reason="RAY IS NOT TESTED: install the extra ray")
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.campaign
 
 NUM_PHOTOS = 80
 MODEL = CatalogModel(model_fingerprint(ModelContract.load(MODELS)))
@@ -79,7 +80,6 @@ def test_a_killed_worker_loses_nothing(photos: Path, tmp_path: Path) -> None:
     assert bad.reason.startswith("not a usable photo: the photo (500 bytes) is damaged")
 
 
-@pytest.mark.campaign
 def test_workers_write_to_a_server_themselves(photos: Path, tmp_path: Path) -> None:
     """A worker may die between storing a block and saying so: its products are replaced by themselves."""
     with PostgresqlServer() as server:
@@ -94,18 +94,22 @@ def test_workers_write_to_a_server_themselves(photos: Path, tmp_path: Path) -> N
         assert run(KillTheFirst()).products == NUM_PHOTOS
         with open_for_writing(address, MODEL, photos_folder=tmp_path) as store:
             assert sorted(entry.path for entry in store.entries()) == EXPECTED
+        with psycopg.connect(f"postgresql://postgres:secret@{server.address}/postgres") as connection:
+            [(num_indexes,)] = connection.execute(
+                "SELECT count(*) FROM pg_indexes WHERE indexdef LIKE '%hnsw%'"
+            ).fetchall()
+        assert num_indexes == 1
         again = run(lambda done: None)
         assert (again.products, again.blocks_before) == (0, again.blocks)
         assert "secret" not in record.read_text()
 
 
-@pytest.mark.campaign
 def test_a_killed_driver_continues_where_it_stopped(photos: Path, tmp_path: Path) -> None:
     catalogue, record = tmp_path / "c.sqlite", tmp_path / "c.sqlite.blocks"
     command = [sys.executable, "-m", "indexing", str(photos), "--out", str(catalogue), "--workers", "2"]
     with (tmp_path / "log").open("wb") as log:
         driver = subprocess.Popen([*command, "--block-photos", "8"], cwd=ROOT, stdout=log, stderr=log)
-        end = time.monotonic() + 200
+        end = time.monotonic() + 250
         while not (record.exists() and record.read_text().count("\n") > 2):
             assert driver.poll() is None, (tmp_path / "log").read_text()
             assert time.monotonic() < end
