@@ -313,6 +313,15 @@ class MilvusWriter:
         """Close the connection."""
         self._server.close()
 
+    def build_id(self) -> str:
+        """See `CatalogWriter`."""
+        with self._server.translated():
+            own = self._targets()[1] if self._own is None else self._own
+            if own is None:
+                return ""
+            described = self._client.describe_collection(own.name, timeout=_CALL_SECONDS)
+        return f"{own.name} {described.get('collection_id', '')} {described.get('created_timestamp', '')}"
+
     def entries(self) -> list[CatalogEntry]:
         """See `CatalogWriter`."""
         return self._entries(self._own)

@@ -298,6 +298,16 @@ class PostgresqlWriter:
         """Close the connection."""
         self._connection.close()
 
+    def build_id(self) -> str:
+        """See `CatalogWriter`."""
+        with _translated(self._address):
+            own = self._targets()[1] if self._own is None else self._own
+            if own is None:
+                return ""
+            statement = sql.SQL("SELECT created_at::text FROM {} WHERE generation = %s").format(self._names.registry)
+            row = self._connection.execute(statement, (own.number,)).fetchone()
+        return "" if row is None else f"{own.number} {row[0]}"
+
     def entries(self) -> list[CatalogEntry]:
         """See `CatalogWriter`."""
         return self._entries(self._own)
