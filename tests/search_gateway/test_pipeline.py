@@ -136,7 +136,7 @@ class Found:
     def check(self, name: str | None) -> None:
         pass
 
-    async def find(self, *_: Any, after: str | None = None) -> ProviderResult:
+    async def find(self, *_: Any, after: str | None = None, **__: Any) -> ProviderResult:
         urls = () if after else (f"https://th.bing.com/{path}" for path in self.paths)
         return ProviderResult(
             "" if after else "web",
