@@ -22,7 +22,12 @@ from search_gateway.pipeline import Pipeline, SearchAnswer, SearchOptions
 from search_gateway.providers.base import Candidate
 from search_gateway.providers.chain import ProviderResult
 from search_gateway.ranking.rerank import RefinementLimits, Verdict
-from search_gateway.thumbnails.fetcher import ThumbnailError, ThumbnailFetcher
+from search_gateway.thumbnails.fetcher import (
+    DEFAULT_PARALLEL_FETCHES,
+    ThumbnailError,
+    ThumbnailFetcher,
+    ThumbnailPolicy,
+)
 from tests.fakes.virtual_time import run_virtually
 
 
@@ -101,6 +106,9 @@ class SlowWeb(ThumbnailFetcher):
     """The fetcher with its turns and limits; a web that answers after 0.1 s, or as the URL says."""
 
     num_in_progress = 0
+
+    def __init__(self, parallel_fetches: int = DEFAULT_PARALLEL_FETCHES):
+        super().__init__(ThumbnailPolicy(allowed_hosts=(r"th\.bing\.com",)), parallel_fetches=parallel_fetches)
 
     async def _follow(self, target: URL) -> bytes:
         self.num_in_progress += 1
