@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Chooses the refinement's weights and semantic threshold by nDCG@10 on queries with known relevance.
 
-The weights come first, without filters. Their curves are flat around the best value, so the choice follows the
-one-standard-error rule (Breiman et al., "Classification and Regression Trees", 1984): among the values that are within
-a standard error of the best, it takes the one nearest to a half. The standard error is that of the differences between
-queries' scores.
+The weights come first, without filters. The neighbours' weight has a peak, which is taken. The curve of the visual
+weight is flat around its best value, so the choice follows the one-standard-error rule (Breiman et al.,
+"Classification and Regression Trees", 1984): among the values that are within a standard error of the best, it takes
+the one nearest to a half. The standard error is that of the differences between queries' scores.
 
 The semantic threshold follows, with these weights: the strictest value that costs little nDCG, both for candidates
 found by words and looks and for those found by words alone. A filter cannot raise nDCG, which hardly counts the last
@@ -92,8 +92,8 @@ def calibrate(
         curves[what] = found
         return found
 
-    for name in ("neighbour_weight", "visual_weight"):
-        chosen = most_even(curve_of(name, WEIGHTS, rank_all, name))
+    for name, choose in (("neighbour_weight", best), ("visual_weight", most_even)):
+        chosen = choose(curve_of(name, WEIGHTS, rank_all, name))
         limits = replace(limits, **{name: chosen.value})  # type: ignore[arg-type]
     curve_of("min_visual_score", VISUAL_SCORES, rank_all, "min_visual_score")
     # Both kinds of providers have the same limit: the lower one.
