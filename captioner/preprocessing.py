@@ -558,7 +558,9 @@ def fit_photo(
         picture = picture.resize(inner, Image.Resampling.BICUBIC, box=(left, top, right, bottom), reducing_gap=3.0)
     elif size != picture.size:
         picture = picture.crop((round(left), round(top), round(right), round(bottom)))
-    canvas = np.full((height, width, 3), content.ground, dtype=np.uint8)
+    # Row by row: numpy would fill pixel by pixel, which takes longer than reading a small JPEG.
+    canvas = np.empty((height, width, 3), np.uint8)
+    canvas.reshape(height, -1)[:] = np.tile(np.array(content.ground, np.uint8), width)
     above, beside = (height - inner[1]) // 2, (width - inner[0]) // 2
     canvas[above : above + inner[1], beside : beside + inner[0]] = np.asarray(picture, dtype=np.uint8)
     return canvas

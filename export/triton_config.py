@@ -27,6 +27,9 @@ WARMUP_BEAMS = (1, 4)
 # running them, and two large ones. Other batches run without a graph.
 GRAPH_BATCH_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 16, MAX_BATCH_SIZE)
 
+# Below this width a token's products are so small that waking a second thread takes longer than it saves.
+_MIN_WIDTH_OF_THREADS = 512
+
 # A request that waits this long fails, since its caller's deadline is near or over.
 QUEUE_TIMEOUT_MICROSECONDS = 2_000_000
 # More than a gateway with its defaults sends at a time; the limit is for other clients of the same Triton.
@@ -39,7 +42,8 @@ def embedded_config(spec: ModelSpec, contract: ModelContract) -> str | None:
     The gateway's backend reads the step's caches from the gateway's memory, and gives the encoder's output to prefill.
     """
     if spec.name == STEP:
-        return onnx_config(spec, optional={tensor.name for tensor in contract.caches})
+        threads = 1 if contract.hidden_size < _MIN_WIDTH_OF_THREADS else 0
+        return onnx_config(spec, optional={tensor.name for tensor in contract.caches}, threads=threads)
     if spec.name == ENCODER:
         return onnx_config(spec) + f'parameters {{ key: "then" value {{ string_value: "{PREFILL}" }} }}\n'
     return None
@@ -51,7 +55,12 @@ def onnx_gpu_config_file(provider: str) -> str:
 
 
 def onnx_config(
-    spec: ModelSpec, *, optional: Collection[str] = (), provider: str = "", options: Mapping[str, str] | None = None
+    spec: ModelSpec,
+    *,
+    optional: Collection[str] = (),
+    provider: str = "",
+    options: Mapping[str, str] | None = None,
+    threads: int = 0,
 ) -> str:
     """The configuration of `1/model.onnx`.
 
@@ -60,6 +69,7 @@ def onnx_config(
         optional: inputs that a request may leave out, which only the gateway's own backend supports.
         provider: one of GPU_PROVIDERS; "": CUDA where there is a GPU, else the CPU.
         options: of the provider.
+        threads: of a call on the CPU; 0: as many as cores.
     """
     if provider:
         placement = [
@@ -73,7 +83,7 @@ def onnx_config(
             "# On the GPU where there is one, else on the CPU.",
             "instance_group [ { count: 1 kind: KIND_AUTO } ]",
             "# 0: as many threads as cores.",
-            'parameters { key: "intra_op_thread_count" value { string_value: "0" } }',
+            f'parameters {{ key: "intra_op_thread_count" value {{ string_value: "{threads}" }} }}',
         ]
     lines = [
         "# Written by export/triton_config.py from the model contract.",

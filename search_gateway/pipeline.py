@@ -6,6 +6,7 @@ Each step is one method below `search`; what they need is made once in `server.p
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Sequence
@@ -170,8 +171,8 @@ class Pipeline:
             OverloadedError, DeadlineError, InferenceError: it was not captioned.
         """
         watch = StageTimer(self.observer)
-        self.tritons.check_capacity(decoding)
-        pixels = await self._preprocess(data, region, watch, deadline)
+        with self.tritons.place(decoding, deadline):
+            pixels = await self._preprocess(data, region, watch, deadline)
         words, embedding = await self._words(pixels, decoding, rule, watch, deadline)
         _log.debug("query of the photo: %s", words.query.text)
         return CaptionAnswer(
@@ -201,9 +202,9 @@ class Pipeline:
         """
         watch = StageTimer(self.observer)
         self.providers.check(options.provider)
-        if options.query_override is None:
-            self.tritons.check_capacity(options.decoding)
-        pixels = await self._preprocess(data, options.region, watch, deadline)  # 1
+        is_captioned = options.query_override is None
+        with self.tritons.place(options.decoding, deadline) if is_captioned else contextlib.nullcontext():
+            pixels = await self._preprocess(data, options.region, watch, deadline)  # 1
         words: PhotoWords | None = None
         query = options.query_override
         if query is None:

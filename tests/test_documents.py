@@ -107,7 +107,15 @@ def documented_commands() -> dict[str, set[str]]:
         inline = [code.replace("\n", " ") for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
         for line in [*text.splitlines(), *inline]:
             for module, arguments in re.findall(r"-m ([a-z_]+(?:\.[a-z_0-9]+)*)([^#`|]*)", line):
-                if module.split(".")[0] in {"benchmarks", "demo", "drawings", "export", "search_gateway", "training"}:
+                if module.split(".")[0] in {
+                    "benchmarks",
+                    "demo",
+                    "drawings",
+                    "export",
+                    "indexing",
+                    "search_gateway",
+                    "training",
+                }:
                     flags[module] |= set(re.findall(r"--[a-z][a-z0-9-]+", arguments))
     return flags
 
@@ -184,7 +192,7 @@ def test_links_lead_to_files_and_headings(document: Path) -> None:
 
 @pytest.mark.parametrize("document", sorted(set(DOCUMENTS) - LOGS), ids=lambda path: str(path.relative_to(ROOT)))
 def test_named_files_exist(document: Path) -> None:
-    folders = "benchmarks|captioner|client|demo|docs|drawings|export|search_api|search_gateway|tests|training"
+    folders = "benchmarks|captioner|client|demo|docs|drawings|export|indexing|search_api|search_gateway|tests|training"
     names = re.findall(rf"`((?:{folders})/[\w/.]+\.\w+)`", text_of(document))
     # In pages about the gateway, and in its tables of modules, paths start in its package.
     inner = "api|catalog|engine|imaging|kserve|providers|ranking|thumbnails|triton"

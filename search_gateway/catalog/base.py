@@ -179,6 +179,16 @@ class CatalogWriter(Protocol):
     the data that are searched, and `publish` puts it into their place.
     """
 
+    def build_id(self) -> str:
+        """Return what identifies the data that are written: others, or the same built anew, have another id.
+
+        Returns:
+            The id; "" where nothing was written yet.
+
+        Raises:
+            CatalogError: the catalogue cannot be read.
+        """
+
     def entries(self) -> list[CatalogEntry]:
         """Return all products written so far in no particular order, without the data computed from their photos.
 

@@ -10,7 +10,6 @@ since not every server keeps both.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import logging
 import re
@@ -18,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
 import grpc
@@ -27,14 +26,12 @@ import numpy.typing as npt
 
 from search_gateway.catalog.address import CatalogAddress
 from search_gateway.catalog.base import (
-    BUILD_COMMAND,
     DEFAULT_TIMEOUT_SECONDS,
     NO_FILTERS,
     Attributes,
     CatalogEntry,
     CatalogError,
     CatalogModel,
-    CatalogOutdatedError,
     CatalogProduct,
     CatalogRow,
     CatalogTimeoutError,
@@ -42,9 +39,16 @@ from search_gateway.catalog.base import (
     Filters,
     PhotoStamp,
     SimilarRow,
-    check_model,
     check_size,
     unit,
+)
+from search_gateway.catalog.generations import (
+    SCHEMA_VERSION,
+    Generation,
+    model_key,
+    searched,
+    superfluous,
+    targets,
 )
 from search_gateway.catalog.text_analysis import one_line, query_stems, stems
 
@@ -56,7 +60,6 @@ except ImportError as _error:
 # It logs every failed call with a traceback; the callers of this module tell what matters.
 logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
 
-SCHEMA_VERSION = 1
 _PROPERTY = "captrieve.catalogue"
 _CALL_SECONDS = 60.0  # of one call of a build
 _MAX_BYTES = 65_535  # of a text in Milvus
@@ -75,20 +78,11 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class _Generation:
-    """A collection."""
+class _Collection(Generation):
+    """A generation as a collection."""
 
     name: str
-    number: int
-    fingerprint: str
-    model_name: str
-    schema_version: int
-    embedding_size: int
-    is_live: bool
     alias: str
-
-    def is_of(self, model: CatalogModel) -> bool:
-        return (self.fingerprint, self.schema_version) == (model.fingerprint, SCHEMA_VERSION)
 
 
 class _Server:
@@ -101,8 +95,7 @@ class _Server:
 
     def __init__(self, address: CatalogAddress, model: CatalogModel) -> None:
         self._address = address
-        key = hashlib.sha256(f"{SCHEMA_VERSION}/{model.fingerprint}".encode()).hexdigest()
-        self.alias = f"{address.name}__{key[:8]}"
+        self.alias = f"{address.name}__{model_key(model.fingerprint)}"
         self._collection = re.compile(rf"({address.name}__[0-9a-f]{{8}})__(\d+)")
         self._client: Any = None
         self._one_connection = threading.Lock()
@@ -132,7 +125,7 @@ class _Server:
         if client is not None:
             client.close()
 
-    def generations(self, timeout_seconds: float) -> list[_Generation]:
+    def generations(self, timeout_seconds: float) -> list[_Collection]:
         """Return the collections of the catalogue, the oldest of each model first."""
         client = self.client(timeout_seconds)
         found = []
@@ -143,14 +136,14 @@ class _Server:
             described = client.describe_collection(name, timeout=timeout_seconds)
             known = json.loads(described["properties"].get(_PROPERTY) or described["description"])
             found.append(
-                _Generation(
-                    name,
+                _Collection(
                     int(match[2]),
                     known["fingerprint"],
                     known["model"],
                     known["version"],
                     known["embedding_size"],
                     match[1] in client.list_aliases(name, timeout=timeout_seconds)["aliases"],
+                    name,
                     match[1],
                 )
             )
@@ -200,22 +193,11 @@ class MilvusReader:
         """
         try:
             with self._server.translated():
-                live = [one for one in self._server.generations(timeout_seconds) if one.is_live]
+                generations = self._server.generations(timeout_seconds)
         except CatalogError:
             self._server.close()  # pymilvus gives up a connection that was lost for some time; the next call makes one
             raise
-        ours = [one for one in live if one.is_of(self._model)]
-        if ours:
-            self._embedding_size = ours[-1].embedding_size
-            return
-        if not live:
-            raise CatalogError(f"{self._address} does not exist: build it with `{BUILD_COMMAND}`")
-        newest = live[-1]
-        check_model(str(self._address), newest.fingerprint, newest.model_name, self._model.fingerprint)
-        raise CatalogOutdatedError(
-            f"{self._address} has version {newest.schema_version}, but this program reads version {SCHEMA_VERSION}: "
-            f"build it again with `{BUILD_COMMAND}`"
-        )
+        self._embedding_size = searched(str(self._address), generations, self._model).embedding_size
 
     def find(
         self,
@@ -331,6 +313,15 @@ class MilvusWriter:
         """Close the connection."""
         self._server.close()
 
+    def build_id(self) -> str:
+        """See `CatalogWriter`."""
+        with self._server.translated():
+            own = self._targets()[1] if self._own is None else self._own
+            if own is None:
+                return ""
+            described = self._client.describe_collection(own.name, timeout=_CALL_SECONDS)
+        return f"{own.name} {described.get('collection_id', '')} {described.get('created_timestamp', '')}"
+
     def entries(self) -> list[CatalogEntry]:
         """See `CatalogWriter`."""
         return self._entries(self._own)
@@ -403,27 +394,18 @@ class MilvusWriter:
         """
         with self._server.translated():
             generations = self._server.generations(_CALL_SECONDS)
-            kept = [one for one in generations if one.is_live and one.is_of(self._model)]
-            if not kept:
-                raise CatalogError(f"{self._address} has no data of the model in use: build it first")
-            others = [one for one in generations if one not in kept]
+            others = superfluous(str(self._address), generations, self._model)
             for one in others:
                 if one.is_live:
                     self._client.drop_alias(one.alias, timeout=_CALL_SECONDS)
                 self._client.drop_collection(one.name, timeout=_CALL_SECONDS)
-        return [f"{one.name} of {one.model_name or one.fingerprint}" for one in others]
+        return [str(one) for one in others]
 
-    def _targets(self) -> tuple[_Generation | None, _Generation | None]:
+    def _targets(self) -> tuple[_Collection | None, _Collection | None]:
         """Return the generation that will be replaced and the one to be written, each None if there is none."""
-        generations = self._server.generations(_CALL_SECONDS)
-        live = [one for one in generations if one.is_live]
-        ours = next((one for one in live if one.is_of(self._model)), None)
-        if ours is not None and not self._is_anew:
-            return None, ours
-        unfinished = [one for one in generations if not one.is_live and one.is_of(self._model)]
-        return ours or (live[-1] if live else None), unfinished[-1] if unfinished else None
+        return targets(self._server.generations(_CALL_SECONDS), self._model, is_anew=self._is_anew)
 
-    def _created(self, size: int) -> _Generation:
+    def _created(self, size: int) -> _Collection:
         """Create the generation to be written, or return that of a build that began meanwhile."""
         model, alias = self._model, self._server.alias
         with self._server.translated():
@@ -452,13 +434,13 @@ class MilvusWriter:
                 except pymilvus.MilvusException:
                     if not self._client.has_collection(name, timeout=_CALL_SECONDS):
                         raise
-                own = _Generation(name, number, model.fingerprint, model.name, SCHEMA_VERSION, size, False, alias)
+                own = _Collection(number, model.fingerprint, model.name, SCHEMA_VERSION, size, False, name, alias)
             check_size(size, own.embedding_size)
             if self._previous is None and not own.is_live:  # nothing is searched yet
                 own = self._show(own)
         return own
 
-    def _show(self, generation: _Generation) -> _Generation:
+    def _show(self, generation: _Collection) -> _Collection:
         """Let the alias show a generation."""
         client = self._client
         client.load_collection(generation.name, timeout=_CALL_SECONDS)
@@ -466,9 +448,9 @@ class MilvusWriter:
             client.create_alias(generation.name, generation.alias, timeout=_CALL_SECONDS)
         except pymilvus.MilvusException:  # there is one
             client.alter_alias(generation.name, generation.alias, timeout=_CALL_SECONDS)
-        return _Generation(**{**vars(generation), "is_live": True})
+        return replace(generation, is_live=True)
 
-    def _entries(self, generation: _Generation | None) -> list[CatalogEntry]:
+    def _entries(self, generation: _Collection | None) -> list[CatalogEntry]:
         if generation is None:
             return []
         return [
@@ -482,7 +464,7 @@ class MilvusWriter:
             for row in self._all(generation)
         ]
 
-    def _all(self, generation: _Generation) -> Iterator[dict[str, Any]]:
+    def _all(self, generation: _Collection) -> Iterator[dict[str, Any]]:
         with self._server.translated():
             self._client.load_collection(generation.name, timeout=_CALL_SECONDS)
             iterator = self._client.query_iterator(

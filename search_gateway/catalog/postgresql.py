@@ -9,11 +9,11 @@ a lock on the view until it ends; thus it never meets a table that is being drop
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, LiteralString, Self
 
 import numpy as np
@@ -21,14 +21,12 @@ import numpy.typing as npt
 
 from search_gateway.catalog.address import CatalogAddress
 from search_gateway.catalog.base import (
-    BUILD_COMMAND,
     DEFAULT_TIMEOUT_SECONDS,
     NO_FILTERS,
     Attributes,
     CatalogEntry,
     CatalogError,
     CatalogModel,
-    CatalogOutdatedError,
     CatalogProduct,
     CatalogRow,
     CatalogTimeoutError,
@@ -36,9 +34,16 @@ from search_gateway.catalog.base import (
     Filters,
     PhotoStamp,
     SimilarRow,
-    check_model,
     check_size,
     unit,
+)
+from search_gateway.catalog.generations import (
+    SCHEMA_VERSION,
+    Generation,
+    model_key,
+    searched,
+    superfluous,
+    targets,
 )
 from search_gateway.catalog.text_analysis import one_line, query_stems, stems
 
@@ -51,11 +56,13 @@ except ImportError as _error:
         "a catalogue in PostgreSQL needs the extra postgresql: pip install 'captrieve[postgresql]'"
     ) from _error
 
-SCHEMA_VERSION = 1
+# It logs every attempt to connect; `server_catalog.py` tells that the server is away, and that it is back.
+logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+
 _MAX_STEMS = 10_000  # of a title; PostgreSQL counts positions up to 16,383
 _CONNECT_SECONDS = 5
 _MAX_IDLE_SECONDS = 300.0
-_RECONNECT_SECONDS = 2.0  # then the next search tries again
+_RECONNECT_SECONDS = 2.0  # a search that gets no connection for so long fails, and the next one tries again
 _LOST_SECONDS = 5  # a peer that acknowledges nothing for so long is gone
 _MIN_EF_SEARCH, _MAX_EF_SEARCH = 40, 1000  # pgvector's default and limit
 
@@ -98,7 +105,7 @@ _INDEXES: tuple[tuple[str, LiteralString], ...] = (
 )
 _ENTRY = "path, title, url, size_bytes, mtime_ns, sha256, price, is_available, category"
 _UPSERT = """
-    INSERT INTO {table} AS old (path, title, url, size_bytes, mtime_ns, sha256, price, is_available, category, words,
+    INSERT INTO {table} (path, title, url, size_bytes, mtime_ns, sha256, price, is_available, category, words,
         width, height, embedding, thumbnail)
     VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s::tsvector, %s, %s, %s::vector, %s)
     ON CONFLICT (path) DO UPDATE SET
@@ -118,29 +125,13 @@ _VECTOR_SETTINGS = (
 _ROW = "path, title, url, width, height, embedding::real[], thumbnail"
 
 
-@dataclass(frozen=True)
-class _Generation:
-    """A line of the registry."""
-
-    number: int
-    fingerprint: str
-    model_name: str
-    schema_version: int
-    embedding_size: int
-    is_live: bool
-
-    def is_of(self, model: CatalogModel) -> bool:
-        return (self.fingerprint, self.schema_version) == (model.fingerprint, SCHEMA_VERSION)
-
-
 class _Names:
     """The names of a catalogue's tables."""
 
     def __init__(self, address: CatalogAddress, model: CatalogModel) -> None:
         self._name = address.name
         self.registry = sql.Identifier(address.name)
-        key = hashlib.sha256(f"{SCHEMA_VERSION}/{model.fingerprint}".encode()).hexdigest()
-        self.view = sql.Identifier(f"{address.name}_m{key[:8]}")
+        self.view = sql.Identifier(f"{address.name}_m{model_key(model.fingerprint)}")
 
     def table(self, generation: int) -> sql.Identifier:
         return sql.Identifier(f"{self._name}_{generation}")
@@ -184,19 +175,7 @@ class PostgresqlReader:
         """
         with self._reading(timeout_seconds) as connection:
             generations = _generations(connection, self._names)
-        live = [one for one in generations if one.is_live]
-        ours = [one for one in live if one.is_of(self._model)]
-        if ours:
-            self._embedding_size = ours[0].embedding_size
-            return
-        if not live:
-            raise CatalogError(f"{self._address} does not exist: build it with `{BUILD_COMMAND}`")
-        newest = live[-1]
-        check_model(str(self._address), newest.fingerprint, newest.model_name, self._model.fingerprint)
-        raise CatalogOutdatedError(
-            f"{self._address} has version {newest.schema_version}, but this program reads version {SCHEMA_VERSION}: "
-            f"build it again with `{BUILD_COMMAND}`"
-        )
+        self._embedding_size = searched(str(self._address), generations, self._model).embedding_size
 
     def find(
         self,
@@ -273,7 +252,7 @@ class PostgresqlReader:
         deadline = time.monotonic() + timeout_seconds
         if timeout_seconds <= 0:
             raise CatalogTimeoutError(f"{self._address} did not answer in time")
-        with _translated(self._address), self._pool.connection(timeout_seconds) as connection:
+        with _translated(self._address), self._pool.connection(min(timeout_seconds, _RECONNECT_SECONDS)) as connection:
             left_ms = max(1, round((deadline - time.monotonic()) * 1000))
             with connection.transaction():
                 connection.execute("SELECT set_config('statement_timeout', %s, true)", (str(left_ms),))
@@ -318,6 +297,16 @@ class PostgresqlWriter:
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
+
+    def build_id(self) -> str:
+        """See `CatalogWriter`."""
+        with _translated(self._address):
+            own = self._targets()[1] if self._own is None else self._own
+            if own is None:
+                return ""
+            statement = sql.SQL("SELECT created_at::text FROM {} WHERE generation = %s").format(self._names.registry)
+            row = self._connection.execute(statement, (own.number,)).fetchone()
+        return "" if row is None else f"{own.number} {row[0]}"
 
     def entries(self) -> list[CatalogEntry]:
         """See `CatalogWriter`."""
@@ -385,28 +374,19 @@ class PostgresqlWriter:
         """
         with self._changing():
             generations = _generations(self._connection, self._names)
-            kept = [one for one in generations if one.is_live and one.is_of(self._model)]
-            if not kept:
-                raise CatalogError(f"{self._address} has no data of the model in use: build it first")
-            others = [one for one in generations if one not in kept]
+            others = superfluous(str(self._address), generations, self._model)
             for one in others:
                 if not one.is_of(self._model):
                     view = _Names(self._address, CatalogModel(one.fingerprint)).view
                     self._connection.execute(sql.SQL("DROP VIEW IF EXISTS {view}").format(view=view))
                 self._drop(one)
-        return [f"generation {one.number} of {one.model_name or one.fingerprint}" for one in others]
+        return [str(one) for one in others]
 
-    def _targets(self) -> tuple[_Generation | None, _Generation | None]:
+    def _targets(self) -> tuple[Generation | None, Generation | None]:
         """Return the generation that will be replaced and the one to be written, each None if there is none."""
-        generations = _generations(self._connection, self._names)
-        live = [one for one in generations if one.is_live]
-        ours = next((one for one in live if one.is_of(self._model)), None)
-        if ours is not None and not self._is_anew:
-            return None, ours
-        unfinished = [one for one in generations if not one.is_live and one.is_of(self._model)]
-        return ours or (live[-1] if live else None), unfinished[-1] if unfinished else None
+        return targets(_generations(self._connection, self._names), self._model, is_anew=self._is_anew)
 
-    def _created(self, size: int) -> _Generation:
+    def _created(self, size: int) -> Generation:
         """Create the generation to be written, or return that of a build that began meanwhile."""
         with self._changing():
             self._previous, own = self._targets()
@@ -415,7 +395,7 @@ class PostgresqlWriter:
                 return own
             generations = _generations(self._connection, self._names)
             number = 1 + max((one.number for one in generations), default=0)
-            own = _Generation(number, self._model.fingerprint, self._model.name, SCHEMA_VERSION, size, False)
+            own = Generation(number, self._model.fingerprint, self._model.name, SCHEMA_VERSION, size, False)
             statement = sql.SQL(_PRODUCTS).format(table=self._names.table(number), size=sql.Literal(size))
             self._connection.execute(statement)
             self._connection.execute(
@@ -426,7 +406,7 @@ class PostgresqlWriter:
                 own = self._show(own)
         return own
 
-    def _show(self, generation: _Generation) -> _Generation:
+    def _show(self, generation: Generation) -> Generation:
         """Let the view show a generation; inside a transaction."""
         names, execute = self._names, self._connection.execute
         execute(
@@ -438,21 +418,14 @@ class PostgresqlWriter:
             ),
             (generation.number, generation.fingerprint, generation.schema_version),
         )
-        return _Generation(
-            generation.number,
-            generation.fingerprint,
-            generation.model_name,
-            generation.schema_version,
-            generation.embedding_size,
-            True,
-        )
+        return replace(generation, is_live=True)
 
-    def _drop(self, generation: _Generation) -> None:
+    def _drop(self, generation: Generation) -> None:
         execute = self._connection.execute
         execute(sql.SQL("DROP TABLE IF EXISTS {}").format(self._names.table(generation.number)))
         execute(sql.SQL("DELETE FROM {} WHERE generation = %s").format(self._names.registry), (generation.number,))
 
-    def _entries(self, generation: _Generation | None) -> list[CatalogEntry]:
+    def _entries(self, generation: Generation | None) -> list[CatalogEntry]:
         if generation is None:
             return []
         statement = sql.SQL("SELECT {} FROM {}").format(sql.SQL(_ENTRY), self._names.table(generation.number))
@@ -507,13 +480,13 @@ def _conninfo(address: CatalogAddress) -> str:
         raise CatalogError(f"{address} is no address of PostgreSQL: {_line(error)}") from None
 
 
-def _generations(connection: psycopg.Connection[Any], names: _Names) -> list[_Generation]:
+def _generations(connection: psycopg.Connection[Any], names: _Names) -> list[Generation]:
     """Return the generations, the oldest first; none if there is no such catalogue."""
     if connection.execute("SELECT to_regclass(%s)", (names.registry.as_string(connection),)).fetchone() == (None,):
         return []
     columns = "generation, fingerprint, model_name, schema_version, embedding_size, is_live"
     statement = sql.SQL("SELECT {} FROM {} ORDER BY generation").format(sql.SQL(columns), names.registry)
-    return [_Generation(*row) for row in connection.execute(statement)]
+    return [Generation(*row) for row in connection.execute(statement)]
 
 
 def _described(entry: CatalogEntry) -> tuple[Any, ...]:

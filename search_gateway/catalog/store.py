@@ -34,7 +34,7 @@ from search_gateway.catalog.base import (
 from search_gateway.catalog.database import CatalogDatabase, lock_file
 from search_gateway.catalog.text_analysis import index_words, one_line, query_phrases
 from search_gateway.catalog.text_index import TextIndex
-from search_gateway.catalog.vector_index import VectorIndex
+from search_gateway.catalog.vector_index import MIN_LISTED_NUMBERS, VectorIndex
 
 _ROW = "SELECT path, title, url, width, height, embedding, thumbnail FROM products WHERE id = ?"
 _UPSERT = """
@@ -57,10 +57,10 @@ _MOVE = """
 class CatalogStore:
     """An open catalogue. Close it, or use it in a `with`."""
 
-    def __init__(self, file: CatalogDatabase) -> None:
+    def __init__(self, file: CatalogDatabase, path: Path) -> None:
         self._file = file
         self._ranking = TextIndex(file)
-        self._vectors = VectorIndex(file)
+        self._vectors = VectorIndex(file, path)
         self._lock: int | None = None
         self._written = self._replaced = Path()  # the paths of a file that is built beside the one it will replace
 
@@ -72,7 +72,7 @@ class CatalogStore:
             CatalogOutdatedError: its embeddings are of another model, or it is of another version.
             CatalogError: no such file, or not a catalogue.
         """
-        return cls(CatalogDatabase.open_for_reading(path, model_fingerprint=model_fingerprint))
+        return cls(CatalogDatabase.open_for_reading(path, model_fingerprint=model_fingerprint), path)
 
     @classmethod
     def open_for_writing(
@@ -96,7 +96,8 @@ class CatalogStore:
                 photos_folder=photos_folder,
                 model_fingerprint=model_fingerprint,
                 model_name=model_name,
-            )
+            ),
+            path,
         )
 
     @classmethod
@@ -128,7 +129,7 @@ class CatalogStore:
         except CatalogOutdatedError:
             beside.unlink()
             store = opened(beside)
-        store._written, store._replaced = beside, path
+        store._written, store._replaced, store._vectors.path = beside, path, path
         return store._locked(beside, is_exclusive=True)
 
     def __enter__(self) -> Self:
@@ -161,6 +162,10 @@ class CatalogStore:
         """
         with self._file.reading():
             return self._file.meta("catalogue_id"), int(self._file.meta("revision", "0"))
+
+    def build_id(self) -> str:
+        """See `CatalogWriter`."""
+        return self.identity()[0]
 
     def entries(self) -> list[CatalogEntry]:
         """Return all products in no particular order, without the data computed from their photos.
@@ -251,16 +256,19 @@ class CatalogStore:
         """See `CatalogWriter`."""
         if self._replaced == self._written:
             return []
-        with CatalogStore(CatalogDatabase.open_for_reading(self._replaced, model_fingerprint=None)) as replaced:
+        with CatalogStore(
+            CatalogDatabase.open_for_reading(self._replaced, model_fingerprint=None), self._replaced
+        ) as replaced:
             return replaced.entries()
 
     def publish(self) -> None:
-        """See `CatalogWriter`. Closes the file.
+        """See `CatalogWriter`. Writes the index of a large catalogue if it is missing or old, and closes the file.
 
         Raises:
             CatalogError: another build changes the file that is to be replaced.
-            OSError: the file cannot be replaced.
+            OSError: the file cannot be replaced, or the index cannot be written.
         """
+        index_id = self._vectors.write_index(min_numbers=MIN_LISTED_NUMBERS)
         self._file.close()
         if self._replaced != self._written:
             replaced = lock_file(self._replaced, is_exclusive=True)
@@ -268,6 +276,7 @@ class CatalogStore:
                 self._written.replace(self._replaced)
             finally:
                 os.close(replaced)
+        self._vectors.delete_others(index_id)
         self.close()
 
     def _locked(self, path: Path, *, is_exclusive: bool) -> CatalogStore:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import contextlib
+from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, TypeVar
 
 from search_gateway.fair_share import is_refused
@@ -26,6 +27,7 @@ class RequestQueue(Generic[Item]):
         self._unbounded = unbounded
         # By kind and by caller, the next one to be served first; dicts keep order.
         self._queues: dict[int, dict[str, dict[Item, None]]] = {}
+        self._places: dict[int, dict[str, int]] = {}  # kept by kind and caller
 
     def __len__(self) -> int:
         return sum(map(self.num_waiting, self._queues))
@@ -38,12 +40,41 @@ class RequestQueue(Generic[Item]):
         """How many items of each kind are queued."""
         return {kind: self.num_waiting(kind) for kind in self._queues}
 
+    def num_taken(self, kind: int) -> int:
+        """How many places of a kind are taken: items, and places that are kept for some."""
+        return sum(self._counts(kind).values())
+
+    def num_ahead(self, kind: int, caller: str = "") -> int:
+        """How many items of a kind are served before a new one of this caller, since callers take turns."""
+        callers = self._counts(kind)
+        num_own = callers.pop(caller, 0)
+        return num_own + sum(min(count, num_own + 1) for count in callers.values())
+
     def is_full(self, kind: int, caller: str = "") -> bool:
-        """Whether a kind has reached its limit for a caller."""
-        callers = self._queues.get(kind, {})
-        num_callers = len(callers.keys() | {caller})
-        num_own = len(callers.get(caller, ()))
-        return kind not in self._unbounded and is_refused(num_own, self.num_waiting(kind), num_callers, self._limit)
+        """Whether a kind has reached its limit for a caller; places that are kept count as items."""
+        if kind in self._unbounded:
+            return False
+        counts = self._counts(kind)
+        return is_refused(counts.get(caller, 0), sum(counts.values()), len(counts.keys() | {caller}), self._limit)
+
+    @contextlib.contextmanager
+    def place(self, kind: int, caller: str = "") -> Iterator[None]:
+        """Keep a place within the block for an item that comes at its end. The caller has checked `is_full`."""
+        places = self._places.setdefault(kind, {})
+        places[caller] = places.get(caller, 0) + 1
+        try:
+            yield
+        finally:
+            places[caller] -= 1
+            if not places[caller]:
+                del places[caller]
+
+    def _counts(self, kind: int) -> dict[str, int]:
+        """Items and places of a kind by caller."""
+        counts = {caller: len(items) for caller, items in self._queues.get(kind, {}).items()}
+        for caller, count in self._places.get(kind, {}).items():
+            counts[caller] = counts.get(caller, 0) + count
+        return counts
 
     def add(self, kind: int, item: Item, caller: str = "") -> None:
         """Queue an item. The caller has checked `is_full`."""

@@ -17,6 +17,7 @@ import logging
 import time
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,6 +28,7 @@ from search_gateway.deadline import Deadline
 from search_gateway.engine.inference import CaptionInference, EncodedPhotos, Pixels
 from search_gateway.engine.request_queue import RequestQueue
 from search_gateway.engine.running_batch import RunningBatch, StepCalls
+from search_gateway.engine.service_times import ServiceTimes
 from search_gateway.errors import DeadlineError, InferenceError, OverloadedError, SearchError
 from search_gateway.fair_share import current_caller, spread
 from search_gateway.observability.observer import BatchState, Observer
@@ -48,6 +50,7 @@ _EMBEDDING_ONLY = 0  # the kind of photos that are not captioned; the others' ki
 _MIN_RETRY_SECONDS, _MAX_RETRY_SECONDS = 0.1, 5.0
 _RATE_WINDOW = 64  # captions
 
+_TOO_LATE = "the turn of the photo came too late for the deadline: allow more time"
 _STOPPING = "the server is stopping: try another one"
 
 
@@ -101,6 +104,7 @@ class CaptionScheduler:
         self._queue: RequestQueue[_Photo] = RequestQueue(waiting, frozenset({_EMBEDDING_ONLY}))
         self._admissions: set[asyncio.Task[None]] = set()
         self._finished: deque[float] = deque(maxlen=_RATE_WINDOW)
+        self._times: defaultdict[int, ServiceTimes] = defaultdict(ServiceTimes)  # by kind
         self._calls: defaultdict[int, StepCalls] = defaultdict(StepCalls)
         self._photos: set[_Photo] = set()  # queued or in progress
 
@@ -148,15 +152,30 @@ class CaptionScheduler:
         assert photo.decoder is not None
         return DecodedPhoto(photo.embedding, photo.decoder.hypotheses(), photo.seconds, photo.query_logprobs)
 
-    def check_capacity(self, options: DecodingOptions) -> None:
-        """Check for a free place in the queue before the photo's image file is decoded.
+    def place(self, options: DecodingOptions, deadline: Deadline) -> AbstractContextManager[None]:
+        """Keep a place in the queue while the photo's image file is decoded, for `caption` immediately afterwards.
 
         Under overload, decoding the files of refused photos would take as long as captioning.
 
+        Args:
+            options: of the caption.
+            deadline: as well.
+
         Raises:
-            OverloadedError: `caption` would refuse the photo.
+            OverloadedError: the queue is full, or so long that the caption would come too late.
         """
-        self._refuse_if_full(options.num_beams)
+        kind, caller = options.num_beams, current_caller.get()
+        self._refuse_if_full(kind)
+        times, num_ahead = self._times[kind], self._queue.num_ahead(kind, caller)
+        wait = times.wait(num_ahead)
+        if wait and wait + times.service() > deadline.remaining_seconds():
+            raise OverloadedError(
+                f"{num_ahead} photos wait to be captioned, too many for this deadline: try again shortly, or allow "
+                "more time",
+                retry_after_seconds=self._retry_seconds(),
+                reason="deadline",
+            )
+        return self._queue.place(kind, caller)
 
     async def embed(self, pixels: Pixels, deadline: Deadline) -> npt.NDArray[np.float32]:
         """Compute a photo's embedding alone, float32 [D]. This queue has no limit; callers bound their number.
@@ -232,6 +251,7 @@ class CaptionScheduler:
         if self._queue.is_full(photo.kind, photo.caller):
             await asyncio.sleep(0)  # of those that came at the same time, some leave the queue at once
         self._refuse_if_full(photo.kind)
+        photo.num_ahead = self._queue.num_ahead(photo.kind, photo.caller)
         self._queue.add(photo.kind, photo, photo.caller)
         self._photos.add(photo)
         self._admit()
@@ -240,7 +260,10 @@ class CaptionScheduler:
             async with asyncio.timeout(photo.deadline.remaining_seconds()):
                 await photo.done
             self._finished.append(time.monotonic())
+            self._times[photo.kind].served(photo.seconds_since_queue)
         except TimeoutError as error:
+            if not photo.is_taken:
+                self._times[photo.kind].waited(photo.num_ahead, photo.seconds["decode"])
             stage = "decoding was done" if photo.is_decoding else "decoding could begin"
             raise DeadlineError(f"the deadline passed before {stage}: allow more time") from error
         finally:
@@ -255,7 +278,7 @@ class CaptionScheduler:
     def _refuse_if_full(self, kind: int) -> None:
         if self._queue.is_full(kind, current_caller.get()):
             raise OverloadedError(
-                f"{self._queue.num_waiting(kind)} photos wait to be captioned, the limit: try again shortly",
+                f"{self._queue.num_taken(kind)} photos wait to be captioned, the limit: try again shortly",
                 retry_after_seconds=self._retry_seconds(),
                 reason="queue",
             )
@@ -286,14 +309,24 @@ class CaptionScheduler:
 
     async def _admit_more(self) -> None:
         while photos := self._queue.take(_ENCODER_BATCH, self._reserve):
+            for photo in photos:
+                photo.end_stage("queue", "encode")
+                self._times[photo.kind].waited(photo.num_ahead, photo.seconds["queue"])
+            # While others wait, the models have better work than a caption that would come too late.
+            late = [photo for photo in photos if len(self._queue) and self._is_late(photo)]
+            self._fail(late, DeadlineError(_TOO_LATE))
             try:
-                await self._encode_and_prefill(photos)
+                if in_time := [photo for photo in photos if photo not in late]:
+                    await self._encode_and_prefill(in_time)
             except Exception as error:
                 self._fail(photos, error)
             finally:
                 for photo in photos:
                     if not photo.is_decoding:
                         self._release(photo)
+
+    def _is_late(self, photo: _Photo) -> bool:
+        return photo.deadline.remaining_seconds() < self._times[photo.kind].service()
 
     def _reserve(self, photo: _Photo) -> bool:
         """Reserve a slot for a photo; False where all are in use or reserved.
@@ -311,8 +344,6 @@ class CaptionScheduler:
         return True
 
     async def _encode_and_prefill(self, photos: list[_Photo]) -> None:
-        for photo in photos:
-            photo.end_stage("queue", "encode")
         self._observer.photos_encoded(len(photos))
         captioned = [photo for photo in photos if photo.batch is not None]
         with shared_call([photo.spans for photo in photos]):
@@ -385,6 +416,7 @@ class _Photo:
     done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     batch: RunningBatch | None = None
     slot: int | None = None
+    num_ahead: int = 0  # photos that were to be served before it when it was queued
     embedding: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     query_logprobs: npt.NDArray[np.float32] | None = None
     is_decoding: bool = False
@@ -401,10 +433,20 @@ class _Photo:
         if self.decoder is not None:
             self.spans.begin(next_name)
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether it has left the queue for the encoder."""
+        return len(self._times) > 1
+
     def forget_outcome(self) -> None:
         """Drop the error that it may have ended with: it holds its caller's frames, which hold this photo, a cycle."""
         self.done = asyncio.get_running_loop().create_future()
         self.done.cancel()
+
+    @property
+    def seconds_since_queue(self) -> float:
+        """Duration of all stages after the queue."""
+        return time.perf_counter() - self._times[1][1]
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -25,10 +25,11 @@ import numpy.typing as npt
 from captioner.image_error import ImageError, ImageReason
 from captioner.model_contract import ModelContract
 from captioner.preprocessing import ImageLimits, Region, check_number_of_bytes
+from captioner.small_copy import SmallCopy
 from search_gateway.deadline import Deadline
 from search_gateway.errors import DeadlineError, InferenceError
 from search_gateway.fair_share import FairTurns, current_caller
-from search_gateway.imaging.worker_main import CPU_SECONDS, QUICK_CPU_SECONDS, Kind
+from search_gateway.imaging.worker_main import CPU_SECONDS, QUICK_CPU_SECONDS, SIZE, Kind
 from search_gateway.imaging.worker_process import WORKER_COMMAND, Answer, WorkerProcess, WorkerStartError, described
 from search_gateway.observability.observer import WorkerState
 from search_gateway.tasks import all_of
@@ -63,6 +64,7 @@ class DecoderPool:
         contract: gives the encoder's height, width and fit.
         limits: of the image files.
         num_workers: number of processes, each of which decodes one picture at a time.
+        is_for_catalogue: whether `decode_for_catalogue` is called instead of `decode`.
         command: the program of a process, see `WorkerProcess`.
 
     Attributes:
@@ -75,12 +77,14 @@ class DecoderPool:
         limits: ImageLimits,
         *,
         num_workers: int = 2,
+        is_for_catalogue: bool = False,
         command: Sequence[str] = WORKER_COMMAND,
     ):
         self._shape = (contract.image_height, contract.image_width, 3)
         self._limits = limits
         self._command = command
-        shape = (contract.image_height, contract.image_width, contract.fit)
+        self._is_for_catalogue = is_for_catalogue
+        shape = (contract.image_height, contract.image_width, contract.fit, int(is_for_catalogue))
         self._arguments = [str(value) for value in (*shape, limits.max_bytes, limits.max_pixels, limits.max_side)]
         self._loop = asyncio.get_running_loop()
         self._num_workers = num_workers
@@ -126,6 +130,18 @@ class DecoderPool:
             DeadlineError: the deadline passed first.
             InferenceError: no process can be started, or the pool is closed.
         """
+        pixels = await self._decoded(data, deadline, region)
+        return np.frombuffer(pixels, np.uint8).reshape(self._shape)
+
+    async def decode_for_catalogue(self, data: bytes, deadline: Deadline) -> tuple[npt.NDArray[np.uint8], SmallCopy]:
+        """Decode an image file as `decode` does, and also make its small copy."""
+        body = await self._decoded(data, deadline, None)
+        num_bytes = math.prod(self._shape)
+        width, height = SIZE.unpack_from(body, num_bytes)
+        small = SmallCopy(width, height, bytes(body[num_bytes + SIZE.size :]))
+        return np.frombuffer(body, np.uint8, num_bytes).reshape(self._shape), small
+
+    async def _decoded(self, data: bytes, deadline: Deadline, region: Region | None) -> bytearray:
         check_number_of_bytes(data, self._limits)
         if self._is_closed or self._is_broken():
             raise _unavailable()
@@ -137,7 +153,7 @@ class DecoderPool:
         self._serve()
         try:
             async with asyncio.timeout(deadline.remaining_seconds()):
-                pixels = await picture.pixels
+                return await picture.pixels
         except TimeoutError as error:
             raise DeadlineError("the deadline passed before the photo was decoded: allow more time") from error
         finally:
@@ -146,7 +162,6 @@ class DecoderPool:
             elif picture.pixels.done():
                 picture.pixels.exception()  # retrieved, or asyncio would log it where the caller is cancelled now
             del picture  # it holds the error, which holds this frame: a cycle
-        return np.frombuffer(pixels, np.uint8).reshape(self._shape)
 
     async def close(self) -> None:
         """End all processes and wait for their end. Calls in progress fail with InferenceError."""
@@ -209,7 +224,7 @@ class DecoderPool:
         try:
             if answer.kind is Kind.ERROR:
                 error = ImageError.from_json(answer.body)
-            elif answer.kind is Kind.PIXELS and len(answer.body) != math.prod(self._shape):
+            elif answer.kind is Kind.PIXELS and not self._has_size_of_pixels(answer.body):
                 raise ValueError("pixels of another shape")
         except ValueError:
             self._fail(self._at_work[process], _cannot_be_decoded(self._at_work[process]))
@@ -227,6 +242,10 @@ class DecoderPool:
         elif not picture.pixels.done():
             picture.pixels.set_result(answer.body)
         self._serve()
+
+    def _has_size_of_pixels(self, body: bytearray) -> bool:
+        num_more = len(body) - math.prod(self._shape)
+        return num_more > SIZE.size if self._is_for_catalogue else num_more == 0
 
     def _lost(self, process: WorkerProcess) -> None:
         """Give no picture to a process that is about to end."""

@@ -6,8 +6,8 @@ files and processor time the kernel limits, and which can be killed. They have n
 `worker_process.py` starts them and talks to them.
 
 Protocol, on file descriptor 0, a socket: the first answer says that the worker is ready. Then, one at a time, a request
-(`REQUEST`, then the file) and its answer (`ANSWER`, then pixels or an `ImageError`). The end of the socket means that
-the gateway is gone.
+(`REQUEST`, then the file) and its answer (`ANSWER`, then pixels or an `ImageError`; after the pixels for a catalogue
+`SIZE` and the thumbnail). The end of the socket means that the gateway is gone.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ from PIL import Image
 from captioner.image_error import ImageError, ImageReason
 from captioner.model_contract import FITS
 from captioner.preprocessing import ImageLimits, Region, decode_photo
+from captioner.small_copy import small_copy_of
 
 # Size of the file in bytes; whether it may be slow to decode; x, y, width and height of the region, 0 0 0 0: none.
 REQUEST = struct.Struct("<IB4d")
 ANSWER = struct.Struct("<BI")  # Kind; number of bytes that follow
+SIZE = struct.Struct("<II")  # width and height of the photo, in pixels
 
 # Processor time of one photo. The largest legal photos take 0.8 s. The limit is below the promised 2 s, since replacing
 # the worker takes 0.3 s and the kernel checks the time at its clock ticks only.
@@ -68,11 +70,13 @@ def memory_limit_bytes(limits: ImageLimits) -> int:
 def main() -> None:
     """Run the worker.
 
-    Its arguments are the owner's process id, the encoder's height, width and fit, then the fields of `ImageLimits`.
+    Its arguments are the owner's process id, the encoder's height, width and fit, 1 for a catalogue or else 0, then the
+    fields of `ImageLimits`.
     """
     owner_pid, height, width = (int(argument) for argument in sys.argv[1:4])
     (fit,) = (one for one in FITS if one == sys.argv[4])
-    limits = ImageLimits(**dict(zip(_names_of_limits(), map(int, sys.argv[5:]), strict=True)))
+    is_for_catalogue = sys.argv[5] == "1"
+    limits = ImageLimits(**dict(zip(_names_of_limits(), map(int, sys.argv[6:]), strict=True)))
     quick_limits = dataclasses.replace(limits, max_pixels=min(limits.max_pixels, _QUICK_PIXELS))
 
     def answer_to(data: bytes, may_take_long: bool, region: Region | None = None) -> tuple[Kind, bytes]:
@@ -85,6 +89,9 @@ def main() -> None:
                 limits=limits if may_take_long else quick_limits,
                 region=region,
             )
+            if is_for_catalogue:
+                small = small_copy_of(data, limits=limits)
+                return Kind.PIXELS, pixels.tobytes() + SIZE.pack(small.width, small.height) + small.thumbnail
         except MemoryError:
             return Kind.ERROR, out_of_memory(len(data)).to_json()
         except ImageError as error:

@@ -7,6 +7,8 @@ What the caller receives decides, see `call_ending`.
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import functools
 import logging
 import re
 import time
@@ -26,6 +28,7 @@ _WELL_FORMED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _QUOTATION = re.compile(r"'(?:[^'\\]|\\.)*'(?!\w)|\"(?:[^\"\\]|\\.)*\"")
 _HEALTH = "/grpc.health.v1."
 _UNKNOWN = "/unknown/unknown"
+_REFUSAL_LINES = 20  # access lines of refused calls in a second; under a flood they would delay the answers
 
 _log = logging.getLogger("search_gateway.access")
 
@@ -45,6 +48,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
 
     def __init__(self, observer: Observer):
         self._observer = observer
+        self._second = 0
+        self._num_refused = 0  # within this second
 
     async def intercept_service(
         self,
@@ -92,10 +97,23 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
                 if span is not None:
                     tracing.end_call(span, code.name, code.value[0])
                 level = logging.DEBUG if is_health else logging.INFO
-                if _log.isEnabledFor(level):
+                if _log.isEnabledFor(level) and self._has_line(code):
                     _log_call(method, code, seconds, watched, level)
 
+    def _has_line(self, code: grpc.StatusCode) -> bool:
+        """Whether a call gets an access line: all do but most refusals of a flood, whose number is told afterwards."""
+        if (second := int(time.monotonic())) != self._second:
+            if (num_unwritten := self._num_refused - _REFUSAL_LINES) > 0:
+                # In a context of its own: the line is not about this call.
+                contextvars.Context().run(_log.info, "%d more calls were refused within a second", num_unwritten)
+            self._second, self._num_refused = second, 0
+        if code is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return True
+        self._num_refused += 1
+        return self._num_refused <= _REFUSAL_LINES
 
+
+@functools.lru_cache(maxsize=256)
 def _exists(method: str) -> bool:
     """Whether a service of this process has a method; its path is /package.Service/Method."""
     service, _, name = method.removeprefix("/").rpartition("/")

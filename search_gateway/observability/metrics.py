@@ -112,7 +112,7 @@ class GatewayMetrics(Observer):
             self._restarts.labels(replica)
         for verdict in verdicts:
             self._thumbnails.labels(verdict)
-        for reason in ("requests", "queue", "triton", "quota"):
+        for reason in ("requests", "queue", "deadline", "triton", "quota"):
             self._refusals.labels(reason)
 
     def watch(self, snapshot: Callable[[], Snapshot]) -> None:

@@ -28,7 +28,10 @@ Row = TypeVar("Row", bound=BaseModel)
 
 
 class Answer(BaseModel):
-    """The base of the models: other fields are ignored, and no type is converted to another."""
+    """The base of the models: other fields are ignored, and no type is converted to another.
+
+    Fields that a candidate can do without are declared as `object`, so that an odd one does not cost the row.
+    """
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
 

@@ -24,17 +24,17 @@ class _Thumbnail(Answer):
 
 
 class _Properties(Answer):
-    url: str | None = None
-    width: int | None = None
-    height: int | None = None
+    url: object = None
+    width: object = None
+    height: object = None
 
 
 class _Row(Answer):
     title: str
     url: str
     thumbnail: _Thumbnail
-    source: str | None = None
-    properties: _Properties = _Properties()
+    source: object = None
+    properties: _Properties | None = None
 
 
 class _Answer(Answer):
@@ -82,7 +82,8 @@ def _candidates(value: object, max_candidates: int) -> list[Candidate]:
 
 def _candidate(row: _Row) -> Candidate | None:
     title = clean_text(row.title, MAX_TITLE_CHARACTERS)
-    image_url = safe_url(row.properties.url, ("http", "https"))
+    properties = row.properties or _Properties()
+    image_url = safe_url(properties.url, ("http", "https"))
     url = safe_url(row.url, ("http", "https")) or image_url
     thumbnail_url = safe_url(row.thumbnail.src, ("https",))
     if not title or not url or not thumbnail_url:
@@ -93,6 +94,6 @@ def _candidate(row: _Row) -> Candidate | None:
         thumbnail_url=thumbnail_url,
         source=clean_text(row.source, MAX_SOURCE_CHARACTERS) or NAME,
         image_url=image_url,
-        width=side_pixels(row.properties.width),
-        height=side_pixels(row.properties.height),
+        width=side_pixels(properties.width),
+        height=side_pixels(properties.height),
     )

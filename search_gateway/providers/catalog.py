@@ -20,8 +20,10 @@ from search_gateway.catalog.base import (
     CatalogReader,
     CatalogRow,
     CatalogTimeoutError,
+    CatalogUnreachableError,
     Filters,
 )
+from search_gateway.catalog.server_catalog import UNREACHABLE
 from search_gateway.catalog.stores import serve
 from search_gateway.errors import ProviderError, ProviderTimeoutError
 from search_gateway.providers.base import Candidate, ProviderTerms, StaleCandidates
@@ -104,7 +106,8 @@ class CatalogProvider:
         except (TimeoutError, CatalogTimeoutError) as error:
             raise ProviderTimeoutError(f"the catalogue gave no answer within {timeout_seconds:.3g} s") from error
         except CatalogError as error:
-            raise ProviderError(self._catalog.problem or "the catalogue cannot be read") from error
+            reason = UNREACHABLE if isinstance(error, CatalogUnreachableError) else "the catalogue cannot be read"
+            raise ProviderError(self._catalog.problem or reason) from error
         problem = self._catalog.problem
         return StaleCandidates(candidates, f"{problem}; what was opened before is searched") if problem else candidates
 

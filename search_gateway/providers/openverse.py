@@ -30,13 +30,13 @@ class _Row(Answer):
     url: str
     thumbnail: str
     license: str
-    license_version: str | None = None
-    license_url: str | None = None
-    attribution: str | None = None
-    creator: str | None = None
-    source: str | None = None
-    width: int | None = None
-    height: int | None = None
+    license_version: object = None
+    license_url: object = None
+    attribution: object = None
+    creator: object = None
+    source: object = None
+    width: object = None
+    height: object = None
 
 
 class _Answer(Answer):
@@ -98,8 +98,8 @@ def _candidate(row: _Row) -> Candidate | None:
     )
 
 
-def licence_name(code: str, version: str | None) -> str:
+def licence_name(code: str, version: object) -> str:
     """Return a licence as people write it: "by-sa" and "4.0" are "CC BY-SA 4.0"."""
     code = clean_text(code, _MAX_LICENCE_CHARACTERS).lower()
     name = _PUBLIC_DOMAIN.get(code) or (f"CC {code.upper()}" if code.startswith("by") else code)
-    return clean_text(f"{name} {version or ''}", _MAX_LICENCE_CHARACTERS)
+    return clean_text(f"{name} {clean_text(version, _MAX_LICENCE_CHARACTERS)}", _MAX_LICENCE_CHARACTERS)

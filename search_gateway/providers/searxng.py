@@ -42,9 +42,9 @@ class _Row(Answer):
     # Engines without small pictures leave `thumbnail_src` out or empty.
     img_src: str
     thumbnail_src: str | None = None
-    resolution: str | None = None
-    source: str | None = None
-    engine: str = ""
+    resolution: object = None
+    source: object = None
+    engine: object = None
 
 
 def searxng(url: str, *, safe_search: str, thumbnail_hosts: tuple[str, ...] = ()) -> JsonApi:
@@ -90,7 +90,7 @@ def _candidate(row: _Row) -> Candidate | None:
     thumbnail_url = safe_url(_absolute(row.thumbnail_src or row.img_src), ("https",))
     if not title or not url or not thumbnail_url:
         return None
-    sides = re.match(r"\s*(\d{1,6})\s*[x×*]\s*(\d{1,6})", row.resolution or "")
+    sides = re.match(r"(\d{1,6})\s*[x×*]\s*(\d{1,6})", clean_text(row.resolution, MAX_SOURCE_CHARACTERS), re.ASCII)
     return Candidate(
         title=title,
         url=url,

@@ -121,19 +121,17 @@ class TritonPool:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
-    def check_capacity(self, options: DecodingOptions) -> None:
-        """Check that at least one Triton has a free place in its queue.
+    def place(self, options: DecodingOptions, deadline: Deadline) -> contextlib.AbstractContextManager[None]:
+        """Keep a place in the queue of one Triton, as `CaptionScheduler.place`.
 
         Raises:
-            OverloadedError: none has.
+            OverloadedError: none has a free one.
         """
         replicas = sorted(self._replicas, key=self._rank)
-        serving = [replica for replica in replicas if replica.is_serving] or replicas
         refusals = []
-        for replica in serving:
+        for replica in [replica for replica in replicas if replica.is_serving] or replicas:
             try:
-                replica.captions.check_capacity(options)
-                return
+                return replica.captions.place(options, deadline)
             except OverloadedError as error:
                 refusals.append(error)
         raise refusals[0]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable
 from typing import Any
@@ -117,7 +118,15 @@ def test_embedded_host_may_leave_out_the_caches_and_nothing_else() -> None:
     assert optional == {tensor.name for tensor in contract.caches}
     for tensor in config.input:
         tensor.optional = False
-    assert config == parsed(onnx_config(contract.step))
+    assert config == parsed(onnx_config(contract.step, threads=1))
+
+
+@pytest.mark.parametrize(("width", "threads"), [(256, "1"), (768, "0")])
+def test_embedded_step_of_a_small_model_has_one_thread(width: int, threads: str) -> None:
+    contract = dataclasses.replace(tiny_contract("int8"), hidden_size=width)
+    text = embedded_config(contract.step, contract)
+    assert text is not None
+    assert parsed(text).parameters["intra_op_thread_count"].string_value == threads
 
 
 def test_embedded_host_gives_the_encoders_output_to_prefill() -> None:

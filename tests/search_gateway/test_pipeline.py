@@ -22,7 +22,12 @@ from search_gateway.pipeline import Pipeline, SearchAnswer, SearchOptions
 from search_gateway.providers.base import Candidate
 from search_gateway.providers.chain import ProviderResult
 from search_gateway.ranking.rerank import RefinementLimits, Verdict
-from search_gateway.thumbnails.fetcher import ThumbnailError, ThumbnailFetcher
+from search_gateway.thumbnails.fetcher import (
+    DEFAULT_PARALLEL_FETCHES,
+    ThumbnailError,
+    ThumbnailFetcher,
+    ThumbnailPolicy,
+)
 from tests.fakes.virtual_time import run_virtually
 
 
@@ -36,7 +41,7 @@ class Photos:
 
 
 class FullTritons:
-    def check_capacity(self, options: DecodingOptions) -> None:
+    def place(self, options: DecodingOptions, deadline: Deadline) -> None:
         raise OverloadedError("full", retry_after_seconds=1.0)
 
 
@@ -102,6 +107,9 @@ class SlowWeb(ThumbnailFetcher):
 
     num_in_progress = 0
 
+    def __init__(self, parallel_fetches: int = DEFAULT_PARALLEL_FETCHES):
+        super().__init__(ThumbnailPolicy(allowed_hosts=(r"th\.bing\.com",)), parallel_fetches=parallel_fetches)
+
     async def _follow(self, target: URL) -> bytes:
         self.num_in_progress += 1
         try:
@@ -136,7 +144,7 @@ class Found:
     def check(self, name: str | None) -> None:
         pass
 
-    async def find(self, *_: Any, after: str | None = None) -> ProviderResult:
+    async def find(self, *_: Any, after: str | None = None, **__: Any) -> ProviderResult:
         urls = () if after else (f"https://th.bing.com/{path}" for path in self.paths)
         return ProviderResult(
             "" if after else "web",

@@ -55,6 +55,7 @@ def running() -> Iterator[FakeImageApis]:
 def web(running: FakeImageApis, monkeypatch: pytest.MonkeyPatch) -> FakeImageApis:
     running.reset()
     monkeypatch.setattr(providers_command, "ThumbnailFetcher", Thumbnails)
+    monkeypatch.setattr("search_gateway.__main__.set_up_logging", lambda *_: None)  # it would outlive the test
     return running
 
 

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from captioner.image_error import ImageError, ImageReason
-from captioner.preprocessing import FORMATS, ImageLimits, open_header, open_photo
+from captioner.preprocessing import FORMATS, ImageLimits
+from captioner.small_copy import small_copy_of
 from search_gateway.catalog.base import CatalogEntry, PhotoStamp
 from search_gateway.catalog.build.photo_folder import CANNOT_READ, PhotoFile, UnreadablePhoto
 from search_gateway.catalog.build.titles import TitleLine, attributes_of, title_and_url
-
-THUMBNAIL_SIDE = 160  # pixels, at most
 
 # Higher limits than for requests, since the user's own photos are trusted and come from cameras.
 # Pillow itself warns above 89 million pixels.
@@ -115,20 +112,14 @@ def prepare_photo(job: PhotoJob, decode: Decode, renamed_from: Callable[[str], C
     if old is not None and old.stamp.sha256 == stamp.sha256:
         return KnownPhoto(job, entry, old)
     try:
-        small = open_photo(
-            data, limits=PHOTO_LIMITS, target=(THUMBNAIL_SIDE, THUMBNAIL_SIDE), formats=readable_formats()
-        )
+        small = small_copy_of(data, limits=PHOTO_LIMITS, formats=readable_formats())
         pixels = decode(data)
     except ImageError as error:
         if error.reason is ImageReason.OTHER_FORMAT:
             remedy = "install captrieve[heic], or convert it" if error.value == "HEIC" else "convert it"
             return left_out(job, f"{OTHER_FORMAT}, {error.value}: {remedy} to JPEG")
         return left_out(job, f"{TOO_LARGE if error.reason.is_size else NOT_A_PHOTO}: {error}")
-    width, height = _upright_size(data, small)
-    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    thumbnail = io.BytesIO()
-    small.save(thumbnail, "JPEG", quality=85)
-    return DecodedPhoto(job, entry, pixels, width, height, thumbnail.getvalue())
+    return DecodedPhoto(job, entry, pixels, *small)
 
 
 def entry_of(job: PhotoJob, stamp: PhotoStamp, old: CatalogEntry | None) -> CatalogEntry:
@@ -142,14 +133,3 @@ def entry_of(job: PhotoJob, stamp: PhotoStamp, old: CatalogEntry | None) -> Cata
 def left_out(job: PhotoJob, reason: str) -> LeftOutPhoto:
     """Return the result for a photo that cannot be used."""
     return LeftOutPhoto(job, UnreadablePhoto(job.photo.path, reason))
-
-
-def _upright_size(data: bytes, upright: Image.Image) -> tuple[int, int]:
-    """Return width and height of a photo, upright; reads only the file's head.
-
-    `upright` may be a fraction of the size. It shows whether the photo was rotated, so Exif is not read again.
-    """
-    with open_header(data, readable_formats()) as picture:
-        width, height = picture.size
-    is_turned = (width - height) * (upright.width - upright.height) < 0
-    return (height, width) if is_turned else (width, height)

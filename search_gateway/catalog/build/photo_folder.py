@@ -13,7 +13,7 @@ from captioner.image_formats import NUM_BYTES, format_of
 from search_gateway.catalog.base import CatalogError
 
 # Files with these names are taken for photos without a look. The build says what is wrong with those that are none.
-_PHOTO_SUFFIXES = frozenset(
+PHOTO_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".avif", ".bmp", ".tif", ".tiff", ".heic", ".heif")
 )
 
@@ -79,7 +79,7 @@ def _look_at(file: Path, folder: Path, content: FolderContent) -> None:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):
             return
-        is_photo = file.suffix.lower() in _PHOTO_SUFFIXES
+        is_photo = file.suffix.lower() in PHOTO_SUFFIXES
         if not is_photo:
             with file.open("rb") as opened:
                 is_photo = format_of(opened.read(NUM_BYTES)) is not None

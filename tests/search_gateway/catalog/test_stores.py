@@ -354,3 +354,23 @@ def test_a_catalogue_is_replaced_under_load_without_a_failed_search(shop: Catalo
     assert not failures, failures[:3]
     assert min(counts.values()) > 0, counts
     assert paths(shop) == {f"{title}.jpg": f"New 2 blue {title}" for title in TITLES}
+
+
+def test_only_data_that_are_built_anew_have_another_id(shop: CatalogAddress) -> None:
+    """The record of finished blocks of a distributed build depends on it."""
+
+    def build_id() -> str:
+        with writer(shop) as store:
+            return store.build_id()
+
+    first = build_id()
+    assert first != ""
+    with writer(shop) as store:
+        store.add([product("Another")])
+        assert store.build_id() == first == build_id()
+    with writer(shop, is_anew=True) as store:
+        store.add([product("Another")])
+        second = store.build_id()
+        assert second not in ("", first)
+        store.publish()
+    assert build_id() == second

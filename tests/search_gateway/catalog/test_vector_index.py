@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_gateway.catalog.base import SimilarRow
+from search_gateway.catalog import inverted_lists, vector_index
+from search_gateway.catalog import store as store_module
+from search_gateway.catalog.base import CatalogModel, SimilarRow
 from search_gateway.catalog.store import CatalogStore
 from search_gateway.catalog.vector_index import VectorIndex, largest
-from tests.search_gateway.catalog.test_store import product, reader, writer
+from tests.search_gateway.catalog.test_store import MODEL, product, reader, writer
 
 SIZE = 8
 
@@ -54,6 +58,167 @@ def test_changes_are_taken_over_like_a_fresh_look(tmp_path: Path, seed: int) -> 
                 expected = shown(fresh.similar(photo, 100))
             assert [(hit.row.path, hit.cosine) for hit in reading.similar(photo, 100)] == expected
             assert [(hit.row.path, hit.cosine) for hit in writing.similar(photo, 100)] == expected
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_index_says_nothing_that_the_catalogue_does_not(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Products come, go, change and get the ids of those that went, after an index was written and between two."""
+    monkeypatch.setattr(vector_index, "NUM_COMPARED_LISTS", 1)
+    rng = np.random.default_rng(seed)
+    path = tmp_path / "c.sqlite"
+    with writer(path) as writing, reader(path) as reading:
+        for turn in range(30):
+            paths = [f"{number}.jpg" for number in rng.choice(60, rng.integers(1, 30), replace=False)]
+            if rng.random() < 0.4:
+                writing.remove(paths)
+            else:
+                writing.add([product("item", one, rng.normal(size=SIZE).astype(np.float32)) for one in paths])
+            photo = rng.normal(size=SIZE).astype(np.float32)
+            with monkeypatch.context() as without_index:
+                without_index.setattr(VectorIndex, "_opened_lists", lambda self: None)
+                with reader(path) as fresh:
+                    expected = shown(fresh.similar(photo, 100))
+            assert [(hit.row.path, hit.cosine) for hit in reading.similar(photo, 100)] == expected
+            assert [(hit.row.path, hit.cosine) for hit in writing.similar(photo, 100)] == expected
+            assert len(reading.similar(photo, 3)) == min(3, len(expected))
+            if turn % 5 == 0:
+                write_index(writing)
+
+
+def write_index(store: CatalogStore, min_numbers: int = 1) -> None:
+    """As a build that is published does."""
+    store._vectors.delete_others(store._vectors.write_index(min_numbers=min_numbers))
+
+
+def indexed(path: Path, count: int) -> npt.NDArray[np.float32]:
+    """A catalogue with an index; returns its embeddings."""
+    vectors = np.random.default_rng(0).normal(size=(count, SIZE)).astype(np.float32)
+    with writer(path) as store:
+        store.add([product("item", f"{number}.jpg", vector) for number, vector in enumerate(vectors)])
+        write_index(store)
+    return vectors
+
+
+def index_files(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{path.name}.vectors-*"))
+
+
+def test_a_large_catalogue_gets_its_index_when_it_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that is built beside an older one and takes its place."""
+    monkeypatch.setattr(store_module, "MIN_LISTED_NUMBERS", 100 * SIZE)
+    path = tmp_path / "c.sqlite"
+    vectors = np.random.default_rng(0).normal(size=(100, SIZE)).astype(np.float32)
+    for number, is_anew in enumerate((False, True, False)):
+        with CatalogStore.open_for_building(
+            path, CatalogModel(MODEL), photos_folder=tmp_path, is_anew=is_anew
+        ) as writing:
+            writing.add([product("item", f"{number}.jpg", vectors[number]) for number in range(99 + min(number, 1))])
+            writing.publish()
+        assert len(index_files(path)) == min(number, 1)  # 99 products are too few
+    with reader(path) as reading:
+        reading.load()
+        assert isinstance(reading._vectors._rows, vector_index._ListedRows)
+        assert [hit.row.path for hit in reading.similar(vectors[7], 1)] == ["7.jpg"]
+    assert {one.name for one in tmp_path.iterdir()} == {"c.sqlite", index_files(path)[0].name}
+
+
+def test_an_index_finds_most_of_the_nearest_in_few_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c.sqlite"
+    vectors = indexed(path, 2000)
+    monkeypatch.setattr(vector_index, "NUM_COMPARED_LISTS", 12)  # of 45
+    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    found = 0
+    with reader(path) as store:
+        for photo in units[:50]:
+            best = {f"{number}.jpg" for number in np.argsort(-(units @ photo))[:10]}
+            found += len(best & {hit.row.path for hit in store.similar(photo, 10)})
+    assert found > 0.9 * 500
+
+
+def test_an_index_is_written_anew_only_when_much_has_changed(tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    vectors = indexed(path, 100)
+    [first] = index_files(path)
+    with writer(path) as store:
+        store.remove(["1.jpg", "2.jpg", "3.jpg"])
+        store.add([product("item", f"{number}.jpg", vectors[number]) for number in range(10, 13)])
+        write_index(store)
+        assert index_files(path) == [first]  # 3 + 2 * 3 of 100
+        store.add([product("item", f"new{number}.jpg", vectors[number]) for number in range(2)])
+        write_index(store)
+        [second] = index_files(path)
+        assert second != first
+        write_index(store, 10**6)  # too few products for an index
+        assert index_files(path) == []
+        assert len(store.similar(vectors[5], 200)) == 99
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "empty", "of another", "header"])
+def test_an_index_that_cannot_be_used_is_not(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "c.sqlite"
+    vectors = indexed(path, 50)
+    [file] = index_files(path)
+    data = file.read_bytes()
+    match damage:
+        case "missing":
+            file.unlink()
+        case "cut":
+            file.write_bytes(data[:-4])
+        case "empty":
+            file.write_bytes(b"")
+        case "of another":
+            file.write_bytes(data.replace(file.name[-16:].encode(), b"0123456789abcdef"))
+        case "header":
+            file.write_bytes(data.replace(b'"num_products": 50', b'"num_products": -1'))
+    with reader(path) as store:
+        assert [hit.row.path for hit in store.similar(vectors[7], 1)] == ["7.jpg"]
+    assert (damage == "of another") != bool(caplog.messages)
+    with writer(path) as store:
+        write_index(store)
+    assert index_files(path) != [file] or file.read_bytes() != data
+
+
+def test_a_full_disk_leaves_the_former_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c.sqlite"
+    vectors = indexed(path, 50)
+    before = index_files(path)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(inverted_lists, "_write_sorted", full)
+    with writer(path) as store:
+        store.add([product("item", f"new{number}.jpg", vectors[number]) for number in range(30)])
+        with pytest.raises(OSError, match="No space"):
+            write_index(store)
+        assert len(store.similar(vectors[0], 200)) == 80
+    assert index_files(path) == before
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["c.sqlite", before[0].name]
+
+
+def test_what_a_killed_build_left_is_deleted_when_it_is_old(tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    old, new = (tmp_path / f".c.sqlite.vectors-{number}.tmp" for number in (1, 2))
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "unsorted").write_bytes(b"a")
+    os.utime(old, (1, 1))
+    indexed(path, 50)
+    assert not old.exists()
+    assert new.exists()  # another build may be writing it
+
+
+def test_equal_products_in_an_index_come_in_the_order_they_were_stored(tmp_path: Path) -> None:
+    same = np.ones(SIZE, np.float32)
+    path = tmp_path / "c.sqlite"
+    with writer(path) as store:
+        store.add([product("item", f"{number}.jpg", same) for number in range(20)])
+        write_index(store)
+        store.add([product("item", "20.jpg", same)])
+        for limit in (21, 100):
+            assert [hit.row.path for hit in store.similar(same, limit)] == [f"{n}.jpg" for n in range(21)][:limit]
 
 
 def test_only_new_embeddings_are_read_after_a_change(tmp_path: Path) -> None:

@@ -171,6 +171,23 @@ def test_a_flood_of_one_caller_leaves_room_for_another() -> None:
     assert not queue.is_full(1, "modest")
 
 
+def test_a_kept_place_counts_as_an_item_until_it_is_left() -> None:
+    queue = queue_with([(1, "a0")], limit=2)
+    with queue.place(1):
+        assert queue.is_full(1)
+        assert (len(queue), queue.num_waiting(1), queue.num_ahead(1)) == (1, 1, 2)
+        assert not queue.is_full(2)
+    assert not queue.is_full(1)
+
+
+def test_new_item_has_ahead_of_it_what_is_served_before() -> None:
+    queue: RequestQueue[str] = RequestQueue(100)
+    for number in range(5):
+        queue.add(1, f"a{number}", "greedy")
+    queue.add(1, "b0", "modest")
+    assert [queue.num_ahead(1, caller) for caller in ("greedy", "modest", "new")] == [6, 3, 2]
+
+
 class Model:
     """The same by lists: kinds and callers in the order of their turns, and all that wait in the order they came."""
 

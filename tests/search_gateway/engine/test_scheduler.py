@@ -24,6 +24,7 @@ from search_gateway.deadline import Deadline
 from search_gateway.engine.inference import EncodedPhotos, StepOutput
 from search_gateway.engine.kv_slots import KvSlotPool
 from search_gateway.engine.scheduler import CaptionScheduler, DecodedPhoto
+from search_gateway.engine.service_times import ServiceTimes
 from search_gateway.errors import DeadlineError, InferenceError, OverloadedError
 from search_gateway.fair_share import current_caller
 from tests.fakes.beam_choice import tokens_of_a_call
@@ -471,8 +472,8 @@ def test_full_request_queue_refuses_at_once_and_says_when_to_come_back() -> None
         with pytest.raises(OverloadedError, match="3 photos wait to be captioned, the limit") as refusal:
             await captions.caption(photo(1), greedy, Deadline(30.0))
         with pytest.raises(OverloadedError, match="3 photos wait to be captioned, the limit"):
-            captions.check_capacity(greedy)
-        captions.check_capacity(beams)
+            captions.place(greedy, Deadline(30.0))
+        captions.place(beams, Deadline(30.0))
         assert 0 < refusal.value.retry_after_seconds <= 5
         # Greedy callers fill the queue of greedy callers only.
         tasks.append(asyncio.create_task(captions.caption(photo(1), beams, Deadline(30.0))))
@@ -484,6 +485,88 @@ def test_full_request_queue_refuses_at_once_and_says_when_to_come_back() -> None
         assert await captions.caption(photo(1), greedy, Deadline(30.0))
 
     run_virtually(run())
+
+
+def test_place_is_kept_while_a_photo_is_decoded() -> None:
+    async def run() -> None:
+        captions = scheduler(FakeInference(encoder_hangs=asyncio.Event()), slots=1, waiting=2)
+        options = DecodingOptions(max_tokens=MAX_TOKENS)
+        task = asyncio.create_task(captions.caption(photo(4), options, Deadline(30.0)))
+        await asyncio.sleep(0.5)
+        with captions.place(options, Deadline(30.0)), captions.place(options, Deadline(30.0)):
+            with pytest.raises(OverloadedError, match="2 photos wait"):
+                captions.place(options, Deadline(30.0))
+            assert captions.batches[1].waiting == 0, "they come later"
+        captions.place(options, Deadline(30.0))
+        await captions.close()
+        await asyncio.gather(task, return_exceptions=True)
+
+    run_virtually(run())
+
+
+@pytest.fixture
+def slow_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Photos have waited 0.1 s for each one ahead, and have then taken 1 s."""
+    times = ServiceTimes()
+    for _ in range(20):
+        times.waited(10, 1.0)
+        times.served(1.0)
+    monkeypatch.setattr("search_gateway.engine.scheduler.ServiceTimes", lambda: times)
+
+
+@pytest.mark.usefixtures("slow_times")
+def test_photo_whose_deadline_the_queue_exceeds_is_refused_before_it_is_decoded() -> None:
+    async def run() -> None:
+        captions = scheduler(FakeInference(encoder_hangs=asyncio.Event()), slots=1)
+        options = DecodingOptions(max_tokens=MAX_TOKENS)
+        captions.place(options, Deadline(0.1))  # nothing waits: it may try
+        tasks = [asyncio.create_task(captions.caption(photo(4), options, Deadline(30.0))) for _ in range(11)]
+        await asyncio.sleep(0.1)
+        captions.place(options, Deadline(2.3))
+        with pytest.raises(OverloadedError, match="10 photos wait to be captioned, too many for this deadline") as told:
+            captions.place(options, Deadline(1.8))
+        assert told.value.reason == "deadline"
+        await captions.close()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    run_virtually(run())
+
+
+@pytest.mark.usefixtures("slow_times")
+def test_photo_that_cannot_be_done_in_time_is_not_encoded_while_others_wait() -> None:
+    async def run() -> None:
+        captions = scheduler(inference, slots=1)
+        options = DecodingOptions(max_tokens=MAX_TOKENS)
+        first, late, last = (
+            asyncio.create_task(captions.caption(photo(4), options, Deadline(seconds))) for seconds in (30.0, 0.9, 30.0)
+        )
+        await asyncio.sleep(0.1)
+        hangs.set()
+        with pytest.raises(DeadlineError, match="came too late for the deadline"):
+            await late
+        assert await first
+        assert await last
+        assert inference.encoded == [1, 1]
+        assert await captions.caption(photo(4), options, Deadline(0.9)), "nobody else waits"
+        assert captions.num_in_flight == 0
+
+    hangs = asyncio.Event()
+    inference = FakeInference(encoder_hangs=hangs)
+    run_virtually(run())
+
+
+def test_photos_whose_turn_never_came_tell_how_slow_the_queue_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        captions = scheduler(FakeInference(encoder_hangs=asyncio.Event()), slots=1)
+        options = DecodingOptions(max_tokens=MAX_TOKENS)
+        tasks = [asyncio.create_task(captions.caption(photo(4), options, Deadline(0.2))) for _ in range(4)]
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await captions.close()
+
+    waited: list[int] = []
+    monkeypatch.setattr(ServiceTimes, "waited", lambda _, num_ahead, __: waited.append(num_ahead))
+    run_virtually(run())
+    assert sorted(waited) == [0, 1, 2, 3], "the first one was taken"
 
 
 def test_beam_callers_who_fill_their_queue_do_not_keep_a_greedy_caller_waiting() -> None:
@@ -560,13 +643,13 @@ def test_full_queue_still_takes_photos_of_callers_that_have_few_in_it() -> None:
         tasks = [asyncio.create_task(captions.caption(photo(4), options, Deadline(30.0))) for _ in range(6)]
         await asyncio.sleep(0.5)
         with pytest.raises(OverloadedError):
-            captions.check_capacity(options)
+            captions.place(options, Deadline(30.0))
         current_caller.set("modest")
-        captions.check_capacity(options)
+        captions.place(options, Deadline(30.0))
         tasks += [asyncio.create_task(captions.caption(photo(4), options, Deadline(30.0))) for _ in range(2)]
         await asyncio.sleep(0.5)
         with pytest.raises(OverloadedError):
-            captions.check_capacity(options)
+            captions.place(options, Deadline(30.0))
         assert not any(task.done() for task in tasks)
         await captions.close()
         await asyncio.gather(*tasks, return_exceptions=True)

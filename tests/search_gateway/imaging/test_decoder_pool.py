@@ -78,9 +78,12 @@ async def decoding(
     fit: Fit = "pad",
     num_workers: int = 2,
     must_start: bool = True,
+    is_for_catalogue: bool = False,
 ) -> AsyncIterator[DecoderPool]:
     """A decoder whose workers are ready; none of them is there afterwards."""
-    decoder = DecoderPool(contract(fit), limits, num_workers=num_workers, command=command)
+    decoder = DecoderPool(
+        contract(fit), limits, num_workers=num_workers, command=command, is_for_catalogue=is_for_catalogue
+    )
     try:
         if must_start:
             await until(lambda: len(decoder._idle) == num_workers)
@@ -568,3 +571,19 @@ async def test_error_frees_its_picture_without_the_garbage_collector(without_col
             kept = weakref.ref(error)  # its frames hold the bytes
         await asyncio.sleep(0)  # the loop forgets the future that woke this task
         assert kept() is None
+
+
+@on_event_loop
+async def test_for_a_catalogue_workers_also_make_the_small_copy_and_the_size() -> None:
+    """Hostile files must not reach a decoder in the process that indexes them, not even for their thumbnails."""
+    data = picture(400, 200)
+    async with decoding(is_for_catalogue=True) as decoder:
+        pixels, small = await decoder.decode_for_catalogue(data, Deadline(60))
+        with pytest.raises(ImageError):
+            await decoder.decode_for_catalogue(b"CRSH" + data, Deadline(60))
+        with pytest.raises(ImageError):  # pixels alone, and fewer than there must be
+            await decoder.decode_for_catalogue(b"LIES" + data, Deadline(60))
+    assert np.array_equal(pixels, expected(data))
+    assert (small.width, small.height) == (400, 200)
+    with Image.open(io.BytesIO(small.thumbnail)) as thumbnail:
+        assert (thumbnail.format, thumbnail.size) == ("JPEG", (160, 80))

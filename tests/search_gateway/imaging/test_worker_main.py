@@ -36,7 +36,7 @@ class Worker:
     def __init__(self, limits: ImageLimits, command: tuple[str, ...] = WORKER_COMMAND):
         self._socket, theirs = socket.socketpair()
         self._socket.settimeout(60)
-        arguments = [os.getpid(), HEIGHT, WIDTH, "pad", limits.max_bytes, limits.max_pixels, limits.max_side]
+        arguments = [os.getpid(), HEIGHT, WIDTH, "pad", 0, limits.max_bytes, limits.max_pixels, limits.max_side]
         with theirs:
             self.process = subprocess.Popen(
                 [*command, *map(str, arguments)], stdin=theirs, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -247,7 +247,7 @@ def test_it_ends_when_nobody_listens(worker: Worker) -> None:
 
 
 def test_it_does_not_start_for_an_owner_that_is_gone() -> None:
-    arguments = ["1", "8", "8", "pad", "100", "100", "100"]
+    arguments = ["1", "8", "8", "pad", "0", "100", "100", "100"]
     done = subprocess.run([*WORKER_COMMAND, *arguments], stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
     assert done.returncode == 1
 
@@ -267,6 +267,7 @@ def test_it_imports_little() -> None:
             "captioner.image_formats",
             "captioner.model_contract",
             "captioner.preprocessing",
+            "captioner.small_copy",
             "captioner.trimming",
             "search_gateway",
             "search_gateway.imaging",

@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 from tests.fakes.event_loop import on_event_loop
 from tests.search_gateway.imaging.test_worker_main import MISBEHAVING
 
-ARGUMENTS = ["20", "16", "pad", str(8 * 2**20), "25000000", "16384"]
+ARGUMENTS = ["20", "16", "pad", "0", str(8 * 2**20), "25000000", "16384"]
 
 
 class Watched:

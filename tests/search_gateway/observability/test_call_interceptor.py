@@ -8,6 +8,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -19,6 +20,7 @@ from grpc_status import rpc_status
 
 from search_gateway.api.error_interceptor import ErrorInterceptor
 from search_gateway.errors import BadRequestError, OverloadedError
+from search_gateway.observability import call_interceptor
 from search_gateway.observability.call_interceptor import CallInterceptor
 from search_gateway.observability.metrics import GatewayMetrics
 from search_gateway.observability.observer import Observer
@@ -240,7 +242,7 @@ def test_access_lines_quote_a_caller_at_debug_only(caplog: pytest.LogCaptureFixt
     assert loud == f"INVALID_ARGUMENT: {error}"
 
 
-def raising(error: Exception) -> Callable[[], Any]:
+def raising(error: Exception, times: int = 1) -> Callable[[], Any]:
     async def run(recorder: Recorder) -> None:
         async def unary(request: bytes, context: Any) -> bytes:
             raise error
@@ -251,10 +253,26 @@ def raising(error: Exception) -> Callable[[], Any]:
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            await channel.unary_unary("/test.Endings/unary")(b"").code()
+            for _ in range(times):
+                await channel.unary_unary("/test.Endings/unary")(b"").code()
         await server.stop(None)
 
     return run
+
+
+def test_flood_of_refusals_has_few_access_lines(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seconds = iter([*[1.0] * 6, *[2.0] * 2])
+    monkeypatch.setattr(call_interceptor, "time", SimpleNamespace(monotonic=lambda: next(seconds), perf_counter=float))
+    monkeypatch.setattr(call_interceptor, "_REFUSAL_LINES", 2)
+    with caplog.at_level(logging.INFO):
+        asyncio.run(raising(OverloadedError("full", 1.0), times=7)(Recorder()))
+    assert [record.getMessage() for record in access_lines(caplog)] == [
+        *["/test.Endings/unary 0 ms RESOURCE_EXHAUSTED: full"] * 2,
+        "4 more calls were refused within a second",
+        "/test.Endings/unary 0 ms RESOURCE_EXHAUSTED: full",
+    ]
 
 
 def test_refusals_are_counted_by_the_limit_that_was_reached() -> None:

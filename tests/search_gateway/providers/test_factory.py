@@ -12,14 +12,16 @@ from typing import Any
 import pytest
 
 from captioner.query import Query
-from search_gateway.config import GatewayConfig
+from search_gateway.config import PROVIDER_NAMES, GatewayConfig
 from search_gateway.deadline import Deadline
 from search_gateway.errors import ConfigError
 from search_gateway.providers.base import Provider
+from search_gateway.providers.catalog import CatalogProvider
 from search_gateway.providers.chain import ProviderChain, ProviderResult
 from search_gateway.providers.factory import cache_for, host_pattern, make_providers
 from search_gateway.providers.recorded_answers import append_line, line_of
 from search_gateway.thumbnails.fetcher import ThumbnailFetcher
+from tests.conftest import ROOT
 from tests.fakes.fake_duckduckgo import FakeDuckDuckGo, rows_for
 from tests.fakes.fake_image_apis import KEY, FakeImageApis
 
@@ -69,7 +71,7 @@ def test_second_search_makes_no_call(web: FakeDuckDuckGo) -> None:
 def test_old_answer_says_so(web: FakeDuckDuckGo) -> None:
     first, old = found(web, ["results", "forbidden"], cache_ttl_seconds=0.0)
     assert (old.provider, old.candidates) == ("duckduckgo", first.candidates)
-    assert old.degraded[0].reason.startswith("answer of 0 seconds ago: DuckDuckGo gave no results")
+    assert re.match(r"answer of \d+ seconds ago: DuckDuckGo gave no results", old.degraded[0].reason)
 
 
 def test_without_a_cache_nothing_is_remembered(web: FakeDuckDuckGo) -> None:
@@ -193,3 +195,22 @@ def test_wrong_settings_of_apis_are_named(apis: FakeImageApis, settings: dict[st
 )
 def test_hosts_of_thumbnails_match_whole_names(host: str, name: str, matches: bool) -> None:
     assert bool(re.fullmatch(host_pattern(host), name)) == matches
+
+
+def test_page_of_the_providers_says_what_they_declare(apis: FakeImageApis, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "providers.md").read_text()
+    rows = {row.split("`")[1]: row.split("|")[2].strip(" *") for row in page.splitlines() if row.startswith("| `")}
+    table = {name: official for name, official in rows.items() if name in PROVIDER_NAMES}
+    recording = tmp_path / "answers.jsonl"
+    append_line(recording, line_of(("blue", "shirt"), []))
+    names = [name for name in PROVIDER_NAMES if name != "catalog"]
+
+    async def declared() -> dict[str, Any]:
+        return {one[0].name: one[0].terms for one in made(**(apis.settings(*names) | {"replay": recording}))}
+
+    terms = asyncio.run(declared()) | {"catalog": CatalogProvider.terms}
+    assert {name: one.is_official for name, one in terms.items()} == {
+        name: official == "yes" for name, official in table.items()
+    }
+    assert f"{terms['brave'].cost_per_call} US dollars declared" in page
+    assert not terms["duckduckgo"].is_official

@@ -153,6 +153,25 @@ def test_rows_without_a_field_name_it(web: FakeImageApis, name: str, path: tuple
     assert said in str(refusal(web, name))
 
 
+@pytest.mark.parametrize(
+    ("name", "odd"),
+    [
+        ("brave", {"properties": None, "source": 7}),
+        ("brave", {"properties": {"width": 1.5, "height": "x", "url": []}}),
+        ("searxng", {"resolution": 7, "source": None, "engine": []}),
+        ("searxng", {"resolution": "٣٠ x 9999999999"}),
+        ("openverse", {"width": -1, "height": 10**300, "license_version": 2, "license_url": {}, "source": None}),
+    ],
+)
+def test_fields_that_can_be_done_without_cost_no_row(web: FakeImageApis, name: str, odd: dict[str, Any]) -> None:
+    answer = answer_of(name)
+    answer["results"][0] |= odd
+    web.reply.body = answer
+    first = find(web, name)[0]
+    assert first.title == "Blue shirt 0"
+    assert (first.width, first.height) == (0, 0)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_one_odd_row_costs_no_other(web: FakeImageApis, name: str, caplog: pytest.LogCaptureFixture) -> None:
     answer = answer_of(name)

@@ -52,9 +52,10 @@ class FakeCaptions:
     def fail_all(self, error: InferenceError) -> None:
         self.told.append(str(error))
 
-    def check_capacity(self, options: Any) -> None:
+    def place(self, options: Any, deadline: Deadline) -> str:
         if isinstance(self.error, OverloadedError):
             raise self.error
+        return f"a place at {self.name}"
 
     def _answer(self) -> str:
         self.asked.append(self.name)
@@ -371,10 +372,10 @@ def test_watch_that_fails_is_logged_and_goes_on(tritons: Tritons, caplog: pytest
 def test_there_is_room_as_long_as_one_that_serves_has_some(tritons: Tritons) -> None:
     full = OverloadedError("full", retry_after_seconds=1.0)
     tritons.fail(a=full, b=full)
-    tritons.pool.check_capacity(OPTIONS)
+    assert tritons.pool.place(OPTIONS, Deadline(30.0)) == "a place at c"
     tritons["c"].is_serving = False
     with pytest.raises(OverloadedError, match="full"):
-        tritons.pool.check_capacity(OPTIONS)
+        tritons.pool.place(OPTIONS, Deadline(30.0))
     tritons.fail(a=None)
-    tritons.pool.check_capacity(OPTIONS)
+    assert tritons.pool.place(OPTIONS, Deadline(30.0)) == "a place at a"
     assert tritons.asked == [], "asking for room is no work"

@@ -19,6 +19,7 @@ one within the same call where "outputs" names outputs of that one. So the calle
 between the two models is copied nowhere.
 """
 
+import gc
 import json
 import math
 import mmap
@@ -102,6 +103,8 @@ class TritonPythonModel:
             self._is_batched,
             is_complete=False,
         )
+        gc.collect()
+        gc.freeze()  # a later collection, which stops every call, need not look at all of this
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer the requests that Triton's dynamic batcher put together, in their order.
