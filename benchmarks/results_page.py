@@ -44,7 +44,7 @@ _SECTIONS: tuple[tuple[str, str, str, Callable[[Mapping[str, Any]], str]], ...] 
     (
         "Street to shop",
         "retrieval-phone.json",
-        "benchmarks.retrieval --data STUDIO --phone PHONE --gateway ADDRESS",
+        "benchmarks.retrieval --data STUDIO --phone PHONE",
         phone_table,
     ),
     (
