@@ -165,7 +165,7 @@ class TitleMaker:
     def _phrase(self, kind: str, draw: random.Random) -> str:
         """One of the phrases, or a few words that titles are filled with, in any order."""
         if draw.random() < 0.5:
-            return draw.choice(self._words[kind])
+            return str(draw.choice(self._words[kind]))
         return " ".join(draw.choices(self._words["filler"], k=draw.randint(1, 7)))
 
     def _without_product(self, draw: random.Random) -> str:

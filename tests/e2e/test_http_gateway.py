@@ -10,7 +10,6 @@ import json
 import shutil
 import socket
 import subprocess
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -205,28 +204,6 @@ def test_port_in_use_is_a_clear_sentence(start_web: Callable[..., Any]) -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(StartError, match=f"cannot listen on {address} for the page"):
             start_web(web_address=address)
-
-
-def test_first_caption_takes_about_as_long_as_over_grpc(start_web: Callable[..., Any], photo: bytes) -> None:
-    """The quickest of alternating calls, because the machine does other things too."""
-    address, url = start_web(min_visual_score=-1.0)
-    over_grpc, over_http = [], []
-    with SearchClient(address) as client:
-        list(client.stream_search(photo))
-        for _ in range(15):
-            started = time.perf_counter()
-            events = client.stream_search(photo)
-            next(events)
-            over_grpc.append(time.perf_counter() - started)
-            list(events)
-            started = time.perf_counter()
-            request = urllib.request.Request(f"{url}/v1/search:stream", photo, {"Content-Type": "image/jpeg"})
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                assert answer.readline() == b"event: caption\n"
-                answer.readline()
-                over_http.append(time.perf_counter() - started)
-                answer.read()
-    assert min(over_http) <= 1.3 * min(over_grpc) + 0.005, (min(over_grpc), min(over_http))
 
 
 def test_its_own_description_holds(web: str, photo: bytes) -> None:

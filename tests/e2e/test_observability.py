@@ -116,6 +116,8 @@ def gateway(collector: OtlpCollector, tmp_path_factory: pytest.TempPathFactory) 
     with running(
         folder,
         CAPTRIEVE_LOG_FORMAT="json",
+        CAPTRIEVE_PROVIDER_MONTHLY_BUDGET="duckduckgo=1000000",
+        CAPTRIEVE_PROVIDER_BUDGET_FILE=str(folder / "budget.json"),
         OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
         OTEL_BSP_SCHEDULE_DELAY="200",
     ) as gateway:

@@ -83,11 +83,19 @@ def new_trainer(preset: Preset, data: Data, processes: Processes | None = None) 
     return Trainer(preset, *data, *beginning(preset, data), processes)
 
 
-def train(trainer: Trainer, folder: Path, *, save_every: int = 4, stop_after: int | None = None) -> bool:
-    """`run` into folder/checkpoint with the state in folder/state; the curves, which take long to draw, are empty."""
+def train(
+    trainer: Trainer,
+    folder: Path,
+    *,
+    save_every: int = 4,
+    stop_after: int | None = None,
+    has_curves: bool = False,
+) -> bool:
+    """`run` into folder/checkpoint with the state in folder/state; curves take long to draw and may stay empty."""
     args = argparse.Namespace(save_every=save_every, stop_after=stop_after, preset=trainer.preset.name)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "plot_curve", lambda history, quantity, path: path.touch())
+        if not has_curves:
+            patch.setattr(checkpoint, "plot_curve", lambda history, quantity, path: path.touch())
         return run(trainer, folder / "checkpoint", folder / "state", args)
 
 

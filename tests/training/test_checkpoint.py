@@ -59,7 +59,7 @@ def finished(data: Data, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trai
     """A whole run and its checkpoint; validation gets better, so it is that of the last epoch."""
     folder = tmp_path_factory.mktemp("finished")
     trainer = new_trainer(TINY, data)
-    assert train(trainer, folder)
+    assert train(trainer, folder, has_curves=True)
     assert best_epoch(trainer.history) == 1
     return trainer, folder / "checkpoint"
 
