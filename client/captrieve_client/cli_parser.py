@@ -169,7 +169,8 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="WORD",
-        help="leave out results whose title has this word; may be repeated, and --words 'shirt -striped' does the same",
+        help="leave out results whose title has this word, or one of several with commas between them; "
+        "may be repeated; --words 'shirt -striped' does the same",
     )
     rule = _add_query_rule(query)
     rule.add_argument(

@@ -24,7 +24,8 @@ from PIL import Image
 
 from captrieve_client import __version__, cli, reports
 from captrieve_client._generated import search_pb2
-from captrieve_client.reports import fitted, printable, split_caption, text_width
+from captrieve_client.messages import Contribution, Result
+from captrieve_client.reports import contributions_text, fitted, printable, split_caption, text_width
 
 from scripted_service import (
     CLIENT,
@@ -872,6 +873,14 @@ def test_text_is_fitted_to_columns() -> None:
     assert text_width(fitted("青いシャツ", 7)) == 7
     assert text_width("e\u0301") == 1
     assert printable("a\tb\u2028c \x00 d") == "a b c d"
+
+
+def test_a_value_near_zero_has_no_sign() -> None:
+    result = Result(
+        title="", url="", image_url="", thumbnail_url="", source="", width=1, height=1, visual_score=0,
+        semantic_score=0, score=0, reason="", verdict="", contributions=(Contribution("looks", -0.001),),
+    )  # fmt: skip
+    assert contributions_text(result) == "0.00 looks"
 
 
 def test_times_without_any_time_have_no_shares() -> None:

@@ -255,7 +255,7 @@ def _excluded(asked: RequestValues, more: list[str]) -> tuple[str, ...]:
     """Return the words that no result may have, each once."""
     name = asked.name("exclude")
     found: dict[str, None] = {}
-    for text in (*asked.exclude, *more):
+    for text in (part for one in (*asked.exclude, *more) for part in one.split(",")):
         word = " ".join(words_of(text)).lower()
         if not word:
             raise BadRequestError(f"{name} has {text[:20]!r}: give a word")

@@ -292,7 +292,11 @@ class ProductReader:
             None where the reader does not understand a word that the caller gave.
         """
         said = self._titles.read([query.text])
-        if type_given and said.types[0].max() < MIN_MEANT:
+        type_said = said.types[0]
+        if type_given and query.product_type is not None and type_said.max() < MIN_MEANT:
+            # A word of the photo's own type may be left in the query: "track pants" becomes "track shirt".
+            type_said = self._titles.read([query.terms[query.product_type]]).types[0]
+        if type_given and type_said.max() < MIN_MEANT:
             return None
         types, colours = self._own(photo, hypotheses)
         neighbours = self._of_neighbours(photo, candidates)
@@ -305,7 +309,7 @@ class ProductReader:
                 both.insert(0, Opinion(NEIGHBOURS, part, neighbours[place]))
             opinions.append([one for one in both if one.share > 0])
         if type_given:
-            opinions[0] = [_certain(said.types[0])]
+            opinions[0] = [_certain(type_said)]
         if colour_given:
             opinions[1] = [_certain(said.colours[0])]
         opinions = self._without(opinions, excluded)

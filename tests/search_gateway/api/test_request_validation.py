@@ -309,6 +309,7 @@ def test_excluded_words_come_from_both_places_once() -> None:
     assert result.query_override is not None
     assert result.query_override.text == "t-shirt red"
     assert result.excluded == ("striped", "navy blue", "checked", "3/4")
+    assert options(exclude=["puma, Nike"]).excluded == ("puma", "nike")
     assert options().excluded == ()
     assert options(exclude=["red"], word_override=search_pb2.WordOverride(colour="blue")).excluded == ("red",)
     assert options(query_override="shirt - red a--b").excluded == ()

@@ -198,6 +198,17 @@ def test_thing_colour_and_exclusion_at_once() -> None:
     assert striped.reason == "its title says striped, which is excluded"
 
 
+def test_thing_is_understood_beside_a_word_of_the_photos_own_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = WordReader.read
+    monkeypatch.setattr(
+        WordReader, "read", lambda reader, titles: read(reader, [t.replace("track cap", "") for t in titles])
+    )
+    reading = of_photo([], "track cap", type_given=True)
+    assert reading is not None
+    assert reading.another_type
+    assert reading.likeliest().endswith("caps")
+
+
 def test_excluded_class_is_not_expected() -> None:
     reading = of_photo([], "shirt", excluded=("red",))
     assert reading is not None
