@@ -11,7 +11,7 @@ import { WordsView, showRule, showUnsure } from "./words.js";
 
 // Until the gateway has told its own.
 const LIMITS = { max_photo_bytes: 8 * 2 ** 20, max_photo_pixels: 25_000_000 };
-const OPENED = readLink(); // before the page writes its own thresholds into the address
+const OPENED = readLink(); // before the page changes it
 const DEFAULTS = { min_visual_score: 0.4, min_semantic_score: 0.3 };
 // What the page filters itself, the gateway does not: sliders answer at once.
 const ASKED = { min_visual_score: -1, min_semantic_score: 0, max_results: 100, include_dropped: true };
