@@ -17,6 +17,7 @@ from captioner.preprocessing import Region
 from captioner.query import Query, QueryRule, words_of
 from search_api import search_pb2
 from search_gateway.catalog.base import Filters
+from search_gateway.catalog.text_analysis import one_line
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import BadRequestError
 from search_gateway.pipeline import SearchOptions
@@ -204,9 +205,12 @@ def _filters(asked: RequestValues) -> Filters:
     if len(asked.categories) > _MAX_CATEGORIES:
         raise BadRequestError(f"{name} has {len(asked.categories)} values; the limit is {_MAX_CATEGORIES}")
     for category in asked.categories:
-        if not category or len(category) > MAX_QUERY_CHARACTERS:
+        if category and not one_line(category):
+            raise BadRequestError(f"{name} has a value without letters: give 1 to {MAX_QUERY_CHARACTERS} characters")
+        if not 1 <= len(category) <= MAX_QUERY_CHARACTERS:
             raise BadRequestError(f"{name} has a value of {len(category)} characters: give 1 to {MAX_QUERY_CHARACTERS}")
-    return Filters(low, high, asked.available, asked.categories)
+    # As the catalogue stores them.
+    return Filters(low, high, asked.available, tuple(map(one_line, asked.categories)))
 
 
 def region(asked: RequestValues) -> Region | None:

@@ -362,7 +362,7 @@ class MilvusWriter:
             raise CatalogError(f"{self._address} cannot be used: a path belongs to another product")
         rows = self._rows(list(entries), _WRITTEN)
         self._upsert([{**row, **_described(entries[row["path"]])} for row in rows])
-        self.remove(path for path, entry in entries.items() if entry.path != path)
+        self.remove(entries.keys() - {entry.path for entry in entries.values()})
 
     def remove(self, paths: Iterable[str]) -> None:
         """See `CatalogWriter`."""

@@ -338,6 +338,7 @@ def test_filters_are_passed_on() -> None:
     assert filters(min_price=0) == Filters(min_price=0.0)
     assert filters(available=False, max_price=123456789.01) == Filters(max_price=123456789.01, is_available=False)
     assert filters(categories=["a", "b"]) == Filters(categories=("a", "b"))
+    assert filters(categories=[" Men\0 \tShirts "]) == Filters(categories=("Men Shirts",)), "as catalogues store them"
 
 
 @pytest.mark.parametrize(
@@ -348,6 +349,7 @@ def test_filters_are_passed_on() -> None:
         ({"min_price": 2, "max_price": 1}, "filters.min_price is 2, above filters.max_price, 1"),
         ({"categories": ["a"] * 21}, "filters.categories has 21 values; the limit is 20"),
         ({"categories": [""]}, "filters.categories has a value of 0 characters: give 1 to 200"),
+        ({"categories": [" "]}, "filters.categories has a value without letters: give 1 to 200 characters"),
         ({"categories": ["a" * 201]}, "filters.categories has a value of 201 characters"),
     ],
 )

@@ -374,3 +374,22 @@ def test_only_data_that_are_built_anew_have_another_id(shop: CatalogAddress) -> 
         assert second not in ("", first)
         store.publish()
     assert build_id() == second
+
+
+def test_a_category_may_be_long(shop: CatalogAddress) -> None:
+    """A list of titles may have another column in its place."""
+    words = np.random.default_rng(0).integers(10**9, size=1000)
+    described = Attributes(category=" ".join(map(str, words)))
+    with writer(shop) as store:
+        store.add([product("Described blue shirt", attributes=described)])
+        store.optimize()
+    assert "Described blue shirt" in titles(shop, "described")
+
+
+def test_moves_that_follow_each_other_lose_no_product(shop: CatalogAddress) -> None:
+    one, other = (f"{title}.jpg" for title in TITLES[:2])
+    before = paths(shop)
+    with writer(shop) as store, contextlib.suppress(CatalogError):
+        store.move([(one, entry("First", "spare.jpg")), (other, entry("Second", one))])
+    done = {"spare.jpg": "First", one: "Second", **{f"{title}.jpg": title for title in TITLES[2:]}}
+    assert paths(shop) in (before, done)
