@@ -228,6 +228,7 @@ def test_a_build_keeps_the_index_that_another_one_wrote_meanwhile(
 
         def close_late() -> None:
             """Close after the index was named, while another build writes and names one."""
+            monkeypatch.setattr(first._file, "close", close)
             with CatalogStore.open_for_building(path, model, photos_folder=tmp_path) as second:
                 second.add([product("item", f"{number}.jpg", vectors[number]) for number in range(50, 100)])
                 second.publish()
@@ -235,7 +236,6 @@ def test_a_build_keeps_the_index_that_another_one_wrote_meanwhile(
 
         monkeypatch.setattr(first._file, "close", close_late)
         first.publish()
-        monkeypatch.setattr(first._file, "close", close)
     assert len(index_files(path)) == 1
     with reader(path) as store:
         store.load()
