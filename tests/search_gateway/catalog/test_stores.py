@@ -393,3 +393,16 @@ def test_moves_that_follow_each_other_lose_no_product(shop: CatalogAddress) -> N
         store.move([(one, entry("First", "spare.jpg")), (other, entry("Second", one))])
     done = {"spare.jpg": "First", one: "Second", **{f"{title}.jpg": title for title in TITLES[2:]}}
     assert paths(shop) in (before, done)
+
+
+def test_categories_may_have_any_characters(store: Store) -> None:
+    odd = ['a"b\\', "\\", r"\n", r"\u0041", "'", "\x1b", "\x7f", "\ufeff", "{a} %s $1", "😀", "a' or '1'=='1"]
+    shop = built(
+        store.new_address(),
+        [product(f"Blue {place}", attributes=Attributes(category=one)) for place, one in enumerate(odd)],
+    )
+    with served(shop) as catalog:
+        for place, one in enumerate(odd):
+            filters = Filters(categories=(one, "none\n"))
+            found = catalog.submit(lambda reader: reader.find(["blue"], 20, 30.0, filters)).result(30)  # noqa: B023
+            assert [row.title for row in found] == [f"Blue {place}"], one
