@@ -29,7 +29,8 @@ _REGION_ROUNDING = 1e-4  # callers add decimals
 MAX_QUERY_CHARACTERS = 200
 MAX_WORD_CHARACTERS = 50
 MAX_EXCLUDED = 8  # words
-_EXCLUSION = re.compile(r"(?<!\S)-(?=\w)(\S+)")  # "-striped", but not the hyphen of "t-shirt"
+# "-striped" and -"navy blue", but not the hyphen of "t-shirt".
+_EXCLUSION = re.compile(r'(?<!\S)-(?:"([^"]*\w[^"]*)"|(?=\w)(\S+))')
 _MAX_PRICE = 1e12
 _MAX_CATEGORIES = 20
 _DOUBLES = ("min_price", "max_price")  # of search.proto; other numbers with a fraction are floats
@@ -246,7 +247,7 @@ def _query_override(asked: RequestValues) -> tuple[Query | None, list[str]]:
         raise BadRequestError(f"{name} is empty: give words, or leave it unset to use the caption's")
     if len(text) > MAX_QUERY_CHARACTERS:
         raise BadRequestError(f"{name} has {len(text)} characters; the limit is {MAX_QUERY_CHARACTERS}")
-    excluded = _EXCLUSION.findall(text)
+    excluded = [phrase or word for phrase, word in _EXCLUSION.findall(text)]
     wanted = " ".join(_EXCLUSION.sub(" ", text).split())
     if not words_of(wanted) and excluded:
         raise BadRequestError(f"{name} is {text[:40]!r}, which only excludes words: give a word to search for, too")

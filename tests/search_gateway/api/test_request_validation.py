@@ -313,6 +313,10 @@ def test_excluded_words_come_from_both_places_once() -> None:
     assert options().excluded == ()
     assert options(exclude=["red"], word_override=search_pb2.WordOverride(colour="blue")).excluded == ("red",)
     assert options(query_override="shirt - red a--b").excluded == ()
+    told = options(query_override="shirt", exclude=["navy blue", "striped"])
+    assert told.query_override is not None
+    again = options(query_override=told.query_override.excluding(told.excluded).text)
+    assert (again.query_override, again.excluded) == (told.query_override, told.excluded), "as answers write them"
 
 
 def test_bad_exclusions_are_refused_with_the_remedy() -> None:
