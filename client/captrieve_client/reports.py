@@ -153,14 +153,16 @@ def caption_text(caption: Caption, query: str, style: TextStyle) -> str:
     return text if caption.complete else text + " (cut at max_tokens)"
 
 
-def _two(value: float) -> str:
+def two_decimals(value: float) -> str:
     """The value with two decimals, and without the sign that -0.001 would keep."""
     return f"{round(value, 2) + 0.0:.2f}"
 
 
 def contributions_text(result: Result) -> str:
     """What adds up to a result's score, such as "0.21 looks + 0.30 type photo"."""
-    return " + ".join(f"{_two(one.value)} {printable(one.part.replace('_', ' '))}" for one in result.contributions)
+    return " + ".join(
+        f"{two_decimals(one.value)} {printable(one.part.replace('_', ' '))}" for one in result.contributions
+    )
 
 
 def search_text(answer: SearchAnswer, *, width: int, style: TextStyle) -> str:
@@ -215,7 +217,7 @@ def _table(results: tuple[Result, ...], width: int, style: TextStyle) -> list[st
     for rank, (result, source) in enumerate(zip(results, sources, strict=True), start=1):
         title = fitted(printable(result.title) or "(no title)", title_width)
         lines.append(
-            f"{rank:3}  {style.bold(f'{_two(result.score):>5}')}  {_two(result.visual_score):>6}"
+            f"{rank:3}  {style.bold(f'{two_decimals(result.score):>5}')}  {two_decimals(result.visual_score):>6}"
             f"  {result.semantic_score:5.2f}  {title}  {fitted(source, source_width).rstrip()}"
         )
         if result.url:
@@ -237,7 +239,7 @@ def credit_text(result: Result) -> str:
 
 
 def _dropped_lines(result: Result, width: int, style: TextStyle) -> list[str]:
-    scores = f"{_two(result.score):>5}  {_two(result.visual_score):>6}  {result.semantic_score:5.2f}"
+    scores = f"{two_decimals(result.score):>5}  {two_decimals(result.visual_score):>6}  {result.semantic_score:5.2f}"
     title = fitted(printable(result.title) or "(no title)", max(_MIN_TITLE_WIDTH, width - 28))
     lines = [f"     {scores}  {title.rstrip()}"]
     if result.reason:
