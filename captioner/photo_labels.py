@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,7 +108,16 @@ class PhotoLabels:
                 )
                 if not fits or array.dtype != np.float32 or not np.isfinite(array).all():
                     raise ValueError(f"{name} is not finite float32 [{', '.join(axes)}]")
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except (
+            OSError,
+            EOFError,
+            ValueError,
+            KeyError,
+            TypeError,
+            RuntimeError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
             raise ContractError(f"{path} cannot be used ({error}): export it again, or remove it") from None
         weights = str(content["weights"])
         if weights != contract.weights:

@@ -18,12 +18,12 @@ import io
 import re
 import unicodedata
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -63,7 +63,7 @@ def features_of(word: str) -> list[int]:
     """The features of a word of `title_words` as 32-bit hashes: first the word itself, then its character n-grams."""
     marked = f"<{word}>"
     parts = [marked[start : start + size] for size in _NGRAMS for start in range(len(marked) - size + 1)]
-    return [crc32(part.encode("utf-8", "replace")) for part in (f"={word}", *parts)]
+    return [zlib.crc32(part.encode("utf-8", "replace")) for part in (f"={word}", *parts)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +205,16 @@ class TitleReader:
                     one.name: arrays[one.name].astype(np.float32) if one.name in _FLOATS else arrays[one.name]
                     for one in fields(TitleParameters)
                 }
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (
+            OSError,
+            EOFError,
+            ValueError,
+            KeyError,
+            TypeError,
+            RuntimeError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
             raise ContractError(f"{path} cannot be used ({error}): train it again, or remove it") from None
         problem = _problem(found, len(types), len(colours))
         if problem:

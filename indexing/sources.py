@@ -229,15 +229,21 @@ def _parquet_blocks(system: fs.FileSystem, info: fs.FileInfo, size: int) -> Iter
 
 
 def _photo_of(row: Mapping[str, object], folder: str) -> SourcePhoto:
-    photo, title, url = (str(row.get(name) or "") for name in ("photo", "title", "url"))
+    key, photo, title, url = (_text(row.get(name)) for name in ("id", "photo", "title", "url"))
     location = photo if "://" in photo or not photo else f"{folder}/{photo}"
     price, available = row.get("price"), row.get("available")
     attributes = Attributes(
         float(price) if isinstance(price, int | float | Decimal) and math.isfinite(price) else None,
         available if isinstance(available, bool) else None,
-        str(row.get("category") or ""),
+        _text(row.get("category")),
     )
-    return SourcePhoto(str(row.get("id") or photo), location, title, url, attributes=attributes)
+    return SourcePhoto(key or photo, location, title, url, attributes=attributes)
+
+
+def _text(value: object) -> str:
+    """Return a value as text; empty if there is none. No store takes a NUL in a key."""
+    is_missing = value is None or (isinstance(value, float) and math.isnan(value))
+    return "" if is_missing else str(value).replace("\0", " ")
 
 
 def _digest(values: Sequence[object]) -> str:

@@ -169,7 +169,8 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="WORD",
-        help="leave out results whose title has this word; may be repeated, and --words 'shirt -striped' does the same",
+        help="leave out results whose title has this word, or one of several with commas between them; "
+        "may be repeated; --words 'shirt -striped' does the same",
     )
     rule = _add_query_rule(query)
     rule.add_argument(
@@ -184,8 +185,9 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     results = parser.add_argument_group("results")
     results.add_argument(
         "--provider",
-        choices=("duckduckgo", "catalog", "replay"),
-        help="the only provider to ask (default: the gateway's providers, in their order)",
+        type=_text,
+        metavar="NAME",
+        help="the only one of the gateway's providers to ask, such as catalog or brave (default: all, in their order)",
     )
     results.add_argument("--max-results", type=_whole, metavar="N", help="number of results, 1 to 100 (default 10)")
     results.add_argument(

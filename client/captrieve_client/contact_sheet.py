@@ -18,7 +18,15 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from captrieve_client.messages import Result, SearchAnswer
-from captrieve_client.reports import counts_text, credit_text, printable, rule_text, split_caption, unsure_text
+from captrieve_client.reports import (
+    counts_text,
+    credit_text,
+    printable,
+    rule_text,
+    split_caption,
+    two_decimals,
+    unsure_text,
+)
 
 MAX_CARDS = 24
 
@@ -307,7 +315,7 @@ def _draw_card(pen: _Pen, x: int, y: int, rank: str, result: Result) -> None:
         pen.picture(picture, x, y, _CARD, _CARD_PICTURE)
     pen.pill(x + 10, y + 10, rank, _MUTED, _PAPER, 13)
     top = y + _CARD_PICTURE + 14
-    score = f"{result.score:.2f}"
+    score = two_decimals(result.score)
     score_width = pen.text(x, top, score, 20, _ACCENT, bold=True)
     left, length = x + score_width + 12, _CARD - score_width - 12
     pen.box(left, top + 8, length, 8, _FAINT, radius=4)
@@ -315,7 +323,7 @@ def _draw_card(pen: _Pen, x: int, y: int, rank: str, result: Result) -> None:
     if share > 0:
         pen.box(left, top + 8, max(8.0, length * share), 8, _ACCENT, radius=4)
     top += 30
-    parts = f"visual {result.visual_score:.2f}  ·  words {result.semantic_score:.2f}"
+    parts = f"visual {two_decimals(result.visual_score)}  ·  words {two_decimals(result.semantic_score)}"
     pen.text(x, top, parts, 14, _MUTED)
     source = _shortened(_spelled(result.source), 14, _CARD - _width(parts, 14) - 12)
     pen.text(x + _CARD - _width(source, 14), top, source, 14, _MUTED)

@@ -48,7 +48,7 @@ class SearchOptions(CaptionOptions, total=False):
         query_override: the query; the photo is not captioned.
         override_colour: the colour in the query, instead of the caption's.
         override_thing: the product type in the query, instead of the caption's.
-        provider: "duckduckgo" or "catalog".
+        provider: the only one of the gateway's providers to ask, such as "catalog" or "brave".
         max_results: 1 to 100.
         min_visual_score: lowest visual score of a result, -1 to 1.
         min_semantic_score: lowest agreement of a title with the query, 0 to 1.

@@ -114,10 +114,10 @@ def readings_text(readings: Sequence[Reading]) -> str:
 
 
 def rule_text(answer: SearchAnswer) -> str:
-    """How the query was made, e.g. "salient, colour given; last two words: blue shirt"; empty with `query_override`."""
+    """How the query was made, e.g. "salient, colour given; last two words: 'red hat'"; empty with `query_override`."""
     rule, given = answer.query_rule.replace("_", " "), _given_text(answer)
     rule = f"{rule}, {given}" if rule and given else rule
-    return f"{rule}; last two words: {printable(answer.paper_query)}" if rule and answer.paper_query else rule
+    return f"{rule}; last two words: '{printable(answer.paper_query)}'" if rule and answer.paper_query else rule
 
 
 def _given_text(answer: SearchAnswer) -> str:
@@ -153,9 +153,16 @@ def caption_text(caption: Caption, query: str, style: TextStyle) -> str:
     return text if caption.complete else text + " (cut at max_tokens)"
 
 
+def two_decimals(value: float) -> str:
+    """The value with two decimals, and without the sign that -0.001 would keep."""
+    return f"{round(value, 2) + 0.0:.2f}"
+
+
 def contributions_text(result: Result) -> str:
     """What adds up to a result's score, such as "0.21 looks + 0.30 type photo"."""
-    return " + ".join(f"{one.value:.2f} {printable(one.part.replace('_', ' '))}" for one in result.contributions)
+    return " + ".join(
+        f"{two_decimals(one.value)} {printable(one.part.replace('_', ' '))}" for one in result.contributions
+    )
 
 
 def search_text(answer: SearchAnswer, *, width: int, style: TextStyle) -> str:
@@ -210,7 +217,7 @@ def _table(results: tuple[Result, ...], width: int, style: TextStyle) -> list[st
     for rank, (result, source) in enumerate(zip(results, sources, strict=True), start=1):
         title = fitted(printable(result.title) or "(no title)", title_width)
         lines.append(
-            f"{rank:3}  {style.bold(f'{result.score:5.2f}')}  {result.visual_score:6.2f}"
+            f"{rank:3}  {style.bold(f'{two_decimals(result.score):>5}')}  {two_decimals(result.visual_score):>6}"
             f"  {result.semantic_score:5.2f}  {title}  {fitted(source, source_width).rstrip()}"
         )
         if result.url:
@@ -232,7 +239,7 @@ def credit_text(result: Result) -> str:
 
 
 def _dropped_lines(result: Result, width: int, style: TextStyle) -> list[str]:
-    scores = f"{result.score:5.2f}  {result.visual_score:6.2f}  {result.semantic_score:5.2f}"
+    scores = f"{two_decimals(result.score):>5}  {two_decimals(result.visual_score):>6}  {result.semantic_score:5.2f}"
     title = fitted(printable(result.title) or "(no title)", max(_MIN_TITLE_WIDTH, width - 28))
     lines = [f"     {scores}  {title.rstrip()}"]
     if result.reason:

@@ -24,7 +24,8 @@ from PIL import Image
 
 from captrieve_client import __version__, cli, reports
 from captrieve_client._generated import search_pb2
-from captrieve_client.reports import fitted, printable, split_caption, text_width
+from captrieve_client.messages import Contribution, Result
+from captrieve_client.reports import contributions_text, fitted, printable, split_caption, text_width
 
 from scripted_service import (
     CLIENT,
@@ -139,7 +140,7 @@ def test_search_prints_caption_table_counts_times_and_degradation(
 
 
 def test_search_sends_what_its_flags_say(service: ScriptedService, address: str, photo: str) -> None:
-    flags = "--beams 4 --provider catalog --max-results 7 --explain --full-caption --timeout 5"
+    flags = "--beams 4 --provider acme --max-results 7 --explain --full-caption --timeout 5"
     assert cli.main(["search", photo, *flags.split(), "--words", "leather bag"]) == 0
     (request,) = service.requests
     assert request == search_pb2.SearchRequest(
@@ -147,7 +148,7 @@ def test_search_sends_what_its_flags_say(service: ScriptedService, address: str,
         decoding=search_pb2.DecodingOptions(num_beams=4),
         query_rule=search_pb2.QUERY_RULE_FULL_CAPTION,
         query_override="leather bag",
-        provider="catalog",
+        provider="acme",
         max_results=7,
         refinement=search_pb2.RefinementOptions(),
         explain=True,
@@ -642,7 +643,7 @@ def test_missing_photo_is_bad_use(address: str, capsys: pytest.CaptureFixture[st
         (["search", "a.jpg", "--max-results", "x"], "error: argument --max-results: 'x' is not a whole"),
         (["search", "a.jpg", "--timeout", "nan"], "error: argument --timeout: 'nan' is not a number of seconds"),
         (["search", "a.jpg", "--timeout", "soon"], "error: argument --timeout: 'soon' is not a number"),
-        (["search", "a.jpg", "--provider", "x"], "error: argument --provider: invalid choice: 'x'"),
+        (["search", "a.jpg", "--query-rule", "x"], "error: argument --query-rule: invalid choice: 'x'"),
         (["search", "a.jpg", "--contact-sheet", "a.gif"], "error: argument --contact-sheet: 'a.gif' does not end"),
         (["caption", "a.jpg", "--concurrency", "-1"], "error: argument --concurrency: '-1' is not a whole"),
     ],
@@ -733,7 +734,7 @@ def test_error_of_every_kind_is_json(arguments: list[str], message: str, capsys:
         (["captrieve", ""], {"search", "caption", "health", "completion"}),
         (["captrieve", "se"], {"search"}),
         (["captrieve", "search", "--con"], {"--contact-sheet"}),
-        (["captrieve", "search", "--provider", ""], {"duckduckgo", "catalog", "replay"}),
+        (["captrieve", "search", "--query-rule", ""], {"salient", "full-caption"}),
         (["captrieve", "caption", "--query-rule", "l"], {"likeliest-words", "last-two-words"}),
         (["captrieve", "search", "sh"], {"shirt.jpg"}),
     ],
@@ -872,6 +873,14 @@ def test_text_is_fitted_to_columns() -> None:
     assert text_width(fitted("青いシャツ", 7)) == 7
     assert text_width("e\u0301") == 1
     assert printable("a\tb\u2028c \x00 d") == "a b c d"
+
+
+def test_a_value_near_zero_has_no_sign() -> None:
+    result = Result(
+        title="", url="", image_url="", thumbnail_url="", source="", width=1, height=1, visual_score=0,
+        semantic_score=0, score=0, reason="", verdict="", contributions=(Contribution("looks", -0.001),),
+    )  # fmt: skip
+    assert contributions_text(result) == "0.00 looks"
 
 
 def test_times_without_any_time_have_no_shares() -> None:

@@ -17,6 +17,7 @@ from captioner.preprocessing import Region
 from captioner.query import Query, QueryRule, words_of
 from search_api import search_pb2
 from search_gateway.catalog.base import Filters
+from search_gateway.catalog.text_analysis import one_line
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import BadRequestError
 from search_gateway.pipeline import SearchOptions
@@ -28,7 +29,8 @@ _REGION_ROUNDING = 1e-4  # callers add decimals
 MAX_QUERY_CHARACTERS = 200
 MAX_WORD_CHARACTERS = 50
 MAX_EXCLUDED = 8  # words
-_EXCLUSION = re.compile(r"(?<!\S)-(?=\w)(\S+)")  # "-striped", but not the hyphen of "t-shirt"
+# "-striped" and -"navy blue", but not the hyphen of "t-shirt".
+_EXCLUSION = re.compile(r'(?<!\S)-(?:"([^"]*\w[^"]*)"|(?=\w)(\S+))')
 _MAX_PRICE = 1e12
 _MAX_CATEGORIES = 20
 _DOUBLES = ("min_price", "max_price")  # of search.proto; other numbers with a fraction are floats
@@ -204,9 +206,12 @@ def _filters(asked: RequestValues) -> Filters:
     if len(asked.categories) > _MAX_CATEGORIES:
         raise BadRequestError(f"{name} has {len(asked.categories)} values; the limit is {_MAX_CATEGORIES}")
     for category in asked.categories:
-        if not category or len(category) > MAX_QUERY_CHARACTERS:
+        if category and not one_line(category):
+            raise BadRequestError(f"{name} has a value without letters: give 1 to {MAX_QUERY_CHARACTERS} characters")
+        if not 1 <= len(category) <= MAX_QUERY_CHARACTERS:
             raise BadRequestError(f"{name} has a value of {len(category)} characters: give 1 to {MAX_QUERY_CHARACTERS}")
-    return Filters(low, high, asked.available, asked.categories)
+    # As the catalogue stores them.
+    return Filters(low, high, asked.available, tuple(map(one_line, asked.categories)))
 
 
 def region(asked: RequestValues) -> Region | None:
@@ -242,7 +247,7 @@ def _query_override(asked: RequestValues) -> tuple[Query | None, list[str]]:
         raise BadRequestError(f"{name} is empty: give words, or leave it unset to use the caption's")
     if len(text) > MAX_QUERY_CHARACTERS:
         raise BadRequestError(f"{name} has {len(text)} characters; the limit is {MAX_QUERY_CHARACTERS}")
-    excluded = _EXCLUSION.findall(text)
+    excluded = [phrase or word for phrase, word in _EXCLUSION.findall(text)]
     wanted = " ".join(_EXCLUSION.sub(" ", text).split())
     if not words_of(wanted) and excluded:
         raise BadRequestError(f"{name} is {text[:40]!r}, which only excludes words: give a word to search for, too")
@@ -255,7 +260,7 @@ def _excluded(asked: RequestValues, more: list[str]) -> tuple[str, ...]:
     """Return the words that no result may have, each once."""
     name = asked.name("exclude")
     found: dict[str, None] = {}
-    for text in (*asked.exclude, *more):
+    for text in (part for one in (*asked.exclude, *more) for part in one.split(",")):
         word = " ".join(words_of(text)).lower()
         if not word:
             raise BadRequestError(f"{name} has {text[:20]!r}: give a word")

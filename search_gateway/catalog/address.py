@@ -11,6 +11,8 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 DEFAULT_NAME = "catalogue"
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")  # what PostgreSQL and Milvus take without quotes
+_FORMS = "a file, milvus://HOST:PORT/NAME or postgresql://HOST/DATABASE?catalog=NAME"
+_PORT = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:[0-9]{0,5})?")  # with the host
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -37,12 +39,18 @@ class CatalogAddress:
         if scheme is None:
             return cls("file", Path(text))
         kind = {"postgres": "postgresql"}.get(scheme[1].lower(), scheme[1].lower())
-        parts = urlsplit(text if isinstance(text, str) else "")
+        try:
+            parts = urlsplit(text if isinstance(text, str) else "")
+        except ValueError:  # its message may hold the password
+            raise ValueError(_FORMS) from None
         options = parse_qsl(parts.query, keep_blank_values=True)
         user, _, server = parts.netloc.rpartition("@")
         user, _, password = user.partition(":")
         if parts.fragment or kind not in ("milvus", "postgresql") or (kind == "milvus" and not server):
-            raise ValueError("a file, milvus://HOST:PORT/NAME or postgresql://HOST/DATABASE?catalog=NAME")
+            raise ValueError(_FORMS)
+        # A "/" or "?" in a password ends the server: what is before it would be taken for a port, and be shown.
+        if "@" in parts.path + parts.query or not all(map(_PORT.fullmatch, server.split(","))):
+            raise ValueError("HOST:PORT with a number, and a password with / ? # and @ written as %2F %3F %23 and %40")
         path = unquote(parts.path).strip("/")
         if kind == "milvus":
             database, _, name = path.rpartition("/")

@@ -67,10 +67,13 @@ class InvertedLists:
             start = len(_MAGIC) + _LENGTH.size
             (length,) = _LENGTH.unpack_from(head, len(_MAGIC))
             self.header = header = ListsHeader(**json.loads(head[start : start + length]))
+            numbers = (header.num_products, header.num_lists, header.size)
+            if not all(type(number) is int and number > 0 for number in numbers):
+                raise ListsError(f"{file} has a header without products")
             if num_bytes != _DATA_AT + sum(_sizes(header)):
                 raise ListsError(f"{file} has {num_bytes:,} bytes, not what its header says")
             data = np.memmap(file, np.uint8, "r", _DATA_AT).view(np.ndarray)
-        except (OSError, ValueError, TypeError, struct.error) as error:
+        except (OSError, ValueError, TypeError, RecursionError, struct.error) as error:
             raise ListsError(f"{file} cannot be used: {error}") from error
         ends = np.cumsum(_sizes(header))
         self._centroids: Floats = data[: ends[0]].view("<f4").reshape(-1, header.size).copy()

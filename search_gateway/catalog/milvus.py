@@ -362,7 +362,7 @@ class MilvusWriter:
             raise CatalogError(f"{self._address} cannot be used: a path belongs to another product")
         rows = self._rows(list(entries), _WRITTEN)
         self._upsert([{**row, **_described(entries[row["path"]])} for row in rows])
-        self.remove(path for path, entry in entries.items() if entry.path != path)
+        self.remove(entries.keys() - {entry.path for entry in entries.values()})
 
     def remove(self, paths: Iterable[str]) -> None:
         """See `CatalogWriter`."""
@@ -578,6 +578,11 @@ def _expression(filters: Filters) -> str:
         f"price >= {filters.min_price!r}" if filters.min_price is not None else "",
         f"price <= {filters.max_price!r}" if filters.max_price is not None else "",
         f"is_available == {str(filters.is_available).lower()}" if filters.is_available is not None else "",
-        f"category in {json.dumps(filters.categories, ensure_ascii=False)}" if filters.categories else "",
+        f"category in [{', '.join(map(_quoted, filters.categories))}]" if filters.categories else "",
     ]
     return " and ".join(filter(None, conditions))
+
+
+def _quoted(text: str) -> str:
+    """Return a text as Milvus writes it: unlike JSON, with control characters as they are."""
+    return '"' + one_line(text).replace("\\", r"\\").replace('"', r"\"") + '"'

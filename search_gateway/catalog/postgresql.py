@@ -100,7 +100,7 @@ _PRODUCTS = """
 _INDEXES: tuple[tuple[str, LiteralString], ...] = (
     ("words", "CREATE INDEX IF NOT EXISTS {index} ON {table} USING gin (words)"),
     ("price", "CREATE INDEX IF NOT EXISTS {index} ON {table} (price)"),
-    ("category", "CREATE INDEX IF NOT EXISTS {index} ON {table} (category)"),
+    ("category", "CREATE INDEX IF NOT EXISTS {index} ON {table} USING hash (category)"),  # of any length
     ("embedding", "CREATE INDEX IF NOT EXISTS {index} ON {table} USING hnsw (embedding vector_cosine_ops)"),
 )
 _ENTRY = "path, title, url, size_bytes, mtime_ns, sha256, price, is_available, category"

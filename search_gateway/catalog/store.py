@@ -270,13 +270,14 @@ class CatalogStore:
         """
         index_id = self._vectors.write_index(min_numbers=MIN_LISTED_NUMBERS)
         self._file.close()
-        if self._replaced != self._written:
+        is_replaced = self._replaced != self._written
+        if is_replaced:
             replaced = lock_file(self._replaced, is_exclusive=True)
             try:
                 self._written.replace(self._replaced)
             finally:
                 os.close(replaced)
-        self._vectors.delete_others(index_id)
+        self._vectors.delete_others(index_id, is_alone=is_replaced)
         self.close()
 
     def _locked(self, path: Path, *, is_exclusive: bool) -> CatalogStore:

@@ -130,6 +130,7 @@ class VectorIndex:
         self._rows: _AllRows | _ListedRows | None = None
         self._version = -1  # SQLite's counter of changes by other connections, of the state in memory
         self._is_stale = False
+        self._superseded: set[str] = set()  # ids of indexes that the catalogue named before
 
     def changed(self) -> None:
         """Mark the embeddings as outdated. Call this when this connection writes; SQLite's counter excludes that."""
@@ -183,16 +184,22 @@ class VectorIndex:
         write_lists(self._file_of(index_id), index_id, revision, size, self._parts(revision))
         return self._name(index_id)
 
-    def delete_others(self, index_id: str) -> None:
-        """Delete all indexes of the catalogue but this one, and what builds left that were killed while writing one."""
+    def delete_others(self, index_id: str, *, is_alone: bool) -> None:
+        """Delete indexes but this one, and what builds left that were killed while writing one.
+
+        Args:
+            index_id: of the one to keep.
+            is_alone: whether no other build can be at work; else only those go that this build replaced, and old ones.
+        """
         name = glob.escape(self.path.name)
         for other in self.path.parent.glob(f"{name}.vectors-*"):
-            if other != self._file_of(index_id):
-                with contextlib.suppress(OSError):
-                    other.unlink()
-        for folder in self.path.parent.glob(f".{name}.vectors-*"):  # of a build that was killed, if it is old
+            other_id = other.name.rpartition("-")[2]
             with contextlib.suppress(OSError):
-                if time.time() - folder.stat().st_mtime > _MAX_WRITE_SECONDS:
+                if other_id != index_id and (is_alone or other_id in self._superseded or _is_old(other)):
+                    other.unlink()
+        for folder in self.path.parent.glob(f".{name}.vectors-*"):
+            with contextlib.suppress(OSError):
+                if _is_old(folder):
                     shutil.rmtree(folder)
 
     def _parts(self, revision: int) -> Iterator[tuple[_Ids, _Floats]]:
@@ -211,7 +218,9 @@ class VectorIndex:
 
     def _name(self, index_id: str) -> str:
         with self._file.writing():
+            before = self._file.meta(_META_KEY)
             self._file.set_meta(_META_KEY, index_id)
+        self._superseded |= {before} - {index_id}
         self.changed()
         return index_id
 
@@ -277,6 +286,11 @@ class VectorIndex:
         for product_id, embedding in file.connection.execute(_CHANGED, (0 if old is None else old.revision,)):
             matrix[ids.searchsorted(product_id)] = np.frombuffer(embedding, "<f4")
         return _AllRows(revision, ids, matrix)
+
+
+def _is_old(file: Path) -> bool:
+    """Whether a file or folder is so old that no build works on it."""
+    return time.time() - file.stat().st_mtime > _MAX_WRITE_SECONDS
 
 
 def _current_ones(

@@ -220,7 +220,10 @@ class ProviderChain:
             _log.warning("provider %s failed: %s (%s)", name, error, type(error.__cause__).__name__)
             degradation = Degradation(name, str(error))
             outcome = "timeout" if isinstance(error, ProviderTimeoutError) else "failed"
-        except Exception:
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+                raise  # the search itself was cancelled
             # A provider depends on foreign code and web pages; their defects must not fail the request.
             _log.exception("provider %s broke", name)
             degradation, outcome = Degradation(name, "the provider failed unexpectedly"), "broke"

@@ -14,6 +14,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -24,6 +25,9 @@ from search_gateway.errors import ConfigError, ProviderNotAskedError
 _log = logging.getLogger(__name__)
 
 _MAX_FILE_BYTES = 64 * 1024
+_MONTH = re.compile(r"\d{4}-\d\d", re.ASCII)
+_LOCK_SECONDS = 2.0  # another program holds the lock for milliseconds
+_LOCK_POLL_SECONDS = 0.02
 
 
 class MonthlyBudget:
@@ -127,7 +131,7 @@ class MonthlyBudget:
         try:
             value = json.loads(text)
             calls = value["calls"]
-            good = isinstance(value["month"], str) and all(type(n) is int and n >= 0 for n in calls.values())
+            good = bool(_MONTH.fullmatch(value["month"])) and all(type(n) is int and n >= 0 for n in calls.values())
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             good = False
         if not good:
@@ -150,7 +154,7 @@ class MonthlyBudget:
 
 
 class _FileLock:
-    """Holds an exclusive lock of a file."""
+    """Holds an exclusive lock of a file; a TimeoutError if another program does not give it back."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -158,7 +162,16 @@ class _FileLock:
 
     def __enter__(self) -> None:
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        end = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    os.close(self._file)
+                    raise TimeoutError("another program holds its lock") from None
+            time.sleep(_LOCK_POLL_SECONDS)
 
     def __exit__(self, *_: object) -> None:
         os.close(self._file)

@@ -10,6 +10,7 @@ The score is relative to the best possible title, so that a threshold means the 
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -292,7 +293,11 @@ class ProductReader:
             None where the reader does not understand a word that the caller gave.
         """
         said = self._titles.read([query.text])
-        if type_given and said.types[0].max() < MIN_MEANT:
+        type_said = said.types[0]
+        if type_given and query.product_type is not None and type_said.max() < MIN_MEANT:
+            # A word of the photo's own type may be left in the query: "track pants" becomes "track shirt".
+            type_said = self._titles.read([query.terms[query.product_type]]).types[0]
+        if type_given and type_said.max() < MIN_MEANT:
             return None
         types, colours = self._own(photo, hypotheses)
         neighbours = self._of_neighbours(photo, candidates)
@@ -305,7 +310,7 @@ class ProductReader:
                 both.insert(0, Opinion(NEIGHBOURS, part, neighbours[place]))
             opinions.append([one for one in both if one.share > 0])
         if type_given:
-            opinions[0] = [_certain(said.types[0])]
+            opinions[0] = [_certain(type_said)]
         if colour_given:
             opinions[1] = [_certain(said.colours[0])]
         opinions = self._without(opinions, excluded)
@@ -401,15 +406,31 @@ def cosines(photo: Floats, embeddings: Floats) -> npt.NDArray[np.float64]:
 
 
 def excluded_in(title: str, excluded: Sequence[str], synonyms: Synonyms) -> str:
-    """The first excluded word, or group of words, that a title has; "" where it has none."""
+    """The first excluded word, or group of words, that a title has; "" where it has none.
+
+    Accents and spaces do not matter: "v-neck" is in "V Neck", and "cafe" in "Café".
+    """
     if not excluded:
         return ""
-    words = TextWords.of(title, synonyms)
+    forms = [TextWords.of(text, synonyms) for text in dict.fromkeys((title, _plain(title)))]
+    meanings = frozenset[str | int]().union(*(one.meanings | one.joined for one in forms))
     for one in excluded:
-        parts = TextWords.of(one, synonyms).parts
-        if parts and all(not part.isdisjoint(words.meanings) for part in parts):
-            return one
+        for text in dict.fromkeys((one, _plain(one))):
+            words = TextWords.of(text, synonyms)
+            parts = words.parts
+            if parts and all(not part.isdisjoint(meanings) for part in parts):
+                return one
+            if len(parts) > 1 and not synonyms.meanings("".join(text.split())).isdisjoint(meanings):
+                return one
     return ""
+
+
+def _plain(text: str) -> str:
+    """The text in lower case, without accents and in the usual forms of its letters."""
+    if text.isascii():
+        return text
+    decomposed = unicodedata.normalize("NFKD", text).casefold()
+    return "".join(character for character in decomposed if not unicodedata.combining(character))
 
 
 def load_product_reader(folder: Path, contract: ModelContract) -> ProductReader | None:

@@ -9,7 +9,7 @@ import math
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,7 @@ from search_gateway.ranking.word_agreement import Synonyms
 _TITLE_CHARACTERS = 60  # of a title in a reason
 _SILENCE = (PICTURE, SIMILAR_TITLES)
 _SILENT = "does not say what it shows"
-_ROUNDING = 1e-5  # of cosines that are computed together
+_ROUNDING = 1e-5  # of cosines that are computed together, and of shares
 _MAX_DIGITS = 9  # of a score in a reason: a cosine of float32 embeddings has no more
 
 
@@ -128,6 +128,14 @@ def rerank(
     embeddings = np.zeros((len(seen), len(photo)), np.float32)
     if has_embedding.any():
         embeddings[has_embedding] = np.stack([one.embedding for one in seen if one.embedding is not None])
+    is_finite = np.isfinite(embeddings).all(axis=1)
+    if not is_finite.all():  # other numbers would pass every threshold
+        has_embedding &= is_finite
+        embeddings[~is_finite] = 0
+        seen = [
+            one if good else replace(one, embedding=None, failure=Verdict.DROPPED_UNDECODABLE)
+            for one, good in zip(seen, is_finite, strict=True)
+        ]
     titles = [one.candidate.title for one in seen]
     grades = (
         agreement.grades(titles) if reading is None else reading.grades(titles, synonyms, embeddings, has_embedding)
@@ -154,7 +162,11 @@ def rerank(
     # The sort is stable: equal candidates stay in the provider's order of relevance.
     order: list[int] = np.argsort(-ranked, kind="stable").tolist()
     copies = _copies([seen[place] for place in order], [judged[place] for place in order], embeddings[order], limits)
-    originals = {order[one]: [order[other] for other in others] for one, others in copies.items()}
+    # A copy with an excluded title is not shown beside the result either.
+    originals = {
+        order[one]: [order[other] for other in others if banned is None or not banned[order[other]]]
+        for one, others in copies.items()
+    }
     copied = {other: one for one, others in originals.items() for other in others}
     found = [place for place in order if judged[place] is Verdict.KEPT and place not in copied]
     kept, cap, over_share = _within_limits([seen[place].candidate.provider for place in found], limits)
@@ -240,7 +252,7 @@ def _within_limits(providers: Sequence[str], limits: RefinementLimits) -> tuple[
     """
     cap = len(providers)
     if len(set(providers)) > 1:
-        cap = max(1, math.floor(limits.provider_max_share * limits.max_results))
+        cap = max(1, math.floor(limits.provider_max_share * limits.max_results + _ROUNDING))
     taken: Counter[str] = Counter()
     chosen: list[int] = []
     over_share: list[int] = []

@@ -7,11 +7,12 @@ that names another colour contradicts the query; a title that names none leaves 
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import resources
 
 from captioner.colours import Colour, Colours
@@ -115,11 +116,18 @@ class TextWords:
         flat = [part for word in words for part in _JOINTS.split(word) if part]
         self.parts = [synonyms.meanings(one) for one in words]
         self.meanings = frozenset().union(*(synonyms.meanings(one) for one in {*words, *flat}))
+        self._flat = flat
         kinds = synonyms.colours.kinds(flat)
         self.uncoloured = " ".join(part for part, kind in zip(flat, kinds, strict=True) if kind is Colour.NONE)
         self.colours = {
             part.lower(): synonyms.meanings(part) for part, kind in zip(flat, kinds, strict=True) if kind is Colour.SURE
         }
+
+    @cached_property
+    def joined(self) -> frozenset[str | int]:
+        """The meanings of neighbouring words as one word, such as "vneck" in "V Neck"."""
+        pairs = {f"{one}{other}" for one, other in itertools.pairwise(self._flat)}
+        return frozenset().union(*map(self.synonyms.meanings, pairs))
 
     def other_colours(self, asked: Collection[frozenset[str | int]]) -> list[str]:
         """Return the colours that it names and that mean none of those in `asked`."""

@@ -68,6 +68,7 @@ class AuditLog:
         self._listener = _Writer(lines, handler)
         self._listener.start()
         self._refused_since, self._num_refused = 0.0, 0
+        self._omitted_timer: asyncio.TimerHandle | None = None
 
     def write(self, entry: dict[str, Any]) -> None:
         """Write a line soon; does not block."""
@@ -78,14 +79,17 @@ class AuditLog:
         """Write a line about a call without a valid key, or count it in one line for many. Runs on the event loop."""
         if time.monotonic() >= self._refused_since + _REFUSED_SECONDS:
             self._write_omitted()
-            self._refused_since = time.monotonic()
         self._num_refused += 1
         if self._num_refused <= _MAX_REFUSED_LINES:
             self.write(entry)
         elif self._num_refused == _MAX_REFUSED_LINES + 1:
-            asyncio.get_running_loop().call_later(_REFUSED_SECONDS, self._write_omitted)
+            self._omitted_timer = asyncio.get_running_loop().call_later(_REFUSED_SECONDS, self._write_omitted)
 
     def _write_omitted(self) -> None:
+        """Begin to count anew, after a line about the calls that got none."""
+        if self._omitted_timer is not None:
+            self._omitted_timer.cancel()
+        self._omitted_timer, self._refused_since = None, time.monotonic()
         omitted, self._num_refused = self._num_refused - _MAX_REFUSED_LINES, 0
         if omitted > 0:
             self.write({"time": _now(), "key": None, "code": grpc.StatusCode.UNAUTHENTICATED.name, "omitted": omitted})

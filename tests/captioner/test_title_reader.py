@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import random
@@ -243,3 +244,12 @@ def test_half_a_file_is_told(tmp_path: Path, size: int) -> None:
     path.write_bytes((MODELS / TITLE_READER_FILE).read_bytes()[:size])
     with pytest.raises(ContractError, match="cannot be used"):
         TitleReader.from_file(path)
+
+
+def test_a_file_with_wrong_bytes_is_told(tmp_path: Path) -> None:
+    path = tmp_path / TITLE_READER_FILE
+    data = (MODELS / TITLE_READER_FILE).read_bytes()
+    for place in range(100, len(data), len(data) // 20):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 0x55]) * 20 + data[place + 20 :])
+        with contextlib.suppress(ContractError):  # some places do not matter
+            TitleReader.from_file(path)

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models
 from captioner.caption_tokenizer import TOKENIZER_FILE
 from captioner.model_contract import CONTRACT_FILE, ContractError
 from captioner.query_classes import QUERY_CLASSES_FILE
+from captioner.title_reader import TITLE_READER_FILE
 from search_gateway.errors import ConfigError
 from tests.conftest import MODELS
 
@@ -83,7 +84,7 @@ def test_catalogue_of_other_embeddings_is_named(
 def changed(tmp_path: Path, change: Callable[[Path], None]) -> Path:
     folder = tmp_path / "models"
     folder.mkdir()
-    for name in (CONTRACT_FILE, TOKENIZER_FILE, QUERY_CLASSES_FILE):
+    for name in (CONTRACT_FILE, TOKENIZER_FILE, QUERY_CLASSES_FILE, TITLE_READER_FILE):
         shutil.copy(MODELS / name, folder)
     change(folder)
     return folder

@@ -95,7 +95,11 @@ def stub_for(start_gateway: Callable[..., str]) -> Iterator[Callable[[bytes | No
     channels: list[grpc.Channel] = []
 
     def connect(picture: bytes | None) -> Any:
-        channels.append(grpc.insecure_channel(start_gateway(providers=[Provider(picture)], min_visual_score=-1.0)))
+        channels.append(
+            grpc.insecure_channel(
+                start_gateway(providers=[Provider(picture)], min_visual_score=-1.0, min_semantic_score=0.0)
+            )
+        )
         return search_pb2_grpc.SearchServiceStub(channels[-1])
 
     yield connect

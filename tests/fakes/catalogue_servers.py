@@ -111,6 +111,7 @@ class PostgresqlServer(CatalogueServer):
             "fsync": "off",
             "max_connections": 60,
             "shared_buffers": "32MB",
+            "dynamic_shared_memory_type": "mmap",  # in its folder: a server that is killed leaves nothing in /dev/shm
         }
         (self.folder / "data" / "postmaster.pid").unlink(missing_ok=True)  # of one that was killed
         command = [str(self._programs / "postgres"), "-D", str(self.folder / "data")]

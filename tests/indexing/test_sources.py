@@ -110,6 +110,16 @@ def test_rows_may_have_ids_urls_and_nothing(tmp_path: Path) -> None:
     ]
 
 
+def test_ids_that_are_zero_missing_or_odd_make_no_two_products_one(tmp_path: Path) -> None:
+    nan = float("nan")
+    numbers = table(
+        tmp_path / "a.parquet", id=[0.0, nan, nan], photo=["1.jpg", "2.jpg", "3.jpg"], title=["A", "B", "C"]
+    )
+    texts = table(tmp_path / "b.parquet", id=["a\0b", ""], photo=["4.jpg", "5.jpg"], title=["D", "E"])
+    keys = [one.key for file in (numbers, texts) for one in photos(open_source(str(file)).blocks)]
+    assert keys == ["0.0", "2.jpg", "3.jpg", "a b", "5.jpg"]
+
+
 def test_what_cannot_be_used_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match="no photo in"):
         open_source(str(folder_of(tmp_path, "notes.txt")))

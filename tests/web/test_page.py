@@ -488,6 +488,14 @@ def test_provider_is_chosen(searched: Visit, site: FakeSearchSite) -> None:
     assert site.searches[-1].options["provider"] == "catalog"
 
 
+def test_thresholds_are_the_gateways_unless_the_link_has_some(visit: OpenPage, site: FakeSearchSite) -> None:
+    site.info = {"defaults": {"min_visual_score": 0.35, "min_semantic_score": 0.2, "max_results": 10}}
+    for fragment, expected in (("", ("0.35", "0.20")), ("#looks=0.60&agreement=0.70", ("0.60", "0.70"))):
+        page = visit(fragment=fragment).page
+        page.wait_for_function("document.querySelector('#model').textContent")
+        assert (page.text_content("#looks-value"), page.text_content("#agreement-value")) == expected
+
+
 def test_link_keeps_words_provider_and_thresholds(
     visit: OpenPage, searched: Visit, site: FakeSearchSite, photo: bytes
 ) -> None:

@@ -226,7 +226,7 @@ class GuardedProvider:
         return candidates
 
     async def _permitted_call(self, permit: Permit, query: Query, timeout_seconds: float) -> list[Candidate]:
-        before = self._breaker.state
+        before, known, is_answered = self._breaker.state, self.quota, False
         began = self._clock()
         try:
             if self._budget is not None:
@@ -253,9 +253,12 @@ class GuardedProvider:
             permit.failed()
             raise
         else:
+            is_answered = True
             permit.succeeded()
         finally:
-            self._spacing.learn(self.quota)
+            # Without an answer it is what an earlier one said, whose times are over.
+            if is_answered or self.quota is not known:
+                self._spacing.learn(self.quota)
             self._log_change(before)
         return candidates
 

@@ -11,7 +11,8 @@ import { WordsView, showRule, showUnsure } from "./words.js";
 
 // Until the gateway has told its own.
 const LIMITS = { max_photo_bytes: 8 * 2 ** 20, max_photo_pixels: 25_000_000 };
-const DEFAULTS = { min_visual_score: 0.4, min_semantic_score: 0.5 };
+const OPENED = readLink(); // before the page changes it
+const DEFAULTS = { min_visual_score: 0.4, min_semantic_score: 0.3 };
 // What the page filters itself, the gateway does not: sliders answer at once.
 const ASKED = { min_visual_score: -1, min_semantic_score: 0, max_results: 100, include_dropped: true };
 
@@ -324,8 +325,7 @@ async function learn() {
     state.info = await api.getInfo();
     setText(byId("model"), state.info.model);
     showProviders();
-    const link = readLink();
-    if (link.looks === null && link.agreement === null) {
+    if (OPENED.looks === null && OPENED.agreement === null) {
       setThresholds(state.info.defaults.min_visual_score, state.info.defaults.min_semantic_score);
     }
     results.thresholds.usual = state.info.defaults.min_visual_score;

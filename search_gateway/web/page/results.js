@@ -10,7 +10,7 @@ const WHAT_DROPPED = {
   over_limit: "over the limit",
 };
 const STAGE_COLOURS = 9; // of page.css
-const two = (number) => number.toFixed(2);
+export const two = (number) => number.toFixed(2).replace("-0.00", "0.00");
 
 /** Which threshold hides a result: "looks", "words", or "" if none does. A threshold of 0 hides nothing. */
 export function hiddenBy(result, { looks, agreement }) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Draws a search as one picture, as the client's contact sheet: the photo and its words on the left, results on the right.
 
-import { creditOf } from "./results.js";
+import { creditOf, two } from "./results.js";
 
 const WIDTH = 1600;
 const MARGIN = 56;
@@ -258,13 +258,13 @@ function drawCard(pen, x, y, rank, result) {
   if (!pen.picture(result.image, x, y, CARD, PICTURE)) pen.text(x + 20, y + PICTURE / 2, "no picture", 16, MUTED);
   pen.pill(x + 10, y + 10, String(rank), MUTED, PAPER, 13);
   let top = y + PICTURE + 14;
-  const width = pen.text(x, top, result.score.toFixed(2), 20, ACCENT, true);
+  const width = pen.text(x, top, two(result.score), 20, ACCENT, true);
   const [left, length] = [x + width + 12, CARD - width - 12];
   pen.box(left, top + 7, length, 8, FAINT, 4);
   const share = Math.min(Math.max(result.score, 0), 1);
   if (share > 0) pen.box(left, top + 7, Math.max(8, length * share), 8, ACCENT, 4);
   top += 30;
-  const parts = `visual ${result.visual_score.toFixed(2)}  ·  words ${result.semantic_score.toFixed(2)}`;
+  const parts = `visual ${two(result.visual_score)}  ·  words ${two(result.semantic_score)}`;
   const across = pen.text(x, top, parts, 14, MUTED);
   const source = pen.cut(result.source, 14, CARD - across - 12);
   pen.text(x + CARD - pen.width(source, 14), top, source, 14, MUTED);

@@ -309,9 +309,14 @@ def test_excluded_words_come_from_both_places_once() -> None:
     assert result.query_override is not None
     assert result.query_override.text == "t-shirt red"
     assert result.excluded == ("striped", "navy blue", "checked", "3/4")
+    assert options(exclude=["puma, Nike"]).excluded == ("puma", "nike")
     assert options().excluded == ()
     assert options(exclude=["red"], word_override=search_pb2.WordOverride(colour="blue")).excluded == ("red",)
     assert options(query_override="shirt - red a--b").excluded == ()
+    told = options(query_override="shirt", exclude=["navy blue", "striped"])
+    assert told.query_override is not None
+    again = options(query_override=told.query_override.excluding(told.excluded).text)
+    assert (again.query_override, again.excluded) == (told.query_override, told.excluded), "as answers write them"
 
 
 def test_bad_exclusions_are_refused_with_the_remedy() -> None:
@@ -337,6 +342,7 @@ def test_filters_are_passed_on() -> None:
     assert filters(min_price=0) == Filters(min_price=0.0)
     assert filters(available=False, max_price=123456789.01) == Filters(max_price=123456789.01, is_available=False)
     assert filters(categories=["a", "b"]) == Filters(categories=("a", "b"))
+    assert filters(categories=[" Men\0 \tShirts "]) == Filters(categories=("Men Shirts",)), "as catalogues store them"
 
 
 @pytest.mark.parametrize(
@@ -347,6 +353,7 @@ def test_filters_are_passed_on() -> None:
         ({"min_price": 2, "max_price": 1}, "filters.min_price is 2, above filters.max_price, 1"),
         ({"categories": ["a"] * 21}, "filters.categories has 21 values; the limit is 20"),
         ({"categories": [""]}, "filters.categories has a value of 0 characters: give 1 to 200"),
+        ({"categories": [" "]}, "filters.categories has a value without letters: give 1 to 200 characters"),
         ({"categories": ["a" * 201]}, "filters.categories has a value of 201 characters"),
     ],
 )

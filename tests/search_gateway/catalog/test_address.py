@@ -48,7 +48,9 @@ def test_addresses_are_read(text: str, expected: CatalogAddress) -> None:
     [
         "mysql://host/db", "milvus:///shop", "milvus://host:1", "milvus://host:1/Shop", "milvus://host:1/a-b",
         f"milvus://host:1/{'x' * 41}", "postgresql://me:secret@h/db?catalog=1a", "postgresql://me:secret@h/db#x",
-        "http://me:secret@host/",
+        "http://me:secret@host/", "postgresql://me:secret/2@h/db", "postgresql://me:secret?2@h/db",
+        "postgresql://me:1/secret@h/db", "milvus://me:secret/2@h:19530/shop", "postgresql://me:secret\uff20@h/db",
+        "postgresql://me:secret[@h/db",
     ],
 )  # fmt: skip
 def test_other_addresses_are_refused_without_showing_them(text: str) -> None:

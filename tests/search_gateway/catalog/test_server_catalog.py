@@ -93,6 +93,7 @@ async def outage(
             assert time.monotonic() - asked < FAST_SECONDS, (
                 "searches need not wait for a server that is known to be away"
             )
+            await until(chain, lambda _: bool(chain.problems()), 20)  # the next check of the server finds it
             [problem] = chain.problems()
             assert "secret" not in problem
             async with chain_of(address):

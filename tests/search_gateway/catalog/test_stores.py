@@ -374,3 +374,35 @@ def test_only_data_that_are_built_anew_have_another_id(shop: CatalogAddress) -> 
         assert second not in ("", first)
         store.publish()
     assert build_id() == second
+
+
+def test_a_category_may_be_long(shop: CatalogAddress) -> None:
+    """A list of titles may have another column in its place."""
+    words = np.random.default_rng(0).integers(10**9, size=1000)
+    described = Attributes(category=" ".join(map(str, words)))
+    with writer(shop) as store:
+        store.add([product("Described blue shirt", attributes=described)])
+        store.optimize()
+    assert "Described blue shirt" in titles(shop, "described")
+
+
+def test_moves_that_follow_each_other_lose_no_product(shop: CatalogAddress) -> None:
+    one, other = (f"{title}.jpg" for title in TITLES[:2])
+    before = paths(shop)
+    with writer(shop) as store, contextlib.suppress(CatalogError):
+        store.move([(one, entry("First", "spare.jpg")), (other, entry("Second", one))])
+    done = {"spare.jpg": "First", one: "Second", **{f"{title}.jpg": title for title in TITLES[2:]}}
+    assert paths(shop) in (before, done)
+
+
+def test_categories_may_have_any_characters(store: Store) -> None:
+    odd = ['a"b\\', "\\", r"\n", r"\u0041", "'", "\x1b", "\x7f", "\ufeff", "{a} %s $1", "😀", "a' or '1'=='1"]
+    shop = built(
+        store.new_address(),
+        [product(f"Blue {place}", attributes=Attributes(category=one)) for place, one in enumerate(odd)],
+    )
+    with served(shop) as catalog:
+        for place, one in enumerate(odd):
+            filters = Filters(categories=(one, "none\n"))
+            found = catalog.submit(lambda reader: reader.find(["blue"], 20, 30.0, filters)).result(30)  # noqa: B023
+            assert [row.title for row in found] == [f"Blue {place}"], one

@@ -89,7 +89,7 @@ def test_an_index_says_nothing_that_the_catalogue_does_not(
 
 def write_index(store: CatalogStore, min_numbers: int = 1) -> None:
     """As a build that is published does."""
-    store._vectors.delete_others(store._vectors.write_index(min_numbers=min_numbers))
+    store._vectors.delete_others(store._vectors.write_index(min_numbers=min_numbers), is_alone=False)
 
 
 def indexed(path: Path, count: int) -> npt.NDArray[np.float32]:
@@ -155,7 +155,7 @@ def test_an_index_is_written_anew_only_when_much_has_changed(tmp_path: Path) -> 
         assert len(store.similar(vectors[5], 200)) == 99
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "empty", "of another", "header"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "empty", "of another", "header", "no width", "deep"])
 def test_an_index_that_cannot_be_used_is_not(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "c.sqlite"
     vectors = indexed(path, 50)
@@ -172,6 +172,11 @@ def test_an_index_that_cannot_be_used_is_not(tmp_path: Path, damage: str, caplog
             file.write_bytes(data.replace(file.name[-16:].encode(), b"0123456789abcdef"))
         case "header":
             file.write_bytes(data.replace(b'"num_products": 50', b'"num_products": -1'))
+        case "no width":  # as long as such a header says
+            header = data[:4096].replace(f'"size": {SIZE}'.encode(), b'"size": 0')
+            file.write_bytes(header + bytes(8 * 8 + 8 * 50))
+        case "deep":
+            file.write_bytes(data[:18] + (4000).to_bytes(4, "little") + b"[" * 4074)
     with reader(path) as store:
         assert [hit.row.path for hit in store.similar(vectors[7], 1)] == ["7.jpg"]
     assert (damage == "of another") != bool(caplog.messages)
@@ -208,6 +213,33 @@ def test_what_a_killed_build_left_is_deleted_when_it_is_old(tmp_path: Path) -> N
     indexed(path, 50)
     assert not old.exists()
     assert new.exists()  # another build may be writing it
+
+
+def test_a_build_keeps_the_index_that_another_one_wrote_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "MIN_LISTED_NUMBERS", 50 * SIZE)
+    path = tmp_path / "c.sqlite"
+    vectors = np.random.default_rng(0).normal(size=(100, SIZE)).astype(np.float32)
+    model = CatalogModel(MODEL)
+    with CatalogStore.open_for_building(path, model, photos_folder=tmp_path) as first:
+        first.add([product("item", f"{number}.jpg", vectors[number]) for number in range(50)])
+        close = first._file.close
+
+        def close_late() -> None:
+            """Close after the index was named, while another build writes and names one."""
+            monkeypatch.setattr(first._file, "close", close)
+            with CatalogStore.open_for_building(path, model, photos_folder=tmp_path) as second:
+                second.add([product("item", f"{number}.jpg", vectors[number]) for number in range(50, 100)])
+                second.publish()
+            close()
+
+        monkeypatch.setattr(first._file, "close", close_late)
+        first.publish()
+    assert len(index_files(path)) == 1
+    with reader(path) as store:
+        store.load()
+        assert isinstance(store._vectors._rows, vector_index._ListedRows)
 
 
 def test_equal_products_in_an_index_come_in_the_order_they_were_stored(tmp_path: Path) -> None:

@@ -189,10 +189,24 @@ def test_nobody_gets_negative_time() -> None:
 
 
 def test_cancelling_a_search_is_no_failure_of_the_provider() -> None:
+    def cancel() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+
     second = FakeProvider("second", [SHIRT])
     with pytest.raises(asyncio.CancelledError):
-        find([FakeProvider("first", asyncio.CancelledError()), second])
+        find([FakeProvider("first", asyncio.CancelledError(), cancel), second])
     assert not second.asked
+
+
+@pytest.mark.parametrize("num_together", [1, 2])
+def test_a_provider_that_cancels_itself_is_a_broken_provider(num_together: int) -> None:
+    providers = [FakeProvider(f"p{number}", asyncio.CancelledError()) for number in range(num_together)]
+    chain = ProviderChain([providers, FakeProvider("next", [SHIRT])], 1.0)
+    found = asyncio.run(chain.find(BLUE_SHIRT, None, 10, Deadline(5.0)))
+    assert found.provider == "next"
+    assert {one.reason for one in found.degraded} == {"the provider failed unexpectedly"}
 
 
 def test_closing_closes_every_provider() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import calendar
+import fcntl
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -90,8 +91,9 @@ def test_two_gateways_on_one_file_never_exceed_the_budget(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", '{"month": 5, "calls": {}}', '{"month": "2026-11", "calls": {"brave": -1}}', '{"calls": []}'],
-)
+    ["", "{", "[]", '{"month": 5, "calls": {}}', '{"month": "2026-11", "calls": {"brave": -1}}', '{"calls": []}',
+     '{"month": "soon", "calls": {}}'],
+)  # fmt: skip
 def test_damaged_file_is_told_at_start_and_never_free(path: Path, text: str) -> None:
     budget = MonthlyBudget(path, {"brave": 5}, Clock())
     path.write_text(text)
@@ -110,6 +112,18 @@ def test_call_that_cannot_be_counted_is_not_made(path: Path, monkeypatch: pytest
     assert spent(budget)
     assert budget.problem("brave") == ""
     assert json.loads(path.read_text())["calls"] == {"brave": 1}
+
+
+def test_lock_that_is_never_given_back_holds_up_no_search(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = MonthlyBudget(path, {"brave": 5}, Clock())
+    monkeypatch.setattr("search_gateway.providers.monthly_budget._LOCK_SECONDS", 0.05)
+    with path.with_name(f"{path.name}.lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert not spent(budget)
+        assert budget.problem("brave") == "its calls cannot be counted"
+        with pytest.raises(ConfigError, match="another program holds its lock"):
+            MonthlyBudget(path, {"brave": 5}, Clock())
+    assert spent(budget)
 
 
 def test_folder_that_does_not_exist_is_told_at_start(tmp_path: Path) -> None:

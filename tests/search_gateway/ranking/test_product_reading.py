@@ -12,7 +12,7 @@ import pytest
 from captioner.photo_labels import PhotoLabels
 from captioner.query import Query
 from search_gateway.providers.base import Candidate
-from search_gateway.ranking.product_reading import ProductReader, ProductReading
+from search_gateway.ranking.product_reading import ProductReader, ProductReading, excluded_in
 from search_gateway.ranking.query_hypotheses import QueryHypotheses
 from search_gateway.ranking.rerank import InspectedCandidate, RefinementLimits, RerankResult, Verdict, rerank
 from search_gateway.ranking.word_agreement import Synonyms
@@ -198,6 +198,17 @@ def test_thing_colour_and_exclusion_at_once() -> None:
     assert striped.reason == "its title says striped, which is excluded"
 
 
+def test_thing_is_understood_beside_a_word_of_the_photos_own_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = WordReader.read
+    monkeypatch.setattr(
+        WordReader, "read", lambda reader, titles: read(reader, [t.replace("track cap", "") for t in titles])
+    )
+    reading = of_photo([], "track cap", type_given=True)
+    assert reading is not None
+    assert reading.another_type
+    assert reading.likeliest().endswith("caps")
+
+
 def test_excluded_class_is_not_expected() -> None:
     reading = of_photo([], "shirt", excluded=("red",))
     assert reading is not None
@@ -240,3 +251,20 @@ def test_reader_reads_each_candidate_once_and_reasons_are_for_what_is_shown() ->
 def test_classes_of_the_labels_are_found_by_name() -> None:
     assert set(LABELS.type_names) <= set(TYPES)
     assert set(LABELS.colour_names) <= set(COLOURS)
+
+
+@pytest.mark.parametrize(
+    ("excluded", "title"),
+    [
+        ("décolleté", "Decollete Top"), ("decollete", "Décolleté Top"), ("striped", "\uff33\uff54ripe\uff44 Shirt"),
+        ("straße", "STRASSE"), ("v-neck", "V Neck Top"), ("v neck", "vneck top"), ("polkadot", "Polka Dot Dress"),
+        ("polka-dot", "polka dots"), ("scarf", "Two Scarves"), ("handbag", "rote Handtasche"),
+    ],
+)  # fmt: skip
+def test_excluded_words_are_found_in_every_spelling(excluded: str, title: str) -> None:
+    assert excluded_in(title, ("socks", excluded), SYNONYMS) == excluded
+
+
+def test_excluded_words_are_not_found_in_others() -> None:
+    titles = ("T Shirt", "Stripe Tie", "Neck Tie with V", "Dot and Polka", "")
+    assert not any(excluded_in(title, ("shirt", "striped", "v-neck", "polkadot"), SYNONYMS) for title in titles)

@@ -338,6 +338,32 @@ def test_excluded_words_are_compared_as_words() -> None:
     assert {one.candidate.title for one in phrase.dropped} == {*titles[3:]}
 
 
+def test_a_copy_with_an_excluded_title_is_not_shown_beside_the_other() -> None:
+    wanted = Query.of("blue shirt", SYNONYMS.colours)
+    copies = [seen(0.9, title, image_url="https://shop.example/1.jpg") for title in ("Blue Shirt", "Striped Shirt")]
+    found = rerank(
+        PHOTO, wanted, QueryHypotheses.certain(wanted), copies, limits(min_semantic_score=0), SYNONYMS,
+        excluded=("striped",),
+    )  # fmt: skip
+    assert [(one.candidate.title, one.duplicates) for one in found.kept] == [("Blue Shirt", ())]
+    assert "Striped" not in found.kept[0].reason
+    [dropped] = found.dropped
+    assert (dropped.verdict, dropped.reason) == (
+        Verdict.DROPPED_SEMANTIC,
+        "its title says striped, which is excluded",
+    )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_embedding_that_is_no_number_is_no_result(value: float) -> None:
+    broken = replace(seen(0.9), embedding=np.array([value, 0.0], np.float32))
+    found = reranked(broken, seen(0.8))
+    assert [one.visual_score for one in found.kept] == [pytest.approx(0.8)]
+    [dropped] = found.dropped
+    assert (dropped.verdict, dropped.score) == (Verdict.DROPPED_UNDECODABLE, 0)
+    assert dropped.reason == "its thumbnail could not be read"
+
+
 def test_titles_without_words_are_judged_by_looks() -> None:
     found = reranked(seen(0.9, "107"), seen(0.95, "IMG_2231"), seen(0.8, ""), to=limits(min_semantic_score=0.9))
     assert [one.candidate.title for one in found.kept] == ["IMG_2231", "107", ""]
@@ -359,6 +385,13 @@ def test_no_provider_of_several_has_more_than_its_share() -> None:
     reasons = {one.candidate.url: one.reason for one in result.dropped}
     assert reasons["a3"] == "beyond max_results (4): a has its share, 3"
     assert reasons["b1"] == "beyond max_results (4)"
+
+
+def test_a_share_is_not_cut_by_rounding() -> None:
+    """0.29 * 100 is 28.999999999999996."""
+    found = [seen(0.9, provider="ab"[number % 2]) for number in range(200)]
+    result = reranked(*found, to=limits(max_results=100, provider_max_share=0.29))
+    assert any("a has its share, 29" in one.reason for one in result.dropped)
 
 
 def test_share_that_others_cannot_fill_is_given_back() -> None:

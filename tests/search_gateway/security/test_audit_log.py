@@ -6,8 +6,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 import stat
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +153,25 @@ def test_calls_that_got_no_line_are_counted_after_a_second(tmp_path: Path, monke
         1,
         2,
     ]
+
+
+def test_a_lasting_flood_has_ten_lines_and_one_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit_log, "_REFUSED_SECONDS", 0.2)
+
+    async def flood() -> int:
+        log = AuditLog(tmp_path / "audit.jsonl")
+        began = time.monotonic()
+        for number in range(1000):
+            if time.monotonic() > began + 1.1:
+                break
+            for _ in range(5):
+                log.write_refused({"number": number})
+            await asyncio.sleep(0.01)
+        log.close()
+        return math.ceil((time.monotonic() - began) / 0.2)
+
+    num_windows = asyncio.run(flood())
+    assert len(lines(tmp_path / "audit.jsonl")) <= 11 * num_windows
 
 
 def test_photos_of_batches_and_streams_are_told_apart(tmp_path: Path) -> None:

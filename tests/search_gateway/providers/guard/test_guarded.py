@@ -520,3 +520,21 @@ def test_calls_that_begin_are_counted_and_cached_answers_are_not() -> None:
         assert len(it.web.queries) == 2
 
     asyncio.run(test())  # not in virtual time, because the budget is counted in a thread
+
+
+def test_a_call_without_an_answer_does_not_repeat_the_pause_of_the_one_before() -> None:
+    async def test() -> None:
+        it = Guarded(Web())
+        find = it.web.find
+
+        async def find_once(*args: Any) -> list[Candidate]:
+            it.web.quota = it.web.quota or (QuotaWindow(limit=1, remaining=0, window_seconds=1.0, reset_seconds=2.0),)
+            return await find(*args)
+
+        it.web.find = find_once  # type: ignore[method-assign]
+        await it.find("red shirt")
+        it.web.failure = ProviderTimeoutError("no answer")
+        await it.failing("blue shirt")
+        assert it.provider.problems() == []
+
+    run(test)
