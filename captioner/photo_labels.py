@@ -10,14 +10,13 @@ the directions of the embedding in which the colour shows, so that photos can be
 from __future__ import annotations
 
 import io
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from captioner.array_file import open_arrays
 from captioner.model_contract import ContractError, ModelContract
 
 PHOTO_LABELS_FILE = "photo_labels.npz"
@@ -92,13 +91,8 @@ class PhotoLabels:
         path = folder / PHOTO_LABELS_FILE
         if not path.exists():
             return None
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                content = {
-                    name: stored[name] for name in ("version", "weights", "type_names", "colour_names", *_SHAPES)
-                }
-            if int(content["version"]) != VERSION:
-                raise ValueError(f"its version is not {VERSION}")
+        with open_arrays(path, VERSION, "export it again, or remove it") as stored:
+            content = {name: stored[name] for name in ("weights", "type_names", "colour_names", *_SHAPES)}
             types, colours = (tuple(map(str, content[name].tolist())) for name in ("type_names", "colour_names"))
             sizes = {"D": contract.hidden_size, "T": len(types), "C": len(colours)}
             for name, axes in _SHAPES.items():
@@ -108,17 +102,6 @@ class PhotoLabels:
                 )
                 if not fits or array.dtype != np.float32 or not np.isfinite(array).all():
                     raise ValueError(f"{name} is not finite float32 [{', '.join(axes)}]")
-        except (
-            OSError,
-            EOFError,
-            ValueError,
-            KeyError,
-            TypeError,
-            RuntimeError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
-            raise ContractError(f"{path} cannot be used ({error}): export it again, or remove it") from None
         weights = str(content["weights"])
         if weights != contract.weights:
             raise ContractError(

@@ -17,7 +17,6 @@ import hashlib
 import io
 import re
 import unicodedata
-import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from captioner.array_file import open_arrays
 from captioner.model_contract import CONTRACT_FILE, ContractError, ModelContract
 from captioner.query import T_SHIRT
 
@@ -196,29 +196,14 @@ class TitleReader:
         Raises:
             ContractError: it is missing or invalid.
         """
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                if arrays["version"] != VERSION:
-                    raise ValueError(f"its version is not {VERSION}")
-                types, colours = arrays["type_names"].tolist(), arrays["colour_names"].tolist()
-                found = {
-                    one.name: arrays[one.name].astype(np.float32) if one.name in _FLOATS else arrays[one.name]
-                    for one in fields(TitleParameters)
-                }
-        except (
-            OSError,
-            EOFError,
-            ValueError,
-            KeyError,
-            TypeError,
-            RuntimeError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
-            raise ContractError(f"{path} cannot be used ({error}): train it again, or remove it") from None
-        problem = _problem(found, len(types), len(colours))
-        if problem:
-            raise ContractError(f"{path} cannot be used ({problem}): train it again, or remove it")
+        with open_arrays(path, VERSION, "train it again, or remove it") as arrays:
+            types, colours = arrays["type_names"].tolist(), arrays["colour_names"].tolist()
+            found = {
+                one.name: arrays[one.name].astype(np.float32) if one.name in _FLOATS else arrays[one.name]
+                for one in fields(TitleParameters)
+            }
+            if problem := _problem(found, len(types), len(colours)):
+                raise ValueError(problem)
         return cls(TitleParameters(**found), types, colours)
 
     def _new_word_vector(self, word: str) -> Floats | None:

@@ -208,7 +208,7 @@ class ProductReading:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingWeights(WordWeights):
-    """Who says what a photo shows, and how much each counts."""
+    """How much the sources count that say what a photo shows."""
 
     neighbour_weight: float = 0.5  # of the nearest neighbours' titles; the photo's own caption or labels have the rest
     colour_trust: float = 5.0  # odds of the photo's own say for the colour, relative to those for the type

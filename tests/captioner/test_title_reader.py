@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import random
@@ -249,7 +248,11 @@ def test_half_a_file_is_told(tmp_path: Path, size: int) -> None:
 def test_a_file_with_wrong_bytes_is_told(tmp_path: Path) -> None:
     path = tmp_path / TITLE_READER_FILE
     data = (MODELS / TITLE_READER_FILE).read_bytes()
+    num_refused = 0
     for place in range(100, len(data), len(data) // 20):
         path.write_bytes(data[:place] + bytes([data[place] ^ 0x55]) * 20 + data[place + 20 :])
-        with contextlib.suppress(ContractError):  # some places do not matter
-            TitleReader.from_file(path)
+        try:
+            TitleReader.from_file(path)  # some places do not matter
+        except ContractError:
+            num_refused += 1
+    assert num_refused >= 10, "arrays are checked by their CRC-32"
