@@ -198,7 +198,7 @@ class TitleReader:
         """
         with open_arrays(path, VERSION, "train it again, or remove it") as arrays:
             types, colours = arrays["type_names"].tolist(), arrays["colour_names"].tolist()
-            found = {
+            found: dict[str, Any] = {
                 one.name: arrays[one.name].astype(np.float32) if one.name in _FLOATS else arrays[one.name]
                 for one in fields(TitleParameters)
             }
