@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which words of a caption, or of what people type, an image search can use. Pure.
 
-`searchable_words.json` holds five kinds of words, the first folded as `fold` does:
+`searchable_words.json` holds these kinds of words; they are compared as `fold` makes them, units to empty as they are:
     two_word_things: names of things that are one word for a search ("track pants").
     audiences: for whom a thing is; never the thing.
     units, sizes: left out, as numbers are.
     empty: words that say nothing about the product.
+    attributes: patterns, materials and occasions, which another thing can have, too ("printed").
+    tints: they belong to the colour behind them ("light blue", "off white").
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import functools
 import json
 import re
 import unicodedata
+from collections.abc import Sequence
 from importlib import resources
 
 from captioner.colours import Colour, Colours
@@ -37,7 +40,9 @@ class _Lists:
         text = resources.files("captioner").joinpath("searchable_words.json").read_text(encoding="utf-8")
         lists: dict[str, list[str]] = json.loads(text)
         self.two_word_things = {tuple(map(fold, name.split())) for name in lists["two_word_things"]}
-        self.audiences = {fold(word) for word in lists["audiences"]}
+        self.audiences, self.attributes, self.tints = (
+            {fold(word) for word in lists[name]} for name in ("audiences", "attributes", "tints")
+        )
         self.left_out = {*lists["units"], *lists["sizes"], *lists["empty"]}
 
 
@@ -73,6 +78,22 @@ def _parts(word: str) -> list[str]:
     return parts
 
 
+def thing_start(words: Sequence[str], end: int) -> int:
+    """The place of the first word of the thing that ends before `end`: the name of a thing may have two words."""
+    pair = tuple(map(fold, words[max(0, end - 2) : end]))
+    return end - 2 if pair in _lists().two_word_things else end - 1
+
+
+def fits_any_thing(word: str) -> bool:
+    """Whether a word, such as "printed" or "women", says something that another thing can be, too."""
+    return fold(word) in _lists().audiences or fold(word) in _lists().attributes
+
+
+def is_tint(word: str) -> bool:
+    """Whether a word belongs to the colour behind it."""
+    return fold(word) in _lists().tints
+
+
 def salient_words(caption: str) -> tuple[str, ...]:
     """The colour and the thing of a caption: ("Navy", "Blue", "Shirt") of "Turtle Check Men Navy Blue Shirt".
 
@@ -91,7 +112,7 @@ def salient_words(caption: str) -> tuple[str, ...]:
     if not things:
         return words[-2:]
     end = things[-1] + 1
-    start = end - 2 if end > 1 and tuple(folded[end - 2 : end]) in _lists().two_word_things else end - 1
+    start = thing_start(words, end)
     before, after = [place for place in coloured if place < start], [place for place in coloured if place >= end]
     if not coloured or not (before or after):
         return words[max(0, end - 2) : end]

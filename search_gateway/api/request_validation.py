@@ -14,7 +14,7 @@ import numpy as np
 from captioner.decoding import DecodingOptions
 from captioner.model_contract import ModelContract
 from captioner.preprocessing import Region
-from captioner.query import Query, QueryRule, words_of
+from captioner.query import Query, QueryRule, split_colour, words_of
 from search_api import search_pb2
 from search_gateway.catalog.base import Filters
 from search_gateway.catalog.text_analysis import one_line
@@ -173,12 +173,13 @@ def search_options(asked: RequestValues, contract: ModelContract, config: Gatewa
         provider_max_share=config.provider_max_share,
     )
     override, excluded = _query_override(asked)
+    colour, thing = _colour_and_thing(asked)
     return SearchOptions(
         decoding=decoding_options(asked, contract),
         query_rule=query_rule(asked, contract, config),
         query_override=override,
-        override_colour=_word_override(asked, "colour", asked.colour),
-        override_product_type=_word_override(asked, "thing", asked.thing),
+        override_colour=colour,
+        override_product_type=thing,
         provider=asked.provider,
         max_candidates=max(config.max_candidates, max_results),
         limits=limits,
@@ -270,6 +271,14 @@ def _excluded(asked: RequestValues, more: list[str]) -> tuple[str, ...]:
     if len(found) > MAX_EXCLUDED:
         raise BadRequestError(f"{name} has {len(found)} words; the limit is {MAX_EXCLUDED}")
     return tuple(found)
+
+
+def _colour_and_thing(asked: RequestValues) -> tuple[str | None, str | None]:
+    """Return the words instead of the caption's. The thing "red shirt" is a shirt with the colour red."""
+    colour, thing = (_word_override(asked, name, getattr(asked, name)) for name in ("colour", "thing"))
+    if colour is None and thing is not None:
+        colour, thing = split_colour(thing)
+    return colour, thing
 
 
 def _word_override(asked: RequestValues, field_name: str, value: str | None) -> str | None:

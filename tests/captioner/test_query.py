@@ -130,6 +130,8 @@ def test_excluded_words_leave_the_query() -> None:
     assert query.without(["Stripes", "striped"]).text == "red t-shirt"
     assert query.without(["T Shirts"]).text == "red striped"
     assert query.without(["navy"]) is query
+    assert query.without(["navy red"]) is query, "another red stays wanted"
+    assert Query.of("navy blue shirt").without(["navy blue"]).text == "shirt"
     assert query.without(["red", "striped", "t-shirt"]) is query, "nothing would be left to search for"
 
 

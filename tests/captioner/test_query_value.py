@@ -115,9 +115,44 @@ def test_query_of_a_caption_follows_the_rule() -> None:
         ("", None, "shirt", "shirt"),
         ("blue shirt", None, None, "blue shirt"),
         ("turtle men blue shirt", "red", "jeans", "turtle men red jeans"),
+        ("black track pants", None, "shirt", "black shirt"),
+        ("flip flops", None, "sandals", "sandals"),
+        ("sports shoes", "red", "T-shirt", "red t-shirt"),
+        ("black dial watch", None, "ring", "black ring"),
+        ("round neck t-shirt", None, "jeans", "jeans"),
+        ("printed kurta", None, "dress", "printed dress"),
+        ("women watches", None, "cap", "women cap"),
+        ("3 socks", None, "briefs", "briefs"),
+        ("briefs 1004", "red", "trunks", "red trunks"),
+        ("blue shirt", "navy blue", "track pants", "navy blue track pants"),
+        ("shoes black", "red", "flip flops", "flip flops red"),
+        ("blue and white polo shirt", "red", None, "red polo shirt"),
+        ("light blue shirt", "black", None, "black shirt"),
+        ("off white shirt", "navy blue", None, "navy blue shirt"),
+        ("skin coloured bra", "red", None, "red bra"),
+        ("coloured top", "red", None, "red top"),
+        ("hair colour", "red", None, "red hair colour"),
     ],
 )
 def test_one_word_of_a_query_is_changed(
     query: str, colour: str | None, product_type: str | None, expected: str
 ) -> None:
     assert Query.of(query).replaced(colour=colour, product_type=product_type) == Query.of(expected)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("blue t-shirt", "Blue T Shirts"),
+        ("flip flops", "flip-flop"),
+        ("gray shirt", "grey shirts"),
+        ("off white kurta", "off-white kurta"),
+    ],
+)
+def test_spellings_of_one_name(one: str, other: str) -> None:
+    assert Query.of(one).spelling == Query.of(other).spelling
+
+
+def test_names_of_other_things_are_spelled_differently() -> None:
+    texts = ["dress shirt", "shirt dress", "blue shirt", "shirt", "blue t-shirt", ""]
+    assert len({Query.of(text).spelling for text in texts}) == len(texts)

@@ -240,6 +240,10 @@ def test_one_word_or_both_may_be_overridden() -> None:
     assert (result.override_colour, result.override_product_type, result.query_override) == ("red", None, None)
     result = word_override(colour="navy  blue", thing="(T-Shirt)!")
     assert (result.override_colour, result.override_product_type) == ("navy blue", "T-Shirt")
+    result = word_override(thing="navy blue track pants")
+    assert (result.override_colour, result.override_product_type) == ("navy blue", "track pants")
+    result = word_override(colour="green", thing="light red")
+    assert (result.override_colour, result.override_product_type) == ("green", "light red")
     assert options().override_colour is options().override_product_type is None
     nothing = search_pb2.WordOverride()
     assert options(word_override=nothing, query_override="red dress").query_override == Query.of("red dress")
