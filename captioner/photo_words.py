@@ -85,7 +85,7 @@ def photo_words(
         query = Query.of(likeliest if rule is QueryRule.LIKELIEST_WORDS else query_from_caption(caption.text, rule))
     else:
         query = Query.of_caption(caption.text, rule)
-    differs = list(map(fold, words_of(paper))) != list(map(fold, query.words))
+    differs = Query.of(paper).spelling != query.spelling
     return PhotoWords(caption, query, rule, distribution, paper if differs else "")
 
 

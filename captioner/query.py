@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -105,7 +106,7 @@ class Query:
     @property
     def spelling(self) -> str:
         """Equal for the spellings of one name: "T-Shirts" and "tshirt", "flip-flop" and "flip flops"."""
-        return "".join(_SPELLINGS.get(word, word) for word in map(fold, self.terms))
+        return _spelling(self.terms)
 
     def replaced(self, *, colour: str | None, product_type: str | None, colours: Colours | None = None) -> Query:
         """The query in lower case with its colours, its product type or both replaced; None keeps what it has.
@@ -174,6 +175,11 @@ class Query:
         minus = [f"-{one}" if len(one.split()) == 1 else f'-"{one}"' for one in excluded]
         text = " ".join([self.text, *minus])
         return replace(self, text=text, key=Query.of(text).key)
+
+
+@functools.lru_cache(maxsize=2**14)
+def _spelling(terms: tuple[str, ...]) -> str:
+    return "".join(_SPELLINGS.get(word, word) for word in map(fold, terms))
 
 
 def _has_digit(word: str) -> bool:

@@ -116,7 +116,7 @@ class Query:
     """The words of the search, and what the photo alone says; a gateway before this version sends the words alone."""
 
     text: str
-    readings: tuple[Reading, ...] = ()  # possible queries for the photo, most likely first
+    readings: tuple[Reading, ...] = ()  # names the photo may have: `query` first, then most likely first
     query_rule: str = ""  # "likeliest_words", ...; empty with `query_override`
     confidence: float | None = None  # that the photo shows a product, 0 to 1; None if the gateway cannot tell
     unsure_reason: str = ""  # set if the confidence is below one half
@@ -223,7 +223,7 @@ class SearchAnswer:
     degraded: tuple[Degradation, ...]
     dropped: tuple[Result, ...]  # with `explain`
     model: str
-    readings: tuple[Reading, ...] = ()  # possible queries for the photo, most likely first
+    readings: tuple[Reading, ...] = ()  # names the photo may have: `query` first, then most likely first
     query_rule: str = ""  # "likeliest_words", ...; empty with `query_override`
     word_override: WordOverride = WordOverride()  # the request's words in the query and in `readings`
     no_product_probability: float = 0.0  # by the query head alone; 0 if the model has none

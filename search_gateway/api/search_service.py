@@ -19,7 +19,6 @@ from search_gateway.api.request_validation import decoding_options, query_rule, 
 from search_gateway.config import GatewayConfig
 from search_gateway.pipeline import CaptionAnswer, PhotoQuery, Pipeline, SearchAnswer, SearchEvent
 from search_gateway.providers.base import Candidate
-from search_gateway.ranking.query_hypotheses import QueryHypotheses
 from search_gateway.ranking.rerank import ScoredResult, Verdict
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -88,7 +87,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
             case PhotoQuery():
                 return search_pb2.SearchEvent(
                     query=event.query.text,
-                    readings=_readings(event.hypotheses),
+                    readings=_readings(event),
                     query_rule=_QUERY_RULES[event.query_rule],
                     paper_query=event.paper_query,
                     **_confidence(event.confidence),
@@ -135,7 +134,7 @@ def _search_response(
         degraded=[search_pb2.Degradation(part=one.part, reason=one.reason) for one in answer.degraded],
         dropped=_results(reranked.dropped if request.explain else ()),
         model=model,
-        readings=_readings(answer.hypotheses),
+        readings=_readings(answer),
         excluded=answer.excluded,
         query_rule=_QUERY_RULES[answer.query_rule],
         paper_query=answer.paper_query,
@@ -151,8 +150,9 @@ def _search_response(
     return response
 
 
-def _readings(hypotheses: QueryHypotheses) -> Iterable[search_pb2.Reading]:
-    return [search_pb2.Reading(query=one.query.text, probability=one.probability) for one in hypotheses.hypotheses]
+def _readings(found: PhotoQuery | SearchAnswer) -> Iterable[search_pb2.Reading]:
+    readings = found.hypotheses.readings(found.query)
+    return [search_pb2.Reading(query=query, probability=probability) for query, probability in readings]
 
 
 def _confidence(confidence: PhotoConfidence | None) -> dict[str, Any]:

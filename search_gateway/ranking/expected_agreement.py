@@ -69,7 +69,7 @@ class ExpectedAgreement:
         ] = []  # hypotheses other than the query that a reason may name
         for one in hypotheses.hypotheses:
             places = self._add(one.query, one.probability)
-            if one.query.text and one.query != query and one.probability >= _MIN_TOLD:
+            if one.query.text and one.query.spelling != query.spelling and one.probability >= _MIN_TOLD:
                 self._told.append((one, places))
         self._words = list(self._places)
         self._hypotheses = hypotheses.hypotheses

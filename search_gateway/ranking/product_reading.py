@@ -33,6 +33,10 @@ NUM_TITLES = 30  # of the nearest neighbours; 20 and 40 are worth as much
 TYPE_SHARE = 0.5  # of the grade
 MIN_READ = 0.35  # least probability of a title's likeliest type; below it the title does not say what it is
 MIN_MEANT = 0.5  # least probability that a word means a class
+# The words of a title say most about a colour that the caller gave, but "Cream" is not quite beige, "Navy Blue" not blue,
+# "Miami Blues" is a brand, and a picture may have another colour than its title (docs/evaluation.md).
+READ_SHARE = 0.2  # of the colour: what the title as a whole names
+PICTURE_SHARE = 0.2  # what the candidate's picture shows
 # The parts of a score if the title says nothing: by the candidate's picture, else by the titles of similar pictures.
 PICTURE, SIMILAR_TITLES = "picture", "similar_titles"
 NEIGHBOURS, PHOTO, WORDS = "neighbours", "photo", "words"  # who says what the photo shows
@@ -122,10 +126,13 @@ class ProductReading:
             types[silent] = shown_types[silent[unsaid | silent]]
             colours[unsaid] = shown_colours[unsaid[unsaid | silent]]
             known |= silent
+        shown = None  # how much of the caller's colour the pictures show
+        if self.colour_given and self.pictured is not None:
+            shown = np.where(has_embedding, self.pictured(embeddings)[1] @ _mixed(self.colours), _most(self.colours))
         by_type = {one.source: one.share * (types @ one.classes).astype(np.float64) for one in self.types}
         by_colour = {one.source: one.share * (colours @ one.classes).astype(np.float64) for one in self.colours}
         if texts:
-            self._follow_words(texts, by_type, by_colour, synonyms)
+            self._follow_words(texts, by_type, by_colour, shown, synonyms)
         of_type = sum(by_type.values(), np.zeros(len(titles)))
         best = _most(self.types) * (TYPE_SHARE + (1 - TYPE_SHARE) * _most(self.colours))
         if best <= 0:
@@ -150,13 +157,16 @@ class ProductReading:
         titles: Sequence[TextWords],
         by_type: dict[str, npt.NDArray[np.float64]],
         by_colour: dict[str, npt.NDArray[np.float64]],
+        shown: npt.NDArray[np.float64] | None,
         synonyms: Synonyms,
     ) -> None:
         """Let words that the caller gave decide where a title has them, or names another colour."""
         wanted = wanted_words(self.query, synonyms)
-        kind = self.query.product_type
-        if self.type_given and kind is not None:
-            has = np.array([wanted[kind].is_in(title) for title in titles], bool)
+        if self.type_given and self.query.thing:
+            kind = [
+                wanted[place] for place in self.query.thing
+            ]  # both words of "track pants": "pants" are trousers, too
+            has = np.array([all(one.is_in(title) for one in kind) for title in titles], bool)
             by_type[WORDS] = np.where(has, _most(self.types), by_type[WORDS])
         colours = [wanted[place] for place in sorted(self.query.colours)]
         if self.colour_given and colours:
@@ -164,7 +174,10 @@ class ProductReading:
             names = np.array(
                 [bool(title.colours) or any(one.is_in(title) for one in colours) for title in titles], bool
             )
-            by_colour[WORDS] = np.where(names, value * _most(self.colours), by_colour[WORDS])
+            most, read = _most(self.colours), by_colour[WORDS]
+            other_says = READ_SHARE * read + PICTURE_SHARE * (most if shown is None else shown)
+            agreed = value * ((1 - READ_SHARE - PICTURE_SHARE) * most + other_says)
+            by_colour[WORDS] = np.where(names, agreed, read)
 
     def looks(self, photo: Floats, embeddings: Floats) -> npt.NDArray[np.float64]:
         """Compare a photo, float32 [D], with pictures, float32 [n, D]; cosines, float64 [n]."""
@@ -295,7 +308,7 @@ class ProductReader:
         said = self._titles.read([query.text])
         type_said = said.types[0]
         if type_given and query.product_type is not None and type_said.max() < MIN_MEANT:
-            # A word of the photo's own type may be left in the query: "track pants" becomes "track shirt".
+            # The reader may not understand the rest of the query.
             type_said = self._titles.read([query.terms[query.product_type]]).types[0]
         if type_given and type_said.max() < MIN_MEANT:
             return None

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from captioner.captions import Caption, Word
 from captioner.query import QUERY_WORDS, Query, QueryRule, words_of
 from captioner.query_distribution import CaptionHypothesis, QueryDistribution, hypothesis_weights
+from captioner.searchable_words import salient_words
 from captioner.word_folding import fold
 from search_gateway.providers.base import Candidate
 
@@ -73,15 +74,19 @@ class QueryHypotheses:
 
     @classmethod
     def weighted(cls, weighted: Iterable[tuple[Query, float]]) -> QueryHypotheses | None:
-        """Normalise weights; those of equal queries are added. None if all weights are 0."""
-        sums: defaultdict[Query, float] = defaultdict(float)
+        """Normalise weights; those of one name are added, in its likeliest spelling. None if all weights are 0."""
+        sums: defaultdict[str, float] = defaultdict(float)
+        likeliest: dict[str, tuple[float, Query]] = {}
         for query, weight in weighted:
-            sums[query] += weight
+            sums[query.spelling] += weight
+            known = likeliest.get(query.spelling)
+            if known is None or weight > known[0]:
+                likeliest[query.spelling] = (weight, query)
         total = sum(sums.values())
         if not total > 0:
             return None
         ordered = sorted(sums.items(), key=lambda item: -item[1])
-        return cls(tuple(QueryHypothesis(query, weight / total) for query, weight in ordered if weight > 0))
+        return cls(tuple(QueryHypothesis(likeliest[one][1], weight / total) for one, weight in ordered if weight > 0))
 
     def most_likely(self, count: int) -> QueryHypotheses:
         """Return the first `count` hypotheses, normalised."""
@@ -105,6 +110,20 @@ class QueryHypotheses:
         changed = QueryHypotheses.weighted((change(one.query), one.probability) for one in self.hypotheses)
         assert changed is not None, "probabilities add up to 1"
         return changed
+
+    def readings(self, query: Query) -> list[tuple[str, float]]:
+        """Return what callers are told: the names of the photo with their probabilities.
+
+        Args:
+            query: what is searched for. If it is one of the names, it comes first; the others are most likely first.
+        """
+        own = [one for one in self.hypotheses if one.query.spelling == query.spelling]
+        others = [one for one in self.hypotheses if one.query.spelling != query.spelling]
+        words = " ".join(query.terms)
+        return [
+            *((one.query.text if one.query.terms == query.terms else words, one.probability) for one in own),
+            *((one.query.text, one.probability) for one in others),
+        ]
 
 
 def photo_hypotheses(
@@ -174,7 +193,7 @@ def _options(word: Word) -> list[tuple[str, float]]:
 def neighbour_hypotheses(
     photo: npt.NDArray[np.float32], candidates: Sequence[Candidate], wanted: Sequence[Query] = ()
 ) -> QueryHypotheses | None:
-    """Return the names of the photo's nearest neighbours: the last words of their titles.
+    """Return the names of the photo's nearest neighbours: colour and thing of their titles, two words.
 
     Candidates that only the query's words found do not count, because they would repeat the query. Names without words,
     such as "14" or "IMG 4312", do not count either: in a catalogue without titles they are file names. Words that
@@ -228,11 +247,13 @@ def _shared_words(candidates: Sequence[Candidate], wanted: Collection[str]) -> f
 
 
 def _name(title: str, shared: Collection[str]) -> Query:
-    """Return the last two words of a title that not nearly all titles share."""
-    if not shared:
-        return Query.of_caption(title)
-    kept = [word for word in words_of(title) if fold(word) not in shared]
-    return Query.of_caption(" ".join(kept) if kept else title)
+    """Return the last two words of a title's colour and thing that not nearly all titles share."""
+    words = _salient_words(title[:_READ_CHARACTERS])
+    kept = [word for word in words if fold(word) not in shared]
+    return Query.of_caption(" ".join(kept or words))
+
+
+_salient_words = lru_cache(maxsize=4096)(salient_words)
 
 
 def _is_word(word: str) -> bool:

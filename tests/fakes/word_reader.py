@@ -14,7 +14,7 @@ from captioner.title_reader import TitleReader, TitleReadings
 
 TYPES = ("Shirts", "Dresses", "Caps", "")
 COLOURS = ("Red", "Blue", "Black")
-_TYPE_WORDS = {"shirt": 0, "shirts": 0, "hemd": 0, "dress": 1, "kleid": 1, "cap": 2, "other": 3}
+WORDS_OF_TYPES = {"shirt": 0, "shirts": 0, "hemd": 0, "dress": 1, "kleid": 1, "cap": 2, "other": 3}
 _COLOUR_WORDS = {"red": 0, "rot": 0, "blue": 1, "black": 2, "schwarz": 2}
 
 
@@ -32,7 +32,7 @@ class WordReader:
     def read(self, titles: Sequence[str]) -> TitleReadings:
         self.read_titles += len(titles)
         return TitleReadings(
-            np.stack([_shares(title, _TYPE_WORDS, len(TYPES)) for title in titles]),
+            np.stack([_shares(title, WORDS_OF_TYPES, len(TYPES)) for title in titles]),
             np.stack([_shares(title, _COLOUR_WORDS, len(COLOURS)) for title in titles]),
         )
 

@@ -8,6 +8,9 @@ const MAX_READINGS = 6;
 
 const plain = (word) => word.replace(/^[.,;:!?()[\]"']+|[.,;:!?()[\]"']+$/g, "").toLowerCase();
 
+/** A query without the words that it excludes, as the readings have it. */
+const wantedWords = (query) => query.replace(/ -("[^"]*"|\S+)/g, "");
+
 /** Places of the last words of the caption that are the query's. */
 export function queryPlaces(words, query) {
   const wanted = query.toLowerCase().split(/\s+/).filter(Boolean);
@@ -76,7 +79,7 @@ export class WordsView {
   /** Shows the other readings of the photo. */
   showReadings(readings, query) {
     const others = readings
-      .filter((one) => one.query && one.query !== query && one.probability >= MIN_SHOWN)
+      .filter((one) => one.query && one.query !== wantedWords(query) && one.probability >= MIN_SHOWN)
       .slice(0, MAX_READINGS);
     byId("readings-part").hidden = others.length === 0;
     byId("readings").replaceChildren(

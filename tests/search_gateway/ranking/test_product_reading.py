@@ -16,7 +16,7 @@ from search_gateway.ranking.product_reading import ProductReader, ProductReading
 from search_gateway.ranking.query_hypotheses import QueryHypotheses
 from search_gateway.ranking.rerank import InspectedCandidate, RefinementLimits, RerankResult, Verdict, rerank
 from search_gateway.ranking.word_agreement import Synonyms
-from tests.fakes.word_reader import COLOURS, TYPES, WordReader, word_reader
+from tests.fakes.word_reader import COLOURS, TYPES, WORDS_OF_TYPES, WordReader, word_reader
 
 SYNONYMS = Synonyms.builtin()
 LIMITS = RefinementLimits(
@@ -185,6 +185,33 @@ def test_another_colour_is_compared_without_the_photos_own() -> None:
     assert titles_of(result)[0] == "Blue Shirt"
     assert result.kept[0].visual_score == pytest.approx(1)
     assert titles_of(result)[-1] == "Red Shirt"
+
+
+def test_title_and_picture_have_a_say_beside_the_colour_that_the_caller_gave() -> None:
+    blue, red = [0.6, 0, 0, 0.8], [0.6, 0, 0.8, 0]
+    seen = [
+        pictured("Brand of Red Tape Shirt Blue", blue),  # read as red by the reader, not by its words
+        pictured("Shirt Blue", red),
+        pictured("Blue Shirt", blue),
+        pictured("Red Shirt", blue),
+    ]
+    reading = of_photo([], "blue shirt", colour_given=True)
+    result = ranked(*seen, query="blue shirt", reading=reading)
+    assert titles_of(result)[0] == "Blue Shirt"
+    assert titles_of(result)[-1] == "Red Shirt"
+    scores = [one.semantic_score for one in result.kept]
+    assert scores[0] - 0.13 < scores[1] < scores[0], "the words still say most"
+    without = of_photo([], "blue shirt", None, colour_given=True)
+    scores = [one.semantic_score for one in ranked(*seen, query="blue shirt", reading=without).kept]
+    assert scores[0] == scores[1] > scores[2], "no picture can be read, but titles can"
+
+
+def test_both_words_of_a_thing_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(WORDS_OF_TYPES, "track", TYPES.index("Caps"))
+    reading = of_photo([], "red track pants", type_given=True)
+    result = ranked("Red Trousers", "Red Pants", "Red Track Pants", query="red track pants", reading=reading)
+    assert titles_of(result)[0] == "Red Track Pants"
+    assert result.kept[1].semantic_score < 0.9, "pants are trousers, too"
 
 
 def test_thing_colour_and_exclusion_at_once() -> None:
