@@ -33,8 +33,8 @@ NUM_TITLES = 30  # of the nearest neighbours; 20 and 40 are worth as much
 TYPE_SHARE = 0.5  # of the grade
 MIN_READ = 0.35  # least probability of a title's likeliest type; below it the title does not say what it is
 MIN_MEANT = 0.5  # least probability that a word means a class
-# The words of a title say most about a colour that the caller gave, but "Cream" is not quite beige, "Navy Blue" not blue,
-# "Miami Blues" is a brand, and a picture may have another colour than its title (docs/evaluation.md).
+# The words of a title say most about a colour that the caller gave, but "Cream" is not quite beige, "Navy Blue" not
+# blue, "Miami Blues" is a brand, and a picture may have another colour than its title (docs/evaluation.md).
 READ_SHARE = 0.2  # of the colour: what the title as a whole names
 PICTURE_SHARE = 0.2  # what the candidate's picture shows
 # The parts of a score if the title says nothing: by the candidate's picture, else by the titles of similar pictures.

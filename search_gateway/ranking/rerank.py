@@ -8,7 +8,7 @@ import itertools
 import math
 import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -124,8 +124,62 @@ def rerank(
         explain: whether dropped candidates but the best have a reason, and all candidates their contributions.
     """
     agreement = ExpectedAgreement(query, hypotheses, synonyms, limits)
+    seen, embeddings, has_embedding = _comparable(seen, len(photo))
+    titles = [one.candidate.title for one in seen]
+    grades = (
+        agreement.grades(titles) if reading is None else reading.grades(titles, synonyms, embeddings, has_embedding)
+    )
+    grades = borrowed(grades, embeddings, has_embedding)
+    visual = cosines(photo, embeddings) if reading is None else reading.looks(photo, embeddings)
+    scores = limits.visual_weight * visual + (1 - limits.visual_weight) * grades.scores
+    banned = [excluded_in(title, excluded, synonyms) for title in titles]
+    least = -1.0 if reading is not None and reading.another_type else limits.min_visual_score
+    verdicts = _filtered(seen, has_embedding, banned, visual, grades, replace(limits, min_visual_score=least))
+    ranked = np.where(has_embedding, scores, 0.0)
+    # The sort is stable: equal candidates stay in the provider's order of relevance.
+    order: list[int] = np.argsort(-ranked, kind="stable").tolist()
+    copies = _copies([seen[place] for place in order], [verdicts[place] for place in order], embeddings[order], limits)
+    # A copy with an excluded title is not shown beside the result either.
+    originals = {
+        order[one]: [order[other] for other in others if not banned[order[other]]] for one, others in copies.items()
+    }
+    for place in itertools.chain.from_iterable(originals.values()):
+        verdicts[place] = Verdict.DROPPED_DUPLICATE
+    found = [place for place in order if verdicts[place] is Verdict.KEPT]
+    chosen, cap, over_share = _within_limits([seen[place].candidate.provider for place in found], limits)
+    for number in set(range(len(found))).difference(chosen):
+        verdicts[found[number]] = Verdict.DROPPED_OVER_LIMIT
+    judged = _Judged(
+        seen=seen,
+        has_embedding=has_embedding,
+        visual=visual,
+        grades=grades,
+        scores=ranked,
+        banned=banned,
+        verdicts=verdicts,
+        originals=originals,
+        cap=cap,
+        over_share={found[number] for number in over_share},
+        limits=limits,
+        agreement=agreement,
+        reading=reading,
+    )
+    # Candidates without an embedding have no score and come last.
+    rest = [place for place in order if verdicts[place] is not Verdict.KEPT]
+    rest.sort(key=lambda place: (not has_embedding[place], -ranked[place]))
+    kept = [judged.result(found[number], explain=explain) for number in chosen]
+    dropped = [
+        judged.result(place, explain=explain, has_reason=explain or number == 0) for number, place in enumerate(rest)
+    ]
+    return RerankResult(kept, dropped, Counter(verdicts))
+
+
+def _comparable(
+    seen: Sequence[InspectedCandidate], width: int
+) -> tuple[Sequence[InspectedCandidate], npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Return the candidates, their embeddings, float32 [n, width], and which of them have one that is finite."""
     has_embedding = np.array([one.embedding is not None for one in seen], bool)
-    embeddings = np.zeros((len(seen), len(photo)), np.float32)
+    embeddings = np.zeros((len(seen), width), np.float32)
     if has_embedding.any():
         embeddings[has_embedding] = np.stack([one.embedding for one in seen if one.embedding is not None])
     is_finite = np.isfinite(embeddings).all(axis=1)
@@ -136,106 +190,110 @@ def rerank(
             one if good else replace(one, embedding=None, failure=Verdict.DROPPED_UNDECODABLE)
             for one, good in zip(seen, is_finite, strict=True)
         ]
-    titles = [one.candidate.title for one in seen]
-    grades = (
-        agreement.grades(titles) if reading is None else reading.grades(titles, synonyms, embeddings, has_embedding)
-    )
-    grades = borrowed(grades, embeddings, has_embedding)
-    visual = cosines(photo, embeddings) if reading is None else reading.looks(photo, embeddings)
-    scores = limits.visual_weight * visual + (1 - limits.visual_weight) * grades.scores
-    least = -1.0 if reading is not None and reading.another_type else limits.min_visual_score
-    banned = [excluded_in(title, excluded, synonyms) for title in titles] if excluded else None
-    judged = []
+    return seen, embeddings, has_embedding
+
+
+def _filtered(
+    seen: Sequence[InspectedCandidate],
+    has_embedding: npt.NDArray[np.bool_],
+    banned: Sequence[str],
+    visual: npt.NDArray[np.float64],
+    grades: Grades,
+    limits: RefinementLimits,
+) -> list[Verdict]:
+    """Return what the thresholds say of each candidate, before duplicates and the number of results."""
+    verdicts = []
     for place, one in enumerate(seen):
         if not has_embedding[place]:
             verdict = one.failure or Verdict.DROPPED_UNFETCHABLE
-        elif banned is not None and banned[place]:
+        elif banned[place]:
             verdict = Verdict.DROPPED_SEMANTIC
-        elif visual[place] < least:
+        elif visual[place] < limits.min_visual_score:
             verdict = Verdict.DROPPED_VISUAL
         elif grades.says[place] and grades.scores[place] < limits.min_semantic_score:
             verdict = Verdict.DROPPED_SEMANTIC
         else:
             verdict = Verdict.KEPT
-        judged.append(verdict)
-    ranked = np.where(has_embedding, scores, 0.0)
-    # The sort is stable: equal candidates stay in the provider's order of relevance.
-    order: list[int] = np.argsort(-ranked, kind="stable").tolist()
-    copies = _copies([seen[place] for place in order], [judged[place] for place in order], embeddings[order], limits)
-    # A copy with an excluded title is not shown beside the result either.
-    originals = {
-        order[one]: [order[other] for other in others if banned is None or not banned[order[other]]]
-        for one, others in copies.items()
-    }
-    copied = {other: one for one, others in originals.items() for other in others}
-    found = [place for place in order if judged[place] is Verdict.KEPT and place not in copied]
-    kept, cap, over_share = _within_limits([seen[place].candidate.provider for place in found], limits)
-    kept = [found[number] for number in kept]
-    over = set(found) - set(kept)
-    shared = {found[number] for number in over_share}
+        verdicts.append(verdict)
+    return verdicts
 
-    def reason_of(place: int) -> str:
-        if place in copied:
-            return f"the same picture as {_shortened(titles[copied[place]])!r}, a better one"
-        if place in over:
-            beyond = f"beyond max_results ({limits.max_results})"
-            return f"{beyond}: {seen[place].candidate.provider} has its share, {cap}" if place in shared else beyond
-        if not has_embedding[place]:
-            what = "fetched" if judged[place] is Verdict.DROPPED_UNFETCHABLE else "read"
-            return f"its thumbnail could not be {what}"
-        if banned is not None and banned[place]:
-            return f"its title says {banned[place]}, which is excluded"
-        if judged[place] is Verdict.DROPPED_VISUAL:
-            return f"looks too different: {_compared(float(visual[place]), limits.min_visual_score)}"
-        said = agreement.wording(titles[place], reading, float(grades.scores[place])) if grades.says[place] else _SILENT
-        if judged[place] is Verdict.DROPPED_SEMANTIC:
-            return f"its title {said}: {_compared(float(grades.scores[place]), limits.min_semantic_score)}"
-        reason = f"looks like the photo ({visual[place]:.2f}) and its title {said}"
-        return reason + _elsewhere([seen[other].candidate for other in originals.get(place, ())])
 
-    def result(place: int, has_reason: bool) -> ScoredResult:
-        one = seen[place]
-        is_seen = bool(has_embedding[place])
-        verdict = judged[place]
-        if place in copied:
-            verdict = Verdict.DROPPED_DUPLICATE
-        elif place in over:
-            verdict = Verdict.DROPPED_OVER_LIMIT
-        contributions: tuple[tuple[str, float], ...] = ()
-        if explain and is_seen:
-            rest = 1 - limits.visual_weight
-            contributions = (
-                ("looks", limits.visual_weight * float(visual[place])),
-                *(
-                    (name, rest * float(values[place]))
-                    for name, values in grades.parts.items()
-                    if name == _part_of_silence(grades, place) or (name not in _SILENCE and grades.says[place])
-                ),
-            )
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Judged:
+    """n candidates with all that their results and reasons are made of.
+
+    Attributes:
+        has_embedding, visual, grades, scores: [n] each.
+        banned: the excluded word in each title, or "".
+        verdicts: the final ones.
+        originals: place of a result -> places of its duplicates, best first.
+        cap: maximum number of results of a provider.
+        over_share: places of candidates beyond it.
+    """
+
+    seen: Sequence[InspectedCandidate]
+    has_embedding: npt.NDArray[np.bool_]
+    visual: npt.NDArray[np.float64]
+    grades: Grades
+    scores: npt.NDArray[np.float64]
+    banned: Sequence[str]
+    verdicts: Sequence[Verdict]
+    originals: Mapping[int, Sequence[int]]
+    cap: int
+    over_share: Collection[int]
+    limits: RefinementLimits
+    agreement: ExpectedAgreement
+    reading: ProductReading | None
+
+    def result(self, place: int, *, explain: bool, has_reason: bool = True) -> ScoredResult:
+        """Return a candidate with its scores and, where asked for, its reason and the parts of its score."""
+        one = self.seen[place]
+        is_seen = bool(self.has_embedding[place])
         return ScoredResult(
             one.candidate,
             one.thumbnail if is_seen else None,
-            float(visual[place]) if is_seen else 0.0,
-            float(grades.scores[place]),
-            float(ranked[place]),
-            verdict,
-            reason_of(place) if has_reason else "",
-            tuple(seen[other].candidate for other in originals.get(place, ())),
-            contributions,
+            float(self.visual[place]) if is_seen else 0.0,
+            float(self.grades.scores[place]),
+            float(self.scores[place]),
+            self.verdicts[place],
+            self._reason(place) if has_reason else "",
+            self._duplicates(place),
+            self._contributions(place) if explain and is_seen else (),
         )
 
-    shown = set(kept)
-    rest = [place for place in order if place not in shown]
-    # Candidates without an embedding have no score and come last.
-    rest.sort(key=lambda place: (not has_embedding[place], -ranked[place]))
-    results = [result(place, True) for place in kept]
-    dropped = [result(place, explain or number == 0) for number, place in enumerate(rest)]
-    return RerankResult(results, dropped, Counter(one.verdict for one in itertools.chain(results, dropped)))
+    def _duplicates(self, place: int) -> tuple[Candidate, ...]:
+        return tuple(self.seen[other].candidate for other in self.originals.get(place, ()))
 
+    def _contributions(self, place: int) -> tuple[tuple[str, float], ...]:
+        """Return what adds up to the score. Of a title that says nothing, only the part of its silence counts."""
+        grades, looks = self.grades, self.limits.visual_weight
+        names = [name for name in grades.parts if name not in _SILENCE]
+        if not grades.says[place]:
+            names = [name for name in (PICTURE if grades.known[place] else SIMILAR_TITLES,) if name in grades.parts]
+        parts = ((name, (1 - looks) * float(grades.parts[name][place])) for name in names)
+        return (("looks", looks * float(self.visual[place])), *parts)
 
-def _part_of_silence(grades: Grades, place: int) -> str:
-    """The part of the score of a title that says nothing; "" for others."""
-    return "" if grades.says[place] else PICTURE if grades.known[place] else SIMILAR_TITLES
+    def _reason(self, place: int) -> str:
+        candidate, verdict = self.seen[place].candidate, self.verdicts[place]
+        visual, semantic = float(self.visual[place]), float(self.grades.scores[place])
+        if verdict is Verdict.DROPPED_DUPLICATE:
+            original = next(one for one, others in self.originals.items() if place in others)
+            return f"the same picture as {_shortened(self.seen[original].candidate.title)!r}, a better one"
+        if verdict is Verdict.DROPPED_OVER_LIMIT:
+            beyond = f"beyond max_results ({self.limits.max_results})"
+            return f"{beyond}: {candidate.provider} has its share, {self.cap}" if place in self.over_share else beyond
+        if not self.has_embedding[place]:
+            what = "fetched" if verdict is Verdict.DROPPED_UNFETCHABLE else "read"
+            return f"its thumbnail could not be {what}"
+        if self.banned[place]:
+            return f"its title says {self.banned[place]}, which is excluded"
+        if verdict is Verdict.DROPPED_VISUAL:
+            return f"looks too different: {_compared(visual, self.limits.min_visual_score)}"
+        says = self.grades.says[place]
+        said = self.agreement.wording(candidate.title, self.reading, semantic) if says else _SILENT
+        if verdict is Verdict.DROPPED_SEMANTIC:
+            return f"its title {said}: {_compared(semantic, self.limits.min_semantic_score)}"
+        return f"looks like the photo ({visual:.2f}) and its title {said}" + _elsewhere(self._duplicates(place))
 
 
 def _within_limits(providers: Sequence[str], limits: RefinementLimits) -> tuple[list[int], int, set[int]]:
