@@ -238,41 +238,26 @@ class Pipeline:
         if options.override_colour is not None and self.product_reader is not None:
             looks = self.product_reader.colour_free(embedding)
         found, seen, degraded = await self._search(asked, options, looks, watch, deadline)  # 6, 7
-        if self.product_reader is not None and found.candidates:
-            # In a thread: titles that nobody has asked for yet take some 30 microseconds each.
-            await asyncio.to_thread(self.product_reader.read_ahead, [one.title for one in found.candidates])
-        with watch.stage("refine"):  # 8
-            hypotheses = self._hypotheses(words, query, options, embedding, found.candidates)
-            reranked = rerank(
-                embedding,
-                query,
-                hypotheses,
-                seen,
-                options.limits,
-                self.synonyms,
-                self._reading(words, query, options, embedding, found.candidates),
-                excluded=options.excluded,
-                explain=options.explain,
-            )
+        hypotheses, reranked = await self._refined(words, query, options, embedding, found, seen, watch)  # 8
         self.observer.results_judged({verdict.value: count for verdict, count in reranked.counts.items()})
         for part in {one.part for one in degraded}:
             self.observer.degraded(part)
         for result in reranked.kept:
             yield result
         yield SearchAnswer(
-            None if words is None else words.caption,
-            asked,
-            hypotheses,
-            found,
-            reranked,
-            "" if reranked.kept else empty_reason(asked, found.provider, reranked, confidence),
-            degraded,
-            watch.milliseconds(),
-            rule,
-            0.0 if words is None else words.no_product_probability,
-            confidence,
-            paper,
-            options.excluded,
+            caption=None if words is None else words.caption,
+            query=asked,
+            hypotheses=hypotheses,
+            found=found,
+            reranked=reranked,
+            empty_reason="" if reranked.kept else empty_reason(asked, found.provider, reranked, confidence),
+            degraded=degraded,
+            timings_ms=watch.milliseconds(),
+            query_rule=rule,
+            no_product_probability=0.0 if words is None else words.no_product_probability,
+            confidence=confidence,
+            paper_query=paper,
+            excluded=options.excluded,
         )
 
     async def _preprocess(
@@ -340,6 +325,36 @@ class Pipeline:
             degraded += problems
             if not found.candidates or any(one.embedding is not None for one in seen):
                 return found, seen, degraded
+
+    async def _refined(
+        self,
+        words: PhotoWords | None,
+        query: Query,
+        options: SearchOptions,
+        embedding: npt.NDArray[np.float32],
+        found: ProviderResult,
+        seen: Sequence[InspectedCandidate],
+        watch: StageTimer,
+    ) -> tuple[QueryHypotheses, RerankResult]:
+        """Return what the photo may show, with what its neighbours say, and the candidates by it."""
+        if self.product_reader is not None and found.candidates:
+            # In a thread: titles that nobody has asked for yet take some 30 microseconds each.
+            await asyncio.to_thread(self.product_reader.read_ahead, [one.title for one in found.candidates])
+        with watch.stage("refine"):
+            hypotheses = self._hypotheses(words, query, options, embedding, found.candidates)
+            reading = self._reading(words, query, options, embedding, found.candidates)
+            reranked = rerank(
+                embedding,
+                query,
+                hypotheses,
+                seen,
+                options.limits,
+                self.synonyms,
+                reading,
+                excluded=options.excluded,
+                explain=options.explain,
+            )
+        return hypotheses, reranked
 
     def _hypotheses(
         self,
