@@ -260,12 +260,6 @@ class ProductReader:
             return None
         own = _certain(said.types[0])
         colours = [_certain(said.colours[0])] if self._names_colour(query) else []
-        shares = word_weights(query, weights.product_type_weight)
-        others = {
-            word: shares[place]
-            for place, word in enumerate(query.terms)
-            if place != query.product_type and place not in query.colours
-        }
         return ProductReading(
             reader=self._titles,
             query=query,
@@ -274,7 +268,7 @@ class ProductReader:
             limits=weights,
             colour_given=bool(colours),
             type_given=True,
-            words=others,
+            words=_other_words(query, weights),
             pictured=self._pictured,
         )
 
@@ -324,8 +318,10 @@ class ProductReader:
             opinions.append([one for one in both if one.share > 0])
         if type_given:
             opinions[0] = [_certain(type_said)]
+        # "floral" instead of a colour: then titles must have the word, and any colour is right.
+        is_colour = bool(query.colours) or float(said.colours[0].max()) >= MIN_READ
         if colour_given:
-            opinions[1] = [_certain(said.colours[0])]
+            opinions[1] = [_certain(said.colours[0])] if is_colour else []
         opinions = self._without(opinions, excluded)
         return ProductReading(
             reader=self._titles,
@@ -333,10 +329,11 @@ class ProductReader:
             types=opinions[0],
             colours=opinions[1],
             limits=limits,
-            colour_given=colour_given,
+            colour_given=colour_given and is_colour,
             type_given=type_given,
             another_type=type_given,
-            labels=self._labels if colour_given else None,
+            words=_other_words(query, limits) if colour_given and not is_colour else {},
+            labels=self._labels if colour_given and is_colour else None,
             pictured=self._pictured,
         )
 
@@ -421,7 +418,8 @@ def cosines(photo: Floats, embeddings: Floats) -> npt.NDArray[np.float64]:
 def excluded_in(title: str, excluded: Sequence[str], synonyms: Synonyms) -> str:
     """The first excluded word, or group of words, that a title has; "" where it has none.
 
-    Accents and spaces do not matter: "v-neck" is in "V Neck", and "cafe" in "Café".
+    Accents and spaces do not matter: "v-neck" is in "V Neck", and "cafe" in "Café". Synonyms count, but a shade is only
+    itself: without "navy blue" there may still be blue.
     """
     if not excluded:
         return ""
@@ -430,10 +428,10 @@ def excluded_in(title: str, excluded: Sequence[str], synonyms: Synonyms) -> str:
     for one in excluded:
         for text in dict.fromkeys((one, _plain(one))):
             words = TextWords.of(text, synonyms)
-            parts = words.parts
+            parts = [synonyms.excluded(word) for word in words.texts]
             if parts and all(not part.isdisjoint(meanings) for part in parts):
                 return one
-            if len(parts) > 1 and not synonyms.meanings("".join(text.split())).isdisjoint(meanings):
+            if len(parts) > 1 and not synonyms.excluded("".join(text.split())).isdisjoint(meanings):
                 return one
     return ""
 
@@ -454,6 +452,13 @@ def load_product_reader(folder: Path, contract: ModelContract) -> ProductReader 
     """
     titles = TitleReader.load(folder)
     return None if titles is None else ProductReader(titles, PhotoLabels.load(folder, contract))
+
+
+def _other_words(query: Query, weights: WordWeights) -> dict[str, float]:
+    """The words of a query that are neither type nor colour, with their weights."""
+    shares = word_weights(query, weights.product_type_weight)
+    left_out = {*query.colours, *query.thing}
+    return {word: shares[place] for place, word in enumerate(query.terms) if place not in left_out}
 
 
 def _found(words: Mapping[str, float], title: TextWords) -> float:

@@ -293,7 +293,9 @@ class _Judged:
         said = self.agreement.wording(candidate.title, self.reading, semantic) if says else _SILENT
         if verdict is Verdict.DROPPED_SEMANTIC:
             return f"its title {said}: {_compared(semantic, self.limits.min_semantic_score)}"
-        return f"looks like the photo ({visual:.2f}) and its title {said}" + _elsewhere(self._duplicates(place))
+        is_like = visual >= self.limits.min_visual_score  # else another thing was asked for
+        looks = "looks like the photo" if is_like else "need not look like the photo"
+        return f"{looks} ({visual:.2f}) and its title {said}" + _elsewhere(self._duplicates(place))
 
 
 def _within_limits(providers: Sequence[str], limits: RefinementLimits) -> tuple[list[int], int, set[int]]:

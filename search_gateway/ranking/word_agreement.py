@@ -20,6 +20,11 @@ from captioner.foreign_words import english
 from captioner.query import Query, words_of
 from captioner.word_folding import T_SHIRT, fold
 
+# Words of the groups of other colours: without navy there may still be blue, but without blue there is no navy.
+_SHADES = frozenset(
+    {"beige", "burgundy", "camel", "charcoal", "choco", "chocolate", "cream", "fuchsia", "ivory", "lavender", "lemon",
+     "lime", "maroon", "navy", "offwhite", "olive", "slate", "steel", "tan", "teal", "turquoise", "violet", "wine"}
+)  # fmt: skip
 _JOINTS = re.compile(r"[\W_]+")
 _REMEMBERED_WORDS = 10_000
 _REMEMBERED_TITLES = 2_000
@@ -50,6 +55,12 @@ class Synonyms:
     def agree(self, one: str, other: str) -> bool:
         """Whether two words mean the same."""
         return not self.meanings(one).isdisjoint(self.meanings(other))
+
+    def excluded(self, word: str) -> frozenset[str | int]:
+        """What a word excludes: what it means, but a shade, such as navy, excludes only itself."""
+        own = {fold(word), fold(english(word) or word)}
+        is_shade = not own.isdisjoint(_SHADES) and self.colours.kinds([word]) != [Colour.NONE]
+        return frozenset(own) if is_shade else self.meanings(word)
 
     def _meanings(self, word: str) -> frozenset[str | int]:
         """Return what words with the same meaning share: the word, its English (both folded), its groups' numbers."""
@@ -94,7 +105,7 @@ class TextWords:
 
     Attributes:
         synonyms: that were given.
-        parts: the meanings of each word.
+        texts: the words.
         meanings: those of all words, also of the parts of "light-blue".
         colours: the certain colours, each with its meanings.
         uncoloured: the text without words that are colours.
@@ -114,7 +125,7 @@ class TextWords:
             words = words_of(T_SHIRT.sub("t", text))
         # "Light-blue" counts as a whole and as its parts.
         flat = [part for word in words for part in _JOINTS.split(word) if part]
-        self.parts = [synonyms.meanings(one) for one in words]
+        self.texts = words
         self.meanings = frozenset().union(*(synonyms.meanings(one) for one in {*words, *flat}))
         self._flat = flat
         kinds = synonyms.colours.kinds(flat)

@@ -293,5 +293,41 @@ def test_excluded_words_are_found_in_every_spelling(excluded: str, title: str) -
 
 
 def test_excluded_words_are_not_found_in_others() -> None:
-    titles = ("T Shirt", "Stripe Tie", "Neck Tie with V", "Dot and Polka", "")
+    titles = ("T Shirt", "Neck Tie with V", "Dot and Polka", "")
     assert not any(excluded_in(title, ("shirt", "striped", "v-neck", "polkadot"), SYNONYMS) for title in titles)
+
+
+@pytest.mark.parametrize(
+    ("excluded", "title", "is_excluded"),
+    [
+        ("striped", "Men Stripes Shirt", True),
+        ("check", "Checked Shirt", True),
+        ("blue", "Navy Shirt", True),
+        ("navy", "Blue Shirt", False),
+        ("navy blue", "Blue Shirt", False),
+        ("navy blue", "Navy Shirt", True),
+        ("off white", "White Shirt", False),
+        ("off white", "Off-White Shirt", True),
+        ("charcoal", "Grey Shirt", False),
+        ("gray", "Grey Shirt", True),
+    ],
+)
+def test_excluded_shade_leaves_the_other_shades(excluded: str, title: str, is_excluded: bool) -> None:
+    assert bool(excluded_in(title, (excluded,), SYNONYMS)) is is_excluded
+
+
+def test_word_that_is_no_colour_must_be_in_the_title_and_any_colour_is_right() -> None:
+    reading = of_photo([], "floral shirt", colour_given=True)
+    result = ranked("Blue Shirt", "Red Shirt", "Floral Black Shirt", query="floral shirt", reading=reading)
+    assert titles_of(result)[0] == "Floral Black Shirt"
+    assert result.kept[0].semantic_score == pytest.approx(1, abs=0.05)
+    assert [one.semantic_score for one in result.kept[1:]] == [pytest.approx(0.6, abs=0.05)] * 2
+
+
+def test_reason_does_not_say_that_another_thing_looks_like_the_photo() -> None:
+    reading = of_photo([], "red cap", type_given=True)
+    result = ranked(pictured("Red Cap", -RED_SHIRT), pictured("Red Cap 2"), query="red cap", reading=reading)
+    assert [one.reason.split(" and ")[0] for one in result.kept] == [
+        "looks like the photo (1.00)",
+        "need not look like the photo (-1.00)",
+    ]
