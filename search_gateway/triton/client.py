@@ -14,6 +14,7 @@ import logging
 import math
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from tritonclient.utils import InferenceServerException
 from captioner.decoding import DecodingOptions, decoder_for, small_inputs
 from captioner.kv_cache import Floats
 from captioner.model_contract import (
+    CHAIN_SECONDS,
     QUERY_LOGPROBS,
     ContractError,
     ModelContract,
@@ -35,7 +37,7 @@ from captioner.model_contract import (
 )
 from search_gateway.deadline import Deadline
 from search_gateway.engine.inference import EncodedPhotos, StepOutput
-from search_gateway.engine.kv_slots import CrossBuffer, KvSlotPool, orphans_among
+from search_gateway.engine.kv_slots import KvSlotPool, PhotoBuffer, orphans_among
 from search_gateway.errors import DeadlineError, InferenceError, OverloadedError, SearchError
 from search_gateway.observability.observer import ModelCounts, Observer
 from search_gateway.observability.tracing import outgoing_headers
@@ -131,7 +133,8 @@ class TritonClient:
         self._shared_memory = shared_memory
         self._region_prefix = region_prefix
         self._slot_pools: set[KvSlotPool] = set()
-        self._buffers: list[CrossBuffer] = []  # free ones
+        self._buffers: defaultdict[int, list[PhotoBuffer]] = defaultdict(list)  # free ones, by number of beams
+        self._makes_first_tokens = False
         self._cuda_regions: dict[str, Any] = {}
         self._writes: set[asyncio.Task[None]] = set()  # calls that write to a slot pool
         self.has_failed = False  # a call has failed since somebody set this to False
@@ -139,20 +142,34 @@ class TritonClient:
         self._last_success: dict[str, float] = {}  # by model, time.monotonic()
         self._client = triton.InferenceServerClient(address, channel_args=_CHANNEL_ARGUMENTS)
 
+    @property
+    def makes_first_tokens(self) -> bool:
+        """Whether Triton serves an encoder that goes on to the step; known after `check_contract`."""
+        return self._makes_first_tokens
+
     async def encode(
-        self, pixels: npt.NDArray[np.uint8], deadline: Deadline, *, embeddings_only: bool = False
+        self,
+        pixels: npt.NDArray[np.uint8],
+        deadline: Deadline,
+        *,
+        embeddings_only: bool = False,
+        first_inputs: Mapping[str, npt.NDArray[Any]] | None = None,
     ) -> EncodedPhotos:
         """Encode n photos; see `CaptionInference.encode`."""
-        names = {"embedding"} if embeddings_only else {tensor.name for tensor in self.contract.encoder.outputs}
-        buffer = None
-        if self._shared_memory is SharedMemory.EMBEDDED and not embeddings_only and len(pixels) <= _BUFFER_PHOTOS:
-            buffer = await self._take_buffer()
-        parameters = None
-        if buffer is not None:
-            names.remove("hidden_states")
-            parameters = {_SHARED_TENSORS: json.dumps({"region": buffer.region, "outputs": buffer.offsets})}
         spec = self.contract.encoder
-        wanted = [tensor for tensor in spec.outputs if tensor.name in names]
+        wanted = list(spec.outputs)
+        if embeddings_only:
+            wanted = [tensor for tensor in wanted if tensor.name == "embedding"]
+        buffer = parameters = None
+        if self._shared_memory is SharedMemory.EMBEDDED and not embeddings_only and len(pixels) <= _BUFFER_PHOTOS:
+            has_first = first_inputs is not None and self._makes_first_tokens
+            buffer = await self._take_buffer(first_inputs["tokens"].shape[1] if first_inputs and has_first else 0)
+        if buffer is not None:
+            wanted = [tensor for tensor in wanted if tensor.name != "hidden_states"]
+            if first_inputs and buffer.beams:
+                buffer.write(first_inputs)
+                wanted += self._chain_outputs
+            parameters = {_SHARED_TENSORS: buffer.description(len(pixels))}
         outputs = [triton.InferRequestedOutput(tensor.name) for tensor in wanted]
         try:
             result = await self._call(spec, [_input(spec.inputs[0], pixels)], outputs, deadline, parameters=parameters)
@@ -160,18 +177,37 @@ class TritonClient:
             if buffer is not None:
                 buffer.close()  # Triton may still write to it
             raise
+        arrays = {tensor.name: _array(result, tensor) for tensor in wanted}
+        first_step, seconds = None, ()
         if buffer is not None:
             self._last_success[self.contract.prefill.name] = time.monotonic()
-        arrays = {tensor.name: _array(result, tensor) for tensor in wanted}
-        return EncodedPhotos(arrays.get("hidden_states"), arrays["embedding"], arrays.get(QUERY_LOGPROBS), buffer)
+            if buffer.beams:
+                self._last_success[self.contract.step.name] = time.monotonic()
+                seconds = tuple(arrays[CHAIN_SECONDS][0].tolist())
+                logprobs, candidates, selected = (arrays[tensor.name] for tensor in self.contract.step.outputs[:3])
+                new_kv = buffer.new_kv(len(pixels), selected.shape[1])
+                first_step = StepOutput(logprobs, candidates, selected, new_kv)
+        return EncodedPhotos(
+            arrays.get("hidden_states"),
+            arrays["embedding"],
+            arrays.get(QUERY_LOGPROBS),
+            buffer,
+            first_step,
+            seconds,
+        )
 
-    async def _take_buffer(self) -> CrossBuffer | None:
-        """Return a region for the cross-attention's caches of a call; None where it has no room in /dev/shm."""
-        if self._buffers:
-            return self._buffers.pop()
-        region = f"{self._region_prefix}cross_{secrets.token_hex(4)}"
+    @property
+    def _chain_outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs of an encoder that goes on to the step, beyond those of the contract."""
+        return (*self.contract.step.outputs[:3], TensorSpec(CHAIN_SECONDS, "FP32", (len(self.contract.models),)))
+
+    async def _take_buffer(self, beams: int) -> PhotoBuffer | None:
+        """Return a region for a call's tensors; None where it has no room in /dev/shm."""
+        if self._buffers[beams]:
+            return self._buffers[beams].pop()
+        region = f"{self._region_prefix}photos_{secrets.token_hex(4)}"
         try:
-            return await asyncio.to_thread(CrossBuffer, self.contract, _BUFFER_PHOTOS, region)
+            return await asyncio.to_thread(PhotoBuffer, self.contract, _BUFFER_PHOTOS, beams, region)
         except OSError as error:
             _log.warning("no room in /dev/shm for what encoder and prefill return: %s", error)
             return None
@@ -181,7 +217,7 @@ class TritonClient:
         if encoded.buffer is None:
             return
         if encoded.buffer.region.startswith(self._region_prefix):
-            self._buffers.append(encoded.buffer)
+            self._buffers[encoded.buffer.beams].append(encoded.buffer)
         else:
             encoded.buffer.close()  # of a Triton before this one
 
@@ -301,7 +337,7 @@ class TritonClient:
         deadline.check("inference")
         spec, numbers = self.contract.prefill, list(photos)
         if encoded.buffer is not None:
-            for tensor, values in zip(spec.outputs, encoded.buffer.tensors, strict=True):
+            for tensor, values in zip(spec.outputs, encoded.buffer.cross, strict=True):
                 slot_pool.tensor(tensor.name)[list(slots)] = values[numbers]
             return
         assert encoded.hidden_states is not None
@@ -436,6 +472,10 @@ class TritonClient:
             served = {tensor.name: (tensor.datatype, tuple(tensor.shape)[1:]) for tensor in metadata.inputs}
             served |= {tensor.name: (tensor.datatype, tuple(tensor.shape)[1:]) for tensor in metadata.outputs}
             expected = {tensor.name: (tensor.datatype, tensor.shape) for tensor in (*spec.inputs, *spec.outputs)}
+            if spec == self.contract.encoder and self._shared_memory is SharedMemory.EMBEDDED:
+                more = {tensor.name: (tensor.datatype, tensor.shape) for tensor in self._chain_outputs}
+                self._makes_first_tokens = CHAIN_SECONDS in served
+                expected |= more if self._makes_first_tokens else {}
             if served != expected:
                 wrong = sorted(name for name in served | expected if served.get(name) != expected.get(name))
                 details = ", ".join(
@@ -536,8 +576,9 @@ class TritonClient:
         self._close_buffers()
 
     def _close_buffers(self) -> None:
-        while self._buffers:
-            self._buffers.pop().close()
+        for buffers in self._buffers.values():
+            while buffers:
+                buffers.pop().close()
 
     async def _call(
         self,
