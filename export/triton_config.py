@@ -57,16 +57,25 @@ def embedded_config(spec: ModelSpec, contract: ModelContract) -> str | None:
     if spec.name == STEP:
         return onnx_config(spec, optional={tensor.name for tensor in contract.caches}, threads=int(is_small))
     if spec.name == ENCODER and not (is_small and contract.ends_early):
-        return onnx_config(spec) + f'parameters {{ key: "then" value {{ string_value: "{PREFILL}" }} }}\n'
+        return onnx_config(spec) + _parameter("then", PREFILL)
     if spec.name == ENCODER:
         *first, _ = contract.step.outputs
         seconds = TensorSpec(CHAIN_SECONDS, "FP32", (3,))
         chain = dataclasses.replace(spec, outputs=(*spec.outputs, *first, seconds))
-        return onnx_config(chain, instances=2, has_warmup=False) + (
-            f'parameters {{ key: "then" value {{ string_value: "{PREFILL},{STEP}" }} }}\n'
-            f'parameters {{ key: "intra_op_thread_count.{STEP}" value {{ string_value: "1" }} }}\n'
+        parameters = {
+            "then": f"{PREFILL},{STEP}",
+            f"intra_op_thread_count.{PREFILL}": "1",
+            f"intra_op_thread_count.{STEP}": "1",
+            "alone_thread_count": "0",
+        }
+        return onnx_config(chain, threads=1, instances=2, has_warmup=False) + "".join(
+            _parameter(key, value) for key, value in parameters.items()
         )
     return None
+
+
+def _parameter(key: str, value: str) -> str:
+    return f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n'
 
 
 def onnx_gpu_config_file(provider: str) -> str:

@@ -45,7 +45,8 @@ from search_gateway.observability.tracing import outgoing_headers
 _log = logging.getLogger(__name__)
 
 _HEALTH_TIMEOUT_SECONDS = 2.0
-_SHARED_TENSORS = "shared_tensors"  # parameter of triton/backend/onnxruntime/model.py
+_SHARED_TENSORS, _ALONE = "shared_tensors", "alone"  # parameters of triton/backend/onnxruntime/model.py
+_ALONE_SECONDS = 0.25  # so long no two calls have overlapped when a call is said to be alone
 _UNKNOWN_REGION = "Unable to find shared memory region"  # in Triton's message
 _UNREACHABLE = "the inference server cannot be reached: try again shortly"
 _BUFFER_PHOTOS = 8  # most photos of a call of the scheduler's
@@ -135,6 +136,8 @@ class TritonClient:
         self._slot_pools: set[KvSlotPool] = set()
         self._buffers: defaultdict[int, list[PhotoBuffer]] = defaultdict(list)  # free ones, by number of beams
         self._makes_first_tokens = False
+        self._num_calls = 0  # in progress
+        self._last_overlap = -math.inf  # when two calls were last in progress, time.monotonic()
         self._cuda_regions: dict[str, Any] = {}
         self._writes: set[asyncio.Task[None]] = set()  # calls that write to a slot pool
         self.has_failed = False  # a call has failed since somebody set this to False
@@ -170,6 +173,8 @@ class TritonClient:
                 buffer.write(first_inputs)
                 wanted += self._chain_outputs
             parameters = {_SHARED_TENSORS: buffer.description(len(pixels))}
+            if self._is_alone():
+                parameters[_ALONE] = "yes"
         outputs = [triton.InferRequestedOutput(tensor.name) for tensor in wanted]
         try:
             result = await self._call(spec, [_input(spec.inputs[0], pixels)], outputs, deadline, parameters=parameters)
@@ -195,6 +200,10 @@ class TritonClient:
             first_step,
             seconds,
         )
+
+    def _is_alone(self) -> bool:
+        """Whether a call can have both cores: for a while, calls have come one after the other."""
+        return not self._num_calls and time.monotonic() > self._last_overlap + _ALONE_SECONDS
 
     @property
     def _chain_outputs(self) -> tuple[TensorSpec, ...]:
@@ -592,6 +601,9 @@ class TritonClient:
         if deadline is not None:
             deadline.check("inference")
         started, outcome = time.perf_counter(), "failed"
+        if self._num_calls:
+            self._last_overlap = time.monotonic()
+        self._num_calls += 1
         try:
             result = await self._client.infer(
                 spec.name,
@@ -620,6 +632,7 @@ class TritonClient:
             self.has_failed = True
             raise _ConnectionLostError(_UNREACHABLE) from error
         finally:
+            self._num_calls -= 1
             self._observer.triton_called(spec.name, outcome, time.perf_counter() - started)
         self._last_success[spec.name] = time.monotonic()
         return result

@@ -19,6 +19,9 @@ first of a chain. Where a request wants outputs of a later model, in its answer 
 one run in the same call, each with the outputs of those before it. So the caller's photo needs one call, and what is
 between the models is copied nowhere. "inputs" may name inputs of later models, too. The output `chain_seconds` is the
 duration of each model of the chain, in seconds, and the same for all rows.
+
+Where the config has the parameter `alone_thread_count`, the first model runs with so many threads for a request that
+has the parameter `alone`: the caller knows of no other work for the cores.
 """
 
 import gc
@@ -40,6 +43,8 @@ import triton_python_backend_utils as pb_utils
 Feeds = dict[str, npt.NDArray[Any]]
 
 _PARAMETER = "shared_tensors"
+_ALONE = "alone"
+_THREADS = "intra_op_thread_count"
 _SECONDS = "chain_seconds"
 _SHARED_MEMORY = Path("/dev/shm")
 _MAX_KNOWN = 1000
@@ -88,9 +93,14 @@ class TritonPythonModel:
             / (config.get("default_model_filename") or "model.onnx")
         )
         self._chain = [_Model(_open_session(model_path, _thread_count(config)))]
+        self._alone = self._chain[0].session
+        if _parameter(config, "alone_thread_count"):
+            self._alone = _open_session(model_path, _thread_count(config, "alone_thread_count"))
         for name in filter(None, _parameter(config, "then").split(",")):
             folder = Path(args["model_repository"]).parent / name / args["model_version"]
-            self._chain.append(_Model(_open_session(folder / model_path.name, _thread_count(config, name))))
+            self._chain.append(
+                _Model(_open_session(folder / model_path.name, _thread_count(config, f"{_THREADS}.{name}")))
+            )
         self._is_batched = config.get("max_batch_size", 0) > 0
         self._input_names = [tensor["name"] for tensor in config["input"]]
         self._output_names = [tensor["name"] for tensor in config["output"]]
@@ -107,8 +117,8 @@ class TritonPythonModel:
             is_complete=False,
         )
         if len(self._chain) > 1:  # a warm-up sample of Triton's has inputs of the first model only
-            for model in self._chain:
-                model.warm_up()
+            for session in (self._alone, *(model.session for model in self._chain)):
+                _warm_up(session)
         gc.collect()
         gc.freeze()  # a later collection, which stops every call, need not look at all of this
 
@@ -130,7 +140,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Release the sessions' memory when the model is unloaded."""
-        del self._chain
+        del self._chain, self._alone
 
     def _run_together(self, requests: Sequence[Any]) -> list[Any]:
         feeds = [self._feeds(request) for request in requests]
@@ -159,7 +169,7 @@ class TritonPythonModel:
         try:
             shared = self._shared.of(request)
             wanted = set(request.requested_output_names()).union(shared.outputs if shared else ())
-            outputs = self._run(wanted, self._feeds(request, shared))
+            outputs = self._run(wanted, self._feeds(request, shared), is_alone=_ALONE in _parameters(request))
             if shared is not None:
                 shared.take(outputs)
             return pb_utils.InferenceResponse([pb_utils.Tensor(name, output) for name, output in outputs.items()])
@@ -167,7 +177,7 @@ class TritonPythonModel:
             # Raised further, it would fail every request of this call, also those already answered.
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
 
-    def _run(self, wanted: set[str], feeds: Feeds) -> Feeds:
+    def _run(self, wanted: set[str], feeds: Feeds, *, is_alone: bool = False) -> Feeds:
         """Compute outputs with the models up to the last one that has any of them.
 
         Raises:
@@ -182,7 +192,8 @@ class TritonPythonModel:
             later = wanted.union(*(one.inputs for one in used[number + 1 :]))
             names = [name for name in model.output_names if name in later]
             begun = time.perf_counter()
-            outputs = model.session.run(names, {name: known[name] for name in model.inputs & known.keys()})
+            session = self._alone if is_alone and number == 0 else model.session
+            outputs = session.run(names, {name: known[name] for name in model.inputs & known.keys()})
             known |= zip(names, outputs, strict=True)
             seconds.append(time.perf_counter() - begun)
         if _SECONDS in wanted:
@@ -205,16 +216,6 @@ class _Model:
         self.inputs = {tensor.name for tensor in session.get_inputs()}
         self.output_names = [tensor.name for tensor in session.get_outputs()]
         self.outputs = set(self.output_names)
-
-    def warm_up(self) -> None:
-        """Run it once with zeros, all free sizes being 1."""
-        feeds = {
-            tensor.name: np.zeros(
-                [size if isinstance(size, int) else 1 for size in tensor.shape], _NUMPY_TYPES[tensor.type]
-            )
-            for tensor in self.session.get_inputs()
-        }
-        self.session.run(None, feeds)
 
 
 class SharedTensors:
@@ -297,8 +298,12 @@ def _view(region: mmap.mmap, offset: int, shape: Sequence[int], datatype: np.dty
 
 def _shared_tensors(request: Any) -> str:
     """The request's parameter, or nothing."""
+    return str(_parameters(request).get(_PARAMETER, ""))
+
+
+def _parameters(request: Any) -> dict[str, Any]:
     parameters = request.parameters()
-    return str(json.loads(parameters).get(_PARAMETER, "")) if parameters else ""
+    return dict(json.loads(parameters)) if parameters else {}
 
 
 def _open_session(model_path: Path, threads: int) -> onnxruntime.InferenceSession:
@@ -317,16 +322,26 @@ def _open_session(model_path: Path, threads: int) -> onnxruntime.InferenceSessio
         raise pb_utils.TritonModelException(f"cannot load {model_path}: {error}") from error
 
 
+def _warm_up(session: onnxruntime.InferenceSession) -> None:
+    """Run a model once with zeros, all free sizes being 1."""
+    feeds = {
+        tensor.name: np.zeros(
+            [size if isinstance(size, int) else 1 for size in tensor.shape], _NUMPY_TYPES[tensor.type]
+        )
+        for tensor in session.get_inputs()
+    }
+    session.run(None, feeds)
+
+
 def _parameter(config: dict[str, Any], key: str) -> str:
     return str(config.get("parameters", {}).get(key, {}).get("string_value", ""))
 
 
-def _thread_count(config: dict[str, Any], later_model: str = "") -> int:
+def _thread_count(config: dict[str, Any], key: str = _THREADS) -> int:
     """The parameter that NVIDIA's backend reads too; 0 or none means every core we may use.
 
     ONNX Runtime's own 0 would also pin its threads to cores, whoever else runs there.
     """
-    key = f"intra_op_thread_count{later_model and '.'}{later_model}"
     text = _parameter(config, key) or "0"
     if not text.isdecimal():
         raise pb_utils.TritonModelException(f"parameter {key} is {text!r}; it must be a whole number, 0 for all")
