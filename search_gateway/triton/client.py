@@ -481,10 +481,9 @@ class TritonClient:
             served = {tensor.name: (tensor.datatype, tuple(tensor.shape)[1:]) for tensor in metadata.inputs}
             served |= {tensor.name: (tensor.datatype, tuple(tensor.shape)[1:]) for tensor in metadata.outputs}
             expected = {tensor.name: (tensor.datatype, tensor.shape) for tensor in (*spec.inputs, *spec.outputs)}
-            if spec == self.contract.encoder and self._shared_memory is SharedMemory.EMBEDDED:
-                more = {tensor.name: (tensor.datatype, tensor.shape) for tensor in self._chain_outputs}
-                self._makes_first_tokens = CHAIN_SECONDS in served
-                expected |= more if self._makes_first_tokens else {}
+            if CHAIN_SECONDS in served:  # the encoder of an embedded Triton, ours or that of another gateway
+                expected |= {tensor.name: (tensor.datatype, tensor.shape) for tensor in self._chain_outputs}
+                self._makes_first_tokens = self._shared_memory is SharedMemory.EMBEDDED
             if served != expected:
                 wrong = sorted(name for name in served | expected if served.get(name) != expected.get(name))
                 details = ", ".join(

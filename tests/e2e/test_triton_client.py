@@ -101,6 +101,8 @@ def test_shared_memory_and_grpc_give_the_same_captions(triton_address: str, memo
     used: list[list[str]] = []
 
     async def use(inference: TritonClient, scheduler: CaptionScheduler) -> Tokens:
+        await inference.check_contract()
+        assert inference.makes_first_tokens == (memory is SharedMemory.EMBEDDED and not used)
         answer = await captions(inference, scheduler, beams)
         used.append(regions(start))
         return answer
@@ -111,7 +113,7 @@ def test_shared_memory_and_grpc_give_the_same_captions(triton_address: str, memo
     assert len({tuple(one) for one in shared}) > 1, "all captions are the same: the test shows little"
     # The embedded Triton's encoder writes to a region of its own.
     assert len([name for name in used[0] if "kv_" in name]) == 1
-    assert any("cross_" in name for name in used[0]) == (memory is SharedMemory.EMBEDDED)
+    assert any("photos_" in name for name in used[0]) == (memory is SharedMemory.EMBEDDED)
     assert regions(start) == [], "the region was left behind"
 
 
