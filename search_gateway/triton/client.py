@@ -187,7 +187,7 @@ class TritonClient:
         if buffer is not None:
             self._last_success[self.contract.prefill.name] = time.monotonic()
             if buffer.beams:
-                self._last_success[self.contract.step.name] = time.monotonic()
+                # That `gpt2_step` works is not shown by this: another process has computed it.
                 seconds = tuple(arrays[CHAIN_SECONDS][0].tolist())
                 logprobs, candidates, selected = (arrays[tensor.name] for tensor in self.contract.step.outputs[:3])
                 new_kv = buffer.new_kv(len(pixels), selected.shape[1])
