@@ -531,6 +531,10 @@ class TritonClient:
             return math.inf
         return time.monotonic() - min(self._last_success.values())
 
+    def seconds_since_answer(self) -> float:
+        """Return the time since any model last answered; infinite if none ever has."""
+        return time.monotonic() - max(self._last_success.values(), default=-math.inf)
+
     async def reconnect(self, address: str, *, region_prefix: str = "") -> None:
         """Continue with a Triton at another address. Calls to the old one fail, and so do captions in its memory."""
         self.forget_slot_pools()

@@ -117,6 +117,19 @@ def test_shared_memory_and_grpc_give_the_same_captions(triton_address: str, memo
     assert regions(start) == [], "the region was left behind"
 
 
+def test_first_tokens_with_the_encoder_do_not_show_that_the_step_works(triton_address: str) -> None:
+    async def use(inference: TritonClient, scheduler: CaptionScheduler) -> None:
+        await inference.check_contract()
+        options = DecodingOptions(max_tokens=CONTRACT.tokens_per_call)
+        await scheduler.caption(PIXELS[0], options, Deadline(30.0))
+        assert inference.seconds_since_answer() < 30
+        assert inference.seconds_since_success() == float("inf"), "gpt2_step has computed nothing"
+        assert await inference.probe(Deadline(30.0)) is Probe.COMPUTES
+        assert inference.seconds_since_success() < 30
+
+    run_with(triton_address, SharedMemory.EMBEDDED, prefix(), use)
+
+
 def test_too_small_shared_memory_sends_the_caches_over_grpc(
     triton_address: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -141,7 +154,7 @@ def test_triton_elsewhere_makes_the_memory_stale_and_captions_go_on(triton_addre
         before = await captions(inference, scheduler, 1)
         assert inference.seconds_since_success() < 30
         await inference.reconnect(triton_address, region_prefix=later)
-        assert inference.seconds_since_success() == float("inf")
+        assert inference.seconds_since_success() == inference.seconds_since_answer() == float("inf")
         assert regions(start) == []
         assert await captions(inference, scheduler, 1) == before
         assert len([name for name in regions(later) if "kv_" in name]) == 1
