@@ -31,6 +31,7 @@ PREFILL = "gpt2_prefill"
 STEP = "gpt2_step"
 
 QUERY_LOGPROBS = "query_logprobs"  # the encoder's third output, if it has a query head
+CHAIN_SECONDS = "chain_seconds"  # of the embedded Triton's encoder: duration of encoder, prefill and step
 
 Fit = Literal["pad", "trim", "squash"]
 FITS: tuple[Fit, ...] = get_args(Fit)

@@ -8,9 +8,19 @@ these execution providers of Triton's own onnxruntime backend.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from captioner.model_contract import ENCODER, PREFILL, STEP, ModelContract, ModelSpec, with_beams
+from captioner.model_contract import (
+    CHAIN_SECONDS,
+    ENCODER,
+    PREFILL,
+    STEP,
+    ModelContract,
+    ModelSpec,
+    TensorSpec,
+    with_beams,
+)
 
 MAX_BATCH_SIZE = 32  # photos of one Triton batch
 
@@ -39,14 +49,33 @@ MAX_QUEUE_SIZE = 512
 def embedded_config(spec: ModelSpec, contract: ModelContract) -> str | None:
     """A model's configuration for the embedded Triton, where it differs from `onnx_config`.
 
-    The gateway's backend reads the step's caches from the gateway's memory, and gives the encoder's output to prefill.
+    The gateway's backend reads the step's caches from the gateway's memory, and runs encoder and prefill in one call.
+    With a small model, such a call makes the caption's first tokens, too, and there is one instance of this chain for
+    each of the gateway's two concurrent calls.
     """
+    is_small = contract.hidden_size < _MIN_WIDTH_OF_THREADS
     if spec.name == STEP:
-        threads = 1 if contract.hidden_size < _MIN_WIDTH_OF_THREADS else 0
-        return onnx_config(spec, optional={tensor.name for tensor in contract.caches}, threads=threads)
+        return onnx_config(spec, optional={tensor.name for tensor in contract.caches}, threads=int(is_small))
+    if spec.name == ENCODER and not (is_small and contract.ends_early):
+        return onnx_config(spec) + _parameter("then", PREFILL)
     if spec.name == ENCODER:
-        return onnx_config(spec) + f'parameters {{ key: "then" value {{ string_value: "{PREFILL}" }} }}\n'
+        *first, _ = contract.step.outputs
+        seconds = TensorSpec(CHAIN_SECONDS, "FP32", (3,))
+        chain = dataclasses.replace(spec, outputs=(*spec.outputs, *first, seconds))
+        parameters = {
+            "then": f"{PREFILL},{STEP}",
+            f"intra_op_thread_count.{PREFILL}": "1",
+            f"intra_op_thread_count.{STEP}": "1",
+            "alone_thread_count": "0",
+        }
+        return onnx_config(chain, threads=1, instances=2, has_warmup=False) + "".join(
+            _parameter(key, value) for key, value in parameters.items()
+        )
     return None
+
+
+def _parameter(key: str, value: str) -> str:
+    return f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n'
 
 
 def onnx_gpu_config_file(provider: str) -> str:
@@ -61,6 +90,8 @@ def onnx_config(
     provider: str = "",
     options: Mapping[str, str] | None = None,
     threads: int = 0,
+    instances: int = 1,
+    has_warmup: bool = True,
 ) -> str:
     """The configuration of `1/model.onnx`.
 
@@ -70,6 +101,8 @@ def onnx_config(
         provider: one of GPU_PROVIDERS; "": CUDA where there is a GPU, else the CPU.
         options: of the provider.
         threads: of a call on the CPU; 0: as many as cores.
+        instances: that can compute calls at a time, each with weights of its own.
+        has_warmup: whether Triton sends requests before the model is ready; they ask for all outputs.
     """
     if provider:
         placement = [
@@ -81,7 +114,7 @@ def onnx_config(
     else:
         placement = [
             "# On the GPU where there is one, else on the CPU.",
-            "instance_group [ { count: 1 kind: KIND_AUTO } ]",
+            f"instance_group [ {{ count: {instances} kind: KIND_AUTO }} ]",
             "# 0: as many threads as cores.",
             f'parameters {{ key: "intra_op_thread_count" value {{ string_value: "{threads}" }} }}',
         ]
@@ -95,7 +128,7 @@ def onnx_config(
         "# No queue policy: with max_queue_size Triton 2.51 now and then lets a request lie for 500 ms.",
         "dynamic_batching { max_queue_delay_microseconds: 0 }",
         *placement,
-        *_warmup_lines(spec),
+        *(_warmup_lines(spec) if has_warmup else ()),
     ]
     return "\n".join(lines) + "\n"
 

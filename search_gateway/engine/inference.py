@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from captioner.kv_cache import Floats
 from search_gateway.deadline import Deadline
-from search_gateway.engine.kv_slots import CrossBuffer, KvSlotPool
+from search_gateway.engine.kv_slots import KvSlotPool, PhotoBuffer
 
 Pixels = npt.NDArray[np.uint8]  # [height, width, 3] of one photo, [n, height, width, 3] of several
 
@@ -37,12 +37,17 @@ class EncodedPhotos:
         query_logprobs: float32 [n, Q], log-probability of each query class, in nats; None if only embeddings were
             requested, or the model has no query head.
         buffer: the photos' cross_key and cross_value, where the encoder's call computes them, too.
+        first_step: of the captions' first tokens, row i for photo i, where the encoder's call makes them, too. Its
+            new_kv is valid until `CaptionInference.release`.
+        chain_seconds: how long encoder, prefill and step took; empty if nobody has measured it.
     """
 
     hidden_states: Floats | None
     embeddings: npt.NDArray[np.float32]
     query_logprobs: npt.NDArray[np.float32] | None = None
-    buffer: CrossBuffer | None = None
+    buffer: PhotoBuffer | None = None
+    first_step: StepOutput | None = None
+    chain_seconds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,11 @@ class StepInference(Protocol):
 class CaptionInference(StepInference, Protocol):
     """What the scheduler needs: encoder, prefill, step, and memory for the caches."""
 
+    @property
+    def makes_first_tokens(self) -> bool:
+        """Whether a call of `encode` can make the captions' first tokens, and two such calls can run at a time."""
+        ...
+
     async def new_slot_pool(self, slots: int, beams: int) -> KvSlotPool:
         """Allocate the caches of a running batch.
 
@@ -109,13 +119,22 @@ class CaptionInference(StepInference, Protocol):
         """Release the memory. No call may use the pool any more."""
         ...
 
-    async def encode(self, pixels: Pixels, deadline: Deadline, *, embeddings_only: bool = False) -> EncodedPhotos:
+    async def encode(
+        self,
+        pixels: Pixels,
+        deadline: Deadline,
+        *,
+        embeddings_only: bool = False,
+        first_inputs: Mapping[str, npt.NDArray[Any]] | None = None,
+    ) -> EncodedPhotos:
         """Encode n photos.
 
         Args:
             pixels: uint8 [n, height, width, 3], RGB, 0 to 255, in the contract's size; n is at least 1.
             deadline: when the answer is no longer needed.
             embeddings_only: return nothing but the embeddings, which is all that thumbnails need.
+            first_inputs: make the captions' first tokens in the same call, if possible; what
+                `captioner.decoding.small_inputs` returns for the n photos.
 
         Raises:
             InferenceError, OverloadedError, DeadlineError: as `step`.

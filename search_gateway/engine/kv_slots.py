@@ -11,14 +11,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import heapq
+import json
 import math
 import mmap
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from captioner.kv_cache import Floats, Ids, KvCache, zeros
 from captioner.model_contract import ModelContract, TensorSpec, with_beams
@@ -78,10 +80,7 @@ class KvSlotPool:
     @staticmethod
     def tensors_of(contract: ModelContract, *, has_cross: bool = True) -> tuple[TensorSpec, ...]:
         """What lies in a region: the caches, and room for what a step returns for them."""
-        *_, answer = contract.step.outputs
-        tokens = contract.tokens_per_call
-        room = TensorSpec(answer.name, answer.datatype, (*answer.shape[:3], tokens, *answer.shape[4:]))
-        return (*(contract.caches if has_cross else contract.self_caches), room)
+        return (*(contract.caches if has_cross else contract.self_caches), new_kv_room(contract))
 
     @staticmethod
     def byte_size(tensors: Sequence[TensorSpec], slots: int, beams: int) -> int:
@@ -121,10 +120,9 @@ class KvSlotPool:
             self.release(slot)
 
     def append(self, slots: Sequence[int], new_kv: Floats, selected: Ids, positions: Ids) -> None:
-        """Store what a call of the step made for these slots, see `KvCache.append`; row s is that of slot s."""
+        """Store what a call of the step made for n slots, see `KvCache.append`; row i is that of the i-th of them."""
         if slots:
-            rows = np.array(slots, np.intp)
-            self.cache.append(rows, new_kv[rows], selected[rows], positions, self._candidates)
+            self.cache.append(np.array(slots, np.intp), new_kv, selected, positions, self._candidates)
 
     def tensor(self, name: str) -> Floats:
         """Return a tensor by its name in the contract, [slots, ...]."""
@@ -152,39 +150,84 @@ class KvSlotPool:
         return np.ndarray(shape, _dtype(spec), self._file, self._locations[spec.name][0])
 
 
-class CrossBuffer:
-    """A region to which Triton writes the cross-attention's caches of some photos, from where they go to their slots.
+class PhotoBuffer:
+    """A region for what a call of encoder, prefill and perhaps step reads and writes for some photos.
 
-    A photo gets its slot only when it has been encoded. So photos in the encoder do not hold low slots, and a step
-    computes all rows up to the highest slot in use.
+    A photo gets its slot only when it has been encoded, if it needs one then. So photos in the encoder do not hold low
+    slots, and a step computes all rows up to the highest slot in use.
 
     Args:
         contract: gives names, types and shapes of the tensors.
         photos: most photos of a call.
+        beams: K, if calls make the captions' first tokens, too; 0: they end with prefill.
         region: name of a new file in /dev/shm.
 
     Attributes:
-        tensors: cross_key, cross_value [photos, H, S, d] of each layer.
-        offsets: where they are, by name, in bytes.
+        cross: cross_key, cross_value [photos, H, S, d] of each layer.
 
     Raises:
         OSError: /dev/shm is too small or not writable.
     """
 
-    def __init__(self, contract: ModelContract, photos: int, region: str):
-        self.region = region
-        specs = contract.cross_caches
-        self.offsets = {name: place for name, (place, _) in _layout(specs, photos, 1).items()}
-        file, self._lock = _map(region, KvSlotPool.byte_size(specs, photos, 1))
-        self.tensors: list[Floats] = [
-            np.ndarray((photos, *spec.shape), _dtype(spec), file, self.offsets[spec.name]) for spec in specs
+    def __init__(self, contract: ModelContract, photos: int, beams: int, region: str):
+        self.region, self.beams = region, beams
+        specs = list(contract.cross_caches)
+        self._cross_names = [spec.name for spec in specs]
+        if beams:
+            # A new caption's caches are zeros, which all of them share, and ancestors that are less than one cache.
+            self._empty = {spec.name: spec for spec in contract.step.inputs if spec in contract.self_caches}
+            self._empty |= {spec.name: spec for spec in contract.step.inputs if spec.name == "ancestors"}
+            self._small = [
+                spec for spec in contract.step.inputs if spec.name not in self._empty and spec not in contract.caches
+            ]
+            self._new_kv = new_kv_room(contract)
+            specs += [*self._small, self._new_kv, contract.self_caches[0]]
+        self._places = {name: place for name, (place, _) in _layout(specs, photos, max(beams, 1)).items()}
+        self._zeros = specs[-1].name
+        self._file, self._lock = _map(region, KvSlotPool.byte_size(specs, photos, max(beams, 1)))
+        self.cross: list[Floats] = [
+            np.ndarray((photos, *spec.shape), _dtype(spec), self._file, self._places[spec.name])
+            for spec in contract.cross_caches
         ]
+        self._descriptions: dict[int, str] = {}
+
+    def description(self, photos: int) -> str:
+        """Return where the tensors of so many photos are, in the words of Triton's backend."""
+        if photos not in self._descriptions:
+            inputs: dict[str, list[object]] = {}
+            outputs = {name: self._places[name] for name in self._cross_names}
+            if self.beams:
+                for spec in (*self._small, *self._empty.values()):
+                    place = self._places[self._zeros if spec.name in self._empty else spec.name]
+                    inputs[spec.name] = [place, [photos, *with_beams(spec, self.beams)]]
+                outputs[self._new_kv.name] = self._places[self._new_kv.name]
+            self._descriptions[photos] = json.dumps({"region": self.region, "inputs": inputs, "outputs": outputs})
+        return self._descriptions[photos]
+
+    def write(self, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Store the inputs of a first call of the step, what `captioner.decoding.small_inputs` returned."""
+        for spec in self._small:
+            values = inputs[spec.name]
+            np.ndarray(values.shape, values.dtype, self._file, self._places[spec.name])[...] = values
+
+    def new_kv(self, photos: int, tokens: int) -> Floats:
+        """Return what the step wrote, [photos, L, 2, H, tokens, K, d]; valid until the next call."""
+        layers, two, heads, _, _, width = self._new_kv.shape
+        shape = (photos, layers, two, heads, tokens, self.beams, width)
+        return np.ndarray(shape, _dtype(self._new_kv), self._file, self._places[self._new_kv.name])
 
     def close(self) -> None:
         """Remove the region, which is unmapped when the last array on it is deleted."""
         with contextlib.suppress(FileNotFoundError):
             (_SHARED_MEMORY / self.region).unlink()
         os.close(self._lock)
+
+
+def new_kv_room(contract: ModelContract) -> TensorSpec:
+    """The step's output new_kv with room for the most tokens of a call."""
+    *_, answer = contract.step.outputs
+    shape = (*answer.shape[:3], contract.tokens_per_call, *answer.shape[4:])
+    return TensorSpec(answer.name, answer.datatype, shape)
 
 
 def remove_orphans(prefix: str) -> list[str]:

@@ -46,7 +46,7 @@ class _Caption:
     deadline: Deadline
     done: asyncio.Future[None]
     spans: PhotoSpans
-    is_new: bool = True  # no step was computed yet
+    is_new: bool  # no step was computed yet
 
 
 class RunningBatch:
@@ -89,6 +89,8 @@ class RunningBatch:
         deadline: Deadline,
         done: asyncio.Future[None],
         spans: PhotoSpans | None = None,
+        *,
+        is_new: bool = True,
     ) -> None:
         """Add a caption, which is decoded from the next iteration on.
 
@@ -98,8 +100,9 @@ class RunningBatch:
             deadline: the caption's own.
             done: completes when the caption has ended, or fails with what went wrong.
             spans: of the photo's trace.
+            is_new: whether no step was computed yet.
         """
-        self._captions[slot] = _Caption(decoder, deadline, done, spans or PhotoSpans())
+        self._captions[slot] = _Caption(decoder, deadline, done, spans or PhotoSpans(), is_new)
         if self._running is None or self._running.done():
             self._running = asyncio.create_task(self._run(), context=contextvars.Context())
 
@@ -107,6 +110,13 @@ class RunningBatch:
         """Remove a caption, finished or not, and release its slot."""
         self._captions.pop(slot, None)  # an iteration in progress discards its result for this caption
         self.slot_pool.release(slot)
+
+    def count_call(self, captions: int, nanoseconds: int) -> None:
+        """Count a call of the step for so many captions."""
+        calls = self._calls[captions]
+        calls.count += 1
+        calls.nanoseconds += nanoseconds
+        self._observer.step_ended(captions, nanoseconds / 1e9)
 
     async def close(self) -> None:
         """Stop decoding; captions that are not finished fail with InferenceError."""
@@ -147,11 +157,7 @@ class RunningBatch:
         first_steps = [caption.spans for caption in batch.values() if caption.is_new]
         with shared_call(first_steps, "first_step"):
             output = await self._inference.step(self.slot_pool, rows, small, latest)
-        nanoseconds = time.perf_counter_ns() - started
-        calls = self._calls[len(batch)]
-        calls.count += 1
-        calls.nanoseconds += nanoseconds
-        self._observer.step_ended(len(batch), nanoseconds / 1e9)
+        self.count_call(len(batch), time.perf_counter_ns() - started)
         for caption in batch.values():
             caption.is_new = False
         going_on = []
@@ -166,4 +172,4 @@ class RunningBatch:
             elif not caption.done.done():
                 caption.done.set_result(None)
         positions = np.array([inputs[slot].position for slot in going_on], np.int32)
-        self.slot_pool.append(going_on, output.new_kv, output.selected, positions)
+        self.slot_pool.append(going_on, output.new_kv[going_on], output.selected[going_on], positions)

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from captioner.decoding import Decoder, DecodingOptions, Hypothesis, decoder_for
+from captioner.decoding import Decoder, DecodingOptions, Hypothesis, decode, decoder_for, small_inputs
 from search_gateway.deadline import Deadline
 from search_gateway.engine.inference import CaptionInference, EncodedPhotos, Pixels
 from search_gateway.engine.request_queue import RequestQueue
@@ -308,7 +308,7 @@ class CaptionScheduler:
             self._admissions.discard(task)
 
     async def _admit_more(self) -> None:
-        while photos := self._queue.take(_ENCODER_BATCH, self._reserve):
+        while photos := self._take():
             for photo in photos:
                 photo.end_stage("queue", "encode")
                 self._times[photo.kind].waited(photo.num_ahead, photo.seconds["queue"])
@@ -324,6 +324,24 @@ class CaptionScheduler:
                 for photo in photos:
                     if not photo.is_decoding:
                         self._release(photo)
+
+    def _take(self) -> list[_Photo]:
+        """Take the photos of the next call out of the queue, with reservations."""
+        if not self._inference.makes_first_tokens:
+            return self._queue.take(_ENCODER_BATCH, self._reserve)
+        # They must be of one kind, and the other call takes its share. So neither waits long, and both cores are used.
+        kinds: set[int] = set()
+
+        def reserve(photo: _Photo) -> bool:
+            if kinds - {photo.kind} or not self._reserve(photo):
+                return False
+            kinds.add(photo.kind)
+            return True
+
+        share = -(-len(self._queue) // _ADMISSIONS)
+        photos = self._queue.take(min(share, _ENCODER_BATCH), reserve)
+        self._admit()
+        return photos
 
     def _is_late(self, photo: _Photo) -> bool:
         return photo.deadline.remaining_seconds() < self._times[photo.kind].service()
@@ -346,9 +364,15 @@ class CaptionScheduler:
     async def _encode_and_prefill(self, photos: list[_Photo]) -> None:
         self._observer.photos_encoded(len(photos))
         captioned = [photo for photo in photos if photo.batch is not None]
+        first_inputs = None
+        if self._inference.makes_first_tokens and len(captioned) == len(photos):
+            first_inputs = _first_inputs(photos)
         with shared_call([photo.spans for photo in photos]):
             encoded = await self._inference.encode(
-                np.stack([photo.pixels for photo in photos]), _latest(photos), embeddings_only=not captioned
+                np.stack([photo.pixels for photo in photos]),
+                _latest(photos),
+                embeddings_only=not captioned,
+                first_inputs=first_inputs,
             )
         try:
             await self._prefill_all(photos, encoded)
@@ -357,14 +381,29 @@ class CaptionScheduler:
 
     async def _prefill_all(self, photos: list[_Photo], encoded: EncodedPhotos) -> None:
         batches: defaultdict[RunningBatch, list[int]] = defaultdict(list)
+        first, seconds, now = encoded.first_step, encoded.chain_seconds, time.perf_counter()
+        if first is not None and photos[0].batch is not None:
+            photos[0].batch.count_call(len(photos), round(seconds[-1] * 1e9))
         for number, photo in enumerate(photos):
+            if photo.is_gone:
+                continue
             photo.embedding = encoded.embeddings[number]
             if photo.kind != _EMBEDDING_ONLY and encoded.query_logprobs is not None:
                 photo.query_logprobs = encoded.query_logprobs[number]
-            photo.end_stage("encode", "prefill")
-            if photo.batch is not None and not photo.is_gone:
+            photo.end_stage("encode", "prefill", now - sum(seconds[1:]))
+            if first is not None and photo.decoder is not None:
+                photo.end_stage("prefill", "decode", now - sum(seconds[2:]))
+                decode(
+                    photo.decoder,
+                    first.candidate_logprobs[number],
+                    first.candidate_tokens[number],
+                    first.selected[number],
+                )
+            is_finished = photo.decoder is not None and photo.decoder.finished
+            if photo.batch is not None and not is_finished:
                 batches[photo.batch].append(number)
             elif not photo.done.done():
+                photo.is_decoding = is_finished  # then its caller releases the reservation, too
                 photo.done.set_result(None)
         for batch, numbers in batches.items():
             try:
@@ -381,12 +420,16 @@ class CaptionScheduler:
             photo.slot = slot
         with shared_call([photo.spans for photo in photos]):
             await self._inference.prefill(encoded, numbers, batch.slot_pool, slots, _latest(photos))
+        if (first := encoded.first_step) is not None:
+            positions = np.zeros(len(slots), np.int32)
+            batch.slot_pool.append(slots, first.new_kv[numbers], first.selected[numbers], positions)
         for photo, slot in zip(photos, slots, strict=True):
             # The slot of a photo whose caller is gone is released only now, after prefill has written to it.
             if not photo.is_gone and photo.decoder is not None:
-                photo.end_stage("prefill", "decode")
+                if first is None:
+                    photo.end_stage("prefill", "decode")
                 photo.is_decoding = True
-                batch.join(slot, photo.decoder, photo.deadline, photo.done, photo.spans)
+                batch.join(slot, photo.decoder, photo.deadline, photo.done, photo.spans, is_new=first is None)
 
     def _fail(self, photos: Sequence[_Photo], error: Exception) -> None:
         if not isinstance(error, SearchError):
@@ -428,10 +471,12 @@ class _Photo:
         if self.decoder is not None:  # a search embeds many thumbnails; one span covers them all
             self.spans.begin("queue")
 
-    def end_stage(self, name: str, next_name: str) -> None:
-        self._times.append((name, time.perf_counter()))
+    def end_stage(self, name: str, next_name: str, at: float = 0.0) -> None:
+        """A stage has ended, now or at a time of `time.perf_counter`, and the next one begins."""
+        now = time.perf_counter()
+        self._times.append((name, at or now))
         if self.decoder is not None:
-            self.spans.begin(next_name)
+            self.spans.begin(next_name, now - at if at else 0.0)
 
     @property
     def is_taken(self) -> bool:
@@ -453,6 +498,14 @@ class _Photo:
         """Duration of each stage; the last one, decode, ends now."""
         times = [*self._times, ("decode", time.perf_counter())]
         return {name: end - start for (_, start), (name, end) in zip(times, times[1:], strict=False)}
+
+
+def _first_inputs(photos: Sequence[_Photo]) -> dict[str, npt.NDArray[np.float32] | npt.NDArray[np.int32]]:
+    """The step's inputs for captions with the same number of beams that have no tokens yet."""
+    inputs = [photo.decoder.next_input() for photo in photos if photo.decoder is not None]
+    batch = photos[0].batch
+    assert batch is not None
+    return small_inputs(inputs, range(len(inputs)), len(inputs), batch.slot_pool.tokens_per_call)
 
 
 def _latest(photos: Sequence[_Photo]) -> Deadline:

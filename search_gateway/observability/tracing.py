@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -140,16 +141,17 @@ class PhotoSpans:
         self._parent = context.get_current() if is_traced else None
         self._open: Span | None = None
 
-    def begin(self, stage: str) -> None:
-        """End the stage before, and begin this one."""
+    def begin(self, stage: str, seconds_ago: float = 0.0) -> None:
+        """End the stage before, and begin this one, now or some time ago."""
         if self._parent is not None:
-            self.end()
-            self._open = _tracer.start_span(stage, self._parent)
+            when = time.time_ns() - round(seconds_ago * 1e9)
+            self.end(when)
+            self._open = _tracer.start_span(stage, self._parent, start_time=when)
 
-    def end(self) -> None:
-        """End the last stage. Further calls do nothing."""
+    def end(self, when: int | None = None) -> None:
+        """End the last stage, now or at a time in nanoseconds since 1970. Further calls do nothing."""
         if self._open is not None:
-            self._open.end()
+            self._open.end(when)
             self._open = None
 
     def inside(self) -> context.Context | None:

@@ -14,6 +14,7 @@ import logging
 import math
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from tritonclient.utils import InferenceServerException
 from captioner.decoding import DecodingOptions, decoder_for, small_inputs
 from captioner.kv_cache import Floats
 from captioner.model_contract import (
+    CHAIN_SECONDS,
     QUERY_LOGPROBS,
     ContractError,
     ModelContract,
@@ -35,7 +37,7 @@ from captioner.model_contract import (
 )
 from search_gateway.deadline import Deadline
 from search_gateway.engine.inference import EncodedPhotos, StepOutput
-from search_gateway.engine.kv_slots import CrossBuffer, KvSlotPool, orphans_among
+from search_gateway.engine.kv_slots import KvSlotPool, PhotoBuffer, orphans_among
 from search_gateway.errors import DeadlineError, InferenceError, OverloadedError, SearchError
 from search_gateway.observability.observer import ModelCounts, Observer
 from search_gateway.observability.tracing import outgoing_headers
@@ -43,7 +45,8 @@ from search_gateway.observability.tracing import outgoing_headers
 _log = logging.getLogger(__name__)
 
 _HEALTH_TIMEOUT_SECONDS = 2.0
-_SHARED_TENSORS = "shared_tensors"  # parameter of triton/backend/onnxruntime/model.py
+_SHARED_TENSORS, _ALONE = "shared_tensors", "alone"  # parameters of triton/backend/onnxruntime/model.py
+_ALONE_SECONDS = 0.25  # so long no two calls have overlapped when a call is said to be alone
 _UNKNOWN_REGION = "Unable to find shared memory region"  # in Triton's message
 _UNREACHABLE = "the inference server cannot be reached: try again shortly"
 _BUFFER_PHOTOS = 8  # most photos of a call of the scheduler's
@@ -131,7 +134,10 @@ class TritonClient:
         self._shared_memory = shared_memory
         self._region_prefix = region_prefix
         self._slot_pools: set[KvSlotPool] = set()
-        self._buffers: list[CrossBuffer] = []  # free ones
+        self._buffers: defaultdict[int, list[PhotoBuffer]] = defaultdict(list)  # free ones, by number of beams
+        self._makes_first_tokens = False
+        self._num_calls = 0  # in progress
+        self._last_overlap = -math.inf  # when two calls were last in progress, time.monotonic()
         self._cuda_regions: dict[str, Any] = {}
         self._writes: set[asyncio.Task[None]] = set()  # calls that write to a slot pool
         self.has_failed = False  # a call has failed since somebody set this to False
@@ -139,20 +145,36 @@ class TritonClient:
         self._last_success: dict[str, float] = {}  # by model, time.monotonic()
         self._client = triton.InferenceServerClient(address, channel_args=_CHANNEL_ARGUMENTS)
 
+    @property
+    def makes_first_tokens(self) -> bool:
+        """Whether Triton serves an encoder that goes on to the step; known after `check_contract`."""
+        return self._makes_first_tokens
+
     async def encode(
-        self, pixels: npt.NDArray[np.uint8], deadline: Deadline, *, embeddings_only: bool = False
+        self,
+        pixels: npt.NDArray[np.uint8],
+        deadline: Deadline,
+        *,
+        embeddings_only: bool = False,
+        first_inputs: Mapping[str, npt.NDArray[Any]] | None = None,
     ) -> EncodedPhotos:
         """Encode n photos; see `CaptionInference.encode`."""
-        names = {"embedding"} if embeddings_only else {tensor.name for tensor in self.contract.encoder.outputs}
-        buffer = None
-        if self._shared_memory is SharedMemory.EMBEDDED and not embeddings_only and len(pixels) <= _BUFFER_PHOTOS:
-            buffer = await self._take_buffer()
-        parameters = None
-        if buffer is not None:
-            names.remove("hidden_states")
-            parameters = {_SHARED_TENSORS: json.dumps({"region": buffer.region, "outputs": buffer.offsets})}
         spec = self.contract.encoder
-        wanted = [tensor for tensor in spec.outputs if tensor.name in names]
+        wanted = list(spec.outputs)
+        if embeddings_only:
+            wanted = [tensor for tensor in wanted if tensor.name == "embedding"]
+        buffer = parameters = None
+        if self._shared_memory is SharedMemory.EMBEDDED and not embeddings_only and len(pixels) <= _BUFFER_PHOTOS:
+            has_first = first_inputs is not None and self._makes_first_tokens
+            buffer = await self._take_buffer(first_inputs["tokens"].shape[1] if first_inputs and has_first else 0)
+        if buffer is not None:
+            wanted = [tensor for tensor in wanted if tensor.name != "hidden_states"]
+            if first_inputs and buffer.beams:
+                buffer.write(first_inputs)
+                wanted += self._chain_outputs
+            parameters = {_SHARED_TENSORS: buffer.description(len(pixels))}
+            if self._is_alone():
+                parameters[_ALONE] = "yes"
         outputs = [triton.InferRequestedOutput(tensor.name) for tensor in wanted]
         try:
             result = await self._call(spec, [_input(spec.inputs[0], pixels)], outputs, deadline, parameters=parameters)
@@ -160,18 +182,41 @@ class TritonClient:
             if buffer is not None:
                 buffer.close()  # Triton may still write to it
             raise
+        arrays = {tensor.name: _array(result, tensor) for tensor in wanted}
+        first_step, seconds = None, ()
         if buffer is not None:
             self._last_success[self.contract.prefill.name] = time.monotonic()
-        arrays = {tensor.name: _array(result, tensor) for tensor in wanted}
-        return EncodedPhotos(arrays.get("hidden_states"), arrays["embedding"], arrays.get(QUERY_LOGPROBS), buffer)
+            if buffer.beams:
+                # That `gpt2_step` works is not shown by this: another process has computed it.
+                seconds = tuple(arrays[CHAIN_SECONDS][0].tolist())
+                logprobs, candidates, selected = (arrays[tensor.name] for tensor in self.contract.step.outputs[:3])
+                new_kv = buffer.new_kv(len(pixels), selected.shape[1])
+                first_step = StepOutput(logprobs, candidates, selected, new_kv)
+        return EncodedPhotos(
+            arrays.get("hidden_states"),
+            arrays["embedding"],
+            arrays.get(QUERY_LOGPROBS),
+            buffer,
+            first_step,
+            seconds,
+        )
 
-    async def _take_buffer(self) -> CrossBuffer | None:
-        """Return a region for the cross-attention's caches of a call; None where it has no room in /dev/shm."""
-        if self._buffers:
-            return self._buffers.pop()
-        region = f"{self._region_prefix}cross_{secrets.token_hex(4)}"
+    def _is_alone(self) -> bool:
+        """Whether a call can have both cores: for a while, calls have come one after the other."""
+        return not self._num_calls and time.monotonic() > self._last_overlap + _ALONE_SECONDS
+
+    @property
+    def _chain_outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs of an encoder that goes on to the step, beyond those of the contract."""
+        return (*self.contract.step.outputs[:3], TensorSpec(CHAIN_SECONDS, "FP32", (len(self.contract.models),)))
+
+    async def _take_buffer(self, beams: int) -> PhotoBuffer | None:
+        """Return a region for a call's tensors; None where it has no room in /dev/shm."""
+        if self._buffers[beams]:
+            return self._buffers[beams].pop()
+        region = f"{self._region_prefix}photos_{secrets.token_hex(4)}"
         try:
-            return await asyncio.to_thread(CrossBuffer, self.contract, _BUFFER_PHOTOS, region)
+            return await asyncio.to_thread(PhotoBuffer, self.contract, _BUFFER_PHOTOS, beams, region)
         except OSError as error:
             _log.warning("no room in /dev/shm for what encoder and prefill return: %s", error)
             return None
@@ -181,7 +226,7 @@ class TritonClient:
         if encoded.buffer is None:
             return
         if encoded.buffer.region.startswith(self._region_prefix):
-            self._buffers.append(encoded.buffer)
+            self._buffers[encoded.buffer.beams].append(encoded.buffer)
         else:
             encoded.buffer.close()  # of a Triton before this one
 
@@ -301,7 +346,7 @@ class TritonClient:
         deadline.check("inference")
         spec, numbers = self.contract.prefill, list(photos)
         if encoded.buffer is not None:
-            for tensor, values in zip(spec.outputs, encoded.buffer.tensors, strict=True):
+            for tensor, values in zip(spec.outputs, encoded.buffer.cross, strict=True):
                 slot_pool.tensor(tensor.name)[list(slots)] = values[numbers]
             return
         assert encoded.hidden_states is not None
@@ -436,6 +481,9 @@ class TritonClient:
             served = {tensor.name: (tensor.datatype, tuple(tensor.shape)[1:]) for tensor in metadata.inputs}
             served |= {tensor.name: (tensor.datatype, tuple(tensor.shape)[1:]) for tensor in metadata.outputs}
             expected = {tensor.name: (tensor.datatype, tensor.shape) for tensor in (*spec.inputs, *spec.outputs)}
+            if CHAIN_SECONDS in served:  # the encoder of an embedded Triton, ours or that of another gateway
+                expected |= {tensor.name: (tensor.datatype, tensor.shape) for tensor in self._chain_outputs}
+                self._makes_first_tokens = self._shared_memory is SharedMemory.EMBEDDED
             if served != expected:
                 wrong = sorted(name for name in served | expected if served.get(name) != expected.get(name))
                 details = ", ".join(
@@ -482,6 +530,10 @@ class TritonClient:
         if len(self._last_success) < len(self.contract.models):
             return math.inf
         return time.monotonic() - min(self._last_success.values())
+
+    def seconds_since_answer(self) -> float:
+        """Return the time since any model last answered; infinite if none ever has."""
+        return time.monotonic() - max(self._last_success.values(), default=-math.inf)
 
     async def reconnect(self, address: str, *, region_prefix: str = "") -> None:
         """Continue with a Triton at another address. Calls to the old one fail, and so do captions in its memory."""
@@ -536,8 +588,9 @@ class TritonClient:
         self._close_buffers()
 
     def _close_buffers(self) -> None:
-        while self._buffers:
-            self._buffers.pop().close()
+        for buffers in self._buffers.values():
+            while buffers:
+                buffers.pop().close()
 
     async def _call(
         self,
@@ -551,6 +604,9 @@ class TritonClient:
         if deadline is not None:
             deadline.check("inference")
         started, outcome = time.perf_counter(), "failed"
+        if self._num_calls:
+            self._last_overlap = time.monotonic()
+        self._num_calls += 1
         try:
             result = await self._client.infer(
                 spec.name,
@@ -579,6 +635,7 @@ class TritonClient:
             self.has_failed = True
             raise _ConnectionLostError(_UNREACHABLE) from error
         finally:
+            self._num_calls -= 1
             self._observer.triton_called(spec.name, outcome, time.perf_counter() - started)
         self._last_success[spec.name] = time.monotonic()
         return result

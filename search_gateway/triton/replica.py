@@ -218,7 +218,7 @@ class TritonReplica:
             # What answers next at this address may be another Triton, with other models and without our memory.
             self._is_checked = self._is_checked and self.embedded is not None
             self._silent_since = min(self._silent_since, began)
-            silence = min(now() - self._silent_since, self._inference.seconds_since_success())
+            silence = min(now() - self._silent_since, self._inference.seconds_since_answer())
             if self.embedded is not None and silence >= _SILENT_SECONDS_TO_RESTART:
                 self._failed_probes = _FAILED_PROBES_TO_RESTART
             return False

@@ -69,7 +69,13 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedTriton]
         input { name: "factor" data_type: TYPE_FP32 dims: 1 }
         output { name: "y" data_type: TYPE_FP32 dims: 3 }
         output { name: "z" data_type: TYPE_FP32 dims: 3 }
-        parameters { key: "then" value { string_value: "second" } }
+        output { name: "v" data_type: TYPE_FP32 dims: 3 }
+        output { name: "chain_seconds" data_type: TYPE_FP32 dims: 3 }
+        instance_group { count: 2 kind: KIND_CPU }
+        parameters { key: "then" value { string_value: "second,third" } }
+        parameters { key: "intra_op_thread_count" value { string_value: "1" } }
+        parameters { key: "intra_op_thread_count.third" value { string_value: "1" } }
+        parameters { key: "alone_thread_count" value { string_value: "2" } }
         """,
         [helper.make_node("Mul", ["x", "factor"], ["y"]), helper.make_node("Add", ["x", "factor"], ["z"])],
         *scaled,
@@ -85,6 +91,19 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedTriton]
         [helper.make_node("Neg", ["y"], ["w"])],
         [value("y", TensorProto.FLOAT, ["batch", 3])],
         [value("w", TensorProto.FLOAT, ["batch", 3])],
+    )
+    add_model(
+        folder / "models",
+        "third",
+        """
+        max_batch_size: 8
+        input { name: "w" data_type: TYPE_FP32 dims: 3 }
+        input { name: "summand" data_type: TYPE_FP32 dims: 3 }
+        output { name: "v" data_type: TYPE_FP32 dims: 3 }
+        """,
+        [helper.make_node("Add", ["w", "summand"], ["v"])],
+        [value(name, TensorProto.FLOAT, ["batch", 3]) for name in ("w", "summand")],
+        [value("v", TensorProto.FLOAT, ["batch", 3])],
     )
     with EmbeddedTriton(folder / "models", log_file=folder / "triton.log") as running:
         yield running
@@ -195,6 +214,33 @@ def test_outputs_go_on_to_the_model_behind(client: Any, new_region: Any) -> None
     region.numbers[:] = -1
     assert client.infer("first", request_inputs(question), outputs=wanted, client_timeout=20).as_numpy("z") is not None
     assert (region.numbers == -1).all()
+
+
+@pytest.mark.parametrize("more", [{}, {"alone": "yes"}])
+def test_chain_runs_as_far_as_its_outputs_are_wanted(client: Any, new_region: Any, more: dict[str, str]) -> None:
+    region, x = new_region(), some_rows(2)
+    question = request_inputs({"x": x, "factor": np.array([[2], [3]], np.float32)})
+    region.numbers[:6] = np.arange(6)
+    expected = -(x * np.array([[2], [3]], np.float32)) + np.arange(6, dtype=np.float32).reshape(2, 3)
+    wanted = [tritonclient.grpc.InferRequestedOutput(name) for name in ("v", "chain_seconds")]
+    places = shared(region.name, inputs={"summand": [0, [2, 3]]}, outputs={"w": 256})
+    answer = client.infer(
+        "first", question, outputs=wanted, parameters={"shared_tensors": places, **more}, client_timeout=20
+    )
+    np.testing.assert_array_equal(answer.as_numpy("v"), expected)
+    np.testing.assert_array_equal(region.numbers[64:70].reshape(2, 3), -(x * np.array([[2], [3]], np.float32)))
+    seconds = answer.as_numpy("chain_seconds")
+    assert seconds.shape == (2, 3)
+    assert (seconds > 0).all()
+    assert (seconds[0] == seconds[1]).all()
+    # Without the third model's outputs it does not run, and its other input is not needed.
+    answer = client.infer(
+        "first", question, outputs=wanted[1:],
+        parameters={"shared_tensors": shared(region.name, outputs={"w": 256}), **more}, client_timeout=20,
+    )  # fmt: skip
+    assert answer.as_numpy("chain_seconds")[0, 2] == 0
+    with pytest.raises(InferenceServerException, match="summand"):
+        client.infer("first", question, outputs=wanted, parameters=more, client_timeout=20)
 
 
 # What is wrong with a request, given the name of a region that is there, and some of what it is told.

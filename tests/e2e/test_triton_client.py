@@ -101,6 +101,8 @@ def test_shared_memory_and_grpc_give_the_same_captions(triton_address: str, memo
     used: list[list[str]] = []
 
     async def use(inference: TritonClient, scheduler: CaptionScheduler) -> Tokens:
+        await inference.check_contract()
+        assert inference.makes_first_tokens == (memory is SharedMemory.EMBEDDED and not used)
         answer = await captions(inference, scheduler, beams)
         used.append(regions(start))
         return answer
@@ -111,8 +113,21 @@ def test_shared_memory_and_grpc_give_the_same_captions(triton_address: str, memo
     assert len({tuple(one) for one in shared}) > 1, "all captions are the same: the test shows little"
     # The embedded Triton's encoder writes to a region of its own.
     assert len([name for name in used[0] if "kv_" in name]) == 1
-    assert any("cross_" in name for name in used[0]) == (memory is SharedMemory.EMBEDDED)
+    assert any("photos_" in name for name in used[0]) == (memory is SharedMemory.EMBEDDED)
     assert regions(start) == [], "the region was left behind"
+
+
+def test_first_tokens_with_the_encoder_do_not_show_that_the_step_works(triton_address: str) -> None:
+    async def use(inference: TritonClient, scheduler: CaptionScheduler) -> None:
+        await inference.check_contract()
+        options = DecodingOptions(max_tokens=CONTRACT.tokens_per_call)
+        await scheduler.caption(PIXELS[0], options, Deadline(30.0))
+        assert inference.seconds_since_answer() < 30
+        assert inference.seconds_since_success() == float("inf"), "gpt2_step has computed nothing"
+        assert await inference.probe(Deadline(30.0)) is Probe.COMPUTES
+        assert inference.seconds_since_success() < 30
+
+    run_with(triton_address, SharedMemory.EMBEDDED, prefix(), use)
 
 
 def test_too_small_shared_memory_sends_the_caches_over_grpc(
@@ -139,7 +154,7 @@ def test_triton_elsewhere_makes_the_memory_stale_and_captions_go_on(triton_addre
         before = await captions(inference, scheduler, 1)
         assert inference.seconds_since_success() < 30
         await inference.reconnect(triton_address, region_prefix=later)
-        assert inference.seconds_since_success() == float("inf")
+        assert inference.seconds_since_success() == inference.seconds_since_answer() == float("inf")
         assert regions(start) == []
         assert await captions(inference, scheduler, 1) == before
         assert len([name for name in regions(later) if "kv_" in name]) == 1

@@ -130,7 +130,7 @@ def test_embedded_step_of_a_small_model_has_one_thread(width: int, threads: str)
 
 
 def test_embedded_host_gives_the_encoders_output_to_prefill() -> None:
-    contract = tiny_contract("fp32")
+    contract = dataclasses.replace(tiny_contract("fp32"), hidden_size=512)
     text = embedded_config(contract.encoder, contract)
     assert text is not None
     config = parsed(text)
@@ -138,6 +138,25 @@ def test_embedded_host_gives_the_encoders_output_to_prefill() -> None:
     del config.parameters["then"]
     assert config == parsed(onnx_config(contract.encoder))
     assert embedded_config(contract.prefill, contract) is None
+
+
+def test_embedded_encoder_of_a_small_model_goes_on_to_the_first_tokens() -> None:
+    contract = tiny_contract("int8")
+    text = embedded_config(contract.encoder, contract)
+    assert text is not None
+    config = parsed(text)
+    assert config.instance_group[0].count == 2
+    parameters = {key: value.string_value for key, value in config.parameters.items()}
+    assert parameters == {
+        "intra_op_thread_count": "1",
+        "then": "gpt2_prefill,gpt2_step",
+        "intra_op_thread_count.gpt2_prefill": "1",
+        "intra_op_thread_count.gpt2_step": "1",
+        "alone_thread_count": "0",
+    }
+    more = [tensor.name for tensor in config.output][len(contract.encoder.outputs) :]
+    assert more == ["candidate_logprobs", "candidate_tokens", "selected", "chain_seconds"]
+    assert not config.model_warmup, "Triton's requests would ask for the outputs of the step without its inputs"
 
 
 @SPECS

@@ -47,6 +47,8 @@ NO_PHOTO = bytes(2 * MEBIBYTE)
 class Inference:
     """An encoder that fails, or hangs."""
 
+    makes_first_tokens = True
+
     def __init__(self, *, hangs: bool):
         self.is_called = asyncio.Event()
         self._hangs = hangs
@@ -57,7 +59,7 @@ class Inference:
     async def free_slot_pool(self, slot_pool: KvSlotPool) -> None:
         pass
 
-    async def encode(self, pixels: Any, deadline: Deadline, *, embeddings_only: bool = False) -> EncodedPhotos:
+    async def encode(self, pixels: Any, deadline: Deadline, **_: Any) -> EncodedPhotos:
         self.is_called.set()
         if self._hangs:
             await asyncio.Event().wait()

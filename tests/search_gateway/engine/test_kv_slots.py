@@ -5,16 +5,19 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
+import math
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
-from captioner.model_contract import ModelContract
-from search_gateway.engine.kv_slots import CrossBuffer, KvSlotPool, remove_orphans
+from captioner.model_contract import ModelContract, with_beams
+from search_gateway.engine.kv_slots import KvSlotPool, PhotoBuffer, new_kv_room, remove_orphans
 
 CONTRACT = ModelContract(
     model="toy", image_height=8, image_width=8, fit="pad", num_positions=5, hidden_size=6, num_layers=2, num_heads=3,
@@ -72,7 +75,7 @@ def test_places_are_where_the_file_has_the_values(region: str, precision: str) -
 def test_appending_reaches_the_region(region: str) -> None:
     slot_pool = KvSlotPool(CONTRACT, slots=2, beams=1, region=region)
     new_kv = np.full((2, 2, 2, 3, 1, 1, 2), 5, np.float32)
-    slot_pool.append([1], new_kv, np.zeros((2, 1, 1), np.int32), np.array([6], np.int32))
+    slot_pool.append([1], new_kv[1:], np.zeros((1, 1, 1), np.int32), np.array([6], np.int32))
     offset, size = slot_pool.location("self_value_1")
     content = np.frombuffer(Path("/dev/shm", region).read_bytes(), np.float32)[offset // 4 :][: 2 * size // 4]
     expected = np.zeros((2, 3, 7, 1, 2), np.float32)
@@ -95,14 +98,48 @@ def test_the_answer_of_a_step_is_read_where_triton_writes_it(region: str) -> Non
     slot_pool.close()
 
 
-def test_cross_buffer_has_its_tensors_where_it_says(region: str) -> None:
-    buffer = CrossBuffer(CONTRACT, 4, region)
-    for number, tensor in enumerate(buffer.tensors):
-        tensor[:] = number + 1
-    content = np.frombuffer(Path("/dev/shm", region).read_bytes(), np.float32)
-    for number, (spec, tensor) in enumerate(zip(CONTRACT.cross_caches, buffer.tensors, strict=True)):
+@pytest.mark.parametrize("beams", [0, 2])
+def test_buffer_of_photos_has_its_tensors_where_it_says(region: str, beams: int) -> None:
+    buffer = PhotoBuffer(CONTRACT, 4, beams, region)
+    content = np.memmap(Path("/dev/shm", region), np.uint8)
+    told = json.loads(buffer.description(3))
+    assert told["region"] == region
+    shapes = {spec.name: (3, *with_beams(spec, beams)) for spec in (*CONTRACT.step.inputs, new_kv_room(CONTRACT))}
+    written: dict[str, tuple[int, int]] = {}  # where Triton or the gateway writes
+
+    def place(name: str, offset: int) -> npt.NDArray[np.int32]:
+        size = 4 * math.prod(shapes[name])
+        written[name] = offset, offset + size * 4 // 3  # with room for a fourth photo
+        return content[offset : offset + size].view(np.int32).reshape(shapes[name])
+
+    for number, (name, offset) in enumerate(told["outputs"].items()):
+        place(name, offset)[...] = number
+    for number, (spec, tensor) in enumerate(zip(CONTRACT.cross_caches, buffer.cross, strict=True)):
         assert tensor.shape == (4, *spec.shape)
-        assert (content[buffer.offsets[spec.name] // 4 :][: tensor.size] == number + 1).all()
+        assert (tensor[:3].view(np.int32) == number).all()
+    if not beams:
+        assert told["inputs"] == {}
+        assert set(told["outputs"]) == {spec.name for spec in CONTRACT.cross_caches}
+    else:
+        assert told["inputs"].keys() | {spec.name for spec in CONTRACT.cross_caches} == {
+            spec.name for spec in CONTRACT.step.inputs
+        }
+        small = {
+            spec.name: np.arange(math.prod(shapes[spec.name]), dtype=np.int32).reshape(shapes[spec.name])
+            for spec in CONTRACT.step.inputs
+            if spec not in CONTRACT.caches and spec.name != "ancestors"
+        }
+        buffer.write(small)
+        for name, (offset, shape) in told["inputs"].items():
+            assert tuple(shape) == shapes[name]
+            if name in small:
+                assert (place(name, offset) == small[name]).all()
+            else:  # of a caption that begins
+                assert not content[offset : offset + 4 * math.prod(shape)].any()
+        assert (buffer.new_kv(3, CONTRACT.tokens_per_call).view(np.int32) == len(CONTRACT.cross_caches)).all()
+        assert buffer.new_kv(2, 1).shape == (2, *shapes["new_kv"][1:4], 1, *shapes["new_kv"][5:])
+    ordered = sorted(written.values())
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(ordered)), "two tensors overlap"
     buffer.close()
     assert not Path("/dev/shm", region).exists()
 

@@ -56,6 +56,7 @@ class FakeInference:
     hangs: asyncio.Event | None = None  # set: steps wait for it
     encoder_hangs: asyncio.Event | None = None
     encoded: list[int] = field(default_factory=list)  # photos in each call of the encoder
+    makes_first_tokens: bool = False
     released: int = 0
 
     async def new_slot_pool(self, slots: int, beams: int) -> KvSlotPool:
@@ -67,8 +68,9 @@ class FakeInference:
         self.slot_pools.remove(slot_pool)
 
     async def encode(
-        self, pixels: npt.NDArray[np.uint8], deadline: Deadline, *, embeddings_only: bool = False
-    ) -> EncodedPhotos:
+        self, pixels: npt.NDArray[np.uint8], deadline: Deadline, *, embeddings_only: bool = False,
+        first_inputs: Mapping[str, npt.NDArray[Any]] | None = None,
+    ) -> EncodedPhotos:  # fmt: skip
         self.encoded.append(len(pixels))
         numbers = pixels[:, 0, 0, 0].astype(np.float32)
         # How long it takes depends on the photos, so that calls overtake each other.
@@ -76,7 +78,15 @@ class FakeInference:
             await asyncio.sleep(0)
         if self.encoder_hangs is not None:
             await self.encoder_hangs.wait()
-        return EncodedPhotos(None if embeddings_only else numbers[:, None, None], numbers[:, None])
+        if first_inputs is None:
+            return EncodedPhotos(None if embeddings_only else numbers[:, None, None], numbers[:, None])
+        assert self.makes_first_tokens
+        assert not embeddings_only
+        new = KvSlotPool(CONTRACT, slots=len(pixels), beams=first_inputs["tokens"].shape[1])
+        new.cross[0][:, 0, 0, 0] = numbers
+        first_step = self._answer(new, len(pixels), first_inputs)
+        seconds = (0.0, 0.0, 0.0)
+        return EncodedPhotos(numbers[:, None, None], numbers[:, None], first_step=first_step, chain_seconds=seconds)
 
     async def prefill(
         self, encoded: EncodedPhotos, photos: Sequence[int], slot_pool: KvSlotPool, slots: Sequence[int],
@@ -105,18 +115,21 @@ class FakeInference:
                 await self.hangs.wait()
             if call in self.failing_calls:
                 raise self.failure
-            # As the loop of the real step: as many tokens as somebody wants, and what lies behind them is of no use.
-            assert inputs["limits"][:, 0].max() in range(1, CONTRACT.tokens_per_call + 1)
-            count = max(1, int(inputs["limits"][:, 0].max()))
-            answers = [self._tokens(slot_pool, row, count, inputs) for row in range(rows)]
-            logprobs, candidates, selected, made = (
-                np.stack([answer[name] for answer in answers])
-                for name in ("candidate_logprobs", "candidate_tokens", "selected", "inputs")
-            )
-            new_kv = np.tile(made[:, None, None, None, :, :, None], (1, 1, 2, 1, 1, 1, 1)).astype(np.float32)
-            return StepOutput(logprobs, candidates, selected, new_kv)
+            return self._answer(slot_pool, rows, inputs)
         finally:
             self.is_running[slot_pool.beams] = False
+
+    def _answer(self, slot_pool: KvSlotPool, rows: int, inputs: Mapping[str, npt.NDArray[Any]]) -> StepOutput:
+        # As the loop of the real step: as many tokens as somebody wants, and what lies behind them is of no use.
+        assert inputs["limits"][:, 0].max() in range(1, CONTRACT.tokens_per_call + 1)
+        count = max(1, int(inputs["limits"][:, 0].max()))
+        answers = [self._tokens(slot_pool, row, count, inputs) for row in range(rows)]
+        logprobs, candidates, selected, made = (
+            np.stack([answer[name] for answer in answers])
+            for name in ("candidate_logprobs", "candidate_tokens", "selected", "inputs")
+        )
+        new_kv = np.tile(made[:, None, None, None, :, :, None], (1, 1, 2, 1, 1, 1, 1)).astype(np.float32)
+        return StepOutput(logprobs, candidates, selected, new_kv)
 
     def _tokens(
         self, slot_pool: KvSlotPool, row: int, count: int, inputs: Mapping[str, npt.NDArray[Any]]
@@ -179,16 +192,19 @@ def test_captions_of_the_fake_vary() -> None:
     assert len({len(captions[0][0]) for captions in ALONE.values()}) > 3
 
 
-def test_captions_decoded_together_equal_those_decoded_alone() -> None:
+@pytest.mark.parametrize("makes_first_tokens", [False, True])
+def test_captions_decoded_together_equal_those_decoded_alone(makes_first_tokens: bool) -> None:
     async def together() -> list[DecodedPhoto]:
         captions = scheduler(inference)
         return await asyncio.gather(
             *(captions.caption(photo(number), options, Deadline(30.0)) for number, options in REQUESTS)
         )
 
-    inference = FakeInference()
+    inference = FakeInference(makes_first_tokens=makes_first_tokens)
     results = asyncio.run(together())
-    assert max(inference.rows) >= 8, "the captions were decoded one after the other: the test shows nothing"
+    assert max(inference.rows) >= 4 if makes_first_tokens else 8, (
+        "the captions were decoded one after the other: the test shows nothing"
+    )
     assert {number: shown(result) for (number, _), result in zip(REQUESTS, results, strict=True)} == ALONE
 
 
@@ -214,13 +230,15 @@ class Arrival:
     is_expired: bool
 
 
-def check_schedule(arrivals: Sequence[Arrival], slots: int, waiting: int) -> tuple[int, int]:
+def check_schedule(
+    arrivals: Sequence[Arrival], slots: int, waiting: int, *, makes_first_tokens: bool = False
+) -> tuple[int, int]:
     """Everybody gets the words they get alone or the error they asked for, and every slot comes back.
 
     Returns:
         How many got words, and how many were refused.
     """
-    inference = FakeInference()
+    inference = FakeInference(makes_first_tokens=makes_first_tokens)
 
     async def one(captions: CaptionScheduler, arrival: Arrival) -> DecodedPhoto | npt.NDArray[np.float32]:
         deadline = Deadline(0.0 if arrival.is_expired else 30.0)
@@ -314,7 +332,9 @@ def test_thousands_of_random_schedules_give_each_caption_its_own_words(part: int
             )
             for _ in range(chance.randint(1, 12))
         ]
-        some_words, some_refused = check_schedule(arrivals, chance.randint(1, 6), chance.randint(1, 6))
+        some_words, some_refused = check_schedule(
+            arrivals, chance.randint(1, 6), chance.randint(1, 6), makes_first_tokens=bool(seed % 2)
+        )
         words, refused = words + some_words, refused + some_refused
     assert words > 2000, "too few got as far as words: the test shows little"
     assert refused > 20
@@ -590,10 +610,11 @@ class TimedInference(FakeInference):
     """Calls take as long as their photos and rows say, on the clock of the event loop."""
 
     async def encode(
-        self, pixels: npt.NDArray[np.uint8], deadline: Deadline, *, embeddings_only: bool = False
-    ) -> EncodedPhotos:
+        self, pixels: npt.NDArray[np.uint8], deadline: Deadline, *, embeddings_only: bool = False,
+        first_inputs: Mapping[str, npt.NDArray[Any]] | None = None,
+    ) -> EncodedPhotos:  # fmt: skip
         await asyncio.sleep(0.010 * len(pixels))
-        return await super().encode(pixels, deadline, embeddings_only=embeddings_only)
+        return await super().encode(pixels, deadline, embeddings_only=embeddings_only, first_inputs=first_inputs)
 
     async def step(
         self, slot_pool: KvSlotPool, rows: int, inputs: Mapping[str, npt.NDArray[Any]], deadline: Deadline
@@ -667,6 +688,67 @@ def test_photos_that_come_while_the_encoder_works_share_its_next_call() -> None:
     inference = FakeInference()
     asyncio.run(together())
     assert inference.encoded == [1, 8, 8, 4]
+
+
+def test_photos_of_one_kind_share_a_call_that_makes_their_first_tokens_and_two_calls_share_the_queue() -> None:
+    async def together() -> None:
+        captions = scheduler(inference)
+        greedy, beams = DecodingOptions(max_tokens=3), DecodingOptions(num_beams=2, max_tokens=3)
+        for options in (greedy, beams):
+            await captions.caption(photo(0), options, Deadline(30.0))  # opens the batch
+        inference.encoder_hangs = asyncio.Event()
+        tasks = [asyncio.create_task(captions.caption(photo(4), greedy, Deadline(30.0))) for _ in range(2)]
+        await asyncio.sleep(0.1)  # each has a call of its own
+        tasks += [asyncio.create_task(captions.caption(photo(4), greedy, Deadline(30.0))) for _ in range(10)]
+        tasks += [asyncio.create_task(captions.caption(photo(4), beams, Deadline(30.0))) for _ in range(2)]
+        embeddings = [asyncio.create_task(captions.embed(photo(4), Deadline(30.0))) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        inference.encoder_hangs.set()
+        await asyncio.gather(*tasks, *embeddings)
+        assert captions.num_in_flight == 0
+        assert {size: calls.count for size, calls in captions.step_calls.items()} == {1: 6, 2: 1, 8: 1}
+        for batch in captions._batches.values():
+            assert (batch.num_reserved, batch.slot_pool.num_free) == (0, 32)
+
+    inference = FakeInference(makes_first_tokens=True)
+    run_virtually(together())
+    assert inference.rows == [], "three tokens are made in the first call"
+    # 15 wait: half of them go with the first call, all of one kind; then come half of what is left, and so on.
+    assert sorted(inference.encoded[4:]) == [1, 1, 2, 3, 8]
+
+
+def test_caption_that_goes_on_after_its_first_call_needs_fewer_calls_of_the_step() -> None:
+    async def calls(inference: FakeInference) -> list[str]:
+        captions = scheduler(inference)
+        found = [await captions.caption(photo(number), options, Deadline(30.0)) for number, options in REQUESTS]
+        assert sum(len(one.seconds) for one in found) == 4 * len(found)
+        assert all(seconds >= 0 for one in found for seconds in one.seconds.values())
+        return [str(shown(one)) for one in found]
+
+    one_by_one, with_first = FakeInference(), FakeInference(makes_first_tokens=True)
+    assert asyncio.run(calls(one_by_one)) == asyncio.run(calls(with_first))
+    assert len(with_first.rows) == len(one_by_one.rows) - len(REQUESTS)
+
+
+def test_caller_who_leaves_during_the_first_call_leaves_no_slot_behind() -> None:
+    async def run() -> None:
+        inference = FakeInference(makes_first_tokens=True, encoder_hangs=asyncio.Event())
+        captions = scheduler(inference)
+        for max_tokens in (3, MAX_TOKENS):  # one call, and more
+            options = DecodingOptions(max_tokens=max_tokens)
+            task = asyncio.create_task(captions.caption(photo(4), options, Deadline(30.0)))
+            await asyncio.sleep(0.1)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        assert inference.encoder_hangs is not None
+        inference.encoder_hangs.set()
+        await asyncio.sleep(0.1)
+        assert captions._batches[1].num_reserved == 0
+        assert captions._batches[1].slot_pool.num_free == 32
+        assert inference.released == 2
+        assert inference.rows == []
+
+    run_virtually(run())
 
 
 def test_steps_compute_few_rows_that_nobody_reads() -> None:

@@ -214,7 +214,7 @@ async def test_memory_of_an_encoder_call_is_used_again_unless_triton_may_still_w
         first = await encode(Answer())
         assert first.hidden_states is None
         assert first.buffer is not None
-        first.buffer.tensors[0][:2, 0, 0, 0] = [5, 7]
+        first.buffer.cross[0][:2, 0, 0, 0] = [5, 7]
         await inference.prefill(first, [1, 0], slot_pool, [2, 3], Deadline(30.0))
         assert slot_pool.tensor("cross_key_0")[:, 0, 0, 0].tolist() == [0, 0, 7, 5]
         inference.release(first)

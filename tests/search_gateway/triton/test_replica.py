@@ -57,6 +57,9 @@ class FakeInference:
     def seconds_since_success(self) -> float:
         return now() - self.last_success
 
+    def seconds_since_answer(self) -> float:
+        return now() - self.last_success
+
     async def check_contract(self) -> None:
         pass
 

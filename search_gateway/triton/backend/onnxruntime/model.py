@@ -14,9 +14,14 @@ parameter `shared_tensors` is JSON:
 
 The caller must not touch these bytes until it has the answer.
 
-A model whose config has the parameter `then`, the name of another model of the repository, gives its outputs to that
-one within the same call where "outputs" names outputs of that one. So the caller's photo needs one call, and what is
-between the two models is copied nowhere.
+A model whose config has the parameter `then`, names of further models of the repository with commas between, is the
+first of a chain. Where a request wants outputs of a later model, in its answer or in "outputs", all models up to that
+one run in the same call, each with the outputs of those before it. So the caller's photo needs one call, and what is
+between the models is copied nowhere. "inputs" may name inputs of later models, too. The output `chain_seconds` is the
+duration of each model of the chain, in seconds, and the same for all rows.
+
+Where the config has the parameter `alone_thread_count`, the first model runs with so many threads for a request that
+has the parameter `alone`: the caller knows of no other work for the cores.
 """
 
 import gc
@@ -25,6 +30,7 @@ import math
 import mmap
 import os
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +43,9 @@ import triton_python_backend_utils as pb_utils
 Feeds = dict[str, npt.NDArray[Any]]
 
 _PARAMETER = "shared_tensors"
+_ALONE = "alone"
+_THREADS = "intra_op_thread_count"
+_SECONDS = "chain_seconds"
 _SHARED_MEMORY = Path("/dev/shm")
 _MAX_KNOWN = 1000
 
@@ -55,21 +64,21 @@ _ONNX_TYPES = {
     "TYPE_FP32": "tensor(float)",
     "TYPE_FP64": "tensor(double)",
 }
-# The same without what numpy has no name of its own for.
+# The same for tensors in shared memory, without what numpy has no name of its own for.
 _NUMPY_TYPES = {
-    "TYPE_BOOL": np.bool_,
-    "TYPE_UINT8": np.uint8,
-    "TYPE_INT8": np.int8,
-    "TYPE_INT32": np.int32,
-    "TYPE_INT64": np.int64,
-    "TYPE_FP16": np.float16,
-    "TYPE_FP32": np.float32,
-    "TYPE_FP64": np.float64,
+    "tensor(bool)": np.bool_,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(float16)": np.float16,
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
 }
 
 
 class TritonPythonModel:
-    """One model instance: one stub process with one ONNX Runtime session."""
+    """One model instance: one stub process with an ONNX Runtime session, or several in a chain."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Open the model and compare it with config.pbtxt.
@@ -83,26 +92,33 @@ class TritonPythonModel:
             / args["model_version"]
             / (config.get("default_model_filename") or "model.onnx")
         )
-        self._session = _open_session(model_path, config)
+        self._chain = [_Model(_open_session(model_path, _thread_count(config)))]
+        self._alone = self._chain[0].session
+        if _parameter(config, "alone_thread_count"):
+            self._alone = _open_session(model_path, _thread_count(config, "alone_thread_count"))
+        for name in filter(None, _parameter(config, "then").split(",")):
+            folder = Path(args["model_repository"]).parent / name / args["model_version"]
+            self._chain.append(
+                _Model(_open_session(folder / model_path.name, _thread_count(config, f"{_THREADS}.{name}")))
+            )
         self._is_batched = config.get("max_batch_size", 0) > 0
         self._input_names = [tensor["name"] for tensor in config["input"]]
         self._output_names = [tensor["name"] for tensor in config["output"]]
-        self._shared = SharedTensors(config["input"])
-        self._then: onnxruntime.InferenceSession | None = None
-        self._between: set[str] = set()  # its inputs
-        if then := config.get("parameters", {}).get("then", {}).get("string_value"):
-            folder = Path(args["model_repository"]).parent / then / args["model_version"]
-            self._then = _open_session(folder / model_path.name, config)
-            self._between = {tensor.name for tensor in self._then.get_inputs()}
+        self._shared = SharedTensors([tensor for model in self._chain for tensor in model.session.get_inputs()])
         # A wrong config fails here, at start, as it does with the native backend.
-        _check_tensors("input", config["input"], self._session.get_inputs(), self._is_batched, is_complete=True)
+        _check_tensors(
+            "input", config["input"], self._chain[0].session.get_inputs(), self._is_batched, is_complete=True
+        )
         _check_tensors(
             "output",
-            config["output"],
-            self._session.get_outputs(),
+            [tensor for tensor in config["output"] if tensor["name"] != _SECONDS],
+            [tensor for model in self._chain for tensor in model.session.get_outputs()],
             self._is_batched,
             is_complete=False,
         )
+        if len(self._chain) > 1:  # a warm-up sample of Triton's has inputs of the first model only
+            for session in (self._alone, *(model.session for model in self._chain)):
+                _warm_up(session)
         gc.collect()
         gc.freeze()  # a later collection, which stops every call, need not look at all of this
 
@@ -123,17 +139,17 @@ class TritonPythonModel:
         return [self._run_alone(request) for request in requests]
 
     def finalize(self) -> None:
-        """Release the session's memory when the model is unloaded."""
-        del self._session
+        """Release the sessions' memory when the model is unloaded."""
+        del self._chain, self._alone
 
     def _run_together(self, requests: Sequence[Any]) -> list[Any]:
         feeds = [self._feeds(request) for request in requests]
         wanted = [set(request.requested_output_names()) for request in requests]
-        output_names = [name for name in self._output_names if any(name in w for w in wanted)]
+        output_names = [name for name in self._output_names if any(name in one for one in wanted)]
         rows = [len(feed[self._input_names[0]]) for feed in feeds]
         together = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
-        outputs = self._session.run(output_names, together)
-        for name, output in zip(output_names, outputs, strict=True):
+        outputs = self._run(set(output_names), together)
+        for name, output in outputs.items():
             if len(output) != sum(rows):
                 raise ValueError(f"output {name} has {len(output)} rows, its input {sum(rows)}")
         ends = np.cumsum(rows)
@@ -142,7 +158,7 @@ class TritonPythonModel:
                 [
                     # Rows are contiguous, so the slice is a view, which Triton copies once.
                     pb_utils.Tensor(name, output[end - count : end])
-                    for name, output in zip(output_names, outputs, strict=True)
+                    for name, output in outputs.items()
                     if name in names
                 ]
             )
@@ -153,21 +169,37 @@ class TritonPythonModel:
         try:
             shared = self._shared.of(request)
             wanted = set(request.requested_output_names()).union(shared.outputs if shared else ())
-            later = [name for name in shared.outputs if name not in self._output_names] if shared else []
-            if later and self._then is None:
-                raise ValueError(f"the model has no outputs {', '.join(later)}")
-            between = self._between if later else set()
-            output_names = [name for name in self._output_names if name in wanted | between]
-            outputs = _run(self._session, output_names, self._feeds(request, shared))
-            if self._then and later:
-                outputs |= _run(self._then, later, {name: outputs[name] for name in between})
-                outputs = {name: output for name, output in outputs.items() if name in wanted}
+            outputs = self._run(wanted, self._feeds(request, shared), is_alone=_ALONE in _parameters(request))
             if shared is not None:
                 shared.take(outputs)
             return pb_utils.InferenceResponse([pb_utils.Tensor(name, output) for name, output in outputs.items()])
         except Exception as error:
             # Raised further, it would fail every request of this call, also those already answered.
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
+
+    def _run(self, wanted: set[str], feeds: Feeds, *, is_alone: bool = False) -> Feeds:
+        """Compute outputs with the models up to the last one that has any of them.
+
+        Raises:
+            ValueError: no model has such an output.
+        """
+        if unknown := wanted.difference({_SECONDS}, *(model.outputs for model in self._chain)):
+            raise ValueError(f"the model has no outputs {', '.join(sorted(unknown))}")
+        last = max(number for number, model in enumerate(self._chain) if number == 0 or wanted & model.outputs)
+        used = self._chain[: last + 1]
+        known, seconds = dict(feeds), []
+        for number, model in enumerate(used):
+            later = wanted.union(*(one.inputs for one in used[number + 1 :]))
+            names = [name for name in model.output_names if name in later]
+            begun = time.perf_counter()
+            session = self._alone if is_alone and number == 0 else model.session
+            outputs = session.run(names, {name: known[name] for name in model.inputs & known.keys()})
+            known |= zip(names, outputs, strict=True)
+            seconds.append(time.perf_counter() - begun)
+        if _SECONDS in wanted:
+            seconds += [0.0] * (len(self._chain) - len(used))
+            known[_SECONDS] = np.tile(np.array(seconds, np.float32), (len(feeds[self._input_names[0]]), 1))
+        return {name: known[name] for name in wanted}
 
     def _feeds(self, request: Any, shared: "_Shared | None" = None) -> Feeds:
         # `as_numpy` is a view on the shared memory Triton wrote to; ONNX Runtime reads it there.
@@ -176,15 +208,21 @@ class TritonPythonModel:
         return feeds if shared is None else {**feeds, **shared.inputs}
 
 
+class _Model:
+    """One model of the chain."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self.session = session
+        self.inputs = {tensor.name for tensor in session.get_inputs()}
+        self.output_names = [tensor.name for tensor in session.get_outputs()]
+        self.outputs = set(self.output_names)
+
+
 class SharedTensors:
     """The callers' regions of /dev/shm, and the tensors that requests have there."""
 
-    def __init__(self, configured: Sequence[dict[str, Any]]) -> None:
-        self._types = {
-            tensor["name"]: _NUMPY_TYPES[tensor["data_type"]]
-            for tensor in configured
-            if tensor["data_type"] in _NUMPY_TYPES
-        }
+    def __init__(self, inputs: Sequence[onnxruntime.NodeArg]) -> None:
+        self._types = {tensor.name: _NUMPY_TYPES[tensor.type] for tensor in inputs if tensor.type in _NUMPY_TYPES}
         self._regions: dict[str, mmap.mmap] = {}
         self._known: dict[str, _Shared] = {}  # a decoder uses the same views in every step
 
@@ -246,10 +284,6 @@ class _Shared:
             places[name][...] = values
 
 
-def _run(session: onnxruntime.InferenceSession, names: list[str], feeds: Feeds) -> Feeds:
-    return dict(zip(names, session.run(names, feeds), strict=True))
-
-
 def _view(region: mmap.mmap, offset: int, shape: Sequence[int], datatype: np.dtype[Any]) -> npt.NDArray[Any]:
     """An array in a region. numpy itself looks at the end only: an offset below zero would read what lies before.
 
@@ -264,13 +298,17 @@ def _view(region: mmap.mmap, offset: int, shape: Sequence[int], datatype: np.dty
 
 def _shared_tensors(request: Any) -> str:
     """The request's parameter, or nothing."""
+    return str(_parameters(request).get(_PARAMETER, ""))
+
+
+def _parameters(request: Any) -> dict[str, Any]:
     parameters = request.parameters()
-    return str(json.loads(parameters).get(_PARAMETER, "")) if parameters else ""
+    return dict(json.loads(parameters)) if parameters else {}
 
 
-def _open_session(model_path: Path, config: dict[str, Any]) -> onnxruntime.InferenceSession:
+def _open_session(model_path: Path, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = _thread_count(config)
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -284,16 +322,29 @@ def _open_session(model_path: Path, config: dict[str, Any]) -> onnxruntime.Infer
         raise pb_utils.TritonModelException(f"cannot load {model_path}: {error}") from error
 
 
-def _thread_count(config: dict[str, Any]) -> int:
+def _warm_up(session: onnxruntime.InferenceSession) -> None:
+    """Run a model once with zeros, all free sizes being 1."""
+    feeds = {
+        tensor.name: np.zeros(
+            [size if isinstance(size, int) else 1 for size in tensor.shape], _NUMPY_TYPES[tensor.type]
+        )
+        for tensor in session.get_inputs()
+    }
+    session.run(None, feeds)
+
+
+def _parameter(config: dict[str, Any], key: str) -> str:
+    return str(config.get("parameters", {}).get(key, {}).get("string_value", ""))
+
+
+def _thread_count(config: dict[str, Any], key: str = _THREADS) -> int:
     """The parameter that NVIDIA's backend reads too; 0 or none means every core we may use.
 
     ONNX Runtime's own 0 would also pin its threads to cores, whoever else runs there.
     """
-    text = config.get("parameters", {}).get("intra_op_thread_count", {}).get("string_value", "0")
+    text = _parameter(config, key) or "0"
     if not text.isdecimal():
-        raise pb_utils.TritonModelException(
-            f"parameter intra_op_thread_count is {text!r}; it must be a whole number, 0 for all"
-        )
+        raise pb_utils.TritonModelException(f"parameter {key} is {text!r}; it must be a whole number, 0 for all")
     return int(text) or len(os.sched_getaffinity(0))
 
 
