@@ -18,6 +18,7 @@ from captioner.query import Query
 from search_gateway.providers.base import Candidate
 from search_gateway.ranking.duplicates import Picture, is_same_picture, normalised_url
 from search_gateway.ranking.expected_agreement import ExpectedAgreement
+from search_gateway.ranking.findings import Finding, title_wording
 from search_gateway.ranking.product_reading import (
     PICTURE,
     SIMILAR_TITLES,
@@ -33,7 +34,6 @@ from search_gateway.ranking.word_agreement import Synonyms
 
 _TITLE_CHARACTERS = 60  # of a title in a reason
 _SILENCE = (PICTURE, SIMILAR_TITLES)
-_SILENT = "does not say what it shows"
 _ROUNDING = 1e-5  # of cosines that are computed together, and of shares
 _MAX_DIGITS = 9  # of a score in a reason: a cosine of float32 embeddings has no more
 
@@ -87,6 +87,7 @@ class ScoredResult:
     reason: str
     duplicates: tuple[Candidate, ...] = ()  # the same picture elsewhere, best first
     contributions: tuple[tuple[str, float], ...] = ()  # what adds up to the score, by name; only if asked for
+    findings: tuple[Finding, ...] = ()  # what the reason says, for programs
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,18 @@ def rerank(
     over = set(found) - set(kept)
     shared = {found[number] for number in over_share}
 
-    def reason_of(place: int) -> str:
+    def findings_of(place: int) -> tuple[Finding, ...]:
+        if place in copied:
+            return (Finding("same_picture", (titles[copied[place]],)),)
+        if not has_embedding[place]:
+            return ()
+        if banned is not None and banned[place]:
+            return (Finding("excluded", (banned[place],)),)
+        if not grades.says[place]:
+            return (Finding("silent"),)
+        return agreement.findings(titles[place], reading, float(grades.scores[place])) or (Finding("every_word"),)
+
+    def reason_of(place: int, findings: Sequence[Finding]) -> str:
         if place in copied:
             return f"the same picture as {_shortened(titles[copied[place]])!r}, a better one"
         if place in over:
@@ -187,7 +199,7 @@ def rerank(
             return f"its title says {banned[place]}, which is excluded"
         if judged[place] is Verdict.DROPPED_VISUAL:
             return f"looks too different: {_compared(float(visual[place]), limits.min_visual_score)}"
-        said = agreement.wording(titles[place], reading, float(grades.scores[place])) if grades.says[place] else _SILENT
+        said = title_wording(findings)
         if judged[place] is Verdict.DROPPED_SEMANTIC:
             return f"its title {said}: {_compared(float(grades.scores[place]), limits.min_semantic_score)}"
         reason = f"looks like the photo ({visual[place]:.2f}) and its title {said}"
@@ -201,6 +213,7 @@ def rerank(
             verdict = Verdict.DROPPED_DUPLICATE
         elif place in over:
             verdict = Verdict.DROPPED_OVER_LIMIT
+        findings = findings_of(place) if has_reason else ()
         contributions: tuple[tuple[str, float], ...] = ()
         if explain and is_seen:
             rest = 1 - limits.visual_weight
@@ -219,9 +232,10 @@ def rerank(
             float(grades.scores[place]),
             float(ranked[place]),
             verdict,
-            reason_of(place) if has_reason else "",
+            reason_of(place, findings) if has_reason else "",
             tuple(seen[other].candidate for other in originals.get(place, ())),
             contributions,
+            findings,
         )
 
     shown = set(kept)
