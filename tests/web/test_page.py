@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,12 @@ def test_dropped_photo_is_searched_as_it_is_and_seen_before_any_answer(
 ) -> None:
     site.may_answer.clear()
     one = visit()
-    is_visible, source, line = one.drop(photo)
-    assert is_visible
-    assert source.startswith("blob:")
-    assert line == "Reading the photo…"
+    one.drop(photo)
+    one.page.wait_for_selector("#photo[src^='blob:']")
+    assert one.text("#summary") == "Reading the photo…"
+    latest = re.search(r"DRAW_MS = (\d+);", (PAGE / "page.js").read_text(encoding="utf-8"))
+    assert latest is not None
+    assert int(latest[1]) <= 50, "of the 100 ms within which feedback appears, half is for the browser"
     one.wait_until("document.querySelector('#photo').naturalWidth === 240")
     site.may_answer.set()
     one.wait_for_end()
@@ -678,7 +681,7 @@ def test_targets_for_fingers_are_large_enough(visit: OpenPage, photo: bytes) -> 
     one.drop(photo)
     one.wait_for_end()
     heights = one.page.eval_on_selector_all(
-        "button, .button, select, input:not(.hidden-input), summary",
+        "button, .button, select, input:not([data-photo]), summary",
         "all => all.filter(one => one.checkVisibility())"
         ".map(one => [one.textContent, one.getBoundingClientRect().height])",
     )

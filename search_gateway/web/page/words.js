@@ -40,7 +40,7 @@ export class WordsView {
     const ghosts = [h("li", { class: "ghost" }), h("li", { class: "ghost" })];
     this.awaiting = setTimeout(() => byId("words").append(...ghosts), GHOSTS_MS);
     byId("readings-part").hidden = true;
-    setText(byId("unsure"), "");
+    setText("unsure", "");
   }
 
   /** Shows the photo's own caption, and which of its words are searched for. */
@@ -173,7 +173,7 @@ export class WordsView {
 /** How the query was made, and whether the photo may show no product. */
 export function showRule(query, { rule, paper, isOverride }) {
   const others = paper ? ` (last two words: “${paper}”)` : "";
-  setText(byId("rule"), isOverride ? "your words" : rule ? `by the rule: ${rule.replaceAll("_", " ")}${others}` : "");
+  setText("rule", isOverride ? "your words" : rule ? `by the rule: ${rule.replaceAll("_", " ")}${others}` : "");
   byId("own-words").hidden = !isOverride;
   const input = byId("query");
   if (document.activeElement !== input || input.dataset.asked === input.value) input.value = query;
@@ -182,4 +182,4 @@ export function showRule(query, { rule, paper, isOverride }) {
 }
 
 export const showUnsure = ({ confidence, unsure_reason: reason }) =>
-  setText(byId("unsure"), reason && confidence !== null ? `unsure: ${reason} (confidence ${percent(confidence)})` : "");
+  setText("unsure", reason && confidence !== null ? `unsure: ${reason} (confidence ${percent(confidence)})` : "");
