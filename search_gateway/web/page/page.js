@@ -178,6 +178,13 @@ async function search({ words: given }) {
   try {
     for await (const { name, data } of answer) {
       if (state.search !== controller) return;
+      if (name === "caption" && !state.words) {
+        Object.assign(state, { own: data, readings: data.readings });
+        words.show(data); // before all else is drawn
+        performance.mark("captrieve-caption");
+        await new Promise((resolve) => setTimeout(resolve));
+        if (state.search !== controller) return;
+      }
       drawNow();
       if (name === "caption") showCaption(data);
       else if (name === "result") addResult(data);
@@ -189,11 +196,7 @@ async function search({ words: given }) {
 }
 
 function showCaption(data) {
-  performance.mark("captrieve-caption");
   if (!state.words) {
-    state.own = data;
-    state.readings = data.readings;
-    words.show(data);
     announce(`Caption: ${data.caption}. Searching for ${data.query || "nothing"}.`);
   } else if (!state.own) {
     words.show(null);
