@@ -553,6 +553,28 @@ def test_filters_are_searched_with_counted_and_kept_in_the_link(
     assert not page.is_visible("#filters-set")
 
 
+def test_words_of_the_query_are_without_those_that_are_excluded(
+    visit: OpenPage, site: FakeSearchSite, photo: bytes
+) -> None:
+    site.caption |= {"query": 'red handbag -striped -"long sleeve"'}
+    one = visit(fragment="#exclude=striped,long sleeve")
+    one.drop(photo)
+    one.wait_for_end()
+    assert one.page.input_value("#query") == "red handbag"
+    assert one.page.locator(".word.asked").count() == 2
+    assert "words=red+handbag&" in one.page.url
+
+
+def test_prices_that_were_given_in_the_wrong_order_are_exchanged(searched: Visit, site: FakeSearchSite) -> None:
+    searched.page.click("#filters summary")
+    searched.page.fill("#max_price", "50")
+    searched.page.fill("#min_price", "90")
+    searched.page.keyboard.press("Enter")
+    searched.wait_until("document.querySelector('#max_price').value === '90'")
+    searched.wait_for_end()
+    assert {"min_price": "50", "max_price": "90"}.items() <= site.searches[-1].options.items()
+
+
 def test_filters_that_a_field_does_not_accept_are_left_out(visit: OpenPage, site: FakeSearchSite, photo: bytes) -> None:
     one = visit(fragment="#min_price=x&available=maybe&max_price=1e3")
     one.drop(photo)

@@ -5,9 +5,7 @@ export const byId = (id) => document.getElementById(id);
 export const on = (id, event, listener) => byId(id).addEventListener(event, listener);
 
 /** Of the stages of a search, on the page and on the contact sheet. */
-export const STAGES = [
-  "#2563eb", "#0ea5e9", "#14b8a6", "#84cc16", "#facc15", "#f97316", "#ec4899", "#8b5cf6", "#78716c",
-];
+export const STAGES = "#2563eb #0ea5e9 #14b8a6 #84cc16 #facc15 #f97316 #ec4899 #8b5cf6 #78716c".split(" ");
 
 /** After so long, places are shown for what is awaited; before, drawing them would only delay it. */
 export const GHOSTS_MS = 250;

@@ -38,6 +38,9 @@ const words = new WordsView((query) => search({ words: query }));
 const results = new ResultsView(() => setThresholds(0, 0), () => setFilters({}));
 const cropper = new Cropper(byId("frame"), changeRegion);
 
+// Which a query has at its end where words are excluded: shirt -striped -"long sleeve".
+const EXCLUSION = / -("[^"]*"|\S+)/g;
+
 let undrawn = [];
 
 function drawSoon(draw) {
@@ -178,6 +181,7 @@ async function search({ words: given }) {
   try {
     for await (const { name, data } of answer) {
       if (state.search !== controller) return;
+      if (name === "caption") data.query = state.words || data.query.replace(EXCLUSION, "");
       if (name === "caption" && !state.words) {
         Object.assign(state, { own: data, readings: data.readings });
         words.show(data); // before all else is drawn
@@ -313,8 +317,9 @@ function changeThresholds() {
   const [looks, agreement] = [Number(byId("looks").value), Number(byId("agreement").value)];
   results.thresholds = { looks, agreement, usual: state.info.defaults.min_visual_score };
   for (const [id, value] of [["looks", looks], ["agreement", agreement]]) {
-    byId(`${id}-value`).textContent = value > 0 ? value.toFixed(2) : "any";
-    byId(id).setAttribute("aria-valuetext", value > 0 ? value.toFixed(2) : "any");
+    const text = value > 0 ? value.toFixed(2) : "any";
+    byId(`${id}-value`).textContent = text;
+    byId(id).setAttribute("aria-valuetext", text);
     byId(id).style.setProperty("--share", value);
   }
   if (state.isDone || results.results.length) {
@@ -331,6 +336,8 @@ function setFilters(filters) {
 }
 
 function changeFilters() {
+  const [least, most] = [byId("min_price"), byId("max_price")];
+  if (least.value && most.value && +least.value > +most.value) [least.value, most.value] = [most.value, least.value];
   const texts = FILTERS.map((name) => [name, byId(name).value.trim()]);
   texts.at(-1)[1] = texts.at(-1)[1].replace(/[\s,]*,[\s,]*/g, ",").replace(/^,|,$/g, ""); // no empty words to exclude
   state.filters = Object.fromEntries(texts.filter(([, value]) => value));
@@ -350,7 +357,7 @@ function keepLink() {
 function showProviders() {
   const { providers } = state.info;
   byId("provider-part").hidden = providers.length < 2 && !state.provider;
-  const names = providers.includes(state.provider) || !state.provider ? providers : [...providers, state.provider];
+  const names = [...new Set([...providers, state.provider])].filter(Boolean);
   byId("provider").replaceChildren(
     h("option", { value: "" }, "the first that answers"),
     ...names.map((name) => h("option", { value: name }, name)),
@@ -399,7 +406,7 @@ function record() {
   const plain = ({ image, ...result }, more = {}) => ({ ...result, reason: reasonOf(result, thresholds), ...more });
   const by = { looks: "dropped_visual", words: "dropped_semantic" };
   const hidden = results.results.filter((one) => hiddenBy(one, thresholds));
-  const number = (name) => hidden.filter((one) => hiddenBy(one, thresholds) === name).length;
+  const number = (by) => results.hidden.filter((one) => one.hiddenBy === by).length;
   const { counts, nearest_miss: nearest } = state.summary;
   return {
     ...state.summary,
