@@ -144,6 +144,15 @@ class Contribution:
 
 
 @dataclass(frozen=True, slots=True)
+class Finding:
+    """What a result's reason says, for programs; search.proto lists the kinds."""
+
+    kind: str
+    words: tuple[str, ...] = ()
+    probability: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """A picture that was found; `verdict` says whether it was kept or why it was dropped."""
 
@@ -167,6 +176,7 @@ class Result:
     attribution: str = ""  # the credit line that must be shown with the result; empty if none is asked for
     provider: str = ""  # which one found it, if several were asked together; otherwise empty
     contributions: tuple[Contribution, ...] = ()  # with `explain`: what adds up to `score`
+    findings: tuple[Finding, ...] = ()  # what `reason` says, for programs
 
 
 @dataclass(frozen=True, slots=True)
@@ -512,6 +522,7 @@ def _result(message: search_pb2.Result) -> Result:
         attribution=message.attribution,
         provider=message.provider,
         contributions=tuple(Contribution(one.part, _decimal(one.value)) for one in message.contributions),
+        findings=tuple(Finding(one.kind, tuple(one.words), _decimal(one.probability)) for one in message.findings),
     )
 
 

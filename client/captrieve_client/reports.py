@@ -370,4 +370,5 @@ def _result_record(result: Result) -> dict[str, object]:
         "attribution": result.attribution,
         "provider": result.provider,
         **({"contributions": contributions} if contributions else {}),
+        "findings": [dataclasses.asdict(one) for one in result.findings],
     }

@@ -48,7 +48,7 @@ SEARCH_KEYS = [
 RESULT_KEYS = [
     "title", "url", "image_url", "thumbnail_url", "source", "width", "height", "visual_score", "semantic_score",
     "score", "reason", "duplicates", "picture_words",
-    "licence", "licence_url", "attribution", "provider",
+    "licence", "licence_url", "attribution", "provider", "findings",
 ]  # fmt: skip
 CAPTION_KEYS = [
     "photo", "caption", "words", "query", "query_rule", "paper_query", "no_product_probability", "confidence",

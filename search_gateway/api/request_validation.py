@@ -202,7 +202,8 @@ def _filters(asked: RequestValues) -> Filters:
     }
     low, high = prices.values()
     if low is not None and high is not None and low > high:
-        raise BadRequestError(f"{asked.name('min_price')} is {low:g}, above {asked.name('max_price')}, {high:g}")
+        names = asked.name("min_price"), asked.name("max_price")
+        raise BadRequestError(f"{names[0]} is {low:g}, above {names[1]}, {high:g}: exchange them")
     name = asked.name("categories")
     if len(asked.categories) > _MAX_CATEGORIES:
         raise BadRequestError(f"{name} has {len(asked.categories)} values; the limit is {_MAX_CATEGORIES}")

@@ -227,6 +227,9 @@ def _result_message(judged: ScoredResult) -> search_pb2.Result:
         provider=candidate.provider,
         **_credit(candidate),
         contributions=[search_pb2.Contribution(part=part, value=value) for part, value in judged.contributions],
+        findings=[
+            search_pb2.Finding(kind=one.kind, words=one.words, probability=one.probability) for one in judged.findings
+        ],
     )
 
 

@@ -15,6 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from captioner.query import Query
+from search_gateway.ranking.findings import Finding, title_wording
 from search_gateway.ranking.product_reading import Grades, ProductReading
 from search_gateway.ranking.query_hypotheses import QueryHypotheses, QueryHypothesis, names_something
 from search_gateway.ranking.word_agreement import (
@@ -22,12 +23,11 @@ from search_gateway.ranking.word_agreement import (
     TextWords,
     WantedWord,
     WordWeights,
+    title_findings,
     wanted_words,
     word_weights,
-    wording,
 )
 
-_RATHER = ", but the photo is rather "
 _LOW = 0.5  # score of a title that has every word but names another product
 _MIN_TOLD = 0.05  # minimum probability of a hypothesis that a reason names
 
@@ -38,11 +38,16 @@ class Agreement:
 
     Attributes:
         score: 0 to 1.
-        wording: what the title says or lacks; continues the words "its title".
+        findings: what the title says or lacks.
     """
 
     score: float
-    wording: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def wording(self) -> str:
+        """The findings in words; continues the words "its title"."""
+        return title_wording(self.findings)
 
 
 class ExpectedAgreement:
@@ -84,7 +89,7 @@ class ExpectedAgreement:
     def of(self, title: str) -> Agreement:
         """Return the agreement of a candidate's title."""
         values = self._values(TextWords.of(title, self._synonyms))
-        return Agreement(self._score(values), self.wording(title))
+        return Agreement(self._score(values), self.findings(title))
 
     def grades(self, titles: Sequence[str]) -> Grades:
         """Return the agreement of titles."""
@@ -92,8 +97,8 @@ class ExpectedAgreement:
         says = np.array([names_something(one) or not self._query.text for one in titles], bool)
         return Grades(scores, says, says, {"words": scores})
 
-    def wording(self, title: str, reading: ProductReading | None = None, score: float = 1.0) -> str:
-        """Explain the agreement of a title.
+    def findings(self, title: str, reading: ProductReading | None = None, score: float = 1.0) -> tuple[Finding, ...]:
+        """Return what a title says or lacks.
 
         Args:
             title: of a candidate.
@@ -103,14 +108,14 @@ class ExpectedAgreement:
         text = TextWords.of(title, self._synonyms)
         other = self._other_name(text)
         if reading is None:
-            return wording(self._query, text, self._synonyms) + other
+            return (*title_findings(self._query, text, self._synonyms), *other)
         meant, colour = reading.agreed(title)
-        said = wording(self._query, text, self._synonyms, meant, colour)
-        if not other and said == "has every word" and score < _LOW:
-            other = f", but the photo is rather {reading.likeliest()!r}"
-        elif other.startswith(_RATHER) and score >= _LOW:
-            other = ""
-        return said + other
+        said = title_findings(self._query, text, self._synonyms, meant, colour)
+        if not other and not said and score < _LOW:
+            other = [Finding("rather", (reading.likeliest(),))]
+        elif other and other[0].kind == "rather" and score >= _LOW:
+            other = []
+        return (*said, *other)
 
     def _score(self, values: Sequence[float]) -> float:
         return min(max(self._mean(values) / self._best, 0.0), 1.0) if self._best > 0 else 0.0
@@ -136,22 +141,20 @@ class ExpectedAgreement:
     def _mean(self, values: Sequence[float]) -> float:
         return self._agreed + sum(share * value for share, value in zip(self._shares, values, strict=True))
 
-    def _other_name(self, title: TextWords) -> str:
-        """Explain what the query's words do not: that the title has, or lacks, the words of another hypothesis."""
+    def _other_name(self, title: TextWords) -> list[Finding]:
+        """Return what the query's words do not tell: that the title has, or lacks, the words of another hypothesis."""
 
         def fits(places: Sequence[int]) -> bool:
             return bool(places) and all(self._words[place].value(title, self._weights) >= 1 for place in places)
 
         fitting = next((one for one, places in self._told if fits(places)), None)
         if not fits(self._own):
-            if fitting is None:
-                return ""
-            return f", but has every word of {_shown(fitting)}, which the photo may be, too"
+            return [] if fitting is None else [_named("fits", fitting)]
         likelier = self._told and self._told[0][0] is self._most_likely
         if likelier and not fits(self._told[0][1]):
-            return f"{_RATHER}{_shown(self._most_likely)}"
-        return ""
+            return [_named("rather", self._most_likely)]
+        return []
 
 
-def _shown(hypothesis: QueryHypothesis) -> str:
-    return f"{hypothesis.query.text!r} ({hypothesis.probability:.2f})"
+def _named(kind: str, hypothesis: QueryHypothesis) -> Finding:
+    return Finding(kind, (hypothesis.query.text,), hypothesis.probability)

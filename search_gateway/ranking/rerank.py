@@ -18,6 +18,7 @@ from captioner.query import Query
 from search_gateway.providers.base import Candidate
 from search_gateway.ranking.duplicates import Picture, is_same_picture, normalised_url
 from search_gateway.ranking.expected_agreement import ExpectedAgreement
+from search_gateway.ranking.findings import Finding, title_wording
 from search_gateway.ranking.product_reading import (
     PICTURE,
     SIMILAR_TITLES,
@@ -33,7 +34,6 @@ from search_gateway.ranking.word_agreement import Synonyms
 
 _TITLE_CHARACTERS = 60  # of a title in a reason
 _SILENCE = (PICTURE, SIMILAR_TITLES)
-_SILENT = "does not say what it shows"
 _ROUNDING = 1e-5  # of cosines that are computed together, and of shares
 _MAX_DIGITS = 9  # of a score in a reason: a cosine of float32 embeddings has no more
 
@@ -87,6 +87,7 @@ class ScoredResult:
     reason: str
     duplicates: tuple[Candidate, ...] = ()  # the same picture elsewhere, best first
     contributions: tuple[tuple[str, float], ...] = ()  # what adds up to the score, by name; only if asked for
+    findings: tuple[Finding, ...] = ()  # what the reason says, for programs
 
 
 @dataclass(frozen=True)
@@ -249,6 +250,7 @@ class _Judged:
         """Return a candidate with its scores and, where asked for, its reason and the parts of its score."""
         one = self.seen[place]
         is_seen = bool(self.has_embedding[place])
+        findings = self._findings(place) if has_reason else ()
         return ScoredResult(
             one.candidate,
             one.thumbnail if is_seen else None,
@@ -256,9 +258,10 @@ class _Judged:
             float(self.grades.scores[place]),
             float(self.scores[place]),
             self.verdicts[place],
-            self._reason(place) if has_reason else "",
+            self._reason(place, findings) if has_reason else "",
             self._duplicates(place),
             self._contributions(place) if explain and is_seen else (),
+            findings,
         )
 
     def _duplicates(self, place: int) -> tuple[Candidate, ...]:
@@ -273,12 +276,28 @@ class _Judged:
         parts = ((name, (1 - looks) * float(grades.parts[name][place])) for name in names)
         return (("looks", looks * float(self.visual[place])), *parts)
 
-    def _reason(self, place: int) -> str:
+    def _original(self, place: int) -> str:
+        """Return the title of which a duplicate is a copy."""
+        original = next(one for one, others in self.originals.items() if place in others)
+        return self.seen[original].candidate.title
+
+    def _findings(self, place: int) -> tuple[Finding, ...]:
+        if self.verdicts[place] is Verdict.DROPPED_DUPLICATE:
+            return (Finding("same_picture", (self._original(place),)),)
+        if not self.has_embedding[place]:
+            return ()
+        if self.banned[place]:
+            return (Finding("excluded", (self.banned[place],)),)
+        if not self.grades.says[place]:
+            return (Finding("silent"),)
+        title, semantic = self.seen[place].candidate.title, float(self.grades.scores[place])
+        return self.agreement.findings(title, self.reading, semantic) or (Finding("every_word"),)
+
+    def _reason(self, place: int, findings: Sequence[Finding]) -> str:
         candidate, verdict = self.seen[place].candidate, self.verdicts[place]
         visual, semantic = float(self.visual[place]), float(self.grades.scores[place])
         if verdict is Verdict.DROPPED_DUPLICATE:
-            original = next(one for one, others in self.originals.items() if place in others)
-            return f"the same picture as {_shortened(self.seen[original].candidate.title)!r}, a better one"
+            return f"the same picture as {_shortened(self._original(place))!r}, a better one"
         if verdict is Verdict.DROPPED_OVER_LIMIT:
             beyond = f"beyond max_results ({self.limits.max_results})"
             return f"{beyond}: {candidate.provider} has its share, {self.cap}" if place in self.over_share else beyond
@@ -289,8 +308,7 @@ class _Judged:
             return f"its title says {self.banned[place]}, which is excluded"
         if verdict is Verdict.DROPPED_VISUAL:
             return f"looks too different: {_compared(visual, self.limits.min_visual_score)}"
-        says = self.grades.says[place]
-        said = self.agreement.wording(candidate.title, self.reading, semantic) if says else _SILENT
+        said = title_wording(findings)
         if verdict is Verdict.DROPPED_SEMANTIC:
             return f"its title {said}: {_compared(semantic, self.limits.min_semantic_score)}"
         is_like = visual >= self.limits.min_visual_score  # else another thing was asked for

@@ -19,6 +19,7 @@ from captioner.colours import Colour, Colours
 from captioner.foreign_words import english
 from captioner.query import Query, words_of
 from captioner.word_folding import T_SHIRT, fold
+from search_gateway.ranking.findings import Finding
 
 # Words of the groups of other colours: without navy there may still be blue, but without blue there is no navy.
 _SHADES = frozenset(
@@ -185,10 +186,10 @@ def _wanted_words(query: Query, synonyms: Synonyms) -> list[WantedWord]:
     return [WantedWord(one, asked if place in query.colours else None) for place, one in enumerate(meanings)]
 
 
-def wording(
+def title_findings(
     query: Query, title: TextWords, synonyms: Synonyms, meant: Collection[int] = (), other_colour: str = ""
-) -> str:
-    """Return what a title says and lacks, such as "says black, not blue, and lacks 'shirt'".
+) -> list[Finding]:
+    """Return what a title says and lacks.
 
     Args:
         query: whose words are looked up.
@@ -204,18 +205,9 @@ def wording(
     others = title.other_colours(asked) if asked is not None else []
     if colours and not others and other_colour:
         others = [other_colour]
-    sentences = []
-    if colours and others:
-        sentences.append(f"says {_and(others)}, not {_and(query.terms[place] for place in colours)}")
-    elif others:
-        has_all = "" if absent else "has every word and "
-        sentences.append(f"{has_all}also says {_and(others)}")
-    lacking = [place for place in absent if not (others and place in query.colours)]
-    if lacking:
-        sentences.append(f"lacks {_and(repr(query.terms[place]) for place in lacking)}")
-    # With a comma, since the first part may have one already.
-    return ", and ".join(sentences) or "has every word"
-
-
-def _and(words: Iterable[str]) -> str:
-    return " and ".join(words)
+    found = {
+        "other_colours": others,
+        "instead_of": [query.terms[place] for place in colours if others],
+        "missing": [query.terms[place] for place in absent if not (others and place in query.colours)],
+    }
+    return [Finding(kind, tuple(words)) for kind, words in found.items() if words]

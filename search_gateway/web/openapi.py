@@ -266,6 +266,7 @@ def _schemas() -> dict[str, Schema]:
         picture_words={"type": "string", "deprecated": True},
         provider={"type": "string", "description": "which one found it, where several were asked together"},
         **credit,
+        findings=_list(_ref("Finding")),
     )
     result["properties"]["contributions"] = _list(_object(part=_TEXT, value=_NUMBER))
     answer = _object(
@@ -293,6 +294,11 @@ def _schemas() -> dict[str, Schema]:
     return {
         "Word": _object(text=_TEXT, probability=_SHARE, alternatives=_list(_object(text=_TEXT, probability=_SHARE))),
         "Reading": _object(query=_TEXT, probability=_SHARE),
+        "Finding": _object(
+            kind={"type": "string", "description": "what `reason` says, for programs: search.proto lists the kinds"},
+            words=_list(_TEXT),
+            probability=_SHARE,
+        ),
         "Result": result,
         "SearchAnswer": answer,
         "CaptionAnswer": _object(

@@ -112,6 +112,10 @@ def result(message: search_pb2.Result, link_of: LinkOf) -> Record:
         "provider": message.provider,
         **_credit(message),
         **({"contributions": contributions} if contributions else {}),
+        "findings": [
+            {"kind": one.kind, "words": list(one.words), "probability": _decimal(one.probability)}
+            for one in message.findings
+        ],
     }
 
 

@@ -48,6 +48,11 @@ CAPTION: Record = {
 }
 
 
+def finding(kind: str, *words: str, probability: float = 0.0) -> Record:
+    """What a result's reason says, for programs."""
+    return {"kind": kind, "words": list(words), "probability": probability}
+
+
 def result(title: str, visual_score: float, semantic_score: float, **more: Any) -> Record:
     """A result as the API sends it; its picture is drawn by its title, "Red Handbag"."""
     colour, _, garment = title.partition(" ")
@@ -63,6 +68,9 @@ def result(title: str, visual_score: float, semantic_score: float, **more: Any) 
         "semantic_score": semantic_score,
         "score": (visual_score + semantic_score) / 2,
         "reason": f"looks like the photo ({visual_score:.2f}) and its title says {colour.lower()}, not red",
+        "findings": [finding("every_word")]
+        if colour == "Red"
+        else [finding("other_colours", colour.lower()), finding("instead_of", "red")],
         "duplicates": [],
         "picture_words": "",
         "provider": "",
@@ -73,7 +81,9 @@ def result(title: str, visual_score: float, semantic_score: float, **more: Any) 
     }
 
 
-_LACKS = "looks like the photo (0.50) and its title lacks 'handbag'"
+_LACKS = {
+    "reason": "looks like the photo (0.50) and its title lacks 'handbag'", "findings": [finding("missing", "handbag")],
+}  # fmt: skip
 # By the usual thresholds 0.40 and 0.50: three are shown, eight hidden by words, four by looks.
 RESULTS = [
     result(
@@ -85,7 +95,7 @@ RESULTS = [
     ),
     result("Pink Handbag", 0.59, 0.63),
     result("Blue Handbag", 0.46, 0.62),
-    *(result(f"Red {garment}", 0.55 - 0.01 * place, 0.38, reason=_LACKS)
+    *(result(f"Red {garment}", 0.55 - 0.01 * place, 0.38, **_LACKS)
       for place, garment in enumerate(("Cap", "Backpack", "Shorts", "Shoes", "Shirt", "Watch", "Socks", "Tie"))),
     *(result(f"Blue {garment}", 0.2 - 0.01 * place, 0.6)
       for place, garment in enumerate(("Cap", "Backpack", "Shorts", "Shoes"))),

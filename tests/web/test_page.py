@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,12 @@ def test_dropped_photo_is_searched_as_it_is_and_seen_before_any_answer(
 ) -> None:
     site.may_answer.clear()
     one = visit()
-    is_visible, source, line = one.drop(photo)
-    assert is_visible
-    assert source.startswith("blob:")
-    assert line == "Reading the photo…"
+    one.drop(photo)
+    one.page.wait_for_selector("#photo[src^='blob:']")
+    assert one.text("#summary") == "Reading the photo…"
+    latest = re.search(r"DRAW_MS = (\d+);", (PAGE / "page.js").read_text(encoding="utf-8"))
+    assert latest is not None
+    assert int(latest[1]) <= 50, "of the 100 ms within which feedback appears, half is for the browser"
     one.wait_until("document.querySelector('#photo').naturalWidth === 240")
     site.may_answer.set()
     one.wait_for_end()
@@ -152,6 +155,7 @@ def test_photo_that_the_browser_cannot_show_is_left_to_the_gateway(visit: OpenPa
     one.drop(b"\xff\xd8\xff\xe0 no picture")
     one.page.wait_for_selector("#error:not([hidden])")
     assert one.text("#error-text") == "The photo is damaged: send it as JPEG."
+    assert not one.page.is_visible("#retry"), "the same photo would be refused again"
     assert one.page.is_visible("#no-preview")
 
 
@@ -166,6 +170,15 @@ def test_second_photo_ends_the_first_search(visit: OpenPage, site: FakeSearchSit
     one.wait_for_end()
     assert site.searches[-1].photo == png(30, 40)
     assert len(one.titles()) == 3
+
+
+def test_what_cannot_be_read_as_a_file_is_said_so(visit: OpenPage, photo: bytes) -> None:
+    one = visit()
+    one.page.evaluate("Blob.prototype.slice = () => ({ arrayBuffer: () => Promise.reject(new Error('a folder')) })")
+    one.page.route("**/v1/search:stream*", lambda route: route.abort())
+    one.drop(photo, "folder", "")
+    one.page.wait_for_selector("#error:not([hidden])")
+    assert one.text("#error-text") == "The browser cannot read this file: choose the photo again."
 
 
 # ---- crop
@@ -247,6 +260,21 @@ def test_box_is_searched_as_it_stands(searched: Visit, site: FakeSearchSite) -> 
     wait_for_searches(searched, 2)
     assert region_of(site) == [0.15, 0.15, 0.7, 0.7]
     assert not searched.page.is_visible("#crop-go")
+
+
+def test_box_on_a_small_photo_has_the_pixels_that_the_gateway_wants(visit: OpenPage, site: FakeSearchSite) -> None:
+    one = visit()
+    one.drop(png(60, 80), "photo.png", "image/png")
+    one.wait_for_end()
+    one.page.click("#crop")
+    for _ in range(40):
+        one.page.keyboard.press("Shift+ArrowLeft")
+        one.page.keyboard.press("Shift+ArrowUp")
+    one.page.keyboard.press("Enter")
+    wait_for_searches(one, 2)
+    _, _, width, height = region_of(site)
+    assert width * 60 >= 16
+    assert height * 80 >= 16
 
 
 def test_finger_on_the_photo_scrolls_the_page_before_crop_is_chosen(searched: Visit) -> None:
@@ -433,6 +461,20 @@ def test_what_was_found_never_becomes_markup_or_a_script(visit: OpenPage, site: 
     assert one.page.locator("#cards a").count() == 0
 
 
+def test_counts_say_what_was_not_sent_and_what_has_an_excluded_word(
+    visit: OpenPage, site: FakeSearchSite, photo: bytes
+) -> None:
+    counts = {"found": 120, "fetched": 118, "unfetchable": 2, "dropped_semantic": 3, "over_limit": 15, "kept": 100}
+    site.summary = {"counts": counts}
+    one = visit()
+    one.drop(photo)
+    one.wait_for_end()
+    assert one.text("#counts") == (
+        "120 found, 118 fetched; 2 without a picture that could be fetched; 3 with an excluded word; "
+        "15 beyond the best 100"
+    )
+
+
 def test_empty_answer_says_why_and_shows_the_nearest_miss(visit: OpenPage, site: FakeSearchSite, photo: bytes) -> None:
     site.results = site.results[3:]
     one = visit()
@@ -477,6 +519,78 @@ def test_stage_times_are_shown(searched: Visit) -> None:
     assert searched.text("#total") == "118 ms"
     assert "encode 24 ms" in searched.text("#stages")
     assert searched.page.locator("#bar span").count() == 9
+
+
+# ---- filters
+
+
+def test_filters_are_searched_with_counted_and_kept_in_the_link(
+    visit: OpenPage, searched: Visit, site: FakeSearchSite, photo: bytes
+) -> None:
+    page = searched.page
+    assert page.is_disabled("#no-filters")
+    page.click("#filters summary")
+    given = {"max_price": "50", "category": "Handbags, Totes", "exclude": "striped, long sleeve,"}
+    for number, (name, text) in enumerate(given.items(), start=2):
+        page.fill(f"#{name}", text)
+        page.keyboard.press("Enter")
+        wait_for_searches(searched, number)
+    page.select_option("#available", "true")
+    wait_for_searches(searched, 5)
+    expected = {**given, "exclude": "striped,long sleeve", "available": "true"}
+    assert expected.items() <= site.searches[-1].options.items()
+    assert "min_price" not in site.searches[-1].options
+    assert searched.text("#filters-set") == "4 set"
+    fragment = page.url.partition("#")[2]
+    assert {name: [text] for name, text in expected.items()}.items() <= parse_qs(fragment).items()
+    other = visit(fragment=f"#{fragment}")
+    other.drop(photo)
+    other.wait_for_end()
+    assert expected.items() <= site.searches[-1].options.items()
+    page.click("#no-filters")
+    wait_for_searches(searched, 6)
+    assert not expected.keys() & site.searches[-1].options.keys()
+    assert not page.is_visible("#filters-set")
+
+
+def test_words_of_the_query_are_without_those_that_are_excluded(
+    visit: OpenPage, site: FakeSearchSite, photo: bytes
+) -> None:
+    site.caption |= {"query": 'red handbag -striped -"long sleeve"'}
+    one = visit(fragment="#exclude=striped,long sleeve")
+    one.drop(photo)
+    one.wait_for_end()
+    assert one.page.input_value("#query") == "red handbag"
+    assert one.page.locator(".word.asked").count() == 2
+    assert "words=red+handbag&" in one.page.url
+
+
+def test_prices_that_were_given_in_the_wrong_order_are_exchanged(searched: Visit, site: FakeSearchSite) -> None:
+    searched.page.click("#filters summary")
+    searched.page.fill("#max_price", "50")
+    searched.page.fill("#min_price", "90")
+    searched.page.keyboard.press("Enter")
+    searched.wait_until("document.querySelector('#max_price').value === '90'")
+    searched.wait_for_end()
+    assert {"min_price": "50", "max_price": "90"}.items() <= site.searches[-1].options.items()
+
+
+def test_filters_that_a_field_does_not_accept_are_left_out(visit: OpenPage, site: FakeSearchSite, photo: bytes) -> None:
+    one = visit(fragment="#min_price=x&available=maybe&max_price=1e3")
+    one.drop(photo)
+    one.wait_for_end()
+    assert site.searches[0].options.keys() & {"min_price", "max_price", "available"} == {"max_price"}
+
+
+def test_empty_answer_offers_to_clear_the_filters(visit: OpenPage, site: FakeSearchSite, photo: bytes) -> None:
+    site.results = []
+    site.summary = {"empty_reason": "catalog has nothing for 'red handbag'"}
+    one = visit(fragment="#max_price=1")
+    one.drop(photo)
+    one.wait_for_end()
+    one.page.click("#empty >> text=Clear filters")
+    wait_for_searches(one, 2)
+    assert "max_price" not in site.searches[-1].options
 
 
 # ---- provider, link, saving
@@ -540,6 +654,9 @@ def test_json_is_saved_as_the_command_prints_it(searched: Visit) -> None:
     assert [one["title"] for one in record["results"]] == searched.titles()
     assert [one["verdict"] for one in record["dropped"]].count("dropped_semantic") == 8
     assert [one["verdict"] for one in record["dropped"]].count("dropped_visual") == 4
+    counts = record["counts"]
+    assert (counts["kept"], counts["dropped_semantic"], counts["dropped_visual"]) == (3, 8, 4)
+    assert sum(counts.values()) == counts["found"] + counts["fetched"] + counts["found"]
 
 
 def test_contact_sheet_is_saved(searched: Visit) -> None:
@@ -636,6 +753,11 @@ def test_axe_finds_no_violation(
     one.page.click(".word >> nth=0")
     one.page.click("#cards .card >> nth=0 >> summary")
     one.page.click("#hidden-title")
+    one.page.click("#filters summary")
+    one.page.fill("#max_price", "50")
+    one.page.keyboard.press("Enter")
+    wait_for_searches(one, 2)
+    one.page.click(".word >> nth=0")
     one.page.click("#crop")
     assert one.violations() == []
     site.refusal = (401, "the request has no key that is known here: send one", {})
@@ -669,6 +791,7 @@ def test_no_screen_needs_scrolling_to_the_side(visit: OpenPage, photo: bytes, wi
     one.drop(photo)
     one.wait_for_end()
     one.page.click(".word >> nth=0")
+    one.page.click("#filters summary")
     one.page.click("#hidden-title")
     assert overhang() == 0
 
@@ -678,7 +801,7 @@ def test_targets_for_fingers_are_large_enough(visit: OpenPage, photo: bytes) -> 
     one.drop(photo)
     one.wait_for_end()
     heights = one.page.eval_on_selector_all(
-        "button, .button, select, input:not(.hidden-input), summary",
+        "button, .button, select, input:not([data-photo]), summary",
         "all => all.filter(one => one.checkVisibility())"
         ".map(one => [one.textContent, one.getBoundingClientRect().height])",
     )

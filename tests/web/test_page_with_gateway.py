@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from captrieve_client import SearchClient
 from search_gateway.config import GatewayConfig
 from search_gateway.server import Gateway
 from search_gateway.triton import replica
@@ -55,6 +56,18 @@ def test_photo_is_searched_cropped_and_reworded_and_a_killed_triton_comes_back(
     assert one.titles()[0] == "Sketch Red Handbag"
     assert one.page.eval_on_selector("#cards img", "image => image.decode().then(() => image.naturalWidth)") > 0
     assert "hidden:" in one.text("#summary")
+    # The page words the reasons of what it hides as the gateway does, which was not asked with these thresholds.
+    with SearchClient(gateway.address) as client:
+        asked = client.search(photo, max_results=100, explain=True)
+    sentences = {one.title: one.reason for one in asked.dropped if one.verdict.startswith("dropped_")}
+    one.page.click("#hidden-title")
+    rows = one.page.eval_on_selector_all(
+        "#hidden-list .row",
+        "all => all.map(one => [one.querySelector('h3').textContent, one.querySelector('p').textContent])",
+    )
+    assert rows
+    said = {title: reason[0].lower() + reason[1:] for title, reason in rows}
+    assert said == {title: sentences[title] for title in said}
     # Other words, without captioning.
     one.page.fill("#query", "blue handbag")
     one.page.keyboard.press("Enter")

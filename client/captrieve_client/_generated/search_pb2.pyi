@@ -216,7 +216,7 @@ class Duplicate(_message.Message):
     def __init__(self, source: _Optional[str] = ..., url: _Optional[str] = ..., title: _Optional[str] = ..., licence: _Optional[str] = ..., licence_url: _Optional[str] = ..., attribution: _Optional[str] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ("title", "url", "image_url", "thumbnail_url", "source", "width", "height", "visual_score", "semantic_score", "score", "verdict", "reason", "thumbnail", "duplicates", "picture_words", "licence", "licence_url", "attribution", "provider", "contributions")
+    __slots__ = ("title", "url", "image_url", "thumbnail_url", "source", "width", "height", "visual_score", "semantic_score", "score", "verdict", "reason", "thumbnail", "duplicates", "picture_words", "licence", "licence_url", "attribution", "provider", "contributions", "findings")
     TITLE_FIELD_NUMBER: _ClassVar[int]
     URL_FIELD_NUMBER: _ClassVar[int]
     IMAGE_URL_FIELD_NUMBER: _ClassVar[int]
@@ -237,6 +237,7 @@ class Result(_message.Message):
     ATTRIBUTION_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
+    FINDINGS_FIELD_NUMBER: _ClassVar[int]
     title: str
     url: str
     image_url: str
@@ -257,7 +258,18 @@ class Result(_message.Message):
     attribution: str
     provider: str
     contributions: _containers.RepeatedCompositeFieldContainer[Contribution]
-    def __init__(self, title: _Optional[str] = ..., url: _Optional[str] = ..., image_url: _Optional[str] = ..., thumbnail_url: _Optional[str] = ..., source: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., visual_score: _Optional[float] = ..., semantic_score: _Optional[float] = ..., score: _Optional[float] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., reason: _Optional[str] = ..., thumbnail: _Optional[bytes] = ..., duplicates: _Optional[_Iterable[_Union[Duplicate, _Mapping]]] = ..., picture_words: _Optional[str] = ..., licence: _Optional[str] = ..., licence_url: _Optional[str] = ..., attribution: _Optional[str] = ..., provider: _Optional[str] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ...) -> None: ...
+    findings: _containers.RepeatedCompositeFieldContainer[Finding]
+    def __init__(self, title: _Optional[str] = ..., url: _Optional[str] = ..., image_url: _Optional[str] = ..., thumbnail_url: _Optional[str] = ..., source: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., visual_score: _Optional[float] = ..., semantic_score: _Optional[float] = ..., score: _Optional[float] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., reason: _Optional[str] = ..., thumbnail: _Optional[bytes] = ..., duplicates: _Optional[_Iterable[_Union[Duplicate, _Mapping]]] = ..., picture_words: _Optional[str] = ..., licence: _Optional[str] = ..., licence_url: _Optional[str] = ..., attribution: _Optional[str] = ..., provider: _Optional[str] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ...) -> None: ...
+
+class Finding(_message.Message):
+    __slots__ = ("kind", "words", "probability")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    WORDS_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    words: _containers.RepeatedScalarFieldContainer[str]
+    probability: float
+    def __init__(self, kind: _Optional[str] = ..., words: _Optional[_Iterable[str]] = ..., probability: _Optional[float] = ...) -> None: ...
 
 class Contribution(_message.Message):
     __slots__ = ("part", "value")

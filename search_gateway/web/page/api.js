@@ -33,12 +33,16 @@ async function problemOf(response) {
   return new Problem(asSentence(sentence), { status: response.status, retryAfter: seconds > 0 ? seconds : null });
 }
 
+/** A folder that was dropped, or a file that has changed since, cannot be read. */
+const isReadable = (file) => !file || file.slice(0, 1).arrayBuffer().then(() => true, () => false);
+
 async function ask(path, options) {
   let response;
   try {
     response = await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
+    if (!(await isReadable(options.body))) throw new Problem("The browser cannot read this file: choose the photo again.");
     throw new Problem("The gateway cannot be reached: check that it runs and that you are online, then try again.");
   }
   if (!response.ok) throw await problemOf(response);

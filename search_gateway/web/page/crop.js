@@ -4,6 +4,7 @@
 import { announce, h, percent } from "./dom.js";
 
 const MIN_SIDE = 0.05; // shares of the photo
+const MIN_PIXELS = 17; // the gateway wants 16, after rounding
 const STEP = 0.02;
 const KEY_PAUSE_MS = 600; // the keyboard moves in steps; the search waits for the last one
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
@@ -40,9 +41,18 @@ export class Cropper {
     frame.addEventListener("pointercancel", () => this.cancel());
   }
 
+  /** The region, or one around it that has pixels enough. */
+  grown({ x, y, w, h: height }) {
+    const { naturalWidth, naturalHeight } = this.frame.querySelector("img");
+    const least = (pixels) => clamp(MIN_PIXELS / (pixels || 1e4), MIN_SIDE, 1);
+    const wide = Math.max(w, least(naturalWidth));
+    const high = Math.max(height, least(naturalHeight));
+    return { x: Math.min(x, 1 - wide), y: Math.min(y, 1 - high), w: wide, h: high };
+  }
+
   /** Shows a box to begin with, for fingers and the keyboard. */
   start() {
-    this.set(this.region ?? { x: 0.15, y: 0.15, w: 0.7, h: 0.7 });
+    this.set(this.region ?? this.grown({ x: 0.15, y: 0.15, w: 0.7, h: 0.7 }));
     this.turn(true);
     this.box.focus();
     this.onChange(this.region, false);
@@ -121,6 +131,7 @@ export class Cropper {
       this.set(before); // a click, or a slip of the hand
       return;
     }
+    this.set(this.grown(this.region));
     this.turn(true);
     this.onChange(this.region, true);
   }
@@ -145,11 +156,11 @@ export class Cropper {
       event.preventDefault();
       const [across, down] = arrow;
       const { x, y, w, h: height } = this.region;
-      this.set(
+      this.set(this.grown(
         event.shiftKey
           ? { x, y, w: clamp(w + across * STEP, MIN_SIDE, 1 - x), h: clamp(height + down * STEP, MIN_SIDE, 1 - y) }
           : { x: clamp(x + across * STEP, 0, 1 - w), y: clamp(y + down * STEP, 0, 1 - height), w, h: height },
-      );
+      ));
       announce(regionText(this.region));
       clearTimeout(this.timer);
       this.timer = setTimeout(() => this.onChange(this.region, true), KEY_PAUSE_MS);

@@ -2,6 +2,10 @@
 // Small helpers for the document. Text always enters it as text, never as HTML.
 
 export const byId = (id) => document.getElementById(id);
+export const on = (id, event, listener) => byId(id).addEventListener(event, listener);
+
+/** Of the stages of a search, on the page and on the contact sheet. */
+export const STAGES = "#2563eb #0ea5e9 #14b8a6 #84cc16 #facc15 #f97316 #ec4899 #8b5cf6 #78716c".split(" ");
 
 /** After so long, places are shown for what is awaited; before, drawing them would only delay it. */
 export const GHOSTS_MS = 250;
@@ -17,7 +21,8 @@ export function h(tag, attributes = {}, ...children) {
   return element;
 }
 
-export function setText(element, text) {
+export function setText(id, text) {
+  const element = byId(id);
   if (element.textContent !== text) element.textContent = text;
   element.hidden = !text;
 }

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The link keeps words, provider and thresholds; never the photo, never a key.
+// The link keeps words, provider, filters and thresholds; never the photo, never a key.
 
 const threshold = (text) => {
   const number = text === null || text.trim() === "" ? NaN : Number(text);
   return number >= 0 && number <= 1 ? number : null;
 };
+
+/** Options of the API, and the fields of the page with these names. */
+export const FILTERS = ["min_price", "max_price", "available", "category", "exclude"];
 
 /** What a link says; null for what it leaves out. */
 export function readLink(hash = location.hash) {
@@ -14,12 +17,13 @@ export function readLink(hash = location.hash) {
     provider: values.get("provider"),
     looks: threshold(values.get("looks")),
     agreement: threshold(values.get("agreement")),
+    filters: Object.fromEntries(FILTERS.map((name) => [name, (values.get(name) ?? "").slice(0, 500)])),
   };
 }
 
 /** Puts the link into the address bar. */
-export function writeLink({ words, provider, looks, agreement }) {
-  const values = new URLSearchParams();
+export function writeLink({ words, provider, filters, looks, agreement }) {
+  const values = new URLSearchParams(filters);
   if (words) values.set("words", words);
   if (provider) values.set("provider", provider);
   values.set("looks", looks.toFixed(2));

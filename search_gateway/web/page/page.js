@@ -3,8 +3,8 @@
 
 import * as api from "./api.js";
 import { Cropper, regionOption, regionText } from "./crop.js";
-import { announce, byId, h, save, setText, several } from "./dom.js";
-import { readLink, writeLink } from "./link.js";
+import { announce, byId, h, on, save, setText, several } from "./dom.js";
+import { FILTERS, readLink, writeLink } from "./link.js";
 import { fitted, isFit, isLoaded } from "./photo.js";
 import { ResultsView, countsText, hiddenBy, hiddenText, reasonOf, showTimes } from "./results.js";
 import { WordsView, showRule, showUnsure } from "./words.js";
@@ -16,6 +16,9 @@ const DEFAULTS = { min_visual_score: 0.4, min_semantic_score: 0.3 };
 // What the page filters itself, the gateway does not: sliders answer at once.
 const ASKED = { min_visual_score: -1, min_semantic_score: 0, max_results: 100, include_dropped: true };
 
+// Until the answer begins, at most so long, nothing is drawn: on one machine, drawing takes time from the gateway.
+const DRAW_MS = 50;
+
 const state = {
   info: { ...LIMITS, defaults: DEFAULTS, providers: [], model: "" },
   photo: null, // {file, url, sent}
@@ -25,18 +28,35 @@ const state = {
   words: null, // given by a person, instead of the photo's own
   query: "",
   provider: "",
+  filters: {}, // options of the API, as texts
   summary: null,
   isDone: false,
   search: null, // AbortController
 };
 
 const words = new WordsView((query) => search({ words: query }));
-const results = new ResultsView(() => setThresholds(0, 0));
+const results = new ResultsView(() => setThresholds(0, 0), () => setFilters({}));
 const cropper = new Cropper(byId("frame"), changeRegion);
+
+// Which a query has at its end where words are excluded: shirt -striped -"long sleeve".
+const EXCLUSION = / -("[^"]*"|\S+)/g;
+
+let undrawn = [];
+
+function drawSoon(draw) {
+  undrawn.push(draw);
+  setTimeout(drawNow, DRAW_MS);
+}
+
+function drawNow() {
+  const all = undrawn;
+  undrawn = [];
+  for (const draw of all) draw();
+}
 
 // ---- photo
 
-/** Takes a photo; the preview is there before anything is sent. */
+/** Takes a photo; one that the gateway surely reads is sent before anything is drawn. */
 async function take(file, name = file.name) {
   if (file.type && !file.type.startsWith("image/")) {
     showProblem(new api.Problem("This is no photo: choose a JPEG, PNG, WebP or GIF file."), null);
@@ -49,21 +69,16 @@ async function take(file, name = file.name) {
   const photo = { file, name: name ?? "", url: URL.createObjectURL(file), sent: null };
   Object.assign(state, { photo, region: null, own: null, readings: [] });
   if (!isFirst) state.words = null; // a link's words are for the first photo
+  const image = byId("photo");
+  const isDrawn = new Promise((resolve) => drawSoon(() => resolve(showPhoto(photo, image))));
   if (isFit(file)) {
     photo.sent = file;
     search({ words: state.words });
-  } else waitForAnswer();
-  cropper.clear();
-  showCropState();
-  byId("start").hidden = true;
-  byId("search").hidden = false;
-  hideProblem();
-  setText(byId("photo-note"), "");
-  const image = byId("photo");
-  image.src = photo.url;
-  image.hidden = false;
-  byId("no-preview").hidden = true;
-  announce("Photo taken. Searching.");
+  } else {
+    drawNow();
+    waitForAnswer();
+  }
+  await isDrawn;
   try {
     const [isShown] = await Promise.all([isLoaded(image), infoThere]);
     if (state.photo !== photo) return;
@@ -75,7 +90,7 @@ async function take(file, name = file.name) {
     if (state.photo !== photo) return;
     if (photo.sent === blob) return;
     photo.sent = blob;
-    setText(byId("photo-note"), note);
+    setText("photo-note", note);
     if (note) announce(note);
     search({ words: state.words });
   } catch (error) {
@@ -83,10 +98,25 @@ async function take(file, name = file.name) {
   }
 }
 
+function showPhoto(photo, image) {
+  cropper.clear();
+  showCropState();
+  byId("start").hidden = true;
+  byId("search").hidden = false;
+  hideProblem();
+  setText("photo-note", "");
+  image.src = photo.url;
+  image.hidden = false;
+  byId("no-preview").hidden = true;
+  announce("Photo taken. Searching.");
+}
+
 function takeFirst(files) {
   const photos = [...files].filter((file) => !file.type || file.type.startsWith("image/"));
   take(photos[0] ?? files[0]);
-  if (photos.length > 1) setText(byId("photo-note"), `The first of ${photos.length} photos is searched for.`);
+  if (photos.length > 1) {
+    drawSoon(() => setText("photo-note", `The first of ${photos.length} photos is searched for.`));
+  }
 }
 
 // ---- crop
@@ -123,9 +153,9 @@ function waitForAnswer() {
   byId("times").hidden = true;
   byId("degraded").hidden = true;
   byId("save-actions").hidden = true;
-  setText(byId("answered-by"), "");
-  setText(byId("counts"), "");
-  setText(byId("summary"), state.words ? "Searching…" : "Reading the photo…");
+  setText("answered-by", "");
+  setText("counts", "");
+  setText("summary", state.words ? "Searching…" : "Reading the photo…");
   byId("results").setAttribute("aria-busy", "true");
 }
 
@@ -136,18 +166,30 @@ async function search({ words: given }) {
   const controller = new AbortController();
   state.search = controller;
   state.words = given || null;
-  const options = { ...ASKED };
+  const options = { ...ASKED, ...state.filters };
   if (state.words) options.query_override = state.words;
   if (state.provider) options.provider = state.provider;
   if (state.region) options.region = regionOption(state.region);
   performance.mark("captrieve-sent");
   const answer = api.search(state.photo.sent, options, controller.signal); // before the page is drawn anew
-  hideProblem();
-  waitForAnswer();
-  if (state.words) showQuery(state.words, "");
+  byId("results").setAttribute("aria-busy", "true");
+  drawSoon(() => {
+    hideProblem();
+    waitForAnswer();
+    if (state.words) showQuery(state.words, "");
+  });
   try {
     for await (const { name, data } of answer) {
       if (state.search !== controller) return;
+      if (name === "caption") data.query = state.words || data.query.replace(EXCLUSION, "");
+      if (name === "caption" && !state.words) {
+        Object.assign(state, { own: data, readings: data.readings });
+        words.show(data); // before all else is drawn
+        performance.mark("captrieve-caption");
+        await new Promise((resolve) => setTimeout(resolve));
+        if (state.search !== controller) return;
+      }
+      drawNow();
       if (name === "caption") showCaption(data);
       else if (name === "result") addResult(data);
       else if (name === "summary") finish(data);
@@ -158,18 +200,14 @@ async function search({ words: given }) {
 }
 
 function showCaption(data) {
-  performance.mark("captrieve-caption");
   if (!state.words) {
-    state.own = data;
-    state.readings = data.readings;
-    words.show(data);
     announce(`Caption: ${data.caption}. Searching for ${data.query || "nothing"}.`);
   } else if (!state.own) {
     words.show(null);
   }
   showUnsure(data);
   showQuery(data.query, data.query_rule, data.paper_query);
-  if (!results.results.length) setText(byId("summary"), "Searching…");
+  if (!results.results.length) setText("summary", "Searching…");
 }
 
 function showQuery(query, rule, paper = "") {
@@ -202,9 +240,9 @@ function finish(summary) {
     words.showReadings(state.readings, state.query);
   }
   showUnsure(summary);
-  setText(byId("model"), summary.model);
-  setText(byId("answered-by"), summary.provider);
-  setText(byId("counts"), countsText(summary.counts));
+  setText("model", summary.model);
+  setText("answered-by", summary.provider);
+  setText("counts", countsText(summary.counts));
   showTimes(summary.timings_ms);
   byId("degraded").hidden = !summary.degraded.length;
   byId("degraded").replaceChildren(
@@ -217,16 +255,19 @@ function finish(summary) {
 }
 
 function showResults() {
-  results.render({ isDone: state.isDone, summary: state.summary, query: state.query });
+  const hasFilters = Object.keys(state.filters).length > 0;
+  results.render({ isDone: state.isDone, summary: state.summary, query: state.query, hasFilters });
 }
 
 // ---- problems
 
+const FINAL = [400, 403, 413, 415]; // statuses of what fails again
 let retry = null;
 
 /** Keeps what has arrived, and says what went wrong. */
 function fail(error, again) {
   if (error.name === "AbortError") return;
+  drawNow();
   if (!(error instanceof api.Problem)) {
     console.error(error);
     error = new api.Problem("This page failed on the answer: reload it, then try again.");
@@ -237,9 +278,9 @@ function fail(error, again) {
   if (!state.own) words.show(null);
   results.stopWaiting();
   if (results.results.length) showResults();
-  else setText(byId("summary"), "");
+  else setText("summary", "");
   if (error.status === 401 && again) askForKey(error, again);
-  showProblem(error, again);
+  showProblem(error, FINAL.includes(error.status) ? null : again);
 }
 
 function showProblem(error, again) {
@@ -276,8 +317,9 @@ function changeThresholds() {
   const [looks, agreement] = [Number(byId("looks").value), Number(byId("agreement").value)];
   results.thresholds = { looks, agreement, usual: state.info.defaults.min_visual_score };
   for (const [id, value] of [["looks", looks], ["agreement", agreement]]) {
-    byId(`${id}-value`).textContent = value > 0 ? value.toFixed(2) : "any";
-    byId(id).setAttribute("aria-valuetext", value > 0 ? value.toFixed(2) : "any");
+    const text = value > 0 ? value.toFixed(2) : "any";
+    byId(`${id}-value`).textContent = text;
+    byId(id).setAttribute("aria-valuetext", text);
     byId(id).style.setProperty("--share", value);
   }
   if (state.isDone || results.results.length) {
@@ -287,15 +329,35 @@ function changeThresholds() {
   keepLink();
 }
 
+/** Shows filters and keeps those that the fields accept. */
+function setFilters(filters) {
+  for (const name of FILTERS) byId(name).value = filters[name] ?? "";
+  changeFilters();
+}
+
+function changeFilters() {
+  const [least, most] = [byId("min_price"), byId("max_price")];
+  if (least.value && most.value && +least.value > +most.value) [least.value, most.value] = [most.value, least.value];
+  const texts = FILTERS.map((name) => [name, byId(name).value.trim()]);
+  texts.at(-1)[1] = texts.at(-1)[1].replace(/[\s,]*,[\s,]*/g, ",").replace(/^,|,$/g, ""); // no empty words to exclude
+  state.filters = Object.fromEntries(texts.filter(([, value]) => value));
+  const number = Object.keys(state.filters).length;
+  setText("filters-set", number ? `${number} set` : "");
+  byId("no-filters").disabled = !number;
+  keepLink();
+  search({ words: state.words });
+}
+
 function keepLink() {
   const { looks, agreement } = results.thresholds;
-  writeLink({ words: state.query || state.words, provider: state.provider, looks, agreement });
+  const { provider, filters } = state;
+  writeLink({ words: state.query || state.words, provider, filters, looks, agreement });
 }
 
 function showProviders() {
   const { providers } = state.info;
   byId("provider-part").hidden = providers.length < 2 && !state.provider;
-  const names = providers.includes(state.provider) || !state.provider ? providers : [...providers, state.provider];
+  const names = [...new Set([...providers, state.provider])].filter(Boolean);
   byId("provider").replaceChildren(
     h("option", { value: "" }, "the first that answers"),
     ...names.map((name) => h("option", { value: name }, name)),
@@ -305,7 +367,7 @@ function showProviders() {
 
 function showLinkWords() {
   const text = state.words && !state.photo ? `This link searches for “${state.words}” with your photo.` : "";
-  setText(byId("link-words-text"), text);
+  setText("link-words-text", text);
   byId("link-words").hidden = !text;
 }
 
@@ -317,13 +379,13 @@ function useLink() {
   setThresholds(link.looks ?? defaults.min_visual_score, link.agreement ?? defaults.min_semantic_score);
   showProviders();
   showLinkWords();
-  if (state.photo?.sent) search({ words: state.words });
+  setFilters(link.filters);
 }
 
 async function learn() {
   try {
     state.info = await api.getInfo();
-    setText(byId("model"), state.info.model);
+    setText("model", state.info.model);
     showProviders();
     if (OPENED.looks === null && OPENED.agreement === null) {
       setThresholds(state.info.defaults.min_visual_score, state.info.defaults.min_semantic_score);
@@ -344,10 +406,21 @@ function record() {
   const plain = ({ image, ...result }, more = {}) => ({ ...result, reason: reasonOf(result, thresholds), ...more });
   const by = { looks: "dropped_visual", words: "dropped_semantic" };
   const hidden = results.results.filter((one) => hiddenBy(one, thresholds));
+  const number = (by) => results.hidden.filter((one) => one.hiddenBy === by).length;
+  const { counts, nearest_miss: nearest } = state.summary;
   return {
     ...state.summary,
     photo: state.photo.name,
     region: state.region,
+    filters: state.filters,
+    counts: {
+      ...counts,
+      kept: results.shown.length,
+      dropped_visual: counts.dropped_visual + number("looks"),
+      dropped_semantic: counts.dropped_semantic + number("words"),
+    },
+    nearest_miss: results.shown.length ? null : hidden.length ? plain(hidden[0]) : nearest,
+    empty_reason: byId("empty").hidden ? "" : byId("empty").querySelector("p").textContent,
     min_visual_score: thresholds.looks,
     min_semantic_score: thresholds.agreement,
     results: results.shown.map((one) => plain(one)),
@@ -399,6 +472,8 @@ function listen() {
       input.value = ""; // so that the same file can be chosen again
     });
   }
+  for (const name of FILTERS) on(name, "change", changeFilters);
+  on("no-filters", "click", () => setFilters({}));
   for (const button of document.querySelectorAll("[data-sample]")) {
     button.addEventListener("click", async () => {
       try {
@@ -430,48 +505,48 @@ function listen() {
     event.preventDefault();
     takeFirst(files);
   });
-  byId("crop").addEventListener("click", () => cropper.start());
-  byId("crop-go").addEventListener("click", () => changeRegion(cropper.region, true));
-  byId("whole").addEventListener("click", useWholePhoto);
-  byId("query-form").addEventListener("submit", (event) => {
+  on("crop", "click", () => cropper.start());
+  on("crop-go", "click", () => changeRegion(cropper.region, true));
+  on("whole", "click", useWholePhoto);
+  on("query-form", "submit", (event) => {
     event.preventDefault();
     const given = byId("query").value.trim();
     if (given) search({ words: given });
   });
-  byId("query").addEventListener("input", () => {
+  on("query", "input", () => {
     const given = byId("query").value.trim();
     byId("query-go").disabled = !given || given === state.query;
   });
-  byId("own-words").addEventListener("click", () => {
+  on("own-words", "click", () => {
     state.own = null;
     search({ words: null });
     byId("query").focus();
   });
-  byId("forget-words").addEventListener("click", () => {
+  on("forget-words", "click", () => {
     state.words = null;
     showLinkWords();
     keepLink();
   });
-  byId("looks").addEventListener("input", changeThresholds);
-  byId("agreement").addEventListener("input", changeThresholds);
-  byId("controls").addEventListener("submit", (event) => event.preventDefault());
-  byId("provider").addEventListener("change", () => {
+  on("looks", "input", changeThresholds);
+  on("agreement", "input", changeThresholds);
+  on("controls", "submit", (event) => event.preventDefault());
+  on("provider", "change", () => {
     state.provider = byId("provider").value;
     keepLink();
     search({ words: state.words });
   });
-  byId("copy-link").addEventListener("click", copyLink);
-  byId("save-json").addEventListener("click", saveJson);
-  byId("save-sheet").addEventListener("click", saveSheet);
-  byId("retry").addEventListener("click", () => retry?.());
-  byId("key-form").addEventListener("submit", (event) => {
+  on("copy-link", "click", copyLink);
+  on("save-json", "click", saveJson);
+  on("save-sheet", "click", saveSheet);
+  on("retry", "click", () => retry?.());
+  on("key-form", "submit", (event) => {
     event.preventDefault();
     api.setKey(byId("key").value.trim());
     byId("key-dialog").close();
     learn();
     afterKey?.();
   });
-  byId("key-cancel").addEventListener("click", () => byId("key-dialog").close());
+  on("key-cancel", "click", () => byId("key-dialog").close());
   addEventListener("hashchange", useLink);
 }
 

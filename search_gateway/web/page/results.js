@@ -1,39 +1,53 @@
 // SPDX-License-Identifier: Apache-2.0
 // The results, those that the thresholds hide, and the stage times.
 
-import { GHOSTS_MS, arrange, byId, h, several, setText, webAddress } from "./dom.js";
+import { GHOSTS_MS, STAGES, arrange, byId, h, several, setText, webAddress } from "./dom.js";
 
 const WHAT_DROPPED = {
   unfetchable: "without a picture that could be fetched",
   undecodable: "with a broken picture",
   duplicates: "folded into the same picture",
-  over_limit: "over the limit",
+  dropped_semantic: "with an excluded word", // the page asks without thresholds
 };
-const STAGE_COLOURS = 9; // of page.css
 export const two = (number) => number.toFixed(2).replace("-0.00", "0.00");
 
 /** Which threshold hides a result: "looks", "words", or "" if none does. A threshold of 0 hides nothing. */
 export function hiddenBy(result, { looks, agreement }) {
   if (looks > 0 && result.visual_score < looks) return "looks";
-  const isSilent = result.contributions?.some(({ part }) => part === "picture" || part === "similar_titles"); // its title says nothing
+  const isSilent = result.findings.some((one) => one.kind === "silent"); // its title says nothing
   return agreement > 0 && !isSilent && result.semantic_score < agreement ? "words" : "";
 }
 
-/** Why a result is shown or hidden. The gateway was asked without thresholds, so its sentence ends with what matters. */
+const and = (words) => words.join(" and ");
+
+/** What a title says of the words, as the gateway's sentences have it. */
+function titleText(findings) {
+  const of = Object.fromEntries(findings.map((one) => [one.kind, one]));
+  if (of.silent) return "its title does not say what it shows";
+  const wordsOf = (kind) => of[kind]?.words ?? [];
+  const [others, missing] = [wordsOf("other_colours"), wordsOf("missing")];
+  const named = ({ words: [query], probability }) => `'${query}'${probability ? ` (${two(probability)})` : ""}`;
+  const parts = [
+    of.instead_of && `says ${and(others)}, not ${and(wordsOf("instead_of"))}`,
+    !of.instead_of && others.length && `${missing.length ? "" : "has every word and "}also says ${and(others)}`,
+    missing.length && `lacks ${and(missing.map((word) => `'${word}'`))}`,
+  ];
+  return [
+    `its title ${parts.filter(Boolean).join(", and ") || "has every word"}`,
+    of.fits && `but has every word of ${named(of.fits)}, which the photo may be, too`,
+    of.rather && `but the photo is rather ${named(of.rather)}`,
+  ].filter(Boolean).join(", ");
+}
+
+/** Why a result is shown or hidden. The gateway was asked without thresholds, so its sentence does not know them. */
 export function reasonOf(result, thresholds) {
-  const [, title, rest] = /^looks like the photo \([^)]*\) and (its title [^;]*)(.*)$/.exec(result.reason) ?? [];
+  const { findings, visual_score: looks } = result;
+  if (!findings.length || ["excluded", "same_picture"].includes(findings[0].kind)) return result.reason;
   const by = hiddenBy(result, thresholds);
-  if (by === "looks") {
-    return `looks too different: ${two(result.visual_score)}, the minimum is ${two(thresholds.looks)}`;
-  }
-  if (by === "words") {
-    const start = title ?? "its title agrees too little";
-    return `${start}: ${two(result.semantic_score)}, the minimum is ${two(thresholds.agreement)}`;
-  }
-  if (title && result.visual_score < thresholds.usual) {
-    return `looks rather different (${two(result.visual_score)}), and ${title}${rest}`;
-  }
-  return result.reason;
+  if (by === "looks") return `looks too different: ${two(looks)}, the minimum is ${two(thresholds.looks)}`;
+  const title = titleText(findings);
+  if (by) return `${title}: ${two(result.semantic_score)}, the minimum is ${two(thresholds.agreement)}`;
+  return looks < thresholds.usual ? `looks rather different (${two(looks)}), and ${title}` : result.reason;
 }
 
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
@@ -121,13 +135,14 @@ export function countsText(counts) {
   const others = Object.entries(WHAT_DROPPED)
     .filter(([name]) => counts[name])
     .map(([name, words]) => `${counts[name]} ${words}`);
+  if (counts.over_limit) others.push(`${counts.over_limit} beyond the best ${counts.kept}`);
   return [`${counts.found} found, ${counts.fetched} fetched`, ...others].join("; ");
 }
 
 /** Shows results as they come, and again whenever a threshold moves. */
 export class ResultsView {
-  constructor(onShowAll) {
-    this.onShowAll = onShowAll;
+  constructor(onShowAll, onNoFilters) {
+    Object.assign(this, { onShowAll, onNoFilters });
     this.results = [];
     this.thresholds = { looks: 0, agreement: 0, usual: 0 };
     this.elements = new Map();
@@ -171,7 +186,7 @@ export class ResultsView {
       .filter((one) => one.hiddenBy);
   }
 
-  render({ isDone, summary, query }) {
+  render({ isDone, summary, query, hasFilters }) {
     const { shown, hidden } = this;
     const elements = shown.map((result, place) => {
       if (!this.elements.has(result)) this.elements.set(result, card(result, () => this.thresholds));
@@ -185,10 +200,10 @@ export class ResultsView {
     }
     for (const element of elements) element.update();
     this.renderHidden(hidden);
-    this.renderEmpty({ isEmpty: isDone && !shown.length, hidden, summary, query });
+    this.renderEmpty({ isEmpty: isDone && !shown.length, hidden, summary, query, hasFilters });
     const text = hiddenText(hidden);
     setText(
-      byId("summary"),
+      "summary",
       isDone
         ? [shown.length && `${several(shown.length, "result")}${shown.length > 1 ? ", best first" : ""}`, text].filter(Boolean).join(". ")
         : shown.length
@@ -207,7 +222,7 @@ export class ResultsView {
     fill();
   }
 
-  renderEmpty({ isEmpty, hidden, summary, query }) {
+  renderEmpty({ isEmpty, hidden, summary, query, hasFilters }) {
     const box = byId("empty");
     box.hidden = !isEmpty;
     if (!isEmpty) return;
@@ -221,12 +236,14 @@ export class ResultsView {
     const reason = hidden.length
       ? `${summary?.provider || "The gateway"} found ${summary?.counts.found ?? hidden.length} for “${query}”, but ${parts.join(" and ")}.`
       : capital(summary?.empty_reason || "the gateway gave no reason");
+    const button = (text, onclick) => h("button", { type: "button", class: "small", onclick }, text);
     box.replaceChildren(
       ...[
         h("h3", {}, "Nothing found"),
         h("p", {}, reason),
         hidden.length > 0 && h("p", {}, "Lower the thresholds above, or change the words.",
-          " ", h("button", { type: "button", class: "small", onclick: () => this.onShowAll() }, `Show all ${hidden.length}`)),
+          " ", button(`Show all ${hidden.length}`, this.onShowAll)),
+        !hidden.length && hasFilters && h("p", {}, "The filters may exclude the rest. ", button("Clear filters", this.onNoFilters)),
         nearest && h("p", { class: "miss" }, `Nearest miss: ${reasonOf(nearest, this.thresholds)}`),
         nearest && h("ol", { class: "cards" }, card(nearest, () => this.thresholds, "nearest miss")),
       ].filter(Boolean),
@@ -234,23 +251,37 @@ export class ResultsView {
   }
 }
 
+function coloured(kind, place) {
+  const element = h("span", { class: kind });
+  element.style.background = STAGES[place % STAGES.length];
+  return element;
+}
+
+/** Stages with their milliseconds, as numbers and as texts, and the sum. */
+export function stagesOf(timings) {
+  const stages = Object.entries(timings)
+    .filter(([stage, ms]) => stage !== "total" && ms > 0)
+    .map(([stage, ms]) => [stage, ms, `${ms >= 10 ? Math.round(ms) : ms.toFixed(1)} ms`]);
+  const sum = stages.reduce((total, [, ms]) => total + ms, 0);
+  return { stages, sum, whole: `${Math.round(timings.total ?? sum)} ms` };
+}
+
 /** Shows the time of each stage, as shares of one bar and as a list. */
 export function showTimes(timings) {
-  const stages = Object.entries(timings).filter(([stage, ms]) => stage !== "total" && ms > 0);
-  const sum = stages.reduce((total, [, ms]) => total + ms, 0);
+  const { stages, sum, whole } = stagesOf(timings);
   byId("times").hidden = sum <= 0;
   if (sum <= 0) return;
-  byId("total").textContent = `${Math.round(timings.total ?? sum)} ms`;
+  byId("total").textContent = whole;
   byId("bar").replaceChildren(
     ...stages.map(([, ms], place) => {
-      const part = h("span", { class: `stage${place % STAGE_COLOURS}` });
+      const part = coloured("", place);
       part.style.width = `${(100 * ms) / sum}%`;
       return part;
     }),
   );
   byId("stages").replaceChildren(
-    ...stages.map(([stage, ms], place) =>
-      h("div", {}, h("dt", {}, h("span", { class: `dot stage${place % STAGE_COLOURS}` }), stage),
-        h("dd", {}, `${ms >= 10 ? Math.round(ms) : ms.toFixed(1)} ms`))),
+    ...stages.map(([stage, , text], place) =>
+      h("div", {}, h("dt", {}, coloured("dot", place), stage),
+        h("dd", {}, text))),
   );
 }

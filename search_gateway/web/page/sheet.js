@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Draws a search as one picture, as the client's contact sheet: the photo and its words on the left, results on the right.
 
-import { creditOf, two } from "./results.js";
+import { STAGES } from "./dom.js";
+import { creditOf, stagesOf, two } from "./results.js";
 
 const WIDTH = 1600;
 const MARGIN = 56;
@@ -23,8 +24,7 @@ const ACCENT = "#2563eb";
 const ACCENT_PAPER = "#e8f0fe";
 const WARNING = "#92540a";
 const WARNING_PAPER = "#fef3d6";
-const STAGES = ["#2563eb", "#0ea5e9", "#14b8a6", "#84cc16", "#facc15", "#f97316", "#ec4899", "#8b5cf6", "#78716c"];
-const FONT = "Inter, system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif";
+const FONT = "Inter, system-ui, sans-serif";
 
 class Pen {
   constructor(canvas) {
@@ -208,11 +208,9 @@ function drawWords(pen, x, y, words) {
 }
 
 function drawTimes(pen, x, y, timings) {
-  const stages = Object.entries(timings).filter(([stage, ms]) => stage !== "total" && ms > 0);
-  const sum = stages.reduce((total, [, ms]) => total + ms, 0);
+  const { stages, sum, whole } = stagesOf(timings);
   if (sum <= 0) return y - 40;
   pen.text(x, y, "TIME", 13, MUTED);
-  const whole = `${Math.round(timings.total ?? sum)} ms`;
   pen.text(x + LEFT - pen.width(whole, 15), y - 2, whole, 15);
   y += 26;
   const { context } = pen;
@@ -227,11 +225,10 @@ function drawTimes(pen, x, y, timings) {
   });
   context.restore();
   y += 28;
-  stages.forEach(([stage, ms], place) => {
+  stages.forEach(([stage, , text], place) => {
     const column = x + (place % 2) * (LEFT / 2 + 10);
     pen.box(column, y + 3, 10, 10, STAGES[place % STAGES.length], 3);
     pen.text(column + 18, y, pen.cut(stage, 14, 90), 14, MUTED);
-    const text = ms >= 10 ? `${Math.round(ms)} ms` : `${ms.toFixed(1)} ms`;
     pen.text(column + LEFT / 2 - 10 - pen.width(text, 14), y, text, 14);
     if (place % 2 || place === stages.length - 1) y += 24;
   });

@@ -8,9 +8,6 @@ const MAX_READINGS = 6;
 
 const plain = (word) => word.replace(/^[.,;:!?()[\]"']+|[.,;:!?()[\]"']+$/g, "").toLowerCase();
 
-/** A query without the words that it excludes, as the readings have it. */
-const wantedWords = (query) => query.replace(/ -("[^"]*"|\S+)/g, "");
-
 /** Places of the last words of the caption that are the query's. */
 export function queryPlaces(words, query) {
   const wanted = query.toLowerCase().split(/\s+/).filter(Boolean);
@@ -43,7 +40,7 @@ export class WordsView {
     const ghosts = [h("li", { class: "ghost" }), h("li", { class: "ghost" })];
     this.awaiting = setTimeout(() => byId("words").append(...ghosts), GHOSTS_MS);
     byId("readings-part").hidden = true;
-    setText(byId("unsure"), "");
+    setText("unsure", "");
   }
 
   /** Shows the photo's own caption, and which of its words are searched for. */
@@ -79,7 +76,7 @@ export class WordsView {
   /** Shows the other readings of the photo. */
   showReadings(readings, query) {
     const others = readings
-      .filter((one) => one.query && one.query !== wantedWords(query) && one.probability >= MIN_SHOWN)
+      .filter((one) => one.query && one.query !== query && one.probability >= MIN_SHOWN)
       .slice(0, MAX_READINGS);
     byId("readings-part").hidden = others.length === 0;
     byId("readings").replaceChildren(
@@ -176,7 +173,7 @@ export class WordsView {
 /** How the query was made, and whether the photo may show no product. */
 export function showRule(query, { rule, paper, isOverride }) {
   const others = paper ? ` (last two words: “${paper}”)` : "";
-  setText(byId("rule"), isOverride ? "your words" : rule ? `by the rule: ${rule.replaceAll("_", " ")}${others}` : "");
+  setText("rule", isOverride ? "your words" : rule ? `by the rule: ${rule.replaceAll("_", " ")}${others}` : "");
   byId("own-words").hidden = !isOverride;
   const input = byId("query");
   if (document.activeElement !== input || input.dataset.asked === input.value) input.value = query;
@@ -185,4 +182,4 @@ export function showRule(query, { rule, paper, isOverride }) {
 }
 
 export const showUnsure = ({ confidence, unsure_reason: reason }) =>
-  setText(byId("unsure"), reason && confidence !== null ? `unsure: ${reason} (confidence ${percent(confidence)})` : "");
+  setText("unsure", reason && confidence !== null ? `unsure: ${reason} (confidence ${percent(confidence)})` : "");

@@ -354,7 +354,7 @@ def test_filters_are_passed_on() -> None:
     [
         ({"min_price": -0.01}, "filters.min_price is -0.01: it goes from 0 to 1e+12"),
         ({"max_price": math.nan}, "filters.max_price is nan: it goes from 0 to 1e+12"),
-        ({"min_price": 2, "max_price": 1}, "filters.min_price is 2, above filters.max_price, 1"),
+        ({"min_price": 2, "max_price": 1}, "filters.min_price is 2, above filters.max_price, 1: exchange them"),
         ({"categories": ["a"] * 21}, "filters.categories has 21 values; the limit is 20"),
         ({"categories": [""]}, "filters.categories has a value of 0 characters: give 1 to 200"),
         ({"categories": [" "]}, "filters.categories has a value without letters: give 1 to 200 characters"),

@@ -34,6 +34,7 @@ def explained() -> client_pb2.SearchResponse:
         "https://creativecommons.org/licenses/by/4.0/",
     )
     answer.results[0].attribution, answer.results[0].provider = "by Someone", "openverse"
+    answer.results[0].findings.add(kind="fits", words=["blue tie"], probability=0.1)
     return answer
 
 
