@@ -140,6 +140,7 @@ class CatalogStore:
 
     def close(self) -> None:
         """Close the file."""
+        self._vectors.close()
         self._file.close()
         if self._lock is not None:
             os.close(self._lock)

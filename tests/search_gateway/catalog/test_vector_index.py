@@ -185,6 +185,47 @@ def test_an_index_that_cannot_be_used_is_not(tmp_path: Path, damage: str, caplog
     assert index_files(path) != [file] or file.read_bytes() != data
 
 
+@pytest.mark.parametrize("num_bytes", [0, 4096, 10_000])
+def test_an_index_that_is_cut_while_it_is_searched_costs_no_answer(
+    tmp_path: Path, num_bytes: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As by `cp` of the same files a second time. If the file were mapped, the process would get SIGBUS."""
+    path = tmp_path / "c.sqlite"
+    vectors = indexed(path, 2000)
+    [file] = index_files(path)
+    with reader(path) as store:
+        assert [hit.row.path for hit in store.similar(vectors[7], 1)] == ["7.jpg"]
+        data = file.read_bytes()
+        os.truncate(file, num_bytes)
+        for number in (7, 8):
+            assert [hit.row.path for hit in store.similar(vectors[number], 1)] == [f"{number}.jpg"]
+        assert len([one for one in caplog.messages if "was cut while it was used" in one]) == 1
+        file.write_bytes(data)
+        with writer(path) as other:
+            other.remove(["9.jpg"])
+        assert [hit.row.path for hit in store.similar(vectors[7], 1)] == ["7.jpg"]
+        assert isinstance(store._vectors._rows, vector_index._ListedRows)
+
+
+def test_a_closed_catalogue_keeps_no_file_open(tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    vectors = indexed(path, 50)
+
+    def num_open() -> int:
+        links = [one for one in Path("/proc/self/fd").iterdir() if one.is_symlink()]
+        return sum(str(tmp_path) in os.readlink(one) for one in links)
+
+    with reader(path) as store:
+        for _ in range(3):
+            store.similar(vectors[7], 1)
+            with writer(path) as other:
+                other.add([product("item", f"{number}.jpg", vectors[number]) for number in range(20)])
+                write_index(other)
+        store.similar(vectors[7], 1)
+        assert num_open() == 2  # the catalogue and its index
+    assert num_open() == 0
+
+
 def test_a_full_disk_leaves_the_former_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "c.sqlite"
     vectors = indexed(path, 50)
