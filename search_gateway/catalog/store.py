@@ -29,6 +29,7 @@ from search_gateway.catalog.base import (
     PhotoStamp,
     SimilarRow,
     check_size,
+    refusal_of,
     unit,
 )
 from search_gateway.catalog.database import CatalogDatabase, lock_file
@@ -191,6 +192,10 @@ class CatalogStore:
                 )
                 for path, title, url, size_bytes, mtime_ns, sha256, price, available, category in rows
             ]
+
+    def refusal(self, entry: CatalogEntry) -> str:
+        """See `CatalogWriter`."""
+        return refusal_of(entry)
 
     def add(self, products: Sequence[CatalogProduct]) -> None:
         """Store products, all or none. A product replaces an older one with the same path.

@@ -16,8 +16,8 @@ from search_gateway.catalog.store import CatalogStore
 from search_gateway.config import GatewayConfig
 
 if TYPE_CHECKING:
-    from search_gateway.catalog.milvus import MilvusWriter
-    from search_gateway.catalog.postgresql import PostgresqlWriter
+    from search_gateway.catalog.milvus.writer import MilvusWriter
+    from search_gateway.catalog.postgresql.writer import PostgresqlWriter
 
 _T = TypeVar("_T")
 
@@ -108,19 +108,19 @@ def prune(address: CatalogAddress, model: CatalogModel) -> list[str]:
 
 def _reader(address: CatalogAddress, model: CatalogModel) -> CheckedReader:
     if address.scheme == "milvus":
-        from search_gateway.catalog.milvus import MilvusReader
+        from search_gateway.catalog.milvus.reader import MilvusReader
 
         return MilvusReader(address, model)
-    from search_gateway.catalog.postgresql import PostgresqlReader
+    from search_gateway.catalog.postgresql.reader import PostgresqlReader
 
     return PostgresqlReader(address, model, MAX_CONCURRENT + 1)  # one for the check
 
 
 def _writer(address: CatalogAddress, model: CatalogModel, *, is_anew: bool) -> PostgresqlWriter | MilvusWriter:
     if address.scheme == "milvus":
-        from search_gateway.catalog.milvus import MilvusWriter
+        from search_gateway.catalog.milvus.writer import MilvusWriter
 
         return MilvusWriter(address, model, is_anew=is_anew)
-    from search_gateway.catalog.postgresql import PostgresqlWriter
+    from search_gateway.catalog.postgresql.writer import PostgresqlWriter
 
     return PostgresqlWriter(address, model, is_anew=is_anew)
