@@ -109,15 +109,15 @@ def _use_up_warning() -> None:
     `map_batches` avoids it, and without restarts a worker that dies is not replaced.
     """
 
-    @ray.remote(num_cpus=0, max_restarts=1)
     class Warned:
         def __init__(self, argument: object) -> None:
             pass
 
+    made: Any = ray.remote(num_cpus=0, max_restarts=1)(Warned)
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
-        actor = Warned.remote(ray.put(b""))
+        actor = made.remote(ray.put(b""))
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)

@@ -132,7 +132,7 @@ class InvertedLists:
 
     def _read(self, array: npt.NDArray[Any], at: int) -> None:
         """Fill an array from the file."""
-        left = memoryview(array).cast("B")
+        left = array.data.cast("B")
         while left:
             try:
                 num_read = os.preadv(self._file.fileno(), [left], at)

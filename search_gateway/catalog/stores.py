@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from search_gateway.catalog.address import CatalogAddress
 from search_gateway.catalog.base import CatalogError, CatalogModel, CatalogReader, CatalogWriter
+from search_gateway.catalog.file_build import CatalogFileBuild
 from search_gateway.catalog.live_catalog import LiveCatalog
 from search_gateway.catalog.server_catalog import MAX_CONCURRENT, CheckedReader, ServerCatalog
-from search_gateway.catalog.store import CatalogStore
 from search_gateway.config import GatewayConfig
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def open_for_writing(
         CatalogError: it cannot be written, is no catalogue, or its library is not installed.
     """
     if address.scheme == "file":
-        return CatalogStore.open_for_building(address.file, model, photos_folder=photos_folder, is_anew=is_anew)
+        return CatalogFileBuild.open_for_building(address.file, model, photos_folder=photos_folder, is_anew=is_anew)
     return _writer(address, model, is_anew=is_anew)
 
 

@@ -182,7 +182,8 @@ class DuckDuckGoProvider:
         try:
             client = DDGS(proxy=self._proxy, timeout=request_timeout_seconds, verify=self._verify)
             for engine in client._get_engines("images", "duckduckgo"):
-                engine.http_client.client = _BoundedClient(engine.http_client.client)
+                bounded: Any = _BoundedClient(engine.http_client.client)
+                engine.http_client.client = bounded
             # All rows of the answer's one page, since some will be dropped.
             return client.images(
                 query.text,
@@ -225,13 +226,13 @@ class _BoundedClient:
         self._client = client
 
     def request(self, method: str, url: str, **options: Any) -> _BoundedAnswer:
+        body = bytearray()
         with self._client.request(method, url, stream=True, **options) as response:
-            body = bytearray()
             for part in response.iter_bytes():
                 body += part
                 if len(body) > MAX_ANSWER_BYTES:
                     raise _TooLargeError
-            return _BoundedAnswer(response.status_code, bytes(body))
+        return _BoundedAnswer(response.status_code, bytes(body))
 
 
 def colour_filter_for(query: Query) -> str | None:

@@ -69,18 +69,14 @@ class Names:
     """The names of a catalogue on the server."""
 
     def __init__(self, address: CatalogAddress, model: CatalogModel) -> None:
-        self._name = address.name
-        self.table_prefix = f"{address.name}$"
+        self.table_prefix = f"{address.name}$"  # no catalogue's name has a $
+        self.former_table_prefix = f"{address.name}_"  # another catalogue can have such a name
         self.registry = sql.Identifier(address.name)
         self.view = sql.Identifier(f"{address.name}_m{model_key(model.fingerprint)}")
 
     def table(self, generation: int) -> str:
-        """Return the name of a new table. No catalogue can have this name, since it has a `$`."""
+        """Return the name of a new table."""
         return f"{self.table_prefix}{generation}"
-
-    def former_table(self, generation: int) -> str:
-        """Return the name that a table had before, which another catalogue can have, too."""
-        return f"{self._name}_{generation}"
 
 
 def generations_of(connection: psycopg.Connection[Any], names: Names) -> list[ProductTable]:
@@ -89,12 +85,11 @@ def generations_of(connection: psycopg.Connection[Any], names: Names) -> list[Pr
         return []
     statement = sql.SQL(
         "SELECT generation, fingerprint, model_name, schema_version, embedding_size, is_live, "
-        "to_regclass(quote_ident(%s || generation)) IS NULL FROM {} ORDER BY generation"
+        "CASE WHEN to_regclass(quote_ident(%(prefix)s || generation)) IS NULL THEN %(former)s ELSE %(prefix)s END "
+        "|| generation FROM {} ORDER BY generation"
     ).format(names.registry)
-    rows = connection.execute(statement, (names.table_prefix,)).fetchall()
-    return [
-        ProductTable(*row, names.former_table(row[0]) if is_former else names.table(row[0])) for *row, is_former in rows
-    ]
+    prefixes = {"prefix": names.table_prefix, "former": names.former_table_prefix}
+    return [ProductTable(*row) for row in connection.execute(statement, prefixes)]
 
 
 def vector_text(embedding: npt.NDArray[np.float32]) -> str:

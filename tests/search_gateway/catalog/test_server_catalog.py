@@ -225,7 +225,7 @@ def test_catalogues_with_the_former_names_of_tables_go_on(
     """Their tables were called NAME_1, NAME_2, ..., as another catalogue may be."""
     one = store_of("postgresql").new_address()
     with monkeypatch.context() as former:
-        former.setattr(schema.Names, "table", schema.Names.former_table)
+        former.setattr(schema.Names, "table", lambda names, number: f"{names.former_table_prefix}{number}")
         built(one, [product("Blue Shirt")])
     built(one, [product("Blue Hat")])
     assert set(titles(one, "blue")) == {"Blue Shirt", "Blue Hat"}

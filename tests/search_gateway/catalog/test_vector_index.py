@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_gateway.catalog import inverted_lists, vector_index
-from search_gateway.catalog import store as store_module
+from search_gateway.catalog import file_build, inverted_lists, vector_index
 from search_gateway.catalog.base import CatalogModel, SimilarRow
+from search_gateway.catalog.file_build import CatalogFileBuild
 from search_gateway.catalog.store import CatalogStore
 from search_gateway.catalog.vector_index import VectorIndex, largest
 from tests.search_gateway.catalog.test_store import MODEL, product, reader, writer
@@ -107,11 +107,11 @@ def index_files(path: Path) -> list[Path]:
 
 def test_a_large_catalogue_gets_its_index_when_it_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also one that is built beside an older one and takes its place."""
-    monkeypatch.setattr(store_module, "MIN_LISTED_NUMBERS", 100 * SIZE)
+    monkeypatch.setattr(file_build, "MIN_LISTED_NUMBERS", 100 * SIZE)
     path = tmp_path / "c.sqlite"
     vectors = np.random.default_rng(0).normal(size=(100, SIZE)).astype(np.float32)
     for number, is_anew in enumerate((False, True, False)):
-        with CatalogStore.open_for_building(
+        with CatalogFileBuild.open_for_building(
             path, CatalogModel(MODEL), photos_folder=tmp_path, is_anew=is_anew
         ) as writing:
             writing.add([product("item", f"{number}.jpg", vectors[number]) for number in range(99 + min(number, 1))])
@@ -259,18 +259,18 @@ def test_what_a_killed_build_left_is_deleted_when_it_is_old(tmp_path: Path) -> N
 def test_a_build_keeps_the_index_that_another_one_wrote_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "MIN_LISTED_NUMBERS", 50 * SIZE)
+    monkeypatch.setattr(file_build, "MIN_LISTED_NUMBERS", 50 * SIZE)
     path = tmp_path / "c.sqlite"
     vectors = np.random.default_rng(0).normal(size=(100, SIZE)).astype(np.float32)
     model = CatalogModel(MODEL)
-    with CatalogStore.open_for_building(path, model, photos_folder=tmp_path) as first:
+    with CatalogFileBuild.open_for_building(path, model, photos_folder=tmp_path) as first:
         first.add([product("item", f"{number}.jpg", vectors[number]) for number in range(50)])
         close = first._file.close
 
         def close_late() -> None:
             """Close after the index was named, while another build writes and names one."""
             monkeypatch.setattr(first._file, "close", close)
-            with CatalogStore.open_for_building(path, model, photos_folder=tmp_path) as second:
+            with CatalogFileBuild.open_for_building(path, model, photos_folder=tmp_path) as second:
                 second.add([product("item", f"{number}.jpg", vectors[number]) for number in range(50, 100)])
                 second.publish()
             close()

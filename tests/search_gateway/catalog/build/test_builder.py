@@ -28,6 +28,7 @@ from search_gateway.catalog.build.photo import NOT_A_PHOTO, OTHER_FORMAT, TOO_LA
 from search_gateway.catalog.build.photo_folder import BAD_NAME, CANNOT_READ
 from search_gateway.catalog.build.report import BuildReport
 from search_gateway.catalog.build.title_file import read_titles
+from search_gateway.catalog.file_build import CatalogFileBuild
 from search_gateway.catalog.store import CatalogStore
 
 ROOT = Path(__file__).parents[4]
@@ -657,7 +658,7 @@ def test_a_product_that_the_store_cannot_hold_costs_no_other(
     first, second, *_ = sorted(photo.name for photo in folder.iterdir())
 
     def refuse(*names: str) -> None:
-        monkeypatch.setattr(CatalogStore, "refusal", lambda self, entry: "its path is odd" * (entry.path in names))
+        monkeypatch.setattr(CatalogFileBuild, "refusal", lambda self, entry: "its path is odd" * (entry.path in names))
 
     refuse(first)
     report = build(folder, output)
