@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import math
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -36,6 +37,7 @@ DEFAULT_BLOCK_PHOTOS = 256
 _COLUMNS = ("id", "photo", "title", "url", "price", "available", "category")  # of a Parquet file
 _LARGEST_BLOCK = 4  # times the usual size
 _MAX_REASON_CHARACTERS = 300
+_USER = re.compile(r"(?<=://)[^/\s]*@")  # a wrong secret may have an @, too
 
 
 class PhotoReadError(Exception):
@@ -128,7 +130,7 @@ def open_source(source: str, titles: TitleList | None = None, *, size: int = DEF
     system, root = _opened(source)
     info = system.get_file_info(root)
     if info.type == fs.FileType.NotFound:
-        raise CatalogError(f"{source} does not exist")
+        raise CatalogError(f"{without_user(source)} does not exist")
     unreadable: list[UnreadablePhoto] = []
     photos: list[SourcePhoto] = []
     if info.type == fs.FileType.File:
@@ -155,7 +157,7 @@ def open_source(source: str, titles: TitleList | None = None, *, size: int = DEF
         blocks = list(_listed_blocks(system, (_titled(photo, lines.get(photo.key)) for photo in photos), size))
     if not blocks:
         # A folder that is not mounted looks like this.
-        raise CatalogError(f"no photo in {source}")
+        raise CatalogError(f"no photo in {without_user(source)}")
     return Source(blocks, unreadable)
 
 
@@ -178,7 +180,9 @@ def read_photo(system: fs.FileSystem, location: str, max_bytes: int) -> bytes:
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             raise PhotoReadError(TOO_LONG, is_final=True) from error
-        reason = " ".join(str(error).split())[:_MAX_REASON_CHARACTERS]  # it may have the path, of any length
+        reason = without_user(" ".join(str(error).split()))[
+            :_MAX_REASON_CHARACTERS
+        ]  # it may have the path, of any length
         raise PhotoReadError(f"{CANNOT_READ}: {reason}") from error
 
 
@@ -193,8 +197,13 @@ def _opened(source: str) -> tuple[fs.FileSystem, str]:
     try:
         system, path = fs.FileSystem.from_uri(source)
     except (ValueError, pyarrow.ArrowException) as error:
-        raise CatalogError(f"{source} cannot be opened: {error}") from error
+        raise CatalogError(without_user(f"{source} cannot be opened: {error}")) from error
     return system, path
+
+
+def without_user(text: str) -> str:
+    """Return a text without the users, passwords and keys of the URIs in it (`s3://KEY:SECRET@BUCKET`)."""
+    return _USER.sub("", text)
 
 
 def _titled(photo: SourcePhoto, line: TitleLine | None) -> SourcePhoto:
@@ -258,7 +267,7 @@ def _photo_of(row: Mapping[str, object], folder: str) -> SourcePhoto:
         available if isinstance(available, bool) else None,
         _text(row.get("category")),
     )
-    return SourcePhoto(key or photo, location, title, url, attributes=attributes)
+    return SourcePhoto(key or without_user(photo), location, title, url, attributes=attributes)
 
 
 def _unchecked_texts(table: pyarrow.Table) -> pyarrow.Table:

@@ -96,7 +96,7 @@ def test_rows_may_have_ids_urls_and_nothing(tmp_path: Path) -> None:
     file = table(
         tmp_path / "list.parquet",
         id=[7, 8, None],
-        photo=["https://host/1.jpg", None, "s3://bucket/a.jpg"],
+        photo=["https://host/1.jpg", None, "s3://key:secret@bucket/a.jpg"],
         title=["A", None, "C"],
         url=["https://shop/1", None, None],
         price=[9.5, None, float("nan")],
@@ -106,7 +106,7 @@ def test_rows_may_have_ids_urls_and_nothing(tmp_path: Path) -> None:
     assert photos(open_source(str(file)).blocks) == [
         SourcePhoto("7", "https://host/1.jpg", "A", "https://shop/1", attributes=Attributes(9.5, False, "Shirts")),
         SourcePhoto("8", "", ""),
-        SourcePhoto("s3://bucket/a.jpg", "s3://bucket/a.jpg", "C", attributes=Attributes(None, True)),
+        SourcePhoto("s3://bucket/a.jpg", "s3://key:secret@bucket/a.jpg", "C", attributes=Attributes(None, True)),
     ]
 
 
@@ -141,8 +141,10 @@ def test_what_cannot_be_used_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "list.parquet").write_bytes(b"no Parquet")
     with pytest.raises(CatalogError, match="is no Parquet file"):
         open_source(str(tmp_path / "list.parquet"))
-    with pytest.raises(CatalogError, match="cannot be opened"):
-        open_source("nonsense://host/folder")
+    for source in ("nonsense://key:s3cret@host/folder", "s3://key:s3c@ret@bu_cket?x=1&", "file://key:s3cret@/nowhere"):
+        with pytest.raises(CatalogError, match="cannot be opened|does not exist") as caught:
+            open_source(source)
+        assert "s3c" not in str(caught.value)
 
 
 def test_reading_stops_behind_the_limit_and_names_what_is_missing(tmp_path: Path) -> None:
@@ -154,6 +156,9 @@ def test_reading_stops_behind_the_limit_and_names_what_is_missing(tmp_path: Path
         read_photo(block.system, str(tmp_path / "missing.jpg"), 100)
     with pytest.raises(PhotoReadError, match="cannot be read"):
         read_photo(block.system, "nonsense://host/1.jpg", 100)
+    with pytest.raises(PhotoReadError) as caught:
+        read_photo(block.system, "nonsense://key:s3cret@host/1.jpg", 100)
+    assert "s3cret" not in str(caught.value)
     for location in ("/" + "a" * 300, "/" + "a/" * 3000, f"file:///{'a' * 300}", "s3://" + "a" * 3000):
         with pytest.raises(PhotoReadError) as caught:
             read_photo(block.system, location, 100)
