@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from search_gateway import __main__ as program
 from search_gateway.catalog import server_catalog, stores
 from search_gateway.catalog.address import CatalogAddress
 from search_gateway.catalog.base import CatalogError, CatalogModel
+from search_gateway.catalog.generations import model_key
+from search_gateway.catalog.postgresql import schema
 from search_gateway.catalog.server_catalog import NO_ANSWER, UNREACHABLE
 from search_gateway.catalog_command import Embedder
 from search_gateway.deadline import Deadline
@@ -195,3 +198,53 @@ def test_prune_needs_data_of_the_model_in_use(store: Store, shop: CatalogAddress
     with pytest.raises(CatalogError, match="no data of the model in use"):
         stores.prune(shop, OTHER_MODEL)
     assert titles(shop, "blue") == ["Blue Shirt"]
+
+
+def test_catalogues_whose_names_look_like_parts_of_others_are_apart(store: Store) -> None:
+    one = store.new_address()
+    key = model_key(MODEL.fingerprint)
+    endings = ("", "_1", "_2", "_1_words", "_1_path_key", f"__{key}", f"__{key}__1")
+    addresses = [replace(one, name=f"{one.name}{ending}") for ending in endings]
+    for address in addresses:
+        built(address, [product(f"Blue {address.name}")])
+    with writer(one, is_anew=True) as anew:
+        anew.add([product("Blue again")])
+        anew.optimize()
+        anew.publish()
+    built(one, [product("Half")], OTHER_MODEL)
+    stores.prune(one, MODEL)
+    assert titles(one, "blue") == ["Blue again"]
+    for address in addresses[1:]:
+        assert titles(address, "blue") == [f"Blue {address.name}"]
+        assert stores.prune(address, MODEL) == []
+
+
+def test_catalogues_with_the_former_names_of_tables_go_on(
+    store_of: Callable[[str], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their tables were called NAME_1, NAME_2, ..., as another catalogue may be."""
+    one = store_of("postgresql").new_address()
+    with monkeypatch.context() as former:
+        former.setattr(schema.Names, "table", lambda names, number: f"{names.former_table_prefix}{number}")
+        built(one, [product("Blue Shirt")])
+    built(one, [product("Blue Hat")])
+    assert set(titles(one, "blue")) == {"Blue Shirt", "Blue Hat"}
+    taken = replace(one, name=f"{one.name}_1")
+    for use in (writer, lambda address: stores.serve(address, MODEL)):
+        with pytest.raises(CatalogError, match="no catalogue, but perhaps the data of another one: choose another"):
+            use(taken)
+    with writer(one, is_anew=True) as anew:
+        anew.add([product("Blue Dress")])
+        anew.publish()
+    assert titles(one, "blue") == ["Blue Dress"]
+    built(taken, [product("Blue Sock")])
+    assert titles(taken, "blue") == ["Blue Sock"]
+
+
+def test_a_name_that_a_view_has_is_refused(store_of: Callable[[str], Store]) -> None:
+    one = store_of("postgresql").new_address()
+    view = replace(one, name=f"{one.name}_m{model_key(MODEL.fingerprint)}")
+    built(view, [product("Blue Shirt")])
+    with pytest.raises(CatalogError, match="choose another name"):
+        built(one, [product("Blue Hat")])
+    assert titles(view, "blue") == ["Blue Shirt"]
