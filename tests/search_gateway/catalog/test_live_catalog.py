@@ -46,13 +46,17 @@ def catalog(path: Path) -> Iterator[LiveCatalog]:
     catalog.close()
 
 
+def titles_of_shirts(store: CatalogStore) -> list[str]:
+    return [row.title for row in store.find(["shirt"], 10)]
+
+
 def shirts(catalog: LiveCatalog) -> list[str]:
-    return [row.title for row in catalog.submit(lambda store: store.find(["shirt"], 10)).result()]
+    return catalog.submit(titles_of_shirts).result().found
 
 
 def alike(catalog: LiveCatalog) -> set[str]:
     query = product("").embedding
-    return {one.row.title for one in catalog.submit(lambda store: store.similar(query, 10)).result()}
+    return {one.row.title for one in catalog.submit(lambda store: store.similar(query, 10)).result().found}
 
 
 def corrupt(path: Path) -> None:
@@ -221,21 +225,29 @@ def test_damage_there_is_at_the_start_is_told(path: Path) -> None:
 def test_searches_that_are_waiting_when_the_file_is_replaced_are_answered(
     catalog: LiveCatalog, path: Path, other: Path
 ) -> None:
+    """They tell the state of the file that they searched: one that is missing, although the new one is not."""
     is_started, may_go_on = threading.Event(), threading.Event()
 
     def slow(store: CatalogStore) -> list[str]:
         is_started.set()
         may_go_on.wait(60)
-        return [row.title for row in store.find(["shirt"], 10)]
+        return titles_of_shirts(store)
 
     running = catalog.submit(slow)
     waiting = catalog.submit(lambda store: [row.title for row in store.find(["dress"], 10)])
+    failing = catalog.submit(fail)
     assert is_started.wait(60)
+    path.unlink()
+    catalog.look()
     os.replace(other, path)
     catalog.look()
-    assert shirts(catalog) == ["Green Shirt"]
+    assert catalog.submit(titles_of_shirts).result() == (["Green Shirt"], "")
     may_go_on.set()
-    assert (running.result(), waiting.result()) == (["Blue Shirt"], ["Red Dress"])
+    assert (running.result(), waiting.result()) == ((["Blue Shirt"], MISSING), (["Red Dress"], MISSING))
+    with pytest.raises(CatalogError) as raised:
+        failing.result()
+    assert raised.value.told == MISSING
+    assert catalog.problems() == [], "the failure is not the new file's"
 
 
 def test_large_catalogue_is_checked_without_a_lock(catalog: LiveCatalog, path: Path) -> None:

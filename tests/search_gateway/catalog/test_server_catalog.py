@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from captioner.query import Query
 from search_gateway import __main__ as program
 from search_gateway.catalog import server_catalog, stores
 from search_gateway.catalog.address import CatalogAddress
-from search_gateway.catalog.base import CatalogError, CatalogModel
+from search_gateway.catalog.base import CatalogError, CatalogModel, CatalogUnreachableError
 from search_gateway.catalog.server_catalog import NO_ANSWER, UNREACHABLE
 from search_gateway.catalog_command import Embedder
 from search_gateway.deadline import Deadline
@@ -138,6 +140,42 @@ def test_a_server_that_hangs_degrades_answers_until_it_goes_on(
     server = store.server
     assert server is not None
     asyncio.run(outage(server, shop, server.pause, server.resume, seconds))
+
+
+class AwayReader:
+    """A server that goes away while it is searched."""
+
+    is_away = False
+
+    def check(self, timeout_seconds: float) -> None:
+        if self.is_away:
+            raise CatalogUnreachableError("10.0.0.1 refuses")
+
+    def close(self) -> None:
+        pass
+
+
+def test_answer_of_a_server_that_is_away_since_is_not_called_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_catalog, "_LOOK_SECONDS", 3600)
+    reader: Any = AwayReader()
+    catalog = server_catalog.ServerCatalog(reader, "shop")
+    is_started, may_go_on = threading.Event(), threading.Event()
+
+    def slow(_: object) -> str:
+        is_started.set()
+        may_go_on.wait(60)
+        return "a shirt"
+
+    running = catalog.submit(slow)
+    assert is_started.wait(60)
+    reader.is_away = True
+    catalog._look()
+    with pytest.raises(CatalogUnreachableError) as raised:
+        catalog.submit(slow)
+    assert raised.value.told == UNREACHABLE
+    may_go_on.set()
+    assert running.result(60) == ("a shirt", "")
+    catalog.close()
 
 
 def test_the_wrong_password_is_told_without_the_right_one(store_of: Callable[[str], Store]) -> None:
