@@ -8,6 +8,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -198,7 +199,7 @@ def test_file_that_fails_although_it_looks_as_before_is_opened_again_later(
     assert catalog.problems() == [f"{catalog._path} could not be read by the last searches"]
     catalog.look()
     assert catalog._serving is failed
-    monkeypatch.setattr(live_catalog.time, "monotonic", lambda: catalog._retry_at)
+    monkeypatch.setattr(live_catalog, "time", SimpleNamespace(monotonic=lambda: catalog._retry_at))
     catalog.look()
     assert catalog._serving is not failed
     assert shirts(catalog) == ["Blue Shirt"]

@@ -31,7 +31,7 @@ from tests.fakes.catalogue_servers import CatalogueServer
 from tests.search_gateway.catalog.conftest import Store
 from tests.search_gateway.catalog.test_stores import MODEL, OTHER_MODEL, built, direction, product, titles, writer
 
-FAST_SECONDS = 1.0  # on a loaded machine; the provider's timeout is longer
+FAST_SECONDS = 2.5  # on a loaded machine; the provider's timeout is longer
 
 
 @pytest.fixture(params=["postgresql", "milvus"])
@@ -80,38 +80,38 @@ async def outage(
     seconds: float,
 ) -> None:
     async with chain_of(address) as chain:
-        before = await search(chain)
-        assert ([one.title for one in before.candidates], before.degraded) == (["Blue Shirt", "Red Dress"], [])
+        before = await until(chain, lambda result: not result.degraded, 60)
+        assert [one.title for one in before.candidates] == ["Blue Shirt", "Red Dress"]
         await asyncio.to_thread(stop)
         try:
             began = time.monotonic()
-            broken = await until(chain, lambda result: bool(result.degraded), 10)
+            broken = await until(chain, lambda result: bool(result.degraded), 60)
             assert broken.candidates == []
             assert reasons(broken)[0].startswith("catalog: the catalogue")
             known = {f"catalog: {UNREACHABLE}", f"catalog: {NO_ANSWER}"}
-            await until(chain, lambda result: set(reasons(result)) <= known, 20)
+            await until(chain, lambda result: set(reasons(result)) <= known, 60)
             asked = time.monotonic()
             assert set(reasons(await search(chain))) <= known
             assert time.monotonic() - asked < FAST_SECONDS, (
                 "searches need not wait for a server that is known to be away"
             )
-            await until(chain, lambda _: bool(chain.problems()), 20)  # the next check of the server finds it
+            await until(chain, lambda _: bool(chain.problems()), 60)  # the next check of the server finds it
             [problem] = chain.problems()
             assert "secret" not in problem
             async with chain_of(address):
                 asked = time.monotonic()
-            assert time.monotonic() - asked < 10, "closing does not wait for the server"
+            assert time.monotonic() - asked < 30, "closing does not wait for the server"
             async with chain_of(address) as started_meanwhile:
                 assert (await search(started_meanwhile)).degraded
                 await asyncio.sleep(max(0.0, began + seconds - time.monotonic()))
                 await asyncio.to_thread(go_on)
-                await until(started_meanwhile, lambda result: not result.degraded, 30)
+                await until(started_meanwhile, lambda result: not result.degraded, 100)
         except BaseException:
             await asyncio.to_thread(go_on)
             raise
-        after = await until(chain, lambda result: not result.degraded, 30)
+        after = await until(chain, lambda result: not result.degraded, 100)
         assert [one.url for one in after.candidates] == [one.url for one in before.candidates]
-        assert chain.problems() == []
+        await until(chain, lambda _: not chain.problems(), 60)
 
 
 @pytest.fixture
