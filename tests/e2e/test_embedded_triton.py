@@ -30,6 +30,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from search_gateway.triton import embedded
 from search_gateway.triton.embedded import EmbeddedTriton, TritonStartError
+from tests.conftest import running_triton
 
 pytestmark = [
     pytest.mark.triton,
@@ -148,7 +149,7 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedTriton]
     folder = tmp_path_factory.mktemp("embedded_triton")
     for add in (add_double, add_lookup, add_echo):
         add(folder / "models")
-    with EmbeddedTriton(folder / "models", log_file=folder / "triton.log") as running:
+    with running_triton(EmbeddedTriton(folder / "models", log_file=folder / "triton.log")) as running:
         yield running
 
 

@@ -27,7 +27,7 @@ from search_gateway.providers.base import Candidate, ProviderTerms
 from search_gateway.server import Gateway
 from search_gateway.triton.client import TritonClient
 from search_gateway.triton.embedded import EmbeddedTriton
-from tests.conftest import MODELS, jpeg
+from tests.conftest import MODELS, jpeg, running_triton
 from tests.fakes.query_head_repository import CLASSES, expected_logprobs, write_repository_with_head
 
 pytestmark = pytest.mark.triton
@@ -68,7 +68,7 @@ def address(models: Path) -> Iterator[str]:
     """Of a Triton."""
     if importlib.util.find_spec("pytriton") is None:
         pytest.skip("THE REAL TRITON IS NOT TESTED: install the embedded extra (nvidia-pytriton)")
-    with EmbeddedTriton(models) as server:
+    with running_triton(EmbeddedTriton(models)) as server:
         yield server.grpc_address
 
 

@@ -7,6 +7,7 @@ another at the same address.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import signal
@@ -29,7 +30,7 @@ from search_gateway.config import GatewayConfig
 from search_gateway.providers.base import ProviderTerms
 from search_gateway.server import Gateway, StartError
 from search_gateway.triton.embedded import EmbeddedTriton
-from tests.conftest import MODELS, GatewayThread, jpeg
+from tests.conftest import MODELS, GatewayThread, jpeg, running_triton
 from tests.fakes.tcp_forwarder import TcpForwarder
 
 pytestmark = [
@@ -128,6 +129,7 @@ class Tritons:
     def __init__(self, log: Path) -> None:
         self._log = log
         self._all = [EmbeddedTriton(MODELS, log_file=log) for _ in range(2)]
+        self._running = contextlib.ExitStack()
         self.ports: list[TcpForwarder] = []
 
     def __getitem__(self, number: int) -> EmbeddedTriton:
@@ -145,7 +147,7 @@ class Tritons:
             if not self._all[number].is_running():
                 self._all[number].stop()
                 self._all[number] = EmbeddedTriton(MODELS, log_file=self._log)
-                self._all[number].start()
+                self._running.enter_context(running_triton(self._all[number]))
             port.speak()
             if port.target != self._all[number].grpc_address:
                 port.target = self._all[number].grpc_address
@@ -159,8 +161,7 @@ class Tritons:
     def stop(self) -> None:
         for port in self.ports:
             port.__exit__()
-        for triton in self._all:
-            triton.stop()
+        self._running.close()
 
 
 @pytest.fixture(scope="module")
