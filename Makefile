@@ -12,8 +12,8 @@ DATA ?= $(wildcard ../shared/data/fashion-product-images-small)
 export PHOTO DATA  # through the environment: their names may hold quotes and spaces
 CLIENT_STUBS := client/captrieve_client/_generated
 # Three test processes for two cores, since many tests wait; libraries get one thread each. Files stay whole, since their
-# tests share fixtures, and in order, since the last ones are short.
-TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE \
+# tests share fixtures, and in order, since the last ones are short. Hundreds of processes import the same modules.
+TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE= \
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 # `python -m venv` that Ctrl-C ends without a traceback.

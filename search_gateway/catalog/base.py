@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,13 @@ from captioner.model_contract import CONTRACT_FILE
 BUILD_COMMAND = "python -m search_gateway catalog build PHOTOS --out CATALOGUE"
 DEFAULT_TIMEOUT_SECONDS = 10.0
 
+_T = TypeVar("_T")
+
 
 class CatalogError(Exception):
     """The catalogue cannot be used. The message is one line for the operator and may name files, but no password."""
+
+    told = ""  # what callers may be told about the catalogue, if anything is known to be wrong with it
 
 
 class CatalogOutdatedError(CatalogError):
@@ -167,6 +171,13 @@ class CatalogReader(Protocol):
 
     def close(self) -> None:
         """Release what the store holds."""
+
+
+class CatalogAnswer(NamedTuple, Generic[_T]):
+    """What a search found, and the state of the very data that it searched."""
+
+    found: _T
+    problem: str  # why it may be old, written for callers; empty: all is well
 
 
 class CatalogWriter(Protocol):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from search_gateway.catalog.address import CatalogAddress
-from search_gateway.catalog.base import CatalogError, CatalogModel, CatalogReader, CatalogWriter
+from search_gateway.catalog.base import CatalogAnswer, CatalogError, CatalogModel, CatalogReader, CatalogWriter
 from search_gateway.catalog.file_build import CatalogFileBuild
 from search_gateway.catalog.live_catalog import LiveCatalog
 from search_gateway.catalog.server_catalog import MAX_CONCURRENT, CheckedReader, ServerCatalog
@@ -25,11 +25,7 @@ _T = TypeVar("_T")
 class ServedCatalog(Protocol):
     """A catalogue that a gateway searches, and that may be replaced or away meanwhile."""
 
-    @property
-    def problem(self) -> str:
-        """Why answers may be old or missing, written for callers; empty: all is well."""
-
-    def submit(self, search: Callable[[CatalogReader], _T]) -> Future[_T]:
+    def submit(self, search: Callable[[CatalogReader], _T]) -> Future[CatalogAnswer[_T]]:
         """Run a search in a thread.
 
         Raises:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks.common.free_port import free_port
 from tests.conftest import MODELS, ROOT, jpeg
 
 pytestmark = pytest.mark.triton
@@ -34,10 +35,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return f"127.0.0.1:{port}"
+    return f"127.0.0.1:{free_port()}"
 
 
 def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -47,7 +45,7 @@ def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, **OFFLINE, **environ},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=280,
         check=False,
     )
 
@@ -175,8 +173,7 @@ def test_demo_of_a_bad_photo_says_so(run_folder: Path, tmp_path: Path) -> None:
 def test_up_serves_the_same_words_twice_and_down_leaves_nothing(
     run_folder: Path, tmp_path: Path, free_address: str
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        web = f"127.0.0.1:{free.getsockname()[1]}"
+    web = f"127.0.0.1:{free_port()}"
     up = run("demo.background", "up", "--address", free_address, "--web", web, "--run", str(run_folder))
     try:
         assert up.returncode == 0, up.stderr

@@ -92,7 +92,7 @@ def served(address: CatalogAddress, model: CatalogModel = MODEL) -> Iterator[Ser
 
 def ask(address: CatalogAddress, search: Callable[[CatalogReader], T], model: CatalogModel = MODEL) -> T:
     with served(address, model) as catalog:
-        return catalog.submit(search).result(30)
+        return catalog.submit(search).result(30).found
 
 
 def find(address: CatalogAddress, query: str, filters: Filters = NO_FILTERS, limit: int = 20) -> list[CatalogRow]:
@@ -320,7 +320,7 @@ def test_another_model_is_built_beside_and_an_interrupted_build_of_it_goes_on(sh
         found = ask(shop, lambda reader: reader.find(["whole"], 5), OTHER_MODEL)
         assert [row.title for row in found] == ["Whole"]
         # A gateway of the former model goes on until it is replaced, too.
-        assert len(old.submit(lambda reader: reader.similar(direction(0), 20, 30.0)).result(30)) == len(TITLES)
+        assert len(old.submit(lambda reader: reader.similar(direction(0), 20, 30.0)).result(30).found) == len(TITLES)
 
 
 def test_a_catalogue_is_replaced_under_load_without_a_failed_search(shop: CatalogAddress) -> None:
@@ -331,8 +331,8 @@ def test_a_catalogue_is_replaced_under_load_without_a_failed_search(shop: Catalo
     def search(catalog: ServedCatalog) -> None:
         while not is_over.is_set():
             try:
-                found = catalog.submit(lambda reader: reader.similar(direction(0), 1, 30.0)).result(60)
-                words = catalog.submit(lambda reader: reader.find(["blue"], 1, 30.0)).result(60)
+                found = catalog.submit(lambda reader: reader.similar(direction(0), 1, 30.0)).result(60).found
+                words = catalog.submit(lambda reader: reader.find(["blue"], 1, 30.0)).result(60).found
                 assert len(words) == 1
                 counts["new" if found[0].row.title.startswith("New") else "old"] += 1
             except BaseException as failure:
@@ -405,7 +405,7 @@ def test_categories_may_have_any_characters(store: Store) -> None:
     with served(shop) as catalog:
         for place, one in enumerate(odd):
             filters = Filters(categories=(one, "none\n"))
-            found = catalog.submit(lambda reader: reader.find(["blue"], 20, 30.0, filters)).result(30)  # noqa: B023
+            found = catalog.submit(lambda reader: reader.find(["blue"], 20, 30.0, filters)).result(30).found  # noqa: B023
             assert [row.title for row in found] == [f"Blue {place}"], one
 
 
