@@ -59,7 +59,12 @@ GATEWAYS: list[ScriptedGateway] = []
 
 def test_sighup_reloads_and_sigterm_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "Gateway", ScriptedGateway)
-    asyncio.run(server.serve(GatewayConfig.from_env({})))
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        asyncio.run(server.serve(GatewayConfig.from_env({})))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert GATEWAYS.pop().events == ["reloaded", "stopped", "closed"]
 
 
