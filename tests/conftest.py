@@ -15,12 +15,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 
 from drawings.draw_samples import draw_sample
 from search_gateway.observability import logs
 
+hypothesis.settings.register_profile("captrieve", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("captrieve")
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # for tests that import onnxruntime themselves
 
 ROOT = Path(__file__).parent.parent
