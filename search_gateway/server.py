@@ -247,7 +247,13 @@ class Gateway:
             reflection.enable_server_reflection(names, server)
         status.set_ready(True)
         tritons.watch(lambda: status.set_ready(tritons.is_serving))
-        await server.start()
+        starting = asyncio.ensure_future(server.start())
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:  # gRPC fails in the background if its start is cancelled
+            await starting
+            await server.stop(None)
+            raise
         if web is not None:
             found = pipeline.providers.names
             await web.start(search, self._interceptors, pipeline.contract, found, security.https())
