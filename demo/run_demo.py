@@ -14,8 +14,10 @@ import signal
 import sys
 from pathlib import Path
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below ends it without a traceback
+if __name__ == "__main__":
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # or gRPC tells of connections that end
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below ends it without a traceback
 
 from captioner.model_contract import ContractError
 from captrieve_client.cli import NOTHING_FOUND
@@ -71,7 +73,6 @@ def main() -> int:
     if not args.photo.is_file():
         print(f"there is no file {args.photo}; name a photo with PHOTO=your.jpg", file=sys.stderr)
         return 2
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # or gRPC tells of connections that end
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     try:
         config = with_calibration(GatewayConfig.from_env(os.environ))  # the settings that `make up` ranks with

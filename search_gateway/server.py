@@ -247,13 +247,7 @@ class Gateway:
             reflection.enable_server_reflection(names, server)
         status.set_ready(True)
         tritons.watch(lambda: status.set_ready(tritons.is_serving))
-        starting = asyncio.ensure_future(server.start())
-        try:
-            await asyncio.shield(starting)
-        except asyncio.CancelledError:  # gRPC fails in the background if its start is cancelled
-            await starting
-            await server.stop(None)
-            raise
+        await _start(server)
         if web is not None:
             found = pipeline.providers.names
             await web.start(search, self._interceptors, pipeline.contract, found, security.https())
@@ -379,6 +373,17 @@ class Gateway:
         tritons = TritonPool(self._replicas)
         self._closing.push_async_callback(tritons.close)
         return tritons
+
+
+async def _start(server: grpc.aio.Server) -> None:
+    """Start a server. If this is cancelled, wait for the start, which gRPC logs as failed otherwise, and stop it."""
+    starting = asyncio.ensure_future(server.start())
+    try:
+        await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await starting
+        await server.stop(None)
+        raise
 
 
 def _server_options(config: GatewayConfig) -> list[tuple[str, int]]:

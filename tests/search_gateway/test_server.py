@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import resource
 import signal
@@ -83,6 +84,25 @@ def test_second_gateway_on_a_host_starts_without_the_default_admin_port(caplog: 
         assert f"no admin port: {address} is in use" in caplog.text
         with pytest.raises(server.StartError, match=address):
             server.Gateway(GatewayConfig(admin_address=address))._bind_admin()
+
+
+def test_start_that_is_cancelled_fails_nowhere_else() -> None:
+    async def start_and_cancel() -> list[dict[str, Any]]:
+        problems: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+        grpc_server = grpc.aio.server()
+        grpc_server.add_insecure_port("127.0.0.1:0")
+        starting = asyncio.create_task(server._start(grpc_server))
+        await asyncio.sleep(0)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        del starting, grpc_server
+        gc.collect()
+        await asyncio.sleep(0)
+        return problems
+
+    assert asyncio.run(start_and_cancel()) == []
 
 
 # Connections, on the gateway's own gRPC server with nothing but the health service.

@@ -46,7 +46,9 @@ def security(files: dict[str, Path], *names: str, address: str = "127.0.0.1:0", 
 
 
 def test_page_that_others_reach_needs_tls_and_keys_too(files: dict[str, Path]) -> None:
-    with pytest.raises(ConfigError, match="0.0.0.0:8080 can be reached from other machines, and the gateway has no TLS"):
+    with pytest.raises(
+        ConfigError, match="0.0.0.0:8080 can be reached from other machines, and the gateway has no TLS"
+    ):
         security(files, web_address="0.0.0.0:8080")
     security(files, "tls_certificate", "tls_key", "api_keys", web_address="0.0.0.0:8080").close()
     security(files, web_address="127.0.0.1:8080").close()
