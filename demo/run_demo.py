@@ -14,10 +14,8 @@ import signal
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # or gRPC tells of connections that end
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below ends it without a traceback
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below ends it without a traceback
 
 from captioner.model_contract import ContractError
 from captrieve_client.cli import NOTHING_FOUND

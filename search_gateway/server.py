@@ -68,6 +68,7 @@ _MIN_PING_INTERVAL_MS = 500  # of clients; gRPC's own limit of 5 minutes ends id
 
 # After the requests in flight have had their time: what the parts need to close, and then tasks and threads to end.
 _CLOSING_SECONDS, _LAST_SECONDS = 15.0, 1.0
+_LAST_SPANS_SECONDS = 1.0  # for sending them
 
 # Thumbnails are small; these limits bound the cost of files that are not.
 _THUMBNAIL_LIMITS = ImageLimits(max_bytes=2 * 2**20, max_pixels=4_000_000)
@@ -443,7 +444,8 @@ async def serve(
     try:
         await _serve_until_signal(Gateway(config), reread or (lambda: config), stops)
     finally:
-        await asyncio.to_thread(stop_tracing)
+        # A collector that does not answer would take 10 s.
+        await asyncio.wait((asyncio.ensure_future(asyncio.to_thread(stop_tracing)),), timeout=_LAST_SPANS_SECONDS)
     if end is not None:
         end.within(_LAST_SECONDS, 0)  # everything of ours has ended
 

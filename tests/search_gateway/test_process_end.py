@@ -41,7 +41,11 @@ PROGRAM = textwrap.dedent(
         def stop(self):
             self.stopped.set()
 
+    def send_spans_to_nobody():
+        time.sleep(600)
+
     server.Gateway = Gateway
+    server.start_tracing = lambda: send_spans_to_nobody
     server._CLOSING_SECONDS = 1.0
     sys.exit(program.main(["serve"], {"CAPTRIEVE_DRAIN_SECONDS": "0"}))
     """
@@ -57,9 +61,10 @@ def ended(*arguments: str) -> list[str]:
 
 
 def test_tasks_and_threads_of_providers_do_not_keep_the_process_and_are_named() -> None:
-    *_, task, thread = ended()
+    *_, task, thread, spans = ended()
     assert "the gateway ends while this is still running: task search at provider stubborn, sleep at " in task
     assert "the gateway ends while this is still running: thread of a provider, block_a_thread at " in thread
+    assert "send_spans_to_nobody at " in spans
 
 
 def test_process_ends_though_a_part_does_not_close() -> None:
