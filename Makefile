@@ -12,10 +12,12 @@ DATA ?= $(wildcard ../shared/data/fashion-product-images-small)
 export PHOTO DATA  # through the environment: their names may hold quotes and spaces
 CLIENT_STUBS := client/captrieve_client/_generated
 # Three test processes for two cores, since many tests wait; libraries get one thread each. Files stay whole, since their
-# tests share fixtures, and in order, since the last ones are short.
-TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE \
+# tests share fixtures, and in order, since the last ones are short. Hundreds of processes import the same modules.
+TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE= \
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+# `python -m venv` that Ctrl-C ends without a traceback.
+QUIET_VENV := import runpy, signal; signal.signal(signal.SIGINT, signal.SIG_DFL); runpy.run_module("venv", run_name="__main__", alter_sys=True)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up down setup test unit campaign test-faults test-tensorrt coverage load-test gpu-report check format proto config-page results-page
@@ -26,7 +28,7 @@ help: ## list the targets
 $(VENV)/.serving: pyproject.toml client/pyproject.toml
 	@echo "installing what serving needs into $(VENV) (a minute)"
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13) and "Python 3.11 or 3.12 is needed: set PYTHON=python3.11")'
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c '$(QUIET_VENV)' $(VENV)
 	@$(PIP) --editable './client[contact-sheet]' --editable '.[embedded,demo]'
 	@touch $@
 

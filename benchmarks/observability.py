@@ -11,7 +11,6 @@ much of a difference is chance. Also compares the counters of the observed one w
 from __future__ import annotations
 
 import contextlib
-import socket
 import sys
 import threading
 import time
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.common.free_port import free_port
 from benchmarks.common.gateway_process import PATIENT, GatewayProcess
 from benchmarks.common.own_process import OwnProcess
 from benchmarks.common.photo_files import read_photos
@@ -76,8 +76,7 @@ def measure(repository: Path, photos: Sequence[bytes], callers: int, seconds: fl
 
 
 def _bare_settings() -> dict[str, str]:
-    with socket.create_server(("127.0.0.1", 0)) as free:  # its log does not say which port it took
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"  # its log does not say which port it took
     return {"CAPTRIEVE_LISTEN_ADDRESS": address, "CAPTRIEVE_ADMIN_ADDRESS": "", "CAPTRIEVE_LOG_LEVEL": "warning"}
 
 

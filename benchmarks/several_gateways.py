@@ -15,7 +15,6 @@ import io
 import json
 import os
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common.free_port import free_port
 from benchmarks.common.gateway_process import PATIENT, GatewayProcess
 from benchmarks.common.provenance import provenance
 from benchmarks.common.report import add_output_options, make_parser, markdown_table, publish
@@ -187,9 +187,7 @@ class Rehearsal:
             "CAPTRIEVE_MIN_VISUAL_SCORE": "-1",
             "CAPTRIEVE_MAX_CONNECTION_AGE_SECONDS": str(_CONNECTION_AGE_SECONDS),
         }
-        with contextlib.ExitStack() as free:
-            taken = [free.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(4)]
-            self._addresses = [f"127.0.0.1:{one.getsockname()[1]}" for one in taken]
+        self._addresses = [f"127.0.0.1:{free_port()}" for _ in range(4)]
         self._running = contextlib.ExitStack()
         self._gateways: dict[str, GatewayProcess] = {}  # name -> those that serve
         self._phases: list[dict[str, Any]] = []

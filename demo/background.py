@@ -10,8 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below ends it without a traceback
 
 from captioner.model_contract import ContractError
 from demo.sample_catalogue import sample_catalogue
@@ -39,6 +42,8 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     except (CatalogError, ConfigError, ContractError, TritonStartError, OSError) as error:
         print(f"captrieve: {error}", file=sys.stderr)
         return 3
+    except KeyboardInterrupt:
+        return 130
 
 
 def up(address: str, run: Path, environ: Mapping[str, str], web: str | None = None) -> int:
@@ -71,7 +76,7 @@ def up(address: str, run: Path, environ: Mapping[str, str], web: str | None = No
         "CAPTRIEVE_TRITON_LOG": str(config.triton_log or run / "triton.log"),
     }
     log = run / "gateway.log"
-    with log.open("ab") as output:
+    with log.open("ab") as output, _interrupts_deferred() as interrupts:
         process = subprocess.Popen(
             [sys.executable, "-m", "search_gateway"],
             env={**environ, **settings},
@@ -80,22 +85,51 @@ def up(address: str, run: Path, environ: Mapping[str, str], web: str | None = No
             stderr=output,
             start_new_session=True,  # it outlives this terminal
         )
-    _pid_file(run).write_text(f"{process.pid}\n", encoding="utf-8")
-    end = time.monotonic() + _START_SECONDS
-    while not is_serving(address, config=config):
-        if process.poll() is not None or time.monotonic() > end:
-            last = "".join(log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:])
-            reason = last.removeprefix("captrieve: ")
-            print(f"captrieve: the gateway did not start: {reason} (log: {log})", file=sys.stderr)
-            process.terminate()  # its Triton goes with it
-            process.wait()
-            _pid_file(run).unlink(missing_ok=True)
-            return 3
-        time.sleep(_POLL_SECONDS)
+    try:
+        if interrupts:
+            raise KeyboardInterrupt
+        _pid_file(run).write_text(f"{process.pid}\n", encoding="utf-8")
+        end = time.monotonic() + _START_SECONDS
+        while not is_serving(address, config=config):
+            if process.poll() is not None or time.monotonic() > end:
+                last = "".join(log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:])
+                reason = last.removeprefix("captrieve: ")
+                print(f"captrieve: the gateway did not start: {reason} (log: {log})", file=sys.stderr)
+                _end(process, run)
+                return 3
+            time.sleep(_POLL_SECONDS)
+    except KeyboardInterrupt:
+        print("captrieve: interrupted: the gateway is stopped", file=sys.stderr)
+        _end(process, run)
+        raise
     scheme = "http" if config.tls_certificate is None else "https"
     page = f"page: {scheme}://{config.web_address}; " if config.web_address else ""
     print(f"serving on {address}; {page}log: {log}; stop with `make down`")
     return 0
+
+
+@contextlib.contextmanager
+def _interrupts_deferred() -> Iterator[list[int]]:
+    """Yield a list of the Ctrl-C within the block: one that came while a process is started would lose it."""
+    interrupts: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _end(process: subprocess.Popen[bytes], run: Path) -> None:
+    """End a gateway that does not serve yet; its Triton goes with it."""
+    try:
+        process.terminate()
+        process.wait()
+    except KeyboardInterrupt:
+        process.kill()
+        process.wait()
+        raise
+    finally:
+        _pid_file(run).unlink(missing_ok=True)
 
 
 def down(run: Path) -> int:
@@ -139,4 +173,6 @@ def _is_ours(pid: int) -> bool:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main(sys.argv[1:], os.environ))

@@ -10,8 +10,12 @@ import argparse
 import asyncio
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below ends it without a traceback
 
 from captioner.model_contract import ContractError
 from captrieve_client.cli import NOTHING_FOUND
@@ -22,6 +26,8 @@ from search_gateway.errors import ConfigError, SearchError
 from search_gateway.ranking.calibration import with_calibration
 from search_gateway.server import Gateway, StartError
 from search_gateway.triton.embedded import TritonStartError
+
+_INTERRUPTED = 130
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,12 +49,20 @@ async def demo(config: GatewayConfig, photo: Path, sheet: Path) -> int:
     """
     async with Gateway(config) as gateway:
         arguments = ["search", str(photo), "--address", gateway.address, "--contact-sheet", str(sheet)]
-        code = await asyncio.to_thread(client_main, arguments)
-        if code == NOTHING_FOUND:
-            print("\nNo result passed the filters. Without filters, the best results are:\n", flush=True)
-            open_filters = ["--min-visual", "-1", "--min-semantic", "0"]
-            code = await asyncio.to_thread(client_main, [*arguments, *open_filters])
+        try:
+            code = await asyncio.to_thread(client_main, arguments)
+            if code == NOTHING_FOUND:
+                print("\nNo result passed the filters. Without filters, the best results are:\n", flush=True)
+                open_filters = ["--min-visual", "-1", "--min-semantic", "0"]
+                code = await asyncio.to_thread(client_main, [*arguments, *open_filters])
+        except asyncio.CancelledError:  # Ctrl-C: the search fails with the gateway, which needs no message
+            _print_nothing_more()
+            raise
         return code
+
+
+def _print_nothing_more() -> None:
+    sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # open until the process ends
 
 
 def main() -> int:
@@ -65,6 +79,7 @@ def main() -> int:
         config = config.replace(
             catalog=catalogue,
             listen_address="127.0.0.1:0",
+            drain_seconds=0.0,  # after Ctrl-C
             admin_address="",  # it may run beside a gateway that has the default port
             triton_log=args.run / "triton.log",
         )
@@ -73,8 +88,13 @@ def main() -> int:
         print(f"captrieve: {error}", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
-        return 130
+        return _INTERRUPTED
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    exit_code = main()
+    if exit_code == _INTERRUPTED:
+        os._exit(exit_code)  # a thread may still wait for DuckDuckGo
+    sys.exit(exit_code)

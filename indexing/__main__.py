@@ -33,6 +33,8 @@ from search_gateway.catalog.stores import address_of, open_for_writing
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import ConfigError
 
+_ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})  # of a path in a list
+
 
 @dataclass(kw_only=True)
 class IndexReport:
@@ -163,6 +165,9 @@ def main(argv: Sequence[str]) -> int:
             block_photos=args.block_photos,
             record=args.record,
         )
+        if args.left_out is not None:
+            lines = [f"{bad.path.translate(_ESCAPES)}\t{bad.reason}\n" for bad in report.left_out]
+            args.left_out.write_text("".join(lines), encoding="utf-8", errors="replace")
     except (CatalogError, ConfigError, ContractError) as error:
         print(f"indexing: {error}", file=sys.stderr)
         return 2
@@ -171,8 +176,6 @@ def main(argv: Sequence[str]) -> int:
         return 3
     except KeyboardInterrupt:
         return 130
-    if args.left_out is not None:
-        args.left_out.write_text("".join(f"{bad.path}\t{bad.reason}\n" for bad in report.left_out), encoding="utf-8")
     print(f"{out}: {report.summary()}")
     return 0
 

@@ -7,9 +7,11 @@ blocks that were finished before are recognised.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -21,17 +23,34 @@ import pyarrow
 from pyarrow import fs, parquet
 
 from search_gateway.catalog.base import NO_ATTRIBUTES, Attributes, CatalogError
-from search_gateway.catalog.build.photo_folder import CANNOT_READ, PHOTO_SUFFIXES, UnreadablePhoto, look_for_photos
+from search_gateway.catalog.build.photo_folder import (
+    CANNOT_READ,
+    PHOTO_SUFFIXES,
+    TOO_LONG,
+    UnreadablePhoto,
+    look_for_photos,
+)
 from search_gateway.catalog.build.titles import TitleLine, TitleList, attributes_of, title_and_url
 
 DEFAULT_BLOCK_PHOTOS = 256
 
 _COLUMNS = ("id", "photo", "title", "url", "price", "available", "category")  # of a Parquet file
 _LARGEST_BLOCK = 4  # times the usual size
+_MAX_REASON_CHARACTERS = 300
+_USER = re.compile(r"(?<=://)[^/\s]*@")  # a wrong secret may have an @, too
 
 
 class PhotoReadError(Exception):
-    """The file of a photo cannot be read now; another run may succeed."""
+    """The file of a photo cannot be read.
+
+    Args:
+        message: what is wrong.
+        is_final: whether another run cannot succeed either.
+    """
+
+    def __init__(self, message: str, *, is_final: bool = False) -> None:
+        super().__init__(message)
+        self.is_final = is_final
 
 
 @dataclass(frozen=True)
@@ -81,7 +100,7 @@ class ParquetBlock:
             file = parquet.ParquetFile(opened)
             names = [name for name in _COLUMNS if name in file.schema_arrow.names]
             table = file.read_row_group(self.row_group, columns=names)
-        rows = table.slice(self.start, self.stop - self.start).to_pylist()
+        rows = _unchecked_texts(table.slice(self.start, self.stop - self.start)).to_pylist()
         return [_photo_of(row, self.file.rpartition("/")[0]) for row in rows]
 
 
@@ -111,7 +130,7 @@ def open_source(source: str, titles: TitleList | None = None, *, size: int = DEF
     system, root = _opened(source)
     info = system.get_file_info(root)
     if info.type == fs.FileType.NotFound:
-        raise CatalogError(f"{source} does not exist")
+        raise CatalogError(f"{without_user(source)} does not exist")
     unreadable: list[UnreadablePhoto] = []
     photos: list[SourcePhoto] = []
     if info.type == fs.FileType.File:
@@ -138,7 +157,7 @@ def open_source(source: str, titles: TitleList | None = None, *, size: int = DEF
         blocks = list(_listed_blocks(system, (_titled(photo, lines.get(photo.key)) for photo in photos), size))
     if not blocks:
         # A folder that is not mounted looks like this.
-        raise CatalogError(f"no photo in {source}")
+        raise CatalogError(f"no photo in {without_user(source)}")
     return Source(blocks, unreadable)
 
 
@@ -159,7 +178,12 @@ def read_photo(system: fs.FileSystem, location: str, max_bytes: int) -> bytes:
         with system.open_input_stream(location) as opened:
             return bytes(opened.read(max_bytes + 1))
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise PhotoReadError(f"{CANNOT_READ}: {str(error).splitlines()[0]}") from error
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            raise PhotoReadError(TOO_LONG, is_final=True) from error
+        reason = without_user(" ".join(str(error).split()))[
+            :_MAX_REASON_CHARACTERS
+        ]  # it may have the path, of any length
+        raise PhotoReadError(f"{CANNOT_READ}: {reason}") from error
 
 
 def _opened(source: str) -> tuple[fs.FileSystem, str]:
@@ -173,8 +197,13 @@ def _opened(source: str) -> tuple[fs.FileSystem, str]:
     try:
         system, path = fs.FileSystem.from_uri(source)
     except (ValueError, pyarrow.ArrowException) as error:
-        raise CatalogError(f"{source} cannot be opened: {error}") from error
+        raise CatalogError(without_user(f"{source} cannot be opened: {error}")) from error
     return system, path
+
+
+def without_user(text: str) -> str:
+    """Return a text without the users, passwords and keys of the URIs in it (`s3://KEY:SECRET@BUCKET`)."""
+    return _USER.sub("", text)
 
 
 def _titled(photo: SourcePhoto, line: TitleLine | None) -> SourcePhoto:
@@ -232,16 +261,26 @@ def _photo_of(row: Mapping[str, object], folder: str) -> SourcePhoto:
     key, photo, title, url = (_text(row.get(name)) for name in ("id", "photo", "title", "url"))
     location = photo if "://" in photo or not photo else f"{folder}/{photo}"
     price, available = row.get("price"), row.get("available")
+    number = float(price) if isinstance(price, int | float | Decimal) else math.nan
     attributes = Attributes(
-        float(price) if isinstance(price, int | float | Decimal) and math.isfinite(price) else None,
+        number if 0 <= number < math.inf else None,
         available if isinstance(available, bool) else None,
         _text(row.get("category")),
     )
-    return SourcePhoto(key or photo, location, title, url, attributes=attributes)
+    return SourcePhoto(key or without_user(photo), location, title, url, attributes=attributes)
+
+
+def _unchecked_texts(table: pyarrow.Table) -> pyarrow.Table:
+    """Return texts as bytes, since some writers of Parquet files do not check that they are UTF-8."""
+    kinds = {pyarrow.string(): pyarrow.binary(), pyarrow.large_string(): pyarrow.large_binary()}
+    fields = [field.with_type(kinds.get(field.type, field.type)) for field in table.schema]
+    return table.cast(pyarrow.schema(fields))
 
 
 def _text(value: object) -> str:
     """Return a value as text; empty if there is none. No store takes a NUL in a key."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
     is_missing = value is None or (isinstance(value, float) and math.isnan(value))
     return "" if is_missing else str(value).replace("\0", " ")
 

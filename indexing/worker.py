@@ -156,13 +156,19 @@ class BlockIndexer:
             return UnreadablePhoto(photo.key, "the row names no photo")
         try:
             data = await self._read(system, photo.location)
+            stamp = PhotoStamp(len(data), photo.mtime_ns, hashlib.sha256(data).hexdigest())
+            entry = CatalogEntry(
+                path=photo.key, title=photo.title, url=photo.url, stamp=stamp, attributes=photo.attributes
+            )
+            if self._writer is not None and (reason := self._writer.refusal(entry)):
+                return UnreadablePhoto(photo.key, reason)
             pixels, small = await self._decoder.decode_for_catalogue(data, Deadline(_DECODE_SECONDS))
-        except (PhotoReadError, ThumbnailError) as error:
+        except PhotoReadError as error:
+            return (UnreadablePhoto if error.is_final else _Unread)(photo.key, str(error))
+        except ThumbnailError as error:
             return _Unread(photo.key, str(error))
         except ImageError as error:
             return UnreadablePhoto(photo.key, f"not a usable photo: {error}")
-        stamp = PhotoStamp(len(data), photo.mtime_ns, hashlib.sha256(data).hexdigest())
-        entry = CatalogEntry(path=photo.key, title=photo.title, url=photo.url, stamp=stamp, attributes=photo.attributes)
         return _Decoded(entry, pixels, small)
 
     async def _read(self, system: fs.FileSystem, location: str) -> bytes:

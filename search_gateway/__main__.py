@@ -11,11 +11,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below ends it without a traceback
 
 from captioner.model_contract import ContractError
 from search_gateway import providers_command
@@ -23,7 +28,7 @@ from search_gateway.catalog.base import CatalogError
 from search_gateway.catalog_command import build, prune
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import ConfigError, SearchError
-from search_gateway.observability.logs import set_up_logging
+from search_gateway.observability.logs import flush_log, set_up_logging
 from search_gateway.observability.tracing import TracingError
 from search_gateway.ranking.calibration import with_calibration
 from search_gateway.security import api_keys
@@ -99,7 +104,12 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
             return api_keys.run_command(args, config.api_keys)
         if args.command == "providers":
             return providers_command.run_command(args, config)
-        asyncio.run(serve(with_calibration(config), lambda: GatewayConfig.from_env(environ, args.settings)))
+        reread = functools.partial(GatewayConfig.from_env, environ, args.settings)
+        set_up_logging(config.log_format, config.log_level, is_queued=True)
+        try:
+            asyncio.run(serve(with_calibration(config), reread, ends_process=True))
+        finally:
+            flush_log()  # what is printed below is the last line
     except (ConfigError, ContractError, CatalogError) as error:
         print(f"captrieve: {error}", file=sys.stderr)
         return 2
@@ -113,6 +123,8 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 def run() -> None:
     """The console script."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main(sys.argv[1:], os.environ))
 
 

@@ -27,7 +27,7 @@ from captioner.preprocessing import Region
 from captioner.query import Query, QueryRule
 from search_gateway.catalog.base import NO_FILTERS, Filters
 from search_gateway.deadline import Deadline
-from search_gateway.errors import SearchError
+from search_gateway.errors import InferenceError, SearchError
 from search_gateway.imaging.decoder_pool import DecoderPool
 from search_gateway.observability.observer import Observer
 from search_gateway.providers.base import Candidate
@@ -228,7 +228,7 @@ class Pipeline:
             query = self._overridden(words.query, options)
         else:
             with watch.stage("encode"):  # 2
-                embedding = await self.tritons.embed(pixels, deadline)
+                embedding = _of_numbers(await self.tritons.embed(pixels, deadline))
         asked = query.excluding(options.excluded)
         _log.debug("searching for: %s", asked.text)
         rule = None if words is None else words.rule
@@ -278,6 +278,7 @@ class Pipeline:
         decoded = await self.tritons.caption(pixels, decoding, deadline)
         for stage, seconds in decoded.seconds.items():
             watch.add(stage, seconds)
+        _of_numbers(decoded.embedding, decoded.query_logprobs)
         with watch.stage("query"):
             words = photo_words(decoded, self.tokenizer, self.query_classes, rule)
         return words, decoded.embedding
@@ -450,7 +451,21 @@ class Pipeline:
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
         """Return a thumbnail's embedding and colour grid."""
         pixels = await self.small_photos.decode(thumbnail, deadline)
-        return await self.tritons.embed(pixels, deadline), colour_grid(pixels)
+        return _of_numbers(await self.tritons.embed(pixels, deadline)), colour_grid(pixels)
+
+
+def _of_numbers(
+    embedding: npt.NDArray[np.float32], query_logprobs: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.float32]:
+    """Return an embedding, which may be compared with others.
+
+    Raises:
+        InferenceError: it, or the log-probabilities, are not numbers: the model's file or engine is damaged.
+    """
+    is_direction = np.isfinite(embedding).all() and embedding.any()
+    if is_direction and (query_logprobs is None or not np.isnan(query_logprobs).any()):
+        return embedding
+    raise InferenceError("the model computed no numbers for a picture: the server's operator must check its files")
 
 
 @dataclass(eq=False)

@@ -43,6 +43,7 @@ from search_gateway.observability.logs import set_level
 from search_gateway.observability.observer import Observer
 from search_gateway.observability.tracing import start_tracing, traces_url
 from search_gateway.pipeline import Pipeline
+from search_gateway.process_end import ProcessEnd
 from search_gateway.providers.base import Provider
 from search_gateway.providers.chain import ProviderChain
 from search_gateway.providers.factory import cache_for, host_pattern, make_providers
@@ -64,6 +65,10 @@ _IDLE_MS = 300_000  # a connection without calls is closed then; gRPC clients op
 _HANDSHAKE_MS = 20_000  # a connection on which nothing arrives
 _KEEPALIVE_MS = 60_000  # between pings to a silent client, which is gone if it does not answer one
 _MIN_PING_INTERVAL_MS = 500  # of clients; gRPC's own limit of 5 minutes ends idle streams of those that ping more often
+
+# After the requests in flight have had their time: what the parts need to close, and then tasks and threads to end.
+_CLOSING_SECONDS, _LAST_SECONDS = 15.0, 1.0
+_LAST_SPANS_SECONDS = 1.0  # for sending them
 
 # Thumbnails are small; these limits bound the cost of files that are not.
 _THUMBNAIL_LIMITS = ImageLimits(max_bytes=2 * 2**20, max_pixels=4_000_000)
@@ -243,7 +248,7 @@ class Gateway:
             reflection.enable_server_reflection(names, server)
         status.set_ready(True)
         tritons.watch(lambda: status.set_ready(tritons.is_serving))
-        await server.start()
+        await _start(server)
         if web is not None:
             found = pipeline.providers.names
             await web.start(search, self._interceptors, pipeline.contract, found, security.https())
@@ -371,6 +376,17 @@ class Gateway:
         return tritons
 
 
+async def _start(server: grpc.aio.Server) -> None:
+    """Start a server. If this is cancelled, wait for the start, which gRPC logs as failed otherwise, and stop it."""
+    starting = asyncio.ensure_future(server.start())
+    try:
+        await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await starting
+        await server.stop(None)
+        raise
+
+
 def _server_options(config: GatewayConfig) -> list[tuple[str, int]]:
     num_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     options = [
@@ -399,7 +415,9 @@ def _server_options(config: GatewayConfig) -> list[tuple[str, int]]:
     return options
 
 
-async def serve(config: GatewayConfig, reread: Callable[[], GatewayConfig] | None = None) -> None:
+async def serve(
+    config: GatewayConfig, reread: Callable[[], GatewayConfig] | None = None, *, ends_process: bool = False
+) -> None:
     """Run until SIGTERM or SIGINT, then finish the requests in flight.
 
     SIGHUP reloads catalogue, keys and certificates, and takes the log level of the settings.
@@ -407,6 +425,7 @@ async def serve(config: GatewayConfig, reread: Callable[[], GatewayConfig] | Non
     Args:
         config: the settings.
         reread: reads them again.
+        ends_process: whether the process ends with it, even if a provider's task or thread does not.
 
     Raises:
         ConfigError, ContractError, StartError, TracingError, TritonStartError: it cannot start.
@@ -416,20 +435,33 @@ async def serve(config: GatewayConfig, reread: Callable[[], GatewayConfig] | Non
     # else in this process, from the models on the same cores.
     threadpoolctl.threadpool_limits(limits=1, user_api="blas")
     stop_tracing = start_tracing()
+    end = ProcessEnd(asyncio.get_running_loop()) if ends_process else None
+
+    def stops() -> None:
+        if end is not None:
+            end.within(config.drain_seconds + _CLOSING_SECONDS, 0)
+
     try:
-        await _serve_until_signal(Gateway(config), reread or (lambda: config))
+        await _serve_until_signal(Gateway(config), reread or (lambda: config), stops)
     finally:
-        await asyncio.to_thread(stop_tracing)
+        # A collector that does not answer would take 10 s.
+        await asyncio.wait((asyncio.ensure_future(asyncio.to_thread(stop_tracing)),), timeout=_LAST_SPANS_SECONDS)
+    if end is not None:
+        end.within(_LAST_SECONDS, 0)  # everything of ours has ended
 
 
-async def _serve_until_signal(gateway: Gateway, reread: Callable[[], GatewayConfig]) -> None:
+async def _serve_until_signal(
+    gateway: Gateway, reread: Callable[[], GatewayConfig], stops: Callable[[], object]
+) -> None:
     loop = asyncio.get_running_loop()
     signals = (signal.SIGTERM, signal.SIGINT)
 
     def stop() -> None:
         gateway.stop()
+        stops()
         for number in signals:
-            loop.remove_signal_handler(number)  # a second signal ends the process immediately
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)  # a second signal ends the process immediately
 
     def reload() -> None:
         gateway.reload()

@@ -11,16 +11,23 @@ import io
 import logging
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import numpy as np
 import pytest
 
 from drawings.draw_samples import draw_sample
 from search_gateway.observability import logs
 
+if TYPE_CHECKING:
+    from search_gateway.triton.embedded import EmbeddedTriton
+
+hypothesis.settings.register_profile("captrieve", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("captrieve")
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # for tests that import onnxruntime themselves
 
 ROOT = Path(__file__).parent.parent
@@ -85,8 +92,28 @@ def triton_address() -> Iterator[str]:
         pytest.skip("THE REAL TRITON IS NOT TESTED: model_repository has no models, run export.install_models")
     from search_gateway.triton.embedded import EmbeddedTriton
 
-    with EmbeddedTriton(MODELS) as triton:
+    with running_triton(EmbeddedTriton(MODELS)) as triton:
         yield triton.grpc_address
+
+
+@contextlib.contextmanager
+def running_triton(triton: EmbeddedTriton) -> Iterator[EmbeddedTriton]:
+    """Run a Triton that many tests share within the block.
+
+    On a machine with far too much to do, Triton's python backend now and then aborts or hangs while it starts
+    (boost::interprocess::lock_exception). Then it is started once more.
+    """
+    from search_gateway.triton.embedded import TritonStartError
+
+    try:
+        triton.start()
+    except TritonStartError as error:
+        warnings.warn(f"Triton is started once more: {error}", stacklevel=2)
+        triton.start()
+    try:
+        yield triton
+    finally:
+        triton.stop()
 
 
 class GatewayThread:

@@ -19,7 +19,7 @@ from captioner.model_contract import ModelContract, model_fingerprint
 from indexing.sources import ListedBlock, open_source
 from indexing.worker import BlockIndexer, WorkerSettings
 from search_gateway.catalog.base import CatalogModel
-from search_gateway.catalog.store import CatalogStore
+from search_gateway.catalog.file_build import CatalogFileBuild
 
 
 def measure(photos: Path, count: int, models: Path, work: Path) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def measure(photos: Path, count: int, models: Path, work: Path) -> dict[str, Any
     num_products = num_bytes = 0
     me = os.getpid()
     try:
-        with CatalogStore.open_for_building(
+        with CatalogFileBuild.open_for_building(
             work / "c.sqlite", CatalogModel(fingerprint), photos_folder=photos
         ) as store:
             indexer.index(first)

@@ -28,6 +28,7 @@ from benchmarks.common.process_usage import peak_bytes, resident_bytes
 from benchmarks.common.provenance import provenance
 from benchmarks.common.report import add_output_options, make_parser, markdown_table, publish
 from search_gateway.catalog.base import CatalogEntry, CatalogModel, CatalogProduct, PhotoStamp
+from search_gateway.catalog.file_build import CatalogFileBuild
 from search_gateway.catalog.store import CatalogStore
 from training.prepare_data import is_validation, read_styles
 
@@ -43,7 +44,7 @@ def build(catalogue: Path, rows_file: Path, data: Path) -> dict[str, float]:
     products = [product for product in read_styles(data, Counter()) if not is_validation(product.name)]
     names = titles([product.name for product in products], len(rows))
     photos = [(data / "images" / f"{product.id}.jpg").read_bytes() for product in products[:1000]]
-    with CatalogStore.open_for_building(catalogue, _MODEL, photos_folder=catalogue.parent) as store:
+    with CatalogFileBuild.open_for_building(catalogue, _MODEL, photos_folder=catalogue.parent) as store:
         numbered = enumerate(names)
         while part := list(itertools.islice(numbered, _PRODUCTS_AT_ONCE)):
             store.add(
@@ -70,7 +71,7 @@ def build(catalogue: Path, rows_file: Path, data: Path) -> dict[str, float]:
 def write_index(catalogue: Path) -> dict[str, float]:
     """Write the index of a catalogue's embeddings; returns its figures."""
     started = time.process_time()
-    with CatalogStore.open_for_building(catalogue, _MODEL, photos_folder=catalogue.parent) as store:
+    with CatalogFileBuild.open_for_building(catalogue, _MODEL, photos_folder=catalogue.parent) as store:
         store._vectors.write_index(min_numbers=1)
     [file] = catalogue.parent.glob(f"{catalogue.name}.vectors-*")
     return {

@@ -7,6 +7,7 @@ Usage:
         print(answer.query, [result.title for result in answer.results])
 """
 
+import captrieve_client._grpc_log  # noqa: F401  # before gRPC is imported
 from captrieve_client.async_search_client import AsyncSearchClient
 from captrieve_client.client_errors import (
     ConnectionSettingsError,

@@ -80,8 +80,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A title with letters that the terminal's encoding lacks must not end the listing.
         sys.stdout.reconfigure(errors="replace")
-    # gRPC would print informative lines beside the one sentence of an error.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     if arguments is None:
         arguments = sys.argv[1:]
     try:

@@ -75,7 +75,7 @@ def test_stream_brings_caption_query_results_and_the_whole_answer(service: Scrip
 
 def test_leaving_a_stream_cancels_the_search(service: ScriptedService, address: str) -> None:
     hold = threading.Event()
-    service.before_answer = lambda photo: hold.wait(10)
+    service.before_answer = lambda photo: hold.wait(100)
 
     async def first_event(search_client: AsyncSearchClient) -> object:
         events = search_client.stream_search(b"photo")
@@ -102,7 +102,7 @@ def test_captions_keep_the_order_of_the_photos(service: ScriptedService, address
     def first_waits_for_the_others(photo: bytes) -> None:
         if photo == b"0.jpg":
             for _ in names[1:]:
-                assert others.acquire(timeout=10)
+                assert others.acquire(timeout=100)
         else:
             others.release()
 
@@ -125,7 +125,7 @@ def test_captions_are_sent_at_once_up_to_the_concurrency(service: ScriptedServic
         with lock:
             under_way += 1
             most = max(most, under_way)
-        together.wait(10)
+        together.wait(100)
         with lock:
             under_way -= 1
 
@@ -163,7 +163,7 @@ def test_bad_photo_among_many_leaves_the_others_their_captions(
 
 def test_leaving_captions_early_cancels_the_rest(service: ScriptedService, address: str) -> None:
     hold = threading.Event()
-    service.before_answer = lambda photo: photo == b"first" or hold.wait(10)
+    service.before_answer = lambda photo: photo == b"first" or hold.wait(100)
 
     async def first(search_client: AsyncSearchClient) -> None:
         outcomes = search_client.stream_captions([b"first", b"second", b"third"])

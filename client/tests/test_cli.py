@@ -396,7 +396,7 @@ def test_colours_are_for_terminals_only(address: str, photo: str) -> None:
     for variables, coloured in (({"TERM": "xterm"}, True), ({"TERM": "xterm", "NO_COLOR": "1"}, False)):
         ours, its = pty.openpty()
         process = start("search", photo, stdout=its, variables={**variables, "CAPTRIEVE_ADDRESS": address})
-        assert process.wait(30) == 0
+        assert process.wait(100) == 0
         os.close(its)
         shown = os.read(ours, 100_000).decode()
         os.close(ours)
@@ -498,7 +498,7 @@ def test_captions_are_one_line_each_in_order(
 
     def first_waits_for_the_others(photo: bytes) -> None:
         if photo == b"d.jpg":
-            assert all(answered.acquire(timeout=10) for _ in others)
+            assert all(answered.acquire(timeout=100) for _ in others)
         else:
             answered.release()
 
@@ -777,7 +777,7 @@ def test_other_shells_have_a_script(shell: str, line: str, capsys: pytest.Captur
 
 def test_command_runs_as_a_process(address: str, photo: str) -> None:
     process = start("search", photo, "--json", "--address", address, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=100)
     assert (process.returncode, err) == (0, "")
     assert list(json.loads(out)) == SEARCH_KEYS
 
@@ -787,23 +787,23 @@ def test_nothing_listening_is_service_trouble(photo: str) -> None:
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         process = start("search", photo, "--address", address, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=100)
     assert (process.returncode, out) == (3, "")
     assert err == f"error: no gateway answers at {address}; start it, or check host and port\n"
 
 
 def test_gateway_that_stops_is_one_line(service: ScriptedService, photo: str) -> None:
     hold = threading.Event()
-    service.before_answer = lambda photo: hold.wait(20)
+    service.before_answer = lambda photo: hold.wait(100)
     try:
         with serving(service) as address:
             process = start(
                 "search", photo, "--address", address, "--attempts", "1", stdout=subprocess.PIPE, stderr=subprocess.PIPE
             )
-            assert service.asked.wait(20)
+            assert service.asked.wait(100)
     finally:
         hold.set()
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=100)
     assert (process.returncode, out) == (3, "")
     assert err == f"error: the connection to {address} was closed before the answer arrived; try again\n"
 
@@ -811,12 +811,12 @@ def test_gateway_that_stops_is_one_line(service: ScriptedService, photo: str) ->
 @pytest.mark.parametrize("command", ["search", "caption"])
 def test_interrupt_ends_quietly(service: ScriptedService, address: str, photo: str, command: str) -> None:
     hold = threading.Event()
-    service.before_answer = lambda photo: hold.wait(20)
+    service.before_answer = lambda photo: hold.wait(100)
     process = start(command, photo, "--address", address, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
-        assert service.asked.wait(20)
+        assert service.asked.wait(100)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=100)
     finally:
         hold.set()
         process.kill()
@@ -826,16 +826,16 @@ def test_interrupt_ends_quietly(service: ScriptedService, address: str, photo: s
 @pytest.mark.parametrize("command", ["search", "caption"])
 def test_reader_that_leaves_ends_it_quietly(service: ScriptedService, address: str, photo: str, command: str) -> None:
     hold = threading.Event()
-    service.before_answer = lambda photo: hold.wait(20)
+    service.before_answer = lambda photo: hold.wait(100)
     process = start(command, photo, "--address", address, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stderr is not None
     with process.stderr:
-        assert service.asked.wait(20)
+        assert service.asked.wait(100)
         process.stdout.close()
         hold.set()
         assert process.stderr.read() == ""
-    assert process.wait(20) == 141
+    assert process.wait(100) == 141
 
 
 def test_narrow_encoding_does_not_end_the_listing(service: ScriptedService, address: str, photo: str) -> None:
@@ -843,7 +843,7 @@ def test_narrow_encoding_does_not_end_the_listing(service: ScriptedService, addr
     process = start(
         "search", photo, "--address", address, stdout=subprocess.PIPE, variables={"PYTHONIOENCODING": "ascii"}
     )
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=100)
     assert process.returncode == 0
     assert "Hemd f?r Herren ?" in out
 

@@ -210,7 +210,7 @@ def test_answer_of_a_proxy_says_what_is_wrong(
 
 def test_no_answer_in_time_is_a_timeout(service: ScriptedService, search_client: SearchClient) -> None:
     hold = threading.Event()
-    service.before_answer = lambda photo: hold.wait(10)
+    service.before_answer = lambda photo: hold.wait(100)
     try:
         with pytest.raises(RequestTimeoutError, match=r"no answer from 127.* within 0\.2 s; allow more time") as caught:
             search_client.search(b"photo", timeout_seconds=0.2)

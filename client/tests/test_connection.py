@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -196,6 +199,19 @@ def test_certificate_of_an_unknown_authority_is_named(tls_port: str, tmp_path: P
             with pytest.raises(RequestRejectedError, match="is not from a known authority.*--ca-file") as caught:
                 search_client.search(b"photo")
             assert not caught.value.retryable
+
+
+def test_command_prints_one_line_about_a_certificate(tls_port: str, tmp_path: Path) -> None:
+    """In a process of its own: gRPC prints its lines past Python."""
+    (tmp_path / "shirt.jpg").write_bytes(b"photo")
+    command = [sys.executable, "-m", "captrieve_client", "caption", "shirt.jpg", "--address", f"127.0.0.1:{tls_port}"]
+    environ = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+    done = subprocess.run(
+        [*command, "--tls"], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert "is not from a known authority" in line
 
 
 def test_certificate_for_another_name_is_named(tls_port: str, ca_file: str) -> None:

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trustme
@@ -237,7 +238,7 @@ def test_web_photo_has_limits(web: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_web_photo_has_a_deadline(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(photos.time, "monotonic", iter((0.0, 31.0)).__next__)
+    monkeypatch.setattr(photos, "time", SimpleNamespace(monotonic=iter((0.0, 31.0)).__next__))
     with pytest.raises(PhotoFileError, match="it takes longer than 30 s"):
         photos._fetch(f"{web}/a.jpg")
 

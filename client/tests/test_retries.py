@@ -65,9 +65,9 @@ BOTH = pytest.mark.parametrize("search", [search_blocking, search_async], ids=["
 
 
 def with_short_keepalive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a gateway that answers nothing be noticed after a fifth of a second."""
+    """Let a gateway that answers nothing be noticed after half a second."""
     options = tuple(
-        (name, 100 if "keepalive" in name or "ping_timeout" in name else value)
+        (name, 400 if "timeout" in name else 100 if "keepalive" in name else value)
         for name, value in connection._CHANNEL_OPTIONS
     )
     monkeypatch.setattr(connection, "_CHANNEL_OPTIONS", options)
@@ -111,8 +111,8 @@ def test_call_of_a_gateway_that_vanished_is_repeated_at_another_one(
 ) -> None:
     with_short_keepalive(monkeypatch)
     with vanished() as gone:
-        for _ in range(2):  # in turn
-            assert search(f"{gone},{address}").query == "blue shirt"
+        for _ in range(2):  # in turn; on a busy machine the other one is given up now and then
+            assert search(f"{gone},{address}", max_attempts=5).query == "blue shirt"
 
 
 @BOTH
@@ -285,7 +285,7 @@ def test_all_calls_in_flight_on_a_gateway_that_dies_go_to_the_others() -> None:
         addresses += [running.enter_context(serving(service)) for service in services[1:]]
         with SearchClient(",".join(addresses)) as search_client:
             wait_for_connections(search_client, services)
-            services[0].before_answer = lambda photo: dead.wait(20)
+            services[0].before_answer = lambda photo: dead.wait(100)
             outcomes = search_client.stream_captions([b"photo"] * 90, concurrency=90)
             threading.Timer(0.5, first.close).start()
             assert [outcome for outcome in outcomes if isinstance(outcome, SearchClientError)] == []

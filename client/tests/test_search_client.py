@@ -54,7 +54,7 @@ def test_stream_brings_caption_query_results_and_the_whole_answer(search_client:
 
 def test_leaving_a_stream_cancels_the_search(service: ScriptedService, search_client: SearchClient) -> None:
     hold = threading.Event()
-    service.before_answer = lambda photo: hold.wait(10)
+    service.before_answer = lambda photo: hold.wait(100)
     try:
         events = search_client.stream_search(b"photo")
         assert isinstance(next(events), Caption)
@@ -75,7 +75,7 @@ def test_captions_keep_the_order_of_the_photos(service: ScriptedService, search_
     def first_waits_for_the_others(photo: bytes) -> None:
         if photo == b"0.jpg":
             for _ in names[1:]:
-                assert others.acquire(timeout=10)
+                assert others.acquire(timeout=100)
         else:
             others.release()
 
@@ -94,7 +94,7 @@ def test_captions_are_sent_at_once_up_to_the_concurrency(service: ScriptedServic
         with lock:
             under_way += 1
             most = max(most, under_way)
-        together.wait(10)
+        together.wait(100)
         with lock:
             under_way -= 1
 
@@ -121,7 +121,7 @@ def test_bad_photo_among_many_leaves_the_others_their_captions(
 
 def test_leaving_captions_early_cancels_the_rest(service: ScriptedService, search_client: SearchClient) -> None:
     hold = threading.Event()
-    service.before_answer = lambda photo: photo == b"first" or hold.wait(10)
+    service.before_answer = lambda photo: photo == b"first" or hold.wait(100)
     try:
         outcomes = search_client.stream_captions([b"first", b"second", b"third"])
         assert isinstance(next(outcomes), CaptionAnswer)
@@ -152,10 +152,10 @@ def test_health_is_what_the_server_says(service: ScriptedService, ready: bool, s
 
 def test_closing_ends_what_is_under_way(service: ScriptedService, address: str) -> None:
     hold = threading.Event()
-    service.before_answer = lambda photo: hold.wait(10)
+    service.before_answer = lambda photo: hold.wait(100)
     search_client = SearchClient(address)
     outcomes = search_client.stream_captions([b"a"])
-    closer = threading.Thread(target=lambda: service.asked.wait(10) and search_client.close())
+    closer = threading.Thread(target=lambda: service.asked.wait(100) and search_client.close())
     closer.start()
     try:
         (outcome,) = outcomes

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,13 @@ from captioner.model_contract import CONTRACT_FILE
 BUILD_COMMAND = "python -m search_gateway catalog build PHOTOS --out CATALOGUE"
 DEFAULT_TIMEOUT_SECONDS = 10.0
 
+_T = TypeVar("_T")
+
 
 class CatalogError(Exception):
     """The catalogue cannot be used. The message is one line for the operator and may name files, but no password."""
+
+    told = ""  # what callers may be told about the catalogue, if anything is known to be wrong with it
 
 
 class CatalogOutdatedError(CatalogError):
@@ -169,6 +173,13 @@ class CatalogReader(Protocol):
         """Release what the store holds."""
 
 
+class CatalogAnswer(NamedTuple, Generic[_T]):
+    """What a search found, and the state of the very data that it searched."""
+
+    found: _T
+    problem: str  # why it may be old, written for callers; empty: all is well
+
+
 class CatalogWriter(Protocol):
     """A catalogue that is built. Use it in one thread; several programs may write the same catalogue at once.
 
@@ -203,11 +214,14 @@ class CatalogWriter(Protocol):
             CatalogError: the catalogue cannot be read.
         """
 
+    def refusal(self, entry: CatalogEntry) -> str:
+        """Return why this store cannot hold a product, such as "its path is too long: ..."; empty if it can."""
+
     def add(self, products: Sequence[CatalogProduct]) -> None:
         """Store products, all or none. A product replaces an older one with the same path.
 
         Raises:
-            CatalogError: the catalogue cannot be written.
+            CatalogError: the catalogue cannot be written, or cannot hold one of them (`refusal`).
             ValueError: an embedding is zero or not finite, or their sizes differ.
         """
 
@@ -245,6 +259,27 @@ class CatalogWriter(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
+
+
+def refusal_of(entry: CatalogEntry, *, max_path_bytes: int | None = None, max_text_bytes: int | None = None) -> str:
+    """Return why a store cannot hold a product; empty if it can.
+
+    Args:
+        entry: of the product.
+        max_path_bytes: of its path; None: any.
+        max_text_bytes: of its title, URL and category each; None: any.
+    """
+    try:
+        path = len(entry.path.encode())
+    except UnicodeEncodeError:
+        return "its path is not UTF-8"
+    texts = {"title": entry.title, "URL": entry.url, "category": entry.attributes.category}
+    sizes = [("path", path, max_path_bytes)]
+    sizes += [(name, len(text.encode("utf-8", "replace")), max_text_bytes) for name, text in texts.items()]
+    for name, size, limit in sizes:
+        if limit is not None and size > limit:
+            return f"its {name} is too long for this store: {size:,} bytes, {limit:,} at most"
+    return ""
 
 
 def unit(embedding: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -3,8 +3,8 @@
 
 The method is that of "Video Google" (Sivic and Zisserman, 2003), with spherical k-means. Embeddings are sorted by the
 nearest of about sqrt(N) centroids. A search compares the photo with all centroids and then with the embeddings of the
-nearest lists only. The file is written once and never changed; it is mapped into memory, so that the system may drop
-and read again what is not searched.
+nearest lists only, which it reads from the file. The file is not mapped into memory: if another program cuts a mapped
+file, or its disk fails, the system ends the process that reads it. A read just fails, and is as fast (docs/scaling.md).
 
 The file: `_MAGIC`, the length of a header and the header as JSON, up to `_DATA_AT`; then, in little-endian order, the
 centroids [L, D], the first row of each list [L + 1], the ids [N] and the embeddings [N, D], sorted by list.
@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,7 @@ _DATA_AT = 4096  # bytes
 _ROUNDS = 8  # of k-means
 _SAMPLES_PER_LIST = 64
 _AT_ONCE = 20_000  # rows; an array of this many rows and a column for each list takes 80 MB at a million products
+_READ_AT_ONCE = 4_000  # rows; a list of a million products has about 1,000
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -51,37 +53,39 @@ class ListsHeader:
 
 
 class InvertedLists:
-    """An open index.
+    """An open index; use it in one thread, and close it.
 
     Raises:
         ListsError: there is no such file, or it is damaged or of another version.
     """
 
     def __init__(self, file: Path) -> None:
+        self._path = file
         try:
-            with file.open("rb") as opened:
-                head = opened.read(_DATA_AT)
-                num_bytes = os.fstat(opened.fileno()).st_size
-            if not head.startswith(_MAGIC):
-                raise ListsError(f"{file} is not an index of this version")
-            start = len(_MAGIC) + _LENGTH.size
-            (length,) = _LENGTH.unpack_from(head, len(_MAGIC))
-            self.header = header = ListsHeader(**json.loads(head[start : start + length]))
-            numbers = (header.num_products, header.num_lists, header.size)
-            if not all(type(number) is int and number > 0 for number in numbers):
-                raise ListsError(f"{file} has a header without products")
-            if num_bytes != _DATA_AT + sum(_sizes(header)):
-                raise ListsError(f"{file} has {num_bytes:,} bytes, not what its header says")
-            data = np.memmap(file, np.uint8, "r", _DATA_AT).view(np.ndarray)
-        except (OSError, ValueError, TypeError, RecursionError, struct.error) as error:
+            self._file = file.open("rb", buffering=0)
+        except OSError as error:
             raise ListsError(f"{file} cannot be used: {error}") from error
-        ends = np.cumsum(_sizes(header))
-        self._centroids: Floats = data[: ends[0]].view("<f4").reshape(-1, header.size).copy()
-        self._starts: Ids = data[ends[0] : ends[1]].view("<i8").copy()
-        self._ids: Ids = data[ends[1] : ends[2]].view("<i8")
-        self._rows: Floats = data[ends[2] :].view("<f4").reshape(-1, header.size)
-        if self._starts[0] != 0 or self._starts[-1] != header.num_products or np.any(np.diff(self._starts) < 0):
-            raise ListsError(f"{file} is damaged")
+        try:
+            self.header = header = self._read_header()
+            sizes = _sizes(header)
+            num_bytes = os.fstat(self._file.fileno()).st_size
+            if num_bytes != _DATA_AT + sum(sizes):
+                raise ListsError(f"{file} has {num_bytes:,} bytes, not what its header says")
+            centroids, starts, self._ids_at, self._rows_at = np.cumsum([_DATA_AT, *sizes[:3]]).tolist()
+            self._centroids: Floats = np.empty((header.num_lists, header.size), "<f4")
+            self._starts: Ids = np.empty(header.num_lists + 1, "<i8")
+            self._read(self._centroids, centroids)
+            self._read(self._starts, starts)
+            if self._starts[0] != 0 or self._starts[-1] != header.num_products or np.any(np.diff(self._starts) < 0):
+                raise ListsError(f"{file} is damaged")
+        except BaseException:
+            self._file.close()
+            raise
+        self._buffer: Floats = np.empty((_READ_AT_ONCE, header.size), "<f4")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
     def compared(self, unit: Floats, num_lists: int) -> tuple[Ids, Floats]:
         """Compare a photo with the embeddings of the nearest lists.
@@ -92,12 +96,51 @@ class InvertedLists:
 
         Returns:
             ids [n] and cosines [n] of all products in these lists, in no particular order.
+
+        Raises:
+            ListsError: the file cannot be read, or was cut meanwhile.
         """
         num_lists = min(num_lists, self.header.num_lists)
         nearest = np.argpartition(-(self._centroids @ unit), num_lists - 1)[:num_lists]
-        spans = [slice(self._starts[one], self._starts[one + 1]) for one in nearest]
-        ids = np.concatenate([self._ids[span] for span in spans])
-        return ids, np.concatenate([self._rows[span] @ unit for span in spans])
+        starts, ends = self._starts[nearest], self._starts[nearest + 1]
+        places = np.concatenate([[0], np.cumsum(ends - starts)])  # of the lists in what is returned
+        ids: Ids = np.empty(places[-1], "<i8")
+        cosines: Floats = np.empty(places[-1], np.float32)
+        for start, end, place in zip(starts.tolist(), ends.tolist(), places.tolist(), strict=False):
+            self._read(ids[place : place + end - start], self._ids_at + 8 * start)
+            for first in range(start, end, _READ_AT_ONCE):
+                rows = self._buffer[: min(_READ_AT_ONCE, end - first)]
+                self._read(rows, self._rows_at + 4 * self.header.size * first)
+                at = place + first - start
+                np.dot(rows, unit, out=cosines[at : at + len(rows)])
+        return ids, cosines
+
+    def _read_header(self) -> ListsHeader:
+        try:
+            head = os.pread(self._file.fileno(), _DATA_AT, 0)
+            if not head.startswith(_MAGIC):
+                raise ListsError(f"{self._path} is not an index of this version")
+            start = len(_MAGIC) + _LENGTH.size
+            (length,) = _LENGTH.unpack_from(head, len(_MAGIC))
+            header = ListsHeader(**json.loads(head[start : start + length]))
+        except (OSError, ValueError, TypeError, RecursionError, struct.error) as error:
+            raise ListsError(f"{self._path} cannot be used: {error}") from error
+        numbers = (header.num_products, header.num_lists, header.size)
+        if not all(type(number) is int and number > 0 for number in numbers):
+            raise ListsError(f"{self._path} has a header without products")
+        return header
+
+    def _read(self, array: npt.NDArray[Any], at: int) -> None:
+        """Fill an array from the file."""
+        left = array.data.cast("B")
+        while left:
+            try:
+                num_read = os.preadv(self._file.fileno(), [left], at)
+            except OSError as error:
+                raise ListsError(f"{self._path} cannot be read: {error.strerror}") from error
+            if num_read == 0:
+                raise ListsError(f"{self._path} was cut while it was used")
+            left, at = left[num_read:], at + num_read
 
 
 def write_lists(

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from search_gateway.catalog.base import CatalogDamagedError, CatalogError, CatalogTimeoutError
+from search_gateway.catalog.base import CatalogAnswer, CatalogDamagedError, CatalogError, CatalogTimeoutError
 from search_gateway.catalog.database import FileStamp, check_file
 from search_gateway.catalog.store import CatalogStore
 
@@ -48,8 +48,6 @@ class LiveCatalog:
     def __init__(self, path: Path, model_fingerprint: str) -> None:
         self._path = path
         self._model_fingerprint = model_fingerprint
-        self.problem = ""  # why answers may be old or missing, written for callers; empty: all is well
-        self._detail = ""  # the same for the operator
         self._serving = _OpenCatalog(path, model_fingerprint)
         # Loaded now, so that the first photo does not wait. A search that needs the embeddings reports a failure.
         self._serving.submit(CatalogStore.load)
@@ -64,8 +62,13 @@ class LiveCatalog:
         self._watcher = threading.Thread(target=self._watch, name="catalogue watcher", daemon=True)
         self._watcher.start()
 
-    def submit(self, search: Callable[[CatalogStore], _T]) -> Future[_T]:
-        """Run a search in the thread of the open file."""
+    @property
+    def problem(self) -> str:
+        """Why answers may be old or missing, written for callers; empty: all is well."""
+        return self._serving.problem
+
+    def submit(self, search: Callable[[CatalogStore], _T]) -> Future[CatalogAnswer[_T]]:
+        """Run a search in the thread of the open file. The answer tells the state of that file, not of a later one."""
         with self._swap:  # the thread of a replaced file accepts no more searches
             return self._serving.submit(search)
 
@@ -83,6 +86,7 @@ class LiveCatalog:
             if not (is_forced or has_failed or self._is_first_look or stamp != self._seen):
                 return
             self._seen, self._retry_at = stamp, time.monotonic() + _RETRY_SECONDS
+            before = self.problem
             try:
                 problem = self._taken(stamp, is_forced=is_forced)
                 detail = problem and f"{self._path} is missing"
@@ -94,15 +98,16 @@ class LiveCatalog:
             except CatalogError as error:
                 problem, detail = NOT_USABLE, str(error)
             self._is_first_look = False
-            if problem != self.problem:
+            if problem != before:
                 _log.log(logging.WARNING if problem else logging.INFO, "catalogue: %s", detail or "usable again")
-            self.problem, self._detail = problem, detail
+            self._serving.problem, self._serving.detail = problem, detail
 
     def problems(self) -> list[str]:
         """Return what is wrong with the file, for the operator; does not block."""
-        if not self._detail and self._serving.has_failed:
+        serving = self._serving
+        if not serving.detail and serving.has_failed:
             return [f"{self._path} could not be read by the last searches"]
-        return [self._detail] if self._detail else []
+        return [serving.detail] if serving.detail else []
 
     def close(self) -> None:
         """Close the file after what is being searched; blocks until then."""
@@ -171,18 +176,21 @@ class _OpenCatalog:
             self._thread.shutdown()
             raise
         self.has_failed = False
+        self.problem = ""  # why answers from this file may be old or missing, written for callers; empty: all is well
+        self.detail = ""  # the same for the operator
 
-    def submit(self, search: Callable[[CatalogStore], _T]) -> Future[_T]:
+    def submit(self, search: Callable[[CatalogStore], _T]) -> Future[CatalogAnswer[_T]]:
         # In the request's context, so that what the thread logs has the request's id.
         return self._thread.submit(contextvars.copy_context().run, self._run, search)
 
-    def _run(self, search: Callable[[CatalogStore], _T]) -> _T:
+    def _run(self, search: Callable[[CatalogStore], _T]) -> CatalogAnswer[_T]:
         try:
-            return search(self._store)
+            return CatalogAnswer(search(self._store), self.problem)
         except CatalogTimeoutError:
             raise
-        except CatalogError:
+        except CatalogError as error:
             self.has_failed = True
+            error.told = self.problem
             raise
 
     def close(self, *, wait: bool = True) -> None:

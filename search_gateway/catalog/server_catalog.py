@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from typing import Protocol, TypeVar
 
 from search_gateway.catalog.base import (
+    CatalogAnswer,
     CatalogError,
     CatalogReader,
     CatalogTimeoutError,
@@ -91,15 +92,17 @@ class ServerCatalog:
             return NO_ANSWER
         return self._problem
 
-    def submit(self, search: Callable[[CatalogReader], _T]) -> Future[_T]:
-        """Run a search in one of the threads.
+    def submit(self, search: Callable[[CatalogReader], _T]) -> Future[CatalogAnswer[_T]]:
+        """Run a search in one of the threads. What it finds comes from the server and is never old.
 
         Raises:
             CatalogUnreachableError: the server does not answer now.
         """
         if problem := self.problem:
-            raise CatalogUnreachableError(problem)
-        future: Future[_T] = Future()
+            error = CatalogUnreachableError(problem)
+            error.told = problem
+            raise error
+        future: Future[CatalogAnswer[_T]] = Future()
         # In the request's context, so that what the thread logs has the request's id.
         self._jobs.put(functools.partial(contextvars.copy_context().run, self._run, search, future))
         return future
@@ -125,13 +128,14 @@ class ServerCatalog:
         while (job := self._jobs.get()) is not None:
             job()
 
-    def _run(self, search: Callable[[CatalogReader], _T], future: Future[_T]) -> None:
+    def _run(self, search: Callable[[CatalogReader], _T], future: Future[CatalogAnswer[_T]]) -> None:
         if not future.set_running_or_notify_cancel():
             return
         try:
-            future.set_result(search(self._reader))
+            future.set_result(CatalogAnswer(search(self._reader), ""))
         except BaseException as error:
             if isinstance(error, CatalogError) and not isinstance(error, CatalogTimeoutError):
+                error.told = self.problem
                 self._wake.set()  # the next searches need not find out by themselves
             future.set_exception(error)
 

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A catalogue in an SQLite file, searched by words or by looks.
+"""A catalogue in an SQLite file: its products, searched by words or by looks, and changed.
 
 Use an open store only in the thread that opened it.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +20,6 @@ from search_gateway.catalog.base import (
     NO_FILTERS,
     Attributes,
     CatalogEntry,
-    CatalogModel,
-    CatalogOutdatedError,
     CatalogProduct,
     CatalogRow,
     Filters,
@@ -31,10 +28,10 @@ from search_gateway.catalog.base import (
     check_size,
     unit,
 )
-from search_gateway.catalog.database import CatalogDatabase, lock_file
+from search_gateway.catalog.database import CatalogDatabase
 from search_gateway.catalog.text_analysis import index_words, one_line, query_phrases
 from search_gateway.catalog.text_index import TextIndex
-from search_gateway.catalog.vector_index import MIN_LISTED_NUMBERS, VectorIndex
+from search_gateway.catalog.vector_index import VectorIndex
 
 _ROW = "SELECT path, title, url, width, height, embedding, thumbnail FROM products WHERE id = ?"
 _UPSERT = """
@@ -61,12 +58,10 @@ class CatalogStore:
         self._file = file
         self._ranking = TextIndex(file)
         self._vectors = VectorIndex(file, path)
-        self._lock: int | None = None
-        self._written = self._replaced = Path()  # the paths of a file that is built beside the one it will replace
 
     @classmethod
-    def open_for_reading(cls, path: Path, *, model_fingerprint: str) -> CatalogStore:
-        """Open a catalogue to search it, while another program may be writing it.
+    def open_for_reading(cls, path: Path, *, model_fingerprint: str | None) -> Self:
+        """Open a catalogue to search it, while another program may be writing it; None: of any model and version.
 
         Raises:
             CatalogOutdatedError: its embeddings are of another model, or it is of another version.
@@ -75,9 +70,7 @@ class CatalogStore:
         return cls(CatalogDatabase.open_for_reading(path, model_fingerprint=model_fingerprint), path)
 
     @classmethod
-    def open_for_writing(
-        cls, path: Path, *, photos_folder: Path, model_fingerprint: str, model_name: str = ""
-    ) -> CatalogStore:
+    def open_for_writing(cls, path: Path, *, photos_folder: Path, model_fingerprint: str, model_name: str = "") -> Self:
         """Open a catalogue to change it; creates a missing one.
 
         Args:
@@ -100,38 +93,6 @@ class CatalogStore:
             path,
         )
 
-    @classmethod
-    def open_for_building(
-        cls, path: Path, model: CatalogModel, *, photos_folder: Path, is_anew: bool = False
-    ) -> CatalogStore:
-        """Open a catalogue as a `CatalogWriter`.
-
-        If it is to be built anew, or is of another model or version, FILE.new is written, and `publish` puts it into
-        the place of the file.
-
-        Raises:
-            CatalogError: the file cannot be written, or is not a catalogue.
-        """
-
-        def opened(file: Path) -> CatalogStore:
-            return cls.open_for_writing(
-                file, photos_folder=photos_folder, model_fingerprint=model.fingerprint, model_name=model.name
-            )
-
-        if not (is_anew and path.exists()):
-            try:
-                return opened(path)._locked(path, is_exclusive=False)
-            except CatalogOutdatedError:
-                pass
-        beside = path.with_name(f"{path.name}.new")
-        try:
-            store = opened(beside)
-        except CatalogOutdatedError:
-            beside.unlink()
-            store = opened(beside)
-        store._written, store._replaced, store._vectors.path = beside, path, path
-        return store._locked(beside, is_exclusive=True)
-
     def __enter__(self) -> Self:
         return self
 
@@ -140,10 +101,8 @@ class CatalogStore:
 
     def close(self) -> None:
         """Close the file."""
+        self._vectors.close()
         self._file.close()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
 
     def __len__(self) -> int:
         """Return the number of products.
@@ -162,10 +121,6 @@ class CatalogStore:
         """
         with self._file.reading():
             return self._file.meta("catalogue_id"), int(self._file.meta("revision", "0"))
-
-    def build_id(self) -> str:
-        """See `CatalogWriter`."""
-        return self.identity()[0]
 
     def entries(self) -> list[CatalogEntry]:
         """Return all products in no particular order, without the data computed from their photos.
@@ -251,42 +206,6 @@ class CatalogStore:
         """
         with self._writing():
             self._file.connection.execute("INSERT INTO titles (titles) VALUES ('optimize')")
-
-    def previous_entries(self) -> list[CatalogEntry]:
-        """See `CatalogWriter`."""
-        if self._replaced == self._written:
-            return []
-        with CatalogStore(
-            CatalogDatabase.open_for_reading(self._replaced, model_fingerprint=None), self._replaced
-        ) as replaced:
-            return replaced.entries()
-
-    def publish(self) -> None:
-        """See `CatalogWriter`. Writes the index of a large catalogue if it is missing or old, and closes the file.
-
-        Raises:
-            CatalogError: another build changes the file that is to be replaced.
-            OSError: the file cannot be replaced, or the index cannot be written.
-        """
-        index_id = self._vectors.write_index(min_numbers=MIN_LISTED_NUMBERS)
-        self._file.close()
-        is_replaced = self._replaced != self._written
-        if is_replaced:
-            replaced = lock_file(self._replaced, is_exclusive=True)
-            try:
-                self._written.replace(self._replaced)
-            finally:
-                os.close(replaced)
-        self._vectors.delete_others(index_id, is_alone=is_replaced)
-        self.close()
-
-    def _locked(self, path: Path, *, is_exclusive: bool) -> CatalogStore:
-        try:
-            self._lock = lock_file(path, is_exclusive=is_exclusive)
-        except BaseException:
-            self.close()
-            raise
-        return self
 
     def find(
         self,

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from search_gateway.catalog.address import CatalogAddress
-from search_gateway.catalog.base import CatalogError, CatalogModel, CatalogReader, CatalogWriter
+from search_gateway.catalog.base import CatalogAnswer, CatalogError, CatalogModel, CatalogReader, CatalogWriter
+from search_gateway.catalog.file_build import CatalogFileBuild
 from search_gateway.catalog.live_catalog import LiveCatalog
 from search_gateway.catalog.server_catalog import MAX_CONCURRENT, CheckedReader, ServerCatalog
-from search_gateway.catalog.store import CatalogStore
 from search_gateway.config import GatewayConfig
 
 if TYPE_CHECKING:
-    from search_gateway.catalog.milvus import MilvusWriter
-    from search_gateway.catalog.postgresql import PostgresqlWriter
+    from search_gateway.catalog.milvus.writer import MilvusWriter
+    from search_gateway.catalog.postgresql.writer import PostgresqlWriter
 
 _T = TypeVar("_T")
 
@@ -25,11 +25,7 @@ _T = TypeVar("_T")
 class ServedCatalog(Protocol):
     """A catalogue that a gateway searches, and that may be replaced or away meanwhile."""
 
-    @property
-    def problem(self) -> str:
-        """Why answers may be old or missing, written for callers; empty: all is well."""
-
-    def submit(self, search: Callable[[CatalogReader], _T]) -> Future[_T]:
+    def submit(self, search: Callable[[CatalogReader], _T]) -> Future[CatalogAnswer[_T]]:
         """Run a search in a thread.
 
         Raises:
@@ -90,7 +86,7 @@ def open_for_writing(
         CatalogError: it cannot be written, is no catalogue, or its library is not installed.
     """
     if address.scheme == "file":
-        return CatalogStore.open_for_building(address.file, model, photos_folder=photos_folder, is_anew=is_anew)
+        return CatalogFileBuild.open_for_building(address.file, model, photos_folder=photos_folder, is_anew=is_anew)
     return _writer(address, model, is_anew=is_anew)
 
 
@@ -108,19 +104,19 @@ def prune(address: CatalogAddress, model: CatalogModel) -> list[str]:
 
 def _reader(address: CatalogAddress, model: CatalogModel) -> CheckedReader:
     if address.scheme == "milvus":
-        from search_gateway.catalog.milvus import MilvusReader
+        from search_gateway.catalog.milvus.reader import MilvusReader
 
         return MilvusReader(address, model)
-    from search_gateway.catalog.postgresql import PostgresqlReader
+    from search_gateway.catalog.postgresql.reader import PostgresqlReader
 
     return PostgresqlReader(address, model, MAX_CONCURRENT + 1)  # one for the check
 
 
 def _writer(address: CatalogAddress, model: CatalogModel, *, is_anew: bool) -> PostgresqlWriter | MilvusWriter:
     if address.scheme == "milvus":
-        from search_gateway.catalog.milvus import MilvusWriter
+        from search_gateway.catalog.milvus.writer import MilvusWriter
 
         return MilvusWriter(address, model, is_anew=is_anew)
-    from search_gateway.catalog.postgresql import PostgresqlWriter
+    from search_gateway.catalog.postgresql.writer import PostgresqlWriter
 
     return PostgresqlWriter(address, model, is_anew=is_anew)

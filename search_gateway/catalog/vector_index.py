@@ -151,7 +151,17 @@ class VectorIndex:
         Raises:
             ValueError: the embedding's size differs from the stored ones.
         """
-        return self._current().nearest(self._file, unit, limit, allowed)
+        try:
+            return self._current().nearest(self._file, unit, limit, allowed)
+        except ListsError as error:
+            _log.warning("catalogue: compared completely until the file changes, since its index failed: %s", error)
+            self._drop_lists()
+            self._rows = self._read_all(None)
+            return self._rows.nearest(self._file, unit, limit, allowed)
+
+    def close(self) -> None:
+        """Close the index."""
+        self._drop_lists()
 
     def write_index(self, *, min_numbers: int) -> str:
         """Write the index, if the catalogue is large enough and has none, or one that too many changes made old.
@@ -174,6 +184,8 @@ class VectorIndex:
             num_products = file.integer(_NUM_NEW.format(-1))
             old = self._opened_lists()
             num_new = 0 if old is None else file.integer(_NUM_NEW.format(old.header.revision))
+        if old is not None:
+            old.close()
         if num_products * size < max(1, min_numbers):
             return self._name("")
         if old is not None:
@@ -237,8 +249,10 @@ class VectorIndex:
         except ListsError as error:
             _log.warning("catalogue: compared completely, since its index is missing: %s", error)
             return None
-        is_its_own = lists.header.index_id == index_id and str(lists.header.size) == self._file.meta("embedding_size")
-        return lists if is_its_own else None
+        if (lists.header.index_id, str(lists.header.size)) == (index_id, self._file.meta("embedding_size")):
+            return lists
+        lists.close()
+        return None
 
     def _current(self) -> _AllRows | _ListedRows:
         version = self._file.integer("PRAGMA data_version")
@@ -248,11 +262,18 @@ class VectorIndex:
         return self._rows
 
     def _read(self, old: _AllRows | _ListedRows | None) -> _AllRows | _ListedRows:
-        is_same = isinstance(old, _ListedRows) and old.lists.header.index_id == self._file.meta(_META_KEY)
-        lists = old.lists if isinstance(old, _ListedRows) and is_same else self._opened_lists()
-        if lists is None:
-            return self._read_all(old if isinstance(old, _AllRows) else None)
-        return self._read_new(lists, old if isinstance(old, _ListedRows) and is_same else None)
+        if isinstance(old, _ListedRows):
+            if old.lists.header.index_id == self._file.meta(_META_KEY):
+                return self._read_new(old.lists, old)
+            self._drop_lists()
+            old = None
+        lists = self._opened_lists()
+        return self._read_all(old) if lists is None else self._read_new(lists, None)
+
+    def _drop_lists(self) -> None:
+        if isinstance(self._rows, _ListedRows):
+            self._rows.lists.close()
+            self._rows = None
 
     def _read_new(self, lists: InvertedLists, old: _ListedRows | None) -> _ListedRows:
         file = self._file

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
+import threading
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -29,15 +32,26 @@ _bound: ContextVar[Mapping[str, str]] = ContextVar("bound", default={})  # noqa:
 _JSON = json.JSONEncoder(default=repr)  # json.dumps would make one for each line
 
 
-def set_up_logging(log_format: LogFormat = "console", level: str = "info", stream: TextIO | None = None) -> None:
+_MAX_QUEUED_LINES = 10_000
+_FLUSH_SECONDS = 1.0
+
+
+def set_up_logging(
+    log_format: LogFormat = "console", level: str = "info", stream: TextIO | None = None, *, is_queued: bool = False
+) -> None:
     """Render all log records to a stream; further calls replace the former ones.
 
     Args:
         log_format: console or json.
         level: one of `LEVELS`.
         stream: stderr if None.
+        is_queued: whether a thread writes the lines, so that nothing waits for a stream that is not read.
     """
-    handler = Handler(stream or sys.stderr)
+    stream = stream or sys.stderr
+    try:
+        handler = QueuedHandler(stream) if is_queued else Handler(stream)
+    except (AttributeError, OSError):  # stderr was closed before the start, or is no file
+        handler = Handler(stream)
     handler.setFormatter(_json_formatter() if log_format == "json" else _ConsoleFormatter())
     root = logging.getLogger()
     for old in root.handlers[:]:
@@ -47,6 +61,12 @@ def set_up_logging(log_format: LogFormat = "console", level: str = "info", strea
     set_level(level)
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def flush_log() -> None:
+    """Write all lines that are queued, if it takes no longer than a second."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
 
 
 def set_level(level: str) -> None:
@@ -79,6 +99,63 @@ def bound(**values: str | None) -> Iterator[None]:
 
 class Handler(logging.StreamHandler[TextIO]):
     """The one that `set_up_logging` adds."""
+
+
+class QueuedHandler(Handler):
+    """Renders records at once and lets a thread write them; a stream that blocks must not block the event loop.
+
+    If 10,000 lines wait, further ones are dropped, and a line tells their number when there is room again.
+    """
+
+    def __init__(self, stream: TextIO):
+        super().__init__(stream)
+        stream.flush()
+        self._descriptor = stream.fileno()  # the stream's own lock would be held while a write blocks
+        self._lines: deque[str] = deque()
+        self._num_dropped = 0
+        self._is_writing = False
+        self._changed = threading.Condition()
+        threading.Thread(target=self._write_all, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue the text of a record."""
+        try:
+            line = self.format(record) + self.terminator
+        except Exception:
+            self.handleError(record)
+            return
+        with self._changed:
+            if len(self._lines) < _MAX_QUEUED_LINES:
+                self._lines.append(line)
+                self._changed.notify_all()
+            else:
+                self._num_dropped += 1
+
+    def flush(self) -> None:
+        """Wait until all lines are written, a second at most."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._lines and not self._is_writing, _FLUSH_SECONDS)
+
+    def _write_all(self) -> None:
+        while True:
+            with self._changed:
+                self._is_writing = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._lines)
+                text = "".join(self._lines)
+                self._lines.clear()
+                num_dropped, self._num_dropped = self._num_dropped, 0
+                self._is_writing = True
+            if num_dropped:
+                dropped = f"{num_dropped} lines of the log were dropped: nobody read it, or its disk is slow"
+                record = logging.LogRecord(__name__, logging.WARNING, __file__, 0, dropped, None, None)
+                text += self.format(record) + self.terminator
+            data = memoryview(text.encode("utf-8", "backslashreplace"))
+            try:
+                while data:
+                    data = data[os.write(self._descriptor, data) :]
+            except OSError:
+                continue  # the reader is gone, or the disk is full: there is nowhere to tell it
 
 
 class _ConsoleFormatter(logging.Formatter):

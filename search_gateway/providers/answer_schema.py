@@ -12,6 +12,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -21,6 +22,8 @@ from search_gateway.errors import ProviderError
 from search_gateway.providers.base import Candidate
 
 _log = logging.getLogger(__name__)
+
+_MAX_ROWS = 1000  # looked at; APIs have 200 at most, and an answer of 4 MiB may have a million
 
 _WANTED = {"string": "text", "list": "a list", "int": "a whole number", "model": "an object", "bool": "true or false"}
 
@@ -89,7 +92,7 @@ def candidates_of(
     candidates: dict[str, Candidate] = {}
     problems: Counter[str] = Counter()
     num_rows = 0
-    for row in rows:
+    for row in islice(rows, _MAX_ROWS):
         if len(candidates) >= max_candidates:
             break
         num_rows += 1

@@ -109,14 +109,15 @@ class CatalogProvider:
 
         try:
             async with asyncio.timeout_at(deadline):
-                candidates = await asyncio.wrap_future(self._catalog.submit(search))
+                answer = await asyncio.wrap_future(self._catalog.submit(search))
         except (TimeoutError, CatalogTimeoutError) as error:
             raise ProviderTimeoutError(f"the catalogue gave no answer within {timeout_seconds:.3g} s") from error
         except CatalogError as error:
             reason = UNREACHABLE if isinstance(error, CatalogUnreachableError) else "the catalogue cannot be read"
-            raise ProviderError(self._catalog.problem or reason) from error
-        problem = self._catalog.problem
-        return StaleCandidates(candidates, f"{problem}; what was opened before is searched") if problem else candidates
+            raise ProviderError(error.told or reason) from error
+        if answer.problem:
+            return StaleCandidates(answer.found, f"{answer.problem}; what was opened before is searched")
+        return answer.found
 
     def filtered(self, filters: Filters) -> CatalogProvider:
         """Return the same provider with filters, for one request. It is not closed."""

@@ -24,6 +24,8 @@ from search_gateway.providers.guard.guarded import GuardedProvider
 
 _log = logging.getLogger(__name__)
 
+_CLOSE_SECONDS = 2.0  # of each provider
+
 CANNOT_FILTER = "it cannot filter by price, availability or category"
 
 
@@ -256,9 +258,17 @@ class ProviderChain:
                 provider.reload()
 
     async def close(self) -> None:
-        """Close all providers."""
-        for provider in self._providers:
-            await provider.close()
+        """Close all providers at once. The log names those that fail, or take so long that they are abandoned."""
+        closing = {asyncio.create_task(one.close(), name=f"close provider {one.name}"): one for one in self._providers}
+        if not closing:
+            return
+        done, unfinished = await asyncio.wait(closing, timeout=_CLOSE_SECONDS)
+        for task in done:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                _log.error("provider %s was not closed", closing[task].name, exc_info=error)
+        for task in unfinished:
+            _log.error("provider %s does not close within %g s: it is abandoned", closing[task].name, _CLOSE_SECONDS)
+            task.cancel()
 
 
 def _shown(name: str) -> str:

@@ -12,8 +12,9 @@ Properties of ddgs 9.16 and their consequences here:
 - Without a `proxy` argument it uses the variable DDGS_PROXY, and its HTTP client uses HTTPS_PROXY and similar ones.
   Neither can be switched off from here.
 - Titles, URLs and even their types come from the web, so everything is checked before it becomes a candidate.
-- It reads answers of any size and follows DuckDuckGo's redirects to any host. It trusts DuckDuckGo, whose certificate
-  is checked, and so must the gateway.
+- It reads answers of any size, packed or not. So its client is replaced by `_BoundedClient`.
+- It follows DuckDuckGo's redirects to any host, 20 at most. It trusts DuckDuckGo, whose certificate is checked, and so
+  must the gateway.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ import contextvars
 import math
 import re
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -44,6 +47,8 @@ from search_gateway.providers.web_text import (
 )
 
 MAX_THREADS = 4
+MAX_ANSWER_BYTES = 2**20  # unpacked; a hundred rows have about a tenth of it
+_MAX_ROWS = 1000  # looked at
 
 # Hosts of DuckDuckGo's thumbnails (its index is Bing's). ddgs returns tse<n>.mm.bing.net. In public code the other
 # three have the same ids (/th?id=OIP...): ts<n>.mm and tse<n>.explicit are shards of the same service ("explicit" has
@@ -176,6 +181,9 @@ class DuckDuckGoProvider:
         # one caller's query to the next.
         try:
             client = DDGS(proxy=self._proxy, timeout=request_timeout_seconds, verify=self._verify)
+            for engine in client._get_engines("images", "duckduckgo"):
+                bounded: Any = _BoundedClient(engine.http_client.client)
+                engine.http_client.client = bounded
             # All rows of the answer's one page, since some will be dropped.
             return client.images(
                 query.text,
@@ -195,6 +203,38 @@ class DuckDuckGoProvider:
         return {} if colour is None else {"color": colour}
 
 
+class _TooLargeError(Exception):
+    """An answer has more than `MAX_ANSWER_BYTES`."""
+
+
+@dataclass(frozen=True)
+class _BoundedAnswer:
+    """What ddgs uses of an answer."""
+
+    status_code: int
+    content: bytes
+
+    @property
+    def text(self) -> str:
+        return self.content.decode("utf-8", "replace")
+
+
+class _BoundedClient:
+    """What ddgs uses of an HTTP client."""
+
+    def __init__(self, client: primp.Client) -> None:
+        self._client = client
+
+    def request(self, method: str, url: str, **options: Any) -> _BoundedAnswer:
+        body = bytearray()
+        with self._client.request(method, url, stream=True, **options) as response:
+            for part in response.iter_bytes():
+                body += part
+                if len(body) > MAX_ANSWER_BYTES:
+                    raise _TooLargeError
+        return _BoundedAnswer(response.status_code, bytes(body))
+
+
 def colour_filter_for(query: Query) -> str | None:
     """Return DuckDuckGo's name for the colour of a query; None if it names no colour or several."""
     colours = {COLOUR_FILTERS[word] for word in query.key if word in COLOUR_FILTERS}
@@ -206,6 +246,8 @@ def _translated(error: BaseException, request_timeout_seconds: int) -> ProviderE
     if isinstance(error, TimeoutException):
         return ProviderTimeoutError(f"DuckDuckGo gave no answer within {request_timeout_seconds} s")
     inner = error.args[0] if error.args else None
+    if isinstance(inner, DDGSException) and isinstance(inner.__cause__, _TooLargeError):
+        return ProviderError(f"DuckDuckGo's answer has more than {MAX_ANSWER_BYTES // 2**20} MiB, the limit")
     if isinstance(error, primp.PrimpError) or (
         isinstance(inner, DDGSException) and isinstance(inner.__cause__, primp.PrimpError)
     ):
@@ -229,7 +271,7 @@ def candidates_from(rows: object, max_candidates: int) -> list[Candidate]:
     if not isinstance(rows, list):
         raise ProviderError("DuckDuckGo's answer cannot be read: use another provider")
     candidates: dict[str, Candidate] = {}
-    for row in rows:
+    for row in rows[:_MAX_ROWS]:
         if len(candidates) >= max_candidates:
             break
         candidate = _candidate_from(row)

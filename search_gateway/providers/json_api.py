@@ -196,7 +196,9 @@ class JsonApiProvider:
                 retry_after_seconds(response.headers),
             )
         if 300 <= status < 400:
-            host = urlsplit(response.headers.get("Location", "")).hostname or ""
+            host = ""
+            with contextlib.suppress(ValueError):
+                host = urlsplit(response.headers.get("Location", "")).hostname or ""
             to = f" to {host}" if host.isascii() and 0 < len(host) <= 100 else ""
             return ProviderError(f"{title} redirects{to}, which is not followed: set its final address")
         remedy = self._api.refusals.get(status, "use another provider")

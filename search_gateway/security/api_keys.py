@@ -38,6 +38,7 @@ _PREFIX = "captrieve_"  # so that scanners for leaked secrets can find keys
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LIMITS = ("rate", "burst", "concurrency")
+_MAX_DAYS = 36_500
 _FIELDS = {"name", "sha256", "scopes", "expires", "cost", *_LIMITS}
 
 
@@ -135,7 +136,7 @@ def _key(entry: Any, where: str) -> ApiKey:
         raise ConfigError(f"{where} has {min(unknown)!r}, which is none of {', '.join(sorted(_FIELDS))}")
     name, digest, scopes = entry.get("name"), entry.get("sha256"), entry.get("scopes")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ConfigError(f"{where} has no name of letters, digits and . _ @ -")
+        raise ConfigError(f"{where} has the name {name!r:.80}, not one of up to 64 letters, digits and . _ @ -")
     where = f"{where} ({name})"
     if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
         raise ConfigError(f"{where} has no sha256 of 64 hexadecimal digits")
@@ -243,6 +244,8 @@ def _new_entry(args: argparse.Namespace, secret: str) -> Mapping[str, Any]:
     }
     entry |= {limit: getattr(args, limit) for limit in _LIMITS if getattr(args, limit) is not None}
     if args.days is not None:
+        if not 0 < args.days <= _MAX_DAYS:
+            raise ConfigError(f"--days is {args.days:g}, but must be more than 0 and {_MAX_DAYS:,} at most")
         entry["expires"] = f"{datetime.now(UTC) + timedelta(days=args.days):%Y-%m-%dT%H:%M:%SZ}"
     return entry
 
@@ -257,7 +260,10 @@ def _line(key: ApiKey) -> str:
 @contextlib.contextmanager
 def _locked(file: Path) -> Iterator[None]:
     """Keep other commands from changing a file of this folder."""
-    folder = os.open(file.absolute().parent, os.O_RDONLY)
+    try:
+        folder = os.open(file.absolute().parent, os.O_RDONLY)
+    except OSError as error:
+        raise ConfigError(f"the folder of {file} cannot be used ({(error.strerror or 'unknown').lower()})") from error
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         yield

@@ -128,7 +128,7 @@ def _check_exposure(config: GatewayConfig) -> None:
         missing.append("TLS (CAPTRIEVE_TLS_CERTIFICATE and CAPTRIEVE_TLS_KEY)")
     if not has_callers:
         missing.append("keys (CAPTRIEVE_API_KEYS, CAPTRIEVE_JWT_KEYS or CAPTRIEVE_TLS_CLIENT_CA)")
-    what = f"{exposed[0]} can be reached from other machines, and there is no {' and no '.join(missing)}"
+    what = f"{exposed[0]} can be reached from other machines, and the gateway has no {' and no '.join(missing)}"
     if not config.insecure:
         raise ConfigError(f"{what}: set them, listen on 127.0.0.1, or set CAPTRIEVE_INSECURE=true")
     _log.warning("%s: CAPTRIEVE_INSECURE allows it", what)

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks.common.free_port import free_port
 from tests.conftest import MODELS, ROOT, jpeg
 
 pytestmark = pytest.mark.triton
@@ -32,10 +35,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return f"127.0.0.1:{port}"
+    return f"127.0.0.1:{free_port()}"
 
 
 def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -45,7 +45,7 @@ def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, **OFFLINE, **environ},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=280,
         check=False,
     )
 
@@ -79,6 +79,72 @@ def test_demo_searches_says_what_is_missing_and_leaves_nothing_behind(run_folder
     assert not processes_of(run_folder)
 
 
+# What a script starts in the background ignores Ctrl-C and passes that on to its children; this restores the default.
+INTERRUPTIBLE = (
+    "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "sys.argv.pop(0); runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+)
+
+
+def start(*arguments: str, **environ: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTIBLE, *arguments],
+        cwd=ROOT,
+        env={**os.environ, **OFFLINE, **environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def interrupt(process: subprocess.Popen[str], times: int = 1) -> str:
+    """Ctrl-C in its terminal; returns what it printed. It has an exit code of an interrupt, and leaves no memory."""
+    for _ in range(times):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.05)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT), printed
+    assert "Traceback" not in printed
+    end = time.monotonic() + 30  # after a second Ctrl-C Triton's supervisor tidies up
+    while (left := list(Path("/dev/shm").glob(f"captrieve_{process.pid}_*"))) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not left
+    return printed
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_during_the_search_of_the_demo_leaves_nothing_behind(
+    run_folder: Path, tmp_path: Path, times: int
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as duckduckgo:  # takes the request and never answers
+        duckduckgo.settimeout(120)
+        demo = start(
+            *("demo.run_demo", "--photo", "demo/sample.jpg", "--run", str(run_folder)),
+            *("--contact-sheet", str(tmp_path / "sheet.png")),
+            CAPTRIEVE_DUCKDUCKGO_PROXY=f"http://127.0.0.1:{duckduckgo.getsockname()[1]}",
+        )
+        with duckduckgo.accept()[0]:
+            printed = interrupt(demo, times)
+    assert not [word for word in ("error", "caption:", "goaway") if word in printed], printed
+    assert not processes_of(run_folder)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_while_up_waits_for_the_gateway_ends_the_gateway(
+    run_folder: Path, free_address: str, times: int
+) -> None:
+    up = start("demo.background", "up", "--address", free_address, "--web", "", "--run", str(run_folder))
+    pid_file, end = run_folder / "gateway.pid", time.monotonic() + 120
+    while not pid_file.exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    gateway = int(pid_file.read_text())
+    assert interrupt(up, times) == "captrieve: interrupted: the gateway is stopped\n"
+    assert not Path(f"/proc/{gateway}").exists()
+    assert not pid_file.exists()
+
+
 def test_demo_shows_something_for_a_photo_that_nothing_matches(run_folder: Path, tmp_path: Path) -> None:
     strange = tmp_path / "strange.png"
     Image.radial_gradient("L").save(strange)
@@ -107,8 +173,7 @@ def test_demo_of_a_bad_photo_says_so(run_folder: Path, tmp_path: Path) -> None:
 def test_up_serves_the_same_words_twice_and_down_leaves_nothing(
     run_folder: Path, tmp_path: Path, free_address: str
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        web = f"127.0.0.1:{free.getsockname()[1]}"
+    web = f"127.0.0.1:{free_port()}"
     up = run("demo.background", "up", "--address", free_address, "--web", web, "--run", str(run_folder))
     try:
         assert up.returncode == 0, up.stderr

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.common.free_port import free_port
 from captioner.model_contract import ModelContract
 from search_gateway.__main__ import main
 from search_gateway.config import GatewayConfig
@@ -299,8 +299,7 @@ def test_real_triton_takes_the_flags_and_its_health_check_tells_when_it_is_ready
     installation = find_installation()
     service = CPU_STACK["services"]["triton"]
     flags = flags_of(CPU_STACK)
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as another:
-        grpc_port, metrics_port = one.getsockname()[1], another.getsockname()[1]
+    grpc_port, metrics_port = free_port(), free_port()
     check = [sys.executable, *service["healthcheck"]["test"][2:]]
     assert f"{flags['metrics-port']}," in check[-1]
     check[-1] = check[-1].replace(flags["metrics-port"], str(metrics_port))
@@ -328,7 +327,7 @@ def test_real_triton_takes_the_flags_and_its_health_check_tells_when_it_is_ready
                     time.sleep(0.2)
             finally:
                 triton.terminate()
-                triton.wait(30)
+                triton.wait(100)
             text = (Path(folder) / "log").read_text(encoding="utf-8", errors="replace")
     assert not was_ready_at_once
     assert "Started GRPCInferenceService" in text

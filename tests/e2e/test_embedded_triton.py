@@ -30,6 +30,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from search_gateway.triton import embedded
 from search_gateway.triton.embedded import EmbeddedTriton, TritonStartError
+from tests.conftest import running_triton
 
 pytestmark = [
     pytest.mark.triton,
@@ -148,7 +149,7 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedTriton]
     folder = tmp_path_factory.mktemp("embedded_triton")
     for add in (add_double, add_lookup, add_echo):
         add(folder / "models")
-    with EmbeddedTriton(folder / "models", log_file=folder / "triton.log") as running:
+    with running_triton(EmbeddedTriton(folder / "models", log_file=folder / "triton.log")) as running:
         yield running
 
 
@@ -403,7 +404,7 @@ def test_any_path_will_do(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(tempfile, "tempdir", str(models))
-    with EmbeddedTriton(models, log_file=models / "triton.log", start_timeout_seconds=30) as triton:
+    with EmbeddedTriton(models, log_file=models / "triton.log") as triton:
         assert triton.is_running()
         with tritonclient.grpc.InferenceServerClient(triton.grpc_address) as connection:
             ask(connection, "double", {"x": np.ones((1, 3), np.float32)})
@@ -422,7 +423,7 @@ def test_packages_beside_a_pth_file_with_letters_beyond_ascii_are_found(
             (packages / entry.name).symlink_to(entry)
     elsewhere = dataclasses.replace(installation, packages=(packages,))
     monkeypatch.setattr(embedded, "find_installation", lambda: elsewhere)
-    with EmbeddedTriton(model_folder, log_file=tmp_path / "triton.log", start_timeout_seconds=30) as triton:
+    with EmbeddedTriton(model_folder, log_file=tmp_path / "triton.log") as triton:
         assert triton.is_running()
 
 
@@ -431,7 +432,7 @@ def test_a_slow_start_is_told_with_the_name_of_the_log(
 ) -> None:
     monkeypatch.setattr(embedded, "_SLOW_START_SECONDS", 0.0)
     with EmbeddedTriton(model_folder, log_file=tmp_path / "triton.log"):
-        [record] = caplog.records
+        [record] = [one for one in caplog.records if one.name == embedded.__name__]
     assert "Triton is still starting" in record.message
     assert str(tmp_path / "triton.log") in record.message
 
@@ -465,7 +466,7 @@ STRANGER_SCRIPT = """
         "regions": lambda: client.get_system_shared_memory_status(),
         "register": lambda: client.register_system_shared_memory("a", "/a", 1),
         "unregister": lambda: client.unregister_system_shared_memory(),
-        "infer": lambda: client.infer("double", [tensor], client_timeout=5),
+        "infer": lambda: client.infer("double", [tensor], client_timeout=30),
         "folder": lambda: os.listdir(workspace),
         **{f"region {one}": lambda one=one: one.open("rb") for one in Path("/dev/shm").glob(prefix + "*")},
     }
@@ -491,7 +492,7 @@ def test_another_user_can_call_nothing_and_read_no_region(triton: EmbeddedTriton
             ],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=200,
             check=False,
         )
     finally:
@@ -599,7 +600,7 @@ def test_killed_triton_is_noticed_and_cleaned_up(model_folder: Path, tmp_path: P
     [model_pid] = triton._run.model_pids
     pid = {"tritonserver": triton.pid, "supervisor.py": os.getsid(triton.pid), "model": model_pid}[victim]
     os.kill(pid, signal.SIGKILL)
-    assert wait_until(lambda: not triton.is_running(), timeout_seconds=60)
+    assert wait_until(lambda: not triton.is_running(), timeout_seconds=150)
     triton.stop()
     assert is_gone(mark)
 
@@ -610,7 +611,7 @@ def test_killed_triton_is_noticed_while_its_supervisor_is_stopped(model_folder: 
     mark = triton.shm_prefix
     os.kill(os.getsid(triton.pid), signal.SIGSTOP)
     os.kill(triton.pid, signal.SIGKILL)
-    assert wait_until(lambda: not triton.is_running(), timeout_seconds=60)
+    assert wait_until(lambda: not triton.is_running(), timeout_seconds=150)
     triton.stop()
     assert is_gone(mark)
 
@@ -657,6 +658,6 @@ def test_triton_does_not_outlive_its_owner(model_folder: Path, tmp_path: Path, e
             else:
                 assert owner.stdin is not None
                 owner.stdin.close()
-            assert wait_until(lambda: is_gone(mark), timeout_seconds=60), processes_of(mark)
+            assert wait_until(lambda: is_gone(mark), timeout_seconds=150), processes_of(mark)
         finally:
             os.kill(int(fork), signal.SIGKILL)

@@ -104,7 +104,7 @@ def test_refusal_degrades_the_answer(stub: Any, web: FakeDuckDuckGo, photo: byte
 
 def test_stall_respects_the_deadline(stub: Any, web: FakeDuckDuckGo, photo: bytes) -> None:
     web.behaviour = "stall"
-    got = stub.Search(search_pb2.SearchRequest(photo=photo), timeout=3)
+    got = stub.Search(search_pb2.SearchRequest(photo=photo), timeout=5)
     assert web.is_stalled.is_set()
     assert got.caption.text
     assert [one.part for one in got.degraded] == ["duckduckgo"]

@@ -59,13 +59,13 @@ def web(start_web: Callable[..., Any]) -> str:
 
 
 class SlowProvider:
-    """Finds nothing, after some seconds."""
+    """Finds nothing, after so long that every test is over."""
 
     name = "slow"
     terms = ProviderTerms()
 
     async def find(self, *_: Any, **__: Any) -> list[Any]:
-        await asyncio.sleep(5)
+        await asyncio.sleep(100)
         return []
 
     async def close(self) -> None:
@@ -86,7 +86,8 @@ def without_changing(record: Any) -> Any:
         return [without_changing(one) for one in record]
     if isinstance(record, dict):
         return {name: without_changing(value) for name, value in record.items() if name not in _CHANGING}
-    return record
+    # Two runs may batch the photo differently, which changes the last bits.
+    return pytest.approx(record, rel=1e-3, abs=2e-4) if isinstance(record, float) else record
 
 
 def test_answers_are_those_of_grpc(start_web: Callable[..., Any], photo: bytes) -> None:

@@ -16,7 +16,7 @@ import sys
 import time
 import urllib.parse
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.common.free_port import free_port
 from search_api import search_pb2, search_pb2_grpc
 from tests.conftest import MODELS, ROOT
+from tests.fakes.attacked_gateway import wait_until
 from tests.fakes.monitoring import expressions, used
 from tests.fakes.otlp_collector import OtlpCollector, ReceivedSpan, running_collector
 from tests.search_gateway.observability.test_admin_server import ask
@@ -69,7 +71,9 @@ class RunningGateway:
 
 
 @contextlib.contextmanager
-def running(folder: Path, **environ: str) -> Iterator[RunningGateway]:
+def running(
+    folder: Path, command: Sequence[str] = (sys.executable, "-m", "search_gateway"), **environ: str
+) -> Iterator[RunningGateway]:
     """Run a gateway within the block; keyword arguments are environment variables."""
     environment = {name: text for name, text in os.environ.items() if not name.startswith(("CAPTRIEVE_", "OTEL_"))}
     environment |= {
@@ -82,21 +86,17 @@ def running(folder: Path, **environ: str) -> Iterator[RunningGateway]:
     }
     log_file = folder / "gateway.log"
     with log_file.open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "search_gateway"], env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-        )
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
-        end = time.monotonic() + 150
-        while not (ready := re.search(r"ready on (\S+:\d+)", log_file.read_text(encoding="utf-8"))):
-            assert process.poll() is None, log_file.read_text(encoding="utf-8")
-            assert time.monotonic() < end, "the gateway does not start"
-            time.sleep(0.1)
+        wait_until(lambda: process.poll() is not None or "ready on " in log_file.read_text(encoding="utf-8"), 200)
+        ready = re.search(r"ready on (\S+:\d+)", log_file.read_text(encoding="utf-8"))
+        assert ready is not None, log_file.read_text(encoding="utf-8")
         admin = re.search(r"admin port on ([^\s\"]+:\d+)", log_file.read_text(encoding="utf-8"))
         yield RunningGateway(process, ready[1].rstrip(":"), admin[1] if admin else "", log_file)
     finally:
         process.terminate()
         try:
-            process.wait(30)
+            process.wait(100)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -131,6 +131,9 @@ def stub(gateway: RunningGateway) -> Iterator[search_pb2_grpc.SearchServiceStub]
         yield search_pb2_grpc.SearchServiceStub(channel)
 
 
+STARTED = ("grpc_server_started_total", "Caption", "captrieve.v1.SearchService")
+
+
 def code_of(call: Callable[[], Any]) -> str:
     try:
         call()
@@ -149,16 +152,16 @@ def test_counters_equal_what_the_caller_counted(gateway: RunningGateway, stub: A
         seen[code_of(lambda bad=bad: stub.Caption(bad, timeout=30))] += 1
     with stopped_photo_workers(gateway):
         # No photo is decoded: the deadline ends one call, its caller another one.
-        seen[code_of(lambda: stub.Caption(request, timeout=0.7))] += 1
-        call = stub.Caption.future(request, timeout=30)
-        time.sleep(0.5)
+        seen[code_of(lambda: stub.Caption(request, timeout=1.5))] += 1
+        call = stub.Caption.future(request, timeout=100)
+        wait_until(lambda: gateway.metrics()[STARTED] - started[STARTED] == 9)
         call.cancel()
         seen["CANCELLED"] += call.cancelled()
-    time.sleep(0.3)
     assert seen == {"OK": 5, "INVALID_ARGUMENT": 2, "DEADLINE_EXCEEDED": 1, "CANCELLED": 1}
+    # It learns a little later that callers are gone.
+    wait_until(lambda: (gateway.handled("Caption") - before).total() == seen.total())
     assert gateway.handled("Caption") - before == seen
-    key = ("grpc_server_started_total", "Caption", "captrieve.v1.SearchService")
-    assert gateway.metrics()[key] - started[key] == seen.total()
+    assert gateway.metrics()[STARTED] - started[STARTED] == seen.total()
 
 
 @contextlib.contextmanager
@@ -235,14 +238,18 @@ def test_one_trace_leads_from_the_caller_through_the_gateway_into_triton(
     """In six attempts: Triton 2.51 loses the spans of some calls, but what it sends must have the right parents."""
     root = "b7ad6b7169203331"
 
+    def has_ours(spans: list[ReceivedSpan]) -> bool:
+        return {span.name for span in spans} >= OUR_SPANS
+
     def is_complete(spans: list[ReceivedSpan]) -> bool:
-        names = [span.name for span in spans]
-        return set(names) > OUR_SPANS and names.count("InferRequest") == len(MODELS_OF_STAGES)
+        has_triton = [span.name for span in spans].count("InferRequest") == len(MODELS_OF_STAGES)
+        return has_ours(spans) and has_triton and {span.name for span in spans} >= set(MODELS_OF_STAGES)
 
     for attempt in range(6):
         trace = f"0af7651916cd43dd8448eb211c80319{attempt}"
         metadata = (("traceparent", TRACEPARENT.format(trace=trace, span=root)),)
         stub.Search(search_pb2.SearchRequest(photo=photo), timeout=30, metadata=metadata)
+        collector.wait(trace, has_ours, 60)
         spans = collector.wait(trace, is_complete, 5)
         ours = {span.name: span for span in spans if span.service == "captrieve"}
         assert set(ours) == OUR_SPANS
@@ -258,6 +265,8 @@ def test_one_trace_leads_from_the_caller_through_the_gateway_into_triton(
         ids = {span.id: span for span in spans}
         for span in spans:
             if span.service == "captrieve-triton" and span.name in MODELS_OF_STAGES:
+                if span.parent not in ids and not is_complete(spans):
+                    continue  # lost, or not here yet
                 request = ids[span.parent]
                 assert request.name == "InferRequest"
                 assert ids[request.parent].name == MODELS_OF_STAGES[span.name]
@@ -282,7 +291,7 @@ def test_each_line_of_a_request_has_its_id_and_trace_and_none_shows_what_it_was_
     trace = "11f7651916cd43dd8448eb211c80319c"
     metadata = (("traceparent", TRACEPARENT.format(trace=trace, span="b7ad6b7169203331")), ("x-request-id", "mine-1"))
     answer = stub.Search(search_pb2.SearchRequest(photo=photo), timeout=30, metadata=metadata)
-    time.sleep(0.2)
+    wait_until(lambda: any("search_gateway.access" in line and "mine-1" in line for line in gateway.log))
     lines = [json.loads(line) for line in gateway.log]
     mine = [line for line in lines if line.get("request_id") == "mine-1"]
     assert {line["trace_id"] for line in mine} == {trace}
@@ -301,10 +310,10 @@ def test_query_words_are_shown_at_debug_which_can_be_switched_on_and_off(
     assert ask(gateway.admin, "/log-level", "PUT", b'{"level": "debug"}')[0] == 200
     answer = stub.Caption(search_pb2.CaptionRequest(photo=photo), timeout=30, metadata=(("x-request-id", "mine-2"),))
     gateway.process.send_signal(signal.SIGHUP)  # the level of the settings again
-    time.sleep(0.5)
+    wait_until(lambda: json.loads(ask(gateway.admin, "/log-level")[1]) == {"level": "info"})
+    wait_until(lambda: any(answer.query in line for line in gateway.log))
     shown = [json.loads(line) for line in gateway.log if answer.query in line]
     assert [line["request_id"] for line in shown] == ["mine-2"]
-    assert json.loads(ask(gateway.admin, "/log-level")[1]) == {"level": "info"}
 
 
 def test_a_port_in_use_is_told_before_triton_starts(tmp_path: Path) -> None:
@@ -320,7 +329,7 @@ def test_a_port_in_use_is_told_before_triton_starts(tmp_path: Path) -> None:
             },
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=200,
             check=False,
         )
     assert answer.returncode == 3
@@ -341,8 +350,7 @@ def test_a_real_prometheus_scrapes_the_gateway_and_loads_the_alerts(
     config = config.replace("gateway:8002", gateway.admin).replace("15s", "1s").replace("10s", "1s")
     (tmp_path / "prometheus.yml").write_text(config, encoding="utf-8")
     shutil.copy(folder / "alerts.yml", tmp_path)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
             [
@@ -355,16 +363,16 @@ def test_a_real_prometheus_scrapes_the_gateway_and_loads_the_alerts(
             stderr=log,
         )
     try:
-        handled = value_of(address, 'sum(grpc_server_handled_total{grpc_method="Caption",grpc_code="OK"})', 60)
+        handled = value_of(address, 'sum(grpc_server_handled_total{grpc_method="Caption",grpc_code="OK"})', 100)
         assert handled == gateway.handled("Caption")["OK"]
-        assert value_of(address, "captrieve_ready", 10) == 1
-        assert value_of(address, 'sum(nv_inference_request_success{model="gpt2_step"})', 30) > 0
+        assert value_of(address, "captrieve_ready", 100) == 1
+        assert value_of(address, 'sum(nv_inference_request_success{model="gpt2_step"})', 100) > 0
         rules = json.loads(ask(address, "/api/v1/rules")[1])["data"]["groups"]
         assert {rule["health"] for group in rules for rule in group["rules"]} <= {"ok", "unknown"}
         assert sum(len(group["rules"]) for group in rules) >= 8
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(100)
 
 
 def value_of(address: str, query: str, seconds: float) -> float:
@@ -395,12 +403,9 @@ def test_drain_finishes_what_is_in_flight_and_stays_for_metrics(
         assert ask(gateway.admin, "/readyz")[0] == 200
         beams = search_pb2.DecodingOptions(num_beams=4)
         in_flight = [
-            stub.Caption.future(search_pb2.CaptionRequest(photo=photo, decoding=beams), timeout=30) for _ in range(20)
+            stub.Caption.future(search_pb2.CaptionRequest(photo=photo, decoding=beams), timeout=100) for _ in range(20)
         ]
-        key = ("grpc_server_started_total", "Caption", "captrieve.v1.SearchService")
-        end = time.monotonic() + 10
-        while gateway.metrics()[key] < 21 and time.monotonic() < end:
-            time.sleep(0.01)
+        wait_until(lambda: gateway.metrics()[STARTED] == 21)
         assert ask(gateway.admin, "/drain", "POST")[0] == 202
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert [call.result().caption.text != "" for call in in_flight] == 20 * [True]
@@ -414,7 +419,7 @@ def test_drain_finishes_what_is_in_flight_and_stays_for_metrics(
         assert gateway.metrics()["captrieve_ready",] == 0
         assert gateway.handled("Caption")["OK"] == 21
         gateway.process.terminate()
-        assert gateway.process.wait(20) == 0
+        assert gateway.process.wait(100) == 0
 
 
 def test_every_metric_and_label_of_dashboard_and_alerts_is_in_a_scrape(gateway: RunningGateway) -> None:

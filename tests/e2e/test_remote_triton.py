@@ -109,13 +109,13 @@ def test_gateway_serves_without_the_packages_of_the_embedded_triton(models: Path
         assert is_serving(address)
     finally:
         gateway.terminate()
-        gateway.communicate(timeout=30)
+        gateway.communicate(timeout=100)
     assert gateway.returncode == 0
 
 
 def test_without_an_address_it_says_which_package_is_missing(models: Path) -> None:
     (models / "vit_encoder").mkdir()
     (models / "vit_encoder" / "config.pbtxt").touch()
-    _, text = start(models, "").communicate(timeout=60)
+    _, text = start(models, "").communicate(timeout=200)
     assert "The embedded Triton needs pytriton: pip install 'nvidia-pytriton==" in text
     assert "Traceback" not in text

@@ -20,6 +20,7 @@ from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 
 from search_gateway.triton.embedded import EmbeddedTriton
+from tests.conftest import running_triton
 from tests.e2e.test_embedded_triton import add_model, request_inputs
 
 pytestmark = [
@@ -105,7 +106,7 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedTriton]
         [value(name, TensorProto.FLOAT, ["batch", 3]) for name in ("w", "summand")],
         [value("v", TensorProto.FLOAT, ["batch", 3])],
     )
-    with EmbeddedTriton(folder / "models", log_file=folder / "triton.log") as running:
+    with running_triton(EmbeddedTriton(folder / "models", log_file=folder / "triton.log")) as running:
         yield running
 
 

@@ -158,14 +158,14 @@ def test_a_triton_that_was_away_gets_new_memory(monkeypatch: pytest.MonkeyPatch,
         before = await words(host)
         port.target = None
         await asyncio.to_thread(triton.stop)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(100):
             while host.is_serving:  # noqa: ASYNC110  # no event tells
                 await asyncio.sleep(0.02)
         again = EmbeddedTriton(MODELS, log_file=tmp_path / "again.log")
         try:
             await asyncio.to_thread(again.start)
             port.target = again.grpc_address
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(100):
                 while not host.is_serving:  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
             assert await words(host) == before  # at the first attempt
@@ -192,7 +192,7 @@ def test_a_triton_that_was_out_of_reach_does_not_keep_the_old_memory(
     monkeypatch.setattr(replica, "_HEALTH_INTERVAL_SECONDS", 0.05)
 
     async def until(serving: bool, host: TritonReplica) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(100):
             while host.is_serving is not serving:  # noqa: ASYNC110  # no event tells
                 await asyncio.sleep(0.02)
 

@@ -117,7 +117,8 @@ def test_drawing_of_no_product_is_unsure_and_still_has_results(name: str, stub_f
         assert one.HasField("confidence")
         assert one.confidence < 0.5
         assert one.unsure_reason.startswith(REASON)
-    assert answer.confidence == caption.confidence
+    # The two runs may batch the photo differently, which changes the last bits.
+    assert answer.confidence == pytest.approx(caption.confidence, rel=1e-4)
     assert [result.title for result in answer.results] == [answer.query]
 
 
@@ -134,7 +135,8 @@ def test_empty_answer_and_the_summary_of_a_stream_say_it_too(stub_for: Any) -> N
     assert not answer.results
     assert answer.empty_reason.endswith(f"; {answer.unsure_reason} (confidence {answer.confidence:.0%})")
     summary = list(stub.StreamSearch(request, timeout=60))[-1].summary
-    assert (summary.confidence, summary.unsure_reason) == (answer.confidence, answer.unsure_reason)
+    assert summary.confidence == pytest.approx(answer.confidence, rel=1e-4)
+    assert summary.unsure_reason == answer.unsure_reason
 
 
 @pytest.mark.parametrize("garment", [("Shirt", "Blue"), ("Handbag", "Red"), ("Dress", "Green")])

@@ -20,6 +20,8 @@ from typing import Any
 
 import psutil
 
+from benchmarks.common.free_port import free_port
+
 _START_SECONDS = 120.0  # on a loaded machine
 
 
@@ -27,8 +29,7 @@ class CatalogueServer:
     """A server that a test can kill, pause and start again; its data stay. Use it in a `with`."""
 
     def __init__(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.port: int = listener.getsockname()[1]
+        self.port = free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="captrieve-catalogue-"))
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -12,6 +12,7 @@ query (`rows_for`), so the answer to another query is noticed.
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
 import json
 import socket
@@ -23,7 +24,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import trustme
 
@@ -41,6 +42,10 @@ Behaviour = Literal[
     "stall",  # accepts the request for the results and says nothing
     "stall_page",  # the same for the page
     "drip",  # a byte now and then, for ever
+    "huge",  # results without end
+    "bomb",  # a small packed answer that is huge when unpacked
+    "nested",  # JSON that is nested deeper than a parser can follow
+    "no_redirect_end",  # sends from one address to the next
     "cut",  # closes in the middle of the results
     "reset",  # TCP reset instead of results
     "refuse_connect",  # the proxy does not let through
@@ -263,6 +268,17 @@ class FakeDuckDuckGo:
             await self._stall()
         elif self.behaviour == "reset":
             self._reset(writer)
+        elif self.behaviour == "huge":
+            _write(writer, b'{"results": [', announced_bytes=10**12)
+            while not writer.transport.is_closing():
+                writer.write(b"{}," * 20_000)
+                await writer.drain()
+            raise EOFError
+        elif self.behaviour == "bomb":
+            body = gzip.compress(bytes(64 * 2**20), 1)
+            _write(writer, body, status="200 OK\r\nContent-Encoding: gzip")
+        elif self.behaviour == "no_redirect_end":
+            _write(writer, b"", status=f"302 Found\r\nLocation: /i.js?{urlencode(parameters)}")
         elif self.behaviour == "cut":
             _write(writer, b'{"results":[{"ti', announced_bytes=10_000)
             await writer.drain()
@@ -284,6 +300,8 @@ class FakeDuckDuckGo:
                 return _answer_of([])
             case "garbage":
                 return b"<html>If this error persists, please email us</html>"
+            case "nested":
+                return b'{"results": ' + b"[" * 100_000
             case "no_list":
                 return b'{"results": 7}'
             case "null_titles":

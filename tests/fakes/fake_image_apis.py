@@ -11,7 +11,7 @@ import socket
 import ssl
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -130,6 +130,8 @@ class Reply:
     """What the server does with a request.
 
     Attributes:
+        raw: parts of what is sent instead of a proper answer, before the connection ends.
+        drip_seconds: before each of these parts.
         body: of the answer; a record is sent as JSON, None is what the documentation shows.
         wait_seconds: before the answer.
         cut_at: number of bytes after which the connection breaks.
@@ -142,6 +144,8 @@ class Reply:
     wait_seconds: float = 0.0
     cut_at: int | None = None
     is_gzip: bool = False
+    raw: Iterable[bytes] | None = None
+    drip_seconds: float = 0.0
 
 
 class FakeImageApis:
@@ -209,6 +213,8 @@ class FakeImageApis:
             reply = self.replies.get(name, self.reply)
             if reply.wait_seconds:
                 await asyncio.sleep(reply.wait_seconds)
+            if reply.raw is not None:
+                return await _sent_raw(request, reply)
             value = ANSWERS[name] if reply.body is None else reply.body
             data = value if isinstance(value, bytes) else json.dumps(value).encode()
             headers = {"Content-Type": reply.kind, **reply.headers}
@@ -224,3 +230,15 @@ class FakeImageApis:
             return response
 
         return handle
+
+
+async def _sent_raw(request: web.Request, reply: Reply) -> web.StreamResponse:
+    transport = request.transport
+    assert transport is not None
+    for part in reply.raw or ():
+        await asyncio.sleep(reply.drip_seconds)
+        if transport.is_closing():
+            break
+        transport.write(part)
+    transport.close()
+    return web.Response()

@@ -135,7 +135,7 @@ class HttpCaller:
         async with self.session.get(self.url + path, headers=headers) as response:
             return response.status, response.headers, await response.read()
 
-    async def raw(self, data: bytes, seconds: float = 10) -> bytes:
+    async def raw(self, data: bytes, seconds: float = 60) -> bytes:
         """Sends bytes as they are, and returns all that comes until the server closes the connection."""
         reader, writer = await asyncio.open_connection(*self.host_and_port)
         try:

@@ -130,3 +130,8 @@ def test_wrong_arguments_and_failed_workers_are_one_line(
     workers.fail_after, workers.unreadable = 1000, {"03.jpg"}
     assert program.main([str(photos), *out, "--left-out", str(tmp_path / "left.txt")]) == 0
     assert (tmp_path / "left.txt").read_text() == "03.jpg\tthe file cannot be read\n"
+    (photos / "new\nline.jpg").touch()
+    workers.unreadable |= {"new\nline.jpg"}
+    assert program.main([str(photos), *out, "--left-out", str(tmp_path / "left.txt")]) == 0
+    assert "new\\nline.jpg\tthe file cannot be read\n" in (tmp_path / "left.txt").read_text()
+    assert program.main([str(photos), *out, "--left-out", str(tmp_path)]) == 3

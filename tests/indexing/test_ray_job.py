@@ -69,12 +69,13 @@ class KillTheFirst:
         self.is_done = True
 
 
-def test_a_killed_worker_loses_nothing(photos: Path, tmp_path: Path) -> None:
+def test_a_killed_worker_loses_nothing(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     address = CatalogAddress("file", tmp_path / "c.sqlite")
     report = index_photos(str(photos), address, SETTINGS, workers=2, block_photos=8, on_block=KillTheFirst())
     assert stored(tmp_path / "c.sqlite") == EXPECTED
     assert report.products == NUM_PHOTOS
     assert len(report.by_worker) >= 2
+    assert capfd.readouterr().err.count("max_restarts") == 0
     [bad] = report.left_out
     assert bad.path == "damaged.jpg"
     assert bad.reason.startswith("not a usable photo: the photo (500 bytes) is damaged")

@@ -14,7 +14,7 @@ from pyarrow import fs, parquet
 
 from indexing import sources
 from indexing.sources import Block, PhotoReadError, SourcePhoto, open_source, read_photo
-from search_gateway.catalog.base import Attributes, CatalogError
+from search_gateway.catalog.base import NO_ATTRIBUTES, Attributes, CatalogError
 from search_gateway.catalog.build.titles import TitleLine, TitleList
 
 
@@ -31,7 +31,7 @@ def photos(blocks: list[Block]) -> list[SourcePhoto]:
     return [photo for block in blocks for photo in block.photos()]
 
 
-def table(file: Path, **columns: list[Any]) -> Path:
+def table(file: Path, **columns: Any) -> Path:
     parquet.write_table(pyarrow.table(columns), file, row_group_size=5)
     return file
 
@@ -96,7 +96,7 @@ def test_rows_may_have_ids_urls_and_nothing(tmp_path: Path) -> None:
     file = table(
         tmp_path / "list.parquet",
         id=[7, 8, None],
-        photo=["https://host/1.jpg", None, "s3://bucket/a.jpg"],
+        photo=["https://host/1.jpg", None, "s3://key:secret@bucket/a.jpg"],
         title=["A", None, "C"],
         url=["https://shop/1", None, None],
         price=[9.5, None, float("nan")],
@@ -106,7 +106,7 @@ def test_rows_may_have_ids_urls_and_nothing(tmp_path: Path) -> None:
     assert photos(open_source(str(file)).blocks) == [
         SourcePhoto("7", "https://host/1.jpg", "A", "https://shop/1", attributes=Attributes(9.5, False, "Shirts")),
         SourcePhoto("8", "", ""),
-        SourcePhoto("s3://bucket/a.jpg", "s3://bucket/a.jpg", "C", attributes=Attributes(None, True)),
+        SourcePhoto("s3://bucket/a.jpg", "s3://key:secret@bucket/a.jpg", "C", attributes=Attributes(None, True)),
     ]
 
 
@@ -120,6 +120,17 @@ def test_ids_that_are_zero_missing_or_odd_make_no_two_products_one(tmp_path: Pat
     assert keys == ["0.0", "2.jpg", "3.jpg", "a b", "5.jpg"]
 
 
+def test_texts_that_are_not_utf_8_and_odd_prices_cost_no_row(tmp_path: Path) -> None:
+    """Not every writer of Parquet files checks its texts."""
+    offsets = pyarrow.py_buffer(bytes([0, 0, 0, 0, 5, 0, 0, 0, 10, 0, 0, 0]))
+    wrong = pyarrow.Array.from_buffers(pyarrow.string(), 2, [None, offsets, pyarrow.py_buffer(b"\xff.jpg2.jpg")])
+    file = table(tmp_path / "a.parquet", photo=wrong, title=pyarrow.array([b"A", b"B\xff"]), price=[-1.0, float("inf")])
+    assert [(one.key, one.title, one.attributes) for one in photos(open_source(str(file)).blocks)] == [
+        ("\N{REPLACEMENT CHARACTER}.jpg", "A", NO_ATTRIBUTES),
+        ("2.jpg", "B\N{REPLACEMENT CHARACTER}", NO_ATTRIBUTES),
+    ]
+
+
 def test_what_cannot_be_used_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match="no photo in"):
         open_source(str(folder_of(tmp_path, "notes.txt")))
@@ -130,8 +141,10 @@ def test_what_cannot_be_used_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "list.parquet").write_bytes(b"no Parquet")
     with pytest.raises(CatalogError, match="is no Parquet file"):
         open_source(str(tmp_path / "list.parquet"))
-    with pytest.raises(CatalogError, match="cannot be opened"):
-        open_source("nonsense://host/folder")
+    for source in ("nonsense://key:s3cret@host/folder", "s3://key:s3c@ret@bu_cket?x=1&", "file://key:s3cret@/nowhere"):
+        with pytest.raises(CatalogError, match="cannot be opened|does not exist") as caught:
+            open_source(source)
+        assert "s3c" not in str(caught.value)
 
 
 def test_reading_stops_behind_the_limit_and_names_what_is_missing(tmp_path: Path) -> None:
@@ -143,3 +156,11 @@ def test_reading_stops_behind_the_limit_and_names_what_is_missing(tmp_path: Path
         read_photo(block.system, str(tmp_path / "missing.jpg"), 100)
     with pytest.raises(PhotoReadError, match="cannot be read"):
         read_photo(block.system, "nonsense://host/1.jpg", 100)
+    with pytest.raises(PhotoReadError) as caught:
+        read_photo(block.system, "nonsense://key:s3cret@host/1.jpg", 100)
+    assert "s3cret" not in str(caught.value)
+    for location in ("/" + "a" * 300, "/" + "a/" * 3000, f"file:///{'a' * 300}", "s3://" + "a" * 3000):
+        with pytest.raises(PhotoReadError) as caught:
+            read_photo(block.system, location, 100)
+        assert caught.value.is_final != location.startswith("s3:")
+        assert len(str(caught.value)) < 400

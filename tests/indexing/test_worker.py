@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from indexing.onnx_encoder import OnnxEncoder
 from indexing.sources import ListedBlock, SourcePhoto, open_source
 from indexing.worker import BlockIndexer, IndexedBlock, WorkerSettings
 from search_gateway.catalog.address import CatalogAddress
-from search_gateway.catalog.base import CatalogModel
+from search_gateway.catalog.base import CatalogEntry, CatalogModel, CatalogProduct
 from search_gateway.catalog.stores import open_for_writing
 from tests.conftest import MODELS, jpeg
 
@@ -75,6 +76,36 @@ def test_bad_photos_are_listed_with_reasons_and_others_arrive(worker: BlockIndex
     assert "MB" in reasons["large"] or "bytes" in reasons["large"]
     assert reasons["missing"].startswith("the file cannot be read")
     assert not done.is_complete  # the missing one may be there next time
+
+
+def test_paths_that_are_too_long_cost_no_other_photo_and_are_not_tried_again(
+    worker: BlockIndexer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "good").write_bytes(jpeg("Shirt", "Red"))
+    good = SourcePhoto("good", str(tmp_path / "good"), "Shirt")
+    done = indexed(worker, good, SourcePhoto("long", f"/{'a/' * 3000}", "Shirt"), replace(good, key="ü" * 2000))
+    assert [product.entry.path for product in done.products] == ["good", "ü" * 2000]
+    assert [(bad.path, bad.reason) for bad in done.left_out] == [("long", "its path is too long for the system")]
+    assert done.is_complete
+
+    class Narrow:
+        """A store that cannot hold everything."""
+
+        def __init__(self) -> None:
+            self.stored: list[str] = []
+
+        def refusal(self, entry: CatalogEntry) -> str:
+            return "its path is too long for this store" * (len(entry.path) > 1000)
+
+        def add(self, products: list[CatalogProduct]) -> None:
+            self.stored += [one.entry.path for one in products]
+
+    store = Narrow()
+    monkeypatch.setattr(worker, "_writer", store)
+    done = indexed(worker, good, replace(good, key="ü" * 2000))
+    assert store.stored == ["good"]
+    assert [bad.reason for bad in done.left_out] == ["its path is too long for this store"]
+    assert done.is_complete
 
 
 @pytest.mark.parametrize(

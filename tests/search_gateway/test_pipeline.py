@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,7 @@ from captioner.image_error import ImageError, ImageReason
 from captioner.preprocessing import Region
 from captioner.query import Query, QueryRule
 from search_gateway.deadline import Deadline
+from search_gateway.engine.scheduler import DecodedPhoto
 from search_gateway.errors import DeadlineError, InferenceError, OverloadedError
 from search_gateway.pipeline import Pipeline, SearchAnswer, SearchOptions
 from search_gateway.providers.base import Candidate
@@ -235,6 +238,45 @@ def test_failures_of_triton_are_told_by_their_kind(monkeypatch: pytest.MonkeyPat
         ]
 
     run_virtually(run())
+
+
+@pytest.mark.parametrize("values", [(np.nan, 0.0), (np.inf, 0.0), (0.0, 0.0)])
+def test_embedding_that_is_no_direction_is_an_error_and_never_searched_with(
+    values: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedding = np.array(values, np.float32)
+    photo = DecodedPhoto(embedding, [], {})
+
+    async def embed(self: Tritons, pixels: Any, deadline: Deadline) -> Any:
+        return embedding
+
+    async def caption(self: Tritons, pixels: Any, options: DecodingOptions, deadline: Deadline) -> DecodedPhoto:
+        return photo
+
+    monkeypatch.setattr(Tritons, "embed", embed)
+    monkeypatch.setattr(Tritons, "caption", caption, raising=False)
+    monkeypatch.setattr(Tritons, "place", lambda *_: contextlib.nullcontext(), raising=False)
+    monkeypatch.setattr(Found, "find", None)
+    with pytest.raises(InferenceError, match="no numbers"):
+        run_virtually(searched_with(SlowWeb(), ["x"]))
+    decoder = Decoder()
+    captioning = dataclasses.replace(
+        pipeline(decoder),  # type: ignore[arg-type]
+        tritons=Tritons(),  # type: ignore[arg-type]
+    )
+    with pytest.raises(InferenceError, match="no numbers"):
+        asyncio.run(captioning.caption(b"photo", DecodingOptions(), QueryRule.LAST_TWO_WORDS, Deadline(30.0)))
+
+
+def test_thumbnails_without_an_embedding_of_numbers_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    embeddings = iter([EMBEDDING, *[np.array([np.nan, 1.0], np.float32)] * 3])
+
+    async def embed(self: Tritons, pixels: Any, deadline: Deadline) -> Any:
+        return next(embeddings)
+
+    monkeypatch.setattr(Tritons, "embed", embed)
+    [reason] = degraded(run_virtually(searched_with(SlowWeb(), ["x"] * 3)))
+    assert reason.startswith("inference: 3 of 3 thumbnails could not be compared: the model computed no numbers")
 
 
 def test_nothing_goes_on_after_the_answer_or_the_end_of_a_search() -> None:

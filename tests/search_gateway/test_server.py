@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import resource
 import signal
@@ -59,7 +60,12 @@ GATEWAYS: list[ScriptedGateway] = []
 
 def test_sighup_reloads_and_sigterm_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "Gateway", ScriptedGateway)
-    asyncio.run(server.serve(GatewayConfig.from_env({})))
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        asyncio.run(server.serve(GatewayConfig.from_env({})))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert GATEWAYS.pop().events == ["reloaded", "stopped", "closed"]
 
 
@@ -78,6 +84,25 @@ def test_second_gateway_on_a_host_starts_without_the_default_admin_port(caplog: 
         assert f"no admin port: {address} is in use" in caplog.text
         with pytest.raises(server.StartError, match=address):
             server.Gateway(GatewayConfig(admin_address=address))._bind_admin()
+
+
+def test_start_that_is_cancelled_fails_nowhere_else() -> None:
+    async def start_and_cancel() -> list[dict[str, Any]]:
+        problems: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+        grpc_server = grpc.aio.server()
+        grpc_server.add_insecure_port("127.0.0.1:0")
+        starting = asyncio.create_task(server._start(grpc_server))
+        await asyncio.sleep(0)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        del starting, grpc_server
+        gc.collect()
+        await asyncio.sleep(0)
+        return problems
+
+    assert asyncio.run(start_and_cancel()) == []
 
 
 # Connections, on the gateway's own gRPC server with nothing but the health service.

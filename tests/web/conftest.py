@@ -80,7 +80,7 @@ class Visit:
         self.address = address
         self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **settings})
         self.page = self.context.new_page()
-        self.page.set_default_timeout(30_000)
+        self.page.set_default_timeout(100_000)
         self.errors: list[str] = []
         self.addresses: list[str] = []
         self.page.on("console", self._hear)
@@ -112,7 +112,7 @@ class Visit:
 
     def wait_until(self, expression: str) -> None:
         """Until the expression is true; Playwright's own way needs `eval`, which the page's policy forbids."""
-        end = time.monotonic() + 30
+        end = time.monotonic() + 100
         while not self.page.evaluate(expression):
             assert time.monotonic() < end, f"{expression} did not become true; the page says {self.text('main')}"
             self.page.wait_for_timeout(20)

@@ -101,9 +101,9 @@ def test_photo_is_searched_cropped_and_reworded_and_a_killed_triton_comes_back(
     sentence = one.text("#error-text")
     assert sentence.endswith(".")
     assert "Traceback" not in sentence
-    end = time.monotonic() + 60
+    end = time.monotonic() + 200
     while one.page.is_visible("#error"):
-        assert time.monotonic() < end, "Triton did not come back within a minute"
+        assert time.monotonic() < end, "Triton did not come back"
         one.page.click("#retry")
         one.page.wait_for_timeout(500)
         one.wait_until("document.querySelector('#results').getAttribute('aria-busy') === null")

@@ -182,7 +182,10 @@ class _Build:
                 jobs.append(job)
                 continue
             entry = entry_of(job, old.stamp, old)
-            if old != entry:
+            if reason := self._store.refusal(entry):
+                report.unreadable.append(left_out(job, reason).unreadable)
+                known[photo.path] = old  # is removed below
+            elif old != entry:
                 retitled.append(entry)
             else:
                 report.unchanged += 1
@@ -219,7 +222,7 @@ class _Build:
             self._store.optimize()
 
     def _prepared(self, job: PhotoJob) -> PreparedPhoto:
-        return prepare_photo(job, self._decode, self._renamed_from)
+        return prepare_photo(job, self._decode, self._renamed_from, self._store.refusal)
 
     def _renamed_from(self, sha256: str) -> CatalogEntry | None:
         with contextlib.suppress(KeyError, IndexError):

@@ -88,13 +88,19 @@ class LeftOutPhoto:
 PreparedPhoto = DecodedPhoto | KnownPhoto | LeftOutPhoto
 
 
-def prepare_photo(job: PhotoJob, decode: Decode, renamed_from: Callable[[str], CatalogEntry | None]) -> PreparedPhoto:
+def prepare_photo(
+    job: PhotoJob,
+    decode: Decode,
+    renamed_from: Callable[[str], CatalogEntry | None],
+    refusal: Callable[[CatalogEntry], str] = lambda entry: "",
+) -> PreparedPhoto:
     """Do everything for a photo except its embedding. Does not raise for a bad photo.
 
     Args:
         job: the photo.
         decode: decodes it for the model.
         renamed_from: given a file's SHA-256, returns a product whose photo has disappeared; each product once.
+        refusal: says why the store cannot hold a product, see `CatalogWriter`.
     """
     if job.photo.size_bytes > PHOTO_LIMITS.max_bytes:
         limit = f"the limit is {PHOTO_LIMITS.max_bytes:,}"
@@ -107,6 +113,8 @@ def prepare_photo(job: PhotoJob, decode: Decode, renamed_from: Callable[[str], C
     except OSError as error:
         return left_out(job, f"{CANNOT_READ}: {error.strerror}")
     stamp = PhotoStamp(len(data), status.st_mtime_ns, hashlib.sha256(data).hexdigest())
+    if reason := refusal(entry_of(job, stamp, job.old)):
+        return left_out(job, reason)
     old = renamed_from(stamp.sha256) if job.old is None else job.old
     entry = entry_of(job, stamp, old)
     if old is not None and old.stamp.sha256 == stamp.sha256:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ PHOTO_SUFFIXES = frozenset(
 )
 
 CANNOT_READ = "the file cannot be read"
+TOO_LONG = "its path is too long for the system"
 BAD_NAME = "the file name is not UTF-8"
 
 
@@ -59,15 +61,29 @@ def look_for_photos(folder: Path) -> FolderContent:
     """
 
     def fail(error: OSError) -> None:
+        if error.errno == errno.ENAMETOOLONG:  # no product can come from there
+            path = os.path.relpath(error.filename, folder)
+            content.unreadable.append(UnreadablePhoto(os.fsencode(path).decode("utf-8", "replace"), TOO_LONG))
+            return
         raise CatalogError(f"the folder {error.filename} cannot be read: {error.strerror}")
 
     content = FolderContent([], [], [])
-    for place, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith((".", "@eaDir"))]
-        for name in names:
+    places = [os.fspath(folder)]
+    while places:  # os.walk calls itself for each level, and fails at a thousand
+        try:
+            with os.scandir(places.pop()) as listed:
+                entries = list(listed)
+        except OSError as error:
+            fail(error)
+            continue
+        for entry in entries:
             # Hidden: macOS stores "._shirt.jpg" beside photos on other file systems, which is not a photo.
-            if not name.startswith("."):
-                _look_at(Path(place, name), folder, content)
+            if entry.name.startswith("."):
+                continue
+            if not entry.is_dir():
+                _look_at(Path(entry.path), folder, content)
+            elif not (entry.is_symlink() or entry.name.startswith("@eaDir")):
+                places.append(entry.path)
     content.photos.sort(key=lambda photo: photo.path)
     return content
 

@@ -47,6 +47,7 @@ from search_gateway.providers.guard.single_flight import FlightCancelledError, S
 _log = logging.getLogger(__name__)
 
 _PAUSE_SECONDS = 10.0  # after a refusal that does not say how long it lasts
+_CANCEL_SECONDS = 0.5  # for the calls in progress at the end; they have been cancelled
 
 
 class Budget(Protocol):
@@ -113,7 +114,7 @@ class GuardedProvider:
         self._min_observation_seconds = min_observation_seconds
         self._budget = budget
         self._clock = clock
-        self._calls: SingleFlight[list[Candidate]] = SingleFlight()
+        self._calls: SingleFlight[list[Candidate]] = SingleFlight(f"search at provider {provider.name}")
 
     @property
     def name(self) -> str:
@@ -186,7 +187,8 @@ class GuardedProvider:
 
     async def close(self) -> None:
         """Cancel the calls in progress and close the provider."""
-        await self._calls.close()
+        if num_calls := await self._calls.close(_CANCEL_SECONDS):
+            _log.error("provider %s ignores the cancellation of %d searches: they are abandoned", self.name, num_calls)
         await self._provider.close()
 
     async def _find_now(self, query: Query, timeout_seconds: float) -> list[Candidate]:

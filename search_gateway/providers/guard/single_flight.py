@@ -26,9 +26,14 @@ class _Flight(Generic[T]):
 
 
 class SingleFlight(Generic[T]):
-    """The calls in progress, by key."""
+    """The calls in progress, by key.
 
-    def __init__(self) -> None:
+    Args:
+        name: of the tasks, for the log.
+    """
+
+    def __init__(self, name: str | None = None) -> None:
+        self._name = name
         self._flights: dict[Hashable, _Flight[T]] = {}
         self._tasks: set[asyncio.Task[T]] = set()  # also those that nobody can join any more
         self._is_closed = False
@@ -54,7 +59,7 @@ class SingleFlight(Generic[T]):
             raise FlightCancelledError
         flight = self._flights.get(key)
         if flight is None:
-            flight = self._flights[key] = _Flight(asyncio.create_task(begin()))
+            flight = self._flights[key] = _Flight(asyncio.create_task(begin(), name=self._name))
             self._tasks.add(flight.task)
             flight.task.add_done_callback(self._tasks.discard)
             flight.task.add_done_callback(lambda _: self._forget(key, flight))
@@ -74,13 +79,19 @@ class SingleFlight(Generic[T]):
                 self._forget(key, flight)
                 flight.task.cancel()
 
-    async def close(self) -> None:
-        """Cancel all calls, wait for their end, and begin no more."""
+    async def close(self, timeout_seconds: float) -> int:
+        """Cancel all calls, wait for their end, and begin no more.
+
+        Returns:
+            The number of calls that have not ended by then: they ignore their cancellation.
+        """
         self._is_closed = True
-        tasks = list(self._tasks)
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if not self._tasks:
+            return 0
+        _, unfinished = await asyncio.wait(self._tasks, timeout=timeout_seconds)
+        return len(unfinished)
 
     def _forget(self, key: Hashable, flight: _Flight[T]) -> None:
         if self._flights.get(key) is flight:

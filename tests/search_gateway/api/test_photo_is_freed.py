@@ -91,7 +91,7 @@ def num_large_objects() -> int:
 
 
 async def until_no_photo_is_left() -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(100):
         while num_large_objects():  # noqa: ASYNC110  # memory has no event
             await asyncio.sleep(0.05)
 

@@ -8,6 +8,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -46,13 +47,17 @@ def catalog(path: Path) -> Iterator[LiveCatalog]:
     catalog.close()
 
 
+def titles_of_shirts(store: CatalogStore) -> list[str]:
+    return [row.title for row in store.find(["shirt"], 10)]
+
+
 def shirts(catalog: LiveCatalog) -> list[str]:
-    return [row.title for row in catalog.submit(lambda store: store.find(["shirt"], 10)).result()]
+    return catalog.submit(titles_of_shirts).result().found
 
 
 def alike(catalog: LiveCatalog) -> set[str]:
     query = product("").embedding
-    return {one.row.title for one in catalog.submit(lambda store: store.similar(query, 10)).result()}
+    return {one.row.title for one in catalog.submit(lambda store: store.similar(query, 10)).result().found}
 
 
 def corrupt(path: Path) -> None:
@@ -194,7 +199,7 @@ def test_file_that_fails_although_it_looks_as_before_is_opened_again_later(
     assert catalog.problems() == [f"{catalog._path} could not be read by the last searches"]
     catalog.look()
     assert catalog._serving is failed
-    monkeypatch.setattr(live_catalog.time, "monotonic", lambda: catalog._retry_at)
+    monkeypatch.setattr(live_catalog, "time", SimpleNamespace(monotonic=lambda: catalog._retry_at))
     catalog.look()
     assert catalog._serving is not failed
     assert shirts(catalog) == ["Blue Shirt"]
@@ -221,21 +226,29 @@ def test_damage_there_is_at_the_start_is_told(path: Path) -> None:
 def test_searches_that_are_waiting_when_the_file_is_replaced_are_answered(
     catalog: LiveCatalog, path: Path, other: Path
 ) -> None:
+    """They tell the state of the file that they searched: one that is missing, although the new one is not."""
     is_started, may_go_on = threading.Event(), threading.Event()
 
     def slow(store: CatalogStore) -> list[str]:
         is_started.set()
         may_go_on.wait(60)
-        return [row.title for row in store.find(["shirt"], 10)]
+        return titles_of_shirts(store)
 
     running = catalog.submit(slow)
     waiting = catalog.submit(lambda store: [row.title for row in store.find(["dress"], 10)])
+    failing = catalog.submit(fail)
     assert is_started.wait(60)
+    path.unlink()
+    catalog.look()
     os.replace(other, path)
     catalog.look()
-    assert shirts(catalog) == ["Green Shirt"]
+    assert catalog.submit(titles_of_shirts).result() == (["Green Shirt"], "")
     may_go_on.set()
-    assert (running.result(), waiting.result()) == (["Blue Shirt"], ["Red Dress"])
+    assert (running.result(), waiting.result()) == ((["Blue Shirt"], MISSING), (["Red Dress"], MISSING))
+    with pytest.raises(CatalogError) as raised:
+        failing.result()
+    assert raised.value.told == MISSING
+    assert catalog.problems() == [], "the failure is not the new file's"
 
 
 def test_large_catalogue_is_checked_without_a_lock(catalog: LiveCatalog, path: Path) -> None:

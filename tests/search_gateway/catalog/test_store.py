@@ -29,6 +29,7 @@ from search_gateway.catalog.base import (
     CatalogTimeoutError,
     PhotoStamp,
 )
+from search_gateway.catalog.file_build import CatalogFileBuild
 from search_gateway.catalog.store import CatalogStore
 
 ROOT = Path(__file__).parents[3]
@@ -437,7 +438,7 @@ def test_builds_of_a_file_do_not_replace_it_under_each_other(own_path: Path) -> 
     model = CatalogModel(MODEL)
 
     def building(*, is_anew: bool) -> CatalogStore:
-        return CatalogStore.open_for_building(own_path, model, photos_folder=own_path.parent, is_anew=is_anew)
+        return CatalogFileBuild.open_for_building(own_path, model, photos_folder=own_path.parent, is_anew=is_anew)
 
     with building(is_anew=False) as first, building(is_anew=False), building(is_anew=True) as anew:
         anew.add([product("New")])

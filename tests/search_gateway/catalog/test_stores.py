@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -91,7 +92,7 @@ def served(address: CatalogAddress, model: CatalogModel = MODEL) -> Iterator[Ser
 
 def ask(address: CatalogAddress, search: Callable[[CatalogReader], T], model: CatalogModel = MODEL) -> T:
     with served(address, model) as catalog:
-        return catalog.submit(search).result(30)
+        return catalog.submit(search).result(30).found
 
 
 def find(address: CatalogAddress, query: str, filters: Filters = NO_FILTERS, limit: int = 20) -> list[CatalogRow]:
@@ -319,7 +320,7 @@ def test_another_model_is_built_beside_and_an_interrupted_build_of_it_goes_on(sh
         found = ask(shop, lambda reader: reader.find(["whole"], 5), OTHER_MODEL)
         assert [row.title for row in found] == ["Whole"]
         # A gateway of the former model goes on until it is replaced, too.
-        assert len(old.submit(lambda reader: reader.similar(direction(0), 20, 30.0)).result(30)) == len(TITLES)
+        assert len(old.submit(lambda reader: reader.similar(direction(0), 20, 30.0)).result(30).found) == len(TITLES)
 
 
 def test_a_catalogue_is_replaced_under_load_without_a_failed_search(shop: CatalogAddress) -> None:
@@ -330,8 +331,8 @@ def test_a_catalogue_is_replaced_under_load_without_a_failed_search(shop: Catalo
     def search(catalog: ServedCatalog) -> None:
         while not is_over.is_set():
             try:
-                found = catalog.submit(lambda reader: reader.similar(direction(0), 1, 30.0)).result(60)
-                words = catalog.submit(lambda reader: reader.find(["blue"], 1, 30.0)).result(60)
+                found = catalog.submit(lambda reader: reader.similar(direction(0), 1, 30.0)).result(60).found
+                words = catalog.submit(lambda reader: reader.find(["blue"], 1, 30.0)).result(60).found
                 assert len(words) == 1
                 counts["new" if found[0].row.title.startswith("New") else "old"] += 1
             except BaseException as failure:
@@ -404,5 +405,33 @@ def test_categories_may_have_any_characters(store: Store) -> None:
     with served(shop) as catalog:
         for place, one in enumerate(odd):
             filters = Filters(categories=(one, "none\n"))
-            found = catalog.submit(lambda reader: reader.find(["blue"], 20, 30.0, filters)).result(30)  # noqa: B023
+            found = catalog.submit(lambda reader: reader.find(["blue"], 20, 30.0, filters)).result(30).found  # noqa: B023
             assert [row.title for row in found] == [f"Blue {place}"], one
+
+
+def test_what_a_store_cannot_hold_is_known_before(store: Store) -> None:
+    """One product must not cost the others of its batch. Random texts, since PostgreSQL compresses others."""
+    letters = np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz0123456789"), 70_000)
+    text = "".join(letters)
+    entries = [entry(f"Blue {number}", text[: 1300 * number]) for number in range(1, 5)]
+    entries += [entry("Blue ü", "ü" * 1300), entry("Blue 4,096", text[:4096])]
+    entries += [entry("Blue surrogate", "\ud800.jpg"), entry(f"Blue {text}", "title.jpg")]
+    entries += [replace(entry("Blue address", "address.jpg"), url=f"https://a.example/{text[:65_517]}")]
+    address = store.new_address()
+    with writer(address) as opened:
+        reasons = {one.title[:12]: opened.refusal(one) for one in entries}
+        good = [one for one in entries if not opened.refusal(one)]
+        opened.add([replace(product("Blue"), entry=one) for one in good])
+        opened.optimize()
+        assert {one.path for one in opened.entries()} == {one.path for one in good}
+    assert len(find(address, "blue", limit=30)) == len(good)
+    refused = {title for title, reason in reasons.items() if reason}
+    assert (
+        refused
+        == {"Blue surrogate"[:12]}
+        | {
+            "file": set(),
+            "postgresql": {"Blue 3", "Blue 4", "Blue 4,096"},
+            "milvus": {"Blue 4", f"Blue {text}"[:12]},
+        }[store.kind]
+    )

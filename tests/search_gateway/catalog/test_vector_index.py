@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_gateway.catalog import inverted_lists, vector_index
-from search_gateway.catalog import store as store_module
+from search_gateway.catalog import file_build, inverted_lists, vector_index
 from search_gateway.catalog.base import CatalogModel, SimilarRow
+from search_gateway.catalog.file_build import CatalogFileBuild
 from search_gateway.catalog.store import CatalogStore
 from search_gateway.catalog.vector_index import VectorIndex, largest
 from tests.search_gateway.catalog.test_store import MODEL, product, reader, writer
@@ -107,11 +107,11 @@ def index_files(path: Path) -> list[Path]:
 
 def test_a_large_catalogue_gets_its_index_when_it_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also one that is built beside an older one and takes its place."""
-    monkeypatch.setattr(store_module, "MIN_LISTED_NUMBERS", 100 * SIZE)
+    monkeypatch.setattr(file_build, "MIN_LISTED_NUMBERS", 100 * SIZE)
     path = tmp_path / "c.sqlite"
     vectors = np.random.default_rng(0).normal(size=(100, SIZE)).astype(np.float32)
     for number, is_anew in enumerate((False, True, False)):
-        with CatalogStore.open_for_building(
+        with CatalogFileBuild.open_for_building(
             path, CatalogModel(MODEL), photos_folder=tmp_path, is_anew=is_anew
         ) as writing:
             writing.add([product("item", f"{number}.jpg", vectors[number]) for number in range(99 + min(number, 1))])
@@ -185,6 +185,47 @@ def test_an_index_that_cannot_be_used_is_not(tmp_path: Path, damage: str, caplog
     assert index_files(path) != [file] or file.read_bytes() != data
 
 
+@pytest.mark.parametrize("num_bytes", [0, 4096, 10_000])
+def test_an_index_that_is_cut_while_it_is_searched_costs_no_answer(
+    tmp_path: Path, num_bytes: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As by `cp` of the same files a second time. If the file were mapped, the process would get SIGBUS."""
+    path = tmp_path / "c.sqlite"
+    vectors = indexed(path, 2000)
+    [file] = index_files(path)
+    with reader(path) as store:
+        assert [hit.row.path for hit in store.similar(vectors[7], 1)] == ["7.jpg"]
+        data = file.read_bytes()
+        os.truncate(file, num_bytes)
+        for number in (7, 8):
+            assert [hit.row.path for hit in store.similar(vectors[number], 1)] == [f"{number}.jpg"]
+        assert len([one for one in caplog.messages if "was cut while it was used" in one]) == 1
+        file.write_bytes(data)
+        with writer(path) as other:
+            other.remove(["9.jpg"])
+        assert [hit.row.path for hit in store.similar(vectors[7], 1)] == ["7.jpg"]
+        assert isinstance(store._vectors._rows, vector_index._ListedRows)
+
+
+def test_a_closed_catalogue_keeps_no_file_open(tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    vectors = indexed(path, 50)
+
+    def num_open() -> int:
+        links = [one for one in Path("/proc/self/fd").iterdir() if one.is_symlink()]
+        return sum(str(tmp_path) in os.readlink(one) for one in links)
+
+    with reader(path) as store:
+        for _ in range(3):
+            store.similar(vectors[7], 1)
+            with writer(path) as other:
+                other.add([product("item", f"{number}.jpg", vectors[number]) for number in range(20)])
+                write_index(other)
+        store.similar(vectors[7], 1)
+        assert num_open() == 2  # the catalogue and its index
+    assert num_open() == 0
+
+
 def test_a_full_disk_leaves_the_former_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "c.sqlite"
     vectors = indexed(path, 50)
@@ -218,18 +259,18 @@ def test_what_a_killed_build_left_is_deleted_when_it_is_old(tmp_path: Path) -> N
 def test_a_build_keeps_the_index_that_another_one_wrote_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "MIN_LISTED_NUMBERS", 50 * SIZE)
+    monkeypatch.setattr(file_build, "MIN_LISTED_NUMBERS", 50 * SIZE)
     path = tmp_path / "c.sqlite"
     vectors = np.random.default_rng(0).normal(size=(100, SIZE)).astype(np.float32)
     model = CatalogModel(MODEL)
-    with CatalogStore.open_for_building(path, model, photos_folder=tmp_path) as first:
+    with CatalogFileBuild.open_for_building(path, model, photos_folder=tmp_path) as first:
         first.add([product("item", f"{number}.jpg", vectors[number]) for number in range(50)])
         close = first._file.close
 
         def close_late() -> None:
             """Close after the index was named, while another build writes and names one."""
             monkeypatch.setattr(first._file, "close", close)
-            with CatalogStore.open_for_building(path, model, photos_folder=tmp_path) as second:
+            with CatalogFileBuild.open_for_building(path, model, photos_folder=tmp_path) as second:
                 second.add([product("item", f"{number}.jpg", vectors[number]) for number in range(50, 100)])
                 second.publish()
             close()

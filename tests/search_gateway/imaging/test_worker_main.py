@@ -141,7 +141,7 @@ def test_no_bomb_costs_more_than_promised(worker: Worker, name: str) -> None:
         if kind is Kind.TAKES_LONG:
             kind, message = worker.ask(data)
     except EOFError:
-        assert worker.process.wait(10) == -signal.SIGPROF
+        assert worker.process.wait(100) == -signal.SIGPROF
         assert cpu_seconds_of_the_dead() - before < PROMISED_CPU_SECONDS  # with its start, which is the next one's too
     else:
         assert kind in (Kind.PIXELS, Kind.ERROR)
@@ -192,7 +192,7 @@ def test_processor_time_is_limited_by_the_kernel(
     idle, before = misbehaving.cpu_seconds(), cpu_seconds_of_the_dead()
     with pytest.raises(EOFError):
         misbehaving.ask(b"BURN", may_take_long)
-    assert misbehaving.process.wait(10) == -signal.SIGPROF
+    assert misbehaving.process.wait(100) == -signal.SIGPROF
     assert least < cpu_seconds_of_the_dead() - before - idle < most
 
 
@@ -223,7 +223,7 @@ def test_it_cannot_write_into_files(misbehaving: Worker, tmp_path: Path) -> None
     file = tmp_path / "written"
     with pytest.raises(EOFError):
         misbehaving.ask(b"FILE" + str(file).encode())
-    assert misbehaving.process.wait(10) == 1
+    assert misbehaving.process.wait(100) == 1
     assert file.stat().st_size == 0
 
 
@@ -242,13 +242,13 @@ def test_ctrl_c_does_not_end_it(worker: Worker) -> None:
 
 def test_it_ends_when_nobody_listens(worker: Worker) -> None:
     worker.hang_up()
-    assert worker.process.wait(10) == 0
+    assert worker.process.wait(100) == 0
     assert worker.errors.read() == b""
 
 
 def test_it_does_not_start_for_an_owner_that_is_gone() -> None:
     arguments = ["1", "8", "8", "pad", "0", "100", "100", "100"]
-    done = subprocess.run([*WORKER_COMMAND, *arguments], stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
+    done = subprocess.run([*WORKER_COMMAND, *arguments], stdin=subprocess.DEVNULL, capture_output=True, timeout=100)
     assert done.returncode == 1
 
 

@@ -55,7 +55,7 @@ def is_there(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-def wait_until_gone(pid: int, seconds: float = 10) -> None:
+def wait_until_gone(pid: int, seconds: float = 100) -> None:
     end = time.monotonic() + seconds
     # The process that adopts orphans may be slow to reap them; a zombie (state Z) has ended.
     while is_there(pid) and contents(Path(f"/proc/{pid}/stat")).rpartition(b")")[2].split()[0] != b"Z":

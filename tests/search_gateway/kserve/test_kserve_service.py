@@ -106,7 +106,7 @@ async def refused(call: Any) -> grpc.aio.AioRpcError:
 
 async def until(happened: Callable[[], bool]) -> None:
     """For what happens in the server after a call has ended."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(100):
         while not happened():  # noqa: ASYNC110  # the other side has no event to wait for
             await asyncio.sleep(0.01)
 
@@ -174,7 +174,8 @@ def test_statistics_count_answers_failures_and_photos() -> None:
         async with serving() as it:
             await it.stub.ModelInfer(ask(b"one", b"two"))
             await refused(it.stub.ModelInfer(ask(b"bad")))
-            await refused(it.stub.ModelInfer(ask(b"wait"), timeout=0.2))
+            await refused(it.stub.ModelInfer(ask(b"wait"), timeout=1.0))
+            await until(lambda: it.pipeline.ended == it.pipeline.begun)
             it.step_batches = {2: (5, 1000)}
             told = (await it.stub.ModelStatistics(service_pb2.ModelStatisticsRequest())).model_stats
             assert [one.name for one in told] == ["caption", "search"]
@@ -221,7 +222,8 @@ def test_timeout_parameter_shortens_the_deadline() -> None:
             await it.stub.ModelInfer(request)
 
     asyncio.run(run())
-    assert deadlines == pytest.approx([30, 2, 30], abs=0.5)
+    assert all(0 < left <= most for left, most in zip(deadlines, [30, 2, 30], strict=True))
+    assert min(deadlines[0], deadlines[2]) > 10
 
 
 def test_stream_answers_in_order_and_goes_on_after_errors(caplog: pytest.LogCaptureFixture) -> None:
@@ -302,7 +304,7 @@ def test_cancelled_stream_ends_its_work_and_gives_its_places_back() -> None:
             with it.admission.admitted(100):  # refused where a place is still taken
                 pass
 
-    asyncio.run(asyncio.wait_for(run(), 20))
+    asyncio.run(asyncio.wait_for(run(), 200))
 
 
 def test_callers_that_leave_while_they_are_answered_are_no_failures(caplog: pytest.LogCaptureFixture) -> None:
@@ -313,11 +315,15 @@ def test_callers_that_leave_while_they_are_answered_are_no_failures(caplog: pyte
                 async for _ in call:
                     break
                 call.cancel()
-            await until(lambda: it.pipeline.ended == it.pipeline.begun)
+
+            def is_free() -> bool:
+                with contextlib.suppress(OverloadedError), it.admission.admitted(100):
+                    return it.pipeline.ended == it.pipeline.begun
+                return False
+
+            await until(is_free)
             # Served as ever.
             assert (await it.stub.ModelInfer(ask(b"one"))).outputs
-            with it.admission.admitted(100):
-                pass
 
     with caplog.at_level(logging.INFO):
         asyncio.run(run())
@@ -335,4 +341,4 @@ def test_stream_reads_no_more_than_may_be_in_work() -> None:
             call.cancel()
             return begun
 
-    assert asyncio.run(asyncio.wait_for(run(), 20)) == 64
+    assert asyncio.run(asyncio.wait_for(run(), 200)) == 64

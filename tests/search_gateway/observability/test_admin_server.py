@@ -25,7 +25,7 @@ def ask(address: str, path: str, method: str = "GET", body: bytes | None = None,
     """Returns status and text of the answer."""
     request = urllib.request.Request(f"http://{address}{path}", body, headers, method=method)
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()

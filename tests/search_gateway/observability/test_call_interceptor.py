@@ -134,7 +134,8 @@ async def call_once(method: str, how: str, interceptors: list[Any], seconds: flo
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             path, request = f"/test.Endings/{method}", how.encode()
-            timeout = 0.3 if how == "deadline" else seconds
+            await channel.channel_ready()
+            timeout = 0.5 if how == "deadline" else seconds
             call: Any
             if method in ("unary", "missing"):
                 call = channel.unary_unary(path)(request, timeout=timeout)
@@ -146,11 +147,11 @@ async def call_once(method: str, how: str, interceptors: list[Any], seconds: flo
                 call = channel.unary_stream(path)(request, timeout=timeout)
             reading = asyncio.ensure_future(read(call))
             if how == "cancel":
-                await asyncio.wait_for(waiting.wait(), 5)
+                await asyncio.wait_for(waiting.wait(), 60)
                 call.cancel()
             await asyncio.wait((reading,))
             code = await call.code()
-            await asyncio.sleep(0.05)  # the server learns a little later that the caller is gone
+            await server.stop(60)  # it learns a little later that the caller is gone
             return grpc.StatusCode(code)
     finally:
         await server.stop(None)

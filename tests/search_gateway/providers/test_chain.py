@@ -215,6 +215,25 @@ def test_closing_closes_every_provider() -> None:
     assert [provider.num_closed for provider in providers] == [1, 1]
 
 
+class Unclosable(FakeProvider):
+    async def close(self) -> None:
+        if self.name == "fails":
+            raise OSError("disk")
+        await asyncio.sleep(3600)
+
+
+def test_provider_that_does_not_close_is_named_and_keeps_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    async def close() -> float:
+        last = FakeProvider("last")
+        await ProviderChain([Unclosable("fails"), Unclosable("hangs"), last], 6.0).close()
+        assert last.num_closed == 1
+        return asyncio.get_running_loop().time()
+
+    assert run_virtually(close()) == 2
+    assert "provider fails was not closed" in caplog.text
+    assert "provider hangs does not close within 2 s: it is abandoned" in caplog.text
+
+
 def test_reload_reaches_the_providers_that_can() -> None:
     class ReloadableProvider(FakeProvider):
         num_reloads = 0

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 from captioner.query import Query
 from search_gateway.config import GatewayConfig
 from search_gateway.errors import ConfigError, ProviderError, ProviderLimitedError, ProviderTimeoutError
+from search_gateway.providers.answer_schema import Answer, candidates_of
 from search_gateway.providers.base import Candidate, QuotaWindow
 from search_gateway.providers.brave import brave
 from search_gateway.providers.json_api import JsonApi, JsonApiProvider
@@ -29,6 +32,8 @@ FIELDS = {
     "searxng": [("title",), ("url",), ("img_src",)],
     "openverse": [("title",), ("url",), ("foreign_landing_url",), ("thumbnail",), ("license",)],
 }
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+DOCUMENTED = json.dumps(answer_of("brave")).encode()
 EACH_FIELD = [(name, path) for name, paths in FIELDS.items() for path in paths]
 
 
@@ -293,6 +298,63 @@ def test_slow_answer_is_a_timeout(web: FakeImageApis, name: str) -> None:
     web.reply.wait_seconds = 5.0
     error = refusal(web, name, timeout_seconds=0.2)
     assert isinstance(error, ProviderTimeoutError)
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        pytest.param((HEAD + b"Content-Length: 9000\r\n\r\n", itertools.repeat(b" ")), "no answer within", id="body"),
+        pytest.param((HEAD, itertools.repeat(b"X")), "no answer within", id="head"),
+        pytest.param((b"HTTP/1.1 429 No\r\n", itertools.repeat(b"X")), "no answer within", id="refusal"),
+        pytest.param((b"HTTP/1.1 403 No\r\nContent-Length: 9000\r\n\r\n", itertools.repeat(b" ")), "", id="refused"),
+        pytest.param((itertools.repeat(b"HTTP/1.1 100 Continue\r\n\r\n"),), "no answer within", id="continue"),
+    ],
+)
+def test_bytes_that_drip_end_at_the_deadline(web: FakeImageApis, raw: tuple[Any, ...], said: str) -> None:
+    parts = itertools.chain.from_iterable([one] if isinstance(one, bytes) else one for one in raw)
+    web.reply = Reply(raw=parts, drip_seconds=0.01)
+    began = time.monotonic()
+    assert said in str(refusal(web, "brave", timeout_seconds=0.5))
+    assert time.monotonic() - began < 20.0
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        pytest.param([HEAD, b"Content-Length: 20\r\n\r\n", DOCUMENTED], "", id="short length"),
+        pytest.param([HEAD, b"Content-Length: 99999\r\n\r\n", DOCUMENTED], "was cut off", id="long length"),
+        pytest.param([HEAD, b"Content-Length: -5\r\n\r\n", DOCUMENTED], "cannot be reached", id="negative length"),
+        pytest.param([HEAD, b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n", b"{}"], "", id="two lengths"),
+        pytest.param([HEAD, b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n{}"], "", id="bad chunk"),
+        pytest.param([HEAD, b"Content-Encoding: br\r\n\r\n", DOCUMENTED], "not asked for", id="other coding"),
+        pytest.param([HEAD, b"Content-Encoding: gzip\r\n\r\n", DOCUMENTED], "cannot be unpacked", id="no gzip"),
+        pytest.param([HEAD, *[b"X: " + b"x" * 60_000 + b"\r\n"] * 50], "cannot be reached", id="long headers"),
+        pytest.param([b"<html>sign in</html>"], "cannot be reached", id="no HTTP"),
+        pytest.param([b"HTTP/1.1 302 Found\r\nLocation: https://[\r\n\r\n"], "not followed", id="odd redirect"),
+    ],
+)
+def test_broken_http_is_told(web: FakeImageApis, name: str, raw: list[bytes], said: str) -> None:
+    web.reply = Reply(raw=raw)
+    assert said in str(refusal(web, name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("row", [b"{}", b"[" * 500 + b"]" * 500])
+def test_a_million_odd_rows_are_told(web: FakeImageApis, name: str, row: bytes) -> None:
+    body = b'{"results": [' + b",".join([row] * (4_000_000 // (len(row) + 1))) + b'], "unresponsive_engines": []}'
+    web.reply = Reply(body)
+    assert "results[]" in str(refusal(web, name, timeout_seconds=60.0))
+
+
+def test_rows_without_end_are_not_all_looked_at() -> None:
+    """All rows of four mebibytes would take half a minute, in which the gateway does nothing else."""
+
+    class Row(Answer):
+        title: str
+
+    with pytest.raises(ProviderError, match=r"lacks results\[\].title"):
+        candidates_of(itertools.repeat({}), Row, "X", lambda row: None, 10)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -87,7 +87,10 @@ def test_revoked_key_is_refused_at_once(file: Path, capsys: pytest.CaptureFixtur
     ("arguments", "message"),
     [
         (("add", "shop"), "the name shop is there twice"),
-        (("add", "a b"), "has no name of letters"),
+        (("add", "a b"), "has the name 'a b', not one of up to 64 letters"),
+        (("add", "new", "--days", "nan"), "--days is nan"),
+        (("add", "new", "--days", "1e9"), "36,500 at most"),
+        (("add", "new", "--days", "0"), "must be more than 0"),
         (("add", "new", "--scopes", "search,drive"), "has no scopes from search, caption, kserve, admin"),
         (("add", "new", "--rate", "0"), "rate, is 0.0, which is not a number above 0"),
         (("add", "new", "--concurrency", "nan"), "which is not a number above 0"),

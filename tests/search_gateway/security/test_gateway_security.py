@@ -46,7 +46,9 @@ def security(files: dict[str, Path], *names: str, address: str = "127.0.0.1:0", 
 
 
 def test_page_that_others_reach_needs_tls_and_keys_too(files: dict[str, Path]) -> None:
-    with pytest.raises(ConfigError, match="0.0.0.0:8080 can be reached from other machines, and there is no TLS"):
+    with pytest.raises(
+        ConfigError, match="0.0.0.0:8080 can be reached from other machines, and the gateway has no TLS"
+    ):
         security(files, web_address="0.0.0.0:8080")
     security(files, "tls_certificate", "tls_key", "api_keys", web_address="0.0.0.0:8080").close()
     security(files, web_address="127.0.0.1:8080").close()
@@ -72,8 +74,8 @@ TLS = ("tls_certificate", "tls_key")
     ("names", "missing"),
     [
         ((), r"no TLS \(.*\) and no keys \("),
-        (TLS, "there is no keys "),
-        (("api_keys",), r"there is no TLS \(CAPTRIEVE_TLS_CERTIFICATE and CAPTRIEVE_TLS_KEY\): set"),
+        (TLS, "the gateway has no keys "),
+        (("api_keys",), r"the gateway has no TLS \(CAPTRIEVE_TLS_CERTIFICATE and CAPTRIEVE_TLS_KEY\): set"),
     ],
 )
 def test_gateway_refuses_to_be_reached_without_tls_and_keys(

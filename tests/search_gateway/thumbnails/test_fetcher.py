@@ -888,7 +888,7 @@ def test_closing_ends_what_is_being_fetched(server: ThumbnailServer, path: str) 
             ssl_context=server.client_context,
         )
         urls = [url_of(server, path)] * (DEFAULT_PARALLEL_FETCHES + 3)
-        tasks = [asyncio.create_task(fetcher.fetch(url, 1.0)) for url in urls]
+        tasks = [asyncio.create_task(fetcher.fetch(url, 60.0)) for url in urls]
         await asyncio.to_thread(wait_for_requests, server, DEFAULT_PARALLEL_FETCHES)
         await fetcher.close()
         for result in await asyncio.gather(*tasks, return_exceptions=True):

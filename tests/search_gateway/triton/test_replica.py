@@ -7,6 +7,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from captioner.model_contract import ModelContract
 from search_gateway.deadline import Deadline
 from search_gateway.errors import InferenceError
+from search_gateway.triton import replica
 from search_gateway.triton.client import Probe
 from search_gateway.triton.embedded import TritonStartError
 from search_gateway.triton.replica import TritonReplica
@@ -131,7 +133,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     async def at_once(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         return function(*arguments, **named)
 
-    monkeypatch.setattr(asyncio, "to_thread", at_once)
+    monkeypatch.setattr(replica, "asyncio", SimpleNamespace(**{**vars(asyncio), "to_thread": at_once}))
 
     def run(test: Callable[[Watched], Awaitable[None]], *, is_embedded: bool = True) -> None:
         async def beside() -> None:

@@ -28,6 +28,7 @@ from search_gateway.catalog.build.photo import NOT_A_PHOTO, OTHER_FORMAT, TOO_LA
 from search_gateway.catalog.build.photo_folder import BAD_NAME, CANNOT_READ
 from search_gateway.catalog.build.report import BuildReport
 from search_gateway.catalog.build.title_file import read_titles
+from search_gateway.catalog.file_build import CatalogFileBuild
 from search_gateway.catalog.store import CatalogStore
 
 ROOT = Path(__file__).parents[4]
@@ -645,3 +646,26 @@ def test_attributes_come_from_the_list_and_are_kept_without_one(drawn: Path, tmp
                 "2.jpg": Attributes(9.0, None, "Ties"),
             }
             assert [row.title for row in store.find(["one"], 5, filters=Filters(max_price=8))] == ["One"]
+
+
+def test_a_product_that_the_store_cannot_hold_costs_no_other(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, output = tmp_path / "photos", tmp_path / "c.sqlite"
+    folder.mkdir()
+    for photo in sorted((drawn / "images").iterdir())[:4]:
+        shutil.copy(photo, folder)
+    first, second, *_ = sorted(photo.name for photo in folder.iterdir())
+
+    def refuse(*names: str) -> None:
+        monkeypatch.setattr(CatalogFileBuild, "refusal", lambda self, entry: "its path is odd" * (entry.path in names))
+
+    refuse(first)
+    report = build(folder, output)
+    assert counts(report) == (3, 0, 0, 0)
+    assert [(bad.path, bad.reason) for bad in report.unreadable] == [(first, "its path is odd")]
+    refuse(first, second, "renamed.jpg")  # as if they had got other titles, and another path
+    (folder / sorted(photo.name for photo in folder.iterdir())[3]).rename(folder / "renamed.jpg")
+    report = build(folder, output)
+    assert counts(report) == (0, 0, 1, 2)
+    assert {bad.path for bad in report.unreadable} == {first, second, "renamed.jpg"}

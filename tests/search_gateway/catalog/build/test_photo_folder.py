@@ -13,6 +13,7 @@ from search_gateway.catalog.base import CatalogError
 from search_gateway.catalog.build.photo_folder import (
     BAD_NAME,
     CANNOT_READ,
+    TOO_LONG,
     UnreadablePhoto,
     look_for_photos,
 )
@@ -79,3 +80,22 @@ def test_name_that_is_not_utf8_is_listed_so_that_it_can_be_shown(tmp_path: Path)
 def test_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match="none cannot be read: No such file or directory"):
         look_for_photos(tmp_path / "none")
+
+
+def test_folders_that_are_too_deep_cost_no_other_photo(tmp_path: Path) -> None:
+    """Deeper than Python may call itself, and in the end with a path that is too long for the system."""
+    (tmp_path / "shirt.jpg").touch()
+    at = os.open(tmp_path, os.O_RDONLY)
+    try:
+        for _ in range(1200):
+            os.mkdir("abc", dir_fd=at)
+            inner = os.open("abc", os.O_RDONLY, dir_fd=at)
+            os.close(at)
+            at = inner
+        os.close(os.open("tie.jpg", os.O_CREAT | os.O_WRONLY, dir_fd=at))
+    finally:
+        os.close(at)
+    photos, [unreadable], _ = look_for_photos(tmp_path)
+    assert [photo.path for photo in photos] == ["shirt.jpg"]
+    assert unreadable.path.startswith("abc/abc/")
+    assert unreadable.reason == TOO_LONG

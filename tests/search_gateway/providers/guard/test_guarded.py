@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -414,6 +415,26 @@ def test_closing_ends_calls_and_closes_the_provider() -> None:
         assert it.web.is_closed
 
     run(test)
+
+
+def test_provider_that_ignores_its_cancellation_is_closed_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    class Stubborn(Web):
+        async def find(self, *_: Any) -> list[Candidate]:
+            while not self.is_closed:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(1)
+            return []
+
+    async def test() -> None:
+        it = Guarded(Stubborn())
+        caller = asyncio.create_task(it.provider.find(Query.of("shirt"), 40, TIMEOUT))
+        await asyncio.sleep(0.1)
+        await it.provider.close()
+        assert it.web.is_closed
+        await caller
+
+    run(test)
+    assert "provider web ignores the cancellation of 1 searches: they are abandoned" in caplog.text
 
 
 def test_opening_and_closing_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:

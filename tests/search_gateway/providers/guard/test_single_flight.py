@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -145,7 +146,7 @@ def test_closing_ends_calls_without_looking_like_their_callers_cancellation() ->
         calls = Calls()
         callers = [asyncio.create_task(flights.join(key, calls, 10)) for key in "ab"]
         await asyncio.sleep(0.25)
-        await flights.close()
+        assert await flights.close(1) == 0
         answers = await asyncio.gather(*callers, return_exceptions=True)
         assert [type(answer) for answer in answers] == [FlightCancelledError] * 2
         assert calls.cancelled == 2
@@ -157,7 +158,7 @@ def test_cancelling_a_caller_while_its_call_is_cancelled_is_a_cancellation() -> 
     async def test(flights: SingleFlight[int]) -> None:
         caller = asyncio.create_task(flights.join("a", Calls(), 10))
         await asyncio.sleep(0.25)
-        closing = asyncio.create_task(flights.close())
+        closing = asyncio.create_task(flights.close(1))
         caller.cancel()
         with pytest.raises(asyncio.CancelledError):
             await caller
@@ -180,11 +181,31 @@ def test_after_closing_nothing_begins_and_nothing_that_was_left_goes_on() -> Non
 
         with pytest.raises(TimeoutError):
             await flights.join("a", slow_to_end, 1)  # the last caller leaves; the call takes a while to end
-        await flights.close()
+        assert await flights.close(10) == 0
         assert has_ended.is_set()
         calls = Calls()
         with pytest.raises(FlightCancelledError):
             await flights.join("a", calls, 10)
         assert calls.begun == 0
+
+    flight_test(test)
+
+
+def test_closing_does_not_wait_for_a_call_that_ignores_its_cancellation() -> None:
+    async def test(flights: SingleFlight[int]) -> None:
+        loop, is_over = asyncio.get_running_loop(), False
+
+        async def stubborn() -> int:
+            while not is_over:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(3)
+            return 1
+
+        with pytest.raises(TimeoutError):
+            await flights.join("a", stubborn, 1)
+        began = loop.time()
+        assert await flights.close(0.5) == 1
+        assert loop.time() == began + 0.5
+        is_over = True
 
     flight_test(test)
