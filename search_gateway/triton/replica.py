@@ -212,12 +212,12 @@ class TritonReplica:
 
     async def _check_health(self) -> bool:
         now = asyncio.get_running_loop().time
-        began = now()
         is_ready = await self._inference.is_ready()
         if not is_ready:
             # What answers next at this address may be another Triton, with other models and without our memory.
             self._is_checked = self._is_checked and self.embedded is not None
-            self._silent_since = min(self._silent_since, began)
+            # Not since the check began: the machine may have been asleep meanwhile.
+            self._silent_since = min(self._silent_since, now())
             silence = min(now() - self._silent_since, self._inference.seconds_since_answer())
             if self.embedded is not None and silence >= _SILENT_SECONDS_TO_RESTART:
                 self._failed_probes = _FAILED_PROBES_TO_RESTART

@@ -200,6 +200,20 @@ def test_an_embedded_triton_that_is_not_ready_but_answers_requests_is_left_alone
     watched(test)
 
 
+def test_a_machine_that_was_asleep_during_a_check_starts_nothing_again(watched: Any) -> None:
+    async def test(one: Watched) -> None:
+        one.inference.is_there, one.inference.silent_seconds = False, 3600.0
+        await asyncio.sleep(3600.0)
+        one.inference.silent_seconds = 2.0
+        await asyncio.sleep(2.5)
+        one.inference.is_there = True
+        await asyncio.sleep(5.0)
+        assert one.embedded.stops == []
+        assert one.replica.is_serving
+
+    watched(test, is_embedded=True)
+
+
 def test_models_elsewhere_that_never_answer_are_not_used_until_they_do(watched: Any) -> None:
     async def test(one: Watched) -> None:
         one.inference.probe_result, one.inference.probe_seconds = Probe.NO_ANSWER, 5.0
