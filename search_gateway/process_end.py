@@ -56,7 +56,10 @@ class ProcessEnd:
             os._exit(self._exit_code)
 
     def _running_tasks(self) -> list[str]:
-        tasks = [task for task in asyncio.all_tasks(self._loop) if task.cancelling()]
+        tasks = asyncio.all_tasks(self._loop)
+        tasks = {
+            task for task in tasks if task.cancelling()
+        } or tasks  # none is, while the gateway itself does not close
         return [f"task {task.get_name()}, {_place(_innermost_frame(task.get_coro()))}" for task in tasks]
 
     def _running_threads(self) -> list[str]:

@@ -145,6 +145,8 @@ def test_what_requests_share_is_logged_without_the_id_of_the_one_that_began_it(
     stream = written()
 
     class FailingInference:
+        makes_first_tokens = False
+
         async def encode(self, *_: object, **__: object) -> EncodedPhotos:
             raise ZeroDivisionError("a defect")
 
