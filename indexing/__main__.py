@@ -128,6 +128,13 @@ def _record_of(out: CatalogAddress) -> Path:
     return Path(re.sub(r"[^A-Za-z0-9.-]+", "_", str(out)) + ".blocks")
 
 
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)  # argparse names the option
+    return number
+
+
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
@@ -137,8 +144,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", metavar="CATALOGUE", required=True, help="file or address of the catalogue")
     parser.add_argument("--record", type=Path, metavar="FILE", help="finished blocks (default: CATALOGUE.blocks)")
     parser.add_argument("--titles", type=Path, metavar="CSV", help="titles of the photos in a folder")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="actors (default: one per core)")
-    parser.add_argument("--block-photos", type=int, default=DEFAULT_BLOCK_PHOTOS, help="photos in a block, about")
+    parser.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="actors (default: one per core)")
+    parser.add_argument("--block-photos", type=_positive, default=DEFAULT_BLOCK_PHOTOS, help="photos in a block, about")
     help_text = "regular expressions: hosts from which photos may be fetched over https (default: none)"
     parser.add_argument("--hosts", nargs="+", default=[], metavar="HOST", help=help_text)
     parser.add_argument("--left-out", type=Path, metavar="FILE", help="write the photos left out and the reasons here")

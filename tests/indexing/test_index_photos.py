@@ -127,6 +127,10 @@ def test_wrong_arguments_and_failed_workers_are_one_line(
     assert program.main([str(photos), *out]) == 3
     lines = capsys.readouterr().err.splitlines()
     assert [line for line in lines if not line.startswith("indexing: ")] == []
+    for option in ("--workers", "--block-photos"):
+        with pytest.raises(SystemExit):
+            program.main([str(photos), *out, option, "0"])
+        assert option in capsys.readouterr().err
     workers.fail_after, workers.unreadable = 1000, {"03.jpg"}
     assert program.main([str(photos), *out, "--left-out", str(tmp_path / "left.txt")]) == 0
     assert (tmp_path / "left.txt").read_text() == "03.jpg\tthe file cannot be read\n"
