@@ -162,14 +162,8 @@ def test_a_gateway_that_is_new_in_the_dns_is_found_when_a_connection_ends(
             dns.addresses = ["127.0.0.2"]
             assert ask(first.gateway.admin_address, "/drain", "POST")[0] == 202
             until(lambda: is_left_alone(first, second), "the drained gateway gets no calls any more")
-            assert errors == []
             first.stop()
-            # A call that was sent to it just before may be cancelled here: this gateway's thread ends at once.
-            errors.clear()
             last = handled(second)
             until(lambda: handled(second) >= last + 10, "the other one goes on")
-            cancelled = [one for one in errors if "CANCELLED" in one]
-            assert len(cancelled) <= 1
-            errors[:] = [one for one in errors if one not in cancelled]
     assert errors == []
     assert dns.num_questions >= 2
