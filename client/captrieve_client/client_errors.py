@@ -118,6 +118,7 @@ _CONNECTION_BROKE = (
     "Broken pipe",
     "Transport closed",
 )
+_RESET = "CANCELLED"  # gRPC's text for a call that the server has reset
 _HTTP_STATUS = re.compile(r"Received http2 header with status: (\d+)")
 _TLS_FAILURES = {
     "CERTIFICATE_VERIFY_FAILED": "the certificate of {} is not from a known authority; name its authority (--ca-file)",
@@ -171,6 +172,8 @@ def _translated(error: grpc.RpcError, address: str, timeout_seconds: float) -> S
         text = f"no gateway answers at {address}; start it, or check host and port"
     elif connection_broke(error):
         text = f"the connection to {address} was closed before the answer arrived; try again"
+    elif code is _Code.CANCELLED and text == _RESET:
+        retryable, text = True, f"the gateway at {address} is stopping; try again"
     elif http_status and http_status[1] in ("401", "403"):
         kind, retryable = RequestRejectedError, False
         text = f"the server at {address} wants a valid token (--token-file, CAPTRIEVE_TOKEN): HTTP {http_status[1]}"

@@ -46,13 +46,15 @@ _CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
 
 # gRPC itself retries, on another gateway where there are several, within the call's timeout. It does not read the
 # RetryInfo of RESOURCE_EXHAUSTED; the gateway repeats the pause as `grpc-retry-pushback-ms`, which gRPC obeys.
+# A gateway that stops answers CANCELLED to a call that arrives in the same moment. A call that the caller cancels is
+# not retried.
 # The throttle ends retries after 100 failures, as long as more than a tenth of the calls fail, so that they do not
 # add to an overload. All calls that one gateway had in flight fail at once when it dies: there must be tokens for them.
 _RETRY_POLICY = {
     "initialBackoff": "0.1s",
     "maxBackoff": "2s",
     "backoffMultiplier": 3,
-    "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+    "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
 }
 _RETRY_THROTTLING = {"maxTokens": 200, "tokenRatio": 0.1}
 _RETRIED_SERVICE = "captrieve.v1.SearchService"

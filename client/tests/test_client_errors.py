@@ -217,3 +217,15 @@ def test_no_answer_in_time_is_a_timeout(service: ScriptedService, search_client:
     finally:
         hold.set()
     assert caught.value.retryable
+
+
+def test_call_that_a_stopping_gateway_reset_may_be_sent_again(service: ScriptedService, address: str) -> None:
+    service.failure = Failure(Code.CANCELLED, "CANCELLED")
+    with SearchClient(address, max_attempts=1) as search_client:
+        with pytest.raises(ServerUnavailableError, match="is stopping; try again") as caught:
+            search_client.search(b"photo")
+        assert caught.value.retryable
+        service.failure = Failure(Code.CANCELLED, "for another reason")
+        with pytest.raises(ServerUnavailableError, match="another reason") as caught:
+            search_client.search(b"photo")
+        assert not caught.value.retryable

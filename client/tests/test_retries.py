@@ -116,7 +116,7 @@ def test_call_of_a_gateway_that_vanished_is_repeated_at_another_one(
 
 
 @BOTH
-@pytest.mark.parametrize("code", [Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED])
+@pytest.mark.parametrize("code", [Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.CANCELLED])
 def test_gateway_that_recovers_is_asked_again(
     service: ScriptedService, address: str, search: Search, code: grpc.StatusCode
 ) -> None:
