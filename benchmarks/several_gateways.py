@@ -43,6 +43,7 @@ _CALL_SECONDS = 30.0
 _CONNECTION_AGE_SECONDS = 5.0
 _POLL_SECONDS = 0.25
 _DRAIN_SECONDS = 60.0
+_CALLS_OF_A_PHASE = 60  # at least
 _FAIR = 0.5  # of an equal share of the calls: what a gateway must get to count as used
 _METHOD = "Search"
 
@@ -235,11 +236,18 @@ class Rehearsal:
 
     @contextlib.contextmanager
     def _phase(self, name: str) -> Iterator[None]:
-        """Note what was called during the block and for some seconds after it, and which gateways answered then."""
+        """Note what was called during the block and for some seconds after it, and which gateways answered then.
+
+        On a busy machine it takes longer, since the shares of a few calls say nothing.
+        """
         yield
-        before = self._handled()
-        time.sleep(self._seconds)
-        after = self._handled()
+        before, began = self._handled(), time.perf_counter()
+        while True:
+            time.sleep(_POLL_SECONDS)
+            after = self._handled()
+            seconds, calls = time.perf_counter() - began, sum(after.values()) - sum(before.values())
+            if seconds >= self._seconds and calls >= _CALLS_OF_A_PHASE or seconds > _DRAIN_SECONDS:
+                break
         counts = self._callers.take()
         answered = {name: after[name] - before[name] for name in sorted(after)}
         self._phases.append(

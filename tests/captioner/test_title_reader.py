@@ -142,7 +142,7 @@ def test_reading_depends_on_the_title_alone(reader: TitleReader, titles: list[st
 def test_huge_and_odd_titles_take_no_time(reader: TitleReader, title: str) -> None:
     began = time.thread_time()
     assert np.isfinite(reader.read([title]).types).all()
-    assert time.thread_time() - began < 0.5
+    assert time.thread_time() - began < 0.1
     assert len(title_words(title)) <= MAX_WORDS
 
 

@@ -57,13 +57,11 @@ def test_gateways_share_the_calls_and_a_new_one_gets_its_share_within_the_connec
         "the catalogue is replaced": {*"acd"},
         "a, c and d serve": {*"acd"},
     }
-    for phase in record["phases"]:
-        share, calls = phase["share"], phase["calls"]
-        # Within two calls: on a busy machine a phase has a dozen.
-        assert min(share.values()) * calls > 0.5 * calls / len(share) - 2, phase["name"]
-    # On a busy machine, noticing it takes seconds more.
+    for name, share in shares.items():
+        assert min(share.values()) > 0.7 / len(share), name
+    # On a busy machine, noticing it takes a second more.
     age = record["connection_age_seconds"]
-    assert max(record["added_gets_share_seconds"], record["returned_gets_share_seconds"]) < 3 * age
+    assert max(record["added_gets_share_seconds"], record["returned_gets_share_seconds"]) < age + 2
 
 
 def test_all_gateways_answer_from_the_catalogue_that_replaced_the_former_one(record: dict[str, Any]) -> None:
@@ -72,7 +70,7 @@ def test_all_gateways_answer_from_the_catalogue_that_replaced_the_former_one(rec
     first, second = EDITIONS
     assert editions["a comes back"] == {first: calls["a comes back"], second: 0}
     assert editions["a, c and d serve"] == {first: 0, second: calls["a, c and d serve"]}
-    assert record["catalogue_seconds"] < 30
+    assert record["catalogue_seconds"] < 15
 
 
 def test_report_has_a_row_for_each_phase(record: dict[str, Any]) -> None:
@@ -155,9 +153,9 @@ def test_a_gateway_that_is_new_in_the_dns_is_found_when_a_connection_ends(
             # The client asks the DNS at most every five seconds.
             until(lambda: handled(second) > 0, "the new gateway is used")
             before = handled(first), handled(second)
-            until(lambda: handled(first) + handled(second) >= sum(before) + 40, "40 calls are answered")
+            until(lambda: handled(first) + handled(second) >= sum(before) + 120, "120 calls are answered")
             counts = handled(first) - before[0], handled(second) - before[1]
-            assert min(counts) > 0.3 * sum(counts)
+            assert min(counts) > 0.35 * sum(counts)
             # All are replaced at once.
             dns.addresses = ["127.0.0.2"]
             assert ask(first.gateway.admin_address, "/drain", "POST")[0] == 202

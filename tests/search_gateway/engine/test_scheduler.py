@@ -202,7 +202,7 @@ def test_captions_decoded_together_equal_those_decoded_alone(makes_first_tokens:
 
     inference = FakeInference(makes_first_tokens=makes_first_tokens)
     results = asyncio.run(together())
-    assert max(inference.rows) >= 4 if makes_first_tokens else 8, (
+    assert max(inference.rows) >= (4 if makes_first_tokens else 8), (
         "the captions were decoded one after the other: the test shows nothing"
     )
     assert {number: shown(result) for (number, _), result in zip(REQUESTS, results, strict=True)} == ALONE

@@ -222,8 +222,7 @@ def test_timeout_parameter_shortens_the_deadline() -> None:
             await it.stub.ModelInfer(request)
 
     asyncio.run(run())
-    assert all(0 < left <= most for left, most in zip(deadlines, [30, 2, 30], strict=True))
-    assert min(deadlines[0], deadlines[2]) > 10
+    assert deadlines == pytest.approx([30, 2, 30], abs=0.5)
 
 
 def test_stream_answers_in_order_and_goes_on_after_errors(caplog: pytest.LogCaptureFixture) -> None:
