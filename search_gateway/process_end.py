@@ -57,10 +57,8 @@ class ProcessEnd:
 
     def _running_tasks(self) -> list[str]:
         tasks = asyncio.all_tasks(self._loop)
-        tasks = {
-            task for task in tasks if task.cancelling()
-        } or tasks  # none is, while the gateway itself does not close
-        return [f"task {task.get_name()}, {_place(_innermost_frame(task.get_coro()))}" for task in tasks]
+        cancelled = [task for task in tasks if task.cancelling()]  # none, while the gateway itself does not close
+        return [f"task {task.get_name()}, {_place(_innermost_frame(task.get_coro()))}" for task in cancelled or tasks]
 
     def _running_threads(self) -> list[str]:
         frames = sys._current_frames()

@@ -290,6 +290,22 @@ def unit(embedding: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return (embedding / length).astype(np.float32)
 
 
+def units_of(products: Sequence[CatalogProduct], stored: int | None) -> list[npt.NDArray[np.float32]]:
+    """Return the products' embeddings, L2-normalised.
+
+    Args:
+        products: at least one.
+        stored: size of the stored embeddings; None: the first product's.
+
+    Raises:
+        ValueError: an embedding is zero, not finite or of another size.
+    """
+    units = [unit(product.embedding) for product in products]
+    for one in units:
+        check_size(one.size, units[0].size if stored is None else stored)
+    return units
+
+
 def check_size(size: int, stored: int) -> None:
     """Check an embedding's size.
 

@@ -20,7 +20,7 @@ from search_gateway.catalog.base import (
     PhotoStamp,
     check_size,
     refusal_of,
-    unit,
+    units_of,
 )
 from search_gateway.catalog.generations import SCHEMA_VERSION, superfluous, targets
 from search_gateway.catalog.postgresql.connection import conninfo_of, translated
@@ -119,14 +119,11 @@ class PostgresqlWriter:
 
     def add(self, products: Sequence[CatalogProduct]) -> None:
         """See `CatalogWriter`."""
-        units = [unit(product.embedding) for product in products]
         if not products:
             return
-        size = units[0].size if self._own is None else self._own.embedding_size
-        for one in units:
-            check_size(one.size, size)
+        units = units_of(products, None if self._own is None else self._own.embedding_size)
         if self._own is None:
-            self._own = self._created(size)
+            self._own = self._created(units[0].size)
         values = [
             (*_described(product.entry), product.width, product.height, vector_text(one), product.thumbnail)
             for product, one in zip(products, units, strict=True)
