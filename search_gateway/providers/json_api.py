@@ -30,6 +30,7 @@ from search_gateway.errors import ConfigError, ProviderError, ProviderLimitedErr
 from search_gateway.providers.answer_schema import json_of
 from search_gateway.providers.base import Candidate, ProviderTerms, QuotaWindow
 from search_gateway.providers.guard.quota import quota_of, retry_after_seconds
+from search_gateway.web_session import close_session
 
 MAX_ANSWER_BYTES = 4 * 2**20
 _MAX_CONNECTIONS = 8
@@ -145,7 +146,7 @@ class JsonApiProvider:
         """Close all connections. Searches in progress fail."""
         self._closed = True
         if self._session is not None:
-            await self._session.close()
+            await close_session(self._session)
 
     async def _get(self, parameters: Mapping[str, str]) -> bytes:
         if self._closed:

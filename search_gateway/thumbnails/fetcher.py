@@ -34,6 +34,7 @@ from yarl import URL
 from search_gateway.deadline import Deadline
 from search_gateway.thumbnails.fair_semaphore import FairSemaphore, SemaphoreClosedError
 from search_gateway.thumbnails.public_addresses import is_public
+from search_gateway.web_session import close_session
 
 DEFAULT_PARALLEL_FETCHES = 8
 
@@ -217,7 +218,7 @@ class ThumbnailFetcher:
         await self._resolver.close()
         if self._session is None:
             return
-        await self._session.close()
+        await close_session(self._session)
         # Aborted connections still perform the TLS shutdown, for half a minute if the peer is silent.
         for opened in self._sockets:
             with contextlib.suppress(OSError):
