@@ -103,6 +103,11 @@ class CaptionInference(StepInference, Protocol):
         """Whether a call of `encode` can make the captions' first tokens, and two such calls can run at a time."""
         ...
 
+    @property
+    def encoder_calls(self) -> int:
+        """How many calls of `encode` at a time are worth making: further ones would only wait for the first ones."""
+        ...
+
     async def new_slot_pool(self, slots: int, beams: int) -> KvSlotPool:
         """Allocate the caches of a running batch.
 

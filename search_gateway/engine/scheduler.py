@@ -4,14 +4,15 @@
     request queue ─▶ admission: encoder, prefill, slot,  ─▶ running batch: calls of the step, of some tokens each,
                      a few photos per call                  for all captions with as many beams
 
-The next photos are encoded while others decode. No timer delays a photo: a single photo takes as long as it would
-alone, and photos that arrive during a call share the next one. Greedy captions, each number of beams, and thumbnails
+The next photos are encoded while others decode. A single photo takes as long as it would alone, and photos that
+arrive during a call share the next one. Greedy captions, each number of beams, and thumbnails
 have queues of their own, which take turns at the encoder; so do the callers within a queue.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import time
@@ -28,7 +29,7 @@ from search_gateway.deadline import Deadline
 from search_gateway.engine.inference import CaptionInference, EncodedPhotos, Pixels
 from search_gateway.engine.request_queue import RequestQueue
 from search_gateway.engine.running_batch import RunningBatch, StepCalls
-from search_gateway.engine.service_times import ServiceTimes
+from search_gateway.engine.service_times import RecentPeak, ServiceTimes
 from search_gateway.errors import DeadlineError, InferenceError, OverloadedError, SearchError
 from search_gateway.fair_share import current_caller, spread
 from search_gateway.observability.observer import BatchState, Observer
@@ -41,8 +42,8 @@ WAITING = 64  # queued photos of one kind
 
 # Photos per call of the encoder. More would hardly be faster per photo, and the next photo would wait longer.
 _ENCODER_BATCH = 8
-# Concurrent calls: one computes while the next one's photos are put together.
-_ADMISSIONS = 2
+# An encoder that is free waits for the next photo that is expected, see `_gather`, for this share of its shortest call.
+_GATHERING_SHARE = 0.1
 
 _EMBEDDING_ONLY = 0  # the kind of photos that are not captioned; the others' kind is their number of beams
 
@@ -107,6 +108,9 @@ class CaptionScheduler:
         self._times: defaultdict[int, ServiceTimes] = defaultdict(ServiceTimes)  # by kind
         self._calls: defaultdict[int, StepCalls] = defaultdict(StepCalls)
         self._photos: set[_Photo] = set()  # queued or in progress
+        self._concurrency = RecentPeak()
+        self._has_new = asyncio.Event()  # a photo was queued
+        self._shortest_call = 0.0  # of the encoder, in seconds
 
     @property
     def num_in_flight(self) -> int:
@@ -254,6 +258,8 @@ class CaptionScheduler:
         photo.num_ahead = self._queue.num_ahead(photo.kind, photo.caller)
         self._queue.add(photo.kind, photo, photo.caller)
         self._photos.add(photo)
+        self._concurrency.note(len(self._photos))
+        self._has_new.set()
         self._admit()
         try:
             # Applies during a call too: other photos in it may have longer deadlines.
@@ -295,7 +301,7 @@ class CaptionScheduler:
 
     def _admit(self) -> None:
         """Start a task that takes photos out of the queue, where one is needed."""
-        if not self._is_closed and len(self._queue) and len(self._admissions) < _ADMISSIONS:
+        if not self._is_closed and len(self._queue) and len(self._admissions) < self._inference.encoder_calls:
             self._admissions.add(asyncio.create_task(self._admit_until_none_is_left(), context=contextvars.Context()))
 
     async def _admit_until_none_is_left(self) -> None:
@@ -308,6 +314,7 @@ class CaptionScheduler:
             self._admissions.discard(task)
 
     async def _admit_more(self) -> None:
+        await self._gather()
         while photos := self._take():
             for photo in photos:
                 photo.end_stage("queue", "encode")
@@ -325,6 +332,20 @@ class CaptionScheduler:
                     if not photo.is_decoding:
                         self._release(photo)
 
+    async def _gather(self) -> None:
+        """Where only one call can be computed at a time, let photos that come together share it.
+
+        Otherwise the first of several callers would be encoded and decoded alone, and the others after it. As many
+        photos are expected as were in progress lately, so a lone caller does not wait.
+        """
+        if self._inference.encoder_calls > 1:
+            return
+        with contextlib.suppress(TimeoutError):
+            while len(self._photos) < self._concurrency.peak() and len(self._queue) < _ENCODER_BATCH:
+                self._has_new.clear()
+                async with asyncio.timeout(_GATHERING_SHARE * self._shortest_call):
+                    await self._has_new.wait()
+
     def _take(self) -> list[_Photo]:
         """Take the photos of the next call out of the queue, with reservations."""
         if not self._inference.makes_first_tokens:
@@ -338,7 +359,7 @@ class CaptionScheduler:
             kinds.add(photo.kind)
             return True
 
-        share = -(-len(self._queue) // _ADMISSIONS)
+        share = -(-len(self._queue) // self._inference.encoder_calls)
         photos = self._queue.take(min(share, _ENCODER_BATCH), reserve)
         self._admit()
         return photos
@@ -367,6 +388,7 @@ class CaptionScheduler:
         first_inputs = None
         if self._inference.makes_first_tokens and len(captioned) == len(photos):
             first_inputs = _first_inputs(photos)
+        begun = time.monotonic()
         with shared_call([photo.spans for photo in photos]):
             encoded = await self._inference.encode(
                 np.stack([photo.pixels for photo in photos]),
@@ -374,6 +396,8 @@ class CaptionScheduler:
                 embeddings_only=not captioned,
                 first_inputs=first_inputs,
             )
+        seconds = time.monotonic() - begun
+        self._shortest_call = min(self._shortest_call or seconds, seconds)
         try:
             await self._prefill_all(photos, encoded)
         finally:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long photos of one kind have waited and taken lately, which tells whose deadline cannot be met."""
+"""How long photos of one kind have waited and taken lately, which tells whose deadline cannot be met.
+
+And how many there were at a time, which tells whether more are to be expected.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from collections.abc import Callable
 _KEPT = 32  # photos
 _LEAST = 8  # of fewer photos, nothing is concluded
 _FRESH_SECONDS = 5.0  # older times say nothing: the load was another one
+_ARRIVALS = 16
 # A wait says how fast the queue moves only if it was longer than the call of the encoder that it waited for.
 _LEAST_AHEAD = 8
 
@@ -47,3 +51,24 @@ class ServiceTimes:
         begin = self._clock() - _FRESH_SECONDS
         fresh = [seconds for when, seconds in times if when >= begin]
         return sum(fresh) / len(fresh) if len(fresh) >= _LEAST else 0.0
+
+
+class RecentPeak:
+    """The largest of the last 16 counts that are younger than 5 s.
+
+    Args:
+        clock: returns seconds and never goes back.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self._counts: deque[tuple[float, int]] = deque(maxlen=_ARRIVALS)
+
+    def note(self, count: int) -> None:
+        """Note a count."""
+        self._counts.append((self._clock(), count))
+
+    def peak(self) -> int:
+        """Return the largest count; 0 without any."""
+        begin = self._clock() - _FRESH_SECONDS
+        return max((count for when, count in self._counts if when >= begin), default=0)

@@ -150,6 +150,15 @@ class TritonClient:
         """Whether Triton serves an encoder that goes on to the step; known after `check_contract`."""
         return self._makes_first_tokens
 
+    @property
+    def encoder_calls(self) -> int:
+        """How many calls of the encoder at a time are worth making.
+
+        Two: the second one is computed by an instance of its own, or is at hand when the GPU is free. But the one
+        instance of the embedded Triton has all cores, and photos that wait here instead can still share a call.
+        """
+        return 1 if self._shared_memory is SharedMemory.EMBEDDED and not self._makes_first_tokens else 2
+
     async def encode(
         self,
         pixels: npt.NDArray[np.uint8],
