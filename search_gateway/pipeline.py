@@ -408,18 +408,22 @@ class Pipeline:
     async def _see(
         self, candidates: Sequence[Candidate], deadline: Deadline
     ) -> tuple[list[InspectedCandidate], list[Degradation]]:
-        """Compute the embeddings of all candidates' thumbnails, and fetch those that the provider did not return."""
+        """Compute the embeddings that candidates lack, and fetch the thumbnails that the provider did not return."""
         deadline = deadline.earlier(_RESERVE_SECONDS)
         problems = _ThumbnailProblems()
-        seen = await all_of(self._see_one(candidate, deadline, problems) for candidate in candidates)
+        # No task for a catalogue's candidates, which have been embedded before.
+        unseen = [candidate for candidate in candidates if candidate.embedding is None]
+        looked_at = iter(await all_of(self._see_one(candidate, deadline, problems) for candidate in unseen))
+        seen = [
+            next(looked_at) if one.embedding is None else InspectedCandidate(one, one.embedding, one.thumbnail)
+            for one in candidates
+        ]
         return seen, problems.degradations(len(seen))
 
     async def _see_one(
         self, candidate: Candidate, deadline: Deadline, problems: _ThumbnailProblems
     ) -> InspectedCandidate:
         """Inspect one candidate. `problems` counts what fails; nothing is raised, since it would cost the others."""
-        if candidate.embedding is not None:
-            return InspectedCandidate(candidate, candidate.embedding, candidate.thumbnail)
         thumbnail = candidate.thumbnail
         try:
             if thumbnail is None:

@@ -67,19 +67,20 @@ class _AllRows:
 
     revision: int  # our counter, of the newest embeddings in memory
     ids: _Ids  # [N], ascending
-    matrix: _Floats  # [N, D], each L2-normalised
+    # [N, D], each L2-normalised. By columns: BLAS multiplies it with a vector in half the time that it takes by rows.
+    matrix: _Floats
 
     def nearest(self, file: CatalogDatabase, unit: _Floats, limit: int, allowed: _Ids | None) -> Neighbours:
         """Compare all of them."""
         if not len(self.ids):
             return Neighbours([], [])
         check_size(unit.size, self.matrix.shape[1])
-        cosines, ids = self.matrix @ unit, self.ids
+        cosines, at = self.matrix @ unit, np.arange(len(self.ids))
         if allowed is not None:
-            is_allowed = np.isin(ids, allowed)
-            cosines, ids = cosines[is_allowed], ids[is_allowed]
-        best = largest(cosines, limit)
-        return Neighbours(ids[best].tolist(), cosines[best].tolist())
+            at = np.flatnonzero(np.isin(self.ids, allowed))
+            cosines = cosines[at]
+        at = at[largest(cosines, limit + _SPARE)]
+        return _sorted(self.ids[at], self.matrix[at], unit, limit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -298,14 +299,16 @@ class VectorIndex:
         if old is not None and np.array_equal(ids, old.ids):
             matrix = old.matrix
         else:
-            matrix = np.empty((len(ids), size), np.float32)
+            matrix = np.empty((len(ids), size), np.float32, order="F")
             if old is not None:
                 _, here, there = np.intersect1d(ids, old.ids, assume_unique=True, return_indices=True)
                 for start in range(0, len(here), _COPIED_AT_ONCE):
                     end = start + _COPIED_AT_ONCE
                     matrix[here[start:end]] = old.matrix[there[start:end]]
-        for product_id, embedding in file.connection.execute(_CHANGED, (0 if old is None else old.revision,)):
-            matrix[ids.searchsorted(product_id)] = np.frombuffer(embedding, "<f4")
+        changed = file.connection.execute(_CHANGED, (0 if old is None else old.revision,))
+        while rows := changed.fetchmany(_COPIED_AT_ONCE):
+            embeddings = np.frombuffer(b"".join(embedding for _, embedding in rows), "<f4").reshape(len(rows), size)
+            matrix[ids.searchsorted([product_id for product_id, _ in rows])] = embeddings
         return _AllRows(revision, ids, matrix)
 
 
@@ -335,9 +338,19 @@ def _current_ones(
         if len(found) == limit or len(at) == len(ids):
             break
         num_candidates *= 4
-    exact = np.frombuffer(b"".join(embeddings), "<f4").reshape(len(found), unit.size) @ unit
-    order = np.lexsort((np.array(found), -exact))
-    return Neighbours([found[one] for one in order], exact[order].tolist())
+    embeddings_found = np.frombuffer(b"".join(embeddings), "<f4").reshape(len(found), unit.size)
+    return _sorted(np.array(found, np.int64), embeddings_found, unit, limit)
+
+
+def _sorted(ids: _Ids, embeddings: _Floats, unit: _Floats, limit: int) -> Neighbours:
+    """Return the best of n products, with embeddings [n, D].
+
+    BLAS adds the products of a row in another order where the row has another place, so the cosines of two equal
+    embeddings may differ in the last bit. `einsum` treats all rows alike.
+    """
+    cosines = np.einsum("nd,d->n", np.ascontiguousarray(embeddings), unit)
+    best = np.lexsort((ids, -cosines))[:limit]
+    return Neighbours(ids[best].tolist(), cosines[best].tolist())
 
 
 def largest(values: npt.NDArray[np.floating[Any]], limit: int) -> npt.NDArray[np.intp]:

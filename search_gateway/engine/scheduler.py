@@ -388,7 +388,8 @@ class CaptionScheduler:
         first_inputs = None
         if self._inference.makes_first_tokens and len(captioned) == len(photos):
             first_inputs = _first_inputs(photos)
-        begun = time.monotonic()
+        clock = asyncio.get_running_loop().time
+        begun = clock()
         with shared_call([photo.spans for photo in photos]):
             encoded = await self._inference.encode(
                 np.stack([photo.pixels for photo in photos]),
@@ -396,7 +397,7 @@ class CaptionScheduler:
                 embeddings_only=not captioned,
                 first_inputs=first_inputs,
             )
-        seconds = time.monotonic() - begun
+        seconds = clock() - begun
         self._shortest_call = min(self._shortest_call or seconds, seconds)
         try:
             await self._prefill_all(photos, encoded)

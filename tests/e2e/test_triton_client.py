@@ -103,6 +103,7 @@ def test_shared_memory_and_grpc_give_the_same_captions(triton_address: str, memo
     async def use(inference: TritonClient, scheduler: CaptionScheduler) -> Tokens:
         await inference.check_contract()
         assert inference.makes_first_tokens == (memory is SharedMemory.EMBEDDED and not used)
+        assert inference.encoder_calls == 2
         answer = await captions(inference, scheduler, beams)
         used.append(regions(start))
         return answer

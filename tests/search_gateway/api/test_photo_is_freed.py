@@ -48,6 +48,7 @@ class Inference:
     """An encoder that fails, or hangs."""
 
     makes_first_tokens = True
+    encoder_calls = 2
 
     def __init__(self, *, hangs: bool):
         self.is_called = asyncio.Event()

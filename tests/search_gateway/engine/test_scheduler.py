@@ -57,6 +57,7 @@ class FakeInference:
     encoder_hangs: asyncio.Event | None = None
     encoded: list[int] = field(default_factory=list)  # photos in each call of the encoder
     makes_first_tokens: bool = False
+    encoder_calls: int = 2
     released: int = 0
 
     async def new_slot_pool(self, slots: int, beams: int) -> KvSlotPool:
@@ -688,6 +689,50 @@ def test_photos_that_come_while_the_encoder_works_share_its_next_call() -> None:
     inference = FakeInference()
     asyncio.run(together())
     assert inference.encoded == [1, 8, 8, 4]
+
+
+def test_callers_that_come_together_share_a_call_where_only_one_is_computed_at_a_time() -> None:
+    """The photos of a wave come a millisecond apart; a call of one photo takes ten, so the next wave is waited for."""
+
+    async def run() -> None:
+        captions = scheduler(inference)
+        options = DecodingOptions(max_tokens=MAX_TOKENS)
+
+        async def one(number: int) -> None:
+            await asyncio.sleep(0.0009 * number)
+            await captions.caption(photo(0), options, Deadline(30.0))
+
+        for _ in range(3):
+            await asyncio.gather(*(one(number) for number in range(6)))
+
+    inference = TimedInference(encoder_calls=1)
+    run_virtually(run())
+    # Nobody is expected in the first wave, whose first photo goes alone.
+    assert inference.encoded == [1, 5, 6, 6]
+
+
+def test_lone_caller_waits_for_nobody_and_shortly_where_others_were_there_a_moment_ago() -> None:
+    async def run() -> tuple[float, float, float]:
+        captions = scheduler(TimedInference(encoder_calls=1))
+        options = DecodingOptions(max_tokens=1)
+        clock = asyncio.get_running_loop().time
+
+        async def seconds() -> float:
+            begun = clock()
+            await captions.caption(photo(0), options, Deadline(30.0))
+            return clock() - begun
+
+        alone = [await seconds() for _ in range(3)]
+        await asyncio.gather(*(seconds() for _ in range(4)))
+        after_others = await seconds()
+        for _ in range(20):
+            await seconds()
+        return alone[-1], after_others, await seconds()
+
+    alone, after_others, alone_again = run_virtually(run())
+    assert alone == pytest.approx(0.0125)  # encoder 10 ms, one token 2.5 ms
+    assert after_others == pytest.approx(0.0125 + 0.001)
+    assert alone_again == pytest.approx(0.0125)
 
 
 def test_photos_of_one_kind_share_a_call_that_makes_their_first_tokens_and_two_calls_share_the_queue() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from search_gateway.engine.service_times import ServiceTimes
+from search_gateway.engine.service_times import RecentPeak, ServiceTimes
 
 
 def test_estimates_follow_the_last_photos() -> None:
@@ -35,3 +35,18 @@ def test_wait_for_the_call_in_progress_says_nothing_about_the_queue() -> None:
     for _ in range(20):
         times.waited(7, 3.0)
     assert times.wait(100) == 0
+
+
+def test_peak_is_that_of_the_last_counts_and_seconds() -> None:
+    now = [0.0]
+    counts = RecentPeak(clock=lambda: now[0])
+    assert counts.peak() == 0
+    counts.note(5)
+    now[0] = 1.0
+    counts.note(3)
+    assert counts.peak() == 5
+    now[0] = 5.1
+    assert counts.peak() == 3
+    for _ in range(16):
+        counts.note(1)
+    assert counts.peak() == 1

@@ -146,6 +146,7 @@ def test_what_requests_share_is_logged_without_the_id_of_the_one_that_began_it(
 
     class FailingInference:
         makes_first_tokens = False
+        encoder_calls = 2
 
         async def encode(self, *_: object, **__: object) -> EncodedPhotos:
             raise ZeroDivisionError("a defect")

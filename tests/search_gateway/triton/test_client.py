@@ -369,3 +369,14 @@ async def test_several_instances_that_share_our_memory_are_refused_at_start(
     else:
         with pytest.raises((ContractError, InferenceError), match=problem):
             await inference.check_contract()
+
+
+@pytest.mark.parametrize(
+    ("memory", "calls"), [(SharedMemory.EMBEDDED, 1), (SharedMemory.SYSTEM, 2), (SharedMemory.NONE, 2)]
+)
+@on_event_loop
+async def test_one_instance_of_the_embedded_triton_gets_one_call_at_a_time(memory: SharedMemory, calls: int) -> None:
+    """With first tokens, which only `check_contract` finds out, there is an instance for each of two calls."""
+    inference = TritonClient("127.0.0.1:1", CONTRACT, shared_memory=memory)
+    assert inference.encoder_calls == calls
+    await inference.close()

@@ -48,7 +48,9 @@ _THREADS = "intra_op_thread_count"
 _SECONDS = "chain_seconds"
 _SHARED_MEMORY = Path("/dev/shm")
 _MAX_KNOWN = 1000
-_SPIN_MICROSECONDS = "20"  # export/LOG.md, 2026-11-30: of the large step 17 % less time than without, and no more gain at 100
+_SPIN_MICROSECONDS = (
+    "20"  # export/LOG.md, 2026-11-30: of the large step 17 % less time than without, and no more gain at 100
+)
 
 # Triton's tensor types that are plain numpy arrays on both sides, so nothing is converted per call.
 _ONNX_TYPES = {
