@@ -100,8 +100,8 @@ def triton_address() -> Iterator[str]:
 def running_triton(triton: EmbeddedTriton) -> Iterator[EmbeddedTriton]:
     """Run a Triton that many tests share within the block.
 
-    On a machine with far too much to do, Triton's python backend now and then aborts or hangs while it starts
-    (boost::interprocess::lock_exception). Then it is started once more.
+    On a machine with far too much to do, Triton's python backend now and then hangs while it starts. Then it is started
+    once more.
     """
     from search_gateway.triton.embedded import TritonStartError
 

@@ -40,6 +40,8 @@ __all__ = ["EmbeddedTriton", "TritonStartError"]
 _log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.05
+_ABORTED = {128 + signal.SIGABRT, 128 + signal.SIGSEGV}  # exit statuses of the supervisor
+_LOCK_FAILURE = "boost::interprocess::lock_exception"  # in the log of Triton, where a model's process has it
 _SLOW_START_SECONDS = 5.0  # a start that takes longer is told
 # Triton's address is that of the socket with this number behind it.
 _SOCKET, _PORT = "grpc", 1
@@ -53,6 +55,10 @@ _END_SECONDS = 5  # how long the supervisor may take to kill and remove what is 
 _BACKENDS = Path(__file__).parent / "backend"
 _LOG_PREFIX, _LOG_SUFFIX = "captrieve-triton-", ".log"
 _ORPHANED_LOG_SECONDS = 3600.0  # somebody may still read why a start failed
+
+
+class _TritonAbortedError(TritonStartError):
+    """It may start when it is tried again."""
 
 
 class EmbeddedTriton:
@@ -129,6 +135,15 @@ class EmbeddedTriton:
         installation = find_installation()
         num_stops = self._num_stops
         _remove_orphaned_logs()
+        try:
+            self._start_once(installation, num_stops)
+        except _TritonAbortedError as error:
+            # Its python backend does so now and then on a machine with far too much to do: a model's process was not
+            # quick enough to lock the memory that both share.
+            _log.warning("started once more: %s", error)
+            self._start_once(installation, num_stops)
+
+    def _start_once(self, installation: TritonInstallation, num_stops: int) -> None:
         log_start = self._log_file.stat().st_size if self._log_file.exists() else 0
         try:
             run = self._run = _launch(installation, self._model_repository, self._log_file, self._traces_url)
@@ -146,10 +161,12 @@ class EmbeddedTriton:
             self._discard()
             raise
         log = read_from(self._log_file, log_start)
+        has_aborted = run.supervisor.poll() in _ABORTED or _LOCK_FAILURE in log
         self._discard()
         # Its log names the link to the model repository.
         reason = (reason_in(log) or problem).replace(str(run.models), str(self._model_repository))
-        raise TritonStartError(f"Triton {reason}. Log: {self._log_file}")
+        message = f"Triton {reason}. Log: {self._log_file}"
+        raise _TritonAbortedError(message) if has_aborted else TritonStartError(message)
 
     def stop(self, *, is_graceful: bool = True, has_failed: bool = False) -> None:
         """Stop Triton and remove what it used. Further calls do nothing.

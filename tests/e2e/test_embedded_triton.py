@@ -380,6 +380,36 @@ def test_log_that_cannot_be_written_is_a_clear_error(model_folder: Path, tmp_pat
         EmbeddedTriton(model_folder, log_file=tmp_path / "no_folder" / "triton.log").start()
 
 
+@pytest.mark.parametrize("num_aborts", [1, 2])
+def test_triton_that_aborts_while_it_starts_is_started_once_more(
+    model_folder: Path,
+    tmp_path: Path,
+    num_aborts: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    launch, launched = embedded._launch, []
+
+    def launch_and_abort(*arguments: Any) -> Any:
+        launched.append(launch(*arguments))
+        if len(launched) <= num_aborts:
+            os.kill(launched[-1].triton_pid, signal.SIGABRT)
+        return launched[-1]
+
+    monkeypatch.setattr(embedded, "_launch", launch_and_abort)
+    triton = EmbeddedTriton(model_folder, log_file=tmp_path / "triton.log")
+    if num_aborts == 1:
+        with triton:
+            assert triton.is_running()
+    else:
+        with pytest.raises(TritonStartError, match="exited with status 134"):
+            triton.start()
+    assert len(launched) == 2
+    (record,) = caplog.records
+    assert record.getMessage().startswith("started once more: Triton exited with status 134. Log: ")
+    assert all(is_gone(run.instance_id) for run in launched)
+
+
 def test_start_that_takes_too_long_is_given_up(model_folder: Path, tmp_path: Path) -> None:
     log_file = tmp_path / "triton.log"
     triton = EmbeddedTriton(model_folder, log_file=log_file, start_timeout_seconds=0.01)
