@@ -309,6 +309,8 @@ class CaptionScheduler:
         assert task is not None
         try:
             await self._admit_more()
+        except Exception as error:  # a defect; nobody else would tell the photos that wait
+            self._fail([photo for photo in self._photos if not photo.is_taken], error)
         finally:
             # Now, not in a later callback: until then a new photo or a released slot would start no task.
             self._admissions.discard(task)

@@ -217,7 +217,7 @@ class EmbeddedTriton:
         ) as channel:
             while (seconds := time.monotonic() - started) < self._start_timeout_seconds:
                 if (exit_code := run.supervisor.poll()) is not None:
-                    return f"tritonserver exited with status {exit_code}"
+                    return f"exited with status {exit_code}"
                 if _is_ready(channel):
                     return None
                 if not is_slow and seconds > _SLOW_START_SECONDS:

@@ -711,6 +711,20 @@ def test_callers_that_come_together_share_a_call_where_only_one_is_computed_at_a
     assert inference.encoded == [1, 5, 6, 6]
 
 
+def test_defect_between_queue_and_encoder_fails_the_photos_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        captions = scheduler(FakeInference())
+        await captions.caption(photo(0), DecodingOptions(), Deadline(30.0))
+        with monkeypatch.context() as patch:
+            patch.setattr(captions, "_take", lambda: 1 / 0)
+            with pytest.raises(InferenceError, match="captioning failed: try again"):
+                await captions.caption(photo(1), DecodingOptions(), Deadline(30.0))
+        await captions.caption(photo(2), DecodingOptions(), Deadline(30.0))
+        assert captions.num_in_flight == 0
+
+    run_virtually(run())
+
+
 def test_lone_caller_waits_for_nobody_and_shortly_where_others_were_there_a_moment_ago() -> None:
     async def run() -> tuple[float, float, float]:
         captions = scheduler(TimedInference(encoder_calls=1))
