@@ -192,6 +192,8 @@ class TritonClient:
                 buffer.close()  # Triton may still write to it
             raise
         arrays = {tensor.name: _array(result, tensor) for tensor in wanted}
+        if not np.isfinite(arrays["embedding"]).all():
+            self.has_failed = True  # a probe finds out whether it is the model or the photo
         first_step, seconds = None, ()
         if buffer is not None:
             self._last_success[self.contract.prefill.name] = time.monotonic()
@@ -468,12 +470,14 @@ class TritonClient:
             start = decoder_for(
                 DecodingOptions(max_tokens=1), contract.bos_token_id, contract.eos_token_id
             ).next_input()
-            await self.step(slot_pool, 1, small_inputs([start], [0], 1, 1), deadline)
+            output = await self.step(slot_pool, 1, small_inputs([start], [0], 1, 1), deadline)
         except InferenceError:
             return Probe.FAILS
         except (OverloadedError, DeadlineError):
             return Probe.NO_ANSWER
-        return Probe.COMPUTES
+        # A damaged file may load, and compute what are no numbers.
+        is_sound = np.isfinite(encoded.embeddings).all() and not np.isnan(output.candidate_logprobs).any()
+        return Probe.COMPUTES if is_sound else Probe.FAILS
 
     async def check_contract(self) -> None:
         """Compare what Triton serves with the contract.

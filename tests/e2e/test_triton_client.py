@@ -8,6 +8,7 @@ import errno
 import importlib.abc
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
@@ -16,12 +17,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import pytest
 import tritonclient.utils
 from tritonclient.utils import InferenceServerException
 
 from captioner.decoding import DecodingOptions, decoder_for, small_inputs
-from captioner.model_contract import PREFILL, STEP, ModelContract
+from captioner.model_contract import ENCODER, PREFILL, STEP, ModelContract
 from captioner.preprocessing import decode_photo
 from search_gateway.config import GatewayConfig
 from search_gateway.deadline import Deadline
@@ -32,6 +34,7 @@ from search_gateway.engine.scheduler import CaptionScheduler
 from search_gateway.errors import ConfigError, DeadlineError, InferenceError
 from search_gateway.server import Gateway
 from search_gateway.triton.client import Probe, SharedMemory, TritonClient
+from search_gateway.triton.embedded import EmbeddedTriton
 from tests.conftest import MODELS, jpeg
 
 pytestmark = pytest.mark.triton
@@ -172,6 +175,40 @@ def test_models_are_known_to_work_without_shared_memory(triton_address: str) -> 
         assert not [name for name in regions(start) if "kv_" in name]
 
     run_with(triton_address, SharedMemory.EMBEDDED, start, use)
+
+
+@pytest.mark.parametrize("model", [ENCODER, STEP])
+def test_damaged_file_that_loads_and_computes_no_numbers_does_not_count_as_working(tmp_path: Path, model: str) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(MODELS, models)
+    damage(models / model / "1" / "model.onnx")
+
+    async def use(inference: TritonClient, scheduler: CaptionScheduler) -> None:
+        assert await inference.probe(Deadline(30.0)) is Probe.FAILS
+        inference.has_failed = False
+        await scheduler.embed(PIXELS[0], Deadline(30.0))
+        # The file of the encoder shows in a request, too, so that the next check of its health asks the models.
+        assert inference.has_failed == (model == ENCODER)
+
+    with EmbeddedTriton(models, log_file=tmp_path / "triton.log") as triton:
+        run_with(triton.grpc_address, SharedMemory.EMBEDDED, triton.shm_prefix, use)
+
+
+def damage(file: Path) -> None:
+    """Overwrite the largest floating-point weights of a model with what is no number."""
+    model = onnx.load(file)
+    inner = [attribute.g for node in model.graph.node for attribute in node.attribute if node.op_type == "Loop"]
+    weights = max(
+        (
+            one
+            for graph in (model.graph, *inner)
+            for one in graph.initializer
+            if one.data_type == onnx.TensorProto.FLOAT
+        ),
+        key=lambda one: len(one.raw_data),
+    )
+    weights.raw_data = np.full(len(weights.raw_data) // 4, np.nan, np.float32).tobytes()
+    onnx.save(model, file)
 
 
 def test_nobody_there_is_an_inference_error() -> None:
