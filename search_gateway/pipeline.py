@@ -339,9 +339,10 @@ class Pipeline:
         watch: StageTimer,
     ) -> tuple[QueryHypotheses, RerankResult]:
         """Return what the photo may show, with what its neighbours say, and the candidates by it."""
-        if self.product_reader is not None and found.candidates:
-            # In a thread: titles that nobody has asked for yet take some 30 microseconds each.
-            await asyncio.to_thread(self.product_reader.read_ahead, [one.title for one in found.candidates])
+        titles = [one.title for one in found.candidates]
+        if self.product_reader is not None and not self.product_reader.remembers(titles):
+            # In a thread: titles that nobody has asked for yet take some 15 microseconds each.
+            await asyncio.to_thread(self.product_reader.read_ahead, titles)
         with watch.stage("refine"):
             hypotheses = self._hypotheses(own, query, options, embedding, found.candidates)
             reading = self._reading(own, query, options, embedding, found.candidates)
