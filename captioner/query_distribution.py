@@ -144,13 +144,15 @@ class QueryDistribution:
     def top(self, count: int) -> list[tuple[str, float]]:
         """The `count` likeliest queries of products with their probabilities, likeliest first."""
         vocabulary = self._vocabulary
-        likeliest = [one for one in self._likeliest_queries[: count + 1] if one[0] != vocabulary.no_product][:count]
-        return [(vocabulary.queries[self._spelt(vocabulary.whole, group)], share) for group, share in likeliest]
+        sums, order = self._likeliest_queries
+        likeliest = [group for group in order[: count + 1].tolist() if group != vocabulary.no_product][:count]
+        return [(vocabulary.queries[self._spelt(vocabulary.whole, group)], float(sums[group])) for group in likeliest]
 
     @functools.cached_property
-    def _likeliest_queries(self) -> list[tuple[int, float]]:
-        """All groups of equal queries with their probabilities, likeliest first."""
-        return _largest_first(self._sums(self._vocabulary.whole))
+    def _likeliest_queries(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        """The probability of each group of equal queries, and the groups, likeliest first."""
+        sums = self._sums(self._vocabulary.whole)
+        return sums, _largest_first(sums)
 
     def probability_of(self, query: str) -> float:
         """The probability of a query, folded; 0 where it is not known."""
@@ -177,8 +179,11 @@ class QueryDistribution:
         return self._words(self._vocabulary.first, 0, count)
 
     def _words(self, groups: QueryGroups, place: int, count: int | None) -> list[tuple[str, float]]:
-        likeliest = _largest_first(self._sums(groups))[:count]
-        return [(self._vocabulary.word(self._spelt(groups, number), place), share) for number, share in likeliest]
+        sums = self._sums(groups)
+        return [
+            (self._vocabulary.word(self._spelt(groups, number), place), float(sums[number]))
+            for number in _largest_first(sums)[:count].tolist()
+        ]
 
     def _sums(self, groups: QueryGroups) -> npt.NDArray[np.float64]:
         """The probability of each group, float64."""
@@ -190,10 +195,9 @@ class QueryDistribution:
         return max(groups.members[number], key=self._shares.__getitem__)
 
 
-def _largest_first(sums: npt.NDArray[np.float64]) -> list[tuple[int, float]]:
-    """Places and values, the largest value first; of equals the first comes first."""
-    order = np.argsort(-sums, kind="stable")
-    return list(zip(order.tolist(), sums[order].tolist(), strict=True))
+def _largest_first(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Places of the values, largest first; of equals the first comes first."""
+    return np.argsort(-sums, kind="stable")
 
 
 def head_distribution(classes: Sequence[str], logprobs: npt.NDArray[np.float32]) -> QueryDistribution:

@@ -244,7 +244,7 @@ def _names_something(title: str) -> bool:
 
 def _shared_words(candidates: Sequence[Candidate], wanted: Collection[str]) -> frozenset[str]:
     """Return the words, folded, that nearly all titles have, such as "women"; without those that are searched for."""
-    titles = [{fold(word) for word in words_of(one.title)} for one in candidates]
+    titles = [set(map(fold, words_of(one.title))) for one in candidates]
     titles = [words for words in titles if words]
     if len(titles) < _MIN_TITLES:
         return frozenset()
