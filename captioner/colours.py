@@ -42,7 +42,7 @@ class Colours:
         not_colours: Iterable[str] = (),
     ):
         self._sure = {fold(word) for word in colours}
-        self._vague = {fold(word) for word in vague}
+        self._all = self._sure.union(map(fold, vague))
         self._shades = {fold(word) for word in shades}
         self._also_things = {fold(word) for word in also_things}
         self._not_colours = {tuple(map(fold, phrase.split())) for phrase in not_colours}
@@ -57,7 +57,7 @@ class Colours:
     def kinds(self, words: Sequence[str]) -> list[Colour]:
         """What each word is, in its company; also of words that `english` knows."""
         folded = [fold(english(word) or word) for word in words]
-        kinds = [self._kind(folded, place) for place in range(len(folded))]
+        kinds = [self._kind(folded, place) if word in self._all else Colour.NONE for place, word in enumerate(folded)]
         for place in range(len(folded) - 1):
             if kinds[place] is Colour.SURE and kinds[place + 1] is Colour.SURE and folded[place] in self._shades:
                 kinds[place] = Colour.VAGUE
@@ -65,8 +65,6 @@ class Colours:
 
     def _kind(self, folded: Sequence[str], place: int) -> Colour:
         word = folded[place]
-        if word not in self._sure and word not in self._vague:
-            return Colour.NONE
         if word in self._also_things and place == len(folded) - 1 and place > 0:
             return Colour.NONE
         if any(tuple(folded[start : start + 2]) in self._not_colours for start in (place - 1, place) if start >= 0):

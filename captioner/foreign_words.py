@@ -28,9 +28,12 @@ def english(word: str) -> str | None:
     """Return the English word, in lower case; None for a word that is not in the lexicon."""
     lower = word.casefold()
     for prefix in ("", *_PREFIXES):
+        if not lower.startswith(prefix):
+            continue
         rest = lower.removeprefix(prefix)
         for ending in _ENDINGS:
-            stem = rest.removesuffix(ending)
-            if stem + ending == rest and len(stem) >= _MIN_LETTERS and (found := _lexicon().get(stem)):
-                return found
+            if rest.endswith(ending):
+                stem = rest.removesuffix(ending)
+                if len(stem) >= _MIN_LETTERS and (found := _lexicon().get(stem)):
+                    return found
     return None

@@ -72,16 +72,23 @@ def photo_words(
         rule: how to derive the query; `LIKELIEST_WORDS` needs a query head.
     """
     distribution = None
+    caption = caption_of(decoded.hypotheses, tokenizer)
+    texts = [caption.text, *(one.text for one in caption.alternatives)]
     if query_classes:
         assert decoded.query_logprobs is not None, "a model with a query head says how likely each query is"
-        hypotheses = [_caption_hypothesis(one, tokenizer) for one in decoded.hypotheses]
+        hypotheses = [
+            CaptionHypothesis(text, one.log_probability) for text, one in zip(texts, decoded.hypotheses, strict=True)
+        ]
         distribution = photo_distribution(query_classes, decoded.query_logprobs, hypotheses)
-    caption = caption_of(decoded.hypotheses, tokenizer)
     paper = query_from_caption(caption.text)
     if rule is QueryRule.LIKELIEST_WORDS or (rule is QueryRule.SALIENT and distribution is not None):
         assert distribution is not None, "the rule was checked against the contract"
         likeliest = distribution.likeliest()
-        caption = ending_with(_best_caption(decoded.hypotheses, tokenizer, likeliest), likeliest, distribution)
+        best = next((place for place, text in enumerate(texts) if _ends_with(text, likeliest)), 0)
+        if best:
+            others = [*decoded.hypotheses[:best], *decoded.hypotheses[best + 1 :]]
+            caption = caption_of([decoded.hypotheses[best], *others], tokenizer)
+        caption = ending_with(caption, likeliest, distribution)
         query = Query.of(likeliest if rule is QueryRule.LIKELIEST_WORDS else query_from_caption(caption.text, rule))
     else:
         query = Query.of_caption(caption.text, rule)
@@ -139,19 +146,7 @@ def _word(text: str, probability: float, words: Sequence[tuple[str, float]]) -> 
     return Word(text, probability, tuple(others[:MAX_WORD_ALTERNATIVES]), probability)
 
 
-def _best_caption(hypotheses: Sequence[Hypothesis], tokenizer: CaptionTokenizer, query: str) -> Caption:
-    """Return the caption of the best hypothesis that ends with the query, or of the best one if none does."""
-    texts = [_caption_hypothesis(one, tokenizer).text for one in hypotheses]
-    place = next((place for place, text in enumerate(texts) if _ends_with(text, query)), 0)
-    return caption_of([hypotheses[place], *hypotheses[:place], *hypotheses[place + 1 :]], tokenizer)
-
-
 def _ends_with(text: str, query: str) -> bool:
     """Return whether a caption ends with the query's words, both folded."""
     wanted = [fold(word) for word in words_of(query)]
     return bool(wanted) and [fold(word) for word in words_of(text)[-len(wanted) :]] == wanted
-
-
-def _caption_hypothesis(hypothesis: Hypothesis, tokenizer: CaptionTokenizer) -> CaptionHypothesis:
-    text = tokenizer.text([token.token for token in hypothesis.tokens])
-    return CaptionHypothesis(text, hypothesis.log_probability)

@@ -75,15 +75,7 @@ class Query:
             text: stays as it is.
             colours: the words that are colours; None: those of `colours.json`.
         """
-        terms = tuple(words_of(T_SHIRT.sub("t-", text)))
-        kinds = (colours or Colours.builtin()).kinds(terms)
-        coloured = frozenset(place for place, kind in enumerate(kinds) if kind is not Colour.NONE)
-        others = [place for place in range(len(terms)) if place not in coloured]
-        plain = [place for place in others if not _has_digit(terms[place])]
-        # Composed again: folding the case of a composed letter can take it apart.
-        folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
-        product_type = next(reversed(plain or others), None)
-        return cls(text, tuple(words_of(text)), terms, tuple(folded.split()), coloured, product_type)
+        return _read(text, colours or Colours.builtin())
 
     @classmethod
     def typed(cls, text: str) -> Query:
@@ -103,10 +95,10 @@ class Query:
             return range(0)
         return range(thing_start(self.terms, self.product_type + 1), self.product_type + 1)
 
-    @property
+    @functools.cached_property
     def spelling(self) -> str:
         """Equal for the spellings of one name: "T-Shirts" and "tshirt", "flip-flop" and "flip flops"."""
-        return _spelling(self.terms)
+        return "".join(_SPELLINGS.get(word, word) for word in map(fold, self.terms))
 
     def replaced(self, *, colour: str | None, product_type: str | None, colours: Colours | None = None) -> Query:
         """The query in lower case with its colours, its product type or both replaced; None keeps what it has.
@@ -159,6 +151,8 @@ class Query:
 
     def without(self, excluded: Sequence[str], colours: Colours | None = None) -> Query:
         """The query without excluded words, or groups of words; itself if it has none of them, or nothing else."""
+        if not excluded:
+            return self
         words = list(map(fold, self.terms))
         left_out: set[int] = set()
         for one in excluded:
@@ -177,9 +171,17 @@ class Query:
         return replace(self, text=text, key=Query.of(text).key)
 
 
-@functools.lru_cache(maxsize=2**14)
-def _spelling(terms: tuple[str, ...]) -> str:
-    return "".join(_SPELLINGS.get(word, word) for word in map(fold, terms))
+@functools.lru_cache(maxsize=2**12)  # the names of products recur; callers choose others, so the cache is bounded
+def _read(text: str, colours: Colours) -> Query:
+    terms = tuple(words_of(T_SHIRT.sub("t-", text)))
+    kinds = colours.kinds(terms)
+    coloured = frozenset(place for place, kind in enumerate(kinds) if kind is not Colour.NONE)
+    others = [place for place in range(len(terms)) if place not in coloured]
+    plain = [place for place in others if not _has_digit(terms[place])]
+    # Composed again: folding the case of a composed letter can take it apart.
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+    product_type = next(reversed(plain or others), None)
+    return Query(text, tuple(words_of(text)), terms, tuple(folded.split()), coloured, product_type)
 
 
 def _has_digit(word: str) -> bool:

@@ -46,22 +46,37 @@ class QueryVocabulary:
 
     def __init__(self, queries: Sequence[str]):
         self.queries = tuple(queries)
-        self._keys = [_folded(query) for query in self.queries]
-        self.groups, self.group_of = _numbered(self._keys)
-        self.last, self.last_ids = _numbered([key[-1] if key else None for key in self._keys])
-        self.first, self.first_ids = _numbered([key[0] if len(key) > 1 else None for key in self._keys])
-        self.no_product = self.group_of.get((), -1)
+        keys = [_folded(query) for query in self.queries]
+        self.whole = QueryGroups(keys)
+        self.last = QueryGroups([key[-1] if key else None for key in keys])
+        self.first = QueryGroups([key[0] if len(key) > 1 else None for key in keys])
+        self.no_product = self.whole.ids.get((), -1)
 
     def word(self, query: int, place: int) -> str:
         """The word of a query at a place, 0 or -1, as it is spelled."""
         return _words(self.queries[query])[place]
 
 
-def _numbered(keys: Sequence[Hashable]) -> tuple[npt.NDArray[np.int64], dict[Hashable, int]]:
-    """A number for each key, the same for equal ones, -1 for None; and the numbers by key, in their order."""
-    ids: dict[Hashable, int] = {}
-    numbers = [-1 if key is None else ids.setdefault(key, len(ids)) for key in keys]
-    return np.array(numbers, dtype=np.int64), ids
+class QueryGroups:
+    """Queries in groups of equal keys, such as their last words.
+
+    Args:
+        keys: one for each query; None: the query is in no group.
+
+    Attributes:
+        ids: the number of each key's group, in the order of the keys.
+        numbers: int64 [n], the group of each query; -1: none.
+        members: the places of each group's queries.
+    """
+
+    def __init__(self, keys: Sequence[Hashable]):
+        self.ids: dict[Hashable, int] = {}
+        numbers = [-1 if key is None else self.ids.setdefault(key, len(self.ids)) for key in keys]
+        self.numbers = np.array(numbers, dtype=np.int64)
+        self.members: list[list[int]] = [[] for _ in self.ids]
+        for place, number in enumerate(numbers):
+            if number >= 0:
+                self.members[number].append(place)
 
 
 @functools.lru_cache(maxsize=8)
@@ -97,8 +112,8 @@ class QueryDistribution:
     @property
     def probabilities(self) -> dict[str, float]:
         """Query -> probability, each query in its likeliest spelling."""
-        sums, spellings = self._sums(self._vocabulary.groups, len(self._vocabulary.group_of))
-        return {self._vocabulary.queries[spelt]: float(sums[group]) for group, spelt in enumerate(spellings)}
+        groups, queries = self._vocabulary.whole, self._vocabulary.queries
+        return {queries[self._spelt(groups, group)]: float(share) for group, share in enumerate(self._sums(groups))}
 
     def mixed(self, captions: QueryDistribution | None, weight: float) -> QueryDistribution:
         """Mix this distribution with that of the captions.
@@ -117,10 +132,10 @@ class QueryDistribution:
     def _parts(self) -> tuple[tuple[str, ...], list[float]]:
         return self._vocabulary.queries, self._shares.tolist()
 
-    @property
+    @functools.cached_property
     def no_product_probability(self) -> float:
         """How likely it is that the photo shows no product."""
-        return float(self._shares[self._vocabulary.groups == self._vocabulary.no_product].sum())
+        return float(self._shares[self._vocabulary.whole.numbers == self._vocabulary.no_product].sum())
 
     def likeliest(self) -> str:
         """The likeliest query of a product; "" only where there is no other."""
@@ -129,60 +144,60 @@ class QueryDistribution:
     def top(self, count: int) -> list[tuple[str, float]]:
         """The `count` likeliest queries of products with their probabilities, likeliest first."""
         vocabulary = self._vocabulary
-        sums, spellings = self._sums(vocabulary.groups, len(vocabulary.group_of))
-        order = [group for group in _largest(sums, count + 1) if group != vocabulary.no_product][:count]
-        return [(vocabulary.queries[spellings[group]], float(sums[group])) for group in order]
+        sums, order = self._likeliest_queries
+        likeliest = [group for group in order[: count + 1].tolist() if group != vocabulary.no_product][:count]
+        return [(vocabulary.queries[self._spelt(vocabulary.whole, group)], float(sums[group])) for group in likeliest]
+
+    @functools.cached_property
+    def _likeliest_queries(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        """The probability of each group of equal queries, and the groups, likeliest first."""
+        sums = self._sums(self._vocabulary.whole)
+        return sums, _largest_first(sums)
 
     def probability_of(self, query: str) -> float:
         """The probability of a query, folded; 0 where it is not known."""
-        return self._share_of(self._vocabulary.groups, self._vocabulary.group_of.get(_folded(query)))
+        return self._share_of(self._vocabulary.whole, _folded(query))
 
     def last_word_probability(self, word: str) -> float:
         """The probability that the query's last (or only) word is this one, folded."""
-        return self._share_of(self._vocabulary.last, self._vocabulary.last_ids.get(fold(word)))
+        return self._share_of(self._vocabulary.last, fold(word))
 
     def first_word_probability(self, word: str) -> float:
         """The probability that the query has two words and the first is this one, folded."""
-        return self._share_of(self._vocabulary.first, self._vocabulary.first_ids.get(fold(word)))
+        return self._share_of(self._vocabulary.first, fold(word))
 
-    def _share_of(self, numbers: npt.NDArray[np.int64], number: int | None) -> float:
-        return 0.0 if number is None else float(self._shares[numbers == number].sum())
+    def _share_of(self, groups: QueryGroups, key: Hashable) -> float:
+        number = groups.ids.get(key)
+        return 0.0 if number is None else float(self._shares[groups.members[number]].sum())
 
     def last_words(self, count: int | None = None) -> list[tuple[str, float]]:
         """The `count` likeliest last (or only) words of a query with their probabilities; None: all."""
-        return self._words(self._vocabulary.last, len(self._vocabulary.last_ids), -1, count)
+        return self._words(self._vocabulary.last, -1, count)
 
     def first_words(self, count: int | None = None) -> list[tuple[str, float]]:
         """The `count` likeliest first words of a query of two words with their probabilities; None: all."""
-        return self._words(self._vocabulary.first, len(self._vocabulary.first_ids), 0, count)
+        return self._words(self._vocabulary.first, 0, count)
 
-    def _words(
-        self, numbers: npt.NDArray[np.int64], num_words: int, place: int, count: int | None
-    ) -> list[tuple[str, float]]:
-        sums, spellings = self._sums(numbers, num_words)
+    def _words(self, groups: QueryGroups, place: int, count: int | None) -> list[tuple[str, float]]:
+        sums = self._sums(groups)
         return [
-            (self._vocabulary.word(int(spellings[number]), place), float(sums[number]))
-            for number in _largest(sums, count)
+            (self._vocabulary.word(self._spelt(groups, number), place), float(sums[number]))
+            for number in _largest_first(sums)[:count].tolist()
         ]
 
-    def _sums(
-        self, numbers: npt.NDArray[np.int64], count: int
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-        """Probability of each number, [count], and the place of the likeliest query that has it, [count]."""
-        known = numbers >= 0
-        places = np.flatnonzero(known)
-        sums: npt.NDArray[np.float64] = np.bincount(numbers[known], self._shares[known], minlength=count).astype(float)
-        # Of several assignments to one place the last one counts: the likeliest query, the first of equals.
-        order = places[np.lexsort((-places, self._shares[places]))]
-        spellings = np.zeros(count, dtype=np.int64)
-        spellings[numbers[order]] = order
-        return sums, spellings
+    def _sums(self, groups: QueryGroups) -> npt.NDArray[np.float64]:
+        """The probability of each group, float64."""
+        known = groups.numbers >= 0
+        return np.bincount(groups.numbers[known], self._shares[known], minlength=len(groups.ids)).astype(float)
+
+    def _spelt(self, groups: QueryGroups, number: int) -> int:
+        """The place of a group's likeliest query, the first of equals."""
+        return max(groups.members[number], key=self._shares.__getitem__)
 
 
-def _largest(sums: npt.NDArray[np.float64], count: int | None) -> list[int]:
-    """Places of the largest values, largest first; of equals the first comes first."""
-    found: list[int] = np.argsort(-sums, kind="stable")[:count].tolist()
-    return found
+def _largest_first(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Places of the values, largest first; of equals the first comes first."""
+    return np.argsort(-sums, kind="stable")
 
 
 def head_distribution(classes: Sequence[str], logprobs: npt.NDArray[np.float32]) -> QueryDistribution:

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 import unicodedata
@@ -32,6 +33,7 @@ _NOISE = re.compile(
     re.IGNORECASE,
 )
 _WITH = re.compile(r"(?<=\w)\s+with\s+", re.IGNORECASE)
+_EXCLUDED = re.compile(r"-\w")
 _DASHES = re.compile("[\u2010-\u2015\u2212_/|,;:()\\[\\]]")
 
 
@@ -62,18 +64,25 @@ def searchable_words(text: str) -> tuple[str, ...]:
     """
     plain = " ".join(_DASHES.sub(" - ", unicodedata.normalize("NFKC", text)).split())
     plain = T_SHIRT.sub("t-", _NOISE.sub(" ", plain))
-    parts = [
-        part for word in plain.split() if not re.match(r"-\w", word) for one in words_of(word) for part in _parts(one)
-    ]
-    kept = tuple(word for word in parts if not any(map(str.isdigit, word)) and word.lower() not in _lists().left_out)
+    kept = tuple(itertools.chain.from_iterable(map(_searchable_parts, plain.split())))
     return kept or tuple(words_of(text))
+
+
+# Many titles are new, but nearly all of their words are known.
+@functools.lru_cache(maxsize=2**14)
+def _searchable_parts(text: str) -> tuple[str, ...]:
+    """The searchable words of a text without spaces."""
+    if _EXCLUDED.match(text):
+        return ()
+    parts = [part for word in words_of(text) for part in _parts(word)]
+    return tuple(word for word in parts if not _has_digit(word) and word.lower() not in _lists().left_out)
 
 
 def _parts(word: str) -> list[str]:
     parts = word.split("-")
     if min(map(len, parts)) < 2 or _has_colour([word]):
         return [word]
-    if any(map(str.isdigit, word)):
+    if _has_digit(word):
         return [part for part in parts if not part.isupper()]  # of the code "MTP-1239D" nothing is a word
     return parts
 
@@ -121,6 +130,10 @@ def salient_words(caption: str) -> tuple[str, ...]:
         last += 1  # "Shirt Navy Blue"
     first = last - 1 if last - 1 in coloured and kinds[last - 1] is Colour.VAGUE else last
     return (*words[first : last + 1], *words[start:end])
+
+
+def _has_digit(word: str) -> bool:
+    return any(map(str.isdigit, word))
 
 
 def _has_colour(words: list[str]) -> bool:

@@ -131,18 +131,37 @@ class TitleReader:
     def read(self, titles: Sequence[str]) -> TitleReadings:
         """Read titles of any language and length."""
         keys = [title[:_MAX_CHARACTERS] for title in titles]
-        known = self._known  # never changed but replaced, since another thread may read, too
+        known = self._read(keys)
+        readings = [known[key] for key in keys]
+        return TitleReadings(
+            _rows([types for types, _ in readings], len(self.type_names)),
+            _rows([colours for _, colours in readings], len(self.colour_names)),
+        )
+
+    def read_one(self, title: str) -> tuple[Floats, Floats]:
+        """Read one title: its types, float32 [T], and its colours, float32 [C], each a distribution."""
+        key = title[:_MAX_CHARACTERS]
+        return self._read([key])[key]
+
+    def read_ahead(self, titles: Sequence[str]) -> None:
+        """Read titles that `read` will be asked for."""
+        self._read([title[:_MAX_CHARACTERS] for title in titles])
+
+    def remembers(self, titles: Sequence[str]) -> bool:
+        """Whether all titles were read before, so that `read` takes no time."""
+        known = self._known
+        return all(title[:_MAX_CHARACTERS] in known for title in titles)
+
+    def _read(self, keys: Sequence[str]) -> dict[str, tuple[Floats, Floats]]:
+        """Types and colours by title, of these and perhaps of others."""
+        # Titles are added to it but never removed, since another thread may look for its own meanwhile: it is replaced.
+        known = self._known
         missing = [key for key in dict.fromkeys(keys) if key not in known]
         if missing:
             if len(known) + len(missing) > _CACHED_TITLES:
-                known = {key: known[key] for key in keys if key in known}
-            known = {**known, **dict(zip(missing, zip(*self._computed(missing), strict=True), strict=True))}
-            self._known = known
-        readings = [known[key] for key in keys]
-        return TitleReadings(
-            np.array([types for types, _ in readings], np.float32).reshape(-1, len(self.type_names)),
-            np.array([colours for _, colours in readings], np.float32).reshape(-1, len(self.colour_names)),
-        )
+                known = self._known = {key: known[key] for key in keys if key in known}
+            known.update(zip(missing, zip(*self._computed(missing), strict=True), strict=True))
+        return known
 
     def save(self, folder: Path) -> str:
         """Write the file into a folder and return its fingerprint.
@@ -230,7 +249,7 @@ class TitleReader:
             starts.append(len(vectors))
             vectors.append(empty)
             vectors += [vector for vector in map(self._word_vector, title_words(title)) if vector is not None]
-        words = np.stack([*vectors, empty])
+        words = _rows([*vectors, empty], width)
         previous = np.concatenate([empty[None], words[:-2]])
         neighbourhood = np.concatenate([previous, words[:-1], words[1:]], axis=1)
         seen = np.maximum(neighbourhood @ parameters.context + parameters.context_bias, 0)
@@ -246,6 +265,11 @@ class TitleReader:
             _softmax(pooled @ parameters.type_weight + parameters.type_bias),
             _softmax(pooled @ parameters.colour_weight + parameters.colour_bias),
         )
+
+
+def _rows(rows: Sequence[Floats], width: int) -> Floats:
+    """The rows, float32 [width] each, as one array, float32 [n, width]; much faster than `np.stack`."""
+    return np.concatenate(rows).reshape(-1, width) if rows else np.zeros((0, width), np.float32)
 
 
 def _softmax(logits: Floats) -> Floats:

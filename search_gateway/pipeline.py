@@ -35,7 +35,7 @@ from search_gateway.providers.chain import Degradation, ProviderChain, ProviderR
 from search_gateway.ranking.duplicates import colour_grid
 from search_gateway.ranking.empty_reason import empty_reason
 from search_gateway.ranking.product_reading import ProductReader, ProductReading
-from search_gateway.ranking.query_hypotheses import QueryHypotheses, caption_query_hypotheses, photo_hypotheses
+from search_gateway.ranking.query_hypotheses import QueryHypotheses, caption_query_hypotheses, with_neighbours
 from search_gateway.ranking.rerank import (
     InspectedCandidate,
     RefinementLimits,
@@ -233,12 +233,13 @@ class Pipeline:
         _log.debug("searching for: %s", asked.text)
         rule = None if words is None else words.rule
         confidence, paper = self._confidence(words, embedding), "" if words is None else words.paper_query
-        yield PhotoQuery(asked, self._hypotheses(words, query, options, embedding, ()), rule, confidence, paper)
+        own = self._own_hypotheses(words)
+        yield PhotoQuery(asked, self._hypotheses(own, query, options, embedding, ()), rule, confidence, paper)
         looks = embedding
         if options.override_colour is not None and self.product_reader is not None:
             looks = self.product_reader.colour_free(embedding)
         found, seen, degraded = await self._search(asked, options, looks, watch, deadline)  # 6, 7
-        hypotheses, reranked = await self._refined(words, query, options, embedding, found, seen, watch)  # 8
+        hypotheses, reranked = await self._refined(own, query, options, embedding, found, seen, watch)  # 8
         self.observer.results_judged({verdict.value: count for verdict, count in reranked.counts.items()})
         for part in {one.part for one in degraded}:
             self.observer.degraded(part)
@@ -329,7 +330,7 @@ class Pipeline:
 
     async def _refined(
         self,
-        words: PhotoWords | None,
+        own: QueryHypotheses | None,
         query: Query,
         options: SearchOptions,
         embedding: npt.NDArray[np.float32],
@@ -338,12 +339,13 @@ class Pipeline:
         watch: StageTimer,
     ) -> tuple[QueryHypotheses, RerankResult]:
         """Return what the photo may show, with what its neighbours say, and the candidates by it."""
-        if self.product_reader is not None and found.candidates:
-            # In a thread: titles that nobody has asked for yet take some 30 microseconds each.
-            await asyncio.to_thread(self.product_reader.read_ahead, [one.title for one in found.candidates])
+        titles = [one.title for one in found.candidates]
+        if self.product_reader is not None and not self.product_reader.remembers(titles):
+            # In a thread: titles that nobody has asked for yet take some 15 microseconds each.
+            await asyncio.to_thread(self.product_reader.read_ahead, titles)
         with watch.stage("refine"):
-            hypotheses = self._hypotheses(words, query, options, embedding, found.candidates)
-            reading = self._reading(words, query, options, embedding, found.candidates)
+            hypotheses = self._hypotheses(own, query, options, embedding, found.candidates)
+            reading = self._reading(own, query, options, embedding, found.candidates)
             reranked = rerank(
                 embedding,
                 query,
@@ -357,24 +359,27 @@ class Pipeline:
             )
         return hypotheses, reranked
 
+    def _own_hypotheses(self, words: PhotoWords | None) -> QueryHypotheses | None:
+        """Return the captioner's hypotheses; None if the photo was not captioned."""
+        return None if words is None else caption_query_hypotheses(words.caption, words.rule, words.distribution)
+
     def _hypotheses(
         self,
-        words: PhotoWords | None,
+        own: QueryHypotheses | None,
         query: Query,
         options: SearchOptions,
         embedding: npt.NDArray[np.float32],
         candidates: Sequence[Candidate],
     ) -> QueryHypotheses:
         """Return the query hypotheses; the only one if the caller gave the query."""
-        if words is None:
+        if own is None:
             return QueryHypotheses.certain(query)
-        weight = options.limits.neighbour_weight
-        hypotheses = photo_hypotheses(words.caption, words.rule, embedding, candidates, weight, words.distribution)
+        hypotheses = with_neighbours(own, embedding, candidates, options.limits.neighbour_weight)
         return hypotheses.changed(lambda one: self._overridden(one, options))
 
     def _reading(
         self,
-        words: PhotoWords | None,
+        own: QueryHypotheses | None,
         query: Query,
         options: SearchOptions,
         embedding: npt.NDArray[np.float32],
@@ -384,13 +389,12 @@ class Pipeline:
         reader = self.product_reader
         if reader is None or not query.text:
             return None
-        if words is None:
+        if own is None:
             return reader.of_query(query, options.limits)
-        hypotheses = caption_query_hypotheses(words.caption, words.rule, words.distribution)
         return reader.of_photo(
             embedding,
             query,
-            hypotheses,
+            own,
             candidates,
             options.limits,
             colour_given=options.override_colour is not None,

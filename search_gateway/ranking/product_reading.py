@@ -193,8 +193,7 @@ class ProductReading:
             The places of the query's words that the title means, in whatever words; and the colour that it names where
             that is another one than the query's, else "".
         """
-        said = self.reader.read([title])
-        kind, colour = _likeliest(said.types[0]), _likeliest(said.colours[0])
+        kind, colour = map(_likeliest, self.reader.read_one(title))
         kinds, colours = self._terms
         means = {place for place in colours if colour is not None and colours[place] == colour}
         if kind is not None and kinds == kind and self.query.product_type is not None:
@@ -246,7 +245,11 @@ class ProductReader:
 
     def read_ahead(self, titles: Sequence[str]) -> None:
         """Read titles that will be needed; any thread may do so, and the next reading of them takes no time."""
-        self._titles.read(titles)
+        self._titles.read_ahead(titles)
+
+    def remembers(self, titles: Sequence[str]) -> bool:
+        """Whether all titles were read before."""
+        return self._titles.remembers(titles)
 
     def colour_free(self, photo: Floats) -> Floats:
         """The embedding of a photo, float32 [D], without its colour; as it is where no model can tell."""
@@ -354,7 +357,7 @@ class ProductReader:
         near = [one for one in near if names_something(one.title)]
         if not near:
             return None
-        found = cosines(photo, np.stack([one.embedding for one in near if one.embedding is not None]))
+        found = cosines(photo, np.array([one.embedding for one in near if one.embedding is not None]))
         first = np.argsort(-found, kind="stable")[:NUM_TITLES]
         readings = self._titles.read([near[place].title for place in first])
         says = readings.types.max(axis=1) >= MIN_READ

@@ -144,7 +144,13 @@ def photo_hypotheses(
         neighbour_weight: the neighbours' share of the probability if there are any, 0 to 1.
         distribution: of the model's query head; None for a model without one.
     """
-    own = caption_query_hypotheses(caption, rule, distribution)
+    return with_neighbours(caption_query_hypotheses(caption, rule, distribution), photo, candidates, neighbour_weight)
+
+
+def with_neighbours(
+    own: QueryHypotheses, photo: npt.NDArray[np.float32], candidates: Sequence[Candidate], neighbour_weight: float
+) -> QueryHypotheses:
+    """Mix the captioner's hypotheses, `own`, with the names of the nearest neighbours, as `photo_hypotheses` does."""
     wanted = [one.query for one in own.hypotheses]
     return own.mixed(neighbour_hypotheses(photo, candidates, wanted), neighbour_weight)
 
@@ -238,7 +244,7 @@ def _names_something(title: str) -> bool:
 
 def _shared_words(candidates: Sequence[Candidate], wanted: Collection[str]) -> frozenset[str]:
     """Return the words, folded, that nearly all titles have, such as "women"; without those that are searched for."""
-    titles = [{fold(word) for word in words_of(one.title)} for one in candidates]
+    titles = [set(map(fold, words_of(one.title))) for one in candidates]
     titles = [words for words in titles if words]
     if len(titles) < _MIN_TITLES:
         return frozenset()

@@ -152,10 +152,11 @@ def rerank(
         verdicts[found[number]] = Verdict.DROPPED_OVER_LIMIT
     judged = _Judged(
         seen=seen,
-        has_embedding=has_embedding,
-        visual=visual,
+        has_embedding=has_embedding.tolist(),
+        visual=visual.tolist(),
+        semantic=grades.scores.tolist(),
+        scores=ranked.tolist(),
         grades=grades,
-        scores=ranked,
         banned=banned,
         verdicts=verdicts,
         originals=originals,
@@ -182,7 +183,7 @@ def _comparable(
     has_embedding = np.array([one.embedding is not None for one in seen], bool)
     embeddings = np.zeros((len(seen), width), np.float32)
     if has_embedding.any():
-        embeddings[has_embedding] = np.stack([one.embedding for one in seen if one.embedding is not None])
+        embeddings[has_embedding] = np.array([one.embedding for one in seen if one.embedding is not None])
     is_finite = np.isfinite(embeddings).all(axis=1)
     if not is_finite.all():  # other numbers would pass every threshold
         has_embedding &= is_finite
@@ -203,15 +204,17 @@ def _filtered(
     limits: RefinementLimits,
 ) -> list[Verdict]:
     """Return what the thresholds say of each candidate, before duplicates and the number of results."""
+    looks_too_different = (visual < limits.min_visual_score).tolist()
+    says_too_little = (grades.says & (grades.scores < limits.min_semantic_score)).tolist()
     verdicts = []
-    for place, one in enumerate(seen):
-        if not has_embedding[place]:
+    for place, (one, can_be_compared) in enumerate(zip(seen, has_embedding.tolist(), strict=True)):
+        if not can_be_compared:
             verdict = one.failure or Verdict.DROPPED_UNFETCHABLE
         elif banned[place]:
             verdict = Verdict.DROPPED_SEMANTIC
-        elif visual[place] < limits.min_visual_score:
+        elif looks_too_different[place]:
             verdict = Verdict.DROPPED_VISUAL
-        elif grades.says[place] and grades.scores[place] < limits.min_semantic_score:
+        elif says_too_little[place]:
             verdict = Verdict.DROPPED_SEMANTIC
         else:
             verdict = Verdict.KEPT
@@ -224,7 +227,8 @@ class _Judged:
     """n candidates with all that their results and reasons are made of.
 
     Attributes:
-        has_embedding, visual, grades, scores: [n] each.
+        has_embedding, visual, semantic, scores: of each. Lists: one number of an array takes longer.
+        grades: the rest of them.
         banned: the excluded word in each title, or "".
         verdicts: the final ones.
         originals: place of a result -> places of its duplicates, best first.
@@ -233,10 +237,11 @@ class _Judged:
     """
 
     seen: Sequence[InspectedCandidate]
-    has_embedding: npt.NDArray[np.bool_]
-    visual: npt.NDArray[np.float64]
+    has_embedding: Sequence[bool]
+    visual: Sequence[float]
+    semantic: Sequence[float]
+    scores: Sequence[float]
     grades: Grades
-    scores: npt.NDArray[np.float64]
     banned: Sequence[str]
     verdicts: Sequence[Verdict]
     originals: Mapping[int, Sequence[int]]
@@ -249,14 +254,14 @@ class _Judged:
     def result(self, place: int, *, explain: bool, has_reason: bool = True) -> ScoredResult:
         """Return a candidate with its scores and, where asked for, its reason and the parts of its score."""
         one = self.seen[place]
-        is_seen = bool(self.has_embedding[place])
+        is_seen = self.has_embedding[place]
         findings = self._findings(place) if has_reason else ()
         return ScoredResult(
             one.candidate,
             one.thumbnail if is_seen else None,
-            float(self.visual[place]) if is_seen else 0.0,
-            float(self.grades.scores[place]),
-            float(self.scores[place]),
+            self.visual[place] if is_seen else 0.0,
+            self.semantic[place],
+            self.scores[place],
             self.verdicts[place],
             self._reason(place, findings) if has_reason else "",
             self._duplicates(place),
@@ -274,7 +279,7 @@ class _Judged:
         if not grades.says[place]:
             names = [name for name in (PICTURE if grades.known[place] else SIMILAR_TITLES,) if name in grades.parts]
         parts = ((name, (1 - looks) * float(grades.parts[name][place])) for name in names)
-        return (("looks", looks * float(self.visual[place])), *parts)
+        return (("looks", looks * self.visual[place]), *parts)
 
     def _original(self, place: int) -> str:
         """Return the title of which a duplicate is a copy."""
@@ -290,12 +295,12 @@ class _Judged:
             return (Finding("excluded", (self.banned[place],)),)
         if not self.grades.says[place]:
             return (Finding("silent"),)
-        title, semantic = self.seen[place].candidate.title, float(self.grades.scores[place])
-        return self.agreement.findings(title, self.reading, semantic) or (Finding("every_word"),)
+        title = self.seen[place].candidate.title
+        return self.agreement.findings(title, self.reading, self.semantic[place]) or (Finding("every_word"),)
 
     def _reason(self, place: int, findings: Sequence[Finding]) -> str:
         candidate, verdict = self.seen[place].candidate, self.verdicts[place]
-        visual, semantic = float(self.visual[place]), float(self.grades.scores[place])
+        visual, semantic = self.visual[place], self.semantic[place]
         if verdict is Verdict.DROPPED_DUPLICATE:
             return f"the same picture as {_shortened(self._original(place))!r}, a better one"
         if verdict is Verdict.DROPPED_OVER_LIMIT:
@@ -368,21 +373,19 @@ def _copies(
     if len(gridded) > 1:
         near = embeddings[gridded] @ embeddings[gridded].T >= limits.duplicate_cosine - _ROUNDING
         alike = {gridded[row]: [gridded[one] for one in np.flatnonzero(near[row])] for row in range(len(gridded))}
+    keys = [_picture_keys(one) for one in seen]
+    counts = Counter(itertools.chain.from_iterable(keys))
+    keys = [[key for key in own if counts[key] > 1] for own in keys]
+    # Most candidates of a catalogue share nothing with another one.
+    places = [place for place in range(len(seen)) if keys[place] or place in alike]
     known: defaultdict[tuple[str, str | bytes], list[int]] = defaultdict(list)  # key -> originals
     copies: defaultdict[int, list[int]] = defaultdict(list)
     originals: set[int] = set()
-    for place in sorted(range(len(seen)), key=lambda place: verdicts[place] is not Verdict.KEPT):
+    for place in sorted(places, key=lambda place: verdicts[place] is not Verdict.KEPT):
         one = seen[place]
         if one.embedding is None:
             continue  # nothing can be compared
-        keys: list[tuple[str, str | bytes]] = []
-        if one.thumbnail:
-            keys.append(("file", one.thumbnail))
-        if one.candidate.url:
-            keys.append(("page", normalised_url(one.candidate.url)))
-        if one.candidate.image_url:
-            keys.append(("image", normalised_url(one.candidate.image_url)))
-        others = {other for key in keys for other in known.get(key, ())}
+        others = {other for key in keys[place] for other in known.get(key, ())}
         others.update(other for other in alike.get(place, ()) if other in originals)
         original = next(
             (
@@ -401,9 +404,23 @@ def _copies(
             copies[original].append(place)
         elif verdicts[place] is Verdict.KEPT:
             originals.add(place)
-            for key in keys:
+            for key in keys[place]:
                 known[key].append(place)
-    return {original: sorted(places) for original, places in copies.items()}
+    return {original: sorted(others) for original, others in copies.items()}
+
+
+def _picture_keys(seen: InspectedCandidate) -> list[tuple[str, str | bytes]]:
+    """Return what a candidate shares with another one that shows the same picture, unless only their pixels tell."""
+    if seen.embedding is None:
+        return []  # nothing can be compared
+    keys: list[tuple[str, str | bytes]] = []
+    if seen.thumbnail:
+        keys.append(("file", seen.thumbnail))
+    if seen.candidate.url:
+        keys.append(("page", normalised_url(seen.candidate.url)))
+    if seen.candidate.image_url:
+        keys.append(("image", normalised_url(seen.candidate.image_url)))
+    return keys
 
 
 def _elsewhere(copies: Sequence[Candidate]) -> str:

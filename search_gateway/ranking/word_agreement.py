@@ -125,7 +125,7 @@ class TextWords:
         else:
             words = words_of(T_SHIRT.sub("t", text))
         # "Light-blue" counts as a whole and as its parts.
-        flat = [part for word in words for part in _JOINTS.split(word) if part]
+        flat = [part for part in _JOINTS.split(" ".join(words)) if part]
         self.texts = words
         self.meanings = frozenset().union(*(synonyms.meanings(one) for one in {*words, *flat}))
         self._flat = flat

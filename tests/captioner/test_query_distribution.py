@@ -72,6 +72,15 @@ def test_queries_that_are_equal_when_folded_are_one_in_its_likeliest_spelling() 
     assert both.probability_of("red shirt") == 0
 
 
+def test_photos_with_the_same_classes_have_their_own_probabilities() -> None:
+    one, other = head(), head_distribution(CLASSES, np.log(np.array([0.15, 0.05, 0.1, 0.3, 0.4], np.float32)))
+    for _ in range(2):  # what was computed once is remembered
+        assert [query for query, _ in one.top(2)] == ["blue shirt", "navy shirts"]
+        assert [query for query, _ in other.top(2)] == ["watch", "blue tshirts"]
+        assert (one.likeliest(), one.no_product_probability) == ("blue shirt", pytest.approx(0.05))
+        assert (other.likeliest(), other.no_product_probability) == ("watch", pytest.approx(0.15))
+
+
 def test_captions_are_weighted_by_their_probabilities() -> None:
     captions = caption_distribution(
         [hypothesis("Puma Blue Shirt", -1.0), hypothesis("Navy Shirt", -1.5), hypothesis("A Blue Shirt", -2.0)]

@@ -156,3 +156,10 @@ def test_spellings_of_one_name(one: str, other: str) -> None:
 def test_names_of_other_things_are_spelled_differently() -> None:
     texts = ["dress shirt", "shirt dress", "blue shirt", "shirt", "blue t-shirt", ""]
     assert len({Query.of(text).spelling for text in texts}) == len(texts)
+
+
+def test_a_text_is_read_again_with_other_colours() -> None:
+    for _ in range(2):  # what was read once is remembered
+        assert Query.of("blue teal", Colours(["blue"])).colours == {0}
+        assert Query.of("blue teal", Colours(["teal"])).colours == {1}
+        assert Query.of("blue teal").colours == {0, 1}

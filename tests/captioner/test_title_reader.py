@@ -166,6 +166,20 @@ def test_what_is_remembered_stays_bounded(reader: TitleReader, monkeypatch: pyte
     assert fresh.read([f"{one}shirt" for one in "abcdefghijklmnop"]).types.shape[0] == 16
 
 
+def test_titles_that_were_read_ahead_are_remembered_as_they_would_be_read(reader: TitleReader) -> None:
+    titles = ["red shirt", "blue cap", "red shirt", "x" * 1000]
+    ahead, fresh = (TitleReader(reader._parameters, reader.type_names, reader.colour_names) for _ in range(2))
+    assert not ahead.remembers(titles)
+    ahead.read_ahead(titles)
+    assert ahead.remembers(titles)
+    assert not ahead.remembers([*titles, "blue shirt"])
+    expected = fresh.read(titles)
+    for row, title in enumerate(titles):
+        types, colours = ahead.read_one(title)
+        np.testing.assert_array_equal(types, expected.types[row])
+        np.testing.assert_array_equal(colours, expected.colours[row])
+
+
 def models_in(folder: Path) -> Path:
     for name in (CONTRACT_FILE, TITLE_READER_FILE):
         shutil.copy(MODELS / name, folder)

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import itertools
+import unicodedata
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captioner.word_folding import fold
+from captioner.word_folding import fold, words_of
 
 
 @pytest.mark.parametrize(
@@ -55,3 +58,16 @@ def test_a_folded_word_is_folded_already(word: str) -> None:
 @settings(deadline=None)
 def test_case_and_hyphens_never_matter(word: str) -> None:
     assert fold(word) == fold(word.upper()) == fold(f"{word[:2]}-{word[2:]}")
+
+
+@given(st.text(alphabet=st.one_of(st.characters(), st.sampled_from(" \n\u2028_-.'(aé9"))))
+@settings(deadline=None)
+def test_words_are_what_is_between_spaces_without_the_punctuation_around_it(text: str) -> None:
+    def is_around(character: str) -> bool:
+        return not (character.isalnum() or character == "_")
+
+    expected = []
+    for part in unicodedata.normalize("NFC", text).split():
+        word = "".join(itertools.dropwhile(is_around, part))
+        expected.append("".join(itertools.dropwhile(is_around, word[::-1]))[::-1])
+    assert words_of(text) == [word for word in expected if word]

@@ -36,6 +36,10 @@ class WordReader:
             np.stack([_shares(title, _COLOUR_WORDS, len(COLOURS)) for title in titles]),
         )
 
+    def read_one(self, title: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        said = self.read([title])
+        return said.types[0], said.colours[0]
+
 
 def word_reader() -> TitleReader:
     """A `WordReader` with the type of the trained one."""
