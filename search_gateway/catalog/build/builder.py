@@ -16,9 +16,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import TypeVar
 
 import numpy as np
@@ -51,6 +52,7 @@ Embed = Callable[[Sequence[npt.NDArray[np.uint8]]], npt.NDArray[np.float32]]
 _MAX_DECODERS = 4  # threads; the model needs the other cores
 # Batches that are embedded at a time. With one, the model would wait while the next one is prepared.
 _BATCHES_EMBEDDED_AT_ONCE = 2
+_ASK_SECONDS = 0.1  # a Ctrl-C that comes while the main thread waits for a batch is noticed so late
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -206,13 +208,12 @@ class _Build:
         embedders = ThreadPoolExecutor(_BATCHES_EMBEDDED_AT_ONCE, thread_name_prefix="embed")
         try:
             hidden = not progress or not jobs
-            with tqdm(total=len(jobs), desc="catalogue", unit="photo", disable=hidden) as bar:
-                prepared = _ahead(decoders, self._prepared, jobs, 2 * batch)
+            with tqdm(total=len(jobs), desc="catalogue", unit="photo", disable=hidden) as bar, _interrupt_held() as ask:
+                prepared = _ahead(decoders, self._prepared, jobs, 2 * batch, ask)
                 batches = iter(lambda: list(itertools.islice(prepared, batch)), [])
-                for done in _ahead(embedders, self._embedded, batches, _BATCHES_EMBEDDED_AT_ONCE + 1):
-                    with _interrupt_held():
-                        self._store_batch(done)
-                        self._report.remaining -= len(done.photos)
+                for done in _ahead(embedders, self._embedded, batches, _BATCHES_EMBEDDED_AT_ONCE + 1, ask):
+                    self._store_batch(done)
+                    self._report.remaining -= len(done.photos)
                     bar.update(len(done.photos))
         finally:
             embedders.shutdown(cancel_futures=True)
@@ -275,19 +276,33 @@ class _Build:
 
 
 @contextlib.contextmanager
-def _interrupt_held() -> Iterator[None]:
-    """Delay Ctrl-C to the end of the block: between storing and counting, the report would be wrong."""
+def _interrupt_held() -> Iterator[Callable[[], None]]:
+    """Let Ctrl-C act only where the block asks for it, and at its end; yields the function that asks.
+
+    Python raises KeyboardInterrupt between any two instructions of the main thread: between storing and counting, so
+    that the report would be wrong, or just after `Future.result` has taken the future's lock, which nobody would give
+    back: then the build would never end.
+    """
     if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
-        yield
+        yield lambda: None
         return
     interrupts: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
+
+    def note(number: int, _: FrameType | None) -> None:
+        interrupts.append(number)
+
+    def ask() -> None:
+        if interrupts:
+            interrupts.clear()
+            signal.signal(signal.SIGINT, handler)
+            signal.raise_signal(signal.SIGINT)
+
+    handler = signal.signal(signal.SIGINT, note)
     try:
-        yield
+        yield ask
+        ask()
     finally:
         signal.signal(signal.SIGINT, handler)
-        if interrupts:
-            signal.raise_signal(signal.SIGINT)
 
 
 def _product(photo: DecodedPhoto, embedding: npt.NDArray[np.float32]) -> CatalogProduct:
@@ -300,12 +315,29 @@ def _product(photo: DecodedPhoto, embedding: npt.NDArray[np.float32]) -> Catalog
     )
 
 
-def _ahead(pool: ThreadPoolExecutor, work: Callable[[_In], _Out], jobs: Iterable[_In], window: int) -> Iterator[_Out]:
-    """Yield the results in the order of the jobs; works on up to `window` jobs ahead of the reader."""
+def _ahead(
+    pool: ThreadPoolExecutor,
+    work: Callable[[_In], _Out],
+    jobs: Iterable[_In],
+    window: int,
+    ask: Callable[[], None],
+) -> Iterator[_Out]:
+    """Yield the results in the order of the jobs; works on up to `window` jobs ahead of the reader.
+
+    While it waits, it calls `ask` several times a second.
+    """
     running: deque[Future[_Out]] = deque()
     for job in jobs:
         running.append(pool.submit(work, job))
         if len(running) == window:
-            yield running.popleft().result()
+            yield _result(running.popleft(), ask)
     while running:
-        yield running.popleft().result()
+        yield _result(running.popleft(), ask)
+
+
+def _result(future: Future[_Out], ask: Callable[[], None]) -> _Out:
+    ask()
+    while not future.done():
+        wait((future,), timeout=_ASK_SECONDS)
+        ask()
+    return future.result()

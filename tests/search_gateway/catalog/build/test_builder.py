@@ -22,6 +22,7 @@ from PIL import Image
 from captioner.preprocessing import FORMATS, decode_photo
 from drawings import draw_samples
 from search_gateway.catalog.base import Attributes, CatalogError, CatalogProduct, CatalogRow, Filters
+from search_gateway.catalog.build import builder
 from search_gateway.catalog.build import photo as photo_module
 from search_gateway.catalog.build.builder import NO_EMBEDDING, build_catalog
 from search_gateway.catalog.build.photo import NOT_A_PHOTO, OTHER_FORMAT, TOO_LARGE
@@ -669,3 +670,33 @@ def test_a_product_that_the_store_cannot_hold_costs_no_other(
     report = build(folder, output)
     assert counts(report) == (0, 0, 1, 2)
     assert {bad.path for bad in report.unreadable} == {first, second, "renamed.jpg"}
+
+
+def test_ctrl_c_acts_where_the_build_asks_for_it_and_nowhere_else() -> None:
+    """Raised inside `Future.result` it could keep the future's lock, and the build would wait for ever."""
+    done: list[str] = []
+
+    def interrupted(*, asks: bool, fails: bool = False) -> None:
+        with builder._interrupt_held() as ask:
+            ask()
+            signal.raise_signal(signal.SIGINT)
+            done.append("held")
+            if fails:
+                raise ZeroDivisionError
+            if asks:
+                ask()
+            done.append("at the end")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(asks=True)
+        assert done == ["held"]
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(asks=False)
+        assert done == ["held", "held", "at the end"]
+        with pytest.raises(ZeroDivisionError):
+            interrupted(asks=False, fails=True)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
