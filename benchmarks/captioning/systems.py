@@ -157,6 +157,8 @@ class HuggingFace:
 
     def caption(self, photos: Photos, workload: Workload) -> list[list[int]]:
         """Caption one batch; returns the tokens of each caption."""
+        from captioner.decoding import DecodingOptions
+
         torch = self._torch
         with torch.inference_mode():
             pixels = torch.from_numpy(photos.pixels).to(self._device).permute(0, 3, 1, 2).float()
@@ -164,6 +166,7 @@ class HuggingFace:
                 self._normalise(pixels).to(self._dtype),
                 do_sample=False,
                 num_beams=workload.beams,
+                length_penalty=DecodingOptions.length_penalty,  # our default; that of transformers is 1
                 max_length=workload.tokens + 1,
                 pad_token_id=self._pad,
             ).tolist()
