@@ -281,7 +281,7 @@ def _interrupt_held() -> Iterator[Callable[[], None]]:
 
     Python raises KeyboardInterrupt between any two instructions of the main thread: between storing and counting, so
     that the report would be wrong, or just after `Future.result` has taken the future's lock, which nobody would give
-    back: then the build would never end.
+    back.
     """
     if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
         yield lambda: None
@@ -324,7 +324,8 @@ def _ahead(
 ) -> Iterator[_Out]:
     """Yield the results in the order of the jobs; works on up to `window` jobs ahead of the reader.
 
-    While it waits, it calls `ask` several times a second.
+    While it waits, it calls `ask` several times a second. Without a timeout, Python would notice a Ctrl-C that comes
+    just before the main thread goes to sleep only when the result is there.
     """
     running: deque[Future[_Out]] = deque()
     for job in jobs:
